@@ -1,0 +1,38 @@
+"""The `steelgen` command: one module a group of commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from steelgen import __version__
+
+app = typer.Typer(
+    name="steelgen",
+    help="Labelled synthetic micrographs: learn from a few annotated ones, draw many more with exact masks, prove whether they help.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"steelgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="steelgen" if sys.argv[0].endswith("__main__.py") else None)

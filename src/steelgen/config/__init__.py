@@ -1,0 +1,1 @@
+"""One config object an action: the fields with their limits, loading, overrides and JSON Schema."""

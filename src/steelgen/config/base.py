@@ -1,0 +1,118 @@
+"""What all configs share: strict sections, loading from JSON, `--set` overrides, messages that name the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from steelgen.errors import InputError
+from steelgen.files import load_json
+
+
+class Section(BaseModel):
+    """A part of a config. Unknown keys are errors; the docstring under a field is its description in the schema."""
+
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+def load_config(path: Path, kind: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
+    """Reads a JSON config and applies `--set` overrides.
+
+    Args:
+        path: the JSON file; a `$schema` key is accepted for editors and ignored.
+        kind: the config model of the action.
+        overrides: `dotted.key=value` strings; a value that parses as JSON is taken as such, else as text.
+
+    Raises:
+        InputError: if the file is no JSON object, a key is unknown (the nearest known one is named) or a value is out of limits.
+    """
+    values = load_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(values).__name__}")
+    return parse_config(values, kind, overrides, origin=str(path))
+
+
+def parse_config(
+    values: dict[str, Any], kind: type[ConfigT], overrides: Sequence[str] = (), origin: str = "config"
+) -> ConfigT:
+    """Validates a dictionary as a config after applying overrides; see `load_config`."""
+    values = {key: value for key, value in values.items() if key != "$schema"}
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_describe(error, kind)}") from None
+
+
+def config_to_json(config: Section) -> dict[str, Any]:
+    """The resolved config as JSON values: every field, defaults included; enough to run again."""
+    return config.model_dump(mode="json")
+
+
+def build_schema(kind: type[Section]) -> dict[str, Any]:
+    """The JSON Schema of a config, with a `$schema` key allowed in the document itself."""
+    schema = kind.model_json_schema()
+    schema["properties"] = {"$schema": {"type": "string"}, **schema["properties"]}
+    return schema
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not all(key.split(".")):
+        raise InputError(f"--set {override}: must be dotted.key=value")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {override}: {section!r} is a value, not a section")
+    values[name] = value
+
+
+def _describe(error: ValidationError, kind: type[Section]) -> str:
+    """The first problem, unknown keys before the errors that they cause (a misspelt required field is also missing)."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(kind, first["loc"][:-1])
+        nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
+        return f"unknown key {location!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{location}: is missing"
+    value = "" if isinstance(first["input"], dict) else f" (got {json.dumps(first['input'], default=str)})"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{location}: {message}{value}" if location else message
+
+
+def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    models = [kind]
+    for part in location:
+        below = [inner for model in models if part in model.model_fields for inner in _models_in(model.model_fields[part].annotation)]
+        # A discriminated union puts the member's tag into the location; it names no field.
+        models = below or models
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, list) or get_args(annotation):
+        return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return []

@@ -1,0 +1,1 @@
+"""Annotated micrographs on disk, and the way from there to tensors."""

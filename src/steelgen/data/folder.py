@@ -1,0 +1,229 @@
+"""The dataset folder: what every importer writes and everything else reads.
+
+    dataset.json                          name, class names, palette, ignore_index, pixel size, licence, source
+    metadata.jsonl                        optional; one line an image: file_name, parent micrograph, anything else known
+    train/ val/ test/  images/  masks/    paired by file stem
+
+Masks are single-channel 8-bit palette PNGs: class indices on disk, colours in any viewer, 255 is "ignore".
+ISDM's own layout (train|test/{images,masks}, no dataset.json, binary masks of 0 and 255) reads too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from steelgen.data.images import load_image, load_index_image
+from steelgen.data.palette import default_palette
+from steelgen.errors import InputError
+from steelgen.files import load_json, new_file, save_json
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+
+
+class DatasetInfo(BaseModel):
+    """The content of dataset.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    class_names: list[str] = Field(min_length=1, max_length=255)
+    palette: list[tuple[int, int, int]]
+    """One RGB colour (0-255) a class, for viewing only."""
+    ignore_index: int = Field(255, ge=0, le=255)
+    """Mask value of pixels that belong to no class and count nowhere."""
+    pixel_size_um: float | None = Field(None, gt=0)
+    """Edge length of a pixel in µm, where known."""
+    licence: str = ""
+    source: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_palette(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "palette" not in values and isinstance(values.get("class_names"), list):
+            return {**values, "palette": default_palette(len(values["class_names"]))}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> DatasetInfo:
+        if len(self.palette) != len(self.class_names):
+            raise ValueError(f"{len(self.palette)} palette colours for {len(self.class_names)} class names")
+        if self.ignore_index < self.num_classes:
+            raise ValueError(f"ignore_index {self.ignore_index} is also the index of a class")
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One micrograph and its mask on disk."""
+
+    stem: str
+    image: Path
+    mask: Path
+
+
+def load_dataset_info(root: Path) -> DatasetInfo:
+    """Reads dataset.json, or infers it from the masks of a folder in ISDM's layout.
+
+    Raises:
+        InputError: if `root` is no dataset folder or dataset.json is malformed.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such dataset folder")
+    path = root / "dataset.json"
+    if path.is_file():
+        try:
+            return DatasetInfo.model_validate(load_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from None
+    if not list_splits(root):
+        raise InputError(f"{root}: not a dataset folder (no dataset.json and no train/, val/ or test/ with images/)")
+    return _infer_info(root)
+
+
+def save_dataset_info(root: Path, info: DatasetInfo) -> None:
+    """Writes dataset.json."""
+    save_json(root / "dataset.json", info.model_dump(mode="json"))
+
+
+def list_splits(root: Path) -> list[str]:
+    """The splits present in a dataset folder, in the order train, val, test."""
+    return [split for split in SPLITS if (root / split / "images").is_dir()]
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files directly in `folder`, sorted by name; hidden files are passed over."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def list_pairs(root: Path, split: str) -> list[Pair]:
+    """The image/mask pairs of one split, sorted by stem.
+
+    Raises:
+        InputError: if the split is missing or empty, a stem occurs twice, or an image or a mask lacks its partner.
+    """
+    folder = root / split
+    if not folder.is_dir():
+        present = ", ".join(list_splits(root)) or "none"
+        raise InputError(f"{root}: no split {split!r} (present: {present})")
+    images, masks = _by_stem(folder / "images"), _by_stem(folder / "masks")
+    for stem in images.keys() ^ masks.keys():
+        path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
+        raise InputError(f"{path}: has no {other} of the same name")
+    if not images:
+        raise InputError(f"{folder}: the split is empty")
+    return [Pair(stem, images[stem], masks[stem]) for stem in images]
+
+
+def load_pair(pair: Pair, info: DatasetInfo) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Reads one pair.
+
+    Returns:
+        image: (H, W) or (H, W, 3) uint8; mask: (H, W) uint8 class indices or ignore_index.
+
+    Raises:
+        InputError: if a file is unreadable, the sizes differ or the mask holds an unknown index.
+    """
+    image, mask = load_image(pair.image), load_mask(pair.mask, info)
+    if image.shape[:2] != mask.shape:
+        (h, w), (mh, mw) = image.shape[:2], mask.shape
+        raise InputError(f"{pair.mask}: the mask is {mw}x{mh} but its image {pair.image.name} is {w}x{h}")
+    return image, mask
+
+
+def load_mask(path: Path, info: DatasetInfo) -> NDArray[np.uint8]:
+    """Reads a mask as (H, W) uint8 class indices; a binary mask of 0 and 255 becomes classes 0 and 1.
+
+    Raises:
+        InputError: if the file is unreadable or holds an index that is neither a class nor ignore_index.
+    """
+    mask = load_index_image(path)
+    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    if _is_isdm_binary(path, info, present):
+        return (mask == 255).astype(np.uint8)
+    unknown = present[(present >= info.num_classes) & (present != info.ignore_index)]
+    if unknown.size:
+        raise InputError(
+            f"{path}: mask index {unknown[0]} is not below num_classes {info.num_classes} "
+            f"(and not ignore_index {info.ignore_index})"
+        )
+    return mask
+
+
+def save_mask(path: Path, mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> None:
+    """Writes (H, W) uint8 class indices as a palette PNG; index 255 shows as white."""
+    image = Image.fromarray(mask)
+    image.putpalette(np.concatenate([np.asarray(palette, np.uint8).ravel(), np.full(768 - 3 * len(palette), 255, np.uint8)]))
+    with new_file(path) as working:
+        image.save(working, optimize=True)
+
+
+def load_metadata(root: Path) -> dict[str, dict[str, Any]]:
+    """Reads metadata.jsonl as {file_name: row}; empty where there is none.
+
+    Raises:
+        InputError: if a line is not a JSON object with a file_name.
+    """
+    path = root / "metadata.jsonl"
+    if not path.is_file():
+        return {}
+    rows = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows[row["file_name"]] = row
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise InputError(f"{path}:{number}: not a JSON object with a file_name") from None
+    return rows
+
+
+def save_metadata(root: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes metadata.jsonl; each row holds `file_name`, the path of the image below `root`."""
+    with new_file(root / "metadata.jsonl") as working:
+        working.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for path in list_images(folder):
+        if path.stem in paths:
+            raise InputError(f"{path}: {paths[path.stem].name} has the same stem; pairs are found by stem")
+        paths[path.stem] = path
+    return paths
+
+
+def _is_isdm_binary(path: Path, info: DatasetInfo, present: NDArray[np.intp]) -> bool:
+    # With a dataset.json 255 is "ignore" by definition; without one the root was inferred as two classes.
+    return info.source == _ISDM_LAYOUT and info.num_classes == 2 and set(present) <= {0, 255}
+
+
+_ISDM_LAYOUT = "ISDM folder layout (no dataset.json)"
+
+
+def _infer_info(root: Path) -> DatasetInfo:
+    highest, binary = 0, True
+    for split in list_splits(root):
+        for path in list_images(root / split / "masks"):
+            present = np.unique(load_index_image(path))
+            binary &= set(present) <= {0, 255}
+            classes = present[present != 255]
+            highest = max(highest, int(classes.max()) if classes.size else 0)
+    names = ["background", "foreground"] if binary else [f"class_{index}" for index in range(highest + 1)]
+    return DatasetInfo(name=root.name, class_names=names, palette=default_palette(len(names)), source=_ISDM_LAYOUT)

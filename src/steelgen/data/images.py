@@ -1,0 +1,85 @@
+"""Reading single image files, strictly."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from steelgen.errors import InputError
+
+MAX_PIXELS = 400_000_000
+"""Larger images are refused before decoding: a few bytes can claim any size."""
+
+
+def load_image(path: Path) -> NDArray[np.uint8]:
+    """Reads a micrograph.
+
+    Palette images and RGB images with equal channels become one channel; 16-bit images are scaled by their full range.
+
+    Returns:
+        (H, W) uint8 for grey images, (H, W, 3) uint8 RGB for colour images.
+
+    Raises:
+        InputError: if the file is missing, truncated, too large or no image.
+    """
+    array = _decode(path)
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if array.ndim == 3 and (array[..., :1] == array).all():
+        return np.ascontiguousarray(array[..., 0])
+    return array
+
+
+def load_index_image(path: Path) -> NDArray[np.uint8]:
+    """Reads class indices: the indices of a palette image, or the grey levels of a single-channel one.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        InputError: if the file is missing, truncated, too large, no image, or has colour channels that differ.
+    """
+    array = _decode(path, as_indices=True)
+    if array.ndim == 3 and (array[..., :1] == array).all():
+        return np.ascontiguousarray(array[..., 0])
+    if array.ndim == 3:
+        raise InputError(f"{path}: a mask must have one channel of class indices, not RGB colours")
+    if array.dtype == np.uint16:
+        if array.max(initial=0) > 255:
+            raise InputError(f"{path}: mask index {array.max()} does not fit 8 bits")
+        return array.astype(np.uint8)
+    return array
+
+
+def _decode(path: Path, as_indices: bool = False) -> NDArray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise InputError(f"{path}: {width}x{height} pixels exceed the limit of {MAX_PIXELS:,}")
+                if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+                    return _to_uint16(np.asarray(image), path)
+                if image.mode == "1" or (image.mode == "P" and not as_indices) or image.mode == "LA":
+                    image = image.convert("RGB" if image.mode == "P" else "L")
+                elif image.mode not in ("L", "P", "RGB"):
+                    image = image.convert("RGB")
+                return np.asarray(image)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a readable image: {reason}") from None
+
+
+def _to_uint16(array: NDArray, path: Path) -> NDArray[np.uint16]:
+    if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
+        raise InputError(f"{path}: grey levels outside 0..65535")
+    return array.astype(np.uint16)

@@ -1,0 +1,11 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Input that cannot be used: a file, a value or a folder the user can mend.
+
+    The message is one line that names the file and the value. The command line prints it and exits with 2;
+    every other exception is a fault of steelgen's and keeps its traceback.
+    """

@@ -1,0 +1,89 @@
+"""Writing to disk so that nothing half-written ever stands under its final name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from steelgen.errors import InputError
+
+
+def check_output_free(folder: Path) -> None:
+    """Raises InputError if `folder` exists and is not an empty directory."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise InputError(f"{folder}: the output folder is already in use; name another or remove it")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `folder` that takes its name when the block ends without an error.
+
+    Raises:
+        InputError: if `folder` is already in use.
+    """
+    check_output_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        working.chmod(0o777 & ~_umask())
+        yield working
+        if folder.is_dir():
+            folder.rmdir()
+        working.rename(folder)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that replaces it, flushed to disk, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: Pillow and others choose the format by it.
+    working = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield working
+        with open(working, "rb") as written:
+            os.fsync(written.fileno())
+        working.replace(path)
+    except BaseException:
+        working.unlink(missing_ok=True)
+        raise
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented UTF-8 JSON, atomically."""
+    with new_file(path) as working:
+        working.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: if the file is missing, not UTF-8 or not JSON; the message gives file, line and column.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, not a JSON file") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
