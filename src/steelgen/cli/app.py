@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from steelgen import __version__
+from steelgen.cli.config import config_app
+from steelgen.cli.sample import sample_command
+from steelgen.cli.train import finetune_command, train_command
 
 app = typer.Typer(
     name="steelgen",
@@ -31,6 +34,12 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+app.command("train")(train_command)
+app.command("finetune")(finetune_command)
+app.command("sample")(sample_command)
+app.add_typer(config_app, name="config", help="Show a resolved config or its JSON Schema.")
 
 
 def main() -> None:

@@ -1,0 +1,188 @@
+"""`steelgen train` and `steelgen finetune`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_table
+
+if TYPE_CHECKING:
+    from steelgen.config.train import RunConfig
+    from steelgen.data.crops import Micrographs
+    from steelgen.generators import Generator
+    from steelgen.training.loop import TrainingResult
+
+
+class Resume(str, Enum):
+    """Whether to go on from a checkpoint in the run folder."""
+
+    auto = "auto"
+    never = "never"
+
+
+ResumeOption = Annotated[
+    Resume, typer.Option(help="auto: go on from the run folder's newest checkpoint, if any. never: the folder must be new.")
+]
+
+
+def train_command(
+    config: ConfigOption, overrides: SetOption = None, resume: ResumeOption = Resume.never, dry_run: DryRunOption = False
+) -> None:
+    """Learn a generator from annotated micrographs."""
+    from steelgen.config.base import load_config
+    from steelgen.config.train import TrainConfig
+
+    with errors_as_lines():
+        settings = load_config(config, TrainConfig, overrides or ())
+        from steelgen.training import loop
+
+        if dry_run:
+            _print_plan(settings, *loop.prepare_training(settings))
+            return
+        _print_config(settings)
+        _print_result(settings, loop.train(settings, _observer(), resume is Resume.auto))
+
+
+def finetune_command(
+    config: ConfigOption, overrides: SetOption = None, resume: ResumeOption = Resume.never, dry_run: DryRunOption = False
+) -> None:
+    """Continue training a generator, usually with more mask_dropout, on the same or new data."""
+    from steelgen.config.base import load_config
+    from steelgen.config.train import FinetuneConfig
+
+    with errors_as_lines():
+        settings = load_config(config, FinetuneConfig, overrides or ())
+        from steelgen.training import loop
+
+        if dry_run:
+            _print_plan(settings, *loop.prepare_finetuning(settings))
+            return
+        _print_config(settings)
+        _print_result(settings, loop.finetune(settings, _observer(), resume is Resume.auto))
+
+
+def _print_config(settings: RunConfig) -> None:
+    from steelgen.config.base import config_to_json
+
+    if _is_main_process():
+        typer.echo(json.dumps(config_to_json(settings), indent=2))
+
+
+def _print_plan(settings: RunConfig, generator: Generator, micrographs: Micrographs) -> None:
+    import numpy as np
+
+    from steelgen.data.crops import CropDataset
+    from steelgen.training.loop import count_steps
+
+    _print_config(settings)
+    epoch = len(CropDataset(micrographs, generator.geometry, settings.seed, settings.data.augment))
+    parameters = sum(parameter.numel() for parameter in generator.network.parameters())
+    counts = sum(np.bincount(mask.ravel(), minlength=256) for mask in micrographs.masks)
+    labelled = counts[: micrographs.info.num_classes]
+    sizes = sorted({f"{mask.shape[1]}x{mask.shape[0]}" for mask in micrographs.masks})
+    geometry = generator.geometry
+    rows: list[list[Any]] = [
+        ["parameters", f"{parameters:,}"],
+        ["micrographs", f"{len(micrographs)} ({', '.join(sizes[:3])}{' …' if len(sizes) > 3 else ''} px)"],
+        ["crops", f"{geometry.crop_size} px → {geometry.image_size} px, {epoch} an epoch"],
+        ["optimizer steps", f"{count_steps(settings.train, epoch):,}"],
+    ]
+    for name, share in zip(micrographs.info.class_names, labelled / max(labelled.sum(), 1), strict=True):
+        rows.append([f"class {name}", f"{share:.1%}"])
+    print_table("dry run", ["what", "value"], rows)
+
+
+def _print_result(settings: RunConfig, result: TrainingResult) -> None:
+    if not _is_main_process():
+        return
+    if result.export:
+        typer.echo(f"finished at step {result.global_step} ({result.stopped_by}); generator in {result.export}")
+    else:
+        typer.echo(
+            f"stopped by {result.stopped_by} at step {result.global_step}, checkpoint saved in {settings.run_dir}; "
+            "go on with --resume auto"
+        )
+
+
+def _is_main_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _observer() -> Any:
+    if not _is_main_process():
+        return _SilentObserver()
+    return _BarObserver() if sys.stderr.isatty() else _LineObserver()
+
+
+class _SilentObserver:
+    """For all processes but the first."""
+
+    def on_start(self, first_step: int, last_step: int) -> None:
+        pass
+
+    def on_step(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def on_event(self, message: str) -> None:
+        pass
+
+
+class _LineObserver(_SilentObserver):
+    """A line now and then, for logs: at most one every ten seconds."""
+
+    def on_start(self, first_step: int, last_step: int) -> None:
+        self._first, self._last = first_step, last_step
+        self._begun = self._told = time.monotonic()
+
+    def on_step(self, step: int, values: dict[str, float]) -> None:
+        now = time.monotonic()
+        if values and (now - self._told >= 10 or step == self._last):
+            self._told = now
+            remaining = (now - self._begun) / (step - self._first) * (self._last - step)
+            typer.echo(f"step {step}/{self._last}  {_describe(values)}  remaining {remaining / 60:.1f} min", err=True)
+
+    def on_event(self, message: str) -> None:
+        typer.echo(message, err=True)
+
+
+class _BarObserver(_SilentObserver):
+    """A progress bar with the time remaining."""
+
+    def on_start(self, first_step: int, last_step: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("training", total=last_step, completed=first_step, values="")
+        self._progress.start()
+
+    def on_step(self, step: int, values: dict[str, float]) -> None:
+        shown = {"values": _describe(values)} if values else {}
+        self._progress.update(self._task, completed=step, **shown)  # type: ignore[arg-type]
+
+    def on_event(self, message: str) -> None:
+        from rich.console import Console
+
+        console = self._progress.console if hasattr(self, "_progress") else Console(stderr=True)
+        console.print(message, highlight=False)
+
+
+def _describe(values: dict[str, float]) -> str:
+    return f"loss {values['loss']:.4f}  {values['images_per_second']:.1f} images/s  epoch {values['epoch']:.1f}"

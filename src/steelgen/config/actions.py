@@ -1,0 +1,15 @@
+"""Every action that has a config, by its command's name."""
+
+from __future__ import annotations
+
+from steelgen.config.base import Section
+from steelgen.config.evaluate import EvaluateConfig
+from steelgen.config.sample import SampleConfig
+from steelgen.config.train import FinetuneConfig, TrainConfig
+
+ACTIONS: dict[str, type[Section]] = {
+    "train": TrainConfig,
+    "finetune": FinetuneConfig,
+    "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
+}

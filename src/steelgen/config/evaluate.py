@@ -1,0 +1,82 @@
+"""The config of `steelgen evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from steelgen.config.base import Section
+
+
+class FeaturesSection(Section):
+    """The networks whose features images are compared on."""
+
+    kinds: list[str] = Field(["efficientnet-lite0"], min_length=1)
+    """Each one of efficientnet-lite0, inception, a TorchScript file (.pt), or module:function; one name alone will do."""
+    inception_weights: Path | None = None
+    """The published Inception state dict (.pth or .safetensors); null looks in the cache."""
+    batch_size: int = Field(32, ge=1)
+    """Images a forward pass."""
+
+    @field_validator("kinds", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class GeometrySection(Section):
+    """How real micrographs are cut to be comparable; null takes what sampling.json says."""
+
+    image_size: int | None = Field(None, ge=16)
+    """Edge of the images compared, in pixels."""
+    crop_size: int | None = Field(None, ge=16)
+    """Edge of the square cut from a micrograph, in its own pixels."""
+    scale_range: tuple[float, float] | None = None
+    """Each crop's edge is crop_size times a factor drawn from this range."""
+    in_channels: Literal[1, 3] | None = None
+    """1 compares grey images, 3 RGB."""
+
+
+class SegmenterSection(Section):
+    """The U-Net that is trained on the real training split and judges whether masks are obeyed."""
+
+    steps: int = Field(300, ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(24, ge=1)
+    """Crops a step."""
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak of the one-cycle schedule."""
+    base_channels: int = Field(16, ge=8, multiple_of=8)
+    """Width of the first level; each of the following is twice as wide."""
+    num_levels: int = Field(3, ge=1, le=6)
+    """Levels above the bottleneck."""
+    boundary_tolerance: float = Field(2.0, ge=0)
+    """px within which a boundary pixel counts as met, for the boundary F1."""
+
+
+class EvaluateConfig(Section):
+    """Everything that `steelgen evaluate` needs to judge a folder of generated images."""
+
+    generated: Path
+    """What `steelgen sample` wrote (samples/, labels/), or any folder of images, with or without masks/ beside them."""
+    dataset: Path
+    """The real dataset folder."""
+    output_dir: Path
+    """Where evaluation.json goes; must be new or empty."""
+    held_out_split: str = "test"
+    """The real split that the generator never saw: the reference that counts."""
+    train_split: str = "train"
+    """The real split that the generator was trained on."""
+    num_real: int | None = Field(None, ge=4)
+    """Real crops of each split; null takes as many as there are generated images."""
+    seed: int = Field(0, ge=0)
+    """Of the crops, the segmenter and the KID subsets."""
+    geometry: GeometrySection = GeometrySection()
+    features: FeaturesSection = FeaturesSection()
+    segmenter: SegmenterSection = SegmenterSection()
+    cache_dir: Path | None = None
+    """Folder of features, segmenters and weights; null takes $STEELGEN_CACHE or ~/.cache/steelgen."""
+    device: str = "auto"
+    """A torch device; auto takes a GPU where there is one."""

@@ -1,0 +1,88 @@
+"""How a generator is built: the network and the noise schedule."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from steelgen.config.base import Section
+
+
+class UNetSection(Section):
+    """The semantic U-Net. Sizes of images and masks follow from the data section."""
+
+    base_channels: int = Field(64, ge=1)
+    """Channels of the first level, before channel_mult."""
+    channel_mult: list[float] = Field([1, 2, 3, 4], min_length=1)
+    """One factor on base_channels a resolution level; each level halves the resolution."""
+    num_res_blocks: int = Field(2, ge=1)
+    """Residual blocks a level."""
+    attention_resolutions: list[int] = [16, 8]
+    """Edges, in feature pixels, of the levels with self-attention; the middle always has it."""
+    num_heads: int = Field(4, ge=1)
+    """Attention heads, where num_head_channels is null."""
+    num_heads_upsample: int | None = Field(None, ge=1)
+    """Attention heads of the decoder, where they differ from num_heads."""
+    num_head_channels: int | None = Field(32, ge=1)
+    """Channels an attention head; the number of heads follows from it."""
+    spade_channels: int = Field(128, ge=1)
+    """Hidden width of the SPADE norms (128 in SPADE, SDM and ISDM); the main cost at high resolution."""
+    norm_groups: int = Field(32, ge=1)
+    """Groups of every GroupNorm; every level's channels must be a multiple."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability inside the residual blocks."""
+    scale_shift: bool = True
+    """The time embedding scales and shifts the norms; else it is added to the features."""
+    resample_in_blocks: bool = True
+    """Change the resolution inside a residual block; else by a convolution."""
+    learn_sigma: Literal[False] = False
+    """Learned reverse variances exist in imported networks only; they are not trained here."""
+    mask_resize: Literal["area", "nearest"] = "area"
+    """How coarse levels see the mask: class shares of the area, or one picked pixel (SPADE, ISDM)."""
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> UNetSection:
+        for factor in self.channel_mult:
+            width = int(factor * self.base_channels)
+            if width <= 0 or width % self.norm_groups:
+                raise ValueError(
+                    f"base_channels {self.base_channels} times channel_mult {factor:g} gives {width} channels, "
+                    f"not a multiple of norm_groups {self.norm_groups}"
+                )
+            if self.num_head_channels and width % self.num_head_channels and (self.attention_resolutions or factor == self.channel_mult[-1]):
+                raise ValueError(f"{width} channels are not a multiple of num_head_channels {self.num_head_channels}")
+        return self
+
+
+class NoiseSection(Section):
+    """The noise schedule and what the network predicts."""
+
+    num_train_timesteps: int = Field(1000, ge=21)
+    """Steps of the forward process."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
+    """diffusers' name of the schedule; squaredcos_cap_v2 is the cosine one (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
+    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    """What the network predicts: velocity (Salimans & Ho 2022, arXiv 2202.00512), noise, or the image."""
+    zero_terminal_snr: bool = True
+    """No signal is left at the last step (Lin et al. 2023, arXiv 2305.08891), so brightness and contrast are learnt
+    rather than leaked; needs v_prediction or sample."""
+    snr_gamma: float | None = Field(None, gt=0)
+    """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556) with this gamma; null weighs all steps alike."""
+
+    @model_validator(mode="after")
+    def _check_terminal_snr(self) -> NoiseSection:
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError("zero_terminal_snr needs prediction_type v_prediction or sample: without signal, noise says nothing")
+        return self
+
+
+class SemanticDiffusionSection(Section):
+    """Mask-conditioned diffusion with a SPADE U-Net."""
+
+    kind: Literal["semantic_diffusion"] = "semantic_diffusion"
+    """Which generator; so far the only one."""
+    unet: UNetSection = UNetSection()
+    """The network."""
+    noise: NoiseSection = NoiseSection()
+    """The noise schedule."""

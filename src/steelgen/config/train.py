@@ -1,0 +1,145 @@
+"""Configs of `steelgen train` and `steelgen finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from steelgen.config.base import Section
+from steelgen.config.generator import SemanticDiffusionSection
+from steelgen.config.solver import SolverSection
+
+
+class DataSection(Section):
+    """Which micrographs are trained on, and how they become network input."""
+
+    dataset: Path
+    """A dataset folder (see `steelgen data import`)."""
+    split: Literal["train", "val", "test"] = "train"
+    """The split that is trained on."""
+    image_size: int = Field(64, ge=8)
+    """Edge of the network's images, in pixels."""
+    crop_size: int | None = Field(None, ge=8)
+    """Edge of the square cut from a micrograph, in its own pixels, before it is resized to image_size; null: image_size."""
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    """Each crop's edge is crop_size times a factor drawn log-uniformly from this range."""
+    in_channels: Literal[1, 3] = 1
+    """1 for grey micrographs (no tint is possible then), 3 for RGB."""
+    augment: bool = True
+    """Draw one of the 8 flips and rotations for each crop; for materials without a preferred direction."""
+    num_workers: int = Field(0, ge=0)
+    """Processes that cut crops; micrographs are held in memory, so 0 is enough for small networks."""
+
+    @model_validator(mode="after")
+    def _check_scale_range(self) -> DataSection:
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range {list(self.scale_range)}: must be two positive numbers, the smaller one first")
+        return self
+
+
+class OptimisationSection(Section):
+    """The training loop."""
+
+    max_steps: int | None = Field(None, ge=0)
+    """Stop after so many optimizer steps."""
+    max_epochs: int | None = Field(None, ge=1)
+    """Stop after so many epochs; an epoch visits the area of every micrograph once on average."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Stop at the first step boundary after so many minutes of this run, for a machine of unknown speed."""
+    train_batch_size: int = Field(16, ge=1)
+    """Crops a process and forward pass."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Forward passes an optimizer step."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """AdamW's learning rate after warm-up."""
+    lr_scheduler: Literal["constant_with_warmup", "cosine", "linear", "polynomial"] = "constant_with_warmup"
+    """diffusers' name of the schedule; all but the constant one decay to zero at max_steps."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decoupled weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's moment decays."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    mask_dropout: float = Field(0.1, ge=0, le=1)
+    """Probability that a crop's mask is replaced by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Decay of the exponential moving average of the weights; it warms up as (1 + step) / (10 + step)."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the forward and backward pass; weights stay fp32. bf16 also speeds up CPUs that have it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about 30 % slower, several times less memory."""
+    channels_last: bool = True
+    """Memory layout that convolutions prefer."""
+    compile: bool = False
+    """torch.compile the network; pays off in long runs on a GPU."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of metrics.jsonl and TensorBoard."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+
+    @model_validator(mode="after")
+    def _check_end(self) -> OptimisationSection:
+        if self.max_steps is None and self.max_epochs is None:
+            raise ValueError("one of max_steps and max_epochs must be given")
+        if self.lr_scheduler != "constant_with_warmup" and self.max_steps is None:
+            raise ValueError(f"lr_scheduler {self.lr_scheduler!r} decays to max_steps, which is not given")
+        return self
+
+
+class PreviewSection(Section):
+    """Pictures drawn during training, always from the same masks and seeds."""
+
+    every: int = Field(1000, ge=1)
+    """Steps between previews; one is drawn at step 0 and one at the end too."""
+    num_images: int = Field(8, ge=0)
+    """Images a preview; 0 draws none."""
+    solver: SolverSection = SolverSection()
+    """How they are drawn."""
+
+
+class RunConfig(Section):
+    """What training and fine-tuning share."""
+
+    run_dir: Path
+    """The run folder: resolved config, environment, metrics, previews, checkpoints, export."""
+    seed: int = Field(0, ge=0)
+    """Everything random follows from it."""
+    data: DataSection
+    """The training data."""
+    train: OptimisationSection
+    """The training loop."""
+    preview: PreviewSection = PreviewSection()
+    """Pictures during training."""
+
+
+class TrainConfig(RunConfig):
+    """`steelgen train`: learn a generator from annotated micrographs."""
+
+    generator: SemanticDiffusionSection = SemanticDiffusionSection()
+    """What is trained."""
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> TrainConfig:
+        factor = 2 ** (len(self.generator.unet.channel_mult) - 1)
+        if self.data.image_size % factor:
+            raise ValueError(
+                f"data.image_size {self.data.image_size} is not a multiple of {factor}, "
+                f"as {len(self.generator.unet.channel_mult)} levels of channel_mult need"
+            )
+        return self
+
+
+class FinetuneConfig(RunConfig):
+    """`steelgen finetune`: continue from a trained generator, usually with a higher mask_dropout, on the same or new data.
+
+    The network and its noise schedule are the checkpoint's; so image_size, in_channels and the classes must match it.
+    """
+
+    checkpoint: Path
+    """A run folder, a checkpoint or an export to start from."""

@@ -1,0 +1,1 @@
+"""Mask-conditioned diffusion: noise schedule, loss, guidance, pipeline."""

@@ -1,0 +1,102 @@
+"""Semantic diffusion as a `Generator`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from steelgen import __version__
+from steelgen.config.generator import SemanticDiffusionSection
+from steelgen.config.solver import SolverSection
+from steelgen.data.crops import CropGeometry
+from steelgen.data.folder import DatasetInfo
+from steelgen.diffusion.loss import compute_diffusion_loss
+from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.errors import InputError
+from steelgen.files import load_json, new_folder, save_json
+from steelgen.models.semantic_unet import SemanticUNet
+
+
+@dataclass
+class SemanticDiffusion:
+    """A SPADE U-Net with its noise schedule, the classes of its masks and the geometry of its images."""
+
+    network: SemanticUNet
+    schedule: DDPMScheduler
+    info: DatasetInfo
+    geometry: CropGeometry
+    snr_gamma: float | None = None
+
+    def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], seed: int, mask_dropout: float) -> Tensor:
+        """See `Generator.compute_loss`."""
+        return compute_diffusion_loss(
+            network, self.schedule, batch, self.info.num_classes, seed, mask_dropout, self.snr_gamma
+        )
+
+    def draw(self, masks: Tensor, seeds: Sequence[int], solver: SolverSection) -> Tensor:
+        """See `Generator.draw`."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            return self._pipeline()(
+                masks, seeds, solver.name, solver.num_inference_steps, solver.guidance_scale
+            )
+        finally:
+            self.network.train(training)
+
+    def save(self, folder: Path) -> None:
+        """Writes a diffusers pipeline folder with a generator.json in it."""
+        with new_folder(folder) as working:
+            self._pipeline().save_pretrained(working)
+            save_json(
+                working / "generator.json",
+                {
+                    "kind": "semantic_diffusion",
+                    "steelgen_version": __version__,
+                    "dataset": self.info.model_dump(mode="json"),
+                    "geometry": asdict(self.geometry),
+                    "snr_gamma": self.snr_gamma,
+                },
+            )
+
+    def _pipeline(self) -> SemanticDiffusionPipeline:
+        return SemanticDiffusionPipeline(self.network, self.schedule)
+
+
+def build_semantic_diffusion(
+    config: SemanticDiffusionSection, info: DatasetInfo, geometry: CropGeometry
+) -> SemanticDiffusion:
+    """An untrained semantic diffusion model; its initial weights follow torch's global seed."""
+    network = SemanticUNet(
+        image_size=geometry.image_size,
+        in_channels=geometry.in_channels,
+        num_classes=info.num_classes,
+        **config.unet.model_dump(),
+    )
+    noise = config.noise
+    schedule = build_noise_schedule(
+        noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, noise.zero_terminal_snr
+    )
+    return SemanticDiffusion(network, schedule, info, geometry, noise.snr_gamma)
+
+
+def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
+    """Reads what `SemanticDiffusion.save` wrote.
+
+    Raises:
+        InputError: if a file is missing, damaged or belongs to another architecture.
+    """
+    description = load_json(folder / "generator.json")
+    try:
+        pipeline = SemanticDiffusionPipeline.from_pretrained(folder)
+        info = DatasetInfo.model_validate(description["dataset"])
+        geometry = CropGeometry(**{**description["geometry"], "scale_range": tuple(description["geometry"]["scale_range"])})
+    except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{folder}: not a complete semantic diffusion model: {reason}") from None
+    return SemanticDiffusion(pipeline.unet, pipeline.scheduler, info, geometry, description.get("snr_gamma"))

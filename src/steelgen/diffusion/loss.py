@@ -1,0 +1,97 @@
+"""The training loss of mask-conditioned diffusion."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from steelgen.diffusion.noise import compute_snr, randn_by_seed
+
+_GOLDEN_RATIO = 0.6180339887498949
+
+
+def draw_timesteps(numbers: Tensor, seed: int, num_train_timesteps: int) -> Tensor:
+    """A timestep for each crop number, spread evenly over consecutive crops.
+
+    The additive golden-ratio sequence: uniform like independent draws but of lower variance, in the spirit of the
+    low-discrepancy sampler of Kingma et al. 2021 (arXiv 2107.00630, appendix I.1), and a pure function of the number.
+
+    Args:
+        numbers: (N,) int64.
+
+    Returns:
+        (N,) int64 in [0, num_train_timesteps).
+    """
+    offset = np.random.default_rng((seed, 2)).random()
+    fraction = (offset + numbers.double() * _GOLDEN_RATIO) % 1
+    return (fraction * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+
+
+def crop_seeds(numbers: Tensor, seed: int) -> list[int]:
+    """A 63-bit random seed for each crop number."""
+    return [int(np.random.default_rng((seed, int(number), 3)).integers(2**63)) for number in numbers]
+
+
+def one_hot_with_dropout(mask: Tensor, num_classes: int, dropped: Tensor) -> Tensor:
+    """One-hot encodes class indices; ignored pixels and dropped masks are all zero.
+
+    Args:
+        mask: (N, H, W) int64; indices ≥ num_classes are ignored pixels.
+        dropped: (N,) bool; True gives the null mask.
+
+    Returns:
+        (N, num_classes, H, W) float32.
+    """
+    one_hot = F.one_hot(mask.clamp(max=num_classes), num_classes + 1)[..., :num_classes]
+    return one_hot.permute(0, 3, 1, 2).float() * ~dropped[:, None, None, None]
+
+
+def compute_target(schedule: DDPMScheduler, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the network should predict: ε, x₀, or v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans & Ho 2022, arXiv 2202.00512)."""
+    kind = schedule.config.prediction_type
+    if kind == "v_prediction":
+        return schedule.get_velocity(image, noise, timesteps)
+    return noise if kind == "epsilon" else image
+
+
+def compute_loss_weights(schedule: DDPMScheduler, timesteps: Tensor, snr_gamma: float | None) -> Tensor:
+    """Min-SNR-γ weights (Hang et al. 2023, arXiv 2303.09556): min(SNR, γ) in x₀'s units, (N,)."""
+    if snr_gamma is None:
+        return torch.ones(timesteps.shape, device=timesteps.device)
+    snr = compute_snr(schedule, timesteps)
+    weight = snr.clamp(max=snr_gamma)
+    return {"epsilon": weight / snr, "v_prediction": weight / (snr + 1), "sample": weight}[schedule.config.prediction_type]
+
+
+def compute_diffusion_loss(
+    network: nn.Module,
+    schedule: DDPMScheduler,
+    batch: dict[str, Tensor],
+    num_classes: int,
+    seed: int,
+    mask_dropout: float,
+    snr_gamma: float | None,
+) -> Tensor:
+    """Denoising loss of each crop; timestep, noise and mask dropout are functions of (seed, crop number) alone.
+
+    Args:
+        batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, `number` (N,) int64.
+
+    Returns:
+        (N,) float32 weighted mean squared errors.
+    """
+    image, numbers = batch["image"], batch["number"].cpu()
+    device = image.device
+    seeds = crop_seeds(numbers, seed)
+    noise = randn_by_seed(image.shape[1:], seeds, device)
+    timesteps = draw_timesteps(numbers, seed, schedule.config.num_train_timesteps).to(device)
+    dropped = torch.tensor([np.random.default_rng((s, 4)).random() < mask_dropout for s in seeds], device=device)
+
+    noisy_image = schedule.add_noise(image, noise, timesteps)
+    prediction = network(noisy_image, timesteps, one_hot_with_dropout(batch["mask"], num_classes, dropped))
+    target = compute_target(schedule, image, noise, timesteps)
+    error = (prediction.float() - target).square().mean(dim=(1, 2, 3))
+    return error * compute_loss_weights(schedule, timesteps, snr_gamma)

@@ -1,0 +1,93 @@
+"""What training, sampling and evaluation know of a generative model.
+
+A new kind of generator is a folder of its own with a class that satisfies `Generator`, a config section in
+`config/generator.py`, and one line each in `build_generator` and `load_generator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from steelgen.config.generator import SemanticDiffusionSection
+from steelgen.config.solver import SolverSection
+from steelgen.data.crops import CropGeometry
+from steelgen.data.folder import DatasetInfo
+from steelgen.errors import InputError
+from steelgen.files import load_json
+
+DESCRIPTION_FILE = "generator.json"
+"""In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
+
+
+class Generator(Protocol):
+    """A model that draws micrographs for masks."""
+
+    network: nn.Module
+    """Everything trainable: what the optimizer, the EMA and the checkpoints see."""
+    info: DatasetInfo
+    """Class names and colours of the masks."""
+    geometry: CropGeometry
+    """How micrographs become its images."""
+
+    def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], seed: int, mask_dropout: float) -> Tensor:
+        """The loss of each crop of a batch, (N,).
+
+        Args:
+            network: `self.network`, possibly wrapped for distributed training; gradients flow through it.
+            batch: `image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64.
+            seed: with the crop numbers it determines everything random, except dropout inside the network.
+            mask_dropout: probability of replacing a mask by the null mask.
+        """
+        ...
+
+    def draw(self, masks: Tensor, seeds: Sequence[int], solver: SolverSection) -> Tensor:
+        """Draws images (N, C, H, W) in [-1, 1] for masks (N, H, W) int64; image i depends on masks[i] and seeds[i] alone."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes a new folder that `load_generator` reads."""
+        ...
+
+
+def build_generator(config: SemanticDiffusionSection, info: DatasetInfo, geometry: CropGeometry) -> Generator:
+    """An untrained generator for the classes and the geometry of a dataset."""
+    from steelgen.diffusion.generator import build_semantic_diffusion
+
+    return build_semantic_diffusion(config, info, geometry)
+
+
+def load_generator(path: Path) -> Generator:
+    """Loads a trained generator.
+
+    Args:
+        path: a run folder (its export, or else its newest checkpoint), a checkpoint, or an export.
+
+    Raises:
+        InputError: if there is no generator, or it does not load.
+    """
+    folder = find_generator(path)
+    kind = load_json(folder / DESCRIPTION_FILE).get("kind")
+    if kind == "semantic_diffusion":
+        from steelgen.diffusion.generator import load_semantic_diffusion
+
+        return load_semantic_diffusion(folder)
+    raise InputError(f"{folder / DESCRIPTION_FILE}: unknown kind of generator {kind!r}")
+
+
+def find_generator(path: Path) -> Path:
+    """The folder with generator.json that a run folder, a checkpoint or an export stands for.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such run, checkpoint or export")
+    checkpoints = sorted((path / "checkpoints").glob("step-*"), reverse=True)
+    for folder in [path, path / "export", path / "generator", *(checkpoint / "generator" for checkpoint in checkpoints)]:
+        if (folder / DESCRIPTION_FILE).is_file():
+            return folder
+    raise InputError(f"{path}: holds no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)")

@@ -1,0 +1,239 @@
+"""The network: a residual U-Net whose middle and decoder see the mask through SPADE norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, Upsample, zero_initialised
+from steelgen.models.spade import Modulation, SpadeNorm, build_mask_pyramid
+
+
+@dataclass(frozen=True)
+class MaskFeatures:
+    """γ and β of every SPADE norm of a network for a batch of masks, in the order of the forward pass."""
+
+    modulations: tuple[Modulation, ...]
+
+    def select(self, index: slice | Tensor) -> MaskFeatures:
+        """The features of some of the masks."""
+        return MaskFeatures(tuple((gamma[index], beta[index]) for gamma, beta in self.modulations))
+
+
+class UNetStage(nn.Module):
+    """One residual block of an encoder or decoder with what follows it: attention, then a change of resolution."""
+
+    def __init__(self, block: ResidualBlock, attention: SelfAttention | None = None, resampler: nn.Module | None = None):
+        super().__init__()
+        self.block = block
+        self.attention = attention
+        self.resampler = resampler
+
+    def forward(self, features: Tensor, time_embedding: Tensor, modulations: Sequence[Tensor] = ()) -> Tensor:
+        """Maps the features; `modulations` is flat (γ, β, γ, β …) for the SPADE norms in here."""
+        pairs = list(zip(modulations[::2], modulations[1::2], strict=True))
+        features = self.block(features, time_embedding, pairs[:2])
+        if self.attention is not None:
+            features = self.attention(features)
+        if isinstance(self.resampler, ResidualBlock):
+            return self.resampler(features, time_embedding, pairs[2:])
+        return features if self.resampler is None else self.resampler(features)
+
+
+class SemanticUNet(ModelMixin, ConfigMixin):
+    """Predicts what the noise schedule asks for (noise, velocity or image) from a noisy image, a timestep and a mask.
+
+    Plain residual blocks in the encoder, SPADE blocks in the middle and the decoder (Wang et al. 2022, arXiv 2207.00050).
+
+    Args:
+        image_size: edge of the images in pixels; attention_resolutions refer to it. Other sizes run too.
+        in_channels: 1 for grey micrographs, 3 for RGB.
+        num_classes: channels of the one-hot mask.
+        base_channels: channels of the first level (times channel_mult[0]) and a quarter of the time embedding.
+        channel_mult: one factor a resolution level; each level halves the resolution.
+        num_res_blocks: residual blocks a level.
+        attention_resolutions: edges, in feature pixels, of the levels that get self-attention. The middle always has it.
+        num_heads: attention heads, where num_head_channels is None.
+        num_heads_upsample: the decoder's attention heads, where they differ.
+        num_head_channels: channels a head; the number of heads then follows from it.
+        spade_channels: hidden width of the SPADE norms.
+        norm_groups: groups of every GroupNorm.
+        dropout: dropout probability inside the residual blocks.
+        scale_shift: the time embedding scales and shifts the norms; else it is added.
+        resample_in_blocks: change the resolution inside a residual block; else by a convolution.
+        learn_sigma: a second set of output channels interpolates the reverse variance (Nichol & Dhariwal 2021).
+        mask_resize: "area" or "nearest"; see `build_mask_pyramid`.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 64,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        base_channels: int = 64,
+        channel_mult: Sequence[float] = (1, 2, 3, 4),
+        num_res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (16, 8),
+        num_heads: int = 4,
+        num_heads_upsample: int | None = None,
+        num_head_channels: int | None = 32,
+        spade_channels: int = 128,
+        norm_groups: int = 32,
+        dropout: float = 0.0,
+        scale_shift: bool = True,
+        resample_in_blocks: bool = True,
+        learn_sigma: bool = False,
+        mask_resize: str = "area",
+    ) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+        widths = [int(factor * base_channels) for factor in channel_mult]
+        time_channels = 4 * base_channels
+        attended = {image_size // resolution for resolution in attention_resolutions}
+
+        def build_block(cin: int, cout: int, with_mask: bool, resample_by: Any = None) -> ResidualBlock:
+            return ResidualBlock(
+                cin,
+                cout,
+                time_channels,
+                mask_channels=num_classes if with_mask else None,
+                spade_channels=spade_channels,
+                num_groups=norm_groups,
+                dropout=dropout,
+                scale_shift=scale_shift,
+                resample_by=resample_by,
+            )
+
+        def build_attention(channels: int, heads: int) -> SelfAttention:
+            heads = channels // num_head_channels if num_head_channels else heads
+            return SelfAttention(channels, heads, norm_groups)
+
+        self.time_mlp = nn.Sequential(
+            nn.Linear(base_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+        )
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+
+        encoder: list[UNetStage | Downsample] = []
+        skips = [widths[0]]
+        for level, (before, width) in enumerate(pairwise([widths[0], *widths])):
+            for index in range(num_res_blocks):
+                block = build_block(before if index == 0 else width, width, with_mask=False)
+                attention = build_attention(width, num_heads) if 2**level in attended else None
+                encoder.append(UNetStage(block, attention))
+                skips.append(width)
+            if level < len(widths) - 1:
+                down = build_block(width, width, False, "down") if resample_in_blocks else None
+                encoder.append(UNetStage(down) if down else Downsample(width))
+                skips.append(width)
+        self.encoder = nn.ModuleList(encoder)
+
+        middle = build_attention(widths[-1], num_heads)
+        self.middle = nn.ModuleList(
+            [
+                UNetStage(build_block(widths[-1], widths[-1], with_mask=True), middle),
+                UNetStage(build_block(widths[-1], widths[-1], with_mask=True)),
+            ]
+        )
+
+        decoder = []
+        channels = widths[-1]
+        for level, width in reversed(list(enumerate(widths))):
+            for index in range(num_res_blocks + 1):
+                block = build_block(channels + skips.pop(), width, with_mask=True)
+                attention = build_attention(width, num_heads_upsample or num_heads) if 2**level in attended else None
+                up: nn.Module | None = None
+                if level > 0 and index == num_res_blocks:
+                    up = build_block(width, width, True, "up") if resample_in_blocks else Upsample(width)
+                decoder.append(UNetStage(block, attention, up))
+                channels = width
+        self.decoder = nn.ModuleList(decoder)
+
+        self.norm_out = nn.GroupNorm(norm_groups, channels)
+        self.conv_out = zero_initialised(nn.Conv2d(channels, in_channels * (2 if learn_sigma else 1), 3, padding=1))
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Image edges must be multiples of this."""
+        return 2 ** (len(self.config.channel_mult) - 1)
+
+    def compute_mask_features(self, one_hot_mask: Tensor) -> MaskFeatures:
+        """γ and β of every SPADE norm for masks (N, num_classes, H, W); all zeros is the null mask of guidance."""
+        height, width = one_hot_mask.shape[-2:]
+        if height % self.downsampling_factor or width % self.downsampling_factor:
+            raise ValueError(f"the mask is {width}x{height}, not a multiple of {self.downsampling_factor}")
+        sizes = [(height >> level, width >> level) for level in range(len(self.config.channel_mult))]
+        pyramid = build_mask_pyramid(one_hot_mask, sizes, self.config.mask_resize)
+        return MaskFeatures(tuple(norm.compute_modulation(pyramid[sizes[level]]) for norm, level in self._spade_norms()))
+
+    def forward(
+        self,
+        noisy_image: Tensor,
+        timesteps: Tensor,
+        one_hot_mask: Tensor | None = None,
+        mask_features: MaskFeatures | None = None,
+    ) -> Tensor:
+        """Predicts the target of the noise schedule.
+
+        Args:
+            noisy_image: (N, in_channels, H, W).
+            timesteps: (N,) integers or floats.
+            one_hot_mask: (N, num_classes, H, W) in [0, 1]; needed unless `mask_features` is given.
+            mask_features: what `compute_mask_features` returned for the same masks.
+
+        Returns:
+            (N, in_channels, H, W), or (N, 2·in_channels, H, W) with learn_sigma.
+        """
+        if mask_features is None:
+            if one_hot_mask is None:
+                raise ValueError("either one_hot_mask or mask_features is needed")
+            mask_features = self.compute_mask_features(one_hot_mask)
+        modulations: Iterator[Modulation] = iter(mask_features.modulations)
+
+        embedding = get_timestep_embedding(timesteps, self.config.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        embedding = F.silu(self.time_mlp(embedding.to(noisy_image.dtype)))
+
+        features = self.conv_in(noisy_image)
+        skips = [features]
+        for stage in self.encoder:
+            features = stage(features) if isinstance(stage, Downsample) else self._run(stage, features, embedding)
+            skips.append(features)
+        for stage in self.middle:
+            features = self._run(stage, features, embedding, *_take(modulations, stage))
+        for stage in self.decoder:
+            features = torch.cat([features, skips.pop()], dim=1)
+            features = self._run(stage, features, embedding, *_take(modulations, stage))
+        return self.conv_out(F.silu(self.norm_out(features)))
+
+    def _run(self, stage: nn.Module, features: Tensor, embedding: Tensor, *modulations: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(stage, features, embedding, modulations)
+        return stage(features, embedding, modulations)
+
+    def _spade_norms(self) -> Iterator[tuple[SpadeNorm, int]]:
+        """Every SPADE norm in the order of the forward pass, with the level (log2 of the downsampling) it works at."""
+        level = len(self.config.channel_mult) - 1
+        for stage in [*self.middle, *self.decoder]:
+            for block in (stage.block, stage.resampler):
+                if isinstance(block, ResidualBlock):
+                    yield block.norm_1, level  # type: ignore[misc]
+                    level -= block.resample_by == "up"
+                    yield block.norm_2, level  # type: ignore[misc]
+            level -= isinstance(stage.resampler, Upsample)
+
+
+def _take(modulations: Iterator[Modulation], stage: nn.Module) -> list[Tensor]:
+    """The next γ and β for the SPADE norms of a stage, flat."""
+    count = sum(isinstance(module, SpadeNorm) for module in stage.modules())
+    return [tensor for _ in range(count) for tensor in next(modulations)]

@@ -1,0 +1,84 @@
+"""The run folder: resolved config, environment, metrics."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from steelgen import __version__
+from steelgen.config.base import Section, config_to_json
+from steelgen.errors import InputError
+from steelgen.files import check_output_free, new_file, save_json
+
+_PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "pillow", "scikit-image", "scipy", "pydantic")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and machine: what one needs to know to run again elsewhere."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "steelgen": __version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "command": sys.argv,
+    }
+
+
+def open_run(run_dir: Path, config: Section, resume: bool) -> None:
+    """Prepares a run folder: writes config.json and environment.json.
+
+    Raises:
+        InputError: if the folder is in use and `resume` is not set.
+    """
+    if not resume:
+        check_output_free(run_dir)
+    elif run_dir.is_dir() and any(run_dir.iterdir()) and not (run_dir / "config.json").is_file():
+        raise InputError(f"{run_dir}: not a run folder (no config.json), cannot resume from it")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_json(run_dir / "config.json", config_to_json(config))
+    save_json(run_dir / "environment.json", describe_environment())
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard scalars of a run; entries after `resume_step` of an earlier attempt are dropped."""
+
+    def __init__(self, run_dir: Path, resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run_dir / "metrics.jsonl"
+        if self.path.is_file():
+            _drop_later_lines(self.path, resume_step)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends one line and one point a scalar."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes TensorBoard's file."""
+        self._writer.close()
+
+
+def _drop_later_lines(path: Path, last_step: int) -> None:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue  # a line cut short by a kill
+    with new_file(path) as working:
+        working.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Where masks come from, how a batch is drawn, how results are written."""

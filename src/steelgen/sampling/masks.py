@@ -1,0 +1,90 @@
+"""Where the masks of generated images come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steelgen.config.sample import FolderMasks, SplitMasks
+from steelgen.data.crops import CropDataset, CropGeometry, cut_crop, load_micrographs
+from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
+from steelgen.errors import InputError
+
+
+@dataclass(frozen=True)
+class DrawnMask:
+    """A mask to draw an image for."""
+
+    mask: NDArray[np.uint8]
+    """(S, S) class indices."""
+    image: NDArray[np.uint8] | None
+    """The real micrograph that belongs to it, where there is one."""
+    source: str
+    """What it was cut from."""
+
+
+class MaskSource(Protocol):
+    """Gives mask number i, a pure function of i: so any part of a sampling run can be drawn anywhere."""
+
+    def draw(self, index: int) -> DrawnMask:
+        """Mask number `index` ≥ 0."""
+        ...
+
+
+def build_mask_source(
+    config: SplitMasks | FolderMasks, info: DatasetInfo, geometry: CropGeometry, seed: int
+) -> MaskSource:
+    """The mask source of a config, for a generator's classes and crop geometry.
+
+    Raises:
+        InputError: if there are no masks, or they have other classes than the generator.
+    """
+    if isinstance(config, SplitMasks):
+        return _SplitSource(config, info, geometry, seed)
+    return _FolderSource(config, info, geometry, seed)
+
+
+class _SplitSource:
+    def __init__(self, config: SplitMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
+        own = load_dataset_info(config.dataset)
+        if own.num_classes != info.num_classes:
+            raise InputError(
+                f"{config.dataset}: has {own.num_classes} classes, the generator was trained with {info.num_classes}"
+            )
+        micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
+        self._crops = CropDataset(micrographs, geometry, seed, config.augment)
+        self._split = config.split
+
+    def draw(self, index: int) -> DrawnMask:
+        image, mask = self._crops.cut(index)
+        stem = self._crops.micrographs.stems[self._crops.micrograph_index(index)]
+        return DrawnMask(mask, image, f"{self._split}/masks/{stem}")
+
+
+class _FolderSource:
+    def __init__(self, config: FolderMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
+        self._paths = list_images(config.folder)
+        if not self._paths:
+            raise InputError(f"{config.folder}: holds no mask images")
+        self._masks = [load_mask(path, info) for path in self._paths]
+        for path, mask in zip(self._paths, self._masks, strict=True):
+            if min(mask.shape) < geometry.image_size:
+                raise InputError(
+                    f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, smaller than the generator's image_size {geometry.image_size}"
+                )
+        self._geometry, self._seed, self._augment = geometry, seed, config.augment
+
+    def draw(self, index: int) -> DrawnMask:
+        number = index % len(self._masks)
+        rng = np.random.default_rng((self._seed, index))
+        mask = self._masks[number]
+        if mask.shape == (self._geometry.image_size,) * 2:
+            # A mask of the network's own size is a finished mask, not a micrograph to cut from.
+            geometry = CropGeometry(self._geometry.image_size, self._geometry.image_size)
+        else:
+            geometry = self._geometry
+        _, cut = cut_crop(mask, mask, geometry, rng, self._augment)
+        return DrawnMask(cut, None, self._paths[number].name)

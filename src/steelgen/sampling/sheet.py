@@ -1,0 +1,63 @@
+"""Sheets of triples: mask, generated image, real image of the same mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from steelgen.data.palette import color_mask
+from steelgen.files import new_file
+
+_GAP = 4
+
+
+def save_sheet(
+    path: Path,
+    masks: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    generated: Sequence[NDArray[np.uint8]],
+    real: Sequence[NDArray[np.uint8] | None],
+    palette: list[tuple[int, int, int]],
+    triples_per_row: int = 4,
+    min_tile: int = 128,
+) -> None:
+    """Writes a PNG of mask | generated | real triples, row by row.
+
+    Args:
+        masks: (H, W) uint8 class indices each.
+        generated: (H, W) or (H, W, 3) uint8 each.
+        real: the micrograph that belongs to the mask, or None where there is none.
+        min_tile: smaller tiles are enlarged by a whole factor, each pixel a square.
+    """
+    rows = []
+    for start in range(0, len(masks), triples_per_row):
+        tiles = []
+        for mask, image, original in list(zip(masks, generated, real, strict=True))[start : start + triples_per_row]:
+            parts = [color_mask(mask, palette), _as_rgb(image)]
+            if original is not None:
+                parts.append(_as_rgb(original))
+            tiles.append(np.concatenate(parts, axis=1))
+        rows.append(_join(tiles, axis=1))
+    sheet = _join([_pad_to(row, max(row.shape[1] for row in rows)) for row in rows], axis=0)
+    factor = max(1, min_tile // masks[0].shape[0])
+    with new_file(path) as working:
+        Image.fromarray(sheet.repeat(factor, axis=0).repeat(factor, axis=1)).save(working)
+
+
+def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+
+
+def _join(tiles: list[NDArray[np.uint8]], axis: int) -> NDArray[np.uint8]:
+    shape = list(tiles[0].shape)
+    shape[axis] = _GAP
+    gap = np.full(shape, 255, np.uint8)
+    spaced = [part for tile in tiles for part in (gap, tile)][1:]
+    return np.concatenate(spaced, axis=axis)
+
+
+def _pad_to(row: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    return np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)

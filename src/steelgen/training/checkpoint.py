@@ -1,0 +1,123 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all.
+
+checkpoints/step-000500/
+    training.json            global_step and the scaler's state
+    weights.safetensors      the network as it is trained
+    average.safetensors      its exponential moving average
+    optimizer.safetensors    AdamW's moments
+    generator/               the network with averaged weights, ready for sampling
+
+No random state is kept: every random number of training is a function of the seed and the step or crop number.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from steelgen.errors import InputError
+from steelgen.files import load_json, new_folder, save_json
+from steelgen.generators import Generator
+from steelgen.training.ema import WeightAverage
+
+
+def save_checkpoint(
+    run_dir: Path,
+    global_step: int,
+    generator: Generator,
+    average: WeightAverage,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    keep: int,
+) -> Path:
+    """Writes checkpoints/step-<global_step> and removes all but the newest `keep`."""
+    folder = run_dir / "checkpoints" / f"step-{global_step:06d}"
+    if not folder.exists():
+        with new_folder(folder) as working:
+            save_file(_contiguous(generator.network.state_dict()), working / "weights.safetensors")
+            save_file(_contiguous(average.state_dict()), working / "average.safetensors")
+            save_file(_flatten_optimizer(optimizer), working / "optimizer.safetensors")
+            with average.applied():
+                generator.save(working / "generator")
+            save_json(
+                working / "training.json",
+                {"global_step": global_step, "scaler": scaler.state_dict() if scaler is not None else None},
+            )
+    for old in list_checkpoints(run_dir)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [path for path in (run_dir / "checkpoints").glob("step-*") if (path / "training.json").is_file()]
+    return sorted(found, key=lambda path: int(re.sub(r"\D", "", path.name)))
+
+
+def load_checkpoint(
+    folder: Path, generator: Generator, average: WeightAverage, optimizer: torch.optim.Optimizer, scaler: Any
+) -> int:
+    """Restores a training run in place.
+
+    Returns:
+        The checkpoint's global_step.
+
+    Raises:
+        InputError: if the checkpoint is damaged or of another architecture; the first differing key is named.
+    """
+    try:
+        weights = load_file(folder / "weights.safetensors")
+        averages = load_file(folder / "average.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
+    except Exception as error:  # safetensors has an exception type of its own for damaged files
+        raise InputError(f"{folder}: damaged checkpoint: {error}") from None
+    check_same_architecture(generator.network, weights, folder)
+    generator.network.load_state_dict(weights)
+    average.load_state_dict(averages)
+    _restore_optimizer(optimizer, moments)
+    state = load_json(folder / "training.json")
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
+    return state["global_step"]
+
+
+def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Raises InputError naming the first parameter whose presence or shape differs."""
+    own = network.state_dict()
+    for name in [*own, *weights]:
+        if name not in weights:
+            raise InputError(f"{folder}: a checkpoint of another architecture: it has no {name!r}")
+        if name not in own:
+            raise InputError(f"{folder}: a checkpoint of another architecture: the config's network has no {name!r}")
+        if own[name].shape != weights[name].shape:
+            raise InputError(
+                f"{folder}: a checkpoint of another architecture: {name!r} is {tuple(weights[name].shape)} in it, "
+                f"{tuple(own[name].shape)} in the config's network"
+            )
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": tensor.detach().cpu().contiguous()
+        for index, entries in state.items()
+        for name, tensor in entries.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

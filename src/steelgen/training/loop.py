@@ -1,0 +1,272 @@
+"""The training loop: batch → loss → step → EMA → upkeep."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.optimization import get_scheduler
+from torch.utils.data import DataLoader
+
+from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig, TrainConfig
+from steelgen.data.crops import CropDataset, CropGeometry, CropSampler, Micrographs, load_micrographs
+from steelgen.errors import InputError
+from steelgen.generators import Generator, build_generator, load_generator
+from steelgen.runs import MetricsLog, open_run
+from steelgen.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from steelgen.training.ema import WeightAverage
+from steelgen.training.preview import PreviewDrawer
+from steelgen.training.stopping import StopRequest
+
+
+class TrainingObserver(Protocol):
+    """Is told how training goes; the command line shows a progress bar."""
+
+    def on_start(self, first_step: int, last_step: int) -> None:
+        """Called once, before the first step."""
+
+    def on_step(self, step: int, values: dict[str, float]) -> None:
+        """Called after each step; `values` is empty between log lines."""
+
+    def on_event(self, message: str) -> None:
+        """Called when a checkpoint or a preview was written."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How training ended."""
+
+    global_step: int
+    stopped_by: str
+    """"max_steps", "max_minutes" or a signal's name."""
+    export: Path | None
+    """The exported generator; None where a signal cut training short."""
+
+
+def train(config: TrainConfig, observer: TrainingObserver, resume: bool = False) -> TrainingResult:
+    """Trains a generator on a dataset folder; leaves a run folder with checkpoints, previews, metrics and an export.
+
+    Args:
+        resume: go on from the newest checkpoint in config.run_dir, or start if there is none.
+
+    Raises:
+        InputError: if the data or the run folder cannot be used.
+    """
+    generator, micrographs = prepare_training(config)
+    return _run(config, generator, micrographs, observer, resume)
+
+
+def finetune(config: FinetuneConfig, observer: TrainingObserver, resume: bool = False) -> TrainingResult:
+    """Continues training a generator, on the same or new data; see `train`.
+
+    Raises:
+        InputError: also if the data's classes, size or channels do not fit the checkpoint.
+    """
+    generator, micrographs = prepare_finetuning(config)
+    return _run(config, generator, micrographs, observer, resume)
+
+
+def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
+    """The untrained generator and the micrographs of a training config."""
+    micrographs = load_micrographs(config.data.dataset, config.data.split, config.data.in_channels)
+    torch.manual_seed(config.seed)
+    return build_generator(config.generator, micrographs.info, crop_geometry(config)), micrographs
+
+
+def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
+    """The trained generator and the micrographs of a fine-tuning config."""
+    generator = load_generator(config.checkpoint)
+    trained, wanted = generator.geometry, crop_geometry(config)
+    for name in ("image_size", "in_channels"):
+        if getattr(trained, name) != getattr(wanted, name):
+            raise InputError(
+                f"{config.checkpoint}: was trained with {name} {getattr(trained, name)}, data.{name} is {getattr(wanted, name)}"
+            )
+    micrographs = load_micrographs(config.data.dataset, config.data.split, config.data.in_channels)
+    if micrographs.info.num_classes != generator.info.num_classes:
+        raise InputError(
+            f"{config.data.dataset}: has {micrographs.info.num_classes} classes, "
+            f"{config.checkpoint} was trained with {generator.info.num_classes}"
+        )
+    generator.info, generator.geometry = micrographs.info, wanted
+    return generator, micrographs
+
+
+def crop_geometry(config: RunConfig) -> CropGeometry:
+    """The crop geometry of a config's data section."""
+    data = config.data
+    return CropGeometry(data.image_size, data.crop_size or data.image_size, data.scale_range, data.in_channels)
+
+
+def count_steps(config: OptimisationSection, epoch_crops: int, num_processes: int = 1) -> int:
+    """Optimizer steps until max_steps or max_epochs, whichever comes first."""
+    effective_batch = config.train_batch_size * config.gradient_accumulation_steps * num_processes
+    limits = [] if config.max_steps is None else [config.max_steps]
+    if config.max_epochs is not None:
+        limits.append(math.ceil(config.max_epochs * epoch_crops / effective_batch))
+    return min(limits)
+
+
+def _run(
+    config: RunConfig, generator: Generator, micrographs: Micrographs, observer: TrainingObserver, resume: bool
+) -> TrainingResult:
+    options = config.train
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision, gradient_accumulation_steps=options.gradient_accumulation_steps
+    )
+    dataset = CropDataset(micrographs, generator.geometry, config.seed, config.data.augment)
+    network = generator.network
+    if options.gradient_checkpointing:
+        network.enable_gradient_checkpointing()  # type: ignore[operator]
+    if options.channels_last:
+        network.to(memory_format=torch.channels_last)
+    network.to(accelerator.device).train()
+    if options.compile:
+        network.compile()  # type: ignore[no-untyped-call]
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=options.learning_rate,
+        betas=options.adam_betas,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+    average = WeightAverage(network, options.ema_decay)
+    if accelerator.is_main_process:
+        open_run(config.run_dir, config, resume)
+    accelerator.wait_for_everyone()
+
+    step, last_step = 0, count_steps(options, len(dataset), accelerator.num_processes)
+    if resume and (checkpoints := list_checkpoints(config.run_dir)):
+        step = load_checkpoint(checkpoints[-1], generator, average, optimizer, accelerator.scaler)
+        observer.on_event(f"resumed from {checkpoints[-1]}")
+    wrapped, optimizer = accelerator.prepare(network, optimizer)
+    learning_rate_factor = get_scheduler(
+        options.lr_scheduler, optimizer, options.warmup_steps, last_step
+    ).lr_lambdas[0]
+    sampler = CropSampler(
+        options.train_batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+        start=step * options.gradient_accumulation_steps,
+    )
+    batches = iter(DataLoader(dataset, batch_sampler=sampler, num_workers=config.data.num_workers))
+    main = accelerator.is_main_process
+    log = MetricsLog(config.run_dir, step) if main else None
+    previews = PreviewDrawer(config, generator, micrographs) if main and config.preview.num_images else None
+
+    def save() -> None:
+        accelerator.wait_for_everyone()
+        if main:
+            inner = getattr(optimizer, "optimizer", optimizer)
+            folder = save_checkpoint(
+                config.run_dir, step, generator, average, inner, accelerator.scaler, options.keep_checkpoints
+            )
+            observer.on_event(f"saved {folder}")
+        accelerator.wait_for_everyone()
+
+    def preview() -> None:
+        if previews:
+            with average.applied(), accelerator.autocast():
+                observer.on_event(f"drew {previews.draw(step)}")
+
+    observer.on_start(step, last_step)
+    if step == 0:
+        preview()
+    meter = _Meter()
+    with StopRequest(options.max_minutes) as stop:
+        while step < last_step and not _stop_agreed(stop, accelerator):
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * learning_rate_factor(step)
+            # Dropout is the only user of the global generator; seeding it here makes every step a function of its number.
+            set_seed((config.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index) % 2**32)
+            for _ in range(options.gradient_accumulation_steps):
+                batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in next(batches).items()}
+                with accelerator.accumulate(wrapped):
+                    with accelerator.autocast():
+                        losses = generator.compute_loss(wrapped, batch, config.seed, options.mask_dropout)
+                    accelerator.backward(losses.mean())
+                    meter.add(losses)
+                    if accelerator.sync_gradients:
+                        norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+            step += 1
+            average.update(step)
+
+            values: dict[str, float] = {}
+            if step % options.log_every == 0 or step == last_step:
+                values = meter.read(norm, optimizer.param_groups[0]["lr"], accelerator.num_processes)
+                values["epoch"] = step * sampler.batch_size * accelerator.num_processes * options.gradient_accumulation_steps / len(dataset)
+                if log:
+                    log.write(step, values)
+            observer.on_step(step, values)
+            if step % config.preview.every == 0 and step < last_step:
+                preview()
+            if step % options.checkpoint_every == 0:
+                save()
+        save()
+
+        finished = step >= last_step or (stop.signal_name is None and stop.out_of_time)
+        export = config.run_dir / "export" if finished else None
+        if finished:
+            preview()
+            if main:
+                _export(generator, average, config.run_dir)
+        if log:
+            log.close()
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        reason = "max_steps" if step >= last_step else stop.signal_name or "max_minutes"
+        return TrainingResult(step, reason, export)
+
+
+def _stop_agreed(stop: StopRequest, accelerator: Accelerator) -> bool:
+    """Whether any process was asked to stop; all must leave the loop at the same step."""
+    asked = stop.signal_name is not None or stop.out_of_time
+    if accelerator.num_processes == 1:
+        return asked
+    flag = torch.tensor(int(asked), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum").item())
+
+
+def _export(generator: Generator, average: WeightAverage, run_dir: Path) -> None:
+    """Replaces export/ by the generator with averaged weights."""
+    import shutil
+
+    fresh = run_dir / "export.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    with average.applied():
+        generator.save(fresh)
+    shutil.rmtree(run_dir / "export", ignore_errors=True)
+    fresh.rename(run_dir / "export")
+
+
+class _Meter:
+    """Mean loss and speed since the last reading."""
+
+    def __init__(self) -> None:
+        self._losses: list[Any] = []
+        self._since = time.perf_counter()
+
+    def add(self, losses: torch.Tensor) -> None:
+        self._losses.append(losses.detach())
+
+    def read(self, grad_norm: torch.Tensor, learning_rate: float, num_processes: int) -> dict[str, float]:
+        losses = torch.cat(self._losses).float()
+        now = time.perf_counter()
+        values = {
+            "loss": losses.mean().item(),
+            "grad_norm": float(grad_norm),
+            "learning_rate": learning_rate,
+            "images_per_second": len(losses) * num_processes / (now - self._since),
+        }
+        if torch.cuda.is_available():
+            values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._losses, self._since = [], now
+        return values

@@ -1,0 +1,41 @@
+"""Pictures drawn during training, always from the same masks and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from steelgen.config.train import RunConfig
+from steelgen.data.crops import CropDataset, Micrographs, load_micrographs, tensor_to_image
+from steelgen.data.folder import list_splits
+from steelgen.generators import Generator
+from steelgen.sampling.sheet import save_sheet
+
+
+class PreviewDrawer:
+    """Draws previews/step-<step>.png: mask, generated image and real image side by side.
+
+    The masks come from the validation split where there is one, so that they are new to the generator.
+    """
+
+    def __init__(self, config: RunConfig, generator: Generator, training: Micrographs) -> None:
+        self._folder = config.run_dir / "previews"
+        self._generator = generator
+        self._solver = config.preview.solver
+        data = config.data
+        held_out = "val" in list_splits(data.dataset) and data.split != "val"
+        micrographs = load_micrographs(data.dataset, "val", data.in_channels) if held_out else training
+        crops = CropDataset(micrographs, generator.geometry, seed=0, augment=False)
+        pairs = [crops.cut(number) for number in range(config.preview.num_images)]
+        self._real = [image for image, _ in pairs]
+        self._masks = np.stack([mask for _, mask in pairs])
+
+    def draw(self, step: int) -> Path:
+        """Draws the preview of a step and returns its path."""
+        seeds = list(range(len(self._real)))
+        drawn = self._generator.draw(torch.from_numpy(self._masks.astype(np.int64)), seeds, self._solver)
+        path = self._folder / f"step-{step:06d}.png"
+        save_sheet(path, self._masks, [tensor_to_image(image) for image in drawn], self._real, self._generator.info.palette)
+        return path

@@ -1,0 +1,126 @@
+"""The network: its structure, cached mask features, checkpointing, and saving."""
+
+import pytest
+import torch
+
+from steelgen.models.semantic_unet import SemanticUNet
+
+
+def build_network(**options):
+    torch.manual_seed(0)
+    settings = dict(
+        image_size=16,
+        num_classes=3,
+        base_channels=8,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(8,),
+        num_head_channels=4,
+        spade_channels=8,
+        norm_groups=4,
+    )
+    network = SemanticUNet(**{**settings, **options})
+    for parameter in network.parameters():  # residual branches start at zero; here every path must count
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+def draw_inputs(n=2, size=16, channels=1, num_classes=3):
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(n, channels, size, size, generator=generator)
+    mask = torch.randint(num_classes, (n, size, size), generator=generator)
+    one_hot = torch.nn.functional.one_hot(mask, num_classes).permute(0, 3, 1, 2).float()
+    return image, torch.arange(n) * 100 + 7, one_hot
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("learn_sigma", [False, True])
+@pytest.mark.parametrize("resample_in_blocks", [False, True])
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_output_shape(channels, learn_sigma, resample_in_blocks, scale_shift):
+    network = build_network(
+        in_channels=channels, learn_sigma=learn_sigma, resample_in_blocks=resample_in_blocks, scale_shift=scale_shift
+    )
+    image, timesteps, mask = draw_inputs(channels=channels)
+    assert network(image, timesteps, mask).shape == (2, channels * (1 + learn_sigma), 16, 16)
+
+
+@pytest.mark.parametrize("resample_in_blocks", [False, True])
+def test_cached_mask_features_change_nothing(resample_in_blocks):
+    network = build_network(resample_in_blocks=resample_in_blocks, channel_mult=(1, 2, 2))
+    image, timesteps, mask = draw_inputs()
+    features = network.compute_mask_features(mask)
+    assert torch.equal(network(image, timesteps, mask_features=features), network(image, timesteps, mask))
+
+
+def test_mask_and_timestep_matter_and_images_do_not_mix():
+    network = build_network()
+    image, timesteps, mask = draw_inputs()
+    out = network(image, timesteps, mask)
+    assert not torch.allclose(out, network(image, timesteps + 1, mask))
+    changed = mask.clone()
+    changed[1] = changed[1].flip(0)
+    again = network(image, timesteps, changed)
+    assert torch.allclose(out[0], again[0], atol=1e-6)
+    assert not torch.allclose(out[1], again[1], atol=1e-4)
+
+
+def test_encoder_does_not_see_the_mask():
+    """Plain blocks in the encoder, SPADE blocks in the middle and the decoder."""
+    names = [name for name, _ in build_network().named_parameters() if "to_modulation" in name]
+    assert names
+    assert all(name.startswith(("middle.", "decoder.")) for name in names)
+
+
+def test_untrained_network_predicts_zero():
+    torch.manual_seed(0)
+    network = SemanticUNet(
+        image_size=16, base_channels=8, channel_mult=(1, 2), norm_groups=4, num_head_channels=4, attention_resolutions=(8,)
+    )
+    image, timesteps, mask = draw_inputs(num_classes=2)
+    assert network(image, timesteps, mask).abs().max() == 0
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    image, timesteps, mask = draw_inputs()
+    gradients = []
+    for checkpointing in (False, True):
+        network = build_network()
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        network.train()
+        network(image, timesteps, mask).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_save_and_load_as_safetensors(tmp_path):
+    network = build_network()
+    network.save_pretrained(tmp_path)
+    assert (tmp_path / "diffusion_pytorch_model.safetensors").is_file()
+    loaded = SemanticUNet.from_pretrained(tmp_path).eval()
+    image, timesteps, mask = draw_inputs()
+    assert torch.equal(loaded(image, timesteps, mask), network(image, timesteps, mask))
+
+
+def test_attention_equals_torchs_own():
+    from steelgen.models.blocks import SelfAttention
+
+    torch.manual_seed(0)
+    ours = SelfAttention(8, num_heads=2, num_groups=4)
+    torch.nn.init.normal_(ours.to_out.weight)
+    reference = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    reference.in_proj_weight.data, reference.in_proj_bias.data = ours.to_qkv.weight.data, ours.to_qkv.bias.data
+    reference.out_proj.weight.data, reference.out_proj.bias.data = ours.to_out.weight.data, ours.to_out.bias.data
+    features = torch.randn(2, 8, 3, 5)
+    tokens = ours.norm(features).flatten(2).transpose(1, 2)
+    expected = features + reference(tokens, tokens, tokens)[0].transpose(1, 2).reshape(features.shape)
+    torch.testing.assert_close(ours(features), expected)
+
+
+def test_size_that_does_not_halve_is_refused():
+    network = build_network()
+    image, timesteps, mask = draw_inputs(size=15)
+    with pytest.raises(ValueError, match="multiple of 2"):
+        network(image, timesteps, mask)
