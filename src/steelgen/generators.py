@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import SolverSection
-from steelgen.data.crops import CropGeometry
+from steelgen.data.crops import CropGeometry, Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.errors import InputError
 from steelgen.files import load_json
@@ -26,12 +26,15 @@ DESCRIPTION_FILE = "generator.json"
 class Generator(Protocol):
     """A model that draws micrographs for masks."""
 
-    network: nn.Module
-    """Everything trainable: what the optimizer, the EMA and the checkpoints see."""
     info: DatasetInfo
     """Class names and colours of the masks."""
     geometry: CropGeometry
     """How micrographs become its images."""
+
+    @property
+    def network(self) -> nn.Module:
+        """Everything trainable: what the optimizer, the EMA and the checkpoints see."""
+        ...
 
     def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], seed: int, mask_dropout: float) -> Tensor:
         """The loss of each crop of a batch, (N,).
@@ -45,7 +48,7 @@ class Generator(Protocol):
         ...
 
     def draw(self, masks: Tensor, seeds: Sequence[int], solver: SolverSection) -> Tensor:
-        """Draws images (N, C, H, W) in [-1, 1] for masks (N, H, W) int64; image i depends on masks[i] and seeds[i] alone."""
+        """Draws images (N, C, H, W) in [-1, 1] for masks (N, H, W) int64; image i depends on masks[i], seeds[i] alone."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -53,11 +56,11 @@ class Generator(Protocol):
         ...
 
 
-def build_generator(config: SemanticDiffusionSection, info: DatasetInfo, geometry: CropGeometry) -> Generator:
-    """An untrained generator for the classes and the geometry of a dataset."""
+def build_generator(config: SemanticDiffusionSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
+    """An untrained generator for the classes and grey levels of training micrographs."""
     from steelgen.diffusion.generator import build_semantic_diffusion
 
-    return build_semantic_diffusion(config, info, geometry)
+    return build_semantic_diffusion(config, micrographs, geometry)
 
 
 def load_generator(path: Path) -> Generator:
@@ -87,7 +90,14 @@ def find_generator(path: Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: no such run, checkpoint or export")
     checkpoints = sorted((path / "checkpoints").glob("step-*"), reverse=True)
-    for folder in [path, path / "export", path / "generator", *(checkpoint / "generator" for checkpoint in checkpoints)]:
+    for folder in [
+        path,
+        path / "export",
+        path / "generator",
+        *(checkpoint / "generator" for checkpoint in checkpoints),
+    ]:
         if (folder / DESCRIPTION_FILE).is_file():
             return folder
-    raise InputError(f"{path}: holds no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)")
+    raise InputError(
+        f"{path}: holds no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)"
+    )

@@ -90,7 +90,11 @@ class Recorder(nn.Module):
 def test_mask_dropout_rate_and_independence_of_batching():
     schedule = build_noise_schedule(1000, "squaredcos_cap_v2", "v_prediction", True)
     n = 2000
-    batch = {"image": torch.zeros(n, 1, 2, 2), "mask": torch.ones(n, 2, 2, dtype=torch.long), "number": torch.arange(n)}
+    batch = {
+        "image": torch.zeros(n, 1, 2, 2),
+        "mask": torch.ones(n, 2, 2, dtype=torch.long),
+        "number": torch.arange(n),
+    }
     network = Recorder()
     losses = compute_diffusion_loss(network, schedule, batch, 2, seed=0, mask_dropout=0.2, snr_gamma=None)
     dropped = (network.mask.sum(dim=(1, 2, 3)) == 0).float().mean()

@@ -39,7 +39,10 @@ def draw_inputs(n=2, size=16, channels=1, num_classes=3):
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_output_shape(channels, learn_sigma, resample_in_blocks, scale_shift):
     network = build_network(
-        in_channels=channels, learn_sigma=learn_sigma, resample_in_blocks=resample_in_blocks, scale_shift=scale_shift
+        in_channels=channels,
+        learn_sigma=learn_sigma,
+        resample_in_blocks=resample_in_blocks,
+        scale_shift=scale_shift,
     )
     image, timesteps, mask = draw_inputs(channels=channels)
     assert network(image, timesteps, mask).shape == (2, channels * (1 + learn_sigma), 16, 16)
@@ -75,7 +78,12 @@ def test_encoder_does_not_see_the_mask():
 def test_untrained_network_predicts_zero():
     torch.manual_seed(0)
     network = SemanticUNet(
-        image_size=16, base_channels=8, channel_mult=(1, 2), norm_groups=4, num_head_channels=4, attention_resolutions=(8,)
+        image_size=16,
+        base_channels=8,
+        channel_mult=(1, 2),
+        norm_groups=4,
+        num_head_channels=4,
+        attention_resolutions=(8,),
     )
     image, timesteps, mask = draw_inputs(num_classes=2)
     assert network(image, timesteps, mask).abs().max() == 0
@@ -111,8 +119,14 @@ def test_attention_equals_torchs_own():
     ours = SelfAttention(8, num_heads=2, num_groups=4)
     torch.nn.init.normal_(ours.to_out.weight)
     reference = torch.nn.MultiheadAttention(8, 2, batch_first=True)
-    reference.in_proj_weight.data, reference.in_proj_bias.data = ours.to_qkv.weight.data, ours.to_qkv.bias.data
-    reference.out_proj.weight.data, reference.out_proj.bias.data = ours.to_out.weight.data, ours.to_out.bias.data
+    reference.in_proj_weight.data, reference.in_proj_bias.data = (
+        ours.to_qkv.weight.data,
+        ours.to_qkv.bias.data,
+    )
+    reference.out_proj.weight.data, reference.out_proj.bias.data = (
+        ours.to_out.weight.data,
+        ours.to_out.bias.data,
+    )
     features = torch.randn(2, 8, 3, 5)
     tokens = ours.norm(features).flatten(2).transpose(1, 2)
     expected = features + reference(tokens, tokens, tokens)[0].transpose(1, 2).reshape(features.shape)

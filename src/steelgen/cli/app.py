@@ -9,12 +9,14 @@ import typer
 
 from steelgen import __version__
 from steelgen.cli.config import config_app
+from steelgen.cli.evaluate import evaluate_command
 from steelgen.cli.sample import sample_command
 from steelgen.cli.train import finetune_command, train_command
 
 app = typer.Typer(
     name="steelgen",
-    help="Labelled synthetic micrographs: learn from a few annotated ones, draw many more with exact masks, prove whether they help.",
+    help="Labelled synthetic micrographs: learn from a few annotated ones, draw many more with exact masks, "
+    "prove whether they help.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,7 +32,8 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     pass
@@ -39,6 +42,7 @@ def _root(
 app.command("train")(train_command)
 app.command("finetune")(finetune_command)
 app.command("sample")(sample_command)
+app.command("evaluate")(evaluate_command)
 app.add_typer(config_app, name="config", help="Show a resolved config or its JSON Schema.")
 
 

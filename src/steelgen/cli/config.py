@@ -27,7 +27,9 @@ def show_command(action: ActionArgument, config: ConfigOption, overrides: SetOpt
 
 @config_app.command("schema")
 def schema_command(
-    action: Annotated[str | None, typer.Argument(help="train, finetune, sample or evaluate; all of them with --out.")] = None,
+    action: Annotated[
+        str | None, typer.Argument(help="train, finetune, sample or evaluate; all of them with --out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write <action>.json for every action into this folder.")] = None,
 ) -> None:
     """Print the JSON Schema of an action's config, or write all schemas into a folder."""

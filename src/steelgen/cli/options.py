@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="JSON config; see configs/ and `steelgen config schema`.")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="JSON config; see configs/ and `steelgen config schema`.")
+]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a config value, e.g. train.learning_rate=1e-4; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a config value, e.g. train.learning_rate=1e-4; repeatable.",
+    ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]

@@ -52,7 +52,14 @@ def _cell(value: Any) -> str:
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yields a function of (done, total) that moves a bar on stderr; in a log it is a line every tenth of the way."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     if not sys.stderr.isatty():
         told = [-1]
@@ -65,7 +72,13 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
         yield print_line
         return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -28,12 +28,16 @@ class Resume(str, Enum):
 
 
 ResumeOption = Annotated[
-    Resume, typer.Option(help="auto: go on from the run folder's newest checkpoint, if any. never: the folder must be new.")
+    Resume,
+    typer.Option(help="auto: go on from the run folder's newest checkpoint, if any. never: the folder must be new."),
 ]
 
 
 def train_command(
-    config: ConfigOption, overrides: SetOption = None, resume: ResumeOption = Resume.never, dry_run: DryRunOption = False
+    config: ConfigOption,
+    overrides: SetOption = None,
+    resume: ResumeOption = Resume.never,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Learn a generator from annotated micrographs."""
     from steelgen.config.base import load_config
@@ -51,7 +55,10 @@ def train_command(
 
 
 def finetune_command(
-    config: ConfigOption, overrides: SetOption = None, resume: ResumeOption = Resume.never, dry_run: DryRunOption = False
+    config: ConfigOption,
+    overrides: SetOption = None,
+    resume: ResumeOption = Resume.never,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Continue training a generator, usually with more mask_dropout, on the same or new data."""
     from steelgen.config.base import load_config
@@ -84,7 +91,7 @@ def _print_plan(settings: RunConfig, generator: Generator, micrographs: Microgra
     _print_config(settings)
     epoch = len(CropDataset(micrographs, generator.geometry, settings.seed, settings.data.augment))
     parameters = sum(parameter.numel() for parameter in generator.network.parameters())
-    counts = sum(np.bincount(mask.ravel(), minlength=256) for mask in micrographs.masks)
+    counts = np.sum([np.bincount(mask.ravel(), minlength=256) for mask in micrographs.masks], axis=0)
     labelled = counts[: micrographs.info.num_classes]
     sizes = sorted({f"{mask.shape[1]}x{mask.shape[0]}" for mask in micrographs.masks})
     geometry = generator.geometry
@@ -159,7 +166,14 @@ class _BarObserver(_SilentObserver):
 
     def on_start(self, first_step: int, last_step: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._progress = Progress(
             TextColumn("training"),

@@ -19,7 +19,11 @@ class Section(BaseModel):
     """A part of a config. Unknown keys are errors; the docstring under a field is its description in the schema."""
 
     model_config = ConfigDict(
-        extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
     )
 
 
@@ -35,7 +39,8 @@ def load_config(path: Path, kind: type[ConfigT], overrides: Sequence[str] = ()) 
         overrides: `dotted.key=value` strings; a value that parses as JSON is taken as such, else as text.
 
     Raises:
-        InputError: if the file is no JSON object, a key is unknown (the nearest known one is named) or a value is out of limits.
+        InputError: if the file is no JSON object, a key is unknown (the nearest known one is named) or a value is out
+            of limits.
     """
     values = load_json(path)
     if not isinstance(values, dict):
@@ -104,7 +109,12 @@ def _describe(error: ValidationError, kind: type[Section]) -> str:
 def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     models = [kind]
     for part in location:
-        below = [inner for model in models if part in model.model_fields for inner in _models_in(model.model_fields[part].annotation)]
+        below = [
+            inner
+            for model in models
+            if part in model.model_fields
+            for inner in _models_in(model.model_fields[part].annotation)
+        ]
         # A discriminated union puts the member's tag into the location; it names no field.
         models = below or models
     return [name for model in models for name in model.model_fields]

@@ -13,11 +13,11 @@ from steelgen.config.base import Section
 class FeaturesSection(Section):
     """The networks whose features images are compared on."""
 
-    kinds: list[str] = Field(["efficientnet-lite0"], min_length=1)
-    """Each one of efficientnet-lite0, inception, a TorchScript file (.pt), or module:function; one name alone will do."""
+    kinds: list[str] = Field(default=["efficientnet-lite0"], min_length=1)
+    """efficientnet-lite0, inception, a TorchScript file (.pt) or module:function; one or several."""
     inception_weights: Path | None = None
     """The published Inception state dict (.pth or .safetensors); null looks in the cache."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Images a forward pass."""
 
     @field_validator("kinds", mode="before")
@@ -29,9 +29,9 @@ class FeaturesSection(Section):
 class GeometrySection(Section):
     """How real micrographs are cut to be comparable; null takes what sampling.json says."""
 
-    image_size: int | None = Field(None, ge=16)
+    image_size: int | None = Field(default=None, ge=16)
     """Edge of the images compared, in pixels."""
-    crop_size: int | None = Field(None, ge=16)
+    crop_size: int | None = Field(default=None, ge=16)
     """Edge of the square cut from a micrograph, in its own pixels."""
     scale_range: tuple[float, float] | None = None
     """Each crop's edge is crop_size times a factor drawn from this range."""
@@ -42,17 +42,17 @@ class GeometrySection(Section):
 class SegmenterSection(Section):
     """The U-Net that is trained on the real training split and judges whether masks are obeyed."""
 
-    steps: int = Field(300, ge=1)
+    steps: int = Field(default=300, ge=1)
     """Optimiser steps."""
-    batch_size: int = Field(24, ge=1)
+    batch_size: int = Field(default=24, ge=1)
     """Crops a step."""
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     """Peak of the one-cycle schedule."""
-    base_channels: int = Field(16, ge=8, multiple_of=8)
+    base_channels: int = Field(default=16, ge=8, multiple_of=8)
     """Width of the first level; each of the following is twice as wide."""
-    num_levels: int = Field(3, ge=1, le=6)
+    num_levels: int = Field(default=3, ge=1, le=6)
     """Levels above the bottleneck."""
-    boundary_tolerance: float = Field(2.0, ge=0)
+    boundary_tolerance: float = Field(default=2.0, ge=0)
     """px within which a boundary pixel counts as met, for the boundary F1."""
 
 
@@ -60,7 +60,7 @@ class EvaluateConfig(Section):
     """Everything that `steelgen evaluate` needs to judge a folder of generated images."""
 
     generated: Path
-    """What `steelgen sample` wrote (samples/, labels/), or any folder of images, with or without masks/ beside them."""
+    """What `steelgen sample` wrote (samples/, labels/), or any folder of images, with or without masks/."""
     dataset: Path
     """The real dataset folder."""
     output_dir: Path
@@ -69,9 +69,9 @@ class EvaluateConfig(Section):
     """The real split that the generator never saw: the reference that counts."""
     train_split: str = "train"
     """The real split that the generator was trained on."""
-    num_real: int | None = Field(None, ge=4)
+    num_real: int | None = Field(default=None, ge=4)
     """Real crops of each split; null takes as many as there are generated images."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of the crops, the segmenter and the KID subsets."""
     geometry: GeometrySection = GeometrySection()
     features: FeaturesSection = FeaturesSection()

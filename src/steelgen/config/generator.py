@@ -50,7 +50,11 @@ class UNetSection(Section):
                     f"base_channels {self.base_channels} times channel_mult {factor:g} gives {width} channels, "
                     f"not a multiple of norm_groups {self.norm_groups}"
                 )
-            if self.num_head_channels and width % self.num_head_channels and (self.attention_resolutions or factor == self.channel_mult[-1]):
+            if (
+                self.num_head_channels
+                and width % self.num_head_channels
+                and (self.attention_resolutions or factor == self.channel_mult[-1])
+            ):
                 raise ValueError(f"{width} channels are not a multiple of num_head_channels {self.num_head_channels}")
         return self
 
@@ -61,19 +65,25 @@ class NoiseSection(Section):
     num_train_timesteps: int = Field(1000, ge=21)
     """Steps of the forward process."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
-    """diffusers' name of the schedule; squaredcos_cap_v2 is the cosine one (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
+    """diffusers' name; squaredcos_cap_v2 is the cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
     prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
     """What the network predicts: velocity (Salimans & Ho 2022, arXiv 2202.00512), noise, or the image."""
     zero_terminal_snr: bool = True
     """No signal is left at the last step (Lin et al. 2023, arXiv 2305.08891), so brightness and contrast are learnt
     rather than leaked; needs v_prediction or sample."""
+    standardise: bool = True
+    """Shift and scale grey levels to the training set's mean 0 and standard deviation 1 first. Micrographs have little
+    contrast; a schedule made for unit variance (Karras et al. 2022, arXiv 2206.00364, table 1: σ_data) would spend
+    most of its steps on noise that drowns them."""
     snr_gamma: float | None = Field(None, gt=0)
     """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556) with this gamma; null weighs all steps alike."""
 
     @model_validator(mode="after")
     def _check_terminal_snr(self) -> NoiseSection:
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
-            raise ValueError("zero_terminal_snr needs prediction_type v_prediction or sample: without signal, noise says nothing")
+            raise ValueError(
+                "zero_terminal_snr needs prediction_type v_prediction or sample: without signal, noise says nothing"
+            )
         return self
 
 

@@ -25,7 +25,7 @@ class SplitMasks(Section):
 
 
 class FolderMasks(Section):
-    """Masks from a plain folder of single-channel or palette images with class indices, cut like the crops of training."""
+    """Masks from a folder of single-channel or palette images of class indices, cut like the crops of training."""
 
     kind: Literal["folder"] = "folder"
     """Where masks come from."""

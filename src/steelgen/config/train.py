@@ -22,7 +22,7 @@ class DataSection(Section):
     image_size: int = Field(64, ge=8)
     """Edge of the network's images, in pixels."""
     crop_size: int | None = Field(None, ge=8)
-    """Edge of the square cut from a micrograph, in its own pixels, before it is resized to image_size; null: image_size."""
+    """Edge of the square cut from a micrograph, in its own pixels, then resized to image_size; null: image_size."""
     scale_range: tuple[float, float] = (1.0, 1.0)
     """Each crop's edge is crop_size times a factor drawn log-uniformly from this range."""
     in_channels: Literal[1, 3] = 1
@@ -35,7 +35,9 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _check_scale_range(self) -> DataSection:
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(f"scale_range {list(self.scale_range)}: must be two positive numbers, the smaller one first")
+            raise ValueError(
+                f"scale_range {list(self.scale_range)}: must be two positive numbers, the smaller one first"
+            )
         return self
 
 
@@ -136,7 +138,7 @@ class TrainConfig(RunConfig):
 
 
 class FinetuneConfig(RunConfig):
-    """`steelgen finetune`: continue from a trained generator, usually with a higher mask_dropout, on the same or new data.
+    """`steelgen finetune`: continue from a trained generator, usually with more mask_dropout, on the same or new data.
 
     The network and its noise schedule are the checkpoint's; so image_size, in_channels and the classes must match it.
     """

@@ -49,6 +49,13 @@ class Micrographs:
     def __len__(self) -> int:
         return len(self.stems)
 
+    def compute_intensity(self) -> tuple[float, float]:
+        """Mean and standard deviation of all pixels, in the units of the network's images ([-1, 1])."""
+        counts = np.sum([np.bincount(image.ravel(), minlength=256) for image in self.images], axis=0)
+        levels = np.arange(256) / 127.5 - 1
+        mean = float(np.average(levels, weights=counts))
+        return mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
+
 
 def load_micrographs(root: Path, split: str, in_channels: int = 1) -> Micrographs:
     """Reads every pair of a split.
@@ -104,7 +111,11 @@ def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def cut_crop(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], geometry: CropGeometry, rng: np.random.Generator, augment: bool
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    geometry: CropGeometry,
+    rng: np.random.Generator,
+    augment: bool,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Cuts one random crop, with one of the 8 flips and rotations where `augment` is set.
 

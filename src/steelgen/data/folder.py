@@ -36,8 +36,8 @@ class DatasetInfo(BaseModel):
 
     name: str
     class_names: list[str] = Field(min_length=1, max_length=255)
-    palette: list[tuple[int, int, int]]
-    """One RGB colour (0-255) a class, for viewing only."""
+    palette: list[tuple[int, int, int]] = []
+    """One RGB colour (0-255) a class, for viewing only; colours that all can tell apart where none are given."""
     ignore_index: int = Field(255, ge=0, le=255)
     """Mask value of pixels that belong to no class and count nowhere."""
     pixel_size_um: float | None = Field(None, gt=0)
@@ -45,15 +45,9 @@ class DatasetInfo(BaseModel):
     licence: str = ""
     source: str = ""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_palette(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "palette" not in values and isinstance(values.get("class_names"), list):
-            return {**values, "palette": default_palette(len(values["class_names"]))}
-        return values
-
     @model_validator(mode="after")
     def _check(self) -> DatasetInfo:
+        self.palette = self.palette or default_palette(len(self.class_names))
         if len(self.palette) != len(self.class_names):
             raise ValueError(f"{len(self.palette)} palette colours for {len(self.class_names)} class names")
         if self.ignore_index < self.num_classes:
@@ -170,7 +164,7 @@ def load_mask(path: Path, info: DatasetInfo) -> NDArray[np.uint8]:
 def save_mask(path: Path, mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> None:
     """Writes (H, W) uint8 class indices as a palette PNG; index 255 shows as white."""
     image = Image.fromarray(mask)
-    image.putpalette(np.concatenate([np.asarray(palette, np.uint8).ravel(), np.full(768 - 3 * len(palette), 255, np.uint8)]))
+    image.putpalette(bytes(channel for colour in palette for channel in colour) + b"\xff" * (768 - 3 * len(palette)))
     with new_file(path) as working:
         image.save(working, optimize=True)
 
@@ -185,7 +179,7 @@ def load_metadata(root: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         try:
             row = json.loads(line)
             rows[row["file_name"]] = row

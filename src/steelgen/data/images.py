@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +16,24 @@ MAX_PIXELS = 400_000_000
 """Larger images are refused before decoding: a few bytes can claim any size."""
 
 
-def load_image(path: Path) -> NDArray[np.uint8]:
+def load_image(path: Path, keep_depth: bool = False, as_indices: bool = False) -> NDArray[Any]:
     """Reads a micrograph.
 
     Palette images and RGB images with equal channels become one channel; 16-bit images are scaled by their full range.
 
+    Args:
+        keep_depth: leave 16-bit images as they are.
+        as_indices: read the indices of palette images instead of their colours.
+
     Returns:
-        (H, W) uint8 for grey images, (H, W, 3) uint8 RGB for colour images.
+        (H, W) uint8 for grey images, (H, W, 3) uint8 RGB for colour images; uint16 where the depth is kept.
 
     Raises:
         InputError: if the file is missing, truncated, too large or no image.
     """
-    array = _decode(path)
+    array = _decode(path, as_indices)
     if array.dtype == np.uint16:
-        return (array >> 8).astype(np.uint8)
+        return array if keep_depth else (array >> 8).astype(np.uint8)
     if array.ndim == 3 and (array[..., :1] == array).all():
         return np.ascontiguousarray(array[..., 0])
     return array
@@ -59,7 +64,8 @@ def _decode(path: Path, as_indices: bool = False) -> NDArray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path) as opened:
+                image: Image.Image = opened
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise InputError(f"{path}: {width}x{height} pixels exceed the limit of {MAX_PIXELS:,}")
@@ -67,6 +73,8 @@ def _decode(path: Path, as_indices: bool = False) -> NDArray:
                     return _to_uint16(np.asarray(image), path)
                 if image.mode == "1" or (image.mode == "P" and not as_indices) or image.mode == "LA":
                     image = image.convert("RGB" if image.mode == "P" else "L")
+                elif image.mode == "F":
+                    raise InputError(f"{path}: floating-point grey levels have no known range")
                 elif image.mode not in ("L", "P", "RGB"):
                     image = image.convert("RGB")
                 return np.asarray(image)

@@ -37,7 +37,10 @@ def color_mask(mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> 
 
 
 def blend_overlay(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: list[tuple[int, int, int]], opacity: float = 0.4
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    palette: list[tuple[int, int, int]],
+    opacity: float = 0.4,
 ) -> NDArray[np.uint8]:
     """Lays the colours of a mask over its micrograph; class 0 and ignored pixels stay as they are.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from steelgen import __version__
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import SolverSection
-from steelgen.data.crops import CropGeometry
+from steelgen.data.crops import CropGeometry, Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.diffusion.loss import compute_diffusion_loss
 from steelgen.diffusion.noise import build_noise_schedule
@@ -31,9 +31,13 @@ class SemanticDiffusion:
     info: DatasetInfo
     geometry: CropGeometry
     snr_gamma: float | None = None
+    intensity: tuple[float, float] = (0.0, 1.0)
+    """Mean and standard deviation of the training images, which the network sees as 0 and 1."""
 
     def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], seed: int, mask_dropout: float) -> Tensor:
         """See `Generator.compute_loss`."""
+        mean, deviation = self.intensity
+        batch = {**batch, "image": (batch["image"] - mean) / deviation}
         return compute_diffusion_loss(
             network, self.schedule, batch, self.info.num_classes, seed, mask_dropout, self.snr_gamma
         )
@@ -43,9 +47,9 @@ class SemanticDiffusion:
         training = self.network.training
         self.network.eval()
         try:
-            return self._pipeline()(
-                masks, seeds, solver.name, solver.num_inference_steps, solver.guidance_scale
-            )
+            image = self._pipeline()(masks, seeds, solver.name, solver.num_inference_steps, solver.guidance_scale)
+            mean, deviation = self.intensity
+            return (image * deviation + mean).clamp(-1, 1)
         finally:
             self.network.train(training)
 
@@ -61,6 +65,7 @@ class SemanticDiffusion:
                     "dataset": self.info.model_dump(mode="json"),
                     "geometry": asdict(self.geometry),
                     "snr_gamma": self.snr_gamma,
+                    "intensity": self.intensity,
                 },
             )
 
@@ -69,20 +74,23 @@ class SemanticDiffusion:
 
 
 def build_semantic_diffusion(
-    config: SemanticDiffusionSection, info: DatasetInfo, geometry: CropGeometry
+    config: SemanticDiffusionSection, micrographs: Micrographs, geometry: CropGeometry
 ) -> SemanticDiffusion:
     """An untrained semantic diffusion model; its initial weights follow torch's global seed."""
+    info, noise = micrographs.info, config.noise
     network = SemanticUNet(
         image_size=geometry.image_size,
         in_channels=geometry.in_channels,
         num_classes=info.num_classes,
         **config.unet.model_dump(),
     )
-    noise = config.noise
     schedule = build_noise_schedule(
         noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, noise.zero_terminal_snr
     )
-    return SemanticDiffusion(network, schedule, info, geometry, noise.snr_gamma)
+    mean, deviation = micrographs.compute_intensity() if noise.standardise else (0.0, 1.0)
+    if deviation == 0:
+        raise InputError(f"{info.name}: all training micrographs have the same grey level everywhere")
+    return SemanticDiffusion(network, schedule, info, geometry, noise.snr_gamma, (mean, deviation))
 
 
 def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
@@ -95,8 +103,13 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
     try:
         pipeline = SemanticDiffusionPipeline.from_pretrained(folder)
         info = DatasetInfo.model_validate(description["dataset"])
-        geometry = CropGeometry(**{**description["geometry"], "scale_range": tuple(description["geometry"]["scale_range"])})
+        geometry = CropGeometry(
+            **{**description["geometry"], "scale_range": tuple(description["geometry"]["scale_range"])}
+        )
+        mean, deviation = description["intensity"]
     except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}: not a complete semantic diffusion model: {reason}") from None
-    return SemanticDiffusion(pipeline.unet, pipeline.scheduler, info, geometry, description.get("snr_gamma"))
+    return SemanticDiffusion(
+        pipeline.unet, pipeline.scheduler, info, geometry, description["snr_gamma"], (mean, deviation)
+    )

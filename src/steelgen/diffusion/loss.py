@@ -63,7 +63,9 @@ def compute_loss_weights(schedule: DDPMScheduler, timesteps: Tensor, snr_gamma: 
         return torch.ones(timesteps.shape, device=timesteps.device)
     snr = compute_snr(schedule, timesteps)
     weight = snr.clamp(max=snr_gamma)
-    return {"epsilon": weight / snr, "v_prediction": weight / (snr + 1), "sample": weight}[schedule.config.prediction_type]
+    return {"epsilon": weight / snr, "v_prediction": weight / (snr + 1), "sample": weight}[
+        schedule.config.prediction_type
+    ]
 
 
 def compute_diffusion_loss(

@@ -18,8 +18,8 @@ from torch import Tensor
 _SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "unipc": (UniPCMultistepScheduler, {"solver_order": 2}),
-    "ddim": (DDIMScheduler, {"clip_sample": True}),
-    "ddpm": (DDPMScheduler, {"clip_sample": True}),
+    "ddim": (DDIMScheduler, {}),
+    "ddpm": (DDPMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
 }
 
@@ -41,7 +41,7 @@ def build_noise_schedule(
         beta_schedule=beta_schedule,
         prediction_type=prediction_type,
         rescale_betas_zero_snr=zero_terminal_snr,
-        timestep_spacing="trailing",  # the first step must be the noisiest one (Lin et al. 2023, arXiv 2305.08891, section 3.3)
+        timestep_spacing="trailing",  # start at the noisiest step (Lin et al. 2023, arXiv 2305.08891, section 3.3)
         clip_sample=False,
     )
 

@@ -45,10 +45,10 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             guidance_scale: null + s·(conditional − null) (Ho & Salimans 2022, arXiv 2207.12598, eq. 6 with s = 1 + w).
 
         Returns:
-            (N, in_channels, H, W) float32 in [-1, 1].
+            (N, in_channels, H, W) float32, in the grey levels that the network was trained on.
         """
         config, device = self.unet.config, self.unet.device
-        n, height, width = masks.shape
+        _n, height, width = masks.shape
         scheduler = build_solver(solver, self.scheduler)
         scheduler.set_timesteps(num_inference_steps, device=device)
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -59,7 +59,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             network_input = scheduler.scale_model_input(image, timestep)
             prediction = self._predict(network_input, timestep, features, guidance_scale)
             image = scheduler.step(prediction, timestep, image, **_step_options(solver, rngs)).prev_sample
-        return image.clamp(-1, 1)
+        return image
 
     def _compute_guided_features(self, masks: Tensor, guidance_scale: float) -> MaskFeatures:
         """SPADE's γ and β, computed once for all steps: conditional ones first, then null ones, as far as needed."""
@@ -74,7 +74,10 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         pairs = zip(conditional.modulations, null.modulations, strict=True)
         return MaskFeatures(
             tuple(
-                (torch.cat([gamma, null_gamma.expand_as(gamma)]), torch.cat([beta, null_beta.expand_as(beta)]))
+                (
+                    torch.cat([gamma, null_gamma.expand_as(gamma)]),
+                    torch.cat([beta, null_beta.expand_as(beta)]),
+                )
                 for (gamma, beta), (null_gamma, null_beta) in pairs
             )
         )

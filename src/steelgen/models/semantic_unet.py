@@ -32,7 +32,9 @@ class MaskFeatures:
 class UNetStage(nn.Module):
     """One residual block of an encoder or decoder with what follows it: attention, then a change of resolution."""
 
-    def __init__(self, block: ResidualBlock, attention: SelfAttention | None = None, resampler: nn.Module | None = None):
+    def __init__(
+        self, block: ResidualBlock, attention: SelfAttention | None = None, resampler: nn.Module | None = None
+    ):
         super().__init__()
         self.block = block
         self.attention = attention
@@ -52,7 +54,7 @@ class UNetStage(nn.Module):
 class SemanticUNet(ModelMixin, ConfigMixin):
     """Predicts what the noise schedule asks for (noise, velocity or image) from a noisy image, a timestep and a mask.
 
-    Plain residual blocks in the encoder, SPADE blocks in the middle and the decoder (Wang et al. 2022, arXiv 2207.00050).
+    Plain residual blocks in the encoder, SPADE ones in the middle and the decoder (Wang et al. 2022, arXiv 2207.00050).
 
     Args:
         image_size: edge of the images in pixels; attention_resolutions refer to it. Other sizes run too.
@@ -61,7 +63,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         base_channels: channels of the first level (times channel_mult[0]) and a quarter of the time embedding.
         channel_mult: one factor a resolution level; each level halves the resolution.
         num_res_blocks: residual blocks a level.
-        attention_resolutions: edges, in feature pixels, of the levels that get self-attention. The middle always has it.
+        attention_resolutions: edges, in feature pixels, of the levels with self-attention. The middle always has it.
         num_heads: attention heads, where num_head_channels is None.
         num_heads_upsample: the decoder's attention heads, where they differ.
         num_head_channels: channels a head; the number of heads then follows from it.
@@ -175,7 +177,9 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             raise ValueError(f"the mask is {width}x{height}, not a multiple of {self.downsampling_factor}")
         sizes = [(height >> level, width >> level) for level in range(len(self.config.channel_mult))]
         pyramid = build_mask_pyramid(one_hot_mask, sizes, self.config.mask_resize)
-        return MaskFeatures(tuple(norm.compute_modulation(pyramid[sizes[level]]) for norm, level in self._spade_norms()))
+        return MaskFeatures(
+            tuple(norm.compute_modulation(pyramid[sizes[level]]) for norm, level in self._spade_norms())
+        )
 
     def forward(
         self,
@@ -201,7 +205,9 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             mask_features = self.compute_mask_features(one_hot_mask)
         modulations: Iterator[Modulation] = iter(mask_features.modulations)
 
-        embedding = get_timestep_embedding(timesteps, self.config.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        embedding = get_timestep_embedding(
+            timesteps, self.config.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0
+        )
         embedding = F.silu(self.time_mlp(embedding.to(noisy_image.dtype)))
 
         features = self.conv_in(noisy_image)

@@ -51,6 +51,4 @@ def build_mask_pyramid(one_hot_mask: Tensor, sizes: list[tuple[int, int]], mode:
             thinner than a feature pixel stay visible to the coarse levels.
     """
     full = tuple(one_hot_mask.shape[-2:])
-    return {
-        size: one_hot_mask if size == full else F.interpolate(one_hot_mask, size=size, mode=mode) for size in sizes
-    }
+    return {size: one_hot_mask if size == full else F.interpolate(one_hot_mask, size=size, mode=mode) for size in sizes}

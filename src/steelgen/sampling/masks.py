@@ -73,7 +73,8 @@ class _FolderSource:
         for path, mask in zip(self._paths, self._masks, strict=True):
             if min(mask.shape) < geometry.image_size:
                 raise InputError(
-                    f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, smaller than the generator's image_size {geometry.image_size}"
+                    f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, smaller than the generator's "
+                    f"image_size {geometry.image_size}"
                 )
         self._geometry, self._seed, self._augment = geometry, seed, config.augment
 

@@ -26,7 +26,7 @@ from steelgen.sampling.masks import DrawnMask, build_mask_source
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
-# What may differ between two calls that fill the same folder: it does not change an image beyond rounding.
+# What may differ between two calls that fill the same folder: no image changes by it.
 _FREE_KEYS = ("batch_size", "channels_last", "compile", "num_samples")
 
 
@@ -49,9 +49,9 @@ def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda don
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = generator.network.to(device).requires_grad_(False)
     if config.channels_last:
-        network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.compile:
-        network.compile()  # type: ignore[no-untyped-call]
+        network.compile()
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
 
     out = config.output_dir
@@ -93,7 +93,9 @@ def _open_folder(config: SampleConfig, generator: Generator) -> None:
     split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
     save_dataset_info(
         config.output_dir,
-        generator.info.model_copy(update={"source": f"synthetic, drawn by steelgen {__version__} from {config.generator}"}),
+        generator.info.model_copy(
+            update={"source": f"synthetic, drawn by steelgen {__version__} from {config.generator}"}
+        ),
     )
     save_json(path, {**geometry, "source_split": split, "config": settings, "steelgen_version": __version__})
 
@@ -109,7 +111,13 @@ def _write_pair(out: Path, index: int, seed: int, drawn: DrawnMask, image: torch
     _save_png(out / "colored_labels" / path.name, color_mask(drawn.mask, info.palette))
     if drawn.image is not None:
         _save_png(out / "images" / path.name, drawn.image)
-    row = {"file_name": f"samples/{path.name}", "mask": f"labels/{path.name}", "seed": seed, "source_mask": drawn.source, "synthetic": True}
+    row = {
+        "file_name": f"samples/{path.name}",
+        "mask": f"labels/{path.name}",
+        "seed": seed,
+        "source_mask": drawn.source,
+        "synthetic": True,
+    }
     _save_png(path, tensor_to_image(image), row)
 
 
@@ -135,4 +143,10 @@ def _write_contact_sheet(out: Path, count: int, info: DatasetInfo) -> None:
     names = [_sample_path(out, index).name for index in range(count)]
     masks = [np.asarray(Image.open(out / "labels" / name)) for name in names]
     real = [load_image(path) if (path := out / "images" / name).is_file() else None for name in names]
-    save_sheet(out / "contact_sheet.png", masks, [load_image(out / "samples" / name) for name in names], real, info.palette)
+    save_sheet(
+        out / "contact_sheet.png",
+        masks,
+        [load_image(out / "samples" / name) for name in names],
+        real,
+        info.palette,
+    )

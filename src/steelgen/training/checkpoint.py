@@ -121,3 +121,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]
         index, name = key.split(".")
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # Fused AdamW walks raw memory, so a parameter's moments must have its memory layout, which files do not keep.
+    for parameter, entries in optimizer.state.items():
+        for name, tensor in entries.items():
+            if tensor.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter).copy_(tensor)

@@ -76,7 +76,7 @@ def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
     """The untrained generator and the micrographs of a training config."""
     micrographs = load_micrographs(config.data.dataset, config.data.split, config.data.in_channels)
     torch.manual_seed(config.seed)
-    return build_generator(config.generator, micrographs.info, crop_geometry(config)), micrographs
+    return build_generator(config.generator, micrographs, crop_geometry(config)), micrographs
 
 
 def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
@@ -86,7 +86,8 @@ def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
     for name in ("image_size", "in_channels"):
         if getattr(trained, name) != getattr(wanted, name):
             raise InputError(
-                f"{config.checkpoint}: was trained with {name} {getattr(trained, name)}, data.{name} is {getattr(wanted, name)}"
+                f"{config.checkpoint}: was trained with {name} {getattr(trained, name)}, "
+                f"data.{name} is {getattr(wanted, name)}"
             )
     micrographs = load_micrographs(config.data.dataset, config.data.split, config.data.in_channels)
     if micrographs.info.num_classes != generator.info.num_classes:
@@ -114,21 +115,26 @@ def count_steps(config: OptimisationSection, epoch_crops: int, num_processes: in
 
 
 def _run(
-    config: RunConfig, generator: Generator, micrographs: Micrographs, observer: TrainingObserver, resume: bool
+    config: RunConfig,
+    generator: Generator,
+    micrographs: Micrographs,
+    observer: TrainingObserver,
+    resume: bool,
 ) -> TrainingResult:
     options = config.train
     accelerator = Accelerator(
-        mixed_precision=options.mixed_precision, gradient_accumulation_steps=options.gradient_accumulation_steps
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
     )
     dataset = CropDataset(micrographs, generator.geometry, config.seed, config.data.augment)
     network = generator.network
     if options.gradient_checkpointing:
         network.enable_gradient_checkpointing()  # type: ignore[operator]
     if options.channels_last:
-        network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.to(accelerator.device).train()
     if options.compile:
-        network.compile()  # type: ignore[no-untyped-call]
+        network.compile()
     optimizer = torch.optim.AdamW(
         network.parameters(),
         lr=options.learning_rate,
@@ -147,7 +153,7 @@ def _run(
         observer.on_event(f"resumed from {checkpoints[-1]}")
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     learning_rate_factor = get_scheduler(
-        options.lr_scheduler, optimizer, options.warmup_steps, last_step
+        options.lr_scheduler, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=last_step
     ).lr_lambdas[0]
     sampler = CropSampler(
         options.train_batch_size,
@@ -183,7 +189,7 @@ def _run(
         while step < last_step and not _stop_agreed(stop, accelerator):
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * learning_rate_factor(step)
-            # Dropout is the only user of the global generator; seeding it here makes every step a function of its number.
+            # Only dropout uses the global generator; seeding it here makes every step a function of its number.
             set_seed((config.seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index) % 2**32)
             for _ in range(options.gradient_accumulation_steps):
                 batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in next(batches).items()}
@@ -202,7 +208,13 @@ def _run(
             values: dict[str, float] = {}
             if step % options.log_every == 0 or step == last_step:
                 values = meter.read(norm, optimizer.param_groups[0]["lr"], accelerator.num_processes)
-                values["epoch"] = step * sampler.batch_size * accelerator.num_processes * options.gradient_accumulation_steps / len(dataset)
+                values["epoch"] = (
+                    step
+                    * sampler.batch_size
+                    * accelerator.num_processes
+                    * options.gradient_accumulation_steps
+                    / len(dataset)
+                )
                 if log:
                     log.write(step, values)
             observer.on_step(step, values)

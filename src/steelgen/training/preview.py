@@ -37,5 +37,11 @@ class PreviewDrawer:
         seeds = list(range(len(self._real)))
         drawn = self._generator.draw(torch.from_numpy(self._masks.astype(np.int64)), seeds, self._solver)
         path = self._folder / f"step-{step:06d}.png"
-        save_sheet(path, self._masks, [tensor_to_image(image) for image in drawn], self._real, self._generator.info.palette)
+        save_sheet(
+            path,
+            self._masks,
+            [tensor_to_image(image) for image in drawn],
+            self._real,
+            self._generator.info.palette,
+        )
         return path

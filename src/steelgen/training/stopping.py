@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Inside the block SIGINT, SIGTERM and SIGUSR1 set a flag that is looked at between steps; a second SIGINT interrupts.
+    """Inside the block SIGINT, SIGTERM and SIGUSR1 set a flag, looked at between steps; a second SIGINT interrupts.
 
     Args:
         max_minutes: also ask for a stop after so many minutes; None never does.

@@ -1,0 +1,130 @@
+"""Strict configs: unknown keys, overrides, schemas, the shipped files."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from steelgen.config.actions import ACTIONS
+from steelgen.config.base import build_schema, config_to_json, load_config, parse_config
+from steelgen.config.train import TrainConfig
+from steelgen.errors import InputError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MINIMAL = {"run_dir": "r", "data": {"dataset": "d"}, "train": {"max_steps": 1}}
+
+
+def parse(values, *overrides):
+    return parse_config(json.loads(json.dumps(values)), TrainConfig, overrides, origin="train.json")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**MINIMAL, "trian": {}}, r"train.json: unknown key 'trian'; did you mean 'train'\?"),
+        (
+            {**MINIMAL, "train": {"max_steps": 1, "learning_rat": 1}},
+            r"unknown key 'train.learning_rat'; did you mean 'learning_rate'",
+        ),
+        (
+            {**MINIMAL, "generator": {"unet": {"base_chanels": 8}}},
+            r"'generator.unet.base_chanels'; did you mean 'base_channels'",
+        ),
+        ({"run_dir": "r", "train": {"max_steps": 1}}, r"data: is missing"),
+        (
+            {**MINIMAL, "train": {"max_steps": 1, "learning_rate": -1}},
+            r"train.learning_rate: .*greater than 0 \(got -1\)",
+        ),
+        ({**MINIMAL, "train": {"max_steps": "many"}}, r"train.max_steps: .*got \"many\""),
+        ({**MINIMAL, "train": {}}, "one of max_steps and max_epochs"),
+        ({**MINIMAL, "data": {"dataset": "d", "image_size": 60}}, "image_size 60 is not a multiple of 8"),
+        (
+            {**MINIMAL, "generator": {"unet": {"base_channels": 48, "norm_groups": 32}}},
+            "gives 48 channels, not a multiple of norm_groups",
+        ),
+        (
+            {**MINIMAL, "generator": {"noise": {"prediction_type": "epsilon"}}},
+            "zero_terminal_snr needs prediction_type",
+        ),
+    ],
+)
+def test_mistakes_are_named(values, message):
+    with pytest.raises(InputError, match=message):
+        parse(values)
+
+
+def test_overrides_are_typed_and_nested():
+    config = parse(
+        MINIMAL,
+        "train.learning_rate=1e-3",
+        "data.augment=false",
+        "run_dir=runs/7",
+        "generator.unet.channel_mult=[1,2]",
+    )
+    assert config.train.learning_rate == 1e-3
+    assert config.data.augment is False
+    assert config.run_dir == Path("runs/7")
+    assert config.generator.unet.channel_mult == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rate", "dotted.key=value"),
+        ("run_dir.x=1", "'run_dir' is a value"),
+        ("train.lerning_rate=1", "did you mean 'learning_rate'"),
+    ],
+)
+def test_bad_overrides_are_named(override, message):
+    with pytest.raises(InputError, match=message):
+        parse(MINIMAL, override)
+
+
+def test_resolved_config_is_enough_to_run_again():
+    config = parse(MINIMAL, "train.learning_rate=3e-4")
+    assert parse(config_to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"c.json:1:2: not valid JSON"),
+        ("[]", "must hold a JSON object, not list"),
+        ("\ufeff{}", "is missing"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_broken_files(tmp_path, text, message):
+    (tmp_path / "c.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "c.json", TrainConfig)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_schema_files_are_up_to_date(action):
+    """configs/schema is written by `steelgen config schema --out configs/schema`."""
+    assert json.loads((CONFIGS / "schema" / f"{action}.json").read_text()) == build_schema(ACTIONS[action])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.name)
+def test_shipped_configs_are_valid(path):
+    values = json.loads(path.read_text())
+    action = Path(values["$schema"]).stem
+    jsonschema.validate(values, build_schema(ACTIONS[action]))
+    load_config(path, ACTIONS[action])
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_every_field_is_described(action):
+    """The docstring under a field is its help in editors and docs."""
+
+    def check(name, schema):
+        for field, content in schema.get("properties", {}).items():
+            # A section whose field says the same as its class is described there alone.
+            assert field == "$schema" or content.get("description") or "$ref" in content, f"{name}.{field}"
+
+    schema = build_schema(ACTIONS[action])
+    check(action, schema)
+    for name, definition in schema.get("$defs", {}).items():
+        check(name, definition)
