@@ -1,0 +1,70 @@
+"""`steelgen evaluate`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_table
+
+
+def evaluate_command(config: ConfigOption, overrides: SetOption = None, dry_run: DryRunOption = False) -> None:
+    """Judge generated micrographs, each figure beside its real-vs-real floor."""
+    from steelgen.config.base import config_to_json, load_config
+    from steelgen.config.evaluate import EvaluateConfig
+
+    with errors_as_lines():
+        settings = load_config(config, EvaluateConfig, overrides or ())
+        typer.echo(json.dumps(config_to_json(settings), indent=2))
+        if dry_run:
+            from steelgen.evaluation.evidence import describe_sets, load_evidence
+
+            evidence, notes = load_evidence(settings)
+            typer.echo(json.dumps(describe_sets(evidence), indent=2))
+            _print_lines("note", notes)
+            return
+        from steelgen.evaluation.run import evaluate
+
+        result = evaluate(settings, lambda line: typer.echo(line, err=True))
+        _print_lines("note", result["notes"])
+        _print_lines("warning", result["warnings"])
+        print_figures(result["figures"])
+        typer.echo(f"all figures in {settings.output_dir / 'evaluation.json'}")
+
+
+def print_figures(figures: list[dict[str, Any]]) -> None:
+    """Prints one table a section."""
+    for section in dict.fromkeys(figure["section"] for figure in figures):
+        rows = [
+            [
+                figure["metric"],
+                figure["compared"],
+                _show(figure["value"]),
+                _show_spread(figure),
+                _show(figure["floor"]),
+                figure["better"],
+                f"{figure['n'][0]}/{figure['n'][1]}",
+                figure["seed"],
+            ]
+            for figure in figures
+            if figure["section"] == section
+        ]
+        print_table(section, ["metric", "compared", "value", "spread", "floor", "better", "N", "seed"], rows)
+
+
+def _show(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _show_spread(figure: dict[str, Any]) -> str:
+    if figure["interval"]:
+        return f"{_show(figure['interval'][0])} … {_show(figure['interval'][1])}"
+    return "" if figure["spread"] is None else f"± {_show(figure['spread'])}"
+
+
+def _print_lines(kind: str, lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(f"{kind}: {line}", err=True)

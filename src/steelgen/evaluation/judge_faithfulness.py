@@ -1,0 +1,72 @@
+"""The judgement of faithfulness: is the mask that an image was drawn for to be seen in it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from steelgen.evaluation.agreement import Agreement, compute_agreement, nanmean
+from steelgen.evaluation.evidence import Evidence, Section
+from steelgen.evaluation.figures import Figure, bootstrap_interval
+from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
+from steelgen.evaluation.sets import ImageSet
+
+
+def judge_faithfulness(evidence: Evidence, report_progress: Callable[[str], None]) -> Section:
+    """Whether a segmenter trained on real micrographs finds in each image the mask that it was drawn for."""
+    if evidence.generated.masks is None:
+        return [], {}, ["faithfulness is not measured: the generated images come without masks"]
+    config = evidence.config
+    report_progress(f"segmenter: {config.segmenter.steps} steps on the real {config.train_split} split")
+    segmenter = load_or_train_segmenter(
+        evidence.train_micrographs,
+        evidence.geometry,
+        config.segmenter,
+        evidence.cache_dir,
+        config.seed,
+        evidence.device,
+    )
+
+    def compare(images: ImageSet) -> Agreement:
+        assert images.masks is not None
+        return compute_agreement(
+            images.masks,
+            predict_masks(segmenter, images.images),
+            evidence.info.num_classes,
+            evidence.info.ignore_index,
+            config.segmenter.boundary_tolerance,
+        )
+
+    generated, floor = compare(evidence.generated), compare(evidence.held_out)
+    names = evidence.info.class_names
+    shared: dict[str, Any] = {
+        "section": "faithfulness",
+        "compared": f"generated vs their masks (floor: {evidence.held_out.name})",
+        "n": (len(evidence.generated), len(evidence.held_out)),
+        "seed": config.seed,
+        "better": "higher",
+    }
+    per_image, floor_per_image = generated.image_iou, floor.image_iou
+    figures = [
+        Figure(metric="mIoU", value=generated.mean_iou, floor=floor.mean_iou, **shared),
+        Figure(
+            metric="mIoU per image",
+            value=nanmean(per_image),
+            floor=nanmean(floor_per_image),
+            interval=bootstrap_interval(per_image, config.seed),
+            **shared,
+        ),
+        Figure(metric="boundary F1", value=generated.mean_boundary_f1, floor=floor.mean_boundary_f1, **shared),
+        *(
+            Figure(metric=f"IoU {name}", value=float(value), floor=float(real), **shared)
+            for name, value, real in zip(names, generated.class_iou, floor.class_iou, strict=True)
+        ),
+    ]
+    details = {
+        "class_names": names,
+        "segmenter_trained_on": config.train_split,
+        "generated": asdict(generated),
+        "held_out": asdict(floor),
+    }
+    return figures, details, []

@@ -1,0 +1,172 @@
+"""The judge of masks: a segmenter trained on real micrographs, kept so that it is trained once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from steelgen.config.evaluate import SegmenterSection
+from steelgen.data.crops import CropDataset, CropGeometry, Micrographs, image_to_tensor
+from steelgen.evaluation.features import hash_arrays
+from steelgen.files import new_file
+from steelgen.models.segmenter import SegmenterUNet
+
+
+def load_or_train_segmenter(
+    micrographs: Micrographs,
+    geometry: CropGeometry,
+    settings: SegmenterSection,
+    cache_dir: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    report_progress: Callable[[int, int], None] | None = None,
+) -> SegmenterUNet:
+    """As `train_segmenter`, kept in `cache_dir` under a hash of micrographs, geometry and settings."""
+    from safetensors.torch import load_file, save_file
+
+    what = json.dumps([geometry.__dict__, settings.model_dump(), seed, micrographs.info.num_classes])
+    path = cache_dir / "segmenters" / f"{hash_arrays(*micrographs.images, *micrographs.masks, text=what)}.safetensors"
+    if path.is_file():
+        segmenter = build_segmenter(geometry, micrographs.info.num_classes, settings)
+        segmenter.load_state_dict(load_file(path))
+        return segmenter.to(device).eval()
+    segmenter = train_segmenter(micrographs, geometry, settings, seed, device, report_progress)
+    with new_file(path) as working:
+        save_file({name: value.cpu().contiguous() for name, value in segmenter.state_dict().items()}, working)
+    return segmenter
+
+
+def train_segmenter(
+    micrographs: Micrographs,
+    geometry: CropGeometry,
+    settings: SegmenterSection,
+    seed: int = 0,
+    device: str = "cpu",
+    report_progress: Callable[[int, int], None] | None = None,
+) -> SegmenterUNet:
+    """Trains a U-Net on random crops, with flips, rotations and changes of grey level.
+
+    AdamW on a one-cycle schedule; the loss is cross-entropy, weighted by the inverse root of the class
+    frequencies, plus the soft Dice loss.
+
+    Args:
+        micrographs: the real training split.
+        geometry: of the images that it will judge.
+        settings: size and training of the U-Net.
+        seed: of the weights, the crops and the grey levels.
+        device: torch device.
+        report_progress: called with (steps done, steps in all).
+
+    Returns:
+        The network in eval mode.
+    """
+    num_classes, ignore_index = micrographs.info.num_classes, micrographs.info.ignore_index
+    crops = CropDataset(micrographs, geometry, seed, augment=True)
+    class_weights = compute_class_weights(micrographs.masks, num_classes).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        segmenter = build_segmenter(geometry, num_classes, settings).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(segmenter.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.2)
+    for step in range(settings.steps):
+        batch = [crops[step * settings.batch_size + offset] for offset in range(settings.batch_size)]
+        images = vary_grey_levels(torch.stack([item["image"] for item in batch]), generator).to(device)
+        masks = torch.stack([item["mask"] for item in batch]).to(device)
+        loss = compute_segmentation_loss(segmenter(images), masks, class_weights, ignore_index)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if report_progress:
+            report_progress(step + 1, settings.steps)
+    return segmenter.eval()
+
+
+def build_segmenter(geometry: CropGeometry, num_classes: int, settings: SegmenterSection) -> SegmenterUNet:
+    """The untrained network of those settings."""
+    return SegmenterUNet(geometry.in_channels, num_classes, settings.base_channels, settings.num_levels)
+
+
+@torch.inference_mode()
+def predict_masks(
+    segmenter: torch.nn.Module,
+    images: NDArray[np.uint8],
+    batch_size: int = 64,
+    report_progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.uint8]:
+    """The most likely class of every pixel.
+
+    Args:
+        segmenter: (N, C, S, S) in [-1, 1] → logits (N, num_classes, S, S).
+        images: (N, S, S) or (N, S, S, 3) uint8.
+
+    Returns:
+        (N, S, S) uint8 class indices.
+    """
+    device = next(segmenter.parameters()).device
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = torch.stack([image_to_tensor(image) for image in images[start : start + batch_size]])
+        parts.append(segmenter(batch.to(device)).argmax(dim=1).to(torch.uint8).cpu().numpy())
+        if report_progress:
+            report_progress(min(start + batch_size, len(images)), len(images))
+    return np.concatenate(parts)
+
+
+def compute_class_weights(masks: list[NDArray[np.uint8]], num_classes: int) -> torch.Tensor:
+    """(C,) weights ∝ 1/√frequency with mean 1 over the classes that occur; 0 for a class that does not."""
+    counts = sum(np.bincount(mask.ravel(), minlength=256)[:num_classes] for mask in masks)
+    present = np.asarray(counts) > 0
+    weights = np.where(present, 1 / np.sqrt(np.maximum(counts, 1)), 0.0)
+    return torch.from_numpy(weights / weights[present].mean()).float()
+
+
+def compute_segmentation_loss(
+    logits: torch.Tensor, masks: torch.Tensor, class_weights: torch.Tensor, ignore_index: int
+) -> torch.Tensor:
+    """Weighted cross-entropy plus the Dice loss of the classes present (Milletari 2016, arXiv 1606.04797).
+
+    Args:
+        logits: (N, C, H, W).
+        masks: (N, H, W) int64 class indices or ignore_index.
+        class_weights: (C,).
+
+    Returns:
+        Scalar; 0 for a batch in which every pixel is ignored.
+    """
+    counted = masks != ignore_index
+    if not counted.any():
+        return logits.sum() * 0
+    cross_entropy = F.cross_entropy(logits, masks, class_weights, ignore_index=ignore_index)
+    probabilities = logits.softmax(dim=1) * counted[:, None]
+    one_hot = F.one_hot(masks * counted, logits.shape[1]).movedim(-1, 1) * counted[:, None]
+    overlap = (probabilities * one_hot).sum(dim=(0, 2, 3))
+    size = (probabilities + one_hot).sum(dim=(0, 2, 3))
+    present = one_hot.sum(dim=(0, 2, 3)) > 0
+    return cross_entropy + 1 - (2 * overlap[present] / size[present]).mean()
+
+
+def vary_grey_levels(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Changes contrast (×0.7 to ×1.3), brightness (±0.2) and noise (σ up to 0.08) of each image at random.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1].
+
+    Returns:
+        The same shape, clipped to [-1, 1].
+    """
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=generator)
+
+    noise = torch.randn(images.shape, generator=generator)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    varied = (images - mean) * uniform(0.7, 1.3) + mean + uniform(-0.2, 0.2) + noise * uniform(0.0, 0.08)
+    return varied.clamp(-1, 1)

@@ -1,0 +1,82 @@
+"""Agreement of masks against matrices computed by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from steelgen.evaluation.agreement import (
+    compute_agreement,
+    compute_boundary_f1,
+    compute_confusion,
+    compute_iou,
+    find_boundary,
+)
+
+TRUE = np.array([[0, 0, 1, 1], [0, 0, 1, 255]], np.uint8)
+PREDICTED = np.array([[0, 1, 1, 1], [0, 0, 0, 1]], np.uint8)
+
+
+def test_confusion_and_iou_by_hand() -> None:
+    confusion = compute_confusion(TRUE, PREDICTED, 3)
+    assert confusion.tolist() == [[3, 1, 0], [1, 2, 0], [0, 0, 0]]
+    iou = compute_iou(confusion)
+    assert iou[:2] == pytest.approx([3 / 5, 2 / 4])
+    assert np.isnan(iou[2])
+
+
+def test_a_class_that_is_only_predicted_scores_zero_and_an_absent_one_does_not_count() -> None:
+    true = np.zeros((1, 2, 2), np.uint8)
+    predicted = np.array([[[0, 0], [0, 1]]], np.uint8)
+    agreement = compute_agreement(true, predicted, num_classes=3)
+    assert agreement.class_iou[:2] == pytest.approx([3 / 4, 0])
+    assert np.isnan(agreement.class_iou[2])
+    assert agreement.mean_iou == pytest.approx(3 / 8)
+
+
+def test_dataset_miou_is_of_one_matrix_and_not_the_mean_over_images() -> None:
+    true = np.stack([np.array([[0, 0, 0, 1]]), np.array([[1, 1, 1, 1]])]).astype(np.uint8)
+    predicted = np.stack([np.array([[0, 0, 0, 0]]), np.array([[1, 1, 1, 1]])]).astype(np.uint8)
+    agreement = compute_agreement(true, predicted, num_classes=2)
+    assert agreement.confusion.tolist() == [[3, 0], [1, 4]]
+    assert agreement.mean_iou == pytest.approx((3 / 4 + 4 / 5) / 2)
+    assert agreement.image_iou == pytest.approx([(3 / 4 + 0) / 2, 1.0])
+
+
+def test_an_image_that_is_all_ignored_is_undefined() -> None:
+    true = np.full((2, 3, 3), 255, np.uint8)
+    true[1] = 0
+    agreement = compute_agreement(true, np.zeros((2, 3, 3), np.uint8), num_classes=2)
+    assert np.isnan(agreement.image_iou[0])
+    assert agreement.image_iou[1] == 1.0
+    assert agreement.mean_iou == 1.0
+
+
+def test_boundary_is_inside_the_region_and_not_along_the_image_edge() -> None:
+    region = np.zeros((4, 5), bool)
+    region[:, :3] = True
+    assert find_boundary(region).nonzero()[1].tolist() == [2, 2, 2, 2]
+
+
+def test_boundary_f1_of_a_shifted_edge() -> None:
+    true, predicted = np.zeros((1, 8, 20), np.uint8), np.zeros((1, 8, 20), np.uint8)
+    true[..., 10:] = 1
+    predicted[..., 13:] = 1
+    assert compute_boundary_f1(true, true, 2) == pytest.approx([1, 1])
+    assert compute_boundary_f1(true, predicted, 2, tolerance=2) == pytest.approx([0, 0])
+    assert compute_boundary_f1(true, predicted, 2, tolerance=3) == pytest.approx([1, 1])
+    flat = np.zeros((1, 8, 20), np.uint8)
+    assert np.isnan(compute_boundary_f1(flat, flat, 2)).all()
+
+
+def test_confusion_agrees_with_torchmetrics_on_random_masks() -> None:
+    import torch
+    from torchmetrics.functional.classification import multiclass_jaccard_index
+
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(0, 4, (2, 5, 16, 16)).astype(np.uint8)
+    true[0, :3] = 255
+    expected = multiclass_jaccard_index(
+        torch.from_numpy(predicted).long(), torch.from_numpy(true).long(), 4, average=None, ignore_index=255
+    )
+    assert compute_agreement(true, predicted, 4).class_iou == pytest.approx(expected.numpy(), abs=1e-6)

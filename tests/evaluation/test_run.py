@@ -1,0 +1,159 @@
+"""`evaluate` from folder to figures, and what it says of folders it cannot use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from steelgen.config.base import parse_config
+from steelgen.config.evaluate import EvaluateConfig
+from steelgen.errors import InputError
+from steelgen.evaluation.run import evaluate
+
+QUICK = {"steps": 4, "batch_size": 4, "base_channels": 8, "num_levels": 2}
+FEATURES = {"kinds": "tests.evaluation.test_features:mean_features"}
+
+
+def build_config(generated: Path, dataset: Path, out: Path, **more: object) -> EvaluateConfig:
+    values = {"generated": str(generated), "dataset": str(dataset), "output_dir": str(out)}
+    return parse_config({**values, "segmenter": QUICK, "features": FEATURES, **more}, EvaluateConfig)
+
+
+@pytest.fixture(autouse=True)
+def _use_cache(cache: Path) -> None:
+    pass
+
+
+def find(result: dict, metric: str, compared: str) -> dict:
+    return next(f for f in result["figures"] if f["metric"] == metric and compared in f["compared"])
+
+
+def test_evaluate_writes_every_figure_with_its_floor(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = evaluate(build_config(generated, dataset, tmp_path / "out"), lines.append)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == result
+    assert lines
+    for reference in ("test", "train"):
+        for metric in ("FD", "KID"):
+            figure = find(result, f"{metric}-tests.evaluation.test_features:mean_features", f"generated vs {reference}")
+            assert figure["floor"] is not None
+            assert figure["n"] == [8, 8]
+            assert figure["seed"] == 0
+    miou = find(result, "mIoU", "masks")
+    assert 0 <= miou["value"] <= 1
+    assert len(result["details"]["faithfulness"]["generated"]["image_iou"]) == 8
+
+
+def test_few_images_for_many_features_are_warned_about(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    config = build_config(generated, dataset, tmp_path / "out", features={"kinds": "efficientnet-lite0"})
+    result = evaluate(config)
+    assert any("8 images for 1280 features" in line for line in result["warnings"])
+    assert find(result, "FD-EfficientNetLite0", "test")["value"] > 0
+
+
+def test_a_plain_folder_without_masks_is_judged_too(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "elsewhere"
+    shutil.copytree(generated / "samples", plain)
+    for path in plain.iterdir():
+        Image.open(path).convert("RGB").resize((48, 48)).save(path)
+    config = build_config(plain, dataset, tmp_path / "out", geometry={"image_size": 32, "in_channels": 1})
+    result = evaluate(config)
+    assert any("come without masks" in line for line in result["warnings"])
+    assert any("resized from 48 to 32" in line for line in result["notes"])
+    assert not [figure for figure in result["figures"] if figure["section"] == "faithfulness"]
+
+
+def damage_empty(folder: Path) -> None:
+    shutil.rmtree(folder / "samples")
+    (folder / "samples").mkdir()
+
+
+def damage_one_image(folder: Path) -> None:
+    for path in sorted((folder / "samples").iterdir())[1:]:
+        path.unlink()
+
+
+def damage_sizes(folder: Path) -> None:
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(folder / "samples" / "003.png")
+
+
+def damage_shape(folder: Path) -> None:
+    Image.fromarray(np.zeros((32, 40), np.uint8)).save(folder / "samples" / "000.png")
+
+
+def damage_mask_index(folder: Path) -> None:
+    Image.fromarray(np.full((32, 32), 7, np.uint8)).save(folder / "labels" / "002.png")
+
+
+def damage_mask_missing(folder: Path) -> None:
+    (folder / "labels" / "004.png").unlink()
+
+
+def damage_truncate(folder: Path) -> None:
+    path = folder / "samples" / "001.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_empty, "samples: 0 images; at least 4 are needed"),
+        (damage_one_image, "samples: 1 images; at least 4 are needed"),
+        (damage_sizes, "003.png: is 40x40, but 000.png is 32x32"),
+        (damage_shape, "000.png: generated images must be square, this one is 40x32"),
+        (damage_mask_index, "002.png: mask index 7 is not below num_classes 2"),
+        (damage_mask_missing, "004.png: has no mask of the same name"),
+        (damage_truncate, "001.png: not a readable image"),
+        (shutil.rmtree, "no such folder of generated images"),
+    ],
+)
+def test_unusable_folders_are_one_line_and_leave_nothing(
+    damage: object, message: str, generated: Path, dataset: Path, tmp_path: Path
+) -> None:
+    damage(generated)  # type: ignore[operator]
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate(build_config(generated, dataset, tmp_path / "out"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_unusable_input(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no split 'val'"):
+        evaluate(build_config(generated, dataset, tmp_path / "out", held_out_split="val"))
+    with pytest.raises(InputError, match="nothing would be held out"):
+        evaluate(build_config(generated, dataset, tmp_path / "out", held_out_split="train"))
+    with pytest.raises(InputError, match="device 'nowhere'"):
+        evaluate(build_config(generated, dataset, tmp_path / "out", device="nowhere"))
+    with pytest.raises(InputError, match="output folder is already in use"):
+        evaluate(build_config(generated, dataset, dataset))
+
+
+def test_constant_images_are_noted(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    for path in (generated / "samples").iterdir():
+        Image.fromarray(np.full((32, 32), 90, np.uint8)).save(path)
+    result = evaluate(build_config(generated, dataset, tmp_path / "out"))
+    assert "8 of 8 generated images are constant" in result["notes"]
+
+
+def test_command_prints_config_and_table(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    from steelgen.cli.app import app
+
+    path = tmp_path / "evaluate.json"
+    out = tmp_path / "out"
+    path.write_text(json.dumps(build_config(generated, dataset, out).model_dump(mode="json")))
+    dry = CliRunner().invoke(app, ["evaluate", "-c", str(path), "--dry-run"])
+    assert dry.exit_code == 0
+    assert '"num_real": null' in dry.output
+    assert not out.exists()
+    done = CliRunner().invoke(app, ["evaluate", "-c", str(path), "--set", "seed=3"])
+    assert done.exit_code == 0
+    assert "boundary F1" in done.output
+    wrong = CliRunner().invoke(app, ["evaluate", "-c", str(path), "--set", "segmenter.step=3"])
+    assert wrong.exit_code == 2
+    assert "did you mean 'steps'" in wrong.output
