@@ -180,6 +180,8 @@ def load_metadata(root: Path) -> dict[str, dict[str, Any]]:
         return {}
     rows = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             rows[row["file_name"]] = row

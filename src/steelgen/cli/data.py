@@ -1,0 +1,199 @@
+"""`steelgen data`: annotated micrographs into a dataset folder, and what is in one."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from steelgen.cli.output import errors_as_lines, print_table, progress_bar
+from steelgen.errors import InputError
+
+if TYPE_CHECKING:
+    from steelgen.data.check import CheckReport
+
+data_app = typer.Typer(no_args_is_help=True)
+
+
+class Overlap(str, Enum):
+    """Who gets a pixel that two annotations claim."""
+
+    later = "later"
+    smaller = "smaller"
+    ignore = "ignore"
+
+
+class Agreement(str, Enum):
+    """What becomes foreground where several annotators differ."""
+
+    union = "union"
+    intersection = "intersection"
+    majority = "majority"
+
+
+class DeepScaling(str, Enum):
+    """How 16-bit grey levels become 8-bit ones."""
+
+    percentiles = "percentiles"
+    full = "full"
+
+
+@data_app.command("import")
+def import_command(
+    kind: Annotated[str, typer.Argument(help="ma-islands or coco.")],
+    src: Annotated[Path, typer.Argument(help="The annotated micrographs: a folder, or one annotation file.")],
+    out: Annotated[Path, typer.Argument(help="The dataset folder to write; must not exist yet.")],
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Fractions of train,val,test, like 0.7,0.15,0.15. Without it the source's own splits, or these."
+        ),
+    ] = None,
+    split_by: Annotated[
+        str, typer.Option(help="Keep images with the same value together: parent, or a metadata column such as type.")
+    ] = "parent",
+    seed: Annotated[int, typer.Option(help="Decides which groups go to which split.")] = 0,
+    overlap: Annotated[
+        Overlap,
+        typer.Option(help="Who gets a pixel that two annotations claim; ignore: nobody, if their classes differ."),
+    ] = Overlap.later,
+    annotators: Annotated[
+        Agreement, typer.Option(help="What is foreground where several annotators differ.")
+    ] = Agreement.majority,
+    deep_scaling: Annotated[
+        DeepScaling,
+        typer.Option(
+            help="How grey levels of more than 8 bit are scaled: between --percentiles, or by the full range."
+        ),
+    ] = DeepScaling.percentiles,
+    percentiles: Annotated[str, typer.Option(help="The two percentiles of each image.")] = "0.1,99.9",
+    page: Annotated[int, typer.Option(min=0, help="Page of multi-page TIFFs, counted from 0.")] = 0,
+    data_bar: Annotated[
+        str, typer.Option(help="The bar below the micrograph: auto (found and cropped), none, or its height in rows.")
+    ] = "auto",
+    pixel_size_um: Annotated[
+        float | None, typer.Option(help="Edge length of a pixel in µm; without it what the SEM tags say.")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out annotations whose image is not there.")
+    ] = False,
+    include_excluded: Annotated[
+        bool, typer.Option("--include-excluded", help="ma-islands: also read excluded_PNG/.")
+    ] = False,
+    poi_columns: Annotated[
+        str, typer.Option(help="ma-islands: the columns of the points-of-interest CSV with the image and the point.")
+    ] = "image_url,point",
+) -> None:
+    """Turn annotated micrographs into a dataset folder."""
+    with errors_as_lines():
+        from steelgen.data.importing import ReadOptions, WriteOptions, import_dataset
+        from steelgen.data.micrograph import ImageOptions
+        from steelgen.data.splits import parse_fractions
+
+        if pixel_size_um is not None and not 0 < pixel_size_um < 1e6:
+            raise InputError(f"--pixel-size-um {pixel_size_um}: must be above 0")
+        low, high = _parse_numbers("--percentiles", percentiles)
+        if not 0 <= low < high <= 100:
+            raise InputError(f"--percentiles {percentiles}: must be two numbers, 0 to 100, the lower one first")
+        read = ReadOptions(
+            skip_missing=skip_missing,
+            include_excluded=include_excluded,
+            poi_columns=_parse_pair("--poi-columns", poi_columns),
+        )
+        images = ImageOptions(
+            deep_scaling=deep_scaling.value,
+            percentiles=(low, high),
+            page=page,
+            data_bar=_parse_data_bar(data_bar),
+            pixel_size_um=pixel_size_um,
+        )
+        write = WriteOptions(
+            overlap=overlap.value,
+            agreement=annotators.value,
+            fractions=parse_fractions(split) if split else None,
+            split_by=split_by,
+            seed=seed,
+            images=images,
+        )
+        with progress_bar("import") as report:
+            info = import_dataset(kind, src, out, read, write, report)
+        shown = ", ".join(info.class_names[:8]) + (" …" if info.num_classes > 8 else "")
+        typer.echo(f"{out}: {info.num_classes} classes ({shown})")
+
+
+@data_app.command("check")
+def check_command(
+    folder: Annotated[Path, typer.Argument(help="A dataset folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write contact_sheet.png; FOLDER/check without it.")
+    ] = None,
+) -> None:
+    """Open every file of a dataset folder and show what is in it; exit code 1 where something is wrong."""
+    with errors_as_lines():
+        from steelgen.data.check import check_dataset
+        from steelgen.data.sheets import save_contact_sheet
+
+        with progress_bar("check") as report:
+            result = check_dataset(folder, report)
+        _print_report(result)
+        target = out or folder / "check"
+        legend = list(zip(result.info.class_names, result.info.palette, strict=True))[1:]
+        save_contact_sheet(target / "contact_sheet.png", result.thumbnails, legend)
+        typer.echo(f"overlays: {target / 'contact_sheet.png'}")
+        if result.problems:
+            raise typer.Exit(1)
+
+
+def _print_report(result: CheckReport) -> None:
+    import numpy as np
+
+    names = result.info.class_names
+    rows = []
+    for split, summary in result.splits.items():
+        total = max(int(summary.class_pixels.sum()) + summary.ignored_pixels, 1)
+        sizes = sorted(summary.sizes)
+        extent = "×".join(map(str, sizes[0])) + (f" … {'×'.join(map(str, sizes[-1]))}" if len(sizes) > 1 else "")
+        for index, name in enumerate(names):
+            areas = summary.island_areas[index]
+            rows.append(
+                (
+                    split if index == 0 else "",
+                    summary.num_images if index == 0 else "",
+                    extent if index == 0 else "",
+                    round(summary.mean_intensity, 1) if index == 0 else "",
+                    name,
+                    f"{100 * summary.class_pixels[index] / total:.2f}",
+                    len(areas) if index else "–",
+                    float(np.median(areas)) if len(areas) else "–",
+                )
+            )
+        rows.append(("", "", "", "", "(ignored)", f"{100 * summary.ignored_pixels / total:.2f}", "–", "–"))
+    columns = ("split", "images", "size px", "mean grey", "class", "area %", "islands", "median area px")
+    print_table(str(result.root), columns, rows)
+    if result.problems:
+        print_table(f"{len(result.problems)} problems", ("file", "problem"), result.problems)
+
+
+def _parse_pair(option: str, text: str) -> tuple[str, str]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(parts):
+        raise InputError(f"{option} {text}: must be two values with a comma between them")
+    return parts[0], parts[1]
+
+
+def _parse_numbers(option: str, text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in _parse_pair(option, text))
+    except ValueError:
+        raise InputError(f"{option} {text}: must be two numbers with a comma between them") from None
+    return low, high
+
+
+def _parse_data_bar(text: str) -> Literal["auto", "none"] | int:
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else "none"
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise InputError(f"--data-bar {text}: must be auto, none or a number of rows")

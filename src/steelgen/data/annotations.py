@@ -1,0 +1,68 @@
+"""What an importer reads: micrographs with their annotations, before anything is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steelgen.data.folder import DatasetInfo
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotated region of one micrograph, as polygons, as runs, or as both together."""
+
+    class_index: int
+    """Index into the set's class names, or its ignore_index."""
+    polygons: tuple[NDArray[np.float64], ...] = ()
+    """(N, 2) vertices (x, y) each, in pixels from the outer corner of the top left pixel; the region is their union."""
+    runs: NDArray[np.int64] | None = None
+    """(N, 2) start and length, 0-based, down the columns of the whole image."""
+    annotator: str = ""
+    is_instance: bool = True
+    """False for a region that stands for many objects at once (a COCO crowd)."""
+
+
+@dataclass(frozen=True)
+class IndexMask:
+    """A mask that already exists as a file of class indices."""
+
+    path: Path
+    lookup: NDArray[np.uint8]
+    """(256,) class index of every value in the file."""
+    instances: Path | None = None
+    """A file of instance ids, where the source has one."""
+    annotator: str = ""
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """One micrograph and everything the source says about it."""
+
+    path: Path
+    stem: str
+    """The name its image and mask get in the dataset folder."""
+    parent: str
+    """The micrograph that this image is a tile of; its own stem where it is none."""
+    annotations: tuple[Annotation, ...] = ()
+    masks: tuple[IndexMask, ...] = ()
+    """Masks as files, one an annotator; an image has either annotations or masks."""
+    annotators: tuple[str, ...] = ("",)
+    """Everybody who looked at the image, including those who marked nothing."""
+    split: str | None = None
+    """The split the source suggests."""
+    size: tuple[int, int] | None = None
+    """(height, width) as the source states it, checked against the file."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AnnotatedSet:
+    """What a reader returns: nothing is decoded yet but the annotations."""
+
+    info: DatasetInfo
+    images: list[AnnotatedImage]

@@ -1,0 +1,259 @@
+"""Is a dataset folder sound, and what is in it? Every file is opened once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steelgen.data.duplicates import find_duplicates, shrink_image
+from steelgen.data.folder import DatasetInfo, list_images, list_splits, load_dataset_info, load_mask, load_metadata
+from steelgen.data.images import load_image
+from steelgen.data.instances import load_instance_ids
+from steelgen.data.sheets import build_thumbnail
+from steelgen.errors import InputError
+
+MAX_THUMBNAILS = 24
+"""Overlays kept of each split."""
+
+_POOL_FROM = 100
+"""Fewer images are inspected before a pool of processes has started."""
+
+
+class Problem(NamedTuple):
+    """Something that has to be mended."""
+
+    file: str
+    message: str
+
+
+class Thumbnail(NamedTuple):
+    """A small overlay, for contact sheet and page."""
+
+    caption: str
+    image: NDArray[np.uint8]
+    """(h, w, 3) RGB."""
+
+
+@dataclass
+class SplitSummary:
+    """What the sound pairs of one split hold."""
+
+    num_images: int
+    class_pixels: NDArray[np.int64]
+    """(num_classes,)."""
+    ignored_pixels: int
+    intensity: NDArray[np.int64]
+    """(256,) pixels of each grey level."""
+    sizes: dict[tuple[int, int], int]
+    """Images of each (width, height)."""
+    island_areas: list[NDArray[np.int64]]
+    """Areas in px of the connected regions of each class; none for class 0."""
+
+    @property
+    def mean_intensity(self) -> float:
+        """Mean grey level, 0-255."""
+        return float((self.intensity * np.arange(256)).sum() / max(self.intensity.sum(), 1))
+
+
+@dataclass
+class CheckReport:
+    """What `check_dataset` found."""
+
+    root: Path
+    info: DatasetInfo
+    problems: list[Problem] = field(default_factory=list)
+    splits: dict[str, SplitSummary] = field(default_factory=dict)
+    thumbnails: list[Thumbnail] = field(default_factory=list)
+
+
+class _Inspection(NamedTuple):
+    """What is kept of one pair after its files are closed."""
+
+    problems: list[Problem]
+    size: tuple[int, int] = (0, 0)
+    counts: NDArray[np.int64] | None = None
+    intensity: NDArray[np.int64] | None = None
+    island_areas: list[NDArray[np.int64]] | None = None
+    shrunken: NDArray[np.float32] | None = None
+    thumbnail: NDArray[np.uint8] | None = None
+
+
+def check_dataset(root: Path, report: Callable[[int, int], None] | None = None) -> CheckReport:
+    """Opens every image, mask and instance map of a dataset folder.
+
+    Args:
+        root: a dataset folder.
+        report: told (done, total) as the work goes on.
+
+    Returns:
+        problems (pairs, sizes, indices, unreadable files, metadata of files that are not there, parents in two splits,
+        near-duplicates across splits), and what the sound pairs hold.
+
+    Raises:
+        InputError: if `root` is no dataset folder or its dataset.json or metadata.jsonl cannot be read.
+    """
+    result = CheckReport(root, load_dataset_info(root))
+    pairs = {split: _match_files(root, split, result.problems) for split in list_splits(root)}
+    if not pairs:
+        raise InputError(f"{root}: has no train/, val/ or test/ with images/")
+    _check_metadata(root, result.problems)
+    tasks = [
+        (split, stem, files, number % max(1, -(-len(found) // MAX_THUMBNAILS)) == 0)
+        for split, found in pairs.items()
+        for number, (stem, files) in enumerate(found.items())
+    ]
+    shrunken, names = [], []
+    for number, ((split, stem, _, _), seen) in enumerate(
+        zip(tasks, _inspect_all(root, result.info, tasks), strict=True)
+    ):
+        result.problems += seen.problems
+        if seen.counts is not None:
+            _add(result, split, seen)
+        if seen.thumbnail is not None:
+            result.thumbnails.append(Thumbnail(f"{split}/{stem}", seen.thumbnail))
+        if seen.shrunken is not None:
+            shrunken.append(seen.shrunken)
+            names.append((split, stem))
+        if report:
+            report(number + 1, len(tasks))
+    for first, second, correlation in find_duplicates(shrunken, [split for split, _ in names]):
+        other = "/".join(names[second])
+        result.problems.append(
+            Problem("/".join(names[first]), f"looks like {other} (correlation {correlation:.2f}): a leak")
+        )
+    return result
+
+
+def _match_files(root: Path, split: str, problems: list[Problem]) -> dict[str, tuple[Path, Path]]:
+    """{stem: (image, mask)} of a split; what lacks its partner is a problem."""
+    found: list[dict[str, Path]] = []
+    for kind in ("images", "masks"):
+        folder = root / split / kind
+        by_stem: dict[str, Path] = {}
+        if not folder.is_dir():
+            problems.append(Problem(f"{split}/{kind}", "no such folder"))
+        for path in list_images(folder) if folder.is_dir() else []:
+            if path.stem in by_stem:
+                problems.append(
+                    Problem(f"{split}/{kind}/{path.name}", f"has the same stem as {by_stem[path.stem].name}")
+                )
+            by_stem[path.stem] = path
+        found.append(by_stem)
+    images, masks = found
+    for stem in sorted(images.keys() ^ masks.keys()):
+        path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
+        problems.append(Problem(str(path.relative_to(root)), f"has no {other} of the same name"))
+    if not images:
+        problems.append(Problem(split, "the split is empty"))
+    return {stem: (images[stem], masks[stem]) for stem in sorted(images.keys() & masks.keys())}
+
+
+def _check_metadata(root: Path, problems: list[Problem]) -> None:
+    splits_of: dict[str, set[str]] = {}
+    for name, row in load_metadata(root).items():
+        if not (root / name).is_file():
+            problems.append(Problem("metadata.jsonl", f"names {name}, which is not there"))
+        if row.get("parent") is not None:
+            splits_of.setdefault(str(row["parent"]), set()).add(name.split("/")[0])
+    for parent, splits in sorted(splits_of.items()):
+        if len(splits) > 1:
+            problems.append(
+                Problem("metadata.jsonl", f"parent {parent} has images in {' and '.join(sorted(splits))}: a leak")
+            )
+
+
+_Task = tuple[str, str, tuple[Path, Path], bool]
+
+
+def _inspect_all(root: Path, info: DatasetInfo, tasks: list[_Task]) -> Iterator[_Inspection] | Iterable[_Inspection]:
+    inspect = partial(_inspect, root, info)
+    if len(tasks) < _POOL_FROM or (os.cpu_count() or 1) == 1:
+        yield from map(inspect, tasks)
+        return
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        # In portions, so that results wait for nobody and memory stays flat.
+        for start in range(0, len(tasks), 256):
+            yield from pool.map(inspect, tasks[start : start + 256], chunksize=8)
+
+
+def _inspect(root: Path, info: DatasetInfo, task: _Task) -> _Inspection:
+    split, stem, (image_path, mask_path), wants_thumbnail = task
+    problems = []
+    image, mask = None, None
+    try:
+        image = load_image(image_path)
+    except InputError as error:
+        problems.append(_problem(root, image_path, error))
+    try:
+        mask = load_mask(mask_path, info)
+    except InputError as error:
+        problems.append(_problem(root, mask_path, error))
+    if image is not None and mask is not None and image.shape[:2] != mask.shape:
+        size = f"{mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}"
+        problems.append(Problem(str(mask_path.relative_to(root)), f"is {size}"))
+    instances_path = root / split / "instances" / f"{stem}.png"
+    if mask is not None and instances_path.is_file():
+        try:
+            shape = load_instance_ids(instances_path).shape
+            if shape != mask.shape:
+                problems.append(
+                    Problem(str(instances_path.relative_to(root)), f"is {shape[1]}x{shape[0]}, not its mask's size")
+                )
+        except InputError as error:
+            problems.append(_problem(root, instances_path, error))
+    if problems or image is None or mask is None:
+        return _Inspection(problems)
+    counts = np.bincount(mask.ravel(), minlength=256)
+    grey = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
+    return _Inspection(
+        problems,
+        size=(mask.shape[1], mask.shape[0]),
+        counts=counts,
+        intensity=np.bincount(grey.ravel(), minlength=256),
+        island_areas=[
+            _island_areas(mask, index) if counts[index] else np.zeros(0, np.int64)
+            for index in range(1, info.num_classes)
+        ],
+        shrunken=shrink_image(image),
+        thumbnail=build_thumbnail(image, mask, info.palette) if wants_thumbnail else None,
+    )
+
+
+def _island_areas(mask: NDArray[np.uint8], class_index: int) -> NDArray[np.int64]:
+    from scipy import ndimage
+
+    labels, _ = ndimage.label(mask == class_index)
+    return np.bincount(labels.ravel())[1:]
+
+
+def _add(result: CheckReport, split: str, seen: _Inspection) -> None:
+    assert seen.counts is not None
+    assert seen.intensity is not None
+    assert seen.island_areas is not None
+    num_classes = result.info.num_classes
+    summary = result.splits.setdefault(
+        split,
+        SplitSummary(
+            0, np.zeros(num_classes, np.int64), 0, np.zeros(256, np.int64), {}, [np.zeros(0, np.int64)] * num_classes
+        ),
+    )
+    summary.num_images += 1
+    summary.class_pixels += seen.counts[:num_classes]
+    summary.ignored_pixels += int(seen.counts[result.info.ignore_index])
+    summary.intensity += seen.intensity
+    summary.sizes[seen.size] = summary.sizes.get(seen.size, 0) + 1
+    for index, areas in enumerate(seen.island_areas, start=1):
+        summary.island_areas[index] = np.concatenate([summary.island_areas[index], areas])
+
+
+def _problem(root: Path, path: Path, error: InputError) -> Problem:
+    name = str(path.relative_to(root))
+    return Problem(name, str(error).removeprefix(f"{path}: "))

@@ -1,0 +1,21 @@
+"""What the readers can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Settings of the readers; each reader uses some, and `steelgen data import` refuses the others."""
+
+    skip_missing: bool = False
+    """Leave out annotations whose image is not there, instead of an error."""
+    include_excluded: bool = False
+    """ma-islands: also read excluded_PNG."""
+    poi_columns: tuple[str, str] = ("image_url", "point")
+    """ma-islands: the columns of the points-of-interest CSV that hold the image and the point."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in the order of their indices; where empty, the source's own."""
+    layout: str = "auto"
+    """folder: isdm, cityscapes, ade20k, celeba, or auto."""

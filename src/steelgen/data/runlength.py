@@ -1,0 +1,99 @@
+"""Run lengths → masks: COCO's two kinds and the Severstal competition's.
+
+All of them run down the columns of the image. `runs` is (N, 2) int64: start (0-based) and length of each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steelgen.errors import InputError
+
+MAX_RUN = 2**40
+"""No image has a run this long; larger numbers are damage."""
+
+
+def parse_pairs(text: str) -> NDArray[np.int64]:
+    """Reads Severstal's `start length start length …`, starts counted from 1.
+
+    Raises:
+        InputError: if a number is missing, not a whole number or below 1.
+    """
+    words = text.split()
+    if len(words) % 2:
+        raise InputError(f"run lengths: {len(words)} numbers do not make pairs of start and length")
+    values = _whole_numbers(words)
+    if values.size and values.min() < 1:
+        raise InputError(f"run lengths: {values.min()} is not a start or a length (both count from 1)")
+    return values.reshape(-1, 2) - (1, 0)
+
+
+def parse_counts(counts: Sequence[int] | str | bytes) -> NDArray[np.int64]:
+    """Reads COCO's `counts`: alternating lengths of background and foreground, as a list or as COCO's compressed text.
+
+    Raises:
+        InputError: if a count is negative or no whole number, or the text breaks off.
+    """
+    lengths = _decompress(counts) if isinstance(counts, str | bytes) else _whole_numbers(counts)
+    if lengths.size and lengths.min() < 0:
+        raise InputError(f"run lengths: {lengths.min()} is negative")
+    starts = np.cumsum(lengths) - lengths
+    return np.stack([starts[1::2], lengths[1::2]], axis=1)
+
+
+def decode_runs(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_]:
+    """Draws runs as an (height, width) boolean mask.
+
+    Raises:
+        InputError: if a run ends behind the last pixel.
+    """
+    ends = runs.sum(axis=1)
+    if ends.size and ends.max() > height * width:
+        raise InputError(f"run lengths reach pixel {ends.max()} of an image of {width}x{height} = {height * width}")
+    # A run adds one where it starts and takes it away behind its end; overlapping runs are one region.
+    steps = np.bincount(runs[:, 0], minlength=height * width + 1)
+    steps -= np.bincount(ends, minlength=height * width + 1)
+    return np.ascontiguousarray((np.cumsum(steps)[:-1] > 0).reshape(width, height).T)
+
+
+def encode_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The runs of an (H, W) boolean mask; the inverse of `decode_runs`."""
+    changes = np.flatnonzero(np.diff(mask.ravel(order="F").astype(np.int8), prepend=0, append=0))
+    return np.stack([changes[::2], changes[1::2] - changes[::2]], axis=1)
+
+
+def _whole_numbers(values: Sequence[object]) -> NDArray[np.int64]:
+    numbers = np.empty(len(values), np.int64)
+    for index, value in enumerate(values):
+        try:
+            number = int(value) if isinstance(value, str) and value.isascii() else value
+        except ValueError:
+            number = None
+        if not isinstance(number, int) or isinstance(number, bool) or abs(number) > MAX_RUN:
+            raise InputError(f"run lengths: {value!r:.40} is not a whole number in range")
+        numbers[index] = number
+    return numbers
+
+
+def _decompress(counts: str | bytes) -> NDArray[np.int64]:
+    """COCO's text: five bits a character, least first, 32 for "more follows"; differences from the fourth count on."""
+    data = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+    lengths: list[int] = []
+    value = shift = 0
+    for code in data:
+        bits = code - 48
+        if not 0 <= bits < 64 or shift > 40:
+            raise InputError(f"run lengths: {chr(code)!r} cannot stand at this place in COCO's compressed counts")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise InputError("run lengths: COCO's compressed counts break off")
+    return _whole_numbers(lengths)

@@ -1,0 +1,74 @@
+"""Contact sheets: many micrographs with their masks laid over them, in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from steelgen.data.palette import blend_overlay
+from steelgen.files import new_file
+
+THUMBNAIL_EDGE = 320
+"""Longest edge of a thumbnail, in pixels."""
+_CAPTION_HEIGHT = 16
+_GAP = 6
+
+
+def build_thumbnail(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: list[tuple[int, int, int]], edge: int = THUMBNAIL_EDGE
+) -> NDArray[np.uint8]:
+    """A small overlay of mask on image, as (h, w, 3) uint8 RGB whose longer edge is at most `edge` pixels."""
+    overlay = Image.fromarray(blend_overlay(image, mask, palette))
+    overlay.thumbnail((edge, edge), Image.Resampling.BOX)
+    return np.asarray(overlay)
+
+
+def build_contact_sheet(
+    thumbnails: Sequence[tuple[str, NDArray[np.uint8]]],
+    legend: Sequence[tuple[str, tuple[int, int, int]]],
+    columns: int = 4,
+) -> Image.Image:
+    """Lays captioned thumbnails out in rows, with the classes' colours on top.
+
+    Args:
+        thumbnails: (caption, (h, w, 3) uint8 RGB) each.
+        legend: (class name, RGB) of every class that is shown in colour.
+    """
+    columns = max(1, min(columns, len(thumbnails)))
+    cell_width = max((image.shape[1] for _, image in thumbnails), default=THUMBNAIL_EDGE) + _GAP
+    cell_height = max((image.shape[0] for _, image in thumbnails), default=0) + _CAPTION_HEIGHT + _GAP
+    rows = -(-len(thumbnails) // columns)
+    top = _CAPTION_HEIGHT + 2 * _GAP
+    sheet = Image.new("RGB", (columns * cell_width + _GAP, top + rows * cell_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    x = _GAP
+    for name, color in legend:
+        draw.rectangle((x, _GAP, x + 12, _GAP + 12), fill=color, outline="black")
+        draw.text((x + 18, _GAP), name, fill="black")
+        x += 36 + int(draw.textlength(name))
+    for number, (caption, image) in enumerate(thumbnails):
+        left, upper = _GAP + number % columns * cell_width, top + number // columns * cell_height
+        draw.text((left, upper), _shorten(draw, caption, cell_width - _GAP), fill="black")
+        sheet.paste(Image.fromarray(image), (left, upper + _CAPTION_HEIGHT))
+    return sheet
+
+
+def save_contact_sheet(
+    path: Path, thumbnails: Sequence[tuple[str, NDArray[np.uint8]]], legend: Sequence[tuple[str, tuple[int, int, int]]]
+) -> None:
+    """Writes `build_contact_sheet` as a PNG."""
+    with new_file(path) as working:
+        build_contact_sheet(thumbnails, legend).save(working)
+
+
+def _shorten(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """The end of `text`, which tells files apart, as far as it fits."""
+    if draw.textlength(text) <= width:
+        return text
+    while text and draw.textlength("…" + text) > width:
+        text = text[1:]
+    return "…" + text
