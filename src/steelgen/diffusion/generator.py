@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diffusers import DDPMScheduler
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from steelgen import __version__
@@ -100,6 +101,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         InputError: if a file is missing, damaged or belongs to another architecture.
     """
     description = load_json(folder / "generator.json")
+    diffusers_logging.disable_progress_bar()
     try:
         pipeline = SemanticDiffusionPipeline.from_pretrained(folder)
         info = DatasetInfo.model_validate(description["dataset"])

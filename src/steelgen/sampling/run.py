@@ -31,7 +31,7 @@ _FREE_KEYS = ("batch_size", "channels_last", "compile", "num_samples")
 
 
 def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Draws labelled images: samples/ images/ labels/ colored_labels/ with matching stems, metadata.jsonl, contact_sheet.png.
+    """Draws labelled images: samples/ images/ labels/ colored_labels/ with matching stems, and metadata.jsonl.
 
     A folder that an earlier call with the same config left unfinished is completed; files in it stay as they are.
 

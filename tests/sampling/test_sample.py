@@ -1,0 +1,159 @@
+"""Sampling into a folder: seeds, batches, stopping and going on, mask sources, bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from steelgen.config.base import parse_config
+from steelgen.config.sample import SampleConfig
+from steelgen.config.train import TrainConfig
+from steelgen.data.folder import load_dataset_info, load_mask
+from steelgen.data.palette import color_mask
+from steelgen.errors import InputError
+from steelgen.sampling.run import sample
+from steelgen.training.loop import train
+from tests.conftest import tiny_train_config, write_tiny_dataset
+from tests.training.test_loop import Recorder
+
+FOLDERS = ("samples", "images", "labels", "colored_labels")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(dataset folder, run folder) of a briefly trained generator."""
+    root = tmp_path_factory.mktemp("trained")
+    dataset = write_tiny_dataset(root / "tiny")
+    train(
+        parse_config(tiny_train_config(dataset, root / "run", max_steps=30, learning_rate=3e-3), TrainConfig),
+        Recorder(),
+    )
+    return dataset, root / "run"
+
+
+def draw(trained, out, **options):
+    dataset, run = trained
+    values = {
+        "generator": str(run),
+        "output_dir": str(out),
+        "mask_source": {"kind": "split", "dataset": str(dataset), "split": "test"},
+        "num_samples": 5,
+        "solver": {"num_inference_steps": 3},
+        **options,
+    }
+    return sample(parse_config(values, SampleConfig))
+
+
+def read_all(out):
+    return {
+        str(path.relative_to(out)): path.read_bytes() for folder in FOLDERS for path in sorted((out / folder).iterdir())
+    }
+
+
+def test_four_folders_match_and_say_where_they_come_from(trained, tmp_path):
+    out = draw(trained, tmp_path / "out")
+    names = [{path.name for path in (out / folder).iterdir()} for folder in FOLDERS]
+    assert names[0] == {f"{index:06d}.png" for index in range(5)}
+    assert all(each == names[0] for each in names)
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(row["source_mask"].startswith("test/masks/test") and row["synthetic"] for row in rows)
+    info = load_dataset_info(out)
+    for row in rows:
+        mask = load_mask(out / row["mask"], info)
+        name = Path(row["mask"]).name
+        assert np.array_equal(np.asarray(Image.open(out / "colored_labels" / name)), color_mask(mask, info.palette))
+        assert np.asarray(Image.open(out / row["file_name"])).shape == mask.shape == (16, 16)
+    assert (out / "contact_sheet.png").is_file()
+
+
+def test_labels_are_exact_crops_of_the_masks_named(trained, tmp_path):
+    """Every label must occur, up to the symmetry it was drawn with, in the mask it is said to come from."""
+    dataset, _ = trained
+    out = draw(trained, tmp_path / "out")
+    info = load_dataset_info(dataset)
+    for row in (json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()):
+        source = load_mask(dataset / f"{row['source_mask']}.png", info)
+        label = load_mask(out / row["mask"], info)
+        assert set(np.unique(label)) <= set(np.unique(source))
+        real = np.asarray(Image.open(out / "images" / Path(row["mask"]).name)).astype(float)
+        for index in np.unique(label):  # grey levels of the tiny set are 60 + 60·class
+            inside = real[label == index]
+            assert np.median(inside) == pytest.approx(60 + 60 * index, abs=35)
+
+
+@pytest.mark.parametrize("solver", ["dpmsolver++", "ddpm"])
+def test_batch_size_changes_nothing(trained, tmp_path, solver):
+    options = {"solver": {"name": solver, "num_inference_steps": 3}}
+    one = draw(trained, tmp_path / "one", batch_size=1, **options)
+    four = draw(trained, tmp_path / "four", batch_size=4, **options)
+    assert read_all(one) == read_all(four)
+
+
+def test_other_seed_other_images(trained, tmp_path):
+    first, second = draw(trained, tmp_path / "a"), draw(trained, tmp_path / "b", seed=100)
+    assert (first / "samples/000000.png").read_bytes() != (second / "samples/000000.png").read_bytes()
+
+
+def test_an_unfinished_folder_is_completed_and_left_alone(trained, tmp_path):
+    whole = draw(trained, tmp_path / "whole")
+    part = draw(trained, tmp_path / "part", num_samples=2)
+    before = (part / "samples/000000.png").stat().st_mtime_ns
+    (part / "samples/000001.png").unlink()
+    draw(trained, tmp_path / "part")
+    assert read_all(part) == read_all(whole)
+    assert (part / "samples/000000.png").stat().st_mtime_ns == before
+
+
+def test_used_folders_are_refused(trained, tmp_path):
+    out = draw(trained, tmp_path / "out", num_samples=1)
+    with pytest.raises(InputError, match=r"already in use by a run with another seed \(0\)"):
+        draw(trained, out, num_samples=1, seed=7)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="already in use"):
+        draw(trained, foreign)
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+
+
+def test_masks_from_a_folder(trained, tmp_path):
+    dataset, _ = trained
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    finished = np.zeros((16, 16), np.uint8)
+    finished[4:9, 5:12] = 2
+    Image.fromarray(finished).save(folder / "a.png")
+    shutil.copy(dataset / "test/masks/test0.png", folder / "b.png")
+    out = draw(trained, tmp_path / "out", mask_source={"kind": "folder", "folder": str(folder)})
+    info = load_dataset_info(out)
+    assert np.array_equal(load_mask(out / "labels/000000.png", info), finished)
+    assert np.array_equal(load_mask(out / "labels/000002.png", info), finished)
+    assert not (out / "images").exists()
+    sources = [json.loads(line)["source_mask"] for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert sources == ["a.png", "b.png", "a.png", "b.png", "a.png"]
+
+
+def test_bad_masks_and_generators_are_named(trained, tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    with pytest.raises(InputError, match="holds no mask images"):
+        draw(trained, tmp_path / "out", mask_source={"kind": "folder", "folder": str(folder)})
+    Image.fromarray(np.full((16, 16), 9, np.uint8)).save(folder / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: mask index 9 is not below num_classes 3"):
+        draw(trained, tmp_path / "out", mask_source={"kind": "folder", "folder": str(folder)})
+    two = write_tiny_dataset(tmp_path / "two", num_classes=2)
+    with pytest.raises(InputError, match="has 2 classes, the generator was trained with 3"):
+        draw(trained, tmp_path / "out", mask_source={"kind": "split", "dataset": str(two), "split": "test"})
+    with pytest.raises(InputError, match="no such run"):
+        draw(trained, tmp_path / "out", generator=str(tmp_path / "nowhere"))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(trained[1] / "export", damaged)
+    weights = damaged / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="not a complete semantic diffusion model"):
+        draw(trained, tmp_path / "out", generator=str(damaged))
+    assert not (tmp_path / "out").exists()
