@@ -1,0 +1,162 @@
+"""The command line as a user meets it: whole runs, one-line errors, exit codes, start-up time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from steelgen.cli.app import app
+from tests.conftest import tiny_train_config, write_tiny_dataset
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def write_config(path, values):
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.fixture
+def train_json(tiny_dataset, tmp_path):
+    return write_config(tmp_path / "train.json", tiny_train_config(tiny_dataset, tmp_path / "run", max_steps=2))
+
+
+def sample_values(dataset, tmp_path, **options):
+    return {
+        "generator": str(tmp_path / "run"),
+        "output_dir": str(tmp_path / "samples"),
+        "mask_source": {"kind": "split", "dataset": str(dataset), "split": "test"},
+        "num_samples": 2,
+        "solver": {"num_inference_steps": 2},
+        **options,
+    }
+
+
+def test_train_finetune_sample(tiny_dataset, train_json, tmp_path):
+    trained = run("train", "-c", train_json)
+    assert trained.exit_code == 0
+    assert '"learning_rate": 0.0002' in trained.stdout  # the resolved config, defaults included
+    assert "finished at step 2 (max_steps)" in trained.stdout
+    values = json.loads(train_json.read_text())
+    del values["generator"]
+    values |= {"checkpoint": str(tmp_path / "run"), "run_dir": str(tmp_path / "tuned")}
+    tuned = run("finetune", "-c", write_config(tmp_path / "tune.json", values), "--set", "train.mask_dropout=0.5")
+    assert tuned.exit_code == 0
+    sampled = run("sample", "-c", write_config(tmp_path / "sample.json", sample_values(tiny_dataset, tmp_path)))
+    assert sampled.exit_code == 0
+    assert "2 labelled images in" in sampled.stdout
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(train_json, tmp_path):
+    result = run("train", "-c", train_json, "--dry-run", "--set", "train.max_steps=77")
+    assert result.exit_code == 0
+    for part in ('"max_steps": 77', "parameters", "4 (48x40 px)", "class matrix"):
+        assert part in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_auto_goes_on(train_json, tmp_path):
+    run("train", "-c", train_json)
+    again = run("train", "-c", train_json, "--resume", "auto", "--set", "train.max_steps=3")
+    assert "finished at step 3" in again.stdout
+    assert "resumed from" in again.stderr
+
+
+def break_dataset(root, how):
+    """Damages a tiny dataset and returns what the error must name."""
+    mask, image = root / "train/masks/train1.png", root / "train/images/train1.png"
+    if how == "missing dataset":
+        root.rename(root.with_name("moved"))
+        return str(root), "no such dataset folder"
+    if how == "mask index":
+        from PIL import Image
+
+        Image.new("L", (48, 40), 7).save(mask)
+        return str(mask), "mask index 7 is not below num_classes 3"
+    if how == "truncated image":
+        image.write_bytes(image.read_bytes()[:200])
+        return str(image), "not a readable image"
+    if how == "size mismatch":
+        from PIL import Image
+
+        Image.new("L", (30, 40), 0).save(mask)
+        return str(mask), "the mask is 30x40 but its image train1.png is 48x40"
+    if how == "missing mask":
+        mask.unlink()
+        return str(image), "has no mask of the same name"
+    if how == "empty split":
+        for path in [*(root / "train/images").iterdir(), *(root / "train/masks").iterdir()]:
+            path.unlink()
+        return str(root / "train"), "the split is empty"
+    (root / "dataset.json").write_text('{"name": "x"}')
+    return str(root / "dataset.json"), "class_names"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "missing dataset",
+        "mask index",
+        "truncated image",
+        "size mismatch",
+        "missing mask",
+        "empty split",
+        "dataset.json",
+    ],
+)
+def test_bad_data_is_one_line_and_leaves_nothing(train_json, tiny_dataset, tmp_path, how):
+    named = break_dataset(tiny_dataset, how)
+    result = run("train", "-c", train_json)
+    assert result.exit_code == 2
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert all(part in lines[0] for part in named)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_runs_are_one_line(tiny_dataset, train_json, tmp_path):
+    sample_json = write_config(tmp_path / "sample.json", sample_values(tiny_dataset, tmp_path))
+    missing = run("sample", "-c", sample_json)
+    run("train", "-c", train_json)
+    used = run("train", "-c", train_json)
+    changed = run("train", "-c", train_json, "--resume", "auto", "--set", "generator.unet.base_channels=16")
+    unknown = run("sample", "-c", sample_json, "--set", "num_sample=3")
+    no_file = run("sample", "-c", tmp_path / "nothing.json")
+    other = write_tiny_dataset(tmp_path / "two", num_classes=2)
+    classes = run("sample", "-c", sample_json, "--set", f"mask_source.dataset={other}")
+    cases = [
+        (missing, "run: no such run, checkpoint or export"),
+        (used, "run: the output folder is already in use"),
+        (changed, "another architecture"),
+        (unknown, "unknown key 'num_sample'; did you mean 'num_samples'?"),
+        (no_file, "nothing.json: no such file"),
+        (classes, "has 2 classes, the generator was trained with 3"),
+    ]
+    for result, message in cases:
+        assert result.exit_code == 2, message
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert message in result.stderr
+    assert not (tmp_path / "samples").exists()
+
+
+def test_config_show_and_schema(train_json, tmp_path):
+    shown = json.loads(run("config", "show", "train", "-c", train_json).stdout)
+    assert shown["train"]["adam_betas"] == [0.9, 0.99]
+    assert json.loads(run("config", "schema", "train").stdout)["properties"]["run_dir"]["description"]
+    assert run("config", "schema", "--out", tmp_path / "schema").exit_code == 0
+    assert (tmp_path / "schema/finetune.json").is_file()
+    assert run("config", "schema", "trian").exit_code == 2
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from typer.testing import CliRunner; from steelgen.cli.app import app; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+        "print([name for name in ('torch', 'diffusers', 'scipy', 'skimage', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
