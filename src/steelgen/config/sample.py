@@ -22,6 +22,8 @@ class SplitMasks(Section):
     """The split whose masks are used."""
     augment: bool = True
     """Draw one of the 8 flips and rotations for each mask."""
+    whole: bool = False
+    """Use whole masks at the scale of the crops: whole micrographs are drawn, from overlapping windows."""
 
 
 class FolderMasks(Section):
@@ -33,6 +35,8 @@ class FolderMasks(Section):
     """The folder; its images are used in the order of their names, again from the start when they run out."""
     augment: bool = False
     """Draw one of the 8 flips and rotations for each mask."""
+    whole: bool = False
+    """Use whole masks at the scale of the crops: whole micrographs are drawn, from overlapping windows."""
 
 
 class SampleConfig(Section):

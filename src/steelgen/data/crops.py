@@ -85,26 +85,26 @@ def to_channels(image: NDArray[np.uint8], in_channels: int) -> NDArray[np.uint8]
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
-def resize_image(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resizes a square image to (size, size): area average when shrinking, bicubic when enlarging."""
-    if image.shape[0] == size:
+def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resizes an image to (height, width): area average when shrinking, bicubic when enlarging."""
+    if image.shape[:2] == (height, width):
         return image
-    method = Image.Resampling.BOX if image.shape[0] > size else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(image).resize((size, size), method))
+    method = Image.Resampling.BOX if image.shape[0] > height else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(image).resize((width, height), method))
 
 
-def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resizes a square mask to (size, size); each pixel takes the class that covers most of its area.
+def resize_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resizes a mask to (height, width); each pixel takes the class that covers most of its area.
 
     Nearest-neighbour would drop thin films at random; here one that covers half a pixel stays.
     """
-    if mask.shape[0] == size:
+    if mask.shape == (height, width):
         return mask
-    if mask.shape[0] < size:
-        return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+    if mask.shape[0] < height:
+        return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     present = np.unique(mask)
     shares = [
-        np.asarray(Image.fromarray((mask == index).astype(np.float32)).resize((size, size), Image.Resampling.BOX))
+        np.asarray(Image.fromarray((mask == index).astype(np.float32)).resize((width, height), Image.Resampling.BOX))
         for index in present
     ]
     return present[np.argmax(shares, axis=0)]
@@ -128,8 +128,24 @@ def cut_crop(
     top = int(rng.integers(mask.shape[0] - edge + 1))
     left = int(rng.integers(mask.shape[1] - edge + 1))
     window = (slice(top, top + edge), slice(left, left + edge))
-    image = resize_image(np.ascontiguousarray(image[window]), geometry.image_size)
-    mask = resize_mask(np.ascontiguousarray(mask[window]), geometry.image_size)
+    size = geometry.image_size
+    image = resize_image(np.ascontiguousarray(image[window]), size, size)
+    mask = resize_mask(np.ascontiguousarray(mask[window]), size, size)
+    symmetry = int(rng.integers(8)) if augment else 0
+    return apply_symmetry(image, symmetry), apply_symmetry(mask, symmetry)
+
+
+def scale_whole(
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    geometry: CropGeometry,
+    rng: np.random.Generator,
+    augment: bool,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Resizes a whole micrograph by the factor of its crops, image_size / crop_size; else like `cut_crop`."""
+    factor = geometry.image_size / geometry.crop_size
+    height, width = (max(geometry.image_size, round(edge * factor)) for edge in mask.shape)
+    image, mask = resize_image(image, height, width), resize_mask(mask, height, width)
     symmetry = int(rng.integers(8)) if augment else 0
     return apply_symmetry(image, symmetry), apply_symmetry(mask, symmetry)
 

@@ -120,13 +120,13 @@ def load_generated(found: GeneratedFolder, geometry: CropGeometry, info: Dataset
         if image.shape[:2] != raw[0].shape[:2]:
             size = raw[0].shape[0]
             raise InputError(f"{path}: is {width}x{height}, but {found.images[0].name} is {size}x{size}")
-        images.append(resize_image(to_channels(image, geometry.in_channels), geometry.image_size))
+        images.append(resize_image(to_channels(image, geometry.in_channels), geometry.image_size, geometry.image_size))
     for path, image in zip(found.masks or [], raw, strict=False):
         mask = load_mask(path, info)
         if mask.shape != image.shape[:2]:
             (h, w), (mh, mw) = image.shape[:2], mask.shape
             raise InputError(f"{path}: the mask is {mw}x{mh} but its image is {w}x{h}")
-        masks.append(resize_mask(mask, geometry.image_size))
+        masks.append(resize_mask(mask, geometry.image_size, geometry.image_size))
     if raw[0].shape[0] != geometry.image_size:
         notes.append(f"generated images resized from {raw[0].shape[0]} to {geometry.image_size} px")
     coloured = sum(image.ndim == 3 for image in raw)

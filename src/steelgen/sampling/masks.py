@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.config.sample import FolderMasks, SplitMasks
-from steelgen.data.crops import CropDataset, CropGeometry, cut_crop, load_micrographs
+from steelgen.data.crops import CropDataset, CropGeometry, cut_crop, load_micrographs, scale_whole
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
 from steelgen.errors import InputError
 
@@ -19,7 +19,7 @@ class DrawnMask:
     """A mask to draw an image for."""
 
     mask: NDArray[np.uint8]
-    """(S, S) class indices."""
+    """(S, S) class indices; (H, W) for whole micrographs."""
     image: NDArray[np.uint8] | None
     """The real micrograph that belongs to it, where there is one."""
     source: str
@@ -56,12 +56,22 @@ class _SplitSource:
             )
         micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
         self._crops = CropDataset(micrographs, geometry, seed, config.augment)
-        self._split = config.split
+        self._config = config
 
     def draw(self, index: int) -> DrawnMask:
-        image, mask = self._crops.cut(index)
-        stem = self._crops.micrographs.stems[self._crops.micrograph_index(index)]
-        return DrawnMask(mask, image, f"{self._split}/masks/{stem}")
+        crops, number = self._crops, self._crops.micrograph_index(index)
+        micrographs = crops.micrographs
+        if self._config.whole:
+            image, mask = scale_whole(
+                micrographs.images[number],
+                micrographs.masks[number],
+                crops.geometry,
+                np.random.default_rng((crops.seed, index)),
+                self._config.augment,
+            )
+        else:
+            image, mask = crops.cut(index)
+        return DrawnMask(mask, image, f"{self._config.split}/masks/{micrographs.stems[number]}")
 
 
 class _FolderSource:
@@ -76,7 +86,7 @@ class _FolderSource:
                     f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, smaller than the generator's "
                     f"image_size {geometry.image_size}"
                 )
-        self._geometry, self._seed, self._augment = geometry, seed, config.augment
+        self._geometry, self._seed, self._config = geometry, seed, config
 
     def draw(self, index: int) -> DrawnMask:
         number = index % len(self._masks)
@@ -87,5 +97,8 @@ class _FolderSource:
             geometry = CropGeometry(self._geometry.image_size, self._geometry.image_size)
         else:
             geometry = self._geometry
-        _, cut = cut_crop(mask, mask, geometry, rng, self._augment)
+        if self._config.whole:
+            _, cut = scale_whole(mask, mask, geometry, rng, self._config.augment)
+        else:
+            _, cut = cut_crop(mask, mask, geometry, rng, self._config.augment)
         return DrawnMask(cut, None, self._paths[number].name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, load_json, new_file, save_json
 from steelgen.generators import Generator, load_generator
-from steelgen.sampling.masks import DrawnMask, build_mask_source
+from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
@@ -59,9 +59,7 @@ def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda don
     missing = [index for index in range(config.num_samples) if not _sample_path(out, index).is_file()]
     done = config.num_samples - len(missing)
     report(done, config.num_samples)
-    for start in range(0, len(missing), config.batch_size):
-        indices = missing[start : start + config.batch_size]
-        drawn_masks = [source.draw(index) for index in indices]
+    for indices, drawn_masks in _batches(missing, source, config.batch_size):
         masks = torch.from_numpy(np.stack([drawn.mask for drawn in drawn_masks]).astype(np.int64))
         with torch.autocast(device.type, precision, enabled=precision is not None):
             images = generator.draw(masks, [config.seed + index for index in indices], config.solver)
@@ -72,6 +70,21 @@ def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda don
     _write_metadata(out, config.num_samples)
     _write_contact_sheet(out, min(config.num_samples, _SHEET_IMAGES), generator.info)
     return out
+
+
+def _batches(indices: list[int], source: MaskSource, batch_size: int) -> Iterator[tuple[list[int], list[DrawnMask]]]:
+    """Consecutive images whose masks have the same size, at most `batch_size` of them."""
+    batch: list[int] = []
+    masks: list[DrawnMask] = []
+    for index in indices:
+        drawn = source.draw(index)
+        if batch and (len(batch) == batch_size or drawn.mask.shape != masks[0].mask.shape):
+            yield batch, masks
+            batch, masks = [], []
+        batch.append(index)
+        masks.append(drawn)
+    if batch:
+        yield batch, masks
 
 
 def _open_folder(config: SampleConfig, generator: Generator) -> None:
