@@ -7,6 +7,7 @@ A new kind of generator is a folder of its own with a class that satisfies `Gene
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,16 @@ from steelgen.files import load_json
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
+
+
+@dataclass(frozen=True)
+class StartImages:
+    """Images that drawing starts from, instead of from noise alone (SDEdit, Meng et al. 2022, arXiv 2108.01073)."""
+
+    images: Tensor
+    """(N, C, H, W) in [-1, 1]."""
+    strength: float
+    """In (0, 1]: how much noise they get; 1 leaves nothing of them."""
 
 
 class Generator(Protocol):
@@ -47,8 +58,26 @@ class Generator(Protocol):
         """
         ...
 
-    def draw(self, masks: Tensor, seeds: Sequence[int], solver: SolverSection) -> Tensor:
-        """Draws images (N, C, H, W) in [-1, 1] for masks (N, H, W) int64; image i depends on masks[i], seeds[i] alone."""
+    def draw(
+        self,
+        masks: Tensor,
+        seeds: Sequence[int],
+        solver: SolverSection,
+        start: StartImages | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Draws images for masks; image i depends on masks[i] and seeds[i] alone.
+
+        Args:
+            masks: (N, H, W) int64 class indices; any size from the geometry's image_size on.
+            seeds: N random seeds.
+            solver: how they are drawn.
+            start: real images to start from.
+            noise: (N, C, H, W) standard normal noise in place of what the seeds give.
+
+        Returns:
+            (N, C, H, W) in [-1, 1].
+        """
         ...
 
     def save(self, folder: Path) -> None:

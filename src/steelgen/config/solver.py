@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from steelgen.config.base import Section
 
@@ -12,10 +13,39 @@ from steelgen.config.base import Section
 class SolverSection(Section):
     """The solver of the reverse process and its guidance."""
 
-    name: Literal["dpmsolver++", "unipc", "ddim", "ddpm", "euler"] = "dpmsolver++"
-    """DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095), UniPC, DDIM, ancestral DDPM or Euler."""
+    name: Literal["dpmsolver++", "unipc", "ddim", "ddpm", "euler", "heun"] = "dpmsolver++"
+    """DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095), UniPC (arXiv 2302.04867), DDIM (arXiv 2010.02502), ancestral
+    DDPM (arXiv 2006.11239), Euler, or Heun's second-order method (Karras et al. 2022, arXiv 2206.00364)."""
     num_inference_steps: int = Field(20, ge=1)
-    """Steps of the solver; each costs one network evaluation, two under guidance."""
+    """Steps of the solver; each costs one network evaluation (Heun: two), twice that under guidance."""
+    timestep_spacing: Literal["trailing", "linspace", "leading"] = "trailing"
+    """Where the steps lie; trailing ones start at the noisiest (Lin et al. 2023, arXiv 2305.08891, table 2)."""
+    karras_sigmas: bool = False
+    """Space the steps by Karras et al. 2022 (arXiv 2206.00364, eq. 5) instead; for dpmsolver++, unipc, euler, heun."""
     guidance_scale: float = Field(1.5, ge=0)
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): null + s·(conditional − null).
     1 is the plain conditional model, above it the mask is obeyed more strictly."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide only at noise levels σ between these two, σ = √((1 − ᾱ)/ᾱ); the other steps cost one evaluation
+    (Kynkäänniemi et al. 2024, arXiv 2404.07724)."""
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    """Pull the guided image's contrast back to the conditional one's (Lin et al. 2023, arXiv 2305.08891, eq. 15-16)."""
+    autoguidance: Path | None = None
+    """Guide away from this weaker generator, an early checkpoint of the same run, instead of the null mask
+    (Karras et al. 2024, arXiv 2406.02507)."""
+    mask_cache_gib: float = Field(4.0, ge=0)
+    """Memory for the mask features that are computed once for all steps; what does not fit is recomputed."""
+    window_overlap: float = Field(0.5, ge=0.1, le=0.9)
+    """For images larger than the network's: share by which neighbouring windows overlap at least."""
+    periodic: bool = False
+    """Windows also reach across the image's edges, so that it can be tiled; for simulation cells."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SolverSection:
+        if self.karras_sigmas and self.name in ("ddim", "ddpm"):
+            raise ValueError(f"karras_sigmas has no meaning for the solver {self.name!r}")
+        if self.guidance_interval and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            raise ValueError(
+                f"guidance_interval {list(self.guidance_interval)}: must be two noise levels, the lower first"
+            )
+        return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from diffusers import DDPMScheduler
@@ -20,6 +20,7 @@ from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, save_json
+from steelgen.generators import StartImages, find_generator
 from steelgen.models.semantic_unet import SemanticUNet
 
 
@@ -34,6 +35,7 @@ class SemanticDiffusion:
     snr_gamma: float | None = None
     intensity: tuple[float, float] = (0.0, 1.0)
     """Mean and standard deviation of the training images, which the network sees as 0 and 1."""
+    _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
 
     def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], seed: int, mask_dropout: float) -> Tensor:
         """See `Generator.compute_loss`."""
@@ -43,13 +45,37 @@ class SemanticDiffusion:
             network, self.schedule, batch, self.info.num_classes, seed, mask_dropout, self.snr_gamma
         )
 
-    def draw(self, masks: Tensor, seeds: Sequence[int], solver: SolverSection) -> Tensor:
+    def draw(
+        self,
+        masks: Tensor,
+        seeds: Sequence[int],
+        solver: SolverSection,
+        start: StartImages | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """See `Generator.draw`."""
         training = self.network.training
         self.network.eval()
+        mean, deviation = self.intensity
         try:
-            image = self._pipeline()(masks, seeds, solver.name, solver.num_inference_steps, solver.guidance_scale)
-            mean, deviation = self.intensity
+            image = self._pipeline()(
+                masks,
+                seeds,
+                solver.name,
+                solver.num_inference_steps,
+                guidance_scale=solver.guidance_scale,
+                guidance_interval=solver.guidance_interval,
+                guidance_rescale=solver.guidance_rescale,
+                weak_unet=self._load_weak_unet(solver.autoguidance),
+                timestep_spacing=solver.timestep_spacing,
+                karras_sigmas=solver.karras_sigmas,
+                mask_cache_bytes=solver.mask_cache_gib * 2**30,
+                window_overlap=solver.window_overlap,
+                periodic=solver.periodic,
+                noise=noise,
+                start_images=None if start is None else (start.images - mean) / deviation,
+                strength=1.0 if start is None else start.strength,
+            )
             return (image * deviation + mean).clamp(-1, 1)
         finally:
             self.network.train(training)
@@ -69,6 +95,19 @@ class SemanticDiffusion:
                     "intensity": self.intensity,
                 },
             )
+
+    def _load_weak_unet(self, path: Path | None) -> SemanticUNet | None:
+        """Autoguidance's weaker network, loaded once, on the device and in the memory layout of the stronger one."""
+        if path is None:
+            return None
+        if self._weak is None or self._weak[0] != path:
+            weak = load_semantic_diffusion(find_generator(path)).network.requires_grad_(False).eval()
+            for name in ("image_size", "in_channels", "num_classes"):
+                wanted, found = self.network.config[name], weak.config[name]
+                if wanted != found:
+                    raise InputError(f"{path}: autoguidance needs {name} {wanted}, this generator has {found}")
+            self._weak = (path, weak.to(self.network.device))
+        return self._weak[1]
 
     def _pipeline(self) -> SemanticDiffusionPipeline:
         return SemanticDiffusionPipeline(self.network, self.schedule)

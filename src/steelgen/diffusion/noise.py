@@ -11,6 +11,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
@@ -21,7 +22,10 @@ _SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
     "ddpm": (DDPMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
 }
+_SMALLEST_ALPHA = 2.0**-24
+"""ᾱ that diffusers' σ-based solvers take for "no signal", whose σ would be infinite."""
 
 
 def build_noise_schedule(
@@ -46,9 +50,24 @@ def build_noise_schedule(
     )
 
 
-def build_solver(name: str, schedule: DDPMScheduler) -> Any:
-    """A diffusers scheduler that solves the reverse process of `schedule`, by its name in the config."""
+def build_solver(
+    name: str, schedule: DDPMScheduler, timestep_spacing: str = "trailing", karras_sigmas: bool = False
+) -> Any:
+    """A diffusers scheduler that solves the reverse process of `schedule`.
+
+    Args:
+        name: see `SolverSection.name`.
+        timestep_spacing: trailing, linspace or leading.
+        karras_sigmas: space the noise levels by Karras et al. 2022 (arXiv 2206.00364, eq. 5).
+    """
     kind, options = _SOLVERS[name]
+    options = {**options, "timestep_spacing": timestep_spacing}
+    if karras_sigmas:
+        options["use_karras_sigmas"] = True
+    if name == "heun" and schedule.config.rescale_betas_zero_snr:
+        # This one cannot rescale betas itself: it gets them rescaled, with ᾱ_T as the others have it.
+        alphas = schedule.alphas_cumprod.clamp(min=_SMALLEST_ALPHA).double()
+        options["trained_betas"] = (1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])).numpy()
     return kind.from_config(schedule.config, **options)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
+from steelgen.diffusion.guidance import Guide, compute_guided_features, predict
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.noise import build_solver, randn_by_seed
-from steelgen.models.semantic_unet import MaskFeatures, SemanticUNet
+from steelgen.diffusion.windows import WindowLayout
+from steelgen.models.semantic_unet import SemanticUNet
 
 
 class SemanticDiffusionPipeline(DiffusionPipeline):
@@ -21,6 +24,9 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         unet: the network.
         scheduler: the noise schedule that it was trained with.
     """
+
+    unet: SemanticUNet
+    scheduler: DDPMScheduler
 
     def __init__(self, unet: SemanticUNet, scheduler: DDPMScheduler) -> None:
         super().__init__()
@@ -34,65 +40,93 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         solver: str = "dpmsolver++",
         num_inference_steps: int = 20,
         guidance_scale: float = 1.5,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        weak_unet: SemanticUNet | None = None,
+        timestep_spacing: str = "trailing",
+        karras_sigmas: bool = False,
+        mask_cache_bytes: float = math.inf,
+        window_overlap: float = 0.5,
+        periodic: bool = False,
+        noise: Tensor | None = None,
+        start_images: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
         """Draws one image a mask.
+
+        Images larger than the network's image_size are drawn in overlapping windows (see `WindowLayout`).
 
         Args:
             masks: (N, H, W) int64 class indices; indices ≥ num_classes are ignored pixels.
             seeds: N seeds; an image depends on its mask and seed, not on the batch it is drawn in.
-            solver: a name of `build_solver`.
-            num_inference_steps: steps of the solver.
-            guidance_scale: null + s·(conditional − null) (Ho & Salimans 2022, arXiv 2207.12598, eq. 6 with s = 1 + w).
+            solver, num_inference_steps, timestep_spacing, karras_sigmas: see `build_solver`.
+            guidance_scale, guidance_interval, guidance_rescale, weak_unet: see `Guide`.
+            mask_cache_bytes: memory for mask features that are kept over the steps.
+            window_overlap, periodic: see `WindowLayout`.
+            noise: (N, C, H, W) standard normal noise to start from, instead of the seeds' own.
+            start_images: (N, C, H, W) images to start from, noised to `strength` (Meng et al. 2022, arXiv 2108.01073).
+            strength: share of the steps that are run from `start_images`, in (0, 1]; 1 leaves nothing of them.
 
         Returns:
             (N, in_channels, H, W) float32, in the grey levels that the network was trained on.
         """
         config, device = self.unet.config, self.unet.device
-        _n, height, width = masks.shape
-        scheduler = build_solver(solver, self.scheduler)
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        height, width = masks.shape[1:]
+        guide = Guide(guidance_scale, guidance_interval, guidance_rescale, weak_unet)
+        predict_at = self._build_predictor(masks.to(device), guide, mask_cache_bytes, window_overlap, periodic)
 
-        features = self._compute_guided_features(masks.to(device), guidance_scale)
-        image = randn_by_seed((config.in_channels, height, width), seeds, device) * scheduler.init_noise_sigma
-        for timestep in scheduler.timesteps:
-            network_input = scheduler.scale_model_input(image, timestep)
-            prediction = self._predict(network_input, timestep, features, guidance_scale)
+        scheduler = build_solver(solver, self.scheduler, timestep_spacing, karras_sigmas)
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = scheduler.timesteps
+        if noise is None:
+            noise = randn_by_seed((config.in_channels, height, width), seeds, device)
+        if start_images is None or strength >= 1:
+            image = noise.to(device) * scheduler.init_noise_sigma
+        else:
+            first = min(len(timesteps) - 1, round(len(timesteps) * (1 - strength)))
+            timesteps = timesteps[first:]
+            if hasattr(scheduler, "set_begin_index"):  # DDIM and DDPM find their place by the timestep itself
+                scheduler.set_begin_index(first)
+            image = scheduler.add_noise(start_images.to(device), noise.to(device), timesteps[:1])
+        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        for timestep in timesteps:
+            guided = guide.acts_at(self._sigma(timestep))
+            prediction = predict_at(scheduler.scale_model_input(image, timestep), timestep, guided)
             image = scheduler.step(prediction, timestep, image, **_step_options(solver, rngs)).prev_sample
         return image
 
-    def _compute_guided_features(self, masks: Tensor, guidance_scale: float) -> MaskFeatures:
-        """SPADE's γ and β, computed once for all steps: conditional ones first, then null ones, as far as needed."""
-        num_classes = self.unet.config.num_classes
+    def _build_predictor(
+        self, masks: Tensor, guide: Guide, max_bytes: float, overlap: float, periodic: bool
+    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        """A function of (noisy image, timestep, guided) with the mask features computed beforehand."""
+        unet = self.unet
         kept = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
-        one_hot = one_hot_with_dropout(masks, num_classes, kept).to(self.unet.dtype)
-        conditional = self.unet.compute_mask_features(one_hot)
-        if guidance_scale == 1:
-            return conditional
-        # The null mask is the same for every image: one forward, shared by the batch.
-        null = self.unet.compute_mask_features(torch.zeros_like(one_hot[:1]))
-        pairs = zip(conditional.modulations, null.modulations, strict=True)
-        return MaskFeatures(
-            tuple(
-                (
-                    torch.cat([gamma, null_gamma.expand_as(gamma)]),
-                    torch.cat([beta, null_beta.expand_as(beta)]),
-                )
-                for (gamma, beta), (null_gamma, null_beta) in pairs
-            )
-        )
+        one_hot = one_hot_with_dropout(masks, unet.config.num_classes, kept).to(unet.dtype)
+        edge = unet.config.image_size
+        if masks.shape[1:] == (edge, edge) and not periodic:
+            features = compute_guided_features(unet, one_hot, guide, max_bytes)
+            return lambda image, timestep, guided: predict(unet, image, timestep, features, guide, guided)
 
-    def _predict(self, image: Tensor, timestep: Tensor, features: MaskFeatures, guidance_scale: float) -> Tensor:
-        """The network's guided prediction; both passes of guidance run in one batch."""
-        guided = guidance_scale != 1
-        network_input = torch.cat([image, image]) if guided else image
-        timesteps = timestep.expand(len(network_input)).to(image.device)
-        prediction = self.unet(network_input.to(self.unet.dtype), timesteps, mask_features=features).float()
-        prediction = prediction[:, : self.unet.config.in_channels]
-        if not guided:
-            return prediction
-        conditional, null = prediction.chunk(2)
-        return null + guidance_scale * (conditional - null)
+        layout = WindowLayout(masks.shape[1], masks.shape[2], edge, overlap, periodic)
+        # One window position of all images at a time bounds the memory of activations by that of a normal batch.
+        windows = layout.cut(one_hot).unflatten(0, (len(masks), -1)).unbind(1)
+        share = max_bytes / len(windows)
+        all_features = [compute_guided_features(unet, window, guide, share) for window in windows]
+
+        def predict_windows(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
+            pieces = layout.cut(image).unflatten(0, (len(masks), -1)).unbind(1)
+            predictions = [
+                predict(unet, piece, timestep, features, guide, guided)
+                for piece, features in zip(pieces, all_features, strict=True)
+            ]
+            return layout.blend(torch.stack(predictions, dim=1).flatten(0, 1))
+
+        return predict_windows
+
+    def _sigma(self, timestep: Tensor) -> float:
+        """Noise level σ = √((1 − ᾱ)/ᾱ) of a timestep, infinite where no signal is left."""
+        alpha = float(self.scheduler.alphas_cumprod[min(round(float(timestep)), len(self.scheduler.betas) - 1)])
+        return math.sqrt((1 - alpha) / alpha) if alpha > 0 else math.inf
 
 
 def _step_options(solver: str, rngs: list[torch.Generator]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,18 +16,27 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, Upsample, zero_initialised
-from steelgen.models.spade import Modulation, SpadeNorm, build_mask_pyramid
+from steelgen.models.spade import Modulation, SpadeNorm, build_mask_pyramid, mark_edges
 
 
 @dataclass(frozen=True)
 class MaskFeatures:
-    """γ and β of every SPADE norm of a network for a batch of masks, in the order of the forward pass."""
+    """γ and β of every SPADE norm of a network for a batch of masks, in the order of the forward pass.
 
-    modulations: tuple[Modulation, ...]
+    They may have fewer rows than the images they are used for; see `SpadeNorm.forward`.
+    """
 
-    def select(self, index: slice | Tensor) -> MaskFeatures:
+    modulations: tuple[Modulation | None, ...]
+    """None where γ and β are computed anew in each forward pass, to save memory."""
+    pyramid: tuple[Tensor, ...]
+    """The masks at the resolution of each level."""
+
+    def select(self, rows: slice) -> MaskFeatures:
         """The features of some of the masks."""
-        return MaskFeatures(tuple((gamma[index], beta[index]) for gamma, beta in self.modulations))
+        return MaskFeatures(
+            tuple(None if cached is None else (cached[0][rows], cached[1][rows]) for cached in self.modulations),
+            tuple(mask[rows] for mask in self.pyramid),
+        )
 
 
 class UNetStage(nn.Module):
@@ -74,6 +84,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         resample_in_blocks: change the resolution inside a residual block; else by a convolution.
         learn_sigma: a second set of output channels interpolates the reverse variance (Nichol & Dhariwal 2021).
         mask_resize: "area" or "nearest"; see `build_mask_pyramid`.
+        instance_edges: the SPADE norms see the outlines of the mask's regions too, as one more channel (see `mark_edges`).
+        timestep_scale: the time embedding sees timesteps times this.
     """
 
     _supports_gradient_checkpointing = True
@@ -98,6 +110,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         resample_in_blocks: bool = True,
         learn_sigma: bool = False,
         mask_resize: str = "area",
+        instance_edges: bool = False,
+        timestep_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -110,7 +124,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                 cin,
                 cout,
                 time_channels,
-                mask_channels=num_classes if with_mask else None,
+                mask_channels=num_classes + instance_edges if with_mask else None,
                 spade_channels=spade_channels,
                 num_groups=norm_groups,
                 dropout=dropout,
@@ -170,16 +184,27 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         """Image edges must be multiples of this."""
         return 2 ** (len(self.config.channel_mult) - 1)
 
-    def compute_mask_features(self, one_hot_mask: Tensor) -> MaskFeatures:
-        """γ and β of every SPADE norm for masks (N, num_classes, H, W); all zeros is the null mask of guidance."""
+    def compute_mask_features(self, one_hot_mask: Tensor, max_bytes: float = math.inf) -> MaskFeatures:
+        """γ and β of every SPADE norm for masks (N, num_classes, H, W); all zeros is the null mask of guidance.
+
+        Args:
+            max_bytes: what all γ and β may take, in fp32; norms beyond that, the finest first, are recomputed in each
+                forward pass instead.
+        """
         height, width = one_hot_mask.shape[-2:]
         if height % self.downsampling_factor or width % self.downsampling_factor:
             raise ValueError(f"the mask is {width}x{height}, not a multiple of {self.downsampling_factor}")
         sizes = [(height >> level, width >> level) for level in range(len(self.config.channel_mult))]
+        if self.config.instance_edges:
+            one_hot_mask = torch.cat([one_hot_mask, mark_edges(one_hot_mask)], dim=1)
         pyramid = build_mask_pyramid(one_hot_mask, sizes, self.config.mask_resize)
-        return MaskFeatures(
-            tuple(norm.compute_modulation(pyramid[sizes[level]]) for norm, level in self._spade_norms())
-        )
+        masks = tuple(pyramid[size] for size in sizes)
+        modulations: list[Modulation | None] = []
+        for norm, level in self._spade_norms():  # from coarse to fine
+            rows, columns = sizes[level]
+            max_bytes -= 4 * 2 * norm.norm.num_channels * rows * columns * len(one_hot_mask)
+            modulations.append(norm.compute_modulation(masks[level]) if max_bytes >= 0 else None)
+        return MaskFeatures(tuple(modulations), masks)
 
     def forward(
         self,
@@ -203,10 +228,12 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             if one_hot_mask is None:
                 raise ValueError("either one_hot_mask or mask_features is needed")
             mask_features = self.compute_mask_features(one_hot_mask)
-        modulations: Iterator[Modulation] = iter(mask_features.modulations)
+        modulations = self._iterate_modulations(mask_features)
 
+        if not timesteps.is_floating_point():
+            timesteps = timesteps.float()
         embedding = get_timestep_embedding(
-            timesteps, self.config.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0
+            timesteps * self.config.timestep_scale, self.config.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0
         )
         embedding = F.silu(self.time_mlp(embedding.to(noisy_image.dtype)))
 
@@ -226,6 +253,10 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(stage, features, embedding, modulations)
         return stage(features, embedding, modulations)
+
+    def _iterate_modulations(self, mask_features: MaskFeatures) -> Iterator[Modulation]:
+        for (norm, level), cached in zip(self._spade_norms(), mask_features.modulations, strict=True):
+            yield cached or norm.compute_modulation(mask_features.pyramid[level])
 
     def _spade_norms(self) -> Iterator[tuple[SpadeNorm, int]]:
         """Every SPADE norm in the order of the forward pass, with the level (log2 of the downsampling) it works at."""

@@ -38,9 +38,18 @@ class SpadeNorm(nn.Module):
         return gamma, beta
 
     def forward(self, features: Tensor, modulation: Modulation) -> Tensor:
-        """Normalises features (N, channels, h, w) and modulates them."""
+        """Normalises features (N, channels, h, w) and modulates them.
+
+        Where γ and β have fewer rows than the features, their last row serves all the rest: under guidance one null
+        mask is shared by the batch.
+        """
         gamma, beta = modulation
-        return torch.addcmul(beta, self.norm(features), 1 + gamma)
+        normalised = self.norm(features)
+        own = len(gamma) - 1
+        if len(gamma) == len(features):
+            return torch.addcmul(beta, normalised, 1 + gamma)
+        parts = ((slice(None, own), slice(None, own)), (slice(own, None), slice(own, None)))
+        return torch.cat([torch.addcmul(beta[m], normalised[f], 1 + gamma[m]) for f, m in parts])
 
 
 def build_mask_pyramid(one_hot_mask: Tensor, sizes: list[tuple[int, int]], mode: str) -> dict[tuple[int, int], Tensor]:
@@ -52,3 +61,27 @@ def build_mask_pyramid(one_hot_mask: Tensor, sizes: list[tuple[int, int]], mode:
     """
     full = tuple(one_hot_mask.shape[-2:])
     return {size: one_hot_mask if size == full else F.interpolate(one_hot_mask, size=size, mode=mode) for size in sizes}
+
+
+def mark_edges(one_hot_mask: Tensor) -> Tensor:
+    """1 where a pixel has another class than one of its four neighbours, else 0.
+
+    Source: the instance edges of Wang et al. 2018, "pix2pixHD" (arXiv 1711.11585), section 3.3, taken from classes.
+
+    Args:
+        one_hot_mask: (N, K, H, W); all zeros, the null mask, has no edges.
+
+    Returns:
+        (N, 1, H, W) of the mask's type.
+    """
+    edges = torch.zeros_like(one_hot_mask[:, :1])
+    across = (one_hot_mask[..., 1:] != one_hot_mask[..., :-1]).any(dim=1, keepdim=True)
+    down = (one_hot_mask[..., 1:, :] != one_hot_mask[..., :-1, :]).any(dim=1, keepdim=True)
+    for part, differs in (
+        (edges[..., 1:], across),
+        (edges[..., :-1], across),
+        (edges[..., 1:, :], down),
+        (edges[..., :-1, :], down),
+    ):
+        part[differs] = 1
+    return edges
