@@ -42,7 +42,7 @@ class DeepScaling(str, Enum):
 
 @data_app.command("import")
 def import_command(
-    kind: Annotated[str, typer.Argument(help="ma-islands or coco.")],
+    kind: Annotated[str, typer.Argument(help="ma-islands, coco, labelme, voc, rle-csv or folder.")],
     src: Annotated[Path, typer.Argument(help="The annotated micrographs: a folder, or one annotation file.")],
     out: Annotated[Path, typer.Argument(help="The dataset folder to write; must not exist yet.")],
     split: Annotated[
@@ -85,6 +85,13 @@ def import_command(
     poi_columns: Annotated[
         str, typer.Option(help="ma-islands: the columns of the points-of-interest CSV with the image and the point.")
     ] = "image_url,point",
+    class_names: Annotated[
+        str,
+        typer.Option(
+            help="labelme, voc, rle-csv, folder: the names of the classes in order, like background,pore,crack."
+        ),
+    ] = "",
+    layout: Annotated[str, typer.Option(help="folder: auto, isdm, cityscapes, ade20k or celeba.")] = "auto",
 ) -> None:
     """Turn annotated micrographs into a dataset folder."""
     with errors_as_lines():
@@ -101,6 +108,8 @@ def import_command(
             skip_missing=skip_missing,
             include_excluded=include_excluded,
             poi_columns=_parse_pair("--poi-columns", poi_columns),
+            class_names=tuple(name.strip() for name in class_names.split(",") if name.strip()),
+            layout=layout,
         )
         images = ImageOptions(
             deep_scaling=deep_scaling.value,

@@ -16,8 +16,12 @@ from steelgen.data.compose import Agreement, Overlap, compose_mask, merge_masks
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask, save_metadata
 from steelgen.data.images import load_index_image
 from steelgen.data.importers.coco import read_coco
+from steelgen.data.importers.labelme import read_labelme
 from steelgen.data.importers.ma_islands import read_ma_islands
 from steelgen.data.importers.options import ReadOptions
+from steelgen.data.importers.rle_csv import read_rle_csv
+from steelgen.data.importers.trees import read_trees
+from steelgen.data.importers.voc import read_voc
 from steelgen.data.instances import load_instance_ids, save_instances
 from steelgen.data.micrograph import ImageOptions, load_micrograph
 from steelgen.data.splits import assign_splits
@@ -39,6 +43,10 @@ class Reader(NamedTuple):
 READERS = {
     "ma-islands": Reader(read_ma_islands, ("skip_missing", "include_excluded", "poi_columns")),
     "coco": Reader(read_coco, ("skip_missing",)),
+    "labelme": Reader(read_labelme, ("skip_missing", "class_names")),
+    "voc": Reader(read_voc, ("skip_missing", "class_names")),
+    "rle-csv": Reader(read_rle_csv, ("skip_missing", "class_names")),
+    "folder": Reader(read_trees, ("class_names", "layout")),
 }
 
 
@@ -192,6 +200,8 @@ def _draw(
         instances = load_instance_ids(first) if first and len(masks) == 1 else None
         if instances is not None and instances.shape != (height, width):
             raise InputError(f"is {width}x{height}, but {first} is {instances.shape[1]}x{instances.shape[0]}")
+        if instances is not None:
+            instances[masks[0] == info.ignore_index] = 0
     else:
         drawn = [
             compose_mask(

@@ -1,0 +1,62 @@
+"""Small annotated sources for the tests of the readers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+BUNDLED = Path(__file__).parents[2] / "data"
+
+
+def save_noise(path: Path, height: int = 40, width: int = 50, seed: int = 0) -> Path:
+    """Writes an 8-bit grey image of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(40, 200, (height, width), np.uint8)).save(path)
+    return path
+
+
+def save_indices(path: Path, mask: np.ndarray) -> Path:
+    """Writes a single-channel PNG or TIFF of values."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+    return path
+
+
+def coco(annotations: list[dict[str, Any]], names: tuple[str, ...] = ("a.png",), **changes: Any) -> dict[str, Any]:
+    """A COCO document of 50x40 images, ids from 1, with the categories island (0) and pore (7)."""
+    return {
+        "images": [{"id": i, "file_name": name, "height": 40, "width": 50} for i, name in enumerate(names, 1)],
+        "categories": [{"id": 0, "name": "island"}, {"id": 7, "name": "pore"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 0, "iscrowd": 0, "area": 1, **row}
+            for i, row in enumerate(annotations)
+        ],
+        **changes,
+    }
+
+
+def save_coco(root: Path, document: dict[str, Any], name: str = "labels.json") -> Path:
+    """Writes a COCO document and noise for each of its images."""
+    for seed, image in enumerate(document["images"]):
+        save_noise(root / Path(image["file_name"]).name, seed=seed)
+    (root / name).write_text(json.dumps(document))
+    return root
+
+
+def save_ma(
+    root: Path, rows: list[str], names: tuple[str, ...] = ("a.png", "b.png", "c.png"), folder: str = "PNG"
+) -> Path:
+    """Writes a small set in the layout of the MA-island set."""
+    for seed, name in enumerate(names):
+        save_noise(root / folder / name, seed=seed)
+    (root / "set_annotations_polygon.csv").write_text("image_url;point;polygon\n" + "".join(row + "\n" for row in rows))
+    return root
+
+
+def square(left: float, top: float, edge: float) -> list[float]:
+    """COCO's flat list of a square's corners."""
+    return [left, top, left + edge, top, left + edge, top + edge, left, top + edge]
