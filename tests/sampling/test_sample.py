@@ -157,3 +157,14 @@ def test_bad_masks_and_generators_are_named(trained, tmp_path):
     with pytest.raises(InputError, match="not a complete semantic diffusion model"):
         draw(trained, tmp_path / "out", generator=str(damaged))
     assert not (tmp_path / "out").exists()
+
+
+def test_whole_micrographs_are_drawn_from_windows(trained, tmp_path):
+    dataset, _ = trained
+    source = {"kind": "split", "dataset": str(dataset), "split": "test", "whole": True}
+    out = draw(trained, tmp_path / "out", num_samples=4, mask_source=source)
+    shapes = {np.asarray(Image.open(path)).shape for path in (out / "samples").iterdir()}
+    # 40x48 at 16/24 of its size, upright or on its side
+    assert shapes <= {(27, 32), (32, 27)}
+    for path in (out / "labels").iterdir():
+        assert np.asarray(Image.open(path)).shape == np.asarray(Image.open(out / "samples" / path.name)).shape

@@ -41,7 +41,7 @@ def save_sheet(
                 parts.append(_as_rgb(original))
             tiles.append(np.concatenate(parts, axis=1))
         rows.append(_join(tiles, axis=1))
-    sheet = _join([_pad_to(row, max(row.shape[1] for row in rows)) for row in rows], axis=0)
+    sheet = _join(rows, axis=0)
     factor = max(1, min_tile // masks[0].shape[0])
     with new_file(path) as working:
         Image.fromarray(sheet.repeat(factor, axis=0).repeat(factor, axis=1)).save(working)
@@ -52,12 +52,13 @@ def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _join(tiles: list[NDArray[np.uint8]], axis: int) -> NDArray[np.uint8]:
-    shape = list(tiles[0].shape)
-    shape[axis] = _GAP
-    gap = np.full(shape, 255, np.uint8)
-    spaced = [part for tile in tiles for part in (gap, tile)][1:]
-    return np.concatenate(spaced, axis=axis)
-
-
-def _pad_to(row: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
-    return np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+    """Joins tiles along an axis with a white gap between them; shorter ones are filled up in white."""
+    across = max(tile.shape[1 - axis] for tile in tiles)
+    parts = []
+    for tile in tiles:
+        missing = [(0, 0), (0, 0), (0, 0)]
+        missing[1 - axis] = (0, across - tile.shape[1 - axis])
+        missing[axis] = (0, _GAP)
+        parts.append(np.pad(tile, missing, constant_values=255))
+    joined = np.concatenate(parts, axis=axis)
+    return joined[:, :-_GAP] if axis else joined[:-_GAP]
