@@ -10,28 +10,13 @@ from PIL import Image
 
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
-from steelgen.config.train import TrainConfig
 from steelgen.data.folder import load_dataset_info, load_mask
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
 from steelgen.sampling.run import sample
-from steelgen.training.loop import train
-from tests.conftest import tiny_train_config, write_tiny_dataset
-from tests.training.test_loop import Recorder
+from tests.conftest import write_tiny_dataset
 
 FOLDERS = ("samples", "images", "labels", "colored_labels")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """(dataset folder, run folder) of a briefly trained generator."""
-    root = tmp_path_factory.mktemp("trained")
-    dataset = write_tiny_dataset(root / "tiny")
-    train(
-        parse_config(tiny_train_config(dataset, root / "run", max_steps=30, learning_rate=3e-3), TrainConfig),
-        Recorder(),
-    )
-    return dataset, root / "run"
 
 
 def draw(trained, out, **options):

@@ -11,6 +11,7 @@ from steelgen import __version__
 from steelgen.cli.config import config_app
 from steelgen.cli.data import data_app
 from steelgen.cli.evaluate import evaluate_command
+from steelgen.cli.interpolate import interpolate_command
 from steelgen.cli.sample import sample_command
 from steelgen.cli.train import finetune_command, train_command
 
@@ -43,6 +44,7 @@ def _root(
 app.command("train")(train_command)
 app.command("finetune")(finetune_command)
 app.command("sample")(sample_command)
+app.command("interpolate")(interpolate_command)
 app.command("evaluate")(evaluate_command)
 app.add_typer(config_app, name="config", help="Show a resolved config or its JSON Schema.")
 app.add_typer(data_app, name="data", help="Annotated micrographs into a dataset folder, and what is in one.")

@@ -1,0 +1,66 @@
+"""From one seed to another over the same mask: what the noise decides where the mask is fixed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from steelgen.config.sample import SampleConfig
+from steelgen.data.crops import tensor_to_image
+from steelgen.errors import InputError
+from steelgen.files import new_file
+from steelgen.generators import load_generator
+from steelgen.sampling.masks import build_mask_source
+
+_FRAME_MS = 120
+
+
+def interpolate(config: SampleConfig, seeds: tuple[int, int], num_frames: int, mask_index: int, path: Path) -> None:
+    """Draws `num_frames` images of one mask between two seeds.
+
+    Args:
+        config: generator, mask source and solver; its output folder is not used.
+        seeds: the seeds of the first and the last frame.
+        num_frames: at least 2.
+        mask_index: number of the mask in the mask source.
+        path: .png writes a strip, .gif an animation that runs there and back.
+
+    Raises:
+        InputError: if the path has another ending, exists already, or there are fewer than 2 frames.
+    """
+    if path.suffix.lower() not in (".png", ".gif"):
+        raise InputError(f"{path}: must end in .png (a strip) or .gif (an animation)")
+    if path.exists():
+        raise InputError(f"{path}: exists already; name another file or remove it")
+    if num_frames < 2:
+        raise InputError(f"frames {num_frames}: must be at least 2")
+    generator = load_generator(config.generator)
+    drawn = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed).draw(mask_index)
+    shape = (generator.geometry.in_channels, *drawn.mask.shape)
+    first, last = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds)
+    noise = torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)])
+    mask = torch.from_numpy(drawn.mask.astype(np.int64)).expand(num_frames, -1, -1)
+    images = generator.draw(mask, [seeds[0]] * num_frames, config.solver, noise=noise)
+    frames = [tensor_to_image(image) for image in images]
+    with new_file(path) as working:
+        if path.suffix.lower() == ".png":
+            Image.fromarray(np.concatenate(frames, axis=1)).save(working)
+        else:
+            there_and_back = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
+            there_and_back[0].save(working, save_all=True, append_images=there_and_back[1:], duration=_FRAME_MS, loop=0)
+
+
+def slerp(first: Tensor, last: Tensor, share: float) -> Tensor:
+    """Spherical interpolation (Shoemake 1985): sin((1−t)θ)/sin θ·a + sin(tθ)/sin θ·b.
+
+    Between two samples of white noise it keeps the norm, and so the look, of white noise; a straight line would not.
+    """
+    cosine = torch.dot(first.flatten(), last.flatten()) / (first.norm() * last.norm())
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if angle < 1e-4:  # the same noise: nothing to turn
+        return (1 - share) * first + share * last
+    return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * last) / torch.sin(angle)
