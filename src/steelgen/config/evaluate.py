@@ -44,7 +44,7 @@ class SegmenterSection(Section):
 
     steps: int = Field(default=300, ge=1)
     """Optimiser steps."""
-    batch_size: int = Field(default=24, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Crops a step."""
     learning_rate: float = Field(default=3e-3, gt=0)
     """Peak of the one-cycle schedule."""
@@ -54,6 +54,22 @@ class SegmenterSection(Section):
     """Levels above the bottleneck."""
     boundary_tolerance: float = Field(default=2.0, ge=0)
     """px within which a boundary pixel counts as met, for the boundary F1."""
+
+
+class MicrostructureSection(Section):
+    """Descriptors of the masks, and of what the segmenter sees in the images."""
+
+    max_images: int = Field(default=256, ge=1)
+    """Images of each set that are measured; the first ones."""
+
+
+class MemorisationSection(Section):
+    """The search for training images among the generated ones."""
+
+    max_images: int = Field(default=64, ge=2)
+    """Images of each set that are searched for; the first ones. 0.1 to 0.3 s each on two cores."""
+    search_size: int = Field(default=32, ge=8)
+    """px edge at which pixels are compared."""
 
 
 class EvaluateConfig(Section):
@@ -76,6 +92,8 @@ class EvaluateConfig(Section):
     geometry: GeometrySection = GeometrySection()
     features: FeaturesSection = FeaturesSection()
     segmenter: SegmenterSection = SegmenterSection()
+    microstructure: MicrostructureSection = MicrostructureSection()
+    memorisation: MemorisationSection = MemorisationSection()
     cache_dir: Path | None = None
     """Folder of features, segmenters and weights; null takes $STEELGEN_CACHE or ~/.cache/steelgen."""
     device: str = "auto"

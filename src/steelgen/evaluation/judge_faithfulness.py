@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from steelgen.evaluation.agreement import Agreement, compute_agreement, nanmean
 from steelgen.evaluation.evidence import Evidence, Section
 from steelgen.evaluation.figures import Figure, bootstrap_interval
@@ -13,10 +16,8 @@ from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_ma
 from steelgen.evaluation.sets import ImageSet
 
 
-def judge_faithfulness(evidence: Evidence, report_progress: Callable[[str], None]) -> Section:
-    """Whether a segmenter trained on real micrographs finds in each image the mask that it was drawn for."""
-    if evidence.generated.masks is None:
-        return [], {}, ["faithfulness is not measured: the generated images come without masks"]
+def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dict[str, NDArray[np.uint8]]:
+    """What a segmenter trained on the real training split sees in the generated and the real images, by set."""
     config = evidence.config
     report_progress(f"segmenter: {config.segmenter.steps} steps on the real {config.train_split} split")
     segmenter = load_or_train_segmenter(
@@ -27,12 +28,26 @@ def judge_faithfulness(evidence: Evidence, report_progress: Callable[[str], None
         config.seed,
         evidence.device,
     )
+    sets = (evidence.generated, evidence.held_out, evidence.train)
+    return {part.name: predict_masks(segmenter, part.images) for part in sets}
+
+
+def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Section:
+    """Agreement of the masks that the images were drawn for with those that the segmenter sees.
+
+    Args:
+        evidence: the sets.
+        seen: from `see_masks`.
+    """
+    if evidence.generated.masks is None:
+        return [], {}, ["faithfulness is not measured: the generated images come without masks"]
+    config = evidence.config
 
     def compare(images: ImageSet) -> Agreement:
         assert images.masks is not None
         return compute_agreement(
             images.masks,
-            predict_masks(segmenter, images.images),
+            seen[images.name],
             evidence.info.num_classes,
             evidence.info.ignore_index,
             config.segmenter.boundary_tolerance,

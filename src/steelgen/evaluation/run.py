@@ -10,9 +10,11 @@ from steelgen import __version__
 from steelgen.config.base import config_to_json
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.evaluation.evidence import describe_sets, load_evidence
-from steelgen.evaluation.figures import Figure, figure_to_json, to_json
-from steelgen.evaluation.judge_faithfulness import judge_faithfulness
+from steelgen.evaluation.figures import figure_to_json, to_json
+from steelgen.evaluation.judge_faithfulness import judge_faithfulness, see_masks
 from steelgen.evaluation.judge_fidelity import judge_fidelity
+from steelgen.evaluation.judge_memorisation import judge_memorisation
+from steelgen.evaluation.judge_microstructure import judge_microstructure
 from steelgen.files import check_output_free, new_folder, save_json
 
 
@@ -36,23 +38,24 @@ def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = la
     """
     check_output_free(config.output_dir)
     evidence, notes = load_evidence(config)
-    figures: list[Figure] = []
-    details: dict[str, Any] = {}
-    warnings: list[str] = []
-    for name, judge in (("fidelity", judge_fidelity), ("faithfulness", judge_faithfulness)):
-        section_figures, section_details, section_warnings = judge(evidence, report_progress)
-        figures += section_figures
-        details[name] = section_details
-        warnings += section_warnings
+    fidelity = judge_fidelity(evidence, report_progress)
+    seen = see_masks(evidence, report_progress)
+    report_progress("microstructure of masks and of what the segmenter sees in images")
+    sections = {
+        "fidelity": fidelity,
+        "faithfulness": judge_faithfulness(evidence, seen),
+        "microstructure": judge_microstructure(evidence, seen),
+        "memorisation": judge_memorisation(evidence, report_progress),
+    }
     result = {
         "steelgen": __version__,
         "config": config_to_json(config),
         "geometry": to_json(asdict(evidence.geometry)),
         "sets": describe_sets(evidence),
         "notes": notes,
-        "warnings": warnings,
-        "figures": [figure_to_json(figure) for figure in figures],
-        "details": to_json(details),
+        "warnings": [line for _, _, lines in sections.values() for line in lines],
+        "figures": [figure_to_json(figure) for figures, _, _ in sections.values() for figure in figures],
+        "details": {name: to_json(details) for name, (_, details, _) in sections.items()},
     }
     with new_folder(config.output_dir) as folder:
         save_json(folder / "evaluation.json", result)

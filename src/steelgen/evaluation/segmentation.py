@@ -71,13 +71,15 @@ def train_segmenter(
     class_weights = compute_class_weights(micrographs.masks, num_classes).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        segmenter = build_segmenter(geometry, num_classes, settings).to(device)
+        segmenter = build_segmenter(geometry, num_classes, settings)
+    segmenter.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(segmenter.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.2)
     for step in range(settings.steps):
         batch = [crops[step * settings.batch_size + offset] for offset in range(settings.batch_size)]
-        images = vary_grey_levels(torch.stack([item["image"] for item in batch]), generator).to(device)
+        images = vary_grey_levels(torch.stack([item["image"] for item in batch]), generator)
+        images = images.to(device, memory_format=torch.channels_last)
         masks = torch.stack([item["mask"] for item in batch]).to(device)
         loss = compute_segmentation_loss(segmenter(images), masks, class_weights, ignore_index)
         optimizer.zero_grad(set_to_none=True)

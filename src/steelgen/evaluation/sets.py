@@ -111,7 +111,7 @@ def load_generated(found: GeneratedFolder, geometry: CropGeometry, info: Dataset
     Raises:
         InputError: if a file is unreadable, an image is not square, sizes differ, or a mask does not fit.
     """
-    images, masks, notes = [], [], []
+    images, masks, notes, size = [], [], [], geometry.image_size
     raw = [load_image(path) for path in found.images]
     for path, image in zip(found.images, raw, strict=True):
         height, width = image.shape[:2]

@@ -1,0 +1,137 @@
+"""The judgement of memorisation: are generated images nearer to the training set than unseen real ones are?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steelgen.data.crops import apply_symmetry
+from steelgen.evaluation.evidence import Evidence, Section
+from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
+from steelgen.evaluation.figures import Figure
+from steelgen.evaluation.memorisation import (
+    COPY_RATIO,
+    Match,
+    PatchSearch,
+    compute_authenticity,
+    compute_ct,
+    find_nearest,
+)
+
+SHOWN_PAIRS = 20
+
+
+def judge_memorisation(evidence: Evidence, report_progress: Callable[[str], None]) -> Section:
+    """Nearest training images in pixels (every place and turn) and in features, with held-out images as the floor."""
+    config = evidence.config.memorisation
+    generated = evidence.generated.images[: config.max_images]
+    held_out = evidence.held_out.images[: config.max_images]
+    report_progress(f"memorisation: {len(generated)} generated and {len(held_out)} held-out images in the training set")
+    search = PatchSearch(evidence.train_micrographs, evidence.geometry, config.search_size, evidence.device)
+    matches, unseen = search.find(generated), search.find(held_out)
+    places = np.stack([search.cut(match, evidence.geometry.image_size) for match in matches])
+    own = np.array([match.distance for match in search.find(places, own=matches)])
+    distances, unseen_distances = _distances(matches), _distances(unseen)
+    ratios, unseen_ratios = (np.array([match.ratio for match in part]) for part in (matches, unseen))
+    shared: dict[str, Any] = {
+        "section": "memorisation",
+        "compared": f"generated vs every place in {evidence.train.name} (floor: {evidence.held_out.name})",
+        "n": (len(generated), len(held_out)),
+        "seed": evidence.config.seed,
+    }
+    unseen_places = np.stack([search.cut(match, evidence.geometry.image_size) for match in unseen])
+    unseen_own = np.array([match.distance for match in search.find(unseen_places, own=unseen)])
+    figures = [
+        Figure(
+            metric="copies (share with d1/d2 < 1/3)",
+            value=float((ratios < COPY_RATIO).mean()),
+            floor=float((unseen_ratios < COPY_RATIO).mean()),
+            better="lower",
+            **shared,
+        ),
+        Figure(
+            metric="authenticity, pixels",
+            value=compute_authenticity(distances, own),
+            floor=compute_authenticity(unseen_distances, unseen_own),
+            better="higher",
+            **shared,
+        ),
+        Figure(
+            metric="C_T, pixels (below -3: copying)",
+            value=compute_ct(distances, unseen_distances),
+            floor=0.0,
+            better="near floor",
+            **shared,
+        ),
+        *_judge_features(evidence, generated, held_out),
+    ]
+    closest = np.argsort(ratios)[:SHOWN_PAIRS]
+    details = {
+        "pixel_distance": distances,
+        "pixel_ratio": ratios,
+        "held_out_pixel_distance": unseen_distances,
+        "held_out_pixel_ratio": unseen_ratios,
+        "copies": [evidence.generated.names[index] for index in np.flatnonzero(ratios < COPY_RATIO)],
+        "closest": [
+            {
+                "index": int(index),
+                "generated": evidence.generated.names[index],
+                "micrograph": evidence.train_micrographs.stems[matches[index].micrograph],
+                "distance": matches[index].distance,
+                "ratio": matches[index].ratio,
+                "top": matches[index].top,
+                "left": matches[index].left,
+                "symmetry": matches[index].symmetry,
+            }
+            for index in closest
+        ],
+    }
+    return figures, details, []
+
+
+def _judge_features(evidence: Evidence, generated: NDArray[np.uint8], held_out: NDArray[np.uint8]) -> list[Figure]:
+    """Authenticity and C_T on the first kind of features, with the nearest of 8 flips and rotations of each image."""
+    settings = evidence.config.features
+    extractor = build_extractor(settings.kinds[0], settings.inception_weights, evidence.cache_dir, evidence.device)
+    library = compute_cached_features(evidence.train.images, extractor, evidence.cache_dir, settings.batch_size)
+    own, _ = find_nearest(library, library, skip_self=True)
+
+    def find(turned: NDArray) -> tuple[NDArray, NDArray]:
+        return find_nearest(turned, library)
+
+    def turn(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.stack([apply_symmetry(image, symmetry) for image in images for symmetry in range(8)])
+
+    features = compute_features(turn(generated), extractor, settings.batch_size)
+    unseen = compute_cached_features(turn(held_out), extractor, evidence.cache_dir, settings.batch_size)
+    distances, indices = find(features.reshape(len(generated), 8, -1))
+    unseen_distances, unseen_indices = find(unseen.reshape(len(held_out), 8, -1))
+    shared: dict[str, Any] = {
+        "section": "memorisation",
+        "compared": f"generated vs {len(library)} {evidence.train.name} crops (floor: {evidence.held_out.name})",
+        "n": (len(generated), len(held_out)),
+        "seed": evidence.config.seed,
+    }
+    return [
+        Figure(
+            metric=f"authenticity, {extractor.name}",
+            value=compute_authenticity(distances, own[indices]),
+            floor=compute_authenticity(unseen_distances, own[unseen_indices]),
+            better="higher",
+            **shared,
+        ),
+        Figure(
+            metric=f"C_T, {extractor.name} (below -3: copying)",
+            value=compute_ct(distances, unseen_distances),
+            floor=0.0,
+            better="near floor",
+            **shared,
+        ),
+    ]
+
+
+def _distances(matches: list[Match]) -> NDArray[np.float64]:
+    return np.array([match.distance for match in matches])

@@ -1,0 +1,60 @@
+"""Grey levels and spectra against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from steelgen.evaluation.grey import (
+    compute_grey_kl,
+    compute_grey_wasserstein,
+    compute_histogram,
+    compute_power_spectrum,
+    compute_spectrum_distance,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def draw_normal(mean: float, sigma: float) -> np.ndarray:
+    return RNG.normal(mean, sigma, (20, 128, 128)).round().clip(0, 255).astype(np.uint8)
+
+
+def test_histogram_distances_of_two_gaussians() -> None:
+    first, second = compute_histogram(draw_normal(100, 10)), compute_histogram(draw_normal(106, 10))
+    assert compute_grey_kl(first, second) == pytest.approx(6**2 / (2 * 10**2), rel=0.03)
+    assert compute_grey_wasserstein(first, second) == pytest.approx(6, rel=0.02)
+    assert compute_grey_kl(first, first) == 0
+    assert compute_grey_wasserstein(first, first) == 0
+
+
+def test_histograms_without_a_common_level_are_far_apart_and_finite() -> None:
+    black, white = (np.full((4, 16, 16), level, np.uint8) for level in (0, 255))
+    assert 1 < compute_grey_kl(compute_histogram(black), compute_histogram(white)) < 20
+    assert compute_grey_wasserstein(compute_histogram(black), compute_histogram(white)) == 255
+
+
+def test_rgb_counts_as_its_luma() -> None:
+    grey = draw_normal(120, 20)[:2]
+    np.testing.assert_array_equal(compute_histogram(np.repeat(grey[..., None], 3, 3)), compute_histogram(grey))
+
+
+def test_spectrum_of_noise_is_flat_at_its_variance() -> None:
+    spectrum = compute_power_spectrum(draw_normal(128, 12))
+    assert spectrum.shape == (64,)
+    assert spectrum[4:] == pytest.approx(np.full(60, 144.0), rel=0.15)
+
+
+def test_spectrum_of_a_wave_peaks_at_its_frequency() -> None:
+    wave = 128 + 60 * np.sin(2 * np.pi * 9 * np.arange(64) / 64)
+    image = np.tile(wave, (64, 1)).astype(np.uint8)[None]
+    assert compute_power_spectrum(image).argmax() + 1 == 9
+
+
+def test_spectrum_distance_in_decades() -> None:
+    noise = draw_normal(128, 5)
+    louder = (128 + 4.0 * (noise.astype(float) - 128)).astype(np.uint8)
+    measured = compute_spectrum_distance(compute_power_spectrum(noise), compute_power_spectrum(louder))
+    assert measured == pytest.approx(np.log10(16), abs=0.02)
+    constant = compute_power_spectrum(np.full((2, 32, 32), 9, np.uint8))
+    assert np.isfinite(compute_spectrum_distance(constant, compute_power_spectrum(noise[:2, :32, :32])))

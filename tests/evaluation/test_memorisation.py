@@ -1,0 +1,93 @@
+"""Planted copies are found; images that are none are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from steelgen.data.crops import CropGeometry, Micrographs, cut_crops
+from steelgen.evaluation.memorisation import (
+    COPY_RATIO,
+    PatchSearch,
+    compute_authenticity,
+    compute_ct,
+    find_nearest,
+)
+from tests.evaluation.conftest import INFO
+
+GEOMETRY = CropGeometry(image_size=32, crop_size=64)
+
+
+def draw_texture(count: int, seed: int) -> Micrographs:
+    """Random fields with a correlation length of 3 px, as micrographs of 200x180 px."""
+    rng = np.random.default_rng(seed)
+    fields = [gaussian_filter(rng.normal(size=(200, 180)), 3) for _ in range(count)]
+    images = [(128 + 35 * field / field.std()).clip(0, 255).astype(np.uint8) for field in fields]
+    return Micrographs(INFO, [f"m{i}" for i in range(count)], images, [(i > 128).astype(np.uint8) for i in images])
+
+
+@pytest.fixture(scope="module")
+def train() -> Micrographs:
+    return draw_texture(3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def search(train: Micrographs) -> PatchSearch:
+    return PatchSearch(train, GEOMETRY, search_size=16)
+
+
+def test_a_planted_tenth_of_flipped_and_noised_copies_is_found(train: Micrographs, search: PatchSearch) -> None:
+    rng = np.random.default_rng(1)
+    images, _ = cut_crops(draw_texture(3, seed=5), GEOMETRY, 200, seed=2)
+    planted = np.zeros(200, bool)
+    planted[rng.choice(200, 20, replace=False)] = True
+    copies, _ = cut_crops(train, GEOMETRY, 20, seed=3, augment=True)
+    images[planted] = (copies + rng.normal(0, 4, copies.shape)).clip(0, 255).astype(np.uint8)
+    flagged = np.array([match.ratio < COPY_RATIO for match in search.find(images)])
+    recall = (flagged & planted).sum() / planted.sum()
+    precision = (flagged & planted).sum() / max(flagged.sum(), 1)
+    assert recall >= 0.95
+    assert precision >= 0.95
+
+
+def test_the_place_found_is_the_one_that_was_copied(train: Micrographs, search: PatchSearch) -> None:
+    copies, _ = cut_crops(train, GEOMETRY, 8, seed=4, augment=True)
+    for copy, match in zip(copies, search.find(copies), strict=True):
+        assert np.abs(search.cut(match, 32).astype(float) - copy).mean() < 1
+
+
+def test_a_training_place_does_not_find_itself(search: PatchSearch, train: Micrographs) -> None:
+    copies, _ = cut_crops(train, GEOMETRY, 4, seed=6)
+    matches = search.find(copies)
+    places = np.stack([search.cut(match, 32) for match in matches])
+    for match, other in zip(matches, search.find(places, own=matches), strict=True):
+        assert other.distance > 5 * match.distance
+        same = other.micrograph == match.micrograph
+        assert not same or abs(other.top - match.top) > 32 or abs(other.left - match.left) > 32
+
+
+def test_constant_images_are_no_copies(search: PatchSearch) -> None:
+    match = search.find(np.full((1, 32, 32), 77, np.uint8))[0]
+    assert match.ratio > 0.9
+
+
+def test_authenticity_and_ct_by_hand() -> None:
+    assert compute_authenticity(np.array([1.0, 3, 5, 0]), np.array([2.0, 2, 2, 2])) == 0.5
+    # All generated distances below all held-out ones: U = 0, z = -(mn/2) / √(mn(m+n+1)/12).
+    m, n = 6, 4
+    expected = -(m * n / 2) / np.sqrt(m * n * (m + n + 1) / 12)
+    assert compute_ct(np.arange(m), 100 + np.arange(n)) == pytest.approx(expected)
+    rng = np.random.default_rng(0)
+    scores = [compute_ct(rng.normal(size=50), rng.normal(size=40)) for _ in range(200)]
+    assert abs(np.mean(scores)) < 0.25
+    assert np.std(scores) == pytest.approx(1, abs=0.15)
+
+
+def test_nearest_features_take_the_best_variant_and_skip_oneself() -> None:
+    library = np.array([[0.0, 0], [3, 0], [10, 0]])
+    distances, indices = find_nearest(np.array([[[50.0, 0], [9, 0]]]), library)
+    assert (distances[0], indices[0]) == (1.0, 2)
+    distances, indices = find_nearest(library, library, skip_self=True)
+    assert distances.tolist() == [3, 3, 7]
+    assert indices.tolist() == [1, 0, 1]

@@ -1,0 +1,166 @@
+"""Descriptors against what geometry says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from steelgen.evaluation.microstructure import (
+    compute_axial_wasserstein,
+    compute_boundary_density,
+    compute_chords,
+    compute_grain_size_number,
+    compute_islands,
+    compute_lineal_path,
+    compute_mean_intercept,
+    compute_phase_fractions,
+    compute_s2,
+)
+
+
+def draw_overlapping_discs(radius: float, density: float, size: int, count: int, seed: int = 0) -> np.ndarray:
+    """Fully penetrable discs with Poisson centres, a margin around the image included: (count, size, size) bool."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size]
+    phase = np.zeros((count, size, size), bool)
+    edge = size + 2 * radius
+    for image in phase:
+        for y, x in rng.uniform(-radius, size + radius, (rng.poisson(density * edge**2), 2)):
+            image |= (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+    return phase
+
+
+@pytest.fixture(scope="module")
+def discs() -> np.ndarray:
+    return draw_overlapping_discs(radius=10, density=0.0025, size=256, count=12)
+
+
+def test_s2_of_overlapping_discs_is_torquatos(discs: np.ndarray) -> None:
+    # Outside the discs: S2(r) = exp(-density · area of the union of two discs at distance r).
+    radius, density = 10, 0.0025
+    r = np.arange(0, 31)
+    half = np.minimum(r / (2 * radius), 1)
+    union = 2 * math.pi * radius**2 - 2 * radius**2 * (np.arccos(half) - half * np.sqrt(1 - half**2))
+    measured = compute_s2(~discs, 30)
+    np.testing.assert_allclose(measured, np.exp(-density * union), atol=0.015)
+
+
+def test_lineal_path_and_chords_of_overlapping_discs_are_exponential(discs: np.ndarray) -> None:
+    # Outside the discs: L(z) = φ exp(-2 R density z); chords are exponential with mean 1 / (2 R density).
+    radius, density = 10, 0.0025
+    fraction = math.exp(-density * math.pi * radius**2)
+    path = compute_lineal_path(~discs, 40)
+    z = np.arange(1, 41) - 1
+    np.testing.assert_allclose(path, fraction * np.exp(-2 * radius * density * z), atol=0.015)
+    mean = 1 / (2 * radius * density)
+    assert compute_mean_intercept(~discs) == pytest.approx(mean, rel=0.06)
+    chords = compute_chords(~discs)
+    assert np.median(chords) == pytest.approx(mean * math.log(2), rel=0.12)
+
+
+def test_boundary_density_of_overlapping_discs_is_analytic(discs: np.ndarray) -> None:
+    # Perimeter per area = 2πR · density · φ of the uncovered part.
+    expected = 2 * math.pi * 10 * 0.0025 * math.exp(-0.0025 * math.pi * 100)
+    assert compute_boundary_density(discs).mean() == pytest.approx(expected, rel=0.04)
+
+
+def test_s2_of_a_single_disc_follows_its_overlap_with_itself() -> None:
+    rows, columns = np.mgrid[:101, :101]
+    disc = ((rows - 50) ** 2 + (columns - 50) ** 2 <= 20**2)[None]
+    r = np.arange(41)
+    half = r / 40
+    overlap = 2 * 400 * (np.arccos(half) - half * np.sqrt(1 - half**2))
+    # All displacements of one length have nearly the same number of pairs in the image.
+    pairs = np.array(
+        [
+            np.mean([(101 - abs(r * np.cos(a))) * (101 - abs(r * np.sin(a))) for a in np.linspace(0, 6.28, 64)])
+            for r in r
+        ]
+    )
+    np.testing.assert_allclose(compute_s2(disc, 40), overlap / pairs, atol=0.004)
+
+
+def test_stripes() -> None:
+    stripes = np.zeros((1, 64, 64), bool)
+    stripes[..., (np.arange(64) // 4) % 2 == 0] = True  # 4 px in the phase, 4 px out
+    assert compute_phase_fractions(stripes) == pytest.approx([0.5])
+    along_rows = [max(0, 4 - (z - 1)) / 8 for z in range(1, 9)]
+    path = compute_lineal_path(stripes, 8)
+    along_columns = 0.5
+    np.testing.assert_allclose(path, (np.array(along_rows) + along_columns) / 2, atol=0.02)
+    chords = compute_chords(stripes)
+    assert set(chords) == {4}  # the ones along the columns are cut by both edges
+    assert compute_boundary_density(stripes)[0] == pytest.approx(math.pi / 4 * 15 / 63)
+
+
+def test_checkerboard() -> None:
+    rows, columns = np.mgrid[:64, :64]
+    board = (((rows // 8) + (columns // 8)) % 2 == 0)[None]
+    s2 = compute_s2(board, 16)
+    assert s2[0] == pytest.approx(0.5)
+    # Squares that the edges cut in half: an intercept that is cut counts one half.
+    cut = (((rows + 4) // 8 + (columns + 4) // 8) % 2 == 0)[None]
+    assert compute_mean_intercept(cut) == pytest.approx(8)
+    assert set(compute_chords(board)) == {8}
+    path = compute_lineal_path(board, 10)
+    expected = np.maximum(0, 8 - np.arange(10)) / 16
+    np.testing.assert_allclose(path, expected, atol=0.03)
+
+
+def test_s2_of_noise_is_the_square_of_its_fraction() -> None:
+    noise = np.random.default_rng(0).random((4, 128, 128)) < 0.3
+    s2 = compute_s2(noise, 40)
+    assert s2[0] == pytest.approx(noise.mean())
+    np.testing.assert_allclose(s2[1:], 0.09, atol=0.004)
+
+
+@pytest.mark.parametrize(("length", "width", "angle"), [(40, 40, 0), (60, 20, 30), (80, 10, 120), (50, 25, 90)])
+def test_islands_are_ellipses_of_known_axes(length: float, width: float, angle: float) -> None:
+    rows, columns = np.mgrid[:121, :121] - 60.0
+    theta = math.radians(angle)
+    along = columns * math.cos(theta) - rows * math.sin(theta)  # rows point down, angles up
+    across = columns * math.sin(theta) + rows * math.cos(theta)
+    ellipse = ((2 * along / length) ** 2 + (2 * across / width) ** 2 <= 1)[None]
+    islands = compute_islands(ellipse)
+    a, b = length / 2, width / 2
+    assert islands["area"] == pytest.approx([math.pi * a * b], rel=0.01)
+    assert islands["diameter"] == pytest.approx([math.sqrt(length * width)], rel=0.01)
+    assert islands["aspect_ratio"] == pytest.approx([length / width], rel=0.03)
+    perimeter = math.pi * (3 * (a + b) - math.sqrt((3 * a + b) * (a + 3 * b)))
+    assert islands["circularity"] == pytest.approx([4 * math.pi * math.pi * a * b / perimeter**2], rel=0.06)
+    if length != width:
+        assert islands["orientation"] == pytest.approx([angle], abs=1)
+
+
+def test_islands_at_the_edge_or_of_a_few_pixels_do_not_count() -> None:
+    phase = np.zeros((2, 32, 32), bool)
+    phase[0, :6, 4:10] = True
+    phase[0, 20:22, 20:22] = True
+    assert len(compute_islands(phase)["area"]) == 0
+    phase[1, 10:14, 10:14] = True
+    islands = compute_islands(phase)
+    assert islands["area"].tolist() == [16]
+    assert islands["image"].tolist() == [1]
+
+
+def test_an_absent_phase_is_not_a_number_and_no_error() -> None:
+    nothing = np.zeros((2, 16, 16), bool)
+    assert math.isnan(compute_mean_intercept(nothing))
+    assert compute_s2(nothing, 8).tolist() == [0] * 9
+    assert compute_lineal_path(nothing, 8).tolist() == [0] * 8
+    assert len(compute_chords(nothing)) == 0
+    assert compute_boundary_density(nothing).tolist() == [0, 0]
+
+
+def test_grain_size_number_is_that_of_astm_e112() -> None:
+    # Table 4 of ASTM E112: G = 0 at l̄ = 320 µm, G = 8 at 20 µm.
+    assert compute_grain_size_number(320, 1) == pytest.approx(0, abs=0.01)
+    assert compute_grain_size_number(40, 0.5) == pytest.approx(8, abs=0.01)
+
+
+def test_orientations_are_compared_around_the_circle() -> None:
+    assert compute_axial_wasserstein(np.array([179.0]), np.array([1.0])) == pytest.approx(2)
+    assert compute_axial_wasserstein(np.array([10.0]), np.array([100.0])) == pytest.approx(90)
+    assert math.isnan(compute_axial_wasserstein(np.array([]), np.array([1.0])))
