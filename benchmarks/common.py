@@ -1,0 +1,52 @@
+"""What the benchmarks share: timing in turns, medians, and the record of machine and versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from steelgen.files import save_json
+from steelgen.runs import describe_environment
+
+
+def time_in_turns(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Runs every variant `repeats` times, A B C A B C …, after one warm-up each; returns seconds.
+
+    Turns, so that a machine that slows down does so for all variants alike.
+    """
+    for run in variants.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            begun = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def summarise(seconds: list[float]) -> dict[str, float]:
+    """Median, minimum and maximum."""
+    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+
+
+def save_results(path: Path, results: dict[str, Any]) -> None:
+    """Writes results with machine, versions and command."""
+    environment = {**describe_environment(), "cpu": _cpu_name()}
+    environment["command"] = ["python", *sys.argv]
+    save_json(path, {"environment": environment, **results})
+    print(json.dumps(results, indent=2))
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
