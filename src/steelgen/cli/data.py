@@ -136,12 +136,14 @@ def import_command(
 def check_command(
     folder: Annotated[Path, typer.Argument(help="A dataset folder.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write contact_sheet.png; FOLDER/check without it.")
+        Path | None,
+        typer.Option("--out", "-o", help="Where to write contact_sheet.png and check.html; FOLDER/check without it."),
     ] = None,
 ) -> None:
     """Open every file of a dataset folder and show what is in it; exit code 1 where something is wrong."""
     with errors_as_lines():
         from steelgen.data.check import check_dataset
+        from steelgen.data.page import save_page
         from steelgen.data.sheets import save_contact_sheet
 
         with progress_bar("check") as report:
@@ -150,9 +152,77 @@ def check_command(
         target = out or folder / "check"
         legend = list(zip(result.info.class_names, result.info.palette, strict=True))[1:]
         save_contact_sheet(target / "contact_sheet.png", result.thumbnails, legend)
-        typer.echo(f"overlays: {target / 'contact_sheet.png'}")
+        save_page(target / "check.html", result)
+        typer.echo(f"overlays: {target / 'contact_sheet.png'}, page: {target / 'check.html'}")
         if result.problems:
             raise typer.Exit(1)
+
+
+@data_app.command("tile")
+def tile_command(
+    folder: Annotated[Path, typer.Argument(help="A dataset folder of micrographs.")],
+    out: Annotated[Path, typer.Argument(help="The dataset folder of tiles to write; must not exist yet.")],
+    size: Annotated[int, typer.Option(min=1, help="Edge of a tile, in pixels after scaling.")] = 256,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Pixels from one tile to the next; the tile's edge without it.")
+    ] = None,
+    centred: Annotated[bool, typer.Option("--centred", help="One tile around each island instead of a grid.")] = False,
+    min_foreground: Annotated[
+        float, typer.Option(min=0, max=1, help="Least share of pixels of classes other than 0.")
+    ] = 0.0,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Only tiles with an island, and none that the tile's edge cuts.")
+    ] = False,
+    scale: Annotated[float, typer.Option(help="Resize the micrographs by this factor first.")] = 1.0,
+) -> None:
+    """Cut the micrographs of a dataset folder into tiles; they stay in their splits."""
+    with errors_as_lines():
+        from steelgen.data.tiles import TileOptions, tile_dataset
+
+        options = TileOptions(size, stride, "centred" if centred else "grid", min_foreground, whole, scale)
+        with progress_bar("tile") as report:
+            counts = tile_dataset(folder, out, options, report)
+        typer.echo(f"{out}: {', '.join(f'{count} tiles in {split}' for split, count in counts.items())}")
+
+
+@data_app.command("split")
+def split_command(
+    folder: Annotated[Path, typer.Argument(help="A dataset folder.")],
+    out: Annotated[Path, typer.Argument(help="The dataset folder to write; must not exist yet.")],
+    fractions: Annotated[str, typer.Option(help="Fractions of train,val,test.")] = "0.7,0.15,0.15",
+    by: Annotated[
+        str, typer.Option(help="Keep images with the same value together: parent, or a metadata column.")
+    ] = "parent",
+    stratify: Annotated[bool, typer.Option("--stratify", help="Share out each class's pixels alike.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides which groups go to which split.")] = 0,
+) -> None:
+    """Copy a dataset folder with new splits, and report images that look alike across them."""
+    with errors_as_lines():
+        from steelgen.data.resplit import resplit_dataset
+        from steelgen.data.splits import parse_fractions
+
+        with progress_bar("split") as report:
+            counts, leaks = resplit_dataset(folder, out, parse_fractions(fractions), by, stratify, seed, report)
+        typer.echo(f"{out}: {', '.join(f'{count} images in {split}' for split, count in counts.items())}")
+        if leaks:
+            print_table(f"{len(leaks)} pairs look alike across splits", ("image", "looks like", "correlation"), leaks)
+
+
+@data_app.command("fetch")
+def fetch_command(
+    name: Annotated[str, typer.Argument(help="ma-islands (1.2 GB).")],
+    out: Annotated[Path, typer.Argument(help="Folder for the published files.")],
+    base_url: Annotated[str, typer.Option(help="Where the files are, for a mirror; figshare without it.")] = "",
+) -> None:
+    """Download a published set; a second call goes on where the first broke off."""
+    with errors_as_lines():
+        from steelgen.data.fetch import FIGSHARE, MA_ISLANDS, fetch_files
+
+        if name != "ma-islands":
+            raise InputError(f"fetch {name!r}: known is ma-islands")
+        with progress_bar("fetch") as report:
+            fetch_files(MA_ISLANDS, out, base_url or FIGSHARE, report)
+        typer.echo(f"{out}: complete")
 
 
 def _print_report(result: CheckReport) -> None:
@@ -161,7 +231,6 @@ def _print_report(result: CheckReport) -> None:
     names = result.info.class_names
     rows = []
     for split, summary in result.splits.items():
-        total = max(int(summary.class_pixels.sum()) + summary.ignored_pixels, 1)
         sizes = sorted(summary.sizes)
         extent = "×".join(map(str, sizes[0])) + (f" … {'×'.join(map(str, sizes[-1]))}" if len(sizes) > 1 else "")
         for index, name in enumerate(names):
@@ -173,12 +242,14 @@ def _print_report(result: CheckReport) -> None:
                     extent if index == 0 else "",
                     round(summary.mean_intensity, 1) if index == 0 else "",
                     name,
-                    f"{100 * summary.class_pixels[index] / total:.2f}",
+                    f"{100 * summary.share(index):.2f}",
                     len(areas) if index else "–",
                     float(np.median(areas)) if len(areas) else "–",
                 )
             )
-        rows.append(("", "", "", "", "(ignored)", f"{100 * summary.ignored_pixels / total:.2f}", "–", "–"))
+        rows.append(
+            ("", "", "", "", "(ignored)", f"{100 * summary.ignored_pixels / max(summary.num_pixels, 1):.2f}", "–", "–")
+        )
     columns = ("split", "images", "size px", "mean grey", "class", "area %", "islands", "median area px")
     print_table(str(result.root), columns, rows)
     if result.problems:

@@ -58,6 +58,15 @@ class SplitSummary:
     """Areas in px of the connected regions of each class; none for class 0."""
 
     @property
+    def num_pixels(self) -> int:
+        """All pixels, ignored ones included."""
+        return int(self.class_pixels.sum()) + self.ignored_pixels
+
+    def share(self, class_index: int) -> float:
+        """The share of a class in all pixels, 0-1."""
+        return float(self.class_pixels[class_index]) / max(self.num_pixels, 1)
+
+    @property
     def mean_intensity(self) -> float:
         """Mean grey level, 0-255."""
         return float((self.intensity * np.arange(256)).sum() / max(self.intensity.sum(), 1))

@@ -33,7 +33,7 @@ def shrink_image(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     Returns:
         (32, 32) float32 with mean 0 and norm 1; all zero for a plain image.
     """
-    small = Image.fromarray(image).convert("L").resize((_EDGE, _EDGE), Image.Resampling.BOX)
+    small = Image.fromarray(image).convert("L").resize((_EDGE, _EDGE), Image.Resampling.BILINEAR)
     grey = np.asarray(small, np.float32)
     grey = grey - grey.mean()
     norm = float(np.linalg.norm(grey))

@@ -91,3 +91,10 @@ def _to_uint16(array: NDArray, path: Path) -> NDArray[np.uint16]:
     if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
         raise InputError(f"{path}: grey levels outside 0..65535")
     return array.astype(np.uint16)
+
+
+def to_channels(image: NDArray[np.uint8], in_channels: int) -> NDArray[np.uint8]:
+    """Makes a (H, W) or (H, W, 3) uint8 image have 1 (H, W) or 3 (H, W, 3) channels; grey is ITU-R 601 luma."""
+    if in_channels == 1:
+        return np.asarray(Image.fromarray(image).convert("L")) if image.ndim == 3 else image
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image

@@ -71,24 +71,31 @@ def read_ma_islands(src: Path, options: ReadOptions) -> AnnotatedSet:
 
 
 def _list_images(src: Path, include_excluded: bool) -> dict[str, Path]:
-    for name in ("PNG", "TIFF"):
-        if (src / name).is_dir():
-            paths = list_files(src / name)
-            break
-    else:
+    folder = _find_folder(src, "PNG") or _find_folder(src, "TIFF")
+    if folder is None:
         raise InputError(f"{src}: has neither PNG/ nor TIFF/ with the images")
     images: dict[str, Path] = {}
-    for path in [*paths, *(_list_excluded(src) if include_excluded else [])]:
+    for path in [*list_files(folder), *(_list_excluded(src) if include_excluded else [])]:
         if path.stem in images:
             raise InputError(f"{path}: {images[path.stem]} has the same stem")
         images[path.stem] = path
     if not images:
-        raise InputError(f"{src / name}: holds no images")
+        raise InputError(f"{folder}: holds no images")
     return images
 
 
 def _list_excluded(src: Path) -> list[Path]:
-    return list_files(src / "excluded_PNG") if (src / "excluded_PNG").is_dir() else []
+    folder = _find_folder(src, "excluded_PNG")
+    return list_files(folder) if folder else []
+
+
+def _find_folder(src: Path, name: str) -> Path | None:
+    """The folder of a name in `src` or up to two levels below it, where the unpacked zip has put it."""
+    for pattern in (name, f"[!._]*/{name}", f"[!._]*/[!._]*/{name}"):
+        for folder in sorted(src.glob(pattern)):
+            if folder.is_dir():
+                return folder
+    return None
 
 
 def _find_tables(src: Path, poi_columns: tuple[str, str]) -> tuple[Path, Path | None, Path | None]:

@@ -1,0 +1,125 @@
+"""One split of a dataset folder, decoded once and then mapped from disk: no decoding in training, no copy a process.
+
+    CACHE/KEY/images.raw  masks.raw  instances.raw   all pixels of the split, one micrograph after the other
+    CACHE/KEY/index.json                             stems and sizes
+
+The key is a digest of every file's name and content, so a changed dataset is never read from a stale cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steelgen.data.folder import DatasetInfo, Pair, list_pairs, load_dataset_info, load_pair
+from steelgen.data.images import to_channels
+from steelgen.data.instances import load_instance_ids
+from steelgen.errors import InputError
+from steelgen.files import load_json, new_folder, save_json
+
+
+@dataclass(frozen=True)
+class CachedSplit:
+    """Memory-mapped, read-only arrays of one split; processes that fork share them."""
+
+    info: DatasetInfo
+    stems: list[str]
+    images: list[NDArray[np.uint8]]
+    """(H, W) or (H, W, 3) each."""
+    masks: list[NDArray[np.uint8]]
+    """(H, W) class indices each."""
+    instances: list[NDArray[np.uint16]] | None
+    """(H, W) instance ids each, where every micrograph of the split has them."""
+
+
+def default_cache_root() -> Path:
+    """$STEELGEN_CACHE, or steelgen/ in the user's cache folder."""
+    if chosen := os.environ.get("STEELGEN_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelgen"
+
+
+def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: Path | None = None) -> CachedSplit:
+    """Maps one split, decoding it first where that has not been done yet.
+
+    Args:
+        root: a dataset folder.
+        split: train, val or test.
+        in_channels: 1 turns RGB micrographs grey, 3 repeats grey ones.
+        cache_root: where caches are kept; None is `default_cache_root()`.
+
+    Raises:
+        InputError: if the split is missing, empty or holds a pair that cannot be used.
+    """
+    info, pairs = load_dataset_info(root), list_pairs(root, split)
+    folder = (cache_root or default_cache_root()) / _compute_key(root, pairs, in_channels)
+    if not (folder / "index.json").is_file():
+        _build(folder, info, pairs, in_channels)
+    index = load_json(folder / "index.json")
+    shapes = [tuple(shape) for shape in index["shapes"]]
+    return CachedSplit(
+        info,
+        index["stems"],
+        _map(folder / "images.raw", [(*shape, 3) if in_channels == 3 else shape for shape in shapes]),
+        _map(folder / "masks.raw", shapes),
+        _map(folder / "instances.raw", shapes) if index["has_instances"] else None,
+    )
+
+
+def _compute_key(root: Path, pairs: list[Pair], in_channels: int) -> str:
+    digest = hashlib.blake2b(f"1 {in_channels}".encode(), digest_size=16)
+    for path in [root / "dataset.json", *(path for pair in pairs for path in _files(pair))]:
+        content = path.read_bytes() if path.is_file() else b""
+        digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _build(folder: Path, info: DatasetInfo, pairs: list[Pair], in_channels: int) -> None:
+    has_instances = all(_files(pair)[2].is_file() for pair in pairs)
+    try:
+        with new_folder(folder) as working:
+            shapes = []
+            with (
+                open(working / "images.raw", "wb") as images,
+                open(working / "masks.raw", "wb") as masks,
+                open(working / "instances.raw", "wb") as instances,
+            ):
+                for pair in pairs:
+                    image, mask = load_pair(pair, info)
+                    shapes.append(mask.shape)
+                    images.write(to_channels(image, in_channels).tobytes())
+                    masks.write(mask.tobytes())
+                    if has_instances:
+                        instances.write(_load_instances(pair, mask.shape).tobytes())
+            content = {"stems": [pair.stem for pair in pairs], "shapes": shapes, "has_instances": has_instances}
+            save_json(working / "index.json", content)
+    except (InputError, OSError):
+        # Another process may have built the same cache in the meantime, which is as good.
+        if not (folder / "index.json").is_file():
+            raise
+
+
+def _load_instances(pair: Pair, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    instances = load_instance_ids(_files(pair)[2])
+    if instances.shape != shape:
+        raise InputError(f"{_files(pair)[2]}: is {instances.shape[1]}x{instances.shape[0]}, not its mask's size")
+    return instances
+
+
+def _map(path: Path, shapes: list[tuple[int, ...]]) -> list[NDArray]:
+    dtype = np.dtype(np.uint16 if path.stem == "instances" else np.uint8)
+    flat = np.memmap(path, dtype, mode="r")
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    if flat.size != ends[-1]:
+        raise InputError(f"{path}: holds {flat.size} pixels, not {ends[-1]}; remove {path.parent}")
+    return [flat[end - int(np.prod(shape)) : end].reshape(shape) for end, shape in zip(ends, shapes, strict=True)]
+
+
+def _files(pair: Pair) -> tuple[Path, Path, Path]:
+    return pair.image, pair.mask, pair.mask.parent.parent / "instances" / f"{pair.stem}.png"
