@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from steelgen.config.generator import SemanticDiffusionSection
-from steelgen.config.solver import SolverSection
+from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import CropGeometry, Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.errors import InputError
@@ -62,7 +62,7 @@ class Generator(Protocol):
         self,
         masks: Tensor,
         seeds: Sequence[int],
-        solver: SolverSection,
+        solver: SolverSection | RespacedSolverSection,
         start: StartImages | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from steelgen.config.base import Section
+from steelgen.config.solver import check_schedule
 
 
 class UNetSection(Section):
@@ -36,10 +37,14 @@ class UNetSection(Section):
     """The time embedding scales and shifts the norms; else it is added to the features."""
     resample_in_blocks: bool = True
     """Change the resolution inside a residual block; else by a convolution."""
-    learn_sigma: Literal[False] = False
-    """Learned reverse variances exist in imported networks only; they are not trained here."""
+    learn_sigma: bool = False
+    """A second set of output channels learns the reverse variance (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
     mask_resize: Literal["area", "nearest"] = "area"
     """How coarse levels see the mask: class shares of the area, or one picked pixel (SPADE, ISDM)."""
+    instance_edges: bool = False
+    """The SPADE norms see the outlines of the mask's regions as one more channel (ISDM with no_instance false)."""
+    timestep_scale: float = Field(1.0, gt=0)
+    """The time embedding sees timesteps times this (ISDM's rescale_timesteps: 1000 / num_train_timesteps)."""
 
     @model_validator(mode="after")
     def _check_widths(self) -> UNetSection:
@@ -62,7 +67,7 @@ class UNetSection(Section):
 class NoiseSection(Section):
     """The noise schedule and what the network predicts."""
 
-    num_train_timesteps: int = Field(1000, ge=21)
+    num_train_timesteps: int = Field(1000, ge=2)
     """Steps of the forward process."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
     """diffusers' name; squaredcos_cap_v2 is the cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
@@ -80,6 +85,7 @@ class NoiseSection(Section):
 
     @model_validator(mode="after")
     def _check_terminal_snr(self) -> NoiseSection:
+        check_schedule(self.beta_schedule, self.num_train_timesteps)
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "zero_terminal_snr needs prediction_type v_prediction or sample: without signal, noise says nothing"

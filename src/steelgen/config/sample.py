@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from steelgen.config.base import Section
-from steelgen.config.solver import SolverSection
+from steelgen.config.solver import AnySolverSection, SolverSection
 
 
 class SplitMasks(Section):
@@ -54,7 +54,7 @@ class SampleConfig(Section):
     """Image number i is drawn with seed + i, whatever the batch size."""
     batch_size: int = Field(16, ge=1)
     """Images drawn at a time; a matter of memory and speed alone."""
-    solver: SolverSection = SolverSection()
+    solver: AnySolverSection = SolverSection()
     """How they are drawn."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the network."""

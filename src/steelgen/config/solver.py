@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from steelgen.config.base import Section
+from steelgen.errors import InputError
 
 
 class SolverSection(Section):
@@ -49,3 +50,55 @@ class SolverSection(Section):
                 f"guidance_interval {list(self.guidance_interval)}: must be two noise levels, the lower first"
             )
         return self
+
+
+def check_schedule(beta_schedule: str, num_train_timesteps: int) -> None:
+    """Raises InputError where a schedule of so few steps is impossible: a linear one's last β is 0.02·1000/T."""
+    last = {"linear": 20, "scaled_linear": 12}.get(beta_schedule, 0)
+    if last >= num_train_timesteps:
+        raise InputError(
+            f"a {beta_schedule} noise schedule of {num_train_timesteps} steps would end at beta "
+            f"{last / 1000:g}·1000/{num_train_timesteps} = {last / num_train_timesteps:.3g}, and a beta of 1 or more "
+            f"leaves no signal to step from; use at least {last + 1} steps, the cosine schedule, or fewer sampling "
+            "steps by respacing"
+        )
+
+
+class RespacedSolverSection(Section):
+    """Ancestral or DDIM steps over a schedule of their own, with learned or fixed variances (Nichol & Dhariwal 2021,
+    arXiv 2102.09672); this is how ISDM draws, number by number."""
+
+    name: Literal["respaced_ddpm", "respaced_ddim"]
+    """Ancestral sampling, or deterministic DDIM (Song et al. 2020, arXiv 2010.02502)."""
+    num_train_timesteps: int = Field(1000, ge=1)
+    """Steps of the schedule before respacing (ISDM's diffusion_steps)."""
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    """Linear, with ends scaled by 1000/num_train_timesteps (at least 21 of them), or cosine."""
+    respacing: str = ""
+    """The steps that are run: "" all, "50" that many, "10,20" so many in each equal part, "ddim50" by whole strides."""
+    rescale_timesteps: bool = False
+    """The network is told t·1000/num_train_timesteps instead of t."""
+    variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
+    """The reverse variance of networks that do not learn it: β or β̃ (Ho et al. 2020, section 3.2)."""
+    clip_denoised: bool = True
+    """Clip the predicted image to the range of grey levels in every step."""
+    guidance_scale: float = Field(1.5, ge=1)
+    """Classifier-free guidance: null + s·(conditional − null); 1 is the plain conditional model."""
+    mask_cache_gib: float = Field(4.0, ge=0)
+    """Memory for the mask features that are computed once for all steps; what does not fit is recomputed."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> RespacedSolverSection:
+        check_schedule(self.beta_schedule, self.num_train_timesteps)
+        return self
+
+
+def _is_respaced(value: Any) -> str:
+    name = value.get("name", "") if isinstance(value, dict) else getattr(value, "name", "")
+    return "respaced" if str(name).startswith("respaced_") else "solver"
+
+
+AnySolverSection = Annotated[
+    Annotated[SolverSection, Tag("solver")] | Annotated[RespacedSolverSection, Tag("respaced")],
+    Discriminator(_is_respaced),
+]

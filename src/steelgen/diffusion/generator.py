@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from steelgen import __version__
 from steelgen.config.generator import SemanticDiffusionSection
-from steelgen.config.solver import SolverSection
+from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import CropGeometry, Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.diffusion.loss import compute_diffusion_loss
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.diffusion.respaced import draw_respaced
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import StartImages, find_generator
@@ -49,7 +50,7 @@ class SemanticDiffusion:
         self,
         masks: Tensor,
         seeds: Sequence[int],
-        solver: SolverSection,
+        solver: SolverSection | RespacedSolverSection,
         start: StartImages | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
@@ -58,6 +59,8 @@ class SemanticDiffusion:
         self.network.eval()
         mean, deviation = self.intensity
         try:
+            if isinstance(solver, RespacedSolverSection):
+                return self._draw_respaced(masks, seeds, solver, start, noise)
             image = self._pipeline()(
                 masks,
                 seeds,
@@ -79,6 +82,32 @@ class SemanticDiffusion:
             return (image * deviation + mean).clamp(-1, 1)
         finally:
             self.network.train(training)
+
+    def _draw_respaced(
+        self,
+        masks: Tensor,
+        seeds: Sequence[int],
+        solver: RespacedSolverSection,
+        start: StartImages | None,
+        noise: Tensor | None,
+    ) -> Tensor:
+        edge = self.geometry.image_size
+        if start is not None or masks.shape[1:] != (edge, edge):
+            raise InputError(
+                f"the solver {solver.name!r} draws images of the network's own {edge}x{edge} px from noise alone; "
+                "for larger images and image to image choose another, for instance dpmsolver++"
+            )
+        mean, deviation = self.intensity
+        image = draw_respaced(
+            self.network,
+            self.schedule.config.prediction_type,
+            masks.to(self.network.device),
+            seeds,
+            solver,
+            ((-1 - mean) / deviation, (1 - mean) / deviation),
+            noise,
+        )
+        return (image * deviation + mean).clamp(-1, 1)
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers pipeline folder with a generator.json in it."""

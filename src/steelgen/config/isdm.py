@@ -1,0 +1,106 @@
+"""ISDM's own config keys (Rabensteiner 2023): one flat JSON for network, diffusion, training and sampling."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from steelgen.config.base import Section
+from steelgen.config.solver import check_schedule
+
+_DEFAULT_CHANNEL_MULT: dict[int, list[float]] = {
+    512: [0.5, 1, 1, 2, 2, 4, 4],
+    256: [1, 1, 2, 2, 4, 4],
+    128: [1, 1, 2, 3, 4],
+    64: [1, 2, 3, 4],
+}
+
+
+class IsdmNetworkSection(Section):
+    """What ISDM's files do not say about a checkpoint: the settings of its network and its diffusion."""
+
+    image_size: int = Field(64, ge=8)
+    """Edge of the images, in pixels."""
+    num_classes: int = Field(151, ge=1, le=255)
+    """Classes of the masks."""
+    num_channels: int = Field(128, ge=1)
+    """Channels of the first level, before channel_mult."""
+    channel_mult: str = ""
+    """One factor a level, as in "1,2,4"; empty: by image_size (512, 256, 128 or 64)."""
+    num_res_blocks: int = Field(2, ge=1)
+    """Residual blocks a level."""
+    num_heads: int = Field(4, ge=1)
+    """Attention heads, where num_head_channels is -1."""
+    num_heads_upsample: int = Field(-1, ge=-1)
+    """Attention heads of the decoder; -1: num_heads."""
+    num_head_channels: int = Field(-1, ge=-1)
+    """Channels an attention head; -1: num_heads decides."""
+    attention_resolutions: str = "16,8"
+    """Edges, in feature pixels, of the levels with attention, as in "32,16,8"."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability inside the residual blocks."""
+    resblock_updown: bool = False
+    """Change the resolution inside residual blocks, not by convolutions."""
+    use_scale_shift_norm: bool = True
+    """The time embedding scales and shifts the norms; else it is added."""
+    use_new_attention_order: bool = False
+    """In the checkpoint, queries of all heads come before all keys; else each head's three are together."""
+    no_instance: bool = False
+    """Without the channel of instance edges beside the classes."""
+    learn_sigma: bool = False
+    """Learn the reverse variance."""
+    diffusion_steps: int = Field(1000, ge=2)
+    """Steps of the forward process."""
+    noise_schedule: Literal["linear", "cosine"] = "linear"
+    """Noise schedule."""
+    timestep_respacing: str = ""
+    """Steps that are run in sampling: "", "50", "10,20" or "ddim50"."""
+    predict_xstart: bool = False
+    """The network predicts the image, else the noise."""
+    rescale_timesteps: bool = False
+    """The network is told t·1000/diffusion_steps."""
+
+    @field_validator("channel_mult", "attention_resolutions", mode="before")
+    @classmethod
+    def _join_list(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return ",".join(str(part) for part in value)
+        return str(value) if isinstance(value, int | float) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> IsdmNetworkSection:
+        check_schedule(self.noise_schedule, self.diffusion_steps)
+        if self.num_heads_upsample == 0 or self.num_head_channels == 0:
+            raise ValueError("num_heads_upsample and num_head_channels must be -1 or at least 1")
+        for factor in self.multipliers:
+            if int(factor * self.num_channels) % 32 or factor <= 0:
+                raise ValueError(
+                    f"num_channels {self.num_channels} times channel_mult {factor:g} gives "
+                    f"{int(factor * self.num_channels)} channels, not a multiple of the norms' 32 groups"
+                )
+        if not all(1 <= edge <= self.image_size for edge in self.attention_edges):
+            raise ValueError(f"attention_resolutions {self.attention_resolutions!r}: each must be 1 to image_size")
+        return self
+
+    @property
+    def multipliers(self) -> list[float]:
+        """channel_mult as numbers, the default of image_size where it is empty."""
+        if self.channel_mult.strip():
+            return _parse_numbers("channel_mult", self.channel_mult, float)
+        if self.image_size not in _DEFAULT_CHANNEL_MULT:
+            known = ", ".join(str(size) for size in _DEFAULT_CHANNEL_MULT)
+            raise ValueError(f"image_size {self.image_size} has no default channel_mult (only {known} have); give one")
+        return _DEFAULT_CHANNEL_MULT[self.image_size]
+
+    @property
+    def attention_edges(self) -> list[int]:
+        """attention_resolutions as numbers."""
+        return _parse_numbers("attention_resolutions", self.attention_resolutions, int)
+
+
+def _parse_numbers(key: str, text: str, kind: type) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{key} {text!r}: must be numbers separated by commas") from None

@@ -1,0 +1,176 @@
+"""ISDM's checkpoints: `model<step>.pt`, `ema_<rate>_<step>.pt` and `opt<step>.pt`, read and written.
+
+They are pickles. Only tensors and plain containers are read from them; anything else is refused unread.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steelgen.config.isdm import IsdmNetworkSection
+from steelgen.data.crops import CropGeometry
+from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.errors import InputError
+from steelgen.files import new_file, save_json
+from steelgen.isdm.network import build_isdm_info, build_isdm_network, convert_noise
+from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
+
+WHOLE_MICROGRAPH = 65536
+"""A crop_size above every micrograph's edge: ISDM resizes whole micrographs."""
+
+
+def load_isdm_checkpoint(path: Path, settings: IsdmNetworkSection) -> SemanticDiffusion:
+    """A generator that computes the numbers of an ISDM checkpoint.
+
+    Args:
+        path: `model<step>.pt` or `ema_<rate>_<step>.pt`.
+        settings: of the run that wrote it.
+
+    Raises:
+        InputError: if the file is missing, damaged, holds more than tensors, or belongs to other settings; the first
+            key that differs is named with both shapes.
+    """
+    network = build_isdm_network(settings)
+    state = load_tensors(path)
+    network.load_state_dict(convert_from_isdm(network, state, settings.use_new_attention_order, path))
+    noise = convert_noise(settings)
+    schedule = build_noise_schedule(noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, False)
+    geometry = CropGeometry(settings.image_size, WHOLE_MICROGRAPH, (1.0, 1.0), in_channels=3)
+    info = build_isdm_info(settings.num_classes, path.stem)
+    return SemanticDiffusion(network.eval(), schedule, info, geometry)
+
+
+def import_isdm(path: Path, settings: IsdmNetworkSection, out: Path) -> SemanticDiffusion:
+    """Writes an ISDM checkpoint as a new generator folder that `load_generator` reads, and returns the generator.
+
+    Raises:
+        InputError: see `load_isdm_checkpoint`; also if `out` is in use.
+    """
+    generator = load_isdm_checkpoint(path, settings)
+    generator.save(out)
+    return generator
+
+
+def export_isdm(generator: SemanticDiffusion, out: Path, new_attention_order: bool = False) -> Path:
+    """Writes a generator as a checkpoint that ISDM loads, and its settings as a JSON beside it.
+
+    Args:
+        out: the `.pt` file; replaced if present.
+        new_attention_order: write for a config with use_new_attention_order.
+
+    Returns:
+        The path of the JSON.
+
+    Raises:
+        InputError: if the generator has something that ISDM has not.
+    """
+    settings = describe_for_isdm(generator, new_attention_order)
+    network = generator.network
+    state = convert_to_isdm(network, network.state_dict(), new_attention_order)
+    with new_file(out) as working:
+        torch.save({name: tensor.detach().cpu() for name, tensor in state.items()}, working)
+    path = out.with_suffix(".json")
+    save_json(path, {**settings.model_dump(mode="json"), "class_cond": True})
+    return path
+
+
+def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -> IsdmNetworkSection:
+    """ISDM's settings for a generator.
+
+    Raises:
+        InputError: if the generator has something that ISDM has not.
+    """
+    network, noise = generator.network.config, generator.schedule.config
+    steps = noise.num_train_timesteps
+    schedules = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+    limits: list[tuple[str, Any, list[Any]]] = [
+        ("in_channels", network.in_channels, [3]),
+        ("spade_channels", network.spade_channels, [128]),
+        ("norm_groups", network.norm_groups, [32]),
+        ("mask_resize", network.mask_resize, ["nearest"]),
+        ("timestep_scale", network.timestep_scale, [1.0, 1000 / steps]),
+        ("beta_schedule", noise.beta_schedule, list(schedules)),
+        ("prediction_type", noise.prediction_type, ["epsilon", "sample"]),
+        ("zero_terminal_snr", noise.rescale_betas_zero_snr, [False]),
+        ("intensity", tuple(generator.intensity), [(0.0, 1.0)]),
+    ]
+    for name, value, wanted in limits:
+        if value not in wanted:
+            known = " or ".join(str(choice) for choice in wanted)
+            raise InputError(f"{generator.info.name}: ISDM cannot hold {name} {value}, only {known}")
+    return IsdmNetworkSection(
+        image_size=network.image_size,
+        num_classes=network.num_classes,
+        num_channels=network.base_channels,
+        channel_mult=",".join(f"{factor:g}" for factor in network.channel_mult),
+        num_res_blocks=network.num_res_blocks,
+        num_heads=network.num_heads,
+        num_heads_upsample=network.num_heads_upsample or -1,
+        num_head_channels=network.num_head_channels or -1,
+        attention_resolutions=",".join(str(edge) for edge in network.attention_resolutions),
+        dropout=network.dropout,
+        resblock_updown=network.resample_in_blocks,
+        use_scale_shift_norm=network.scale_shift,
+        use_new_attention_order=new_attention_order,
+        no_instance=not network.instance_edges,
+        learn_sigma=network.learn_sigma,
+        diffusion_steps=steps,
+        noise_schedule=schedules[noise.beta_schedule],
+        predict_xstart=noise.prediction_type == "sample",
+        rescale_timesteps=network.timestep_scale != 1,
+    )
+
+
+def find_step(path: Path) -> int | None:
+    """The step in the name of `model<step>.pt`, `ema_<rate>_<step>.pt` or `opt<step>.pt`; None in other names."""
+    match = re.fullmatch(r"(?:model|ema_[\d.]+_|opt)(\d+)\.pt", path.name)
+    return int(match[1]) if match else None
+
+
+def find_ema_siblings(path: Path) -> dict[float, Path]:
+    """The `ema_<rate>_<step>.pt` beside a checkpoint with the same step, by rate."""
+    step = find_step(path)
+    found = {}
+    for sibling in sorted(path.parent.glob("ema_*.pt")):
+        match = re.fullmatch(r"ema_([\d.]+)_\d+\.pt", sibling.name)
+        if match and step is not None and find_step(sibling) == step:
+            found[float(match[1])] = sibling
+    return found
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a pickled state dict.
+
+    Raises:
+        InputError: if the file is missing, damaged, would run code or is no dictionary of tensors.
+    """
+    state = load_pickle(path)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError(f"{path}: not a state dict (a dictionary of tensors by name)")
+    return state
+
+
+def load_pickle(path: Path) -> Any:
+    """Reads a pickle of tensors and plain containers; nothing in it is run.
+
+    Raises:
+        InputError: if the file is missing, damaged, or names anything else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global|function|class|call) [`'\"]?([\w.]+\.[\w.]+)", str(error))
+        what = f" (it names {named[1]})" if named else ""
+        raise InputError(f"{path}: refused: holds something else than tensors, which could run code{what}") from None
+    except Exception as error:  # torch raises many kinds on files that are no checkpoints
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a PyTorch checkpoint: {reason}") from None

@@ -1,0 +1,81 @@
+"""ISDM's network and diffusion settings as steelgen's."""
+
+from __future__ import annotations
+
+from steelgen.config.generator import NoiseSection, UNetSection
+from steelgen.config.isdm import IsdmNetworkSection
+from steelgen.config.solver import RespacedSolverSection
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.palette import default_palette
+from steelgen.isdm.palette import ISDM_PALETTE
+from steelgen.models.semantic_unet import SemanticUNet
+
+BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+"""ISDM's names of noise schedules → diffusers'."""
+
+
+def convert_network(settings: IsdmNetworkSection) -> UNetSection:
+    """The same network in steelgen's keys."""
+    rescale = 1000 / settings.diffusion_steps if settings.rescale_timesteps else 1.0
+    return UNetSection(
+        base_channels=settings.num_channels,
+        channel_mult=settings.multipliers,
+        num_res_blocks=settings.num_res_blocks,
+        attention_resolutions=settings.attention_edges,
+        num_heads=settings.num_heads,
+        num_heads_upsample=None if settings.num_heads_upsample == -1 else settings.num_heads_upsample,
+        num_head_channels=None if settings.num_head_channels == -1 else settings.num_head_channels,
+        spade_channels=128,
+        norm_groups=32,
+        dropout=settings.dropout,
+        scale_shift=settings.use_scale_shift_norm,
+        resample_in_blocks=settings.resblock_updown,
+        learn_sigma=settings.learn_sigma,
+        mask_resize="nearest",
+        instance_edges=not settings.no_instance,
+        timestep_scale=rescale,
+    )
+
+
+def convert_noise(settings: IsdmNetworkSection) -> NoiseSection:
+    """The same noise schedule in steelgen's keys."""
+    return NoiseSection(
+        num_train_timesteps=settings.diffusion_steps,
+        beta_schedule=BETA_SCHEDULES[settings.noise_schedule],
+        prediction_type="sample" if settings.predict_xstart else "epsilon",
+        zero_terminal_snr=False,
+        standardise=False,
+        snr_gamma=None,
+    )
+
+
+def convert_solver(
+    settings: IsdmNetworkSection, use_ddim: bool, guidance_scale: float, clip_denoised: bool = True
+) -> RespacedSolverSection:
+    """ISDM's way of sampling; it guides only above a scale of 1."""
+    return RespacedSolverSection(
+        name="respaced_ddim" if use_ddim else "respaced_ddpm",
+        num_train_timesteps=settings.diffusion_steps,
+        beta_schedule=BETA_SCHEDULES[settings.noise_schedule],
+        respacing=settings.timestep_respacing,
+        rescale_timesteps=settings.rescale_timesteps,
+        clip_denoised=clip_denoised,
+        guidance_scale=max(guidance_scale, 1.0),
+    )
+
+
+def build_isdm_network(settings: IsdmNetworkSection) -> SemanticUNet:
+    """A `SemanticUNet` of the structure that the settings describe; weights are random."""
+    return SemanticUNet(
+        image_size=settings.image_size,
+        in_channels=3,
+        num_classes=settings.num_classes,
+        **convert_network(settings).model_dump(),
+    )
+
+
+def build_isdm_info(num_classes: int, name: str) -> DatasetInfo:
+    """Class names by number, which is all that ISDM knows, and its colours."""
+    names = ["background", "foreground"] if num_classes == 2 else [f"class_{index}" for index in range(num_classes)]
+    palette = ISDM_PALETTE if num_classes <= len(ISDM_PALETTE) else default_palette(num_classes)
+    return DatasetInfo(name=name, class_names=names, palette=palette[:num_classes])

@@ -1,0 +1,176 @@
+"""ISDM's state dict, key by key, for a `SemanticUNet` of the same structure.
+
+ISDM names its modules by their place in sequential containers, keeps γ and β of a SPADE norm in two convolutions, and
+its attention projections as convolutions over a line of pixels, by default with each head's query, key and value
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from steelgen.errors import InputError
+from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention
+from steelgen.models.semantic_unet import SemanticUNet, UNetStage
+
+
+@dataclass(frozen=True)
+class KeyRule:
+    """How one parameter of a `SemanticUNet` is kept by ISDM."""
+
+    name: str
+    """The parameter's name in the `SemanticUNet`."""
+    isdm_names: tuple[str, ...]
+    """ISDM's names; two for γ and β, which follow each other along the first axis."""
+    head_split: int = 0
+    """Heads of a query-key-value projection that ISDM orders by head; 0: as it is."""
+    line_convolution: bool = False
+    """A weight with a trailing axis of length 1."""
+
+    def to_own(self, tensors: list[Tensor]) -> Tensor:
+        """ISDM's tensors as the network's parameter."""
+        tensor = torch.cat(tensors)
+        if self.line_convolution:
+            tensor = tensor.squeeze(-1)
+        if self.head_split:  # (heads, 3, channels) → (3, heads, channels)
+            tensor = tensor.unflatten(0, (self.head_split, 3, -1)).transpose(0, 1).flatten(0, 2)
+        return tensor.contiguous()
+
+    def to_isdm(self, tensor: Tensor) -> list[Tensor]:
+        """The network's parameter as ISDM's tensors."""
+        if self.head_split:
+            tensor = tensor.unflatten(0, (3, self.head_split, -1)).transpose(0, 1).flatten(0, 2)
+        if self.line_convolution:
+            tensor = tensor.unsqueeze(-1)
+        return [part.contiguous() for part in tensor.chunk(len(self.isdm_names))]
+
+
+def list_key_rules(network: SemanticUNet, new_attention_order: bool) -> list[KeyRule]:
+    """The rules of all parameters; `order_isdm_names` gives the order in which ISDM registers its own."""
+    rules = [
+        *_affine("time_mlp.0", "time_embed.0"),
+        *_affine("time_mlp.2", "time_embed.2"),
+        *_affine("conv_in", "input_blocks.0.0"),
+    ]
+    for index, stage in enumerate(network.encoder):
+        if isinstance(stage, Downsample):
+            rules += _affine(f"encoder.{index}.conv", f"input_blocks.{index + 1}.0.op")
+        else:
+            rules += _stage(stage, f"encoder.{index}", f"input_blocks.{index + 1}", new_attention_order)
+    first, last = network.middle
+    rules += _stage(first, "middle.0", "middle_block", new_attention_order)
+    rules += _block(last.get_submodule("block"), "middle.1.block", "middle_block.2")
+    for index, stage in enumerate(network.decoder):
+        rules += _stage(stage, f"decoder.{index}", f"output_blocks.{index}", new_attention_order)
+    return [*rules, *_affine("norm_out", "out.0"), *_affine("conv_out", "out.2")]
+
+
+def convert_from_isdm(
+    network: SemanticUNet, state: dict[str, Tensor], new_attention_order: bool, origin: Path
+) -> dict[str, Tensor]:
+    """A state dict for `network` from ISDM's; works on anything kept by parameter, such as averages or moments.
+
+    Raises:
+        InputError: naming the first key that is missing or unknown or has another shape than the network needs.
+    """
+    own = network.state_dict()
+    rules = list_key_rules(network, new_attention_order)
+    wanted = {
+        name: tuple(part.shape)
+        for rule in rules
+        for name, part in zip(rule.isdm_names, rule.to_isdm(own[rule.name]), strict=True)
+    }
+    for name, shape in wanted.items():
+        if name not in state:
+            raise InputError(f"{origin}: has no {name!r}, which the config's network has with shape {shape}")
+        if tuple(state[name].shape) != shape:
+            raise InputError(
+                f"{origin}: {name!r} has shape {tuple(state[name].shape)}, the config's network needs {shape}"
+            )
+    for name, tensor in state.items():
+        if name not in wanted:
+            raise InputError(f"{origin}: {name!r} of shape {tuple(tensor.shape)} is not in the config's network")
+    return {rule.name: rule.to_own([state[name].float() for name in rule.isdm_names]) for rule in rules}
+
+
+def convert_to_isdm(network: SemanticUNet, state: dict[str, Tensor], new_attention_order: bool) -> dict[str, Tensor]:
+    """ISDM's state dict from one of `network`, in ISDM's order."""
+    rules = list_key_rules(network, new_attention_order)
+    tensors = {
+        name: part for rule in rules for name, part in zip(rule.isdm_names, rule.to_isdm(state[rule.name]), strict=True)
+    }
+    return {name: tensors[name] for name in order_isdm_names(rules)}
+
+
+def order_isdm_names(rules: list[KeyRule]) -> list[str]:
+    """ISDM's parameter names in its order, by which its optimizer counts them: by module, weight before bias."""
+    modules: dict[str, list[str]] = {}
+    for rule in rules:
+        for name in rule.isdm_names:
+            modules.setdefault(name.rpartition(".")[0], []).append(name)
+    return [name for names in modules.values() for name in names]
+
+
+def _affine(name: str, isdm_name: str, head_split: int = 0, line_convolution: bool = False) -> list[KeyRule]:
+    return [
+        KeyRule(f"{name}.weight", (f"{isdm_name}.weight",), head_split, line_convolution),
+        KeyRule(f"{name}.bias", (f"{isdm_name}.bias",), head_split),
+    ]
+
+
+def _stage(stage: nn.Module, name: str, isdm_name: str, new_attention_order: bool) -> Iterator[KeyRule]:
+    """A stage's modules stand in one container, numbered."""
+    assert isinstance(stage, UNetStage)
+    yield from _block(stage.block, f"{name}.block", f"{isdm_name}.0")
+    position = 1
+    if stage.attention is not None:
+        yield from _attention(stage.attention, f"{name}.attention", f"{isdm_name}.1", new_attention_order)
+        position = 2
+    if isinstance(stage.resampler, ResidualBlock):
+        yield from _block(stage.resampler, f"{name}.resampler", f"{isdm_name}.{position}")
+    elif stage.resampler is not None:
+        yield from _affine(f"{name}.resampler.conv", f"{isdm_name}.{position}.conv")
+
+
+def _block(block: nn.Module, name: str, isdm_name: str) -> list[KeyRule]:
+    assert isinstance(block, ResidualBlock)
+    plain = isinstance(block.norm_1, nn.GroupNorm)
+    # A plain norm is the first of its container, a SPADE norm stands apart; so the convolutions' numbers differ.
+    rules = (
+        _affine(f"{name}.norm_1", f"{isdm_name}.in_layers.0")
+        if plain
+        else _spade(f"{name}.norm_1", f"{isdm_name}.in_norm")
+    )
+    rules += _affine(f"{name}.conv_1", f"{isdm_name}.in_layers.{2 if plain else 1}")
+    rules += _affine(f"{name}.time", f"{isdm_name}.emb_layers.1")
+    rules += (
+        _affine(f"{name}.norm_2", f"{isdm_name}.out_layers.0")
+        if plain
+        else _spade(f"{name}.norm_2", f"{isdm_name}.out_norm")
+    )
+    rules += _affine(f"{name}.conv_2", f"{isdm_name}.out_layers.{3 if plain else 2}")
+    if not isinstance(block.skip, nn.Identity):
+        rules += _affine(f"{name}.skip", f"{isdm_name}.skip_connection")
+    return rules
+
+
+def _spade(name: str, isdm_name: str) -> list[KeyRule]:
+    modulation = [
+        KeyRule(f"{name}.to_modulation.{kind}", (f"{isdm_name}.mlp_gamma.{kind}", f"{isdm_name}.mlp_beta.{kind}"))
+        for kind in ("weight", "bias")
+    ]
+    return [*_affine(f"{name}.shared", f"{isdm_name}.mlp_shared.0"), *modulation]
+
+
+def _attention(attention: SelfAttention, name: str, isdm_name: str, new_attention_order: bool) -> list[KeyRule]:
+    heads = 0 if new_attention_order else attention.num_heads
+    return [
+        *_affine(f"{name}.norm", f"{isdm_name}.norm"),
+        *_affine(f"{name}.to_qkv", f"{isdm_name}.qkv", head_split=heads, line_convolution=True),
+        *_affine(f"{name}.to_out", f"{isdm_name}.proj_out", line_convolution=True),
+    ]
