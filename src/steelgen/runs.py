@@ -14,6 +14,9 @@ from steelgen.config.base import Section, config_to_json
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_file, save_json
 
+RESULT_FILE = "result.json"
+"""In a run folder once training has ended: global_step, stopped_by, finished."""
+
 _PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "pillow", "scikit-image", "scipy", "pydantic")
 
 
@@ -35,7 +38,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def open_run(run_dir: Path, config: Section, resume: bool) -> None:
-    """Prepares a run folder: writes config.json and environment.json.
+    """Prepares a run folder: writes config.json and environment.json, takes an earlier attempt's result.json away.
 
     Raises:
         InputError: if the folder is in use and `resume` is not set.
@@ -45,8 +48,14 @@ def open_run(run_dir: Path, config: Section, resume: bool) -> None:
     elif run_dir.is_dir() and any(run_dir.iterdir()) and not (run_dir / "config.json").is_file():
         raise InputError(f"{run_dir}: not a run folder (no config.json), cannot resume from it")
     run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / RESULT_FILE).unlink(missing_ok=True)
     save_json(run_dir / "config.json", config_to_json(config))
     save_json(run_dir / "environment.json", describe_environment())
+
+
+def save_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Writes how a run ended; a batch script and the pipeline read from it whether training is to go on."""
+    save_json(run_dir / RESULT_FILE, result)
 
 
 class MetricsLog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig
 from steelgen.data.crops import CropDataset, CropGeometry, CropSampler, Micrographs, load_micrographs
 from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
-from steelgen.runs import MetricsLog, open_run
+from steelgen.hpc.allocation import check_allocation
+from steelgen.runs import MetricsLog, open_run, save_result
 from steelgen.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from steelgen.training.ema import WeightAverage
 from steelgen.training.preview import PreviewDrawer
@@ -126,6 +128,7 @@ def _run(
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
     )
+    check_allocation(os.environ, accelerator.num_processes, torch.cuda.device_count())
     dataset = CropDataset(micrographs, generator.geometry, config.seed, config.data.augment)
     network = generator.network
     if options.gradient_checkpointing:
@@ -235,6 +238,8 @@ def _run(
         accelerator.wait_for_everyone()
         accelerator.end_training()
         reason = "max_steps" if step >= last_step else stop.signal_name or "max_minutes"
+        if main:
+            save_result(config.run_dir, {"global_step": step, "stopped_by": reason, "finished": finished})
         return TrainingResult(step, reason, export)
 
 
