@@ -178,15 +178,22 @@ def load_metadata(root: Path) -> dict[str, dict[str, Any]]:
     path = root / "metadata.jsonl"
     if not path.is_file():
         return {}
-    rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            rows[row["file_name"]] = row
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise InputError(f"{path}:{number}: not a JSON object with a file_name") from None
+            name = row["file_name"]
+        except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
+            name = None
+        if not isinstance(name, str) or "\0" in name:
+            raise InputError(f"{path}:{number}: not a JSON object with a file_name")
+        rows[name] = row
     return rows
 
 

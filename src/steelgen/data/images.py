@@ -63,7 +63,9 @@ def load_index_image(path: Path) -> NDArray[np.uint8]:
 def _decode(path: Path, as_indices: bool = False) -> NDArray:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of sizes, which are checked here, and of tags that nobody reads.
+            warnings.simplefilter("ignore")
+            _verify_checksums(path)
             with Image.open(path) as opened:
                 image: Image.Image = opened
                 width, height = image.size
@@ -71,6 +73,8 @@ def _decode(path: Path, as_indices: bool = False) -> NDArray:
                     raise InputError(f"{path}: {width}x{height} pixels exceed the limit of {MAX_PIXELS:,}")
                 if image.mode in ("I;16", "I;16B", "I;16L", "I"):
                     return _to_uint16(np.asarray(image), path)
+                if image.mode == "1" and as_indices:
+                    return np.asarray(image).astype(np.uint8)
                 if image.mode == "1" or (image.mode == "P" and not as_indices) or image.mode == "LA":
                     image = image.convert("RGB" if image.mode == "P" else "L")
                 elif image.mode == "F":
@@ -85,6 +89,13 @@ def _decode(path: Path, as_indices: bool = False) -> NDArray:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a readable image: {reason}") from None
+
+
+def _verify_checksums(path: Path) -> None:
+    """Raises where a PNG's checksums are wrong: Pillow's decoder shows some damaged pixels without a word."""
+    with Image.open(path) as image:
+        if image.format == "PNG":
+            image.verify()
 
 
 def _to_uint16(array: NDArray, path: Path) -> NDArray[np.uint16]:

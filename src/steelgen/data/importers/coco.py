@@ -145,7 +145,9 @@ def _read_region(row: dict[str, Any], class_index: int, image: dict[str, Any]) -
         raise InputError(f"counts are neither numbers nor text: {counts!r:.60}")
     height, width = image.get("height"), image.get("width")
     if not isinstance(height, int) or not isinstance(width, int) or stated != [height, width]:
-        raise InputError(f"run lengths of size {stated!r:.40}, but the image's height and width are {height}, {width}")
+        raise InputError(
+            f"run lengths of size {stated!r:.40}, but the image's height and width are {height!r:.40}, {width!r:.40}"
+        )
     runs = parse_counts(counts)
     if runs.size and runs.sum(axis=1).max() > height * width:
         raise InputError(f"run lengths reach pixel {runs.sum(axis=1).max()} of {height * width}")

@@ -141,7 +141,9 @@ def _read_shape(shape: dict[str, Any], class_index: int, size: tuple[int, int] |
 def _read_mask(text: Any, left: int, top: int, size: tuple[int, int]) -> NDArray[np.int64]:
     """A PNG in base64 whose top left pixel stands at (left, top)."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
+        data = base64.b64decode(text, validate=True)
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             width, height = image.size
             if not (0 <= left <= size[1] - width and 0 <= top <= size[0] - height):
                 raise InputError(

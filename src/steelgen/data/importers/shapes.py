@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ def parse_literal(text: str) -> Any:
         InputError: if the text is anything else.
     """
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings():
+            # "1or 2" is a warning before it is an error.
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise InputError(f"not a list of points: {text!r:.60}") from None
 

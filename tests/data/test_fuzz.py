@@ -1,0 +1,355 @@
+"""Damaged and hostile input: an `InputError` or the right dataset, never anything else.
+
+STEELGEN_FUZZ_CASES sets the number of cases; 2,000 without it.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import csv
+import io
+import json
+import os
+import shutil
+import struct
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from steelgen.data.check import check_dataset
+from steelgen.data.folder import list_pairs, list_splits, load_dataset_info, load_mask, load_pair
+from steelgen.data.importing import READERS, WriteOptions, import_dataset
+from steelgen.data.micrograph import load_micrograph
+from steelgen.data.runlength import parse_counts, parse_pairs
+from steelgen.errors import InputError
+from tests.data.samples import BUNDLED, coco, square
+
+_CASES = int(os.environ.get("STEELGEN_FUZZ_CASES", "2000"))
+_SLOWEST_S = 10.0
+_ALL_TRAIN = WriteOptions(fractions={"train": 1.0})
+
+_Rng = np.random.Generator
+_TOKENS = (
+    b"nan", b"-1", b"1e400", b"inf", b"0", b"99999999999999999999", b"null", b"[]", b"{}", b'""', b"\x00", b"\xff\xfe",
+    b"\xef\xbb\xbf", b"\r\n", b";", b",", b"(", b")", b"[", b"]", b'"', b"../../x.png", b"__import__('os').abort()",
+    "größe".encode(), b"true", b"1_000", b"0x10", b"1+1j",
+)  # fmt: skip
+
+
+def _mutate(data: bytes, rng: _Rng) -> bytes:
+    """A few random changes: bits, tokens, cuts, copies and exchanges."""
+    changed = bytearray(data)
+    for _ in range(int(rng.integers(1, 5))):
+        place = int(rng.integers(len(changed) + 1))
+        end = min(place + int(rng.integers(1, 40)), len(changed))
+        kind = int(rng.integers(6))
+        if kind == 0 and place < len(changed):
+            changed[place] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            changed[place:place] = _TOKENS[int(rng.integers(len(_TOKENS)))]
+        elif kind == 2:
+            changed[place:end] = _TOKENS[int(rng.integers(len(_TOKENS)))]
+        elif kind == 3:
+            del changed[place:end]
+        elif kind == 4:
+            changed[place:place] = changed[place:end]
+        else:
+            del changed[max(place, 1) :]
+    return bytes(changed)
+
+
+def _mutate_json(value: Any, rng: _Rng) -> Any:
+    """Puts a value where another one belongs, somewhere in a JSON document."""
+    strange = (None, -1, 0, 1.5, float("nan"), 1e300, 10**30, "", "ü;\n", [], {}, [[]], True, "9" * 30, [1, 2, 3])
+    if isinstance(value, dict | list) and value and rng.random() < 0.9:
+        copy = value.copy()
+        keys = list(copy) if isinstance(copy, dict) else range(len(copy))
+        key = keys[int(rng.integers(len(keys)))]
+        if rng.random() < 0.1:
+            del copy[key]
+        else:
+            copy[key] = _mutate_json(copy[key], rng)
+        return copy
+    return strange[int(rng.integers(len(strange)))]
+
+
+def _png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+_IMAGE = np.asarray(Image.open(BUNDLED / "uhcs" / "train" / "images" / "uhcs0007.png"))[200:240, 300:350]
+_MASK = (np.random.default_rng(1).random((40, 50)) < 0.4).astype(np.uint8)
+
+
+def _first_rows(path: Path, count: int) -> str:
+    """Real rows, scaled down to the small images."""
+    lines = path.read_text().splitlines()[: count + 1]
+    return "\r\n".join([lines[0], *(line.replace("IMG_00007", "a") for line in lines[1:])])
+
+
+def _ma_polygons(root: Path, rng: _Rng) -> str:
+    (root / "PNG").mkdir()
+    (root / "PNG" / "a.png").write_bytes(_png(np.tile(_IMAGE, (17, 19))))
+    table = _first_rows(next((BUNDLED / "ma_islands").glob("*polygon.csv")), int(rng.integers(1, 4)))
+    (root / "polygon.csv").write_bytes(_mutate(table.encode(), rng))
+    return "ma-islands"
+
+
+def _ma_metadata(root: Path, rng: _Rng) -> str:
+    (root / "PNG").mkdir()
+    (root / "PNG" / "a.png").write_bytes(_png(_IMAGE))
+    (root / "polygon.csv").write_text("image_url;point;polygon\na.png;(1, 1);[(2, 2), (9, 2), (9, 9)]\n")
+    (root / "metadata.csv").write_bytes(_mutate(b"image_url,type,temperature\r\na.png,01,450\r\n", rng))
+    (root / "points_POI.csv").write_bytes(_mutate(b"image_url;point\na.png;(1, 1)\n", rng))
+    return "ma-islands"
+
+
+def _coco(root: Path, rng: _Rng) -> str:
+    (root / "a.png").write_bytes(_png(_IMAGE))
+    document: Any = coco(
+        [
+            {"segmentation": [square(3, 3, 10), square(30, 20, 15)]},
+            {"segmentation": {"size": [40, 50], "counts": [5, 30, 1000, 20, 945]}, "category_id": 7},
+            {"segmentation": {"size": [40, 50], "counts": "P1370mk1"}, "iscrowd": 1},
+        ]
+    )
+    if rng.random() < 0.6:
+        text = json.dumps(_mutate_json(document, rng)).encode()
+    else:
+        text = _mutate(json.dumps(document).encode(), rng)
+    (root / "labels.json").write_bytes(text)
+    return "coco"
+
+
+def _labelme(root: Path, rng: _Rng) -> str:
+    (root / "a.png").write_bytes(_png(_IMAGE))
+    mask = base64.b64encode(_png(_MASK[:8, :8] * np.uint8(255))).decode()
+    shapes = [
+        {"label": "pore", "points": [[1, 1], [9, 1], [9, 9]], "shape_type": "polygon"},
+        {"label": "crack", "points": [[20, 20], [27, 27]], "shape_type": "mask", "mask": mask},
+        {"label": "pore", "points": [[30, 30], [33, 33]], "shape_type": "circle"},
+    ]
+    document = {"imagePath": "a.png", "imageHeight": 40, "imageWidth": 50, "shapes": shapes}
+    if rng.random() < 0.6:
+        text = json.dumps(_mutate_json(document, rng)).encode()
+    else:
+        text = _mutate(json.dumps(document).encode(), rng)
+    (root / "a.json").write_bytes(text)
+    return "labelme"
+
+
+def _rle_csv(root: Path, rng: _Rng) -> str:
+    (root / "a.png").write_bytes(_png(_IMAGE))
+    text = b"ImageId,ClassId,EncodedPixels\r\na.png,1,1 30 90 7\r\na.png,2,500 40\r\n"
+    (root / "train.csv").write_bytes(_mutate(text, rng))
+    return "rle-csv"
+
+
+def _png_files(root: Path, rng: _Rng) -> str:
+    damages_mask = rng.random() < 0.5
+    for folder, array, damaged in (("images", _IMAGE, not damages_mask), ("masks", _MASK, damages_mask)):
+        (root / folder).mkdir()
+        (root / folder / "a.png").write_bytes(_mutate(_png(array), rng) if damaged else _png(array))
+    return "folder"
+
+
+def _tiff_files(root: Path, rng: _Rng) -> str:
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    buffer = io.BytesIO()
+    deep = rng.random() < 0.7
+    tags = [(34682, "s", 0, "[Scan]\r\nPixelWidth=2.5e-008\r\n[Image]\r\nResolutionY=34\r\n", True)]
+    array = _IMAGE.astype(np.uint16) * 256 if deep else _IMAGE
+    tifffile.imwrite(buffer, array, compression="zlib" if rng.random() < 0.5 else None, extratags=tags)
+    (root / "images" / "a.tif").write_bytes(_mutate(buffer.getvalue(), rng))
+    (root / "masks" / "a.png").write_bytes(_png(_MASK))
+    return "folder"
+
+
+def _dataset_folder(root: Path, rng: _Rng) -> str:
+    """A finished dataset folder whose own files are damaged; it is only checked."""
+    for folder, array in (("images", _IMAGE), ("masks", _MASK)):
+        (root / "train" / folder).mkdir(parents=True)
+        (root / "train" / folder / "a.png").write_bytes(_png(array))
+    info = b'{"name": "a", "class_names": ["matrix", "island"], "palette": [[0, 0, 0], [1, 2, 3]]}'
+    row = b'{"file_name": "train/images/a.png", "parent": "a"}\n'
+    (root / "dataset.json").write_bytes(_mutate(info, rng) if rng.random() < 0.5 else info)
+    (root / "metadata.jsonl").write_bytes(_mutate(row, rng))
+    return "check"
+
+
+_SOURCES: Sequence[Callable[[Path, _Rng], str]] = (
+    _ma_polygons,
+    _ma_metadata,
+    _coco,
+    _labelme,
+    _rle_csv,
+    _png_files,
+    _tiff_files,
+    _dataset_folder,
+)
+
+
+def _assert_sound(root: Path, out: Path, kind: str) -> None:
+    """What was written reads back, is whole, and holds the mask that the source says."""
+    info = load_dataset_info(out)
+    masks = {}
+    for split in list_splits(out):
+        for pair in list_pairs(out, split):
+            image, mask = load_pair(pair, info)
+            assert image.size
+            masks[pair.stem] = mask
+    if kind == "folder":
+        # A PNG's checksums tell every damage; the files that were spared are as they were.
+        rows = masks["a"].shape[0]
+        np.testing.assert_array_equal(masks["a"], _MASK[:rows])
+    if kind == "ma-islands" and (root / "metadata.csv").is_file() is False:
+        _assert_covers(masks["a"], _read_polygons(root / "polygon.csv"))
+
+
+def _read_polygons(path: Path) -> list[np.ndarray]:
+    """The polygons of image a, read in another way than steelgen's."""
+    with open(path, encoding="utf-8-sig", newline="") as lines:
+        rows = csv.DictReader((line for line in lines), delimiter=";")
+        rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+        return [
+            np.array(ast.literal_eval(row["polygon"].strip()), float).reshape(-1, 2) for row in rows if row["polygon"]
+        ]
+
+
+def _assert_covers(mask: np.ndarray, polygons: list[np.ndarray]) -> None:
+    """Pixels further than one pixel from every edge are filled where a winding number says so."""
+    rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
+    filled = np.zeros(mask.shape, bool)
+    near = np.zeros(mask.shape, bool)
+    for polygon in polygons:
+        winding = np.zeros(mask.shape, int)
+        for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+            side = (x1 - x0) * (rows - y0) - (columns - x0) * (y1 - y0)
+            winding += ((y0 <= rows) & (rows < y1) & (side > 0)).astype(int)
+            winding -= ((y1 <= rows) & (rows < y0) & (side < 0)).astype(int)
+            length = max((x1 - x0) ** 2 + (y1 - y0) ** 2, 1e-12)
+            along = (((columns - x0) * (x1 - x0) + (rows - y0) * (y1 - y0)) / length).clip(0, 1)
+            near |= np.hypot(columns - x0 - along * (x1 - x0), rows - y0 - along * (y1 - y0)) < 1
+        filled |= winding != 0
+    np.testing.assert_array_equal((mask == 1)[~near], filled[~near])
+
+
+def _run_case(number: int, folder: Path) -> bool:
+    """Builds, mutates and imports source number `number`; whether it was accepted."""
+    rng = np.random.default_rng((7, number))
+    root, out = folder / "set", folder / "out"
+    root.mkdir()
+    kind = _SOURCES[number % len(_SOURCES)](root, rng)
+    start = time.perf_counter()
+    try:
+        if kind == "check":
+            check_dataset(root)
+        else:
+            import_dataset(kind, root, out, write=_ALL_TRAIN)
+    except (InputError, OSError) as error:
+        assert str(error)
+        assert "\n" not in str(error)[:200]
+        assert sorted(path.name for path in folder.iterdir()) == ["set"], "something half-written is left"
+        return False
+    finally:
+        assert time.perf_counter() - start < _SLOWEST_S
+    if kind != "check":
+        _assert_sound(root, out, kind)
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    return True
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: thousands of small files are written and flushed."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_mutated_sources(part: int, quick_path: Path) -> None:
+    accepted = 0
+    numbers = range(part, _CASES, 8)
+    for number in numbers:
+        folder = quick_path / str(number)
+        folder.mkdir()
+        try:
+            accepted += _run_case(number, folder)
+        except Exception as error:
+            raise AssertionError(f"case {number} of {_CASES}") from error
+        shutil.rmtree(folder)
+    # A fuzz in which nothing is refused tests nothing.
+    assert accepted < len(numbers)
+
+
+def test_bombs_are_refused_before_decoding(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    (tmp_path / "bomb.png").write_bytes(data)
+    tifffile.imwrite(tmp_path / "small.tif", _IMAGE)
+    tiff = bytearray((tmp_path / "small.tif").read_bytes())
+    for tag in (256, 257):
+        place = tiff.index(struct.pack("<H", tag))
+        tiff[place + 2 : place + 12] = struct.pack("<HII", 4, 1, 40_000)
+    (tmp_path / "bomb.tif").write_bytes(tiff)
+    for name in ("bomb.png", "bomb.tif"):
+        with pytest.raises(InputError, match=r"1600000000 pixels|40000x40000"):
+            load_micrograph(tmp_path / name)
+
+
+def test_nothing_is_executed(tmp_path: Path) -> None:
+    sentinel = tmp_path / "executed"
+    call = f"__import__('pathlib').Path({str(sentinel)!r}).touch()"
+    root = tmp_path / "set"
+    (root / "PNG").mkdir(parents=True)
+    (root / "PNG" / "a.png").write_bytes(_png(_IMAGE))
+    (root / "polygon.csv").write_text(f'image_url;polygon\na.png;"[({call}, 1), (2, 2), (3, 3)]"\n')
+    (root / "polygon.pickle").write_bytes(b"cos\nsystem\n(S'touch " + str(sentinel).encode() + b"'\ntR.")
+    with pytest.raises(InputError):
+        import_dataset("ma-islands", root, tmp_path / "out")
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in READERS])
+def test_empty_and_missing_sources(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing"):
+        with pytest.raises(InputError, match=name):
+            import_dataset(kind, tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_lengths_of_any_bytes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        text = bytes(rng.integers(32, 127, int(rng.integers(0, 30)), np.uint8)).decode()
+        for parse in (parse_counts, parse_pairs):
+            try:
+                assert parse(text).shape[1] == 2
+            except InputError as error:
+                assert str(error).startswith("run lengths")
+
+
+def test_one_bit_mask_is_classes_0_and_1(tmp_path: Path) -> None:
+    Image.fromarray(_MASK.astype(bool)).save(tmp_path / "a.png")
+    info = load_dataset_info(BUNDLED / "uhcs")
+    np.testing.assert_array_equal(load_mask(tmp_path / "a.png", info), _MASK)
