@@ -96,11 +96,16 @@ def load_generator(path: Path) -> Generator:
     """Loads a trained generator.
 
     Args:
-        path: a run folder (its export, or else its newest checkpoint), a checkpoint, or an export.
+        path: a run folder (its export, or else its newest checkpoint), a checkpoint, an export, or one of ISDM's
+            `.pt` files with its config beside it.
 
     Raises:
         InputError: if there is no generator, or it does not load.
     """
+    if path.suffix == ".pt":
+        from steelgen.isdm.checkpoint import find_isdm_settings, load_isdm_checkpoint
+
+        return load_isdm_checkpoint(path, find_isdm_settings(path))
     folder = find_generator(path)
     kind = load_json(folder / DESCRIPTION_FILE).get("kind")
     if kind == "semantic_diffusion":

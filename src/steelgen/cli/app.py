@@ -12,6 +12,7 @@ from steelgen.cli.config import config_app
 from steelgen.cli.data import data_app
 from steelgen.cli.evaluate import evaluate_command
 from steelgen.cli.interpolate import interpolate_command
+from steelgen.cli.isdm import export_app, import_app
 from steelgen.cli.sample import sample_command
 from steelgen.cli.train import finetune_command, train_command
 
@@ -48,6 +49,8 @@ app.command("interpolate")(interpolate_command)
 app.command("evaluate")(evaluate_command)
 app.add_typer(config_app, name="config", help="Show a resolved config or its JSON Schema.")
 app.add_typer(data_app, name="data", help="Annotated micrographs into a dataset folder, and what is in one.")
+app.add_typer(import_app, name="import", help="Take over the checkpoints of other programs.")
+app.add_typer(export_app, name="export", help="Write checkpoints for other programs.")
 
 
 def main() -> None:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steelgen.config.base import parse_config
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.data.crops import CropGeometry
 from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.errors import InputError
-from steelgen.files import new_file, save_json
+from steelgen.files import load_json, new_file, save_json
 from steelgen.isdm.network import build_isdm_info, build_isdm_network, convert_noise
 from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
 
@@ -47,15 +49,33 @@ def load_isdm_checkpoint(path: Path, settings: IsdmNetworkSection) -> SemanticDi
     return SemanticDiffusion(network.eval(), schedule, info, geometry)
 
 
-def import_isdm(path: Path, settings: IsdmNetworkSection, out: Path) -> SemanticDiffusion:
-    """Writes an ISDM checkpoint as a new generator folder that `load_generator` reads, and returns the generator.
+def load_isdm_settings(path: Path) -> IsdmNetworkSection:
+    """Reads the settings of network and diffusion from any of ISDM's configs, which may hold more.
 
     Raises:
-        InputError: see `load_isdm_checkpoint`; also if `out` is in use.
+        InputError: if the file is no JSON object or a value is out of limits.
     """
-    generator = load_isdm_checkpoint(path, settings)
-    generator.save(out)
-    return generator
+    values = load_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(values).__name__}")
+    known = {key: value for key, value in values.items() if key in IsdmNetworkSection.model_fields}
+    return parse_config(known, IsdmNetworkSection, origin=str(path))
+
+
+def find_isdm_settings(path: Path) -> IsdmNetworkSection:
+    """The settings of a checkpoint from a config beside it: one of its own name, or what ISDM leaves there.
+
+    Raises:
+        InputError: if there is none.
+    """
+    names = [f"{path.stem}.json", "train_config.json", "finetune_config.json", "input_config.json", "isdm_config.json"]
+    for name in names:
+        if path.with_name(name).is_file():
+            return load_isdm_settings(path.with_name(name))
+    raise InputError(
+        f"{path}: an ISDM checkpoint does not say how its network is built; put its config beside it as {names[0]}, "
+        "or import it with `steelgen import isdm … --config CONFIG`"
+    )
 
 
 def export_isdm(generator: SemanticDiffusion, out: Path, new_attention_order: bool = False) -> Path:
@@ -138,11 +158,11 @@ def find_ema_siblings(path: Path) -> dict[float, Path]:
     """The `ema_<rate>_<step>.pt` beside a checkpoint with the same step, by rate."""
     step = find_step(path)
     found = {}
-    for sibling in sorted(path.parent.glob("ema_*.pt")):
+    for sibling in path.parent.glob("ema_*.pt"):
         match = re.fullmatch(r"ema_([\d.]+)_\d+\.pt", sibling.name)
         if match and step is not None and find_step(sibling) == step:
             found[float(match[1])] = sibling
-    return found
+    return dict(sorted(found.items()))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -166,7 +186,9 @@ def load_pickle(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, which are none of the user's business
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|function|class|call) [`'\"]?([\w.]+\.[\w.]+)", str(error))
         what = f" (it names {named[1]})" if named else ""

@@ -1,0 +1,67 @@
+"""`steelgen import isdm` and `steelgen export isdm`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steelgen.cli.output import errors_as_lines
+
+import_app = typer.Typer(no_args_is_help=True)
+export_app = typer.Typer(no_args_is_help=True)
+
+
+@import_app.callback()
+def _import_group() -> None:
+    pass
+
+
+@export_app.callback()
+def _export_group() -> None:
+    pass
+
+
+@import_app.command("isdm")
+def import_command(
+    checkpoint: Annotated[Path, typer.Argument(help="model<step>.pt or ema_<rate>_<step>.pt.")],
+    out: Annotated[Path, typer.Argument(help="The generator folder to write.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="ISDM's config of that run; by default the one beside it.")
+    ] = None,
+) -> None:
+    """Turn an ISDM checkpoint into a generator folder that computes the same numbers."""
+    with errors_as_lines():
+        from steelgen.isdm.checkpoint import find_isdm_settings, load_isdm_settings
+        from steelgen.isdm.importing import import_isdm
+
+        settings = load_isdm_settings(config) if config else find_isdm_settings(checkpoint)
+        result = import_isdm(checkpoint, settings, out)
+        parameters = sum(parameter.numel() for parameter in result.generator.network.parameters())
+        taken = f", with {', '.join(result.siblings)}" if result.siblings else ""
+        typer.echo(
+            f"{out}: {parameters:,} parameters of {checkpoint.name}{taken}; {settings.image_size} px, "
+            f"{settings.num_classes} classes, {settings.noise_schedule} schedule of {settings.diffusion_steps} steps"
+        )
+
+
+@export_app.command("isdm")
+def export_command(
+    generator: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, an export or an import.")],
+    out: Annotated[Path, typer.Argument(help="The .pt file to write; its settings go into a .json beside it.")],
+    new_attention_order: Annotated[
+        bool, typer.Option(help="Write for a config with use_new_attention_order true.")
+    ] = False,
+) -> None:
+    """Write a generator as a checkpoint that ISDM loads."""
+    with errors_as_lines():
+        from steelgen.diffusion.generator import SemanticDiffusion
+        from steelgen.errors import InputError
+        from steelgen.generators import load_generator
+        from steelgen.isdm.checkpoint import export_isdm
+
+        loaded = load_generator(generator)
+        if not isinstance(loaded, SemanticDiffusion):
+            raise InputError(f"{generator}: not a semantic diffusion model, which alone ISDM can hold")
+        typer.echo(f"{out} and {export_isdm(loaded, out, new_attention_order)}")

@@ -1,0 +1,195 @@
+"""ISDM checkpoints in and out: bit-exact round trips, siblings by step, and files that are refused."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from steelgen.cli.app import app
+from steelgen.config.isdm import IsdmNetworkSection
+from steelgen.errors import InputError
+from steelgen.generators import load_generator
+from steelgen.isdm.checkpoint import export_isdm, find_ema_siblings, find_step, load_isdm_checkpoint
+from steelgen.isdm.importing import import_isdm
+from steelgen.isdm.network import build_isdm_network
+from steelgen.isdm.state_dict import list_key_rules, order_isdm_names
+from steelgen.isdm.training_state import load_moments
+from tests.isdm.functional import Network
+
+DATA = Path(__file__).parent / "data"
+SMALL = {
+    "image_size": 32,
+    "channel_mult": "1,2",
+    "num_classes": 3,
+    "attention_resolutions": "16",
+    "num_res_blocks": 1,
+    "num_channels": 32,
+}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The folder of an ISDM run at step 20: model, two averages and its train_config.json."""
+    for seed, name in enumerate(["model000020.pt", "ema_0.9999_000020.pt", "ema_0.999_000020.pt"]):
+        torch.save(random_state(seed), tmp_path / name)
+    (tmp_path / "train_config.json").write_text(json.dumps({**SMALL, "no_instance": True, "lr": 1e-4}))
+    return tmp_path
+
+
+def random_state(seed, **changes):
+    network = Network({**SMALL, "learn_sigma": False, "resblock_updown": False, **changes}, seed=seed)
+    network(torch.zeros(1, 3, 8, 8).double(), torch.tensor([1]), torch.zeros(1, 3, 8, 8).double())
+    return network.state
+
+
+def settings():
+    return IsdmNetworkSection(**SMALL, no_instance=True)
+
+
+@pytest.mark.parametrize("new_order", [False, True])
+def test_round_trip_of_the_reference_is_bit_exact(tmp_path, new_order):
+    source = DATA / "ema_0.9999_000120.pt"
+    values = {**json.loads((DATA / "isdm_config.json").read_text()), "use_new_attention_order": new_order}
+    values.pop("guidance_scale_used")
+    config = tmp_path / "old.json"
+    config.write_text(json.dumps(values))
+    imported = run("import", "isdm", source, tmp_path / "generator", "--config", config)
+    assert imported.exit_code == 0, imported.output
+    flags = ["--new-attention-order"] if new_order else []
+    assert run("export", "isdm", tmp_path / "generator", tmp_path / "back.pt", *flags).exit_code == 0
+    original = torch.load(source, weights_only=True)
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert list(back) == list(original)
+    assert all(torch.equal(back[name], original[name]) for name in original)
+    written = json.loads((tmp_path / "back.json").read_text())
+    assert {key: written[key] for key in values if key in written and key != "use_checkpoint"} == {
+        key: value for key, value in values.items() if key in written
+    }
+
+
+def test_names_and_siblings(small):
+    assert find_step(Path("ema_0.9999_060204.pt")) == 60204
+    assert find_step(Path("other.pt")) is None
+    (small / "ema_0.5_000030.pt").touch()
+    found = find_ema_siblings(small / "model000020.pt")
+    assert {rate: path.name for rate, path in found.items()} == {
+        0.999: "ema_0.999_000020.pt",
+        0.9999: "ema_0.9999_000020.pt",
+    }
+
+
+def test_pt_files_load_directly_beside_their_config(small):
+    generator = load_generator(small / "ema_0.999_000020.pt")
+    assert torch.equal(generator.network.conv_in.weight, random_state(2)["input_blocks.0.0.weight"])
+    (small / "train_config.json").unlink()
+    with pytest.raises(InputError, match="does not say how its network is built"):
+        load_generator(small / "ema_0.999_000020.pt")
+
+
+def numbered_moments(names, state):
+    """AdamW's state as ISDM would save it, each moment of a parameter made from its value."""
+    return {
+        index: {"step": torch.tensor(20.0), "exp_avg": state[name] + 1, "exp_avg_sq": state[name] ** 2}
+        for index, name in enumerate(names)
+    }
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_moments_follow_their_parameters(small, fp16):
+    network = build_isdm_network(settings())
+    state = random_state(0)
+    names = order_isdm_names(list_key_rules(network, False))
+    assert names == list(state)
+    moments = numbered_moments(names, state)
+    if fp16:  # one flat parameter of all vectors, one of the rest
+        groups = [[n for n in names if state[n].ndim <= 1], [n for n in names if state[n].ndim > 1]]
+        moments = {
+            index: {
+                "step": 20,
+                "exp_avg": torch.cat([state[n].flatten() + 1 for n in group]).view(*shape),
+                "exp_avg_sq": torch.cat([state[n].flatten() ** 2 for n in group]).view(*shape),
+            }
+            for index, (group, shape) in enumerate(zip(groups, [(-1,), (1, -1)], strict=True))
+        }
+    torch.save({"state": moments, "param_groups": []}, small / "opt000020.pt")
+    result = import_isdm(small / "model000020.pt", settings(), small / "out")
+    assert result.siblings == ["ema_0.999_000020.pt", "ema_0.9999_000020.pt", "opt000020.pt"]
+    flat = load_moments(small / "opt000020.pt", network, False)
+    for index, parameter in enumerate(result.generator.network.parameters()):
+        assert torch.equal(flat[f"{index}.exp_avg"], parameter + 1)
+        assert torch.equal(flat[f"{index}.exp_avg_sq"], parameter**2)
+        assert flat[f"{index}.step"] == 20
+
+
+def test_moments_of_another_network_are_refused(small):
+    torch.save(
+        {"state": {0: {"step": 1, "exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3)}}}, small / "opt000020.pt"
+    )
+    with pytest.raises(InputError, match=r"opt000020.pt: not the state of AdamW"):
+        import_isdm(small / "model000020.pt", settings(), small / "out")
+    assert not (small / "out").exists()
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(small, write):
+    path = small / "model000030.pt"
+    write({"time_embed.0.weight": Evil(str(small / "it-ran"))}, path)
+    result = run("import", "isdm", path, small / "out")
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert "model000030.pt: refused" in result.output
+    assert not (small / "it-ran").exists()
+    assert not (small / "out").exists()
+
+
+def test_other_shapes_name_the_first_key_and_both(small):
+    with pytest.raises(
+        InputError, match=r"'input_blocks.0.0.weight' has shape \(32, 3, 3, 3\), .* needs \(64, 3, 3, 3\)"
+    ):
+        load_isdm_checkpoint(small / "model000020.pt", settings().model_copy(update={"channel_mult": "2,2"}))
+    with pytest.raises(InputError, match=r"has no 'input_blocks.2.0.in_layers.0.weight', .* shape \(32,\)"):
+        load_isdm_checkpoint(small / "model000020.pt", settings().model_copy(update={"resblock_updown": True}))
+    state = {**random_state(0), "extra": torch.ones(2)}
+    torch.save(state, small / "model000021.pt")
+    with pytest.raises(InputError, match=r"'extra' of shape \(2,\) is not in"):
+        load_isdm_checkpoint(small / "model000021.pt", settings())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2])])
+def test_files_that_are_no_checkpoints(small, content):
+    path = small / "model000040.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"model000040.pt: (not a|refused)"):
+        load_isdm_checkpoint(path, settings())
+
+
+def test_what_isdm_cannot_hold_is_named(small):
+    generator = load_isdm_checkpoint(small / "model000020.pt", settings())
+    generator.intensity = (0.1, 0.5)
+    with pytest.raises(InputError, match=r"ISDM cannot hold intensity \(0.1, 0.5\)"):
+        export_isdm(generator, small / "back.pt")
+
+
+def test_missing_files_and_used_folders(small):
+    assert "no such checkpoint file" in run("import", "isdm", small / "model9.pt", small / "out").output
+    shutil.copytree(DATA, small / "used")
+    result = run("import", "isdm", small / "model000020.pt", small / "used")
+    assert result.exit_code == 2
+    assert "already in use" in result.output
