@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,14 +15,12 @@ from steelgen.data.duplicates import find_duplicates, shrink_image
 from steelgen.data.folder import DatasetInfo, list_images, list_splits, load_dataset_info, load_mask, load_metadata
 from steelgen.data.images import load_image
 from steelgen.data.instances import load_instance_ids
+from steelgen.data.pool import map_on_cores
 from steelgen.data.sheets import build_thumbnail
 from steelgen.errors import InputError
 
 MAX_THUMBNAILS = 24
 """Overlays kept of each split."""
-
-_POOL_FROM = 100
-"""Fewer images are inspected before a pool of processes has started."""
 
 
 class Problem(NamedTuple):
@@ -119,10 +115,9 @@ def check_dataset(root: Path, report: Callable[[int, int], None] | None = None) 
         for split, found in pairs.items()
         for number, (stem, files) in enumerate(found.items())
     ]
+    inspections = map_on_cores(partial(_inspect, root, result.info), tasks)
     shrunken, names = [], []
-    for number, ((split, stem, _, _), seen) in enumerate(
-        zip(tasks, _inspect_all(root, result.info, tasks), strict=True)
-    ):
+    for number, ((split, stem, _, _), seen) in enumerate(zip(tasks, inspections, strict=True)):
         result.problems += seen.problems
         if seen.counts is not None:
             _add(result, split, seen)
@@ -180,17 +175,6 @@ def _check_metadata(root: Path, problems: list[Problem]) -> None:
 
 
 _Task = tuple[str, str, tuple[Path, Path], bool]
-
-
-def _inspect_all(root: Path, info: DatasetInfo, tasks: list[_Task]) -> Iterator[_Inspection] | Iterable[_Inspection]:
-    inspect = partial(_inspect, root, info)
-    if len(tasks) < _POOL_FROM or (os.cpu_count() or 1) == 1:
-        yield from map(inspect, tasks)
-        return
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        # In portions, so that results wait for nobody and memory stays flat.
-        for start in range(0, len(tasks), 256):
-            yield from pool.map(inspect, tasks[start : start + 256], chunksize=8)
 
 
 def _inspect(root: Path, info: DatasetInfo, task: _Task) -> _Inspection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from steelgen.data.importers.trees import read_trees
 from steelgen.data.importers.voc import read_voc
 from steelgen.data.instances import load_instance_ids, save_instances
 from steelgen.data.micrograph import ImageOptions, load_micrograph
+from steelgen.data.pool import map_on_cores
 from steelgen.data.splits import assign_splits
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_folder
@@ -110,8 +112,8 @@ def write_dataset(
         for split in dict.fromkeys(splits):
             (working / split / "images").mkdir(parents=True)
             (working / split / "masks").mkdir()
-        for number, (image, split) in enumerate(zip(annotated.images, splits, strict=True)):
-            row = _write_image(image, working, split, info, options)
+        tasks = list(zip(annotated.images, splits, strict=True))
+        for number, row in enumerate(map_on_cores(partial(_write_image, working, info, options), tasks)):
             pixel_sizes.add(row.get("pixel_size_um"))
             rows.append(row)
             if report:
@@ -156,8 +158,9 @@ def _check_names(images: list[AnnotatedImage], splits: list[str]) -> None:
 
 
 def _write_image(
-    image: AnnotatedImage, root: Path, split: str, info: DatasetInfo, options: WriteOptions
+    root: Path, info: DatasetInfo, options: WriteOptions, task: tuple[AnnotatedImage, str]
 ) -> dict[str, Any]:
+    image, split = task
     micrograph = load_micrograph(image.path, options.images)
     height, width = micrograph.full_height, micrograph.image.shape[1]
     if image.size not in (None, (height, width)):
