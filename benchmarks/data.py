@@ -4,8 +4,8 @@
     python benchmarks/data.py loader [--repeats 5]
 
 `import` simulates the set (1024x768 PNGs, cut at random from the bundled real ones, so that many look alike and the
-check says so with exit code 1) and runs `steelgen data import` and
-`steelgen data check` on it, with wall time and the memory of all their processes together. `loader` gives crops a second
+check says so with exit code 1) and runs `steelgen data import` and `steelgen data check` on it, with wall time and the
+memory of all their processes together. `loader` gives crops a second
 of the memory-mapped cache, of micrographs held in memory and of PNGs decoded on the fly, all in one process, beside the
 crops a second that a 64-channel SemanticUNet trains on at 64² on the same CPU.
 """

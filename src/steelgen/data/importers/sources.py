@@ -82,13 +82,24 @@ class ImageIndex:
 
 
 def read_csv_header(path: Path) -> list[str]:
-    """The column names of a CSV, lower case; empty for a file without text."""
+    """The column names of a CSV, lower case; empty for a file without text.
+
+    Raises:
+        InputError: if the first line is no CSV header or names a column twice.
+    """
     with _open_text(path) as lines:
         try:
             first = lines.readline(1_000_000)
+            fields = next(csv.reader([first.rstrip("\r\n")], delimiter=_delimiter(first), strict=True), [])
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
-    return [name.strip().strip('"').lower() for name in first.strip().split(_delimiter(first))] if first.strip() else []
+        except csv.Error as error:
+            raise InputError(f"{path}:1: {error}") from None
+    names = [name.strip().lower() for name in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}:1: two columns are called {name!r:.60}")
+    return names
 
 
 def read_csv(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
@@ -109,7 +120,7 @@ def read_csv(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, st
     with _open_text(path) as lines:
         try:
             first = lines.readline()
-            reader = csv.reader(lines, delimiter=_delimiter(first))
+            reader = csv.reader(lines, delimiter=_delimiter(first), strict=True)
             for fields in reader:
                 number = reader.line_num + 1
                 if not any(field.strip() for field in fields):
