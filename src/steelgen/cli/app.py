@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from steelgen import __version__
+from steelgen.cli.compare import compare_command
 from steelgen.cli.config import config_app
 from steelgen.cli.data import data_app
 from steelgen.cli.evaluate import evaluate_command
@@ -47,6 +48,7 @@ app.command("finetune")(finetune_command)
 app.command("sample")(sample_command)
 app.command("interpolate")(interpolate_command)
 app.command("evaluate")(evaluate_command)
+app.command("compare")(compare_command)
 app.add_typer(config_app, name="config", help="Show a resolved config or its JSON Schema.")
 app.add_typer(data_app, name="data", help="Annotated micrographs into a dataset folder, and what is in one.")
 app.add_typer(import_app, name="import", help="Take over the checkpoints of other programs.")

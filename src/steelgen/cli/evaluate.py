@@ -32,19 +32,23 @@ def evaluate_command(config: ConfigOption, overrides: SetOption = None, dry_run:
         _print_lines("note", result["notes"])
         _print_lines("warning", result["warnings"])
         print_figures(result["figures"])
-        typer.echo(f"all figures in {settings.output_dir / 'evaluation.json'}")
+        for answer in result["verdict"]:
+            typer.echo(f"{answer['question']} {answer['answer']}")
+        typer.echo(f"report: {settings.output_dir / 'report.html'}; figures: {settings.output_dir / 'evaluation.json'}")
 
 
 def print_figures(figures: list[dict[str, Any]]) -> None:
     """Prints one table a section."""
+    from steelgen.evaluation.report import show_number, show_spread
+
     for section in dict.fromkeys(figure["section"] for figure in figures):
         rows = [
             [
                 figure["metric"],
                 figure["compared"],
-                _show(figure["value"]),
-                _show_spread(figure),
-                _show(figure["floor"]),
+                show_number(figure["value"]),
+                show_spread(figure),
+                show_number(figure["floor"]),
                 figure["better"],
                 f"{figure['n'][0]}/{figure['n'][1]}",
                 figure["seed"],
@@ -53,16 +57,6 @@ def print_figures(figures: list[dict[str, Any]]) -> None:
             if figure["section"] == section
         ]
         print_table(section, ["metric", "compared", "value", "spread", "floor", "better", "N", "seed"], rows)
-
-
-def _show(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def _show_spread(figure: dict[str, Any]) -> str:
-    if figure["interval"]:
-        return f"{_show(figure['interval'][0])} … {_show(figure['interval'][1])}"
-    return "" if figure["spread"] is None else f"± {_show(figure['spread'])}"
 
 
 def _print_lines(kind: str, lines: list[str]) -> None:

@@ -15,11 +15,14 @@ from steelgen.evaluation.judge_faithfulness import judge_faithfulness, see_masks
 from steelgen.evaluation.judge_fidelity import judge_fidelity
 from steelgen.evaluation.judge_memorisation import judge_memorisation
 from steelgen.evaluation.judge_microstructure import judge_microstructure
+from steelgen.evaluation.report import build_report
+from steelgen.evaluation.verdict import compute_verdict
 from steelgen.files import check_output_free, new_folder, save_json
+from steelgen.runs import describe_environment
 
 
 def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Judges a folder of generated images against real micrographs and writes evaluation.json.
+    """Judges a folder of generated images against real micrographs and writes evaluation.json and report.html.
 
     The floor of a comparison with the held-out split puts the training crops in the place of the generated
     images; the floor of a comparison with the training split compares two halves of its micrographs. In both,
@@ -47,16 +50,20 @@ def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = la
         "microstructure": judge_microstructure(evidence, seen),
         "memorisation": judge_memorisation(evidence, report_progress),
     }
+    figures = [figure for section_figures, _, _ in sections.values() for figure in section_figures]
     result = {
         "steelgen": __version__,
         "config": config_to_json(config),
+        "environment": describe_environment(),
         "geometry": to_json(asdict(evidence.geometry)),
         "sets": describe_sets(evidence),
         "notes": notes,
         "warnings": [line for _, _, lines in sections.values() for line in lines],
-        "figures": [figure_to_json(figure) for figures, _, _ in sections.values() for figure in figures],
+        "verdict": [answer.model_dump() for answer in compute_verdict(figures)],
+        "figures": [figure_to_json(figure) for figure in figures],
         "details": {name: to_json(details) for name, (_, details, _) in sections.items()},
     }
     with new_folder(config.output_dir) as folder:
         save_json(folder / "evaluation.json", result)
+        (folder / "report.html").write_text(build_report(result, evidence, seen), encoding="utf-8")
     return result

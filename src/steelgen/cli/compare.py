@@ -1,0 +1,31 @@
+"""`steelgen compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steelgen.cli.output import errors_as_lines, print_table
+
+
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Output folders of `steelgen evaluate`, two or more.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the comparison as a page (.html).")] = None,
+) -> None:
+    """Put several evaluations side by side."""
+    from steelgen.evaluation.compare import build_comparison, compare
+    from steelgen.evaluation.report import show_number
+    from steelgen.files import new_file
+
+    with errors_as_lines():
+        columns, rows, differences = compare(runs)
+        for line in differences:
+            typer.echo(f"not alike: {line}", err=True)
+        shown = [[*row[:2], *(show_number(value) for value in row[2:-1]), row[-1]] for row in rows]
+        print_table("evaluations side by side", columns, shown)
+        if out is not None:
+            with new_file(out) as working:
+                working.write_text(build_comparison(runs), encoding="utf-8")
+            typer.echo(f"page: {out}")

@@ -1,0 +1,218 @@
+"""report.html: one page that says whether the generated micrographs can be believed, and shows why."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steelgen.data.palette import color_mask
+from steelgen.evaluation.evidence import Evidence
+from steelgen.evaluation.memorisation import Match, PatchSearch
+from steelgen.evaluation.plots import COLORS, Curve, build_sheet, draw_chart, embed_png
+
+_SHOWN = 8
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1040px;margin:2em auto;padding:0 1em}
+h1{font-size:1.6em;margin-bottom:.1em}h2{border-bottom:2px solid #ddd;padding-bottom:.15em;margin-top:1.8em}
+.muted{color:#666}.verdict{display:grid;grid-template-columns:repeat(2,1fr);gap:12px}
+.answer{border-left:7px solid #999;background:#f6f6f6;padding:.6em .9em}.answer b{display:block}
+.good{border-color:#009e73}.fair{border-color:#e69f00}.poor{border-color:#d55e00}
+.answer i{float:right;font-style:normal;font-weight:600;color:#555}
+table{border-collapse:collapse;width:100%;font-size:13.5px}th{text-align:left;border-bottom:1.5px solid #888}
+td,th{padding:3px 8px}td{border-bottom:1px solid #e5e5e5}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+.charts{display:grid;grid-template-columns:repeat(3,1fr);gap:8px}svg{width:100%;height:auto}
+svg text{font:10px system-ui,sans-serif;fill:#444}svg .title{font-size:11.5px;font-weight:600;fill:#222}
+svg polyline{fill:none;stroke-width:1.8}svg .grid{stroke:#ddd;stroke-width:1}svg .band{fill:#0072b2;opacity:.18}
+img{max-width:100%;image-rendering:pixelated}figure{margin:.8em 0}figcaption{font-size:13px;color:#555}
+pre{background:#f6f6f6;padding:.8em;font-size:12px;white-space:pre-wrap}ul.lines{padding-left:1.2em}
+@media print{body{margin:0;max-width:none}h2{break-after:avoid}figure,.answer,svg{break-inside:avoid}}
+"""
+
+
+def build_report(result: dict[str, Any], evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> str:
+    """The page.
+
+    Args:
+        result: the content of evaluation.json.
+        evidence: the sets, for the pictures.
+        seen: from `see_masks`, for the pictures.
+
+    Returns:
+        HTML without anything from outside: pictures and charts are inside, there is no script.
+    """
+    body = [
+        f"<h1>Evaluation of {html.escape(str(evidence.config.generated))}</h1>",
+        f'<p class="muted">{html.escape(_describe(result))}</p>',
+        build_verdict(result["verdict"]),
+        _lines("Warnings", result["warnings"]),
+        _lines("Notes", result["notes"]),
+        "<h2>Real, generated, masks</h2>",
+        _draw_samples(evidence, seen),
+        "<h2>Figures</h2>",
+        '<p class="muted">The floor is the same metric between two sets of real images that share no micrograph: '
+        "as good as it can get. N counts the images of the two sets.</p>",
+        build_tables(result["figures"]),
+        "<h2>Curves</h2>",
+        _draw_curves(result, evidence),
+        "<h2>Closest training images</h2>",
+        _draw_pairs(result, evidence),
+        "<h2>How it was made</h2>",
+        f"<pre>{html.escape(json.dumps(result['config'], indent=2))}</pre>",
+        f"<pre>{html.escape(json.dumps(result['environment'], indent=2))}</pre>",
+    ]
+    return build_page(f"Evaluation of {evidence.config.generated.name}", body)
+
+
+def build_page(title: str, body: Sequence[str]) -> str:
+    """A whole HTML document."""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    )
+
+
+def build_verdict(answers: Sequence[dict[str, str]]) -> str:
+    """The answers of `compute_verdict`, as JSON values, in a grid."""
+    boxes = [
+        f'<div class="answer {answer["standing"]}"><i>{answer["standing"]}</i><b>{html.escape(answer["question"])}</b>'
+        f"{html.escape(answer['answer'])}</div>"
+        for answer in answers
+    ]
+    return f'<div class="verdict">{"".join(boxes)}</div>'
+
+
+def build_tables(figures: Sequence[dict[str, Any]]) -> str:
+    """One table a section, of figures as they stand in evaluation.json."""
+    parts = []
+    for section in dict.fromkeys(figure["section"] for figure in figures):
+        rows = "".join(
+            f"<tr><td>{html.escape(figure['metric'])}</td><td>{html.escape(figure['compared'])}</td>"
+            f'<td class="n">{show_number(figure["value"])}</td><td class="n">{show_spread(figure)}</td>'
+            f'<td class="n">{show_number(figure["floor"])}</td><td>{figure["better"]}</td>'
+            f'<td class="n">{figure["n"][0]} / {figure["n"][1]}</td><td class="n">{figure["seed"]}</td></tr>'
+            for figure in figures
+            if figure["section"] == section
+        )
+        parts.append(
+            f"<h3>{section.capitalize()}</h3><table><tr><th>metric</th><th>compared</th><th class=n>value</th>"
+            f"<th class=n>spread</th><th class=n>floor</th><th>better</th><th class=n>N</th><th class=n>seed</th></tr>"
+            f"{rows}</table>"
+        )
+    return "".join(parts)
+
+
+def show_number(value: float | None) -> str:
+    """Four digits, or a dash for what is not defined."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def show_spread(figure: dict[str, Any]) -> str:
+    """The 95 % interval or the standard deviation of a figure in evaluation.json; empty where there is neither."""
+    if figure["interval"]:
+        return " … ".join(show_number(end) for end in figure["interval"])
+    return "" if figure["spread"] is None else f"± {show_number(figure['spread'])}"
+
+
+def _describe(result: dict[str, Any]) -> str:
+    sets = result["sets"]
+    return (
+        f"{sets['generated']['count']} generated images against {sets['held_out']['count']} crops of the held-out "
+        f"split {sets['held_out']['split']!r} and {sets['train']['count']} of the training split "
+        f"{sets['train']['split']!r} of {sets['held_out']['path']}; {sets['geometry']}; "
+        f"seed {result['config']['seed']}; steelgen {result['steelgen']}."
+    )
+
+
+def _lines(title: str, lines: Sequence[str]) -> str:
+    if not lines:
+        return ""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<h3>{title}</h3><ul class=lines>{items}</ul>"
+
+
+def _draw_samples(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> str:
+    palette, generated, held_out = evidence.info.palette, evidence.generated, evidence.held_out
+    count = min(_SHOWN, len(generated), len(held_out))
+
+    def colored(masks: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        return [color_mask(mask, palette) for mask in masks[:count]]
+
+    rows = [list(held_out.images[:count]), list(generated.images[:count])]
+    captions = [f"real ({held_out.name})", "generated"]
+    if generated.masks is not None:
+        rows.append(colored(generated.masks))
+        captions.append("the masks they were drawn for")
+    rows.append(colored(seen["generated"]))
+    captions.append("what the segmenter sees in them")
+    keys = "".join(
+        f'<span style="background:rgb{color};padding:0 .7em;margin:0 .4em 0 1em"></span>{html.escape(name)}'
+        for name, color in zip(evidence.info.class_names, palette, strict=True)
+    )
+    sheet = embed_png(build_sheet(rows, tile=max(112, min(256, evidence.geometry.image_size))))
+    return (
+        f'<figure><img src="{sheet}" alt="samples"><figcaption>Rows: {html.escape("; ".join(captions))}.'
+        f"{keys}</figcaption></figure>"
+    )
+
+
+def _draw_curves(result: dict[str, Any], evidence: Evidence) -> str:
+    names = {"generated": "generated", "held_out": evidence.held_out.name, "train": evidence.train.name}
+    details = result["details"]
+    spectra = {
+        key: np.log10(np.maximum(details["fidelity"]["power_spectra"][name], 1e-3)) for key, name in names.items()
+    }
+    frequencies = np.arange(1, len(spectra["generated"]) + 1)
+    charts = [_draw("power spectrum, log₁₀", frequencies, spectra, names, "cycles per image")]
+    structure = details["microstructure"]["images"]
+    for index, class_name in enumerate(evidence.info.class_names):
+        for key, title, first in (("s2", "S₂(r)", 0), ("lineal_path", "L(z)", 1)):
+            curves = {name: structure[name][index][key] for name in names}
+            x = np.arange(first, first + len(curves["generated"]))
+            charts.append(_draw(f"{title} of {class_name}", x, curves, names, "px"))
+    legend = (
+        f'<p><b style="color:{COLORS["generated"]}">generated</b> (solid), '
+        f'<b style="color:{COLORS["held_out"]}">{html.escape(names["held_out"])}</b> (dashed), '
+        f'<b style="color:{COLORS["train"]}">{html.escape(names["train"])}</b> (dashed); the band lies between the '
+        "two real sets. S₂ and L of what the segmenter sees in the images.</p>"
+    )
+    return f'{legend}<div class="charts">{"".join(charts)}</div>'
+
+
+def _draw(title: str, x: Any, curves: dict[str, Any], names: dict[str, str], x_label: str) -> str:
+    real = np.array([curves["held_out"], curves["train"]], dtype=np.float64)
+    lines = [
+        Curve(names[key], curves[key], COLORS[key], key != "generated") for key in ("train", "held_out", "generated")
+    ]
+    return draw_chart(title, list(x), lines, x_label, band=(list(real.min(axis=0)), list(real.max(axis=0))))
+
+
+def _draw_pairs(result: dict[str, Any], evidence: Evidence) -> str:
+    closest = result["details"]["memorisation"]["closest"]
+    search = PatchSearch(evidence.train_micrographs, evidence.geometry, evidence.config.memorisation.search_size)
+    indices = {stem: index for index, stem in enumerate(evidence.train_micrographs.stems)}
+    size = evidence.geometry.image_size
+    found = [
+        search.cut(
+            Match(row["distance"], 0.0, indices[row["micrograph"]], row["top"], row["left"], row["symmetry"]),
+            size,
+        )
+        for row in closest
+    ]
+    rows = []
+    for start in range(0, len(closest), 10):
+        part = closest[start : start + 10]
+        blank = [np.full((size, size), 255, np.uint8)] * (10 - len(part))
+        rows.append([evidence.generated.images[row["index"]] for row in part] + blank)
+        rows.append(found[start : start + 10] + blank)
+    ratios = ", ".join(f"{row['ratio']:.2f}" for row in closest)
+    return (
+        f'<figure><img src="{embed_png(build_sheet(rows, tile=96))}" alt="pairs"><figcaption>Above: generated; below: '
+        f"the nearest place in the training micrographs, turned the same way. d1/d2 from the first pair on: {ratios}. "
+        "Below 0.33 it counts as a copy.</figcaption></figure>"
+    )

@@ -1,0 +1,97 @@
+"""What the figures say, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from steelgen.evaluation.figures import Figure
+
+
+class Answer(BaseModel):
+    """One question that a reader has, answered."""
+
+    question: str
+    answer: str
+    standing: str
+    """good, fair, poor, or unknown where nothing was measured."""
+
+
+def compute_verdict(figures: Sequence[Figure]) -> list[Answer]:
+    """Answers the four questions from figures and floors.
+
+    Look real: KID against held-out images, good within two standard deviations of its floor, fair within ten.
+    Right structure: share of descriptors at most 1.5 × their floor; good from 80 %, fair from 50 %.
+    Obey masks: mIoU over its floor; good from 0.9, fair from 0.7.
+    Copies: good with no more flagged images than held-out ones and both C_T above -3.
+    """
+    return [_judge_looks(figures), _judge_structure(figures), _judge_masks(figures), _judge_copies(figures)]
+
+
+def _judge_looks(figures: Sequence[Figure]) -> Answer:
+    question = "Do the images look real?"
+    # Held-out images are the first reference that is compared with.
+    kid = next((f for f in figures if f.metric.startswith("KID-")), None)
+    if kid is None or kid.floor is None or kid.spread is None:
+        return Answer(question=question, answer="Not measured.", standing="unknown")
+    excess = (kid.value - kid.floor) / max(kid.spread, 1e-12)
+    standing = "good" if excess <= 2 else "fair" if excess <= 10 else "poor"
+    words = {
+        "good": "As far as these features can tell, as real as other real micrographs",
+        "fair": "Close to real, but a network can tell",
+        "poor": "No: clearly different from real micrographs",
+    }
+    text = f"{words[standing]}: {kid.metric} {kid.value:.4f} ± {kid.spread:.4f} against {kid.floor:.4f} for real ones."
+    return Answer(question=question, answer=text, standing=standing)
+
+
+def _judge_structure(figures: Sequence[Figure]) -> Answer:
+    question = "Is the microstructure right?"
+    measured = [f for f in figures if f.section == "microstructure" and f.metric.endswith("of images") and _defined(f)]
+    if not measured:
+        return Answer(question=question, answer="Not measured.", standing="unknown")
+    right = [f for f in measured if f.value <= 1.5 * (f.floor or 0)]
+    share = len(right) / len(measured)
+    standing = "good" if share >= 0.8 else "fair" if share >= 0.5 else "poor"
+    wrong = sorted(set(measured) - set(right), key=lambda f: f.value / max(f.floor or 0, 1e-12), reverse=True)
+    text = f"{len(right)} of {len(measured)} descriptors differ no more than those of other real micrographs do"
+    if wrong:
+        text += f"; farthest off: {', '.join(f.metric.removesuffix(' of images') for f in wrong[:3])}"
+    return Answer(question=question, answer=text + ".", standing=standing)
+
+
+def _judge_masks(figures: Sequence[Figure]) -> Answer:
+    question = "Do they obey their masks?"
+    miou = next((f for f in figures if f.section == "faithfulness" and f.metric == "mIoU"), None)
+    if miou is None or not miou.floor:
+        return Answer(question=question, answer="Not measured: there are no masks.", standing="unknown")
+    share = miou.value / miou.floor
+    standing = "good" if share >= 0.9 else "fair" if share >= 0.7 else "poor"
+    words = {"good": "Yes", "fair": "In part", "poor": "No"}
+    text = f"{words[standing]}: a segmenter trained on real micrographs finds the masks with mIoU {miou.value:.3f}"
+    return Answer(question=question, answer=f"{text}; on real ones it reaches {miou.floor:.3f}.", standing=standing)
+
+
+def _judge_copies(figures: Sequence[Figure]) -> Answer:
+    question = "Are they more than copies?"
+    copies = next((f for f in figures if f.metric.startswith("copies")), None)
+    tests = [f for f in figures if f.metric.startswith("C_T")]
+    if copies is None:
+        return Answer(question=question, answer="Not measured.", standing="unknown")
+    lowest = min((f.value for f in tests), default=0.0)
+    flagged = copies.value > (copies.floor or 0)
+    standing = "poor" if flagged or lowest < -5 else "fair" if lowest < -3 else "good"
+    words = {
+        "good": "Yes: no sign of copying",
+        "fair": "Nearer to the training images than unseen ones are",
+        "poor": "Training images are found among them, or close by",
+    }
+    text = (
+        f"{words[standing]} ({100 * copies.value:.1f} % flagged as copies of {copies.n[0]}; lowest C_T {lowest:.1f})."
+    )
+    return Answer(question=question, answer=text, standing=standing)
+
+
+def _defined(figure: Figure) -> bool:
+    return figure.value == figure.value and figure.floor is not None and figure.floor == figure.floor
