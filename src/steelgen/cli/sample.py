@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
-from steelgen.cli.output import errors_as_lines, progress_bar
+from steelgen.cli.options import DryRunOption, SetOption
+from steelgen.cli.output import errors_as_lines, fail, print_table, progress_bar
 
 
-def sample_command(config: ConfigOption, overrides: SetOption = None, dry_run: DryRunOption = False) -> None:
+def sample_command(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="JSON config; see configs/ and `steelgen config schema`."),
+    ] = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    again: Annotated[
+        tuple[Path, int] | None,
+        typer.Option(
+            "--replay", metavar="METADATA LINE", help="Draw the image of a line (from 1) of a metadata.jsonl again."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="With --replay: the PNG to write; replay-NAME without it.")
+    ] = None,
+    generator: Annotated[
+        Path | None, typer.Option(help="With --replay: where the generator is now, if not where the line says.")
+    ] = None,
+) -> None:
     """Draw labelled synthetic micrographs with a trained generator."""
+    if again:
+        if config or overrides or dry_run:
+            fail("--replay: takes everything from the line; --config, --set and --dry-run mean nothing beside it")
+        _replay(*again, out, generator)
+        return
+    if config is None:
+        fail("--config is missing (or --replay METADATA LINE)")
+    if out or generator:
+        fail("--out and --generator mean something with --replay alone; set output_dir and generator in the config")
     from steelgen.config.base import config_to_json, load_config
     from steelgen.config.sample import SampleConfig
 
@@ -21,13 +51,36 @@ def sample_command(config: ConfigOption, overrides: SetOption = None, dry_run: D
         if dry_run:
             from steelgen.generators import load_generator
 
-            generator = load_generator(settings.generator)
-            parameters = sum(parameter.numel() for parameter in generator.network.parameters())
-            names = ", ".join(generator.info.class_names)
-            typer.echo(f"{parameters:,} parameters, {generator.geometry.image_size} px, classes: {names}")
+            loaded = load_generator(settings.generator)
+            parameters = sum(parameter.numel() for parameter in loaded.network.parameters())
+            names = ", ".join(loaded.info.class_names)
+            typer.echo(f"{parameters:,} parameters, {loaded.geometry.image_size} px, classes: {names}")
             return
         from steelgen.sampling.run import sample
 
         with progress_bar("sampling") as report:
             folder = sample(settings, report)
+        if settings.filter:
+            _print_filter(folder)
         typer.echo(f"{settings.num_samples} labelled images in {folder}; look at {folder / 'contact_sheet.png'}")
+
+
+def _replay(metadata: Path, line: int, out: Path | None, generator: Path | None) -> None:
+    with errors_as_lines():
+        from steelgen.sampling.replay import replay
+
+        path, same = replay(metadata, line, out, generator)
+        verdict = {
+            True: "the same pixels as the original",
+            False: "differs from the original",
+            None: "original not there",
+        }
+        typer.echo(f"{path}: {verdict[same]}")
+
+
+def _print_filter(folder: Path) -> None:
+    from steelgen.files import load_json
+
+    sampling = load_json(folder / "sampling.json")
+    rows = [(reason, count) for reason, count in sorted(sampling["dropped"].items())]
+    print_table("filter", ("outcome", "images"), [("kept", sampling["kept"]), *rows])

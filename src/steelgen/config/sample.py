@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from steelgen.config.base import Section
+from steelgen.config.evaluate import SegmenterSection
 from steelgen.config.solver import AnySolverSection, SolverSection
 
 
@@ -39,14 +40,88 @@ class FolderMasks(Section):
     """Use whole masks at the scale of the crops: whole micrographs are drawn, from overlapping windows."""
 
 
+class AugmentedMasks(Section):
+    """Masks of a split, rearranged: turned, warped, their islands cut out, scaled and placed anew without overlap."""
+
+    kind: Literal["augmented"] = "augmented"
+    """Where masks come from."""
+    dataset: Path
+    """A dataset folder with the classes that the generator was trained on."""
+    split: Literal["train", "val", "test"] = "train"
+    """The split whose masks are used."""
+    flip: bool = True
+    """Mirror every other mask."""
+    max_rotation: float = Field(180.0, ge=0, le=180)
+    """Turn each mask by an angle of up to so many degrees either way."""
+    warp: float = Field(3.0, ge=0)
+    """Elastic warp: standard deviation of the displacement, in px of the micrograph."""
+    warp_length: float = Field(32.0, gt=0)
+    """Distance over which the displacement changes, in px of the micrograph."""
+    move_share: float = Field(0.5, ge=0, le=1)
+    """Share of the islands that are cut out and placed anew; those cut by the border stay."""
+    island_scale: tuple[float, float] = (0.8, 1.25)
+    """Length of an island placed anew, relative to what it was."""
+    phase_fraction: dict[str, Annotated[float, Field(ge=0, le=0.6)]] = {}
+    """Area share to be met by class name: islands are added from other masks, or taken away."""
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> AugmentedMasks:
+        if not 0 < self.island_scale[0] <= self.island_scale[1]:
+            raise ValueError(f"island_scale {list(self.island_scale)}: must be two positive factors, the lower first")
+        return self
+
+
+class ProceduralMasks(Section):
+    """Layouts drawn from measured island statistics: sizes, aspect ratios, orientations, spacings, area shares."""
+
+    kind: Literal["procedural"] = "procedural"
+    """Where masks come from."""
+    dataset: Path
+    """A dataset folder with the classes that the generator was trained on."""
+    split: Literal["train", "val", "test"] = "train"
+    """The split that is measured."""
+    phase_fraction: dict[str, Annotated[float, Field(ge=0, le=0.6)]] = {}
+    """Area share to be met by class name, instead of that of a random place of a real mask."""
+
+
+AnyMasks = Annotated[SplitMasks | FolderMasks | AugmentedMasks | ProceduralMasks, Field(discriminator="kind")]
+
+
+class FilterSection(Section):
+    """Which pairs are kept; a dropped one is drawn anew with another mask and seed."""
+
+    dataset: Path
+    """The real dataset folder that the generator was trained on."""
+    split: Literal["train", "val", "test"] = "train"
+    """The split that the segmenter is trained on and near-copies are looked for in."""
+    min_iou: Annotated[float, Field(ge=0, le=1)] | dict[str, Annotated[float, Field(ge=0, le=1)]] = 0.3
+    """IoU of the mask and what the segmenter sees, at least: one number, or one by class name; 0 asks nothing."""
+    min_share: float = Field(0.02, ge=0, le=1)
+    """A class that covers a smaller share of the image, in the mask and as seen, is not judged."""
+    max_correlation: float = Field(0.85, gt=0, le=1)
+    """An image that correlates more with any place of a real micrograph, at any of 8 flips and rotations, is a copy;
+    1 lets all pass."""
+    max_attempts: int = Field(20, ge=1)
+    """Attempts at an image before the run stops with a message."""
+    seed: int = Field(0, ge=0)
+    """Of the segmenter's weights and crops."""
+    segmenter: SegmenterSection = SegmenterSection()
+    """Size and training of the segmenter; it is kept in the cache."""
+
+
 class SampleConfig(Section):
     """`steelgen sample`: draw labelled synthetic micrographs."""
 
     generator: Path
     """A run folder, a checkpoint or an export."""
     output_dir: Path
-    """Gets samples/, images/, labels/, colored_labels/, metadata.jsonl and a contact sheet; must not be in use."""
-    mask_source: Annotated[SplitMasks | FolderMasks, Field(discriminator="kind")]
+    """Gets the images, their masks, metadata.jsonl and a contact sheet; must not be in use."""
+    output_format: Literal["folders", "dataset"] = "folders"
+    """samples/, images/ (real, where there are any), labels/ and colored_labels/; or a dataset folder to train on, with
+    train/images/ and train/masks/."""
+    coco: bool = False
+    """Also write coco.json: every island as polygon and as run lengths."""
+    mask_source: AnyMasks
     """Where the masks come from."""
     num_samples: int = Field(64, ge=1)
     """Pairs to draw."""
@@ -62,3 +137,5 @@ class SampleConfig(Section):
     """Memory layout that convolutions prefer."""
     compile: bool = False
     """torch.compile the network; pays off from a few hundred images on a GPU."""
+    filter: FilterSection | None = None
+    """Which pairs are kept; null keeps all of them."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.config.sample import FolderMasks, SplitMasks
+from steelgen.config.sample import AnyMasks, AugmentedMasks, FolderMasks, ProceduralMasks, SplitMasks
 from steelgen.data.crops import CropDataset, CropGeometry, cut_crop, load_micrographs, scale_whole
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
 from steelgen.errors import InputError
@@ -35,7 +36,7 @@ class MaskSource(Protocol):
 
 
 def build_mask_source(
-    config: SplitMasks | FolderMasks, info: DatasetInfo, geometry: CropGeometry, seed: int
+    config: AnyMasks, info: DatasetInfo, geometry: CropGeometry, seed: int
 ) -> MaskSource:
     """The mask source of a config, for a generator's classes and crop geometry.
 
@@ -44,16 +45,32 @@ def build_mask_source(
     """
     if isinstance(config, SplitMasks):
         return _SplitSource(config, info, geometry, seed)
+    if isinstance(config, AugmentedMasks | ProceduralMasks):
+        # Those modules need this one's types.
+        from steelgen.sampling.augmented import AugmentedSource
+        from steelgen.sampling.procedural import ProceduralSource
+
+        if isinstance(config, AugmentedMasks):
+            return AugmentedSource(config, info, geometry, seed)
+        return ProceduralSource(config, info, geometry, seed)
     return _FolderSource(config, info, geometry, seed)
+
+
+def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
+    """Reads the classes of a dataset folder whose masks a generator of the classes `info` is to draw.
+
+    Raises:
+        InputError: if it is no dataset folder or has another number of classes.
+    """
+    own = load_dataset_info(dataset)
+    if own.num_classes != info.num_classes:
+        raise InputError(f"{dataset}: has {own.num_classes} classes, the generator was trained with {info.num_classes}")
+    return own
 
 
 class _SplitSource:
     def __init__(self, config: SplitMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
-        own = load_dataset_info(config.dataset)
-        if own.num_classes != info.num_classes:
-            raise InputError(
-                f"{config.dataset}: has {own.num_classes} classes, the generator was trained with {info.num_classes}"
-            )
+        load_source_info(config.dataset, info)
         micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
         self._crops = CropDataset(micrographs, geometry, seed, config.augment)
         self._config = config

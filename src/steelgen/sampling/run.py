@@ -3,37 +3,61 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from steelgen import __version__
 from steelgen.config.base import config_to_json
 from steelgen.config.sample import SampleConfig, SplitMasks
-from steelgen.data.crops import tensor_to_image
-from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
+from steelgen.data.folder import DatasetInfo, save_dataset_info
 from steelgen.data.images import load_image
-from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
-from steelgen.files import check_output_free, load_json, new_file, save_json
-from steelgen.generators import Generator, load_generator
+from steelgen.files import check_output_free, load_json, save_json
+from steelgen.generators import Generator
+from steelgen.sampling.coco import save_coco
+from steelgen.sampling.drawing import draw_images, prepare_generator
+from steelgen.sampling.filtering import build_filter
+from steelgen.sampling.formats import (
+    FREE_KEYS,
+    LAYOUTS,
+    Layout,
+    build_row,
+    describe_origin,
+    iterate_rows,
+    save_pair,
+    save_rows,
+)
 from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
-# What may differ between two calls that fill the same folder: no image changes by it.
-_FREE_KEYS = ("batch_size", "channels_last", "compile", "num_samples")
+ATTEMPT_STRIDE = 10**9
+"""Attempt a at image i is drawn as number i + a·10⁹: what is kept depends on no other image."""
+
+
+@dataclass
+class _Candidate:
+    """One attempt at one image."""
+
+    image: int
+    number: int
+    """Its place in the endless sequence of masks and seeds."""
+    drawn: DrawnMask
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Why the attempts before it were dropped."""
 
 
 def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Draws labelled images: samples/ images/ labels/ colored_labels/ with matching stems, and metadata.jsonl.
+    """Draws labelled images with matching masks, and metadata.jsonl.
 
     A folder that an earlier call with the same config left unfinished is completed; files in it stay as they are.
+    Memory does not grow with the number of images.
 
     Args:
         report: called with (images done, images wanted) after every batch.
@@ -42,49 +66,66 @@ def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda don
         The output folder.
 
     Raises:
-        InputError: if the generator, the masks or the output folder cannot be used.
+        InputError: if the generator, the masks or the output folder cannot be used, or the filter keeps too few.
     """
-    generator = load_generator(config.generator)
+    origin = describe_origin(config)
+    generator = prepare_generator(config.generator, config.channels_last, config.compile)
     source = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = generator.network.to(device).requires_grad_(False)
-    if config.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.compile:
-        network.compile()
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
-
-    out = config.output_dir
+    pair_filter = build_filter(config.filter, generator.info, generator.geometry) if config.filter else None
+    layout, out, total = LAYOUTS[config.output_format], config.output_dir, config.num_samples
     _open_folder(config, generator)
-    missing = [index for index in range(config.num_samples) if not _sample_path(out, index).is_file()]
-    done = config.num_samples - len(missing)
-    report(done, config.num_samples)
-    for indices, drawn_masks in _batches(missing, source, config.batch_size):
-        masks = torch.from_numpy(np.stack([drawn.mask for drawn in drawn_masks]).astype(np.int64))
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            images = generator.draw(masks, [config.seed + index for index in indices], config.solver)
-        for index, drawn, image in zip(indices, drawn_masks, images, strict=True):
-            _write_pair(out, index, config.seed + index, drawn, image, generator.info)
-        done += len(indices)
-        report(done, config.num_samples)
-    _write_metadata(out, config.num_samples)
-    _write_contact_sheet(out, min(config.num_samples, _SHEET_IMAGES), generator.info)
+
+    done = sum(layout.sample_path(out, index).is_file() for index in range(total))
+    report(done, total)
+    missing = (index for index in range(total) if not layout.sample_path(out, index).is_file())
+    waiting: deque[_Candidate] = deque()
+    while batch := _next_batch(waiting, missing, source, config.batch_size):
+        masks = [candidate.drawn.mask for candidate in batch]
+        seeds = [config.seed + candidate.number for candidate in batch]
+        images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision)
+        for candidate, seed, image in zip(batch, seeds, images, strict=True):
+            reason = pair_filter.judge(image, candidate.drawn.mask) if pair_filter else None
+            if reason:
+                assert config.filter is not None
+                waiting.append(_retry(candidate, reason, source, config.filter.max_attempts))
+                continue
+            row = build_row(layout, origin, candidate.image, seed, candidate.drawn)
+            if pair_filter:
+                row["dropped"] = dict(candidate.dropped)
+            save_pair(out, layout, row, candidate.drawn, image, generator.info)
+            done += 1
+        report(done, total)
+    _finish(config, layout, generator.info)
     return out
 
 
-def _batches(indices: list[int], source: MaskSource, batch_size: int) -> Iterator[tuple[list[int], list[DrawnMask]]]:
-    """Consecutive images whose masks have the same size, at most `batch_size` of them."""
-    batch: list[int] = []
-    masks: list[DrawnMask] = []
-    for index in indices:
-        drawn = source.draw(index)
-        if batch and (len(batch) == batch_size or drawn.mask.shape != masks[0].mask.shape):
-            yield batch, masks
-            batch, masks = [], []
-        batch.append(index)
-        masks.append(drawn)
-    if batch:
-        yield batch, masks
+def _next_batch(
+    waiting: deque[_Candidate], missing: Iterator[int], source: MaskSource, batch_size: int
+) -> list[_Candidate]:
+    """At most `batch_size` candidates whose masks have the same size; those to be drawn again come first."""
+    batch: list[_Candidate] = []
+    while len(batch) < batch_size:
+        if not waiting:
+            image = next(missing, None)
+            if image is None:
+                break
+            waiting.append(_Candidate(image, image, source.draw(image)))
+        if batch and waiting[0].drawn.mask.shape != batch[0].drawn.mask.shape:
+            break
+        batch.append(waiting.popleft())
+    return batch
+
+
+def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts: int) -> _Candidate:
+    dropped = candidate.dropped + Counter([reason])
+    if dropped.total() >= max_attempts:
+        reasons = ", ".join(f"{count} {name}" for name, count in sorted(dropped.items()))
+        raise InputError(
+            f"filter: image {candidate.image} was dropped in all of {max_attempts} attempts ({reasons}); "
+            "lower filter.min_iou, raise filter.max_attempts, or train the generator for longer"
+        )
+    number = candidate.image + dropped.total() * ATTEMPT_STRIDE
+    return _Candidate(candidate.image, number, source.draw(number), dropped)
 
 
 def _open_folder(config: SampleConfig, generator: Generator) -> None:
@@ -93,8 +134,8 @@ def _open_folder(config: SampleConfig, generator: Generator) -> None:
     path = config.output_dir / "sampling.json"
     if path.is_file():
         begun = load_json(path)["config"]
-        for key in settings.keys() - set(_FREE_KEYS):
-            if begun.get(key) != settings[key]:
+        for key in sorted(settings.keys() - set(FREE_KEYS)):
+            if _fixed(begun.get(key)) != _fixed(settings[key]):
                 raise InputError(
                     f"{config.output_dir}: the output folder is already in use by a run with another "
                     f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
@@ -102,7 +143,6 @@ def _open_folder(config: SampleConfig, generator: Generator) -> None:
     else:
         check_output_free(config.output_dir)
         config.output_dir.mkdir(parents=True, exist_ok=True)
-    geometry = asdict(generator.geometry)
     split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
     save_dataset_info(
         config.output_dir,
@@ -110,56 +150,42 @@ def _open_folder(config: SampleConfig, generator: Generator) -> None:
             update={"source": f"synthetic, drawn by steelgen {__version__} from {config.generator}"}
         ),
     )
-    save_json(path, {**geometry, "source_split": split, "config": settings, "steelgen_version": __version__})
-
-
-def _sample_path(out: Path, index: int) -> Path:
-    return out / "samples" / f"{index:06d}.png"
-
-
-def _write_pair(out: Path, index: int, seed: int, drawn: DrawnMask, image: torch.Tensor, info: DatasetInfo) -> None:
-    """Writes the files of one image; samples/ last, since its presence says that the pair is complete."""
-    path = _sample_path(out, index)
-    save_mask(out / "labels" / path.name, drawn.mask, info.palette)
-    _save_png(out / "colored_labels" / path.name, color_mask(drawn.mask, info.palette))
-    if drawn.image is not None:
-        _save_png(out / "images" / path.name, drawn.image)
-    row = {
-        "file_name": f"samples/{path.name}",
-        "mask": f"labels/{path.name}",
-        "seed": seed,
-        "source_mask": drawn.source,
-        "synthetic": True,
-    }
-    _save_png(path, tensor_to_image(image), row)
-
-
-def _save_png(path: Path, array: np.ndarray, row: dict[str, Any] | None = None) -> None:
-    text = PngImagePlugin.PngInfo()
-    if row:
-        text.add_text("steelgen", json.dumps(row))
-    with new_file(path) as working:
-        Image.fromarray(array).save(working, pnginfo=text)
-
-
-def _write_metadata(out: Path, count: int) -> None:
-    """metadata.jsonl, gathered from the text chunks of the images."""
-    lines = []
-    for index in range(count):
-        with Image.open(_sample_path(out, index)) as image:
-            lines.append(image.info["steelgen"] + "\n")
-    with new_file(out / "metadata.jsonl") as working:
-        working.write_text("".join(lines), encoding="utf-8")
-
-
-def _write_contact_sheet(out: Path, count: int, info: DatasetInfo) -> None:
-    names = [_sample_path(out, index).name for index in range(count)]
-    masks = [np.asarray(Image.open(out / "labels" / name)) for name in names]
-    real = [load_image(path) if (path := out / "images" / name).is_file() else None for name in names]
-    save_sheet(
-        out / "contact_sheet.png",
-        masks,
-        [load_image(out / "samples" / name) for name in names],
-        real,
-        info.palette,
+    save_json(
+        path,
+        {
+            **asdict(generator.geometry),
+            "source_split": split,
+            "config": settings,
+            "steelgen_version": __version__,
+        },
     )
+
+
+def _fixed(value: Any) -> Any:
+    """A config value without what may be raised to go on."""
+    return {key: item for key, item in value.items() if key != "max_attempts"} if isinstance(value, dict) else value
+
+
+def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
+    """What describes the whole folder, from what lies in it."""
+    out, count = config.output_dir, config.num_samples
+    save_rows(out, layout, count)
+    if config.coco:
+        save_coco(out, layout, count, info)
+    if config.filter:
+        dropped: Counter[str] = Counter()
+        for row in iterate_rows(out, layout, count):
+            dropped.update(row["dropped"])
+        path = out / "sampling.json"
+        save_json(path, {**load_json(path), "kept": count, "dropped": dict(dropped)})
+    _save_contact_sheet(out, layout, min(count, _SHEET_IMAGES), info)
+
+
+def _save_contact_sheet(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
+    masks = [np.asarray(Image.open(layout.label_path(out, index))) for index in range(count)]
+    images = [load_image(layout.sample_path(out, index)) for index in range(count)]
+    real = [
+        load_image(path) if layout.images and (path := out / layout.images / f"{index:06d}.png").is_file() else None
+        for index in range(count)
+    ]
+    save_sheet(out / "contact_sheet.png", masks, images, real, info.palette)

@@ -1,0 +1,118 @@
+"""Which generated pairs are kept.
+
+A pair is dropped where a segmenter trained on real micrographs does not find the mask in the image (FreeMask, Yang et
+al. 2023, arXiv 2310.15160, there pixel by pixel), or where the image is a near-copy of a training micrograph. The
+judgement depends on the pair alone, so it is the same in any batch, shard or later run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steelgen.config.sample import FilterSection
+from steelgen.data.crops import CropGeometry, load_micrographs
+from steelgen.data.folder import DatasetInfo
+from steelgen.errors import InputError
+from steelgen.evaluation.agreement import compute_confusion, compute_iou
+from steelgen.evaluation.features import default_cache_dir
+from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
+from steelgen.sampling.copies import CopyDetector
+from steelgen.sampling.masks import load_source_info
+
+NEAR_COPY = "near copy of a training image"
+
+
+class PairFilter:
+    """Judges pairs of image and mask.
+
+    Args:
+        config: the thresholds.
+        segmenter: (N, C, H, W) in [-1, 1] → logits (N, num_classes, H, W); None where agreement is not asked for.
+        detector: of near-copies; None where they are let pass.
+        info: classes of the masks.
+    """
+
+    def __init__(
+        self,
+        config: FilterSection,
+        segmenter: torch.nn.Module | None,
+        detector: CopyDetector | None,
+        info: DatasetInfo,
+    ) -> None:
+        self._config, self._segmenter, self._detector, self._info = config, segmenter, detector, info
+        self._min_iou = resolve_thresholds(config.min_iou, info)
+
+    def judge(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> str | None:
+        """Why a pair is dropped, in words; None where it is kept.
+
+        Args:
+            image: (H, W) or (H, W, 3) uint8.
+            mask: (H, W) class indices or ignore_index.
+        """
+        if self._segmenter is not None:
+            # One image at a time: another batch could shift the last bit, and with it a pixel.
+            predicted = predict_masks(self._segmenter, image[None])[0]
+            failed = find_disagreement(mask, predicted, self._min_iou, self._config.min_share, self._info.ignore_index)
+            if failed is not None:
+                return f"segmenter disagrees on {self._info.class_names[failed]}"
+        limit = self._config.max_correlation
+        if self._detector is not None and self._detector.find(image, limit).correlation > limit:
+            return NEAR_COPY
+        return None
+
+
+def build_filter(config: FilterSection, info: DatasetInfo, geometry: CropGeometry) -> PairFilter:
+    """Trains the segmenter, or takes it from the cache, and prepares the search for near-copies.
+
+    Raises:
+        InputError: if the dataset cannot be used, has other classes, or a threshold names an unknown class.
+    """
+    thresholds = resolve_thresholds(config.min_iou, info)
+    load_source_info(config.dataset, info)
+    micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    segmenter = None
+    if max(thresholds) > 0:
+        segmenter = load_or_train_segmenter(
+            micrographs, geometry, config.segmenter, default_cache_dir(), config.seed, device
+        )
+    detector = CopyDetector(micrographs, geometry) if config.max_correlation < 1 else None
+    return PairFilter(config, segmenter, detector, info)
+
+
+def find_disagreement(
+    mask: NDArray[np.uint8],
+    predicted: NDArray[np.uint8],
+    min_iou: list[float],
+    min_share: float,
+    ignore_index: int = 255,
+) -> int | None:
+    """The first class on which a prediction falls short of its IoU; None where it reaches all of them.
+
+    Args:
+        mask: (H, W) class indices or ignore_index.
+        predicted: (H, W) class indices.
+        min_iou: one threshold a class, in [0, 1]; 0 asks nothing.
+        min_share: a class that covers less than this share of the counted pixels in both masks is not judged.
+    """
+    confusion = compute_confusion(mask, predicted, len(min_iou), ignore_index)
+    share = np.maximum(confusion.sum(axis=0), confusion.sum(axis=1)) / max(int(confusion.sum()), 1)
+    iou = compute_iou(confusion)
+    short = np.flatnonzero((share > 0) & (share >= min_share) & (np.nan_to_num(iou) < np.array(min_iou)))
+    return int(short[0]) if short.size else None
+
+
+def resolve_thresholds(min_iou: float | dict[str, float], info: DatasetInfo) -> list[float]:
+    """One threshold a class; classes that are not named have none.
+
+    Raises:
+        InputError: if a class is unknown.
+    """
+    if not isinstance(min_iou, dict):
+        return [min_iou] * info.num_classes
+    for name in min_iou:
+        if name not in info.class_names:
+            raise InputError(f"filter.min_iou: {name!r} is not among the classes {', '.join(info.class_names)}")
+    return [min_iou.get(name, 0.0) for name in info.class_names]

@@ -1,0 +1,167 @@
+"""How generated pairs lie on disk, and what each of them says about itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from steelgen.config.base import config_to_json
+from steelgen.config.sample import SampleConfig
+from steelgen.data.folder import DatasetInfo, save_mask
+from steelgen.data.palette import color_mask
+from steelgen.errors import InputError
+from steelgen.files import new_file
+from steelgen.generators import find_generator
+from steelgen.sampling.masks import DrawnMask
+
+PNG_KEY = "steelgen"
+"""Name of the PNG text chunk that holds an image's row of metadata.jsonl."""
+FREE_KEYS = ("output_dir", "batch_size", "channels_last", "compile", "num_samples", "coco")
+"""Config keys by which no image changes."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of a pair go, below the output folder; None for what is not written."""
+
+    samples: str
+    labels: str
+    images: str | None
+    colored_labels: str | None
+
+    def sample_path(self, out: Path, index: int) -> Path:
+        """The generated image number `index`; once it is there, the pair is complete."""
+        return out / self.samples / f"{index:06d}.png"
+
+    def label_path(self, out: Path, index: int) -> Path:
+        """The mask of image number `index`."""
+        return out / self.labels / f"{index:06d}.png"
+
+
+LAYOUTS = {
+    "folders": Layout("samples", "labels", "images", "colored_labels"),
+    "dataset": Layout("train/images", "train/masks", None, None),
+}
+"""By the config's output_format."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What all images of a run have in common: model, settings, and the hashes that tell them apart."""
+
+    generator: Path
+    model_sha256: str
+    config_sha256: str
+    draw: dict[str, Any]
+    """Everything but mask and seed that an image depends on, as JSON values."""
+
+
+def describe_origin(config: SampleConfig) -> Origin:
+    """Reads and hashes what the rows of a run refer to; once a run, since the weights may be large.
+
+    Raises:
+        InputError: if there is no generator.
+    """
+    settings = config_to_json(config)
+    draw = {key: settings[key] for key in ("solver", "mixed_precision", "channels_last")}
+    if guide := settings["solver"].get("autoguidance"):
+        draw["autoguidance_sha256"] = hash_generator(Path(guide))
+    return Origin(config.generator, hash_generator(config.generator), hash_config(settings), draw)
+
+
+def hash_generator(path: Path) -> str:
+    """SHA-256 of a generator's weights, in hex: of the one safetensors file, or of all of them in the order of names.
+
+    Args:
+        path: a run folder, a checkpoint or an export.
+
+    Raises:
+        InputError: if there is no generator, or it has no weights.
+    """
+    folder = find_generator(path)
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: holds no weights (*.safetensors)")
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_config(settings: dict[str, Any]) -> str:
+    """SHA-256, in hex, of a resolved config without the keys that change no image."""
+    kept = {key: value for key, value in settings.items() if key not in FREE_KEYS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: DrawnMask) -> dict[str, Any]:
+    """The row of metadata.jsonl for one image: with the mask beside it, enough to draw it again.
+
+    `file_name` is what Hugging Face's imagefolder calls the image, relative to metadata.jsonl.
+    """
+    name = f"{index:06d}.png"
+    return {
+        "file_name": f"{layout.samples}/{name}",
+        "mask": f"{layout.labels}/{name}",
+        "seed": seed,
+        "source_mask": drawn.source,
+        "synthetic": True,
+        "generator": str(origin.generator),
+        "model_sha256": origin.model_sha256,
+        "config_sha256": origin.config_sha256,
+        "draw": origin.draw,
+    }
+
+
+def save_pair(
+    out: Path, layout: Layout, row: dict[str, Any], drawn: DrawnMask, image: NDArray[np.uint8], info: DatasetInfo
+) -> None:
+    """Writes the files of one image; the image last, since its presence says that the pair is complete."""
+    name = Path(row["file_name"]).name
+    save_mask(out / layout.labels / name, drawn.mask, info.palette)
+    if layout.colored_labels:
+        save_png(out / layout.colored_labels / name, color_mask(drawn.mask, info.palette))
+    if layout.images and drawn.image is not None:
+        save_png(out / layout.images / name, drawn.image)
+    save_png(out / layout.samples / name, image, row)
+
+
+def save_png(path: Path, image: NDArray[np.uint8], row: dict[str, Any] | None = None) -> None:
+    """Writes an (H, W) or (H, W, 3) uint8 image, its row of metadata.jsonl in a text chunk."""
+    text = PngImagePlugin.PngInfo()
+    if row:
+        text.add_text(PNG_KEY, json.dumps(row))
+    with new_file(path) as working:
+        Image.fromarray(image).save(working, pnginfo=text)
+
+
+def iterate_rows(out: Path, layout: Layout, count: int) -> Iterator[dict[str, Any]]:
+    """The rows of images 0 to count − 1, from their text chunks, one at a time.
+
+    Raises:
+        InputError: if an image is not one of ours.
+    """
+    for index in range(count):
+        path = layout.sample_path(out, index)
+        with Image.open(path) as image:
+            text = image.info.get(PNG_KEY)
+        if text is None:
+            raise InputError(f"{path}: was not written by steelgen sample (no {PNG_KEY!r} text chunk)")
+        yield json.loads(text)
+
+
+def save_rows(out: Path, layout: Layout, count: int) -> None:
+    """Writes metadata.jsonl, row by row: any number of images takes the same memory."""
+    with new_file(out / "metadata.jsonl") as working, open(working, "w", encoding="utf-8") as file:
+        for row in iterate_rows(out, layout, count):
+            file.write(json.dumps(row) + "\n")
