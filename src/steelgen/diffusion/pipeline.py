@@ -32,8 +32,44 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
 
-    @torch.no_grad()
     def __call__(
+        self,
+        masks: Tensor,
+        seeds: Sequence[int],
+        solver: str = "dpmsolver++",
+        num_inference_steps: int = 20,
+        *,
+        noise: Tensor | None = None,
+        start_images: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Draws one image a mask; see `draw_batch` for the arguments.
+
+        On the CPU images are drawn one after the other: its kernels choose the order of their sums by the size of the
+        batch, and an image would differ in the last bit from batch to batch. It costs no time there.
+        """
+        options |= {"solver": solver, "num_inference_steps": num_inference_steps}
+        if self.unet.device.type != "cpu":
+            return self.draw_batch(masks, seeds, noise=noise, start_images=start_images, **options)
+
+        def row(tensor: Tensor | None, index: int) -> Tensor | None:
+            return None if tensor is None else tensor[index : index + 1]
+
+        return torch.cat(
+            [
+                self.draw_batch(
+                    masks[index : index + 1],
+                    [seed],
+                    noise=row(noise, index),
+                    start_images=row(start_images, index),
+                    **options,
+                )
+                for index, seed in enumerate(seeds)
+            ]
+        )
+
+    @torch.no_grad()
+    def draw_batch(
         self,
         masks: Tensor,
         seeds: Sequence[int],
@@ -52,7 +88,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         start_images: Tensor | None = None,
         strength: float = 1.0,
     ) -> Tensor:
-        """Draws one image a mask.
+        """Draws one image a mask, all in one batch.
 
         Images larger than the network's image_size are drawn in overlapping windows (see `WindowLayout`).
 
