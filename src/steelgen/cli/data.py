@@ -13,6 +13,7 @@ from steelgen.errors import InputError
 
 if TYPE_CHECKING:
     from steelgen.data.check import CheckReport
+    from steelgen.data.folder import DatasetInfo
 
 data_app = typer.Typer(no_args_is_help=True)
 
@@ -128,8 +129,7 @@ def import_command(
         )
         with progress_bar("import") as report:
             info = import_dataset(kind, src, out, read, write, report)
-        shown = ", ".join(info.class_names[:8]) + (" …" if info.num_classes > 8 else "")
-        typer.echo(f"{out}: {info.num_classes} classes ({shown})")
+        _print_import(out, info)
 
 
 @data_app.command("check")
@@ -223,6 +223,25 @@ def fetch_command(
         with progress_bar("fetch") as report:
             fetch_files(MA_ISLANDS, out, base_url or FIGSHARE, report)
         typer.echo(f"{out}: complete")
+
+
+def _print_import(out: Path, info: DatasetInfo) -> None:
+    """What was written, and what was done to the images that nobody asked for by name."""
+    from collections import Counter
+
+    from steelgen.data.folder import load_metadata
+
+    metadata = load_metadata(out)
+    shown = ", ".join(info.class_names[:8]) + (" …" if info.num_classes > 8 else "")
+    counts = Counter(name.split("/")[0] for name in metadata)
+    images = ", ".join(f"{counts[split]} images in {split}" for split in sorted(counts, reverse=True))
+    typer.echo(f"{out}: {info.num_classes} classes ({shown}); {images}")
+    bars = sum("data_bar_height" in row for row in metadata.values())
+    if bars:
+        typer.echo(f"{out}: a data bar was cropped from {bars} images; --data-bar none keeps it")
+    sized = sum("pixel_size_um" in row for row in metadata.values())
+    if 0 < sized < len(metadata):
+        typer.echo(f"{out}: the pixel size is known for {sized} of {len(metadata)} images only")
 
 
 def _print_report(result: CheckReport) -> None:

@@ -31,7 +31,8 @@ def read_rle_csv(src: Path, options: ReadOptions) -> AnnotatedSet:
     rows: dict[Path, list[Annotation]] = {path: [] for path in paths}
     annotators: dict[Path, dict[str, None]] = {path: {} for path in paths}
     seen: set[tuple[Path, int, str]] = set()
-    highest = len(options.class_names) or 254
+    chosen = tuple(name for name in options.class_names if name.lower() != "background")
+    highest = len(chosen) or 254
     columns = ("imageid", "classid") if "classid" in read_csv_header(table) else ("imageid_classid",)
     for number, row in read_csv(table, (*columns, "encodedpixels")):
         try:
@@ -53,7 +54,7 @@ def read_rle_csv(src: Path, options: ReadOptions) -> AnnotatedSet:
         except InputError as error:
             raise InputError(f"{table}:{number}: {error}") from None
     used = max((annotation.class_index for marked in rows.values() for annotation in marked), default=1)
-    names = options.class_names or tuple(f"class_{index}" for index in range(1, used + 1))
+    names = chosen or tuple(f"class_{index}" for index in range(1, used + 1))
     info = DatasetInfo(name=table.parent.resolve().name, class_names=["background", *names])
     images = [
         AnnotatedImage(
