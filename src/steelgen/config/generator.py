@@ -83,6 +83,11 @@ class NoiseSection(Section):
     snr_gamma: float | None = Field(None, gt=0)
     """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556) with this gamma; null weighs all steps alike."""
 
+    objective: Literal["simple", "variational"] = "simple"
+    """The squared error of the prediction, or the variational bound L_vlb (ISDM's use_kl)."""
+    vlb_weight: float = Field(0.001, ge=0)
+    """λ of L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16), where unet.learn_sigma; L_vlb sums all timesteps."""
+
     @model_validator(mode="after")
     def _check_terminal_snr(self) -> NoiseSection:
         check_schedule(self.beta_schedule, self.num_train_timesteps)

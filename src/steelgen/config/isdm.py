@@ -58,6 +58,10 @@ class IsdmNetworkSection(Section):
     """Steps that are run in sampling: "", "50", "10,20" or "ddim50"."""
     predict_xstart: bool = False
     """The network predicts the image, else the noise."""
+    use_kl: bool = False
+    """Train on the variational bound alone."""
+    rescale_learned_sigmas: bool = False
+    """Weigh the bound by diffusion_steps/1000 beside the squared error, else by 1."""
     rescale_timesteps: bool = False
     """The network is told t·1000/diffusion_steps."""
 

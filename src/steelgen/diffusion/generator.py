@@ -15,7 +15,7 @@ from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import CropGeometry, Micrographs
 from steelgen.data.folder import DatasetInfo
-from steelgen.diffusion.loss import compute_diffusion_loss
+from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.respaced import draw_respaced
@@ -33,18 +33,26 @@ class SemanticDiffusion:
     schedule: DDPMScheduler
     info: DatasetInfo
     geometry: CropGeometry
-    snr_gamma: float | None = None
     intensity: tuple[float, float] = (0.0, 1.0)
     """Mean and standard deviation of the training images, which the network sees as 0 and 1."""
+    snr_gamma: float | None = None
+    objective: str = "simple"
+    vlb_weight: float = 0.001
+    """What training minimises; see `NoiseSection`."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The grey levels -1 and 1 as the network sees them."""
+        mean, deviation = self.intensity
+        return (-1 - mean) / deviation, (1 - mean) / deviation
 
     def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], seed: int, mask_dropout: float) -> Tensor:
         """See `Generator.compute_loss`."""
         mean, deviation = self.intensity
         batch = {**batch, "image": (batch["image"] - mean) / deviation}
-        return compute_diffusion_loss(
-            network, self.schedule, batch, self.info.num_classes, seed, mask_dropout, self.snr_gamma
-        )
+        options = LossOptions(self.snr_gamma, self.objective, self.vlb_weight, self.value_range)
+        return compute_diffusion_loss(network, self.schedule, batch, self.info.num_classes, seed, mask_dropout, options)
 
     def draw(
         self,
@@ -104,7 +112,7 @@ class SemanticDiffusion:
             masks.to(self.network.device),
             seeds,
             solver,
-            ((-1 - mean) / deviation, (1 - mean) / deviation),
+            self.value_range,
             noise,
         )
         return (image * deviation + mean).clamp(-1, 1)
@@ -121,6 +129,8 @@ class SemanticDiffusion:
                     "dataset": self.info.model_dump(mode="json"),
                     "geometry": asdict(self.geometry),
                     "snr_gamma": self.snr_gamma,
+                    "objective": self.objective,
+                    "vlb_weight": self.vlb_weight,
                     "intensity": self.intensity,
                 },
             )
@@ -159,7 +169,9 @@ def build_semantic_diffusion(
     mean, deviation = micrographs.compute_intensity() if noise.standardise else (0.0, 1.0)
     if deviation == 0:
         raise InputError(f"{info.name}: all training micrographs have the same grey level everywhere")
-    return SemanticDiffusion(network, schedule, info, geometry, noise.snr_gamma, (mean, deviation))
+    return SemanticDiffusion(
+        network, schedule, info, geometry, (mean, deviation), noise.snr_gamma, noise.objective, noise.vlb_weight
+    )
 
 
 def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
@@ -180,6 +192,5 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
     except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}: not a complete semantic diffusion model: {reason}") from None
-    return SemanticDiffusion(
-        pipeline.unet, pipeline.scheduler, info, geometry, description["snr_gamma"], (mean, deviation)
-    )
+    training = {key: description[key] for key in ("snr_gamma", "objective", "vlb_weight") if key in description}
+    return SemanticDiffusion(pipeline.unet, pipeline.scheduler, info, geometry, (mean, deviation), **training)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from steelgen.diffusion.noise import compute_snr, randn_by_seed
+from steelgen.diffusion.reverse import build_reverse_process
+from steelgen.diffusion.variational import compute_variational_bound
 
 _GOLDEN_RATIO = 0.6180339887498949
 
@@ -68,6 +72,19 @@ def compute_loss_weights(schedule: DDPMScheduler, timesteps: Tensor, snr_gamma: 
     ]
 
 
+@dataclass(frozen=True)
+class LossOptions:
+    """What is minimised; see `NoiseSection`."""
+
+    snr_gamma: float | None = None
+    objective: str = "simple"
+    """"simple": the squared error, with `vlb_weight` times the bound where the variance is learned; "variational": the
+    bound alone."""
+    vlb_weight: float = 0.001
+    value_range: tuple[float, float] = (-1.0, 1.0)
+    """What grey levels 0 and 255 are in the images."""
+
+
 def compute_diffusion_loss(
     network: nn.Module,
     schedule: DDPMScheduler,
@@ -75,15 +92,18 @@ def compute_diffusion_loss(
     num_classes: int,
     seed: int,
     mask_dropout: float,
-    snr_gamma: float | None,
+    options: LossOptions,
 ) -> Tensor:
     """Denoising loss of each crop; timestep, noise and mask dropout are functions of (seed, crop number) alone.
+
+    With a learned variance it is L_simple + λ·L_vlb (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 16), the mean held
+    fixed in the second term, and L_vlb estimated as T times that of the one timestep drawn.
 
     Args:
         batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, `number` (N,) int64.
 
     Returns:
-        (N,) float32 weighted mean squared errors.
+        (N,) float32 losses.
     """
     image, numbers = batch["image"], batch["number"].cpu()
     device = image.device
@@ -93,7 +113,19 @@ def compute_diffusion_loss(
     dropped = torch.tensor([np.random.default_rng((s, 4)).random() < mask_dropout for s in seeds], device=device)
 
     noisy_image = schedule.add_noise(image, noise, timesteps)
-    prediction = network(noisy_image, timesteps, one_hot_with_dropout(batch["mask"], num_classes, dropped))
+    output = network(noisy_image, timesteps, one_hot_with_dropout(batch["mask"], num_classes, dropped)).float()
+    prediction, *variance_output = output.split(image.shape[1], dim=1)
+
+    def bound(prediction: Tensor) -> Tensor:
+        process = build_reverse_process(schedule.betas)
+        kind, learned = schedule.config.prediction_type, variance_output[0] if variance_output else None
+        return len(process) * compute_variational_bound(
+            process, timesteps, image, noisy_image, prediction, learned, kind, options.value_range
+        )
+
+    if options.objective == "variational":
+        return bound(prediction)
     target = compute_target(schedule, image, noise, timesteps)
-    error = (prediction.float() - target).square().mean(dim=(1, 2, 3))
-    return error * compute_loss_weights(schedule, timesteps, snr_gamma)
+    error = (prediction - target).square().mean(dim=(1, 2, 3))
+    loss = error * compute_loss_weights(schedule, timesteps, options.snr_gamma)
+    return loss + options.vlb_weight * bound(prediction.detach()) if variance_output else loss

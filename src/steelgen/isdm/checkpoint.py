@@ -46,7 +46,9 @@ def load_isdm_checkpoint(path: Path, settings: IsdmNetworkSection) -> SemanticDi
     schedule = build_noise_schedule(noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, False)
     geometry = CropGeometry(settings.image_size, WHOLE_MICROGRAPH, (1.0, 1.0), in_channels=3)
     info = build_isdm_info(settings.num_classes, path.stem)
-    return SemanticDiffusion(network.eval(), schedule, info, geometry)
+    return SemanticDiffusion(
+        network.eval(), schedule, info, geometry, objective=noise.objective, vlb_weight=noise.vlb_weight
+    )
 
 
 def load_isdm_settings(path: Path) -> IsdmNetworkSection:
@@ -144,6 +146,8 @@ def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -
         diffusion_steps=steps,
         noise_schedule=schedules[noise.beta_schedule],
         predict_xstart=noise.prediction_type == "sample",
+        use_kl=generator.objective == "variational",
+        rescale_learned_sigmas=generator.vlb_weight == 0.001 and steps != 1000,
         rescale_timesteps=network.timestep_scale != 1,
     )
 

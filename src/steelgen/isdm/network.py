@@ -46,6 +46,8 @@ def convert_noise(settings: IsdmNetworkSection) -> NoiseSection:
         zero_terminal_snr=False,
         standardise=False,
         snr_gamma=None,
+        objective="variational" if settings.use_kl else "simple",
+        vlb_weight=0.001 if settings.rescale_learned_sigmas else 1 / settings.diffusion_steps,
     )
 
 
