@@ -1,0 +1,53 @@
+"""`steelgen segment train` and `steelgen segment predict`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_table, progress_bar
+
+segment_app = typer.Typer(no_args_is_help=True)
+
+
+@segment_app.command("train")
+def train_command(config: ConfigOption, overrides: SetOption = None, dry_run: DryRunOption = False) -> None:
+    """Train the baseline segmenter on the real micrographs of a dataset and score it on held-out ones."""
+    from steelgen.config.base import config_to_json, load_config
+    from steelgen.config.segment import SegmentConfig
+
+    with errors_as_lines():
+        settings = load_config(config, SegmentConfig, overrides or ())
+        typer.echo(json.dumps(config_to_json(settings), indent=2))
+        if dry_run:
+            return
+        from steelgen.evaluation.labelling import train_labeller
+        from steelgen.evaluation.report import show_number
+
+        with progress_bar("segmenter") as report:
+            scores = train_labeller(settings, report)
+        rows = [[name, show_number(iou)] for name, iou in zip(scores["class_names"], scores["class_iou"], strict=True)]
+        title = f"IoU on {len(scores['micrographs'])} micrographs of {scores['split']}"
+        print_table(title, ["class", "IoU"], [*rows, ["mean", show_number(scores["mean_iou"])]])
+        typer.echo(f"segmenter in {settings.output_dir}")
+
+
+@segment_app.command("predict")
+def predict_command(
+    segmenter: Annotated[Path, typer.Argument(help="Output folder of `steelgen segment train`.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images of any size.")],
+    out: Annotated[Path, typer.Argument(help="Gets images/, masks/ and confidence/; must be new or empty.")],
+    device: Annotated[str, typer.Option(help="A torch device; auto takes a GPU where there is one.")] = "auto",
+) -> None:
+    """Label a folder of images, with a map of how sure each pixel's label is."""
+    from steelgen.evaluation.labelling import label_folder, load_labeller
+
+    with errors_as_lines():
+        labeller = load_labeller(segmenter, device)
+        with progress_bar("labelling") as report:
+            count = label_folder(labeller, images, out, report)
+        typer.echo(f"{count} images labelled in {out}")
