@@ -86,6 +86,13 @@ def test_no_real_micrograph_has_a_bar_by_mistake() -> None:
     assert {path.name for path in paths if load_micrograph(path).data_bar_height} == set()
 
 
+def test_dark_rim_of_the_specimen_is_no_bar() -> None:
+    noise = np.random.default_rng(0).integers(60, 220, (400, 500), np.uint8)
+    surface = 330 + 12 * np.sin(np.arange(500) / 40)
+    noise[np.arange(400)[:, None] > surface] = 3
+    assert find_data_bar(noise) == 0
+
+
 def test_given_height_is_cropped(tmp_path: Path) -> None:
     path = save_noise(tmp_path / "a.png")
     assert load_micrograph(path, ImageOptions(data_bar=10)).image.shape == (30, 50)

@@ -112,8 +112,11 @@ def find_data_bar(image: NDArray[np.uint8]) -> int:
     candidates = np.flatnonzero((plain_rows[: int(0.3 * height)] >= 0.9) & (share[::-1][: int(0.3 * height)] >= 0.4))
     if not len(candidates) or (bar := int(candidates[-1]) + 1) < max(height // 50, 8):
         return 0
-    above = share[max(height - 2 * bar, 0) : height - bar]
-    return bar if len(above) and np.median(above) < 0.2 and np.percentile(above, 90) < 0.4 else 0
+    top = height - bar
+    above = share[max(top - bar, 0) : top]
+    # A bar begins with a straight edge; a dark rim of the specimen or its mounting rises and falls.
+    is_sharp = share[top : top + 4].max() >= 0.9 and share[max(top - 4, 0) : top].max() < 0.3
+    return bar if is_sharp and np.percentile(above, 90) < 0.3 else 0
 
 
 def _load_tiff(path: Path, page: int) -> tuple[NDArray[Any], float | None, int | None]:
