@@ -11,10 +11,13 @@ from steelgen import __version__
 from steelgen.cli.compare import compare_command
 from steelgen.cli.config import config_app
 from steelgen.cli.data import data_app
+from steelgen.cli.doctor import doctor_command
 from steelgen.cli.evaluate import evaluate_command
 from steelgen.cli.interpolate import interpolate_command
 from steelgen.cli.isdm import export_app, import_app
+from steelgen.cli.pipeline import pipeline_command
 from steelgen.cli.sample import sample_command
+from steelgen.cli.slurm import slurm_app
 from steelgen.cli.segment import segment_app
 from steelgen.cli.train import finetune_command, train_command
 
@@ -49,7 +52,10 @@ app.command("finetune")(finetune_command)
 app.command("sample")(sample_command)
 app.command("interpolate")(interpolate_command)
 app.command("evaluate")(evaluate_command)
+app.command("pipeline")(pipeline_command)
+app.command("doctor")(doctor_command)
 app.command("compare")(compare_command)
+app.add_typer(slurm_app, name="slurm", help="Batch scripts for a cluster: print, submit, and see how far a run is.")
 app.add_typer(config_app, name="config", help="Show a resolved config or its JSON Schema.")
 app.add_typer(data_app, name="data", help="Annotated micrographs into a dataset folder, and what is in one.")
 app.add_typer(segment_app, name="segment", help="A baseline segmenter of real micrographs, and labels by it.")

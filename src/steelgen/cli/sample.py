@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,14 @@ def sample_command(
         typer.Option("--config", "-c", help="JSON config; see configs/ and `steelgen config schema`."),
     ] = None,
     overrides: SetOption = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Draw part I of N alone, from 1; a last call without it writes metadata and contact sheet. Under "
+            "torchrun and in a Slurm job array it follows from the environment.",
+        ),
+    ] = None,
     dry_run: DryRunOption = False,
     again: Annotated[
         tuple[Path, int] | None,
@@ -34,8 +43,8 @@ def sample_command(
 ) -> None:
     """Draw labelled synthetic micrographs with a trained generator."""
     if again:
-        if config or overrides or dry_run:
-            fail("--replay: takes everything from the line; --config, --set and --dry-run mean nothing beside it")
+        if config or overrides or shard or dry_run:
+            fail("--replay: takes everything from the line; --config, --set, --shard, --dry-run mean nothing beside it")
         _replay(*again, out, generator)
         return
     if config is None:
@@ -56,10 +65,15 @@ def sample_command(
             names = ", ".join(loaded.info.class_names)
             typer.echo(f"{parameters:,} parameters, {loaded.geometry.image_size} px, classes: {names}")
             return
+        from steelgen.hpc.shards import find_shard, parse_shard
         from steelgen.sampling.run import sample
 
+        part = parse_shard(shard) if shard else find_shard(os.environ)
         with progress_bar("sampling") as report:
-            folder = sample(settings, report)
+            folder = sample(settings, report, part)
+        if part:
+            typer.echo(f"shard {part} is complete in {folder}; the same command without a shard gathers all")
+            return
         if settings.filter:
             _print_filter(folder)
         typer.echo(f"{settings.num_samples} labelled images in {folder}; look at {folder / 'contact_sheet.png'}")

@@ -51,7 +51,7 @@ def train_command(
             _print_plan(settings, *loop.prepare_training(settings))
             return
         _print_config(settings)
-        _print_result(settings, loop.train(settings, _observer(), resume is Resume.auto))
+        _print_result(settings, loop.train(settings, build_observer(), resume is Resume.auto))
 
 
 def finetune_command(
@@ -72,7 +72,7 @@ def finetune_command(
             _print_plan(settings, *loop.prepare_finetuning(settings))
             return
         _print_config(settings)
-        _print_result(settings, loop.finetune(settings, _observer(), resume is Resume.auto))
+        _print_result(settings, loop.finetune(settings, build_observer(), resume is Resume.auto))
 
 
 def _print_config(settings: RunConfig) -> None:
@@ -124,7 +124,8 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _observer() -> Any:
+def build_observer() -> Any:
+    """A progress bar in a terminal, lines in a log, nothing in any process but the first."""
     if not _is_main_process():
         return _SilentObserver()
     return _BarObserver() if sys.stderr.isatty() else _LineObserver()

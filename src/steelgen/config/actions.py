@@ -1,10 +1,12 @@
-"""Every action that has a config, by its command's name."""
+"""Every config there is, by its command's name."""
 
 from __future__ import annotations
 
 from steelgen.config.base import Section
 from steelgen.config.evaluate import EvaluateConfig
+from steelgen.config.pipeline import PipelineConfig
 from steelgen.config.sample import SampleConfig
+from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import FinetuneConfig, TrainConfig
 
 ACTIONS: dict[str, type[Section]] = {
@@ -12,4 +14,6 @@ ACTIONS: dict[str, type[Section]] = {
     "finetune": FinetuneConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
+    "pipeline": PipelineConfig,
+    "slurm-profile": SlurmProfile,
 }

@@ -1,1 +1,1 @@
-"""From one GPU to a cluster: Slurm scripts, shards, what was asked for against what was got, the pipeline, the doctor."""
+"""From one GPU to a cluster: Slurm scripts and jobs, shards, the pipeline, the doctor."""

@@ -17,9 +17,11 @@ from steelgen.config.base import config_to_json
 from steelgen.config.sample import SampleConfig, SplitMasks
 from steelgen.data.folder import DatasetInfo, save_dataset_info
 from steelgen.data.images import load_image
+from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
-from steelgen.files import check_output_free, load_json, save_json
+from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator
+from steelgen.hpc.shards import Shard
 from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.filtering import build_filter
@@ -53,7 +55,11 @@ class _Candidate:
     """Why the attempts before it were dropped."""
 
 
-def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda done, total: None) -> Path:
+def sample(
+    config: SampleConfig,
+    report: Callable[[int, int], None] = lambda done, total: None,
+    shard: Shard | None = None,
+) -> Path:
     """Draws labelled images with matching masks, and metadata.jsonl.
 
     A folder that an earlier call with the same config left unfinished is completed; files in it stay as they are.
@@ -61,6 +67,8 @@ def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda don
 
     Args:
         report: called with (images done, images wanted) after every batch.
+        shard: draw this part alone and leave metadata.jsonl and the contact sheet to a call without a shard; any
+            number of shards may be drawn at once, on all machines that share the folder.
 
     Returns:
         The output folder.
@@ -68,16 +76,18 @@ def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda don
     Raises:
         InputError: if the generator, the masks or the output folder cannot be used, or the filter keeps too few.
     """
+    config = config.model_copy(update={"mixed_precision": resolve_precision(config.mixed_precision)})
     origin = describe_origin(config)
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     source = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed)
     pair_filter = build_filter(config.filter, generator.info, generator.geometry) if config.filter else None
-    layout, out, total = LAYOUTS[config.output_format], config.output_dir, config.num_samples
-    _open_folder(config, generator)
+    layout, out = LAYOUTS[config.output_format], config.output_dir
+    _open_folder(config, generator, shared=shard is not None)
 
-    done = sum(layout.sample_path(out, index).is_file() for index in range(total))
+    wanted = shard.indices(config.num_samples) if shard else range(config.num_samples)
+    done, total = sum(layout.sample_path(out, index).is_file() for index in wanted), len(wanted)
     report(done, total)
-    missing = (index for index in range(total) if not layout.sample_path(out, index).is_file())
+    missing = (index for index in wanted if not layout.sample_path(out, index).is_file())
     waiting: deque[_Candidate] = deque()
     while batch := _next_batch(waiting, missing, source, config.batch_size):
         masks = [candidate.drawn.mask for candidate in batch]
@@ -95,7 +105,8 @@ def sample(config: SampleConfig, report: Callable[[int, int], None] = lambda don
             save_pair(out, layout, row, candidate.drawn, image, generator.info)
             done += 1
         report(done, total)
-    _finish(config, layout, generator.info)
+    if shard is None:
+        _finish(config, layout, generator.info)
     return out
 
 
@@ -128,34 +139,49 @@ def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts:
     return _Candidate(candidate.image, number, source.draw(number), dropped)
 
 
-def _open_folder(config: SampleConfig, generator: Generator) -> None:
-    """Starts an output folder or checks that the one present was begun with the same config."""
-    settings = config_to_json(config)
+def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> None:
+    """Starts an output folder or checks that the one present was begun with the same config.
+
+    Args:
+        shared: other shards may open it at this very moment: the first one makes it, the others leave it as it is.
+    """
     path = config.output_dir / "sampling.json"
-    if path.is_file():
-        begun = load_json(path)["config"]
-        for key in sorted(settings.keys() - set(FREE_KEYS)):
-            if _fixed(begun.get(key)) != _fixed(settings[key]):
-                raise InputError(
-                    f"{config.output_dir}: the output folder is already in use by a run with another "
-                    f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
-                )
-    else:
-        check_output_free(config.output_dir)
-        config.output_dir.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        try:
+            with new_folder(config.output_dir) as working:
+                _describe_folder(working, config, generator)
+        except (InputError, OSError):
+            if not (shared and path.is_file()):
+                raise
+        else:
+            return
+    settings = config_to_json(config)
+    begun = load_json(path)["config"]
+    for key in sorted(settings.keys() - set(FREE_KEYS)):
+        if _fixed(begun.get(key)) != _fixed(settings[key]):
+            raise InputError(
+                f"{config.output_dir}: the output folder is already in use by a run with another "
+                f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
+            )
+    if not shared:
+        _describe_folder(config.output_dir, config, generator)
+
+
+def _describe_folder(folder: Path, config: SampleConfig, generator: Generator) -> None:
+    """Writes dataset.json and sampling.json."""
     split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
     save_dataset_info(
-        config.output_dir,
+        folder,
         generator.info.model_copy(
             update={"source": f"synthetic, drawn by steelgen {__version__} from {config.generator}"}
         ),
     )
     save_json(
-        path,
+        folder / "sampling.json",
         {
             **asdict(generator.geometry),
             "source_split": split,
-            "config": settings,
+            "config": config_to_json(config),
             "steelgen_version": __version__,
         },
     )
@@ -169,6 +195,10 @@ def _fixed(value: Any) -> Any:
 def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
     """What describes the whole folder, from what lies in it."""
     out, count = config.output_dir, config.num_samples
+    for part in (layout.samples, layout.labels, layout.images, layout.colored_labels):
+        # Half-written files of calls that were killed; every image is there, so none is in use.
+        for leftover in (out / part).glob(".*.png") if part else ():
+            leftover.unlink(missing_ok=True)
     save_rows(out, layout, count)
     if config.coco:
         save_coco(out, layout, count, info)

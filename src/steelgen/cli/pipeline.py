@@ -1,0 +1,69 @@
+"""`steelgen pipeline`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_table, progress_bar
+from steelgen.cli.slurm import ProfileOption
+
+if TYPE_CHECKING:
+    from steelgen.hpc.pipeline import Stage
+
+
+def pipeline_command(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit the stages as a chain of dependent jobs.")] = False,
+    profile: ProfileOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Train, sample and evaluate one after another; what is complete with an unchanged config is skipped."""
+    from steelgen.config.base import load_config
+    from steelgen.config.pipeline import PipelineConfig
+    from steelgen.errors import InputError
+    from steelgen.hpc.pipeline import plan_pipeline, run_pipeline, submit_pipeline
+    from steelgen.hpc.submission import load_profile
+
+    with errors_as_lines():
+        settings = load_config(config, PipelineConfig, overrides or ())
+        if profile and not slurm:
+            raise InputError(f"--profile {profile}: needs --slurm")
+        if dry_run:
+            rows = [
+                [stage.action, "skip, complete" if stage.complete else "run", stage.output]
+                for stage in plan_pipeline(settings)
+            ]
+            print_table("dry run", ["stage", "what", "output"], rows)
+        elif slurm:
+            submit_pipeline(settings, load_profile(profile), typer.echo)
+        else:
+            run_pipeline(settings, _run_stage, typer.echo)
+
+
+def _run_stage(stage: Stage) -> None:
+    from steelgen.cli.train import build_observer
+    from steelgen.config.evaluate import EvaluateConfig
+    from steelgen.config.sample import SampleConfig
+    from steelgen.config.train import FinetuneConfig, TrainConfig
+
+    if isinstance(stage.config, TrainConfig):
+        from steelgen.training.loop import train
+
+        train(stage.config, build_observer(), resume=True)
+    elif isinstance(stage.config, FinetuneConfig):
+        from steelgen.training.loop import finetune
+
+        finetune(stage.config, build_observer(), resume=True)
+    elif isinstance(stage.config, SampleConfig):
+        from steelgen.sampling.run import sample
+
+        with progress_bar("sampling") as report:
+            sample(stage.config, report)
+    elif isinstance(stage.config, EvaluateConfig):
+        from steelgen.evaluation.run import evaluate
+
+        evaluate(stage.config, lambda line: typer.echo(line, err=True))

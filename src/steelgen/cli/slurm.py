@@ -1,0 +1,185 @@
+"""`steelgen slurm render`, `submit` and `status`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steelgen.cli.options import ConfigOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_table
+
+if TYPE_CHECKING:
+    from steelgen.config.base import Section
+    from steelgen.config.slurm import SlurmProfile
+    from steelgen.hpc.scripts import Job
+
+slurm_app = typer.Typer(no_args_is_help=True)
+
+
+class Action(str, Enum):
+    """What a batch job runs."""
+
+    train = "train"
+    finetune = "finetune"
+    sample = "sample"
+    evaluate = "evaluate"
+
+
+ActionArgument = Annotated[Action, typer.Argument(help="The command that the job runs.")]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Site profile: a file, or the name of one in ~/.config/steelgen/slurm. Default: "
+        "$STEELGEN_SLURM_PROFILE, else the profile named default."
+    ),
+]
+NodesOption = Annotated[int | None, typer.Option(help="Nodes of a training job.")]
+GpusOption = Annotated[int | None, typer.Option(help="GPUs of a node, one process each; 0: none, one process a node.")]
+TimeOption = Annotated[str | None, typer.Option(help="Time limit, e.g. 04:00:00 or 2-00:00:00.")]
+PartitionOption = Annotated[str | None, typer.Option(help="Slurm's partition.")]
+AccountOption = Annotated[str | None, typer.Option(help="The account that is charged.")]
+ArrayOption = Annotated[
+    str | None, typer.Option(metavar="N[%LIMIT]", help="Sampling as a job array of N shards, LIMIT of them at once.")
+]
+EvaluateOption = Annotated[
+    Path | None, typer.Option(help="With sample: config by which the gathering job evaluates the images.")
+]
+
+
+@slurm_app.command("render")
+def render_command(
+    action: ActionArgument,
+    config: ConfigOption,
+    overrides: SetOption = None,
+    profile: ProfileOption = None,
+    nodes: NodesOption = None,
+    gpus_per_node: GpusOption = None,
+    time: TimeOption = None,
+    partition: PartitionOption = None,
+    account: AccountOption = None,
+    array: ArrayOption = None,
+    evaluate: EvaluateOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the script (and a sampling array's gather script) into this folder.")
+    ] = None,
+) -> None:
+    """Print the batch script of a command, or write it into a folder; nothing is submitted."""
+    from steelgen.hpc.scripts import render_script
+    from steelgen.hpc.submission import load_profile, write_job
+
+    with errors_as_lines():
+        site = load_profile(
+            profile, nodes=nodes, gpus_per_node=gpus_per_node, time=time, partition=partition, account=account
+        )
+        settings = _load(action, config, overrides)
+        jobs = _build_jobs(action, settings, config, tuple(overrides or ()), array, evaluate, site)
+        if out is None:
+            typer.echo(render_script(jobs[0], site, Path.cwd()), nl=False)
+        else:
+            for job in jobs:
+                typer.echo(write_job(job, site, out))
+
+
+@slurm_app.command("submit")
+def submit_command(
+    action: ActionArgument,
+    config: ConfigOption,
+    overrides: SetOption = None,
+    profile: ProfileOption = None,
+    nodes: NodesOption = None,
+    gpus_per_node: GpusOption = None,
+    time: TimeOption = None,
+    partition: PartitionOption = None,
+    account: AccountOption = None,
+    array: ArrayOption = None,
+    evaluate: EvaluateOption = None,
+) -> None:
+    """Write the batch script beside the output folder and hand it to sbatch.
+
+    Sampling is submitted as a job array and a job that gathers its shards when all have ended well.
+    """
+    from steelgen.config.base import load_config
+    from steelgen.config.evaluate import EvaluateConfig
+    from steelgen.hpc.submission import freeze_config, load_profile, submit_job
+
+    with errors_as_lines():
+        site = load_profile(
+            profile, nodes=nodes, gpus_per_node=gpus_per_node, time=time, partition=partition, account=account
+        )
+        settings = _load(action, config, overrides)
+        judge = load_config(evaluate, EvaluateConfig) if evaluate else None
+        frozen = freeze_config(action.value, settings, _output(settings))
+        frozen_judge = freeze_config("evaluate", judge, _output(settings)) if judge else None
+        after = None
+        for job in _build_jobs(action, settings, frozen, (), array, frozen_judge, site):
+            after = submit_job(job, site, after)
+            typer.echo(f"{job.action}: job {after} → {job.output}")
+
+
+@slurm_app.command("status")
+def status_command(
+    run: Annotated[Path, typer.Argument(help="A training run folder or a folder of sampled images.")],
+    shards: Annotated[int | None, typer.Option(min=1, help="Number of shards, if not submitted by steelgen.")] = None,
+) -> None:
+    """Show how far a run is from its own files: steps, or shards done and missing."""
+    from steelgen.hpc.status import run_status
+    from steelgen.hpc.submission import queue_state, submitted_jobs
+
+    with errors_as_lines():
+        parts = run_status(run, shards)
+        rows = [[part.name, part.done, "–" if part.wanted is None else part.wanted, part.state] for part in parts]
+        print_table(str(run), ["part", "done", "of", "state"], rows)
+        jobs = submitted_jobs(run)
+        for action, job in jobs.items():
+            typer.echo(f"{action}: job {job['job_id']}, {queue_state(job['job_id']) or 'not in the queue'}")
+        missing = [part.name.split()[1].split("/")[0] for part in parts if _is_open_shard(part.name, part.state)]
+        if missing and "sample" in jobs and not queue_state(jobs["sample"]["job_id"]):
+            typer.echo(f"what is missing again: sbatch --array={','.join(missing)} {jobs['sample']['script']}")
+
+
+def _is_open_shard(name: str, state: str) -> bool:
+    return name.startswith("shard") and state != "complete"
+
+
+def _load(action: Action, config: Path, overrides: list[str] | None) -> Section:
+    from steelgen.config.actions import ACTIONS
+    from steelgen.config.base import load_config
+
+    return load_config(config, ACTIONS[action.value], overrides or ())
+
+
+def _output(settings: Section) -> Path:
+    from steelgen.config.train import RunConfig
+
+    return settings.run_dir if isinstance(settings, RunConfig) else settings.output_dir  # type: ignore[attr-defined]
+
+
+def _build_jobs(
+    action: Action,
+    settings: Section,
+    config: Path,
+    overrides: tuple[str, ...],
+    array: str | None,
+    evaluate: Path | None,
+    site: SlurmProfile,
+) -> list[Job]:
+    """The jobs of one command: one, or a sampling array and the job that gathers it."""
+    from steelgen.errors import InputError
+    from steelgen.hpc.scripts import Job, parse_array
+
+    output = _output(settings)
+    if action is not Action.sample:
+        for option, value in (("--array", array), ("--evaluate", evaluate)):
+            if value is not None:
+                raise InputError(f"{option} {value}: only sample takes it")
+        return [Job(action.value, config, output, overrides)]
+    shards, limit = parse_array(array or "1")
+    if shards > settings.num_samples:  # type: ignore[attr-defined]
+        raise InputError(f"--array {array}: more shards than images")
+    return [
+        Job("sample", config, output, overrides, shards, limit),
+        Job("gather", config, output, overrides, evaluate_config=evaluate),
+    ]

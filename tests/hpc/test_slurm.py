@@ -1,0 +1,168 @@
+"""Jobs on a real Slurm: cut and requeued, two nodes, an array with a killed task, the pipeline, a failure."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from steelgen.config.base import parse_config
+from steelgen.config.train import TrainConfig
+from steelgen.training.loop import train
+from tests.conftest import tiny_train_config, write_tiny_dataset
+from tests.training.test_loop import Recorder, assert_same_tensors, load_weights
+
+CUT_STEPS = 150
+
+
+def steelgen(cluster, folder, *arguments, code=0):
+    """Runs a steelgen command in `folder` with the cluster's environment and returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "steelgen", *map(str, arguments)],
+        env=cluster.environment,
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def job_ids(output):
+    return re.findall(r"job (\d+) →", output)
+
+
+def write_json(path, values):
+    path.write_text(json.dumps(values))
+    return path
+
+
+def write_profile(folder, **fields):
+    environment = {"OMP_NUM_THREADS": "1", **fields.pop("environment", {})}
+    values = {"gpus_per_node": 0, "time": "5", "signal_seconds": 10, "environment": environment, **fields}
+    return write_json(folder / "profile.json", values)
+
+
+def read_logs(output):
+    folder = output.with_name(f"{output.name}.slurm")
+    return "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
+
+
+@pytest.fixture(scope="module")
+def cut_training(cluster, tmp_path_factory):
+    """A training that its limit of one minute cuts again and again; it goes on beside the other tests."""
+    folder = tmp_path_factory.mktemp("cut")
+    dataset = write_tiny_dataset(folder / "tiny")
+    slow = str(Path(__file__).parent / "slow")
+    profile = write_profile(folder, time="1", environment={"PYTHONPATH": slow})
+    write_json(folder / "train.json", tiny_train_config(dataset, "run", max_steps=CUT_STEPS))
+    (job,) = job_ids(steelgen(cluster, folder, "slurm", "submit", "train", "-c", "train.json", "--profile", profile))
+    return folder, job
+
+
+@pytest.fixture(scope="module")
+def trained(cut_training, tmp_path_factory):
+    """A folder with a tiny dataset and a generator trained on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    dataset = write_tiny_dataset(folder / "tiny")
+    train(parse_config(tiny_train_config(dataset, folder / "run", max_steps=2), TrainConfig), Recorder())
+    return folder
+
+
+def sample_config(output_dir, num_samples):
+    return {
+        "generator": "run",
+        "output_dir": output_dir,
+        "mask_source": {"kind": "split", "dataset": "tiny", "split": "test"},
+        "num_samples": num_samples,
+        "batch_size": 1,
+        "solver": {"num_inference_steps": 2},
+    }
+
+
+def test_failing_job_is_not_requeued(cluster, cut_training, tmp_path):
+    """One that fails after its start: the micrographs are gone, so training ends with an error."""
+    profile = write_profile(tmp_path)
+    write_json(tmp_path / "train.json", tiny_train_config("nowhere", "run"))
+    output = steelgen(cluster, tmp_path, "slurm", "submit", "train", "-c", "train.json", "--profile", profile)
+    job = cluster.wait(job_ids(output)[0], 60)
+    assert job["JobState"] == "FAILED"
+    assert job["Restarts"] == "0"
+    log = read_logs(tmp_path / "run")
+    assert "nowhere" in log
+    assert "not requeued" in log
+
+
+def test_two_nodes_train_together(cluster, cut_training, tmp_path):
+    dataset = write_tiny_dataset(tmp_path / "tiny")
+    profile = write_profile(tmp_path, nodes=2)
+    write_json(tmp_path / "train.json", tiny_train_config(dataset, "run", max_steps=3))
+    output = steelgen(cluster, tmp_path, "slurm", "submit", "train", "-c", "train.json", "--profile", profile)
+    job = cluster.wait(job_ids(output)[0], 90)
+    log = read_logs(tmp_path / "run")
+    assert job["JobState"] == "COMPLETED", log
+    assert job["NumNodes"] == "2"
+    assert "STEELGEN_EXPECTED" not in log
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result == {"global_step": 3, "stopped_by": "max_steps", "finished": True}
+    # An epoch's share says how many crops a step took: two processes take twice as many as one.
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    one = train(parse_config(tiny_train_config(dataset, tmp_path / "one", max_steps=3), TrainConfig), Recorder())
+    alone = [json.loads(line)["epoch"] for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines()]
+    assert one.global_step == 3
+    assert epochs == pytest.approx([2 * value for value in alone])
+
+
+def test_killed_shard_is_run_again_alone(cluster, trained):
+    profile = write_profile(trained)
+    write_json(trained / "sample.json", sample_config("samples", 40))
+    command = ("slurm", "submit", "sample", "-c", "sample.json", "--array", "4", "--profile", profile)
+    array, gather = job_ids(steelgen(cluster, trained, *command))
+    cluster.run("scancel", "--signal=KILL", "--full", f"{array}_3", check=True)
+    wait_for_start_then_kill(cluster, f"{array}_3")
+    for number in (1, 2, 4):
+        assert cluster.wait(f"{array}_{number}", 90)["JobState"] == "COMPLETED"
+    status = steelgen(cluster, trained, "slurm", "status", "samples")
+    assert re.search(r"shard 3/4 +\d+ +10 +(missing|partial)", status)
+    assert "sbatch --array=3 " in status
+    # The gathering job was waiting for all four, and is dropped with the one that failed.
+    assert cluster.wait(gather, 30)["JobState"] == "CANCELLED"
+    assert not (trained / "samples/metadata.jsonl").exists()
+
+    again = cluster.run(*re.search(r"sbatch .*", status)[0].replace("sbatch", "sbatch --parsable").split(), cwd=trained)
+    after = f"--dependency=afterok:{again.stdout.strip()}"
+    rerun = cluster.run("sbatch", "--parsable", after, "samples.slurm/gather.sbatch", cwd=trained)
+    assert cluster.wait(rerun.stdout.strip(), 90)["JobState"] == "COMPLETED", read_logs(trained / "samples")
+    assert len((trained / "samples/metadata.jsonl").read_text().splitlines()) == 40
+    write_json(trained / "whole.json", sample_config("whole", 40))
+    steelgen(cluster, trained, "sample", "-c", "whole.json")
+    for number in range(40):
+        name = f"samples/{number:06d}.png"
+        assert (trained / "samples" / name).read_bytes() == (trained / "whole" / name).read_bytes()
+
+
+def wait_for_start_then_kill(cluster, task):
+    """Kills an array task once its process runs."""
+    deadline = time.monotonic() + 60
+    while cluster.job(task)["JobState"] == "PENDING" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    cluster.run("scancel", "--signal=KILL", "--full", task)
+
+
+def test_training_cut_by_its_time_limit_ends_bit_identical(cluster, cut_training, tmp_path):
+    folder, job_id = cut_training
+    job = cluster.wait(job_id, 240)
+    log = read_logs(folder / "run")
+    print(log)
+    assert job["JobState"] == "COMPLETED", log
+    assert int(job["Restarts"]) >= 2
+    assert log.count("back into the queue") == int(job["Restarts"])
+    whole = tiny_train_config(folder / "tiny", tmp_path / "whole", max_steps=CUT_STEPS)
+    train(parse_config(whole, TrainConfig), Recorder())
+    assert_same_tensors(load_weights(folder / "run", CUT_STEPS), load_weights(tmp_path / "whole", CUT_STEPS))
+    steps = [json.loads(line)["step"] for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, CUT_STEPS + 1))
