@@ -131,8 +131,8 @@ class SampleConfig(Section):
     """Images drawn at a time; a matter of memory and speed alone."""
     solver: AnySolverSection = SolverSection()
     """How they are drawn."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the network."""
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    """Precision of the network; auto takes bf16 where the machine has it, and is recorded as what it took."""
     channels_last: bool = True
     """Memory layout that convolutions prefer."""
     compile: bool = False

@@ -70,8 +70,9 @@ class OptimisationSection(Section):
     """Probability that a crop's mask is replaced by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay of the exponential moving average of the weights; it warms up as (1 + step) / (10 + step)."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the forward and backward pass; weights stay fp32. bf16 also speeds up CPUs that have it."""
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    """Precision of the forward and backward pass; weights stay fp32. bf16 also speeds up CPUs that have it; auto takes
+    it where the machine has it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about 30 % slower, several times less memory."""
     channels_last: bool = True

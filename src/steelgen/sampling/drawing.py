@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from steelgen.config.solver import AnySolverSection
 from steelgen.data.crops import tensor_to_image
+from steelgen.devices import autocast, pick_device
 from steelgen.generators import Generator, load_generator
-
-_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = False) -> Generator:
@@ -23,7 +22,7 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
         InputError: if there is no generator, or it does not load.
     """
     generator = load_generator(path)
-    network = generator.network.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
+    network = generator.network.to(pick_device()).requires_grad_(False)
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
@@ -51,8 +50,7 @@ def draw_images(
         N images (H, W) or (H, W, 3) uint8.
     """
     device = next(generator.network.parameters()).device
-    precision = _PRECISIONS.get(mixed_precision)
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
-    with torch.autocast(device.type, precision, enabled=precision is not None):
+    with autocast(mixed_precision, device):
         images = generator.draw(batch, seeds, solver)
     return [tensor_to_image(image) for image in images]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig, TrainConfig
 from steelgen.data.crops import CropDataset, CropGeometry, CropSampler, Micrographs, load_micrographs
+from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
 from steelgen.hpc.allocation import check_allocation
@@ -125,7 +126,7 @@ def _run(
 ) -> TrainingResult:
     options = config.train
     accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
+        mixed_precision=resolve_precision(options.mixed_precision),
         gradient_accumulation_steps=options.gradient_accumulation_steps,
     )
     check_allocation(os.environ, accelerator.num_processes, torch.cuda.device_count())
