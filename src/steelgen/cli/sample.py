@@ -76,6 +76,8 @@ def sample_command(
             return
         if settings.filter:
             _print_filter(folder)
+        if settings.mask_source.kind == "balanced":
+            _print_balance(folder)
         typer.echo(f"{settings.num_samples} labelled images in {folder}; look at {folder / 'contact_sheet.png'}")
 
 
@@ -98,3 +100,18 @@ def _print_filter(folder: Path) -> None:
     sampling = load_json(folder / "sampling.json")
     rows = [(reason, count) for reason, count in sorted(sampling["dropped"].items())]
     print_table("filter", ("outcome", "images"), [("kept", sampling["kept"]), *rows])
+
+
+def _print_balance(folder: Path) -> None:
+    from steelgen.files import load_json
+
+    balance = load_json(folder / "balance.json")
+    shares = zip(balance["classes"], balance["before"], balance["after"], strict=True)
+    rows = [(name, f"{before:.1%}", f"{after:.1%}") for name, before, after in shares]
+    print_table("class shares (balance.png)", ("class", "real masks", "drawn"), rows)
+    reached, wanted = balance["class_difference"], balance["max_class_dif"]
+    described = "a class is missing" if reached is None else f"the most frequent exceeds the rarest by {reached:.1%}"
+    verdict = "within" if balance["met"] else "the best that was reached, not within"
+    typer.echo(f"balance: {described}, {verdict} max_class_dif {wanted:.1%}")
+    if balance["absent"]:
+        typer.echo(f"balance: no mask holds {', '.join(balance['absent'])}")

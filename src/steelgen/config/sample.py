@@ -84,7 +84,32 @@ class ProceduralMasks(Section):
     """Area share to be met by class name, instead of that of a random place of a real mask."""
 
 
-AnyMasks = Annotated[SplitMasks | FolderMasks | AugmentedMasks | ProceduralMasks, Field(discriminator="kind")]
+class BalancedMasks(Section):
+    """Masks of a split, chosen so that all classes are drawn about as often."""
+
+    kind: Literal["balanced"] = "balanced"
+    """Where masks come from."""
+    dataset: Path
+    """A dataset folder with the classes that the generator was trained on."""
+    split: Literal["train", "val", "test"] = "train"
+    """The split whose masks are used."""
+    max_class_dif: float = Field(0.1, ge=0)
+    """By how much the most frequent class may exceed the rarest, relative to the rarest."""
+    based_on_generated_data_only: bool = False
+    """Balance what is drawn; else what is drawn together with the split's own masks."""
+    based_on_pixel_count: bool = True
+    """Count a class by its pixels; else by its objects (connected regions)."""
+    ejection_classes: list[Annotated[int, Field(ge=0, le=254)]] = [0]
+    """Indices of classes that are not balanced; a mask that holds nothing else is not drawn."""
+    use_mask_augmentation: bool = False
+    """Draw one of the 8 flips and rotations each time."""
+    block_size: int = Field(64, ge=1)
+    """Masks that are chosen together; the classes are balanced after each block. Best: num_samples."""
+
+
+AnyMasks = Annotated[
+    SplitMasks | FolderMasks | AugmentedMasks | ProceduralMasks | BalancedMasks, Field(discriminator="kind")
+]
 
 
 class FilterSection(Section):

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.config.sample import AnyMasks, AugmentedMasks, FolderMasks, ProceduralMasks, SplitMasks
+from steelgen.config.sample import AnyMasks, AugmentedMasks, BalancedMasks, FolderMasks, ProceduralMasks, SplitMasks
 from steelgen.data.crops import CropDataset, CropGeometry, cut_crop, load_micrographs, scale_whole
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
 from steelgen.errors import InputError
@@ -45,6 +45,10 @@ def build_mask_source(
     """
     if isinstance(config, SplitMasks):
         return _SplitSource(config, info, geometry, seed)
+    if isinstance(config, BalancedMasks):
+        from steelgen.sampling.balance import BalancedSource
+
+        return BalancedSource(config, info, geometry, seed)
     if isinstance(config, AugmentedMasks | ProceduralMasks):
         # Those modules need this one's types.
         from steelgen.sampling.augmented import AugmentedSource

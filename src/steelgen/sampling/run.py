@@ -22,6 +22,7 @@ from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator
 from steelgen.hpc.shards import Shard
+from steelgen.sampling.balance import BalancedSource, save_balance
 from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.filtering import build_filter
@@ -107,6 +108,8 @@ def sample(
         report(done, total)
     if shard is None:
         _finish(config, layout, generator.info)
+        if isinstance(source, BalancedSource):
+            save_balance(out, source.report(total))
     return out
 
 
