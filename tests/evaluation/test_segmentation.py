@@ -16,6 +16,7 @@ from steelgen.evaluation.segmentation import (
     compute_segmentation_loss,
     load_or_train_segmenter,
     predict_masks,
+    shrink_geometry,
     train_segmenter,
 )
 
@@ -69,3 +70,8 @@ def test_loss_ignores_what_is_ignored() -> None:
     assert (logits.grad[..., 2:, :] == 0).all()
     assert (logits.grad[..., :2, :] != 0).all()
     assert compute_segmentation_loss(logits, torch.full_like(masks, 255), torch.ones(2), 255) == 0
+
+
+def test_large_images_are_learnt_from_smaller_crops_of_the_same_magnification() -> None:
+    assert shrink_geometry(CropGeometry(256, 512), 96) == CropGeometry(96, 192)
+    assert shrink_geometry(CropGeometry(64, 128), 96) == CropGeometry(64, 128)

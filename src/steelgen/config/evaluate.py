@@ -52,6 +52,8 @@ class SegmenterSection(Section):
     """Width of the first level; each of the following is twice as wide."""
     num_levels: int = Field(default=3, ge=1, le=6)
     """Levels above the bottleneck."""
+    train_size: int = Field(default=96, ge=16)
+    """Edge of the training crops, px, at the magnification of the images; smaller images are used whole."""
     boundary_tolerance: float = Field(default=2.0, ge=0)
     """px within which a boundary pixel counts as met, for the boundary F1."""
 

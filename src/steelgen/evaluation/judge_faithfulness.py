@@ -28,8 +28,13 @@ def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dic
         config.seed,
         evidence.device,
     )
-    sets = (evidence.generated, evidence.held_out, evidence.train)
-    return {part.name: predict_masks(segmenter, part.images) for part in sets}
+    train = evidence.train.images[: config.microstructure.max_images]
+    return {
+        "generated": predict_masks(segmenter, evidence.generated.images),
+        evidence.held_out.name: predict_masks(segmenter, evidence.held_out.images),
+        # Only the microstructure asks for these.
+        evidence.train.name: predict_masks(segmenter, train),
+    }
 
 
 def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Section:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def train_segmenter(
         The network in eval mode.
     """
     num_classes, ignore_index = micrographs.info.num_classes, micrographs.info.ignore_index
-    crops = CropDataset(micrographs, geometry, seed, augment=True)
+    crops = CropDataset(micrographs, shrink_geometry(geometry, settings.train_size), seed, augment=True)
     class_weights = compute_class_weights(micrographs.masks, num_classes).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -89,6 +90,14 @@ def train_segmenter(
         if report_progress:
             report_progress(step + 1, settings.steps)
     return segmenter.eval()
+
+
+def shrink_geometry(geometry: CropGeometry, image_size: int) -> CropGeometry:
+    """Crops of at most `image_size` px at the same magnification: the network is convolutional, and small is fast."""
+    if geometry.image_size <= image_size:
+        return geometry
+    crop_size = round(geometry.crop_size * image_size / geometry.image_size)
+    return replace(geometry, image_size=image_size, crop_size=crop_size)
 
 
 def build_segmenter(geometry: CropGeometry, num_classes: int, settings: SegmenterSection) -> SegmenterUNet:
