@@ -27,8 +27,11 @@ class DataSection(Section):
     """Each crop's edge is crop_size times a factor drawn log-uniformly from this range."""
     in_channels: Literal[1, 3] = 1
     """1 for grey micrographs (no tint is possible then), 3 for RGB."""
-    augment: bool = True
-    """Draw one of the 8 flips and rotations for each crop; for materials without a preferred direction."""
+    augment: bool | Literal["mirror"] = True
+    """Draw one of the 8 flips and rotations for each crop, for materials without a preferred direction; or mirror every
+    other crop left to right."""
+    num_classes: int | None = Field(None, ge=1, le=255)
+    """Classes of a dataset without dataset.json, where its masks may not hold all of them; null: those found."""
     num_workers: int = Field(0, ge=0)
     """Processes that cut crops; micrographs are held in memory, so 0 is enough for small networks."""
 
@@ -64,8 +67,8 @@ class OptimisationSection(Section):
     """AdamW's decoupled weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's moment decays."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients are clipped to this norm; null: never."""
     mask_dropout: float = Field(0.1, ge=0, le=1)
     """Probability that a crop's mask is replaced by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
@@ -146,3 +149,5 @@ class FinetuneConfig(RunConfig):
 
     checkpoint: Path
     """A run folder, a checkpoint or an export to start from."""
+    continue_training: bool = False
+    """Go on with the checkpoint's averages, AdamW moments and step count, where it has them; else start these afresh."""

@@ -115,9 +115,9 @@ def cut_crop(
     mask: NDArray[np.uint8],
     geometry: CropGeometry,
     rng: np.random.Generator,
-    augment: bool,
+    augment: bool | str,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cuts one random crop, with one of the 8 flips and rotations where `augment` is set.
+    """Cuts one random crop, turned and flipped as `draw_symmetry` says.
 
     Returns:
         image: (image_size, image_size) or (image_size, image_size, 3) uint8; mask: (image_size, image_size) uint8.
@@ -131,7 +131,7 @@ def cut_crop(
     size = geometry.image_size
     image = resize_image(np.ascontiguousarray(image[window]), size, size)
     mask = resize_mask(np.ascontiguousarray(mask[window]), size, size)
-    symmetry = int(rng.integers(8)) if augment else 0
+    symmetry = draw_symmetry(augment, rng)
     return apply_symmetry(image, symmetry), apply_symmetry(mask, symmetry)
 
 
@@ -140,14 +140,21 @@ def scale_whole(
     mask: NDArray[np.uint8],
     geometry: CropGeometry,
     rng: np.random.Generator,
-    augment: bool,
+    augment: bool | str,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Resizes a whole micrograph by the factor of its crops, image_size / crop_size; else like `cut_crop`."""
     factor = geometry.image_size / geometry.crop_size
     height, width = (max(geometry.image_size, round(edge * factor)) for edge in mask.shape)
     image, mask = resize_image(image, height, width), resize_mask(mask, height, width)
-    symmetry = int(rng.integers(8)) if augment else 0
+    symmetry = draw_symmetry(augment, rng)
     return apply_symmetry(image, symmetry), apply_symmetry(mask, symmetry)
+
+
+def draw_symmetry(augment: bool | str, rng: np.random.Generator) -> int:
+    """An element of the square's symmetry group: any where `augment` is True; a flip every other time for "mirror"."""
+    if augment == "mirror":
+        return 4 * int(rng.integers(2))
+    return int(rng.integers(8)) if augment else 0
 
 
 def apply_symmetry(array: NDArray[np.uint8], symmetry: int) -> NDArray[np.uint8]:
@@ -163,7 +170,7 @@ class CropDataset(Dataset):
     `number` int64.
     """
 
-    def __init__(self, micrographs: Micrographs, geometry: CropGeometry, seed: int, augment: bool) -> None:
+    def __init__(self, micrographs: Micrographs, geometry: CropGeometry, seed: int, augment: bool | str) -> None:
         smallest = min(min(mask.shape) for mask in micrographs.masks)
         if smallest < geometry.image_size:
             raise InputError(

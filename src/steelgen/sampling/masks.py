@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.config.sample import AnyMasks, AugmentedMasks, BalancedMasks, FolderMasks, ProceduralMasks, SplitMasks
+from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, CropGeometry, cut_crop, load_micrographs, scale_whole
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
 from steelgen.errors import InputError
@@ -67,9 +68,11 @@ def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
         InputError: if it is no dataset folder or has another number of classes.
     """
     own = load_dataset_info(dataset)
-    if own.num_classes != info.num_classes:
-        raise InputError(f"{dataset}: has {own.num_classes} classes, the generator was trained with {info.num_classes}")
-    return own
+    try:
+        return declare_classes(own, info.num_classes, dataset)
+    except InputError:
+        message = f"{dataset}: has {own.num_classes} classes, the generator was trained with {info.num_classes}"
+        raise InputError(message) from None
 
 
 class _SplitSource:

@@ -60,6 +60,18 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(re.sub(r"\D", "", path.name)))
 
 
+def find_training_state(path: Path) -> Path:
+    """The folder with the training.json that a run folder, a checkpoint or an import from ISDM stands for.
+
+    Raises:
+        InputError: if there is none.
+    """
+    for folder in [path, path / "training", *reversed(list_checkpoints(path))]:
+        if (folder / "training.json").is_file():
+            return folder
+    raise InputError(f"{path}: continue_training: holds no training state (training.json), only a finished generator")
+
+
 def load_checkpoint(
     folder: Path, generator: Generator, average: WeightAverage, optimizer: torch.optim.Optimizer, scaler: Any
 ) -> int:

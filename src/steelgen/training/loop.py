@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +16,14 @@ from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
 
 from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig, TrainConfig
+from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, CropGeometry, CropSampler, Micrographs, load_micrographs
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
 from steelgen.hpc.allocation import check_allocation
 from steelgen.runs import MetricsLog, open_run, save_result
-from steelgen.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from steelgen.training.checkpoint import find_training_state, list_checkpoints, load_checkpoint, save_checkpoint
 from steelgen.training.ema import WeightAverage
 from steelgen.training.preview import PreviewDrawer
 from steelgen.training.stopping import StopRequest
@@ -72,12 +73,13 @@ def finetune(config: FinetuneConfig, observer: TrainingObserver, resume: bool = 
         InputError: also if the data's classes, size or channels do not fit the checkpoint.
     """
     generator, micrographs = prepare_finetuning(config)
-    return _run(config, generator, micrographs, observer, resume)
+    start_from = find_training_state(config.checkpoint) if config.continue_training else None
+    return _run(config, generator, micrographs, observer, resume, start_from)
 
 
 def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
     """The untrained generator and the micrographs of a training config."""
-    micrographs = load_micrographs(config.data.dataset, config.data.split, config.data.in_channels)
+    micrographs = _load_training_data(config)
     torch.manual_seed(config.seed)
     return build_generator(config.generator, micrographs, crop_geometry(config)), micrographs
 
@@ -92,7 +94,7 @@ def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
                 f"{config.checkpoint}: was trained with {name} {getattr(trained, name)}, "
                 f"data.{name} is {getattr(wanted, name)}"
             )
-    micrographs = load_micrographs(config.data.dataset, config.data.split, config.data.in_channels)
+    micrographs = _load_training_data(config)
     if micrographs.info.num_classes != generator.info.num_classes:
         raise InputError(
             f"{config.data.dataset}: has {micrographs.info.num_classes} classes, "
@@ -100,6 +102,14 @@ def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
         )
     generator.info, generator.geometry = micrographs.info, wanted
     return generator, micrographs
+
+
+def _load_training_data(config: RunConfig) -> Micrographs:
+    data = config.data
+    micrographs = load_micrographs(data.dataset, data.split, data.in_channels)
+    if data.num_classes is None:
+        return micrographs
+    return replace(micrographs, info=declare_classes(micrographs.info, data.num_classes, data.dataset))
 
 
 def crop_geometry(config: RunConfig) -> CropGeometry:
@@ -123,6 +133,7 @@ def _run(
     micrographs: Micrographs,
     observer: TrainingObserver,
     resume: bool,
+    start_from: Path | None = None,
 ) -> TrainingResult:
     options = config.train
     accelerator = Accelerator(
@@ -155,6 +166,9 @@ def _run(
     if resume and (checkpoints := list_checkpoints(config.run_dir)):
         step = load_checkpoint(checkpoints[-1], generator, average, optimizer, accelerator.scaler)
         observer.on_event(f"resumed from {checkpoints[-1]}")
+    elif start_from:
+        step = load_checkpoint(start_from, generator, average, optimizer, accelerator.scaler)
+        observer.on_event(f"goes on from {start_from} at step {step}")
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     learning_rate_factor = get_scheduler(
         options.lr_scheduler, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=last_step
@@ -203,7 +217,7 @@ def _run(
                     accelerator.backward(losses.mean())
                     meter.add(losses)
                     if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm)
+                        norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm or math.inf)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
             step += 1
