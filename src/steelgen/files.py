@@ -23,8 +23,11 @@ def check_output_free(folder: Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary folder beside `folder` that takes its name when the block ends without an error.
+
+    Args:
+        durable: flush every file to disk first, so that the folder is whole even after a power cut.
 
     Raises:
         InputError: if `folder` is already in use.
@@ -35,6 +38,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         working.chmod(0o777 & ~_umask())
         yield working
+        if durable:
+            for path in [*working.rglob("*"), working]:
+                _flush(path)
         if folder.is_dir():
             folder.rmdir()
         working.rename(folder)
@@ -51,8 +57,7 @@ def new_file(path: Path) -> Iterator[Path]:
     working = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield working
-        with open(working, "rb") as written:
-            os.fsync(written.fileno())
+        _flush(working)
         working.replace(path)
     except BaseException:
         working.unlink(missing_ok=True)
@@ -81,6 +86,14 @@ def load_json(path: Path) -> Any:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
     except (UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

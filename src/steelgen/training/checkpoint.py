@@ -39,7 +39,7 @@ def save_checkpoint(
     """Writes checkpoints/step-<global_step> and removes all but the newest `keep`."""
     folder = run_dir / "checkpoints" / f"step-{global_step:06d}"
     if not folder.exists():
-        with new_folder(folder) as working:
+        with new_folder(folder, durable=True) as working:
             save_file(_contiguous(generator.network.state_dict()), working / "weights.safetensors")
             save_file(_contiguous(average.state_dict()), working / "average.safetensors")
             save_file(_flatten_optimizer(optimizer), working / "optimizer.safetensors")
@@ -54,10 +54,22 @@ def save_checkpoint(
     return folder
 
 
+def remove_unfinished(run_dir: Path) -> None:
+    """Removes what killed processes left of checkpoints that they were writing."""
+    for leftover in (run_dir / "checkpoints").glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = [path for path in (run_dir / "checkpoints").glob("step-*") if (path / "training.json").is_file()]
     return sorted(found, key=lambda path: int(re.sub(r"\D", "", path.name)))
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The complete checkpoint of a run with the most steps; None where there is none."""
+    checkpoints = list_checkpoints(run_dir)
+    return checkpoints[-1] if checkpoints else None
 
 
 def find_training_state(path: Path) -> Path:

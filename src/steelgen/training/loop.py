@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import time
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -23,10 +23,17 @@ from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
 from steelgen.hpc.allocation import check_allocation
 from steelgen.runs import MetricsLog, open_run, save_result
-from steelgen.training.checkpoint import find_training_state, list_checkpoints, load_checkpoint, save_checkpoint
+from steelgen.training.checkpoint import (
+    find_training_state,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+)
 from steelgen.training.ema import WeightAverage
+from steelgen.training.meter import LossMeter
 from steelgen.training.preview import PreviewDrawer
-from steelgen.training.stopping import StopRequest
+from steelgen.training.stopping import OUT_OF_TIME, StopRequest
 
 
 class TrainingObserver(Protocol):
@@ -160,12 +167,13 @@ def _run(
     average = WeightAverage(network, options.ema_decay)
     if accelerator.is_main_process:
         open_run(config.run_dir, config, resume)
+        remove_unfinished(config.run_dir)
     accelerator.wait_for_everyone()
 
     step, last_step = 0, count_steps(options, len(dataset), accelerator.num_processes)
-    if resume and (checkpoints := list_checkpoints(config.run_dir)):
-        step = load_checkpoint(checkpoints[-1], generator, average, optimizer, accelerator.scaler)
-        observer.on_event(f"resumed from {checkpoints[-1]}")
+    if resume and (checkpoint := newest_checkpoint(config.run_dir)):
+        step = load_checkpoint(checkpoint, generator, average, optimizer, accelerator.scaler)
+        observer.on_event(f"resumed from {checkpoint}")
     elif start_from:
         step = load_checkpoint(start_from, generator, average, optimizer, accelerator.scaler)
         observer.on_event(f"goes on from {start_from} at step {step}")
@@ -202,9 +210,10 @@ def _run(
     observer.on_start(step, last_step)
     if step == 0:
         preview()
-    meter = _Meter()
+    meter = LossMeter(dataset, accelerator.num_processes)
+    reason: str | None = None
     with StopRequest(options.max_minutes) as stop:
-        while step < last_step and not _stop_agreed(stop, accelerator):
+        while step < last_step and not (reason := _agree_on_stop(stop, accelerator)):
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * learning_rate_factor(step)
             # Only dropout uses the global generator; seeding it here makes every step a function of its number.
@@ -215,7 +224,7 @@ def _run(
                     with accelerator.autocast():
                         losses = generator.compute_loss(wrapped, batch, config.seed, options.mask_dropout)
                     accelerator.backward(losses.mean())
-                    meter.add(losses)
+                    meter.add(step + 1, batch["number"], losses)
                     if accelerator.sync_gradients:
                         norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm or math.inf)
                     optimizer.step()
@@ -224,8 +233,11 @@ def _run(
             average.update(step)
 
             values: dict[str, float] = {}
-            if step % options.log_every == 0 or step == last_step:
-                values = meter.read(norm, optimizer.param_groups[0]["lr"], accelerator.num_processes)
+            logs, saves = step % options.log_every == 0 or step == last_step, step % options.checkpoint_every == 0
+            if logs or saves:
+                meter.check(newest_checkpoint(config.run_dir))
+            if logs:
+                values = meter.read(norm, optimizer.param_groups[0]["lr"])
                 values["epoch"] = (
                     step
                     * sampler.batch_size
@@ -238,11 +250,12 @@ def _run(
             observer.on_step(step, values)
             if step % config.preview.every == 0 and step < last_step:
                 preview()
-            if step % options.checkpoint_every == 0:
+            if saves:
                 save()
+        meter.check(newest_checkpoint(config.run_dir))
         save()
 
-        finished = step >= last_step or (stop.signal_name is None and stop.out_of_time)
+        finished = reason in (None, OUT_OF_TIME)
         export = config.run_dir / "export" if finished else None
         if finished:
             preview()
@@ -252,19 +265,20 @@ def _run(
             log.close()
         accelerator.wait_for_everyone()
         accelerator.end_training()
-        reason = "max_steps" if step >= last_step else stop.signal_name or "max_minutes"
+        stopped_by = reason or "max_steps"
         if main:
-            save_result(config.run_dir, {"global_step": step, "stopped_by": reason, "finished": finished})
-        return TrainingResult(step, reason, export)
+            save_result(config.run_dir, {"global_step": step, "stopped_by": stopped_by, "finished": finished})
+        return TrainingResult(step, stopped_by, export)
 
 
-def _stop_agreed(stop: StopRequest, accelerator: Accelerator) -> bool:
-    """Whether any process was asked to stop; all must leave the loop at the same step."""
-    asked = stop.signal_name is not None or stop.out_of_time
-    if accelerator.num_processes == 1:
-        return asked
-    flag = torch.tensor(int(asked), device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item())
+def _agree_on_stop(stop: StopRequest, accelerator: Accelerator) -> str | None:
+    """Why to stop now, if any process was asked to: all must leave the loop at the same step, for the same reason."""
+    asked = [stop.signal_number, int(stop.out_of_time)]
+    if accelerator.num_processes > 1:
+        asked = accelerator.gather(torch.tensor([asked], device=accelerator.device)).amax(dim=0).tolist()
+    if asked[0]:
+        return signal.Signals(asked[0]).name
+    return OUT_OF_TIME if asked[1] else None
 
 
 def _export(generator: Generator, average: WeightAverage, run_dir: Path) -> None:
@@ -277,28 +291,3 @@ def _export(generator: Generator, average: WeightAverage, run_dir: Path) -> None
         generator.save(fresh)
     shutil.rmtree(run_dir / "export", ignore_errors=True)
     fresh.rename(run_dir / "export")
-
-
-class _Meter:
-    """Mean loss and speed since the last reading."""
-
-    def __init__(self) -> None:
-        self._losses: list[Any] = []
-        self._since = time.perf_counter()
-
-    def add(self, losses: torch.Tensor) -> None:
-        self._losses.append(losses.detach())
-
-    def read(self, grad_norm: torch.Tensor, learning_rate: float, num_processes: int) -> dict[str, float]:
-        losses = torch.cat(self._losses).float()
-        now = time.perf_counter()
-        values = {
-            "loss": losses.mean().item(),
-            "grad_norm": float(grad_norm),
-            "learning_rate": learning_rate,
-            "images_per_second": len(losses) * num_processes / (now - self._since),
-        }
-        if torch.cuda.is_available():
-            values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self._losses, self._since = [], now
-        return values

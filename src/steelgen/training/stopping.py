@@ -6,6 +6,8 @@ import signal
 import time
 from types import FrameType, TracebackType
 
+OUT_OF_TIME = "max_minutes"
+
 
 class StopRequest:
     """Inside the block SIGINT, SIGTERM and SIGUSR1 set a flag, looked at between steps; a second SIGINT interrupts.
@@ -15,7 +17,7 @@ class StopRequest:
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
-        self.signal_name: str | None = None
+        self.signal_number = 0
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
         self._previous: dict[int, object] = {}
 
@@ -36,6 +38,6 @@ class StopRequest:
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_name == "SIGINT" and number == signal.SIGINT:
+        if self.signal_number == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        self.signal_number = number

@@ -1,0 +1,73 @@
+"""What is measured while training runs, and when it has gone wrong."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from steelgen.data.crops import CropDataset
+from steelgen.errors import InputError
+
+MAX_LOSS = 1e4
+"""A crop's loss beyond this counts as exploded; untrained networks have one of about 1."""
+
+
+class LossMeter:
+    """Losses, gradient norm and speed since the last reading.
+
+    Args:
+        dataset: to name the micrographs of a batch that went wrong.
+        num_processes: processes that train in step.
+    """
+
+    def __init__(self, dataset: CropDataset, num_processes: int) -> None:
+        self._dataset = dataset
+        self._num_processes = num_processes
+        self._losses: list[Tensor] = []
+        self._numbers: list[Tensor] = []
+        self._steps: list[int] = []
+        self._since = time.perf_counter()
+
+    def add(self, step: int, numbers: Tensor, losses: Tensor) -> None:
+        """Takes in the losses (N,) of the crops `numbers` (N,) of optimizer step number `step`; waits for nothing."""
+        self._losses.append(losses.detach())
+        self._numbers.append(numbers)
+        self._steps.append(step)
+
+    def check(self, last_checkpoint: Path | None) -> None:
+        """Looks at the losses since the last reading.
+
+        Raises:
+            InputError: if one is not finite or above MAX_LOSS; the step, the micrographs of that batch and the
+                checkpoint to go back to are named.
+        """
+        for step, numbers, losses in zip(self._steps, self._numbers, self._losses, strict=True):
+            if bool((losses.abs() <= MAX_LOSS).all()):  # False for NaN too
+                continue
+            stems = self._dataset.micrographs.stems
+            names = sorted({stems[self._dataset.micrograph_index(int(number))] for number in numbers})
+            saved = (
+                f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
+            )
+            raise InputError(
+                f"step {step}: the loss is {losses.max().item():g} in a batch from {', '.join(names)}; lower "
+                f"train.learning_rate, raise train.warmup_steps or use mixed_precision bf16 or no; {saved}"
+            )
+
+    def read(self, grad_norm: Tensor, learning_rate: float) -> dict[str, float]:
+        """The figures since the last reading, which starts a new one."""
+        losses = torch.cat(self._losses).float()
+        now = time.perf_counter()
+        values = {
+            "loss": losses.mean().item(),
+            "grad_norm": float(grad_norm),
+            "learning_rate": learning_rate,
+            "images_per_second": len(losses) * self._num_processes / (now - self._since),
+        }
+        if torch.cuda.is_available():
+            values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._losses, self._numbers, self._steps, self._since = [], [], [], now
+        return values
