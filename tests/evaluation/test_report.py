@@ -19,7 +19,7 @@ from steelgen.evaluation.run import evaluate
 from steelgen.evaluation.verdict import compute_verdict
 from tests.evaluation.test_run import build_config
 
-SMALL = {"microstructure": {"max_images": 4}, "memorisation": {"max_images": 4, "search_size": 16}}
+SMALL = {"microstructure": {"max_images": 4}}
 
 
 @pytest.fixture(autouse=True)

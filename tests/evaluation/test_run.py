@@ -13,8 +13,11 @@ from typer.testing import CliRunner
 
 from steelgen.config.base import parse_config
 from steelgen.config.evaluate import EvaluateConfig
+from steelgen.data.crops import CropGeometry, cut_crops, load_micrographs
+from steelgen.data.folder import save_dataset_info, save_mask
 from steelgen.errors import InputError
 from steelgen.evaluation.run import evaluate
+from tests.evaluation.conftest import INFO, save_pairs
 
 QUICK = {"steps": 4, "batch_size": 4, "base_channels": 8, "num_levels": 2}
 FEATURES = {"kinds": "tests.evaluation.test_features:mean_features"}
@@ -22,7 +25,8 @@ FEATURES = {"kinds": "tests.evaluation.test_features:mean_features"}
 
 def build_config(generated: Path, dataset: Path, out: Path, **more: object) -> EvaluateConfig:
     values = {"generated": str(generated), "dataset": str(dataset), "output_dir": str(out)}
-    return parse_config({**values, "segmenter": QUICK, "features": FEATURES, **more}, EvaluateConfig)
+    quick = {"segmenter": QUICK, "features": FEATURES, "memorisation": {"max_images": 2, "search_size": 16}}
+    return parse_config({**values, **quick, **more}, EvaluateConfig)
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +71,24 @@ def test_a_plain_folder_without_masks_is_judged_too(generated: Path, dataset: Pa
     assert any("come without masks" in line for line in result["warnings"])
     assert any("resized from 48 to 32" in line for line in result["notes"])
     assert not [figure for figure in result["figures"] if figure["section"] == "faithfulness"]
+
+
+def test_real_data_as_a_generator_scores_at_the_floor(dataset: Path, tmp_path: Path) -> None:
+    save_pairs(tmp_path / "new" / "test" / "images", tmp_path / "new" / "test" / "masks", 4, 96, seed=77)
+    save_dataset_info(tmp_path / "new", INFO)
+    images, masks = cut_crops(load_micrographs(tmp_path / "new", "test"), CropGeometry(32, 32), 60)
+    root = tmp_path / "real"
+    (root / "samples").mkdir(parents=True)
+    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        Image.fromarray(image).save(root / "samples" / f"{number:03d}.png")
+        save_mask(root / "labels" / f"{number:03d}.png", mask, INFO.palette)
+    result = evaluate(build_config(root, dataset, tmp_path / "out", memorisation={"max_images": 20, "search_size": 16}))
+    kid = find(result, "KID-tests.evaluation.test_features:mean_features", "generated vs test")
+    assert kid["value"] <= kid["floor"] + 3 * kid["spread"]
+    standings = {answer["question"]: answer["standing"] for answer in result["verdict"]}
+    assert standings["Do they obey their masks?"] == "good"
+    assert find(result, "copies (share with d1/d2 < 1/3)", "train")["value"] == 0
+    assert standings["Are they more than copies?"] != "poor"
 
 
 def damage_empty(folder: Path) -> None:

@@ -165,6 +165,8 @@ def compute_ct(generated_to_train: NDArray, held_out_to_train: NDArray) -> float
 
     The z-score of the Mann-Whitney statistic that generated images are farther from the training set than held-out
     ones are: below -3 they are too close (copying), above 3 too far (underfitting).
+    It takes images to be independent, which crops of one micrograph are not: with few held-out micrographs -4 is a
+    hint and no proof.
 
     Args:
         generated_to_train: (M,) distances to the nearest training image.

@@ -58,6 +58,8 @@ def build_report(result: dict[str, Any], evidence: Evidence, seen: dict[str, NDA
         '<p class="muted">The floor is the same metric between two sets of real images that share no micrograph: '
         "as good as it can get. N counts the images of the two sets.</p>",
         build_tables(result["figures"]),
+        "<h2>Microstructure by class</h2>",
+        _build_class_table(result["details"]["microstructure"]),
         "<h2>Curves</h2>",
         _draw_curves(result, evidence),
         "<h2>Closest training images</h2>",
@@ -159,6 +161,32 @@ def _draw_samples(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> str
         f'<figure><img src="{sheet}" alt="samples"><figcaption>Rows: {html.escape("; ".join(captions))}.'
         f"{keys}</figcaption></figure>"
     )
+
+
+def _build_class_table(structure: dict[str, Any]) -> str:
+    """Descriptors of what the segmenter sees, class by class: generated, held-out and training images."""
+    rows = []
+    for index, name in enumerate(structure["class_names"]):
+        for key, title, factor in _DESCRIPTORS:
+            values = [structure["images"][part][index].get(key) for part in ("generated", "held_out", "train")]
+            if any(value is not None for value in values):
+                cells = "".join(
+                    f'<td class="n">{show_number(None if value is None else factor * value)}</td>' for value in values
+                )
+                rows.append(f"<tr><td>{html.escape(name)}</td><td>{title}</td>{cells}</tr>")
+    columns = "".join(f"<th class=n>{part}</th>" for part in ("generated", "held out", "train"))
+    head = f"<tr><th>class</th><th>descriptor</th>{columns}</tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+_DESCRIPTORS = (
+    ("phase_fraction", "phase fraction (%)", 100),
+    ("mean_intercept", "mean intercept (px)", 1),
+    ("mean_intercept_um", "mean intercept (µm)", 1),
+    ("grain_size_number", "ASTM E112 grain-size number", 1),
+    ("boundary_density", "boundary density (px⁻¹)", 1),
+    ("islands_per_megapixel", "islands per megapixel", 1),
+)
 
 
 def _draw_curves(result: dict[str, Any], evidence: Evidence) -> str:
