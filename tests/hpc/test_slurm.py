@@ -122,7 +122,6 @@ def test_killed_shard_is_run_again_alone(cluster, trained):
     write_json(trained / "sample.json", sample_config("samples", 40))
     command = ("slurm", "submit", "sample", "-c", "sample.json", "--array", "4", "--profile", profile)
     array, gather = job_ids(steelgen(cluster, trained, *command))
-    cluster.run("scancel", "--signal=KILL", "--full", f"{array}_3", check=True)
     wait_for_start_then_kill(cluster, f"{array}_3")
     for number in (1, 2, 4):
         assert cluster.wait(f"{array}_{number}", 90)["JobState"] == "COMPLETED"
@@ -151,6 +150,40 @@ def wait_for_start_then_kill(cluster, task):
     while cluster.job(task)["JobState"] == "PENDING" and time.monotonic() < deadline:
         time.sleep(0.2)
     cluster.run("scancel", "--signal=KILL", "--full", task)
+
+
+def test_pipeline_by_dependencies(cluster, cut_training, tmp_path):
+    write_tiny_dataset(tmp_path / "tiny")
+    profile = write_profile(tmp_path)
+    write_json(
+        tmp_path / "pipeline.json",
+        {
+            "train": tiny_train_config("tiny", "run", max_steps=2),
+            "sample": sample_config("samples", 6),
+            "evaluate": {
+                "generated": "samples",
+                "dataset": "tiny",
+                "output_dir": "evaluation",
+                "segmenter": {"steps": 2, "num_levels": 1, "base_channels": 8},
+                "cache_dir": "cache",
+            },
+            "shards": 2,
+        },
+    )
+    command = ("pipeline", "-c", "pipeline.json", "--slurm", "--profile", profile)
+    train_job, _, gather = job_ids(steelgen(cluster, tmp_path, *command))
+    assert cluster.job(gather)["Dependency"].startswith("afterok:")
+    assert "still in the queue" in steelgen(cluster, tmp_path, *command, code=2)
+    job = cluster.wait(gather, 120)
+    logs = read_logs(tmp_path / "run") + read_logs(tmp_path / "samples")
+    assert job["JobState"] == "COMPLETED", logs
+    assert cluster.job(train_job)["JobState"] == "COMPLETED"
+    assert json.loads((tmp_path / "evaluation/evaluation.json").read_text())["figures"]
+    output = steelgen(cluster, tmp_path, *command)
+    assert output.count("skipped") == 3
+    assert not job_ids(output)
+    # The same files as on a workstation: there is nothing left to do there either.
+    assert steelgen(cluster, tmp_path, "pipeline", "-c", "pipeline.json").count("skipped") == 3
 
 
 def test_training_cut_by_its_time_limit_ends_bit_identical(cluster, cut_training, tmp_path):

@@ -178,9 +178,7 @@ def _examine_space(folder: Path) -> Finding:
     inodes = os.statvfs(folder).f_favail
     value = f"{free:.0f} GiB and {inodes:,} files free in {folder}"
     if free < _LITTLE_SPACE_GIB:
-        return Finding(
-            "disk space", "note", value, "a checkpoint takes five times the weights; see keep_checkpoints"
-        )
+        return Finding("disk space", "note", value, "a checkpoint takes five times the weights; see keep_checkpoints")
     return Finding("disk space", "ok", value)
 
 
@@ -195,9 +193,7 @@ def _examine_write_speed(folder: Path) -> Finding:
         speed = _WRITE_MIB / (time.perf_counter() - begun)
     value = f"{speed:.0f} MiB/s in {folder}"
     if speed < _SLOW_MIB_PER_SECOND:
-        return Finding(
-            "write speed", "note", value, "checkpoints take long: raise checkpoint_every or use scratch"
-        )
+        return Finding("write speed", "note", value, "checkpoints take long: raise checkpoint_every or use scratch")
     return Finding("write speed", "ok", value)
 
 
@@ -233,9 +229,7 @@ def _examine_rename(folder: Path) -> Finding:
             works = False
     if works:
         return Finding("rename", "ok", f"files and folders, in {folder}")
-    return Finding(
-        "rename", "bad", f"does not work in {folder}", "checkpoints need it: use another file system"
-    )
+    return Finding("rename", "bad", f"does not work in {folder}", "checkpoints need it: use another file system")
 
 
 def _examine_weights() -> list[Finding]:
@@ -254,7 +248,7 @@ def _examine_weights() -> list[Finding]:
             "Inception's weights",
             "note",
             f"no {inception}",
-            "only for features inception: `steelgen data fetch inception` where there is a network",
+            "only for features inception: `steelgen data fetch-inception` where there is a network",
         )
     )
     return findings
@@ -266,9 +260,7 @@ def _examine_slurm() -> list[Finding]:
     version = _ask("sbatch", "--version") or "installed"
     partitions = _ask("sinfo", "--noheader", "--format=%P %l %D×%G").split("\n")
     if not partitions[0]:
-        return [
-            Finding("Slurm", "note", f"{version}, but no cluster answers", "look again on a login node")
-        ]
+        return [Finding("Slurm", "note", f"{version}, but no cluster answers", "look again on a login node")]
     return [Finding("Slurm", "ok", f"{version}; partitions (limit, nodes×GPUs): {'; '.join(partitions)}")]
 
 

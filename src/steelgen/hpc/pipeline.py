@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steelgen.config.base import Section, config_to_json
+from steelgen.config.base import Section, config_to_json, parse_config
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.pipeline import PipelineConfig
 from steelgen.config.sample import SampleConfig
@@ -132,7 +132,7 @@ def _is_complete(config: Section, output: Path) -> bool:
     if isinstance(config, TrainConfig | FinetuneConfig):
         if not (output / "config.json").is_file():
             return False
-        written = load_json(output / "config.json")
+        written = _refresh(load_json(output / "config.json"), config)
         _check_same(output, _without_lengths(written), _without_lengths(config_to_json(config)))
         unchanged = written == config_to_json(config)
         return unchanged and (output / RESULT_FILE).is_file() and load_json(output / RESULT_FILE)["finished"]
@@ -142,7 +142,7 @@ def _is_complete(config: Section, output: Path) -> bool:
         with open(output / "metadata.jsonl", encoding="utf-8") as file:
             rows = sum(1 for _ in file)
         # What else may differ between two calls on one folder is for `sample` to say: it names the key.
-        written = load_json(output / "sampling.json")["config"]
+        written = _refresh(load_json(output / "sampling.json")["config"], config)
         return (
             rows == config.num_samples
             and drawn_indices(output).issuperset(range(config.num_samples))
@@ -151,8 +151,17 @@ def _is_complete(config: Section, output: Path) -> bool:
     assert isinstance(config, EvaluateConfig)
     if not (output / "evaluation.json").is_file():
         return False
-    _check_same(output, load_json(output / "evaluation.json")["config"], config_to_json(config))
+    written = _refresh(load_json(output / "evaluation.json")["config"], config)
+    _check_same(output, written, config_to_json(config))
     return True
+
+
+def _refresh(written: dict[str, Any], config: Section) -> dict[str, Any]:
+    """A config as an older steelgen wrote it, with the defaults of keys that are new since; unreadable, it stays."""
+    try:
+        return config_to_json(parse_config(written, type(config)))
+    except InputError:
+        return written
 
 
 def _without_lengths(values: dict[str, Any]) -> dict[str, Any]:
