@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from steelgen.evaluation.agreement import (
+    bootstrap_mean_iou,
     compute_agreement,
     compute_boundary_f1,
     compute_confusion,
@@ -50,6 +51,20 @@ def test_an_image_that_is_all_ignored_is_undefined() -> None:
     assert np.isnan(agreement.image_iou[0])
     assert agreement.image_iou[1] == 1.0
     assert agreement.mean_iou == 1.0
+
+
+def test_bootstrap_interval_of_the_dataset_miou() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 2, (60, 8, 8)).astype(np.uint8)
+    flipped = rng.random((60, 1, 1)) * 0.4 > rng.random((60, 8, 8))
+    agreement = compute_agreement(true, np.where(flipped, 1 - true, true), 2)
+    low, high = bootstrap_mean_iou(agreement.image_confusion)
+    assert low < agreement.mean_iou < high
+    # The delta method on the accuracy of 60 images gives about the same width.
+    accuracy = 1 - flipped.mean(axis=(1, 2))
+    assert high - low == pytest.approx(4 * accuracy.std() / np.sqrt(60) * 1.5, rel=0.4)
+    same = np.repeat(agreement.image_confusion[:1], 5, axis=0)
+    assert bootstrap_mean_iou(same)[0] == pytest.approx(bootstrap_mean_iou(same)[1])
 
 
 def test_boundary_is_inside_the_region_and_not_along_the_image_edge() -> None:

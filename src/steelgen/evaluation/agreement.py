@@ -19,6 +19,8 @@ class Agreement:
     """(C,) over the set; NaN for a class that is neither in the true nor in the predicted masks."""
     image_iou: NDArray[np.float64]
     """(N,) mean IoU of each image over the classes present in it; NaN for an image that is all ignored."""
+    image_confusion: NDArray[np.int64]
+    """(N, C, C) pixels of each image."""
     class_boundary_f1: NDArray[np.float64]
     """(C,) over the set, at the tolerance that was asked for."""
 
@@ -55,7 +57,7 @@ def compute_agreement(
     image_iou = np.array([nanmean(compute_iou(matrix)) for matrix in matrices])
     confusion = matrices.sum(axis=0)
     boundary_f1 = compute_boundary_f1(true, predicted, num_classes, ignore_index, boundary_tolerance)
-    return Agreement(confusion, compute_iou(confusion), image_iou, boundary_f1)
+    return Agreement(confusion, compute_iou(confusion), image_iou, matrices, boundary_f1)
 
 
 def compute_confusion(
@@ -87,6 +89,27 @@ def compute_iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     intersection = np.diag(confusion).astype(np.float64)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
     return np.divide(intersection, union, out=np.full(len(confusion), np.nan), where=union > 0)
+
+
+def bootstrap_mean_iou(image_confusion: NDArray[np.int64], seed: int = 0, num_draws: int = 1000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the dataset-level mIoU, images being what is drawn again.
+
+    Args:
+        image_confusion: (N, C, C) from `compute_agreement`.
+        seed: of the draws.
+        num_draws: resamples.
+
+    Returns:
+        Lower and upper end; NaN where no class occurs.
+    """
+    count, num_classes = image_confusion.shape[:2]
+    rng = np.random.default_rng(seed)
+    # How often each image is drawn, times its matrix: one product for all resamples.
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=num_draws)
+    sums = (draws @ image_confusion.reshape(count, -1)).reshape(num_draws, num_classes, num_classes)
+    values = np.array([nanmean(compute_iou(matrix)) for matrix in sums])
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def compute_boundary_f1(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.agreement import Agreement, compute_agreement, nanmean
+from steelgen.evaluation.agreement import Agreement, bootstrap_mean_iou, compute_agreement, nanmean
 from steelgen.evaluation.evidence import Evidence, Section
 from steelgen.evaluation.figures import Figure, bootstrap_interval
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
@@ -69,7 +69,13 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
     }
     per_image, floor_per_image = generated.image_iou, floor.image_iou
     figures = [
-        Figure(metric="mIoU", value=generated.mean_iou, floor=floor.mean_iou, **shared),
+        Figure(
+            metric="mIoU",
+            value=generated.mean_iou,
+            floor=floor.mean_iou,
+            interval=bootstrap_mean_iou(generated.image_confusion, config.seed),
+            **shared,
+        ),
         Figure(
             metric="mIoU per image",
             value=nanmean(per_image),
@@ -86,7 +92,12 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
     details = {
         "class_names": names,
         "segmenter_trained_on": config.train_split,
-        "generated": asdict(generated),
-        "held_out": asdict(floor),
+        "generated": _describe(generated),
+        "held_out": _describe(floor),
     }
     return figures, details, []
+
+
+def _describe(agreement: Agreement) -> dict[str, Any]:
+    """All but the matrix of every single image."""
+    return {name: value for name, value in asdict(agreement).items() if name != "image_confusion"}
