@@ -1,8 +1,9 @@
-"""`steelgen config show` and `steelgen config schema`."""
+"""`steelgen config show`, `steelgen config schema` and `steelgen config convert`."""
 
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,15 @@ from steelgen.cli.options import ConfigOption, SetOption
 from steelgen.cli.output import errors_as_lines
 
 config_app = typer.Typer(no_args_is_help=True)
+
+
+class IsdmAction(str, Enum):
+    """What an ISDM config is for."""
+
+    train = "train"
+    finetune = "finetune"
+    sample = "sample"
+
 
 ActionArgument = Annotated[str, typer.Argument(help="train, finetune, sample or evaluate.")]
 
@@ -47,6 +57,41 @@ def schema_command(
             typer.echo(json.dumps(build_schema(_find_action(action)), indent=2, ensure_ascii=False))
         else:
             raise InputError(f"config schema: name an action ({', '.join(ACTIONS)}) or a folder with --out")
+
+
+@config_app.command("convert")
+def convert_command(
+    old: Annotated[Path, typer.Argument(help="One of ISDM's JSON configs.")],
+    action: Annotated[
+        IsdmAction | None, typer.Option(help="What it is for; by default guessed from its keys.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it here; without this it is printed.")] = None,
+) -> None:
+    """Turn one of ISDM's configs into steelgen's; says what means nothing any more, and why."""
+    from steelgen.config.actions import ACTIONS
+    from steelgen.config.base import config_to_json, parse_config
+    from steelgen.errors import InputError
+    from steelgen.files import load_json, save_json
+    from steelgen.isdm.config import convert_isdm_config, guess_action, is_isdm_config
+
+    with errors_as_lines():
+        values = load_json(old)
+        if not is_isdm_config(values):
+            raise InputError(f"{old}: not one of ISDM's configs (none of its telling keys, such as diffusion_steps)")
+        conversion = convert_isdm_config(values, action.value if action else guess_action(values), str(old))
+        new = config_to_json(parse_config(conversion.config, ACTIONS[conversion.action], origin=str(old)))
+        if out:
+            save_json(out, new)
+        else:
+            typer.echo(json.dumps(new, indent=2))
+        where = f", written to {out}" if out else ""
+        typer.echo(f"{old}: taken for an ISDM config, read as `steelgen {conversion.action}`{where}", err=True)
+        for note in conversion.notes:
+            typer.echo(f"note: {note}", err=True)
+        if conversion.checkpoint:
+            typer.echo(
+                f"note: it needs `steelgen import isdm {conversion.checkpoint} {conversion.imported} -c {old}`", err=True
+            )
 
 
 def _find_action(name: str) -> type:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -65,3 +66,29 @@ def export_command(
         if not isinstance(loaded, SemanticDiffusion):
             raise InputError(f"{generator}: not a semantic diffusion model, which alone ISDM can hold")
         typer.echo(f"{out} and {export_isdm(loaded, out, new_attention_order)}")
+
+
+def load_settings(path: Path, action: Literal["train", "finetune", "sample"], overrides: Sequence[str] = ()) -> Any:
+    """Reads a config of steelgen's or of ISDM's; the latter's checkpoint is imported where it is not yet.
+
+    What an ISDM config was taken for, and the keys that mean nothing any more, are said on stderr.
+
+    Returns:
+        A config of `action`; a fine-tuning where an ISDM config for `train` goes on from a checkpoint.
+
+    Raises:
+        InputError: see `load_any_config` and `import_isdm`.
+    """
+    from steelgen.isdm.config import load_any_config
+
+    settings, conversion = load_any_config(path, action, overrides)
+    if conversion:
+        typer.echo(f"{path}: taken for an ISDM config, read as `steelgen {conversion.action}`", err=True)
+        for note in conversion.notes:
+            typer.echo(f"note: {note}", err=True)
+        if conversion.checkpoint and conversion.imported:
+            from steelgen.isdm.importing import import_once
+
+            if import_once(conversion.checkpoint, conversion.settings, conversion.imported):
+                typer.echo(f"imported {conversion.checkpoint} as {conversion.imported}", err=True)
+    return settings

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from steelgen.cli.isdm import load_settings
 from steelgen.cli.options import DryRunOption, SetOption
 from steelgen.cli.output import errors_as_lines, fail, print_table, progress_bar
 
@@ -51,11 +52,10 @@ def sample_command(
         fail("--config is missing (or --replay METADATA LINE)")
     if out or generator:
         fail("--out and --generator mean something with --replay alone; set output_dir and generator in the config")
-    from steelgen.config.base import config_to_json, load_config
-    from steelgen.config.sample import SampleConfig
+    from steelgen.config.base import config_to_json
 
     with errors_as_lines():
-        settings = load_config(config, SampleConfig, overrides or ())
+        settings = load_settings(config, "sample", overrides or ())
         typer.echo(json.dumps(config_to_json(settings), indent=2))
         if dry_run:
             from steelgen.generators import load_generator

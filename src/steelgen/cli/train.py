@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from steelgen.cli.isdm import load_settings
 from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
 from steelgen.cli.output import errors_as_lines, print_table
 
 if TYPE_CHECKING:
-    from steelgen.config.train import RunConfig
+    from steelgen.config.train import FinetuneConfig, RunConfig
     from steelgen.data.crops import Micrographs
     from steelgen.generators import Generator
     from steelgen.training.loop import TrainingResult
@@ -40,11 +41,11 @@ def train_command(
     dry_run: DryRunOption = False,
 ) -> None:
     """Learn a generator from annotated micrographs."""
-    from steelgen.config.base import load_config
-    from steelgen.config.train import TrainConfig
-
     with errors_as_lines():
-        settings = load_config(config, TrainConfig, overrides or ())
+        settings = load_settings(config, "train", overrides or ())
+        if hasattr(settings, "checkpoint"):  # an ISDM config that goes on from one
+            _finetune(settings, resume, dry_run)
+            return
         from steelgen.training import loop
 
         if dry_run:
@@ -61,18 +62,18 @@ def finetune_command(
     dry_run: DryRunOption = False,
 ) -> None:
     """Continue training a generator, usually with more mask_dropout, on the same or new data."""
-    from steelgen.config.base import load_config
-    from steelgen.config.train import FinetuneConfig
-
     with errors_as_lines():
-        settings = load_config(config, FinetuneConfig, overrides or ())
-        from steelgen.training import loop
+        _finetune(load_settings(config, "finetune", overrides or ()), resume, dry_run)
 
-        if dry_run:
-            _print_plan(settings, *loop.prepare_finetuning(settings))
-            return
-        _print_config(settings)
-        _print_result(settings, loop.finetune(settings, build_observer(), resume is Resume.auto))
+
+def _finetune(settings: FinetuneConfig, resume: Resume, dry_run: bool) -> None:
+    from steelgen.training import loop
+
+    if dry_run:
+        _print_plan(settings, *loop.prepare_finetuning(settings))
+        return
+    _print_config(settings)
+    _print_result(settings, loop.finetune(settings, build_observer(), resume is Resume.auto))
 
 
 def _print_config(settings: RunConfig) -> None:

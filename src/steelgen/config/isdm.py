@@ -103,6 +103,98 @@ class IsdmNetworkSection(Section):
         return _parse_numbers("attention_resolutions", self.attention_resolutions, int)
 
 
+class IsdmBalanceSection(Section):
+    """balance_args."""
+
+    max_class_dif: float = Field(0.1, ge=0)
+    """Allowed excess of the most frequent class over the rarest."""
+    based_on_generated_data_only: bool = False
+    """Balance the drawn masks alone."""
+    based_on_pixel_count: bool = True
+    """Count pixels, else objects."""
+    ejection_classes: list[int] = [0]
+    """Classes that do not count."""
+    use_mask_augmentation: bool = False
+    """Turn and flip the masks."""
+    num_classes: int | None = None
+    """Repeated from above."""
+    height: int | None = None
+    """Size at which ISDM counts."""
+    width: int | None = None
+    """Size at which ISDM counts."""
+
+
+class IsdmConfig(IsdmNetworkSection):
+    """All keys of ISDM's `main.py train|finetune|sample -c`."""
+
+    root_log_dir: str = "."
+    """Folder of the runs."""
+    data_dir: str = ""
+    """Folder with train/images and train/masks."""
+    dataset_mode: Literal["", "lemon-binary", "lemon-multi-class", "cityscapes", "ade20k", "celeba"] = ""
+    """Layout of data_dir."""
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate."""
+    lr_anneal_steps: int = Field(0, ge=0)
+    """Let the learning rate fall to 0 in so many steps and stop; 0: constant."""
+    batch_size: int = Field(1, ge=1)
+    """Images a step."""
+    microbatch: int = -1
+    """Images a forward pass; -1: batch_size."""
+    schedule_sampler: Literal["uniform", "loss-second-moment"] = "uniform"
+    """How training draws timesteps."""
+    class_cond: bool = False
+    """Show the masks to the network."""
+    use_checkpoint: bool = False
+    """Recompute activations."""
+    use_fp16: bool = False
+    """Half precision."""
+    fp16_scale_growth: float = 1e-3
+    """Growth of the loss scale."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
+    weights_decay: float | None = Field(None, ge=0)
+    """Misspelt weight_decay of ISDM's own configs."""
+    ema_rate: str = "0.9999"
+    """Decays of the averages, as in "0.9999,0.999"."""
+    drop_rate: float = Field(0.0, ge=0, le=1)
+    """Probability of training without the mask."""
+    log_interval: int = Field(10, ge=1)
+    """Steps between log lines."""
+    save_interval: int = Field(10000, ge=1)
+    """Steps between checkpoints."""
+    max_epochs: int = Field(20000, ge=1)
+    """Epochs at most."""
+    resume_checkpoint: str = ""
+    """model<step>.pt to go on from."""
+    num_samples: int = Field(10000, ge=1)
+    """Images to draw."""
+    model_path: str = ""
+    """Checkpoint to draw with."""
+    s: float = Field(1.0, ge=0)
+    """Guidance scale."""
+    results_path: str = ""
+    """Folder of the images."""
+    use_ddim: bool = False
+    """DDIM, else ancestral sampling."""
+    clip_denoised: bool = True
+    """Clip predicted images."""
+    is_train: bool | None = None
+    """Take the training split."""
+    balance_args: IsdmBalanceSection | None = None
+    """Balanced choice of masks."""
+
+    @field_validator("ema_rate", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) else value
+
+    @property
+    def ema_decays(self) -> list[float]:
+        """ema_rate as numbers."""
+        return _parse_numbers("ema_rate", self.ema_rate, float)
+
+
 def _parse_numbers(key: str, text: str, kind: type) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",") if part.strip()]

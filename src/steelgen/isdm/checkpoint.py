@@ -16,16 +16,13 @@ from torch import Tensor
 
 from steelgen.config.base import parse_config
 from steelgen.config.isdm import IsdmNetworkSection
-from steelgen.data.crops import CropGeometry
+from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_file, save_json
-from steelgen.isdm.network import build_isdm_info, build_isdm_network, convert_noise
+from steelgen.isdm.network import WHOLE_MICROGRAPH, build_isdm_info, build_isdm_network, convert_noise
 from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
-
-WHOLE_MICROGRAPH = 65536
-"""A crop_size above every micrograph's edge: ISDM resizes whole micrographs."""
 
 
 def load_isdm_checkpoint(path: Path, settings: IsdmNetworkSection) -> SemanticDiffusion:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from steelgen.config.generator import NoiseSection, UNetSection
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.config.solver import RespacedSolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.palette import default_palette
 from steelgen.isdm.palette import ISDM_PALETTE
-from steelgen.models.semantic_unet import SemanticUNet
 
+if TYPE_CHECKING:
+    from steelgen.models.semantic_unet import SemanticUNet
+
+WHOLE_MICROGRAPH = 65536
+"""A crop_size above every micrograph's edge: ISDM resizes whole micrographs."""
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 """ISDM's names of noise schedules → diffusers'."""
 
@@ -68,6 +74,9 @@ def convert_solver(
 
 def build_isdm_network(settings: IsdmNetworkSection) -> SemanticUNet:
     """A `SemanticUNet` of the structure that the settings describe; weights are random."""
+    # Here, so that configs convert without torch.
+    from steelgen.models.semantic_unet import SemanticUNet
+
     return SemanticUNet(
         image_size=settings.image_size,
         in_channels=3,
