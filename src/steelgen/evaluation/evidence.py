@@ -67,6 +67,8 @@ def load_evidence(config: EvaluateConfig) -> tuple[Evidence, list[str]]:
     generated, conversions = load_generated(found, geometry, info)
     count = config.num_real or len(generated)
     halves = split_micrographs(train, config.seed)
+    # Masks for sampling are cut with small seeds too: the crops here must not be the very same windows.
+    crop_seed = config.seed + 100_003
     if halves is None:
         notes.append(f"{config.dataset}: one training micrograph; the comparison with training images has no floor")
     if found.sampling.get("source_split") == config.held_out_split:
@@ -76,12 +78,12 @@ def load_evidence(config: EvaluateConfig) -> tuple[Evidence, list[str]]:
         info=info,
         geometry=geometry,
         generated=generated,
-        held_out=cut_real_set(config.held_out_split, held_out, geometry, count, config.seed),
-        train=cut_real_set(config.train_split, train, geometry, count, config.seed + 1),
+        held_out=cut_real_set(config.held_out_split, held_out, geometry, count, crop_seed),
+        train=cut_real_set(config.train_split, train, geometry, count, crop_seed + 1),
         train_halves=halves
         and (
-            cut_real_set(f"{config.train_split} half A", halves[0], geometry, count, config.seed + 2),
-            cut_real_set(f"{config.train_split} half B", halves[1], geometry, count, config.seed + 3),
+            cut_real_set(f"{config.train_split} half A", halves[0], geometry, count, crop_seed + 2),
+            cut_real_set(f"{config.train_split} half B", halves[1], geometry, count, crop_seed + 3),
         ),
         train_micrographs=train,
         cache_dir=config.cache_dir or default_cache_dir(),
