@@ -99,9 +99,17 @@ def hash_generator(path: Path) -> str:
 
 
 def hash_config(settings: dict[str, Any]) -> str:
-    """SHA-256, in hex, of a resolved config without the keys that change no image."""
-    kept = {key: value for key, value in settings.items() if key not in FREE_KEYS}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    """SHA-256, in hex, of a resolved config without what changes no image."""
+    return hashlib.sha256(json.dumps(select_decisive(settings), sort_keys=True).encode()).hexdigest()
+
+
+def select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that images depend on; two runs that agree in it may fill the same folder."""
+    decisive = {key: value for key, value in settings.items() if key not in FREE_KEYS}
+    if decisive.get("filter"):
+        # More attempts only go on where fewer stopped.
+        decisive["filter"] = {key: value for key, value in decisive["filter"].items() if key != "max_attempts"}
+    return decisive
 
 
 def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: DrawnMask) -> dict[str, Any]:

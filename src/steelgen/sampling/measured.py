@@ -82,9 +82,9 @@ def measure_masks(masks: list[NDArray[np.uint8]], num_classes: int, matrix: int)
         for label in order:
             phase = mask == label
             if label in spanning and phase.any():
-                # Across a film of width w the distance to its border is w/4 on average.
+                # Across a film of w pixels their centres are w/4 + 1/2 from the first pixel outside, on average.
                 depth = scipy.ndimage.distance_transform_edt(np.pad(phase, 1, mode="edge"))[1:-1, 1:-1]
-                network[label] = Network(4 * float(depth[phase].mean()), float(phase.mean()))
+                network[label] = Network(max(4 * float(depth[phase].mean()) - 2, 1.0), float(phase.mean()))
             elif label not in spanning:
                 table[label] = measure_islands(phase, before)
             before |= phase

@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +26,6 @@ from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
-    FREE_KEYS,
     LAYOUTS,
     Layout,
     build_row,
@@ -35,6 +33,7 @@ from steelgen.sampling.formats import (
     iterate_rows,
     save_pair,
     save_rows,
+    select_decisive,
 )
 from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source
 from steelgen.sampling.sheet import save_sheet
@@ -158,10 +157,10 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
                 raise
         else:
             return
-    settings = config_to_json(config)
     begun = load_json(path)["config"]
-    for key in sorted(settings.keys() - set(FREE_KEYS)):
-        if _fixed(begun.get(key)) != _fixed(settings[key]):
+    decisive, present = select_decisive(config_to_json(config)), select_decisive(begun)
+    for key in sorted(decisive):
+        if present.get(key) != decisive[key]:
             raise InputError(
                 f"{config.output_dir}: the output folder is already in use by a run with another "
                 f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
@@ -188,11 +187,6 @@ def _describe_folder(folder: Path, config: SampleConfig, generator: Generator) -
             "steelgen_version": __version__,
         },
     )
-
-
-def _fixed(value: Any) -> Any:
-    """A config value without what may be raised to go on."""
-    return {key: item for key, item in value.items() if key != "max_attempts"} if isinstance(value, dict) else value
 
 
 def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
