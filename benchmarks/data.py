@@ -86,9 +86,10 @@ def benchmark_loader(repeats: int) -> dict[str, Any]:
     import torch
 
     from steelgen.data.cache import open_cached_split
-    from steelgen.data.crops import CropDataset, CropGeometry, Micrographs, load_micrographs
+    from steelgen.data.crops import CropDataset, Micrographs, load_micrographs
     from steelgen.data.folder import list_pairs, load_dataset_info, load_pair
     from steelgen.data.importing import import_dataset
+    from steelgen.data.placement import CropGeometry
     from steelgen.models.semantic_unet import SemanticUNet
 
     class Decoding:

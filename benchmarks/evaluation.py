@@ -20,8 +20,9 @@ from PIL import Image
 
 from steelgen.config.base import parse_config
 from steelgen.config.evaluate import EvaluateConfig
-from steelgen.data.crops import CropGeometry, cut_crops, load_micrographs
+from steelgen.data.crops import cut_crops, load_micrographs
 from steelgen.data.folder import save_mask
+from steelgen.data.placement import CropGeometry
 from steelgen.evaluation.run import evaluate
 
 

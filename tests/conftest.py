@@ -4,8 +4,13 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are tiny: threads would only wait for each other
 
+import tempfile
+
 import numpy as np
 import pytest
+
+# What the tests decode and download stays out of the user's cache.
+os.environ["STEELGEN_CACHE"] = tempfile.mkdtemp(prefix="steelgen-tests-")
 
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 

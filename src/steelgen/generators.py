@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
-from steelgen.data.crops import CropGeometry, Micrographs
+from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import load_json
 

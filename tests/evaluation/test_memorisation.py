@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from steelgen.data.crops import CropGeometry, Micrographs, cut_crops
+from steelgen.data.crops import Micrographs, cut_crops
+from steelgen.data.placement import CropGeometry
 from steelgen.evaluation.memorisation import (
     COPY_RATIO,
     PatchSearch,

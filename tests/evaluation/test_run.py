@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from steelgen.config.base import parse_config
 from steelgen.config.evaluate import EvaluateConfig
-from steelgen.data.crops import CropGeometry, cut_crops, load_micrographs
+from steelgen.data.crops import cut_crops, load_micrographs
 from steelgen.data.folder import save_dataset_info, save_mask
+from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.run import evaluate
 from tests.evaluation.conftest import INFO, save_pairs

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from steelgen.config.sample import BalancedMasks
-from steelgen.data.crops import CropGeometry
 from steelgen.data.folder import DatasetInfo, load_dataset_info, save_dataset_info, save_mask
+from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.sampling.balance import (
     BalancedSource,

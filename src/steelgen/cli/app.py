@@ -17,8 +17,8 @@ from steelgen.cli.interpolate import interpolate_command
 from steelgen.cli.isdm import export_app, import_app
 from steelgen.cli.pipeline import pipeline_command
 from steelgen.cli.sample import sample_command
-from steelgen.cli.slurm import slurm_app
 from steelgen.cli.segment import segment_app
+from steelgen.cli.slurm import slurm_app
 from steelgen.cli.train import finetune_command, train_command
 
 app = typer.Typer(

@@ -62,9 +62,7 @@ def schema_command(
 @config_app.command("convert")
 def convert_command(
     old: Annotated[Path, typer.Argument(help="One of ISDM's JSON configs.")],
-    action: Annotated[
-        IsdmAction | None, typer.Option(help="What it is for; by default guessed from its keys.")
-    ] = None,
+    action: Annotated[IsdmAction | None, typer.Option(help="What it is for; by default guessed from its keys.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it here; without this it is printed.")] = None,
 ) -> None:
     """Turn one of ISDM's configs into steelgen's; says what means nothing any more, and why."""
@@ -90,7 +88,8 @@ def convert_command(
             typer.echo(f"note: {note}", err=True)
         if conversion.checkpoint:
             typer.echo(
-                f"note: it needs `steelgen import isdm {conversion.checkpoint} {conversion.imported} -c {old}`", err=True
+                f"note: it needs `steelgen import isdm {conversion.checkpoint} {conversion.imported} -c {old}`",
+                err=True,
             )
 
 

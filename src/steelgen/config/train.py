@@ -32,6 +32,12 @@ class DataSection(Section):
     other crop left to right."""
     num_classes: int | None = Field(None, ge=1, le=255)
     """Classes of a dataset without dataset.json, where its masks may not hold all of them; null: those found."""
+    any_angle: bool = False
+    """Also turn each crop by any angle; beyond the micrograph's edge lies its mirror image."""
+    brightness: float = Field(0.0, ge=0, le=0.5)
+    """Add or take away up to this share of the grey range, at random."""
+    contrast: float = Field(0.0, ge=0, le=1)
+    """Multiply contrast by a random factor between exp(-contrast) and exp(contrast)."""
     num_workers: int = Field(0, ge=0)
     """Processes that cut crops; micrographs are held in memory, so 0 is enough for small networks."""
 

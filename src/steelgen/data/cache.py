@@ -25,7 +25,7 @@ from steelgen.files import load_json, new_folder, save_json
 
 @dataclass(frozen=True)
 class CachedSplit:
-    """Memory-mapped, read-only arrays of one split; processes that fork share them."""
+    """Arrays of one split; from the cache they are mapped and read-only, and processes that fork share them."""
 
     info: DatasetInfo
     stems: list[str]
@@ -68,6 +68,22 @@ def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: 
         _map(folder / "images.raw", [(*shape, 3) if in_channels == 3 else shape for shape in shapes]),
         _map(folder / "masks.raw", shapes),
         _map(folder / "instances.raw", shapes) if index["has_instances"] else None,
+    )
+
+
+def decode_split(root: Path, split: str, in_channels: int = 1) -> CachedSplit:
+    """The same as `open_cached_split`, decoded into memory and without a cache."""
+    info, pairs = load_dataset_info(root), list_pairs(root, split)
+    decoded = [load_pair(pair, info) for pair in pairs]
+    has_instances = all(_files(pair)[2].is_file() for pair in pairs)
+    return CachedSplit(
+        info,
+        [pair.stem for pair in pairs],
+        [to_channels(image, in_channels) for image, _ in decoded],
+        [mask for _, mask in decoded],
+        [_load_instances(pair, mask.shape) for pair, (_, mask) in zip(pairs, decoded, strict=True)]
+        if has_instances
+        else None,
     )
 
 

@@ -14,30 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
-from steelgen.data.folder import DatasetInfo, list_pairs, load_dataset_info, load_pair
+from steelgen.data.cache import decode_split, open_cached_split
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.instances import compute_instance_edges
+from steelgen.data.placement import CropGeometry, Placement, Variation, draw_placement
 from steelgen.errors import InputError
 
 
 @dataclass(frozen=True)
-class CropGeometry:
-    """How a micrograph becomes network input: a square of `crop_size` source pixels, resized to `image_size`."""
-
-    image_size: int
-    """Edge of the network's images, in pixels."""
-    crop_size: int
-    """Edge of the square cut from the micrograph, in pixels of the micrograph."""
-    scale_range: tuple[float, float] = (1.0, 1.0)
-    """Each crop's edge is crop_size times a factor drawn log-uniformly from this range."""
-    in_channels: int = 1
-    """1 for grey micrographs, 3 for RGB."""
-
-
-@dataclass(frozen=True)
 class Micrographs:
-    """One split of a dataset folder, decoded into memory."""
+    """One split of a dataset folder, decoded."""
 
     info: DatasetInfo
     stems: list[str]
@@ -45,6 +33,8 @@ class Micrographs:
     """(H, W) or (H, W, 3) each."""
     masks: list[NDArray[np.uint8]]
     """(H, W) class indices each."""
+    instances: list[NDArray[np.uint16]] | None = None
+    """(H, W) instance ids each, where every micrograph has them."""
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -58,7 +48,7 @@ class Micrographs:
 
 
 def load_micrographs(root: Path, split: str, in_channels: int = 1) -> Micrographs:
-    """Reads every pair of a split.
+    """Every pair of a split, decoded once into a memory-mapped cache that later runs and other processes share.
 
     Args:
         root: a dataset folder.
@@ -68,46 +58,12 @@ def load_micrographs(root: Path, split: str, in_channels: int = 1) -> Micrograph
     Raises:
         InputError: if the split is missing, empty or holds a pair that cannot be used.
     """
-    info = load_dataset_info(root)
-    pairs = list_pairs(root, split)
-    images, masks = [], []
-    for pair in pairs:
-        image, mask = load_pair(pair, info)
-        images.append(to_channels(image, in_channels))
-        masks.append(mask)
-    return Micrographs(info, [pair.stem for pair in pairs], images, masks)
-
-
-def to_channels(image: NDArray[np.uint8], in_channels: int) -> NDArray[np.uint8]:
-    """Makes a (H, W) or (H, W, 3) uint8 image have 1 (H, W) or 3 (H, W, 3) channels."""
-    if in_channels == 1:
-        return np.asarray(Image.fromarray(image).convert("L")) if image.ndim == 3 else image
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-
-
-def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resizes an image to (height, width): area average when shrinking, bicubic when enlarging."""
-    if image.shape[:2] == (height, width):
-        return image
-    method = Image.Resampling.BOX if image.shape[0] > height else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(image).resize((width, height), method))
-
-
-def resize_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resizes a mask to (height, width); each pixel takes the class that covers most of its area.
-
-    Nearest-neighbour would drop thin films at random; here one that covers half a pixel stays.
-    """
-    if mask.shape == (height, width):
-        return mask
-    if mask.shape[0] < height:
-        return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    present = np.unique(mask)
-    shares = [
-        np.asarray(Image.fromarray((mask == index).astype(np.float32)).resize((width, height), Image.Resampling.BOX))
-        for index in present
-    ]
-    return present[np.argmax(shares, axis=0)]
+    try:
+        decoded = open_cached_split(root, split, in_channels)
+    except OSError:
+        # A cache folder that cannot be written, as on some compute nodes: then every process decodes for itself.
+        decoded = decode_split(root, split, in_channels)
+    return Micrographs(decoded.info, decoded.stems, decoded.images, decoded.masks, decoded.instances)
 
 
 def cut_crop(
@@ -117,60 +73,39 @@ def cut_crop(
     rng: np.random.Generator,
     augment: bool | str,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cuts one random crop, turned and flipped as `draw_symmetry` says.
+    """Cuts one random crop; see `draw_placement`.
 
     Returns:
         image: (image_size, image_size) or (image_size, image_size, 3) uint8; mask: (image_size, image_size) uint8.
     """
-    low, high = np.log(geometry.scale_range)
-    # A micrograph smaller than the crop is used whole, as its largest square.
-    edge = min(round(geometry.crop_size * float(np.exp(rng.uniform(low, high)))), *mask.shape)
-    top = int(rng.integers(mask.shape[0] - edge + 1))
-    left = int(rng.integers(mask.shape[1] - edge + 1))
-    window = (slice(top, top + edge), slice(left, left + edge))
-    size = geometry.image_size
-    image = resize_image(np.ascontiguousarray(image[window]), size, size)
-    mask = resize_mask(np.ascontiguousarray(mask[window]), size, size)
-    symmetry = draw_symmetry(augment, rng)
-    return apply_symmetry(image, symmetry), apply_symmetry(mask, symmetry)
-
-
-def scale_whole(
-    image: NDArray[np.uint8],
-    mask: NDArray[np.uint8],
-    geometry: CropGeometry,
-    rng: np.random.Generator,
-    augment: bool | str,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Resizes a whole micrograph by the factor of its crops, image_size / crop_size; else like `cut_crop`."""
-    factor = geometry.image_size / geometry.crop_size
-    height, width = (max(geometry.image_size, round(edge * factor)) for edge in mask.shape)
-    image, mask = resize_image(image, height, width), resize_mask(mask, height, width)
-    symmetry = draw_symmetry(augment, rng)
-    return apply_symmetry(image, symmetry), apply_symmetry(mask, symmetry)
-
-
-def draw_symmetry(augment: bool | str, rng: np.random.Generator) -> int:
-    """An element of the square's symmetry group: any where `augment` is True; a flip every other time for "mirror"."""
-    if augment == "mirror":
-        return 4 * int(rng.integers(2))
-    return int(rng.integers(8)) if augment else 0
-
-
-def apply_symmetry(array: NDArray[np.uint8], symmetry: int) -> NDArray[np.uint8]:
-    """Applies element 0-7 of the square's symmetry group: `symmetry % 4` quarter turns, then a flip for 4-7."""
-    array = np.rot90(array, symmetry % 4)
-    return np.ascontiguousarray(np.flip(array, axis=1) if symmetry >= 4 else array)
+    placement = draw_placement(mask.shape[0], mask.shape[1], geometry, rng, augment)
+    return placement.cut_image(image), placement.cut_mask(mask)
 
 
 class CropDataset(Dataset):
     """Crop number n of an endless sequence; an epoch visits every micrograph `crops_per_micrograph` times.
 
-    Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices and
-    `number` int64.
+    Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
+    int64, and `instance_edges` (S, S) bool where they are asked for.
+
+    Args:
+        micrographs: the split.
+        geometry: size of the crops.
+        seed: with the crop's number it decides everything.
+        augment: see `draw_placement`.
+        variation: further random changes.
+        instance_edges: items tell where instances meet.
     """
 
-    def __init__(self, micrographs: Micrographs, geometry: CropGeometry, seed: int, augment: bool | str) -> None:
+    def __init__(
+        self,
+        micrographs: Micrographs,
+        geometry: CropGeometry,
+        seed: int,
+        augment: bool | str,
+        variation: Variation | None = None,
+        instance_edges: bool = False,
+    ) -> None:
         smallest = min(min(mask.shape) for mask in micrographs.masks)
         if smallest < geometry.image_size:
             raise InputError(
@@ -181,6 +116,8 @@ class CropDataset(Dataset):
         self.geometry = geometry
         self.seed = seed
         self.augment = augment
+        self.variation = variation
+        self.instance_edges = instance_edges and micrographs.instances is not None
         area = float(np.mean([mask.size for mask in micrographs.masks]))
         self.crops_per_micrograph = max(1, round(area / geometry.crop_size**2))
 
@@ -190,17 +127,27 @@ class CropDataset(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         image, mask = self.cut(number)
-        return {
+        item = {
             "image": image_to_tensor(image),
             "mask": torch.from_numpy(mask.astype(np.int64)),
             "number": torch.tensor(number),
         }
+        if self.instance_edges:
+            assert self.micrographs.instances is not None
+            ids = self.place(number).cut_instances(self.micrographs.instances[self.micrograph_index(number)])
+            item["instance_edges"] = torch.from_numpy(compute_instance_edges(ids))
+        return item
 
     def cut(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Crop number `number` (any integer ≥ 0) as uint8 image and mask."""
-        index = self.micrograph_index(number)
+        index, placement = self.micrograph_index(number), self.place(number)
+        return placement.cut_image(self.micrographs.images[index]), placement.cut_mask(self.micrographs.masks[index])
+
+    def place(self, number: int) -> Placement:
+        """Where crop number `number` lies in its micrograph."""
+        height, width = self.micrographs.masks[self.micrograph_index(number)].shape
         rng = np.random.default_rng((self.seed, number))
-        return cut_crop(self.micrographs.images[index], self.micrographs.masks[index], self.geometry, rng, self.augment)
+        return draw_placement(height, width, self.geometry, rng, self.augment, self.variation)
 
     def micrograph_index(self, number: int) -> int:
         """Which micrograph crop number `number` is cut from: a fresh permutation every pass over the micrographs."""

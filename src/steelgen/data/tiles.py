@@ -146,7 +146,7 @@ def _rescale(
     height, width = (max(1, round(edge * scale)) for edge in mask.shape)
     if (height, width) == mask.shape:
         return image, mask, instances
-    from steelgen.data.crops import resize_image, resize_mask
+    from steelgen.data.placement import resize_image, resize_mask
 
     if instances is not None:
         resized = Image.fromarray(instances).resize((width, height), Image.Resampling.NEAREST)

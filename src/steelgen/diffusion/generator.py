@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from steelgen import __version__
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
-from steelgen.data.crops import CropGeometry, Micrographs
+from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline

@@ -100,7 +100,8 @@ def compute_diffusion_loss(
     fixed in the second term, and L_vlb estimated as T times that of the one timestep drawn.
 
     Args:
-        batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, `number` (N,) int64.
+        batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, `number` (N,) int64; for networks that see them
+            also `instance_edges` (N, H, W) bool.
 
     Returns:
         (N,) float32 losses.
@@ -113,7 +114,11 @@ def compute_diffusion_loss(
     dropped = torch.tensor([np.random.default_rng((s, 4)).random() < mask_dropout for s in seeds], device=device)
 
     noisy_image = schedule.add_noise(image, noise, timesteps)
-    output = network(noisy_image, timesteps, one_hot_with_dropout(batch["mask"], num_classes, dropped)).float()
+    one_hot_mask = one_hot_with_dropout(batch["mask"], num_classes, dropped)
+    if "instance_edges" in batch:
+        edges = batch["instance_edges"][:, None] & ~dropped[:, None, None, None]
+        one_hot_mask = torch.cat([one_hot_mask, edges.float()], dim=1)
+    output = network(noisy_image, timesteps, one_hot_mask).float()
     prediction, *variance_output = output.split(image.shape[1], dim=1)
 
     def bound(prediction: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class WindowLayout:
 
     def cut(self, image: Tensor) -> Tensor:
         """(N, C, H, W) → (N·windows, C, edge, edge), all windows of an image one after another."""
-        n, channels = image.shape[:2]
+        channels = image.shape[1]
         pieces = image.flatten(2)[:, :, self._index.to(image.device)]  # (N, C, windows, edge²)
         return pieces.transpose(1, 2).reshape(-1, channels, self.edge, self.edge)
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from steelgen.config.evaluate import EvaluateConfig
-from steelgen.data.crops import CropGeometry, Micrographs, load_micrographs
+from steelgen.data.crops import Micrographs, load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info
+from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.features import default_cache_dir
 from steelgen.evaluation.figures import Figure

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from steelgen.data.crops import to_channels
+from steelgen.data.images import to_channels
 
 
 def compute_histogram(images: NDArray[np.uint8]) -> NDArray[np.int64]:

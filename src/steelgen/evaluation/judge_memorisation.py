@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.data.crops import apply_symmetry
+from steelgen.data.placement import apply_symmetry
 from steelgen.evaluation.evidence import Evidence, Section
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.figures import Figure

@@ -15,9 +15,10 @@ from PIL import Image
 
 from steelgen.config.base import config_to_json, parse_config
 from steelgen.config.segment import SegmentConfig
-from steelgen.data.crops import CropGeometry, image_to_tensor, load_micrographs, to_channels
+from steelgen.data.crops import image_to_tensor, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, save_dataset_info, save_mask
-from steelgen.data.images import load_image
+from steelgen.data.images import load_image, to_channels
+from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.agreement import compute_agreement
 from steelgen.evaluation.evidence import pick_device

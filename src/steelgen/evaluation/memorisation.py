@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from steelgen.data.crops import CropGeometry, Micrographs, apply_symmetry, resize_image
+from steelgen.data.crops import Micrographs
+from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image
 from steelgen.evaluation.grey import turn_grey
 
 COPY_RATIO = 1 / 3

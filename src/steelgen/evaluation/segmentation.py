@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from steelgen.config.evaluate import SegmenterSection
-from steelgen.data.crops import CropDataset, CropGeometry, Micrographs, image_to_tensor
+from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor
+from steelgen.data.placement import CropGeometry
 from steelgen.evaluation.features import hash_arrays
 from steelgen.files import new_file
 from steelgen.models.segmenter import SegmenterUNet

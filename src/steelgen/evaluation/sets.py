@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.config.evaluate import GeometrySection
-from steelgen.data.crops import CropDataset, CropGeometry, Micrographs, resize_image, resize_mask, to_channels
+from steelgen.data.crops import CropDataset, Micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_mask
-from steelgen.data.images import load_image
+from steelgen.data.images import load_image, to_channels
+from steelgen.data.placement import CropGeometry, resize_image, resize_mask
 from steelgen.errors import InputError
 from steelgen.files import load_json
 

@@ -84,7 +84,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         resample_in_blocks: change the resolution inside a residual block; else by a convolution.
         learn_sigma: a second set of output channels interpolates the reverse variance (Nichol & Dhariwal 2021).
         mask_resize: "area" or "nearest"; see `build_mask_pyramid`.
-        instance_edges: the SPADE norms see the outlines of the mask's regions too, as one more channel (see `mark_edges`).
+        instance_edges: the SPADE norms see where instances meet, as one more channel (see `mark_edges`).
         timestep_scale: the time embedding sees timesteps times this.
     """
 
@@ -187,6 +187,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
     def compute_mask_features(self, one_hot_mask: Tensor, max_bytes: float = math.inf) -> MaskFeatures:
         """γ and β of every SPADE norm for masks (N, num_classes, H, W); all zeros is the null mask of guidance.
 
+        With instance_edges a further channel may say where instances meet; else it is where classes do.
+
         Args:
             max_bytes: what all γ and β may take, in fp32; norms beyond that, the finest first, are recomputed in each
                 forward pass instead.
@@ -195,7 +197,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         if height % self.downsampling_factor or width % self.downsampling_factor:
             raise ValueError(f"the mask is {width}x{height}, not a multiple of {self.downsampling_factor}")
         sizes = [(height >> level, width >> level) for level in range(len(self.config.channel_mult))]
-        if self.config.instance_edges:
+        if self.config.instance_edges and one_hot_mask.shape[1] == self.config.num_classes:
             one_hot_mask = torch.cat([one_hot_mask, mark_edges(one_hot_mask)], dim=1)
         pyramid = build_mask_pyramid(one_hot_mask, sizes, self.config.mask_resize)
         masks = tuple(pyramid[size] for size in sizes)
@@ -232,9 +234,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
         if not timesteps.is_floating_point():
             timesteps = timesteps.float()
-        embedding = get_timestep_embedding(
-            timesteps * self.config.timestep_scale, self.config.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0
-        )
+        scaled = timesteps * self.config.timestep_scale
+        embedding = get_timestep_embedding(scaled, self.config.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
         embedding = F.silu(self.time_mlp(embedding.to(noisy_image.dtype)))
 
         features = self.conv_in(noisy_image)

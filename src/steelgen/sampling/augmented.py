@@ -7,8 +7,9 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from steelgen.config.sample import AugmentedMasks
-from steelgen.data.crops import CropDataset, CropGeometry, load_micrographs, resize_mask
+from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry, resize_mask
 from steelgen.errors import InputError
 from steelgen.sampling.islands import (
     find_islands,

@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from steelgen.config.sample import BalancedMasks
-from steelgen.data.crops import CropDataset, CropGeometry, apply_symmetry, load_micrographs
+from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry, apply_symmetry
 from steelgen.errors import InputError
 from steelgen.files import new_file, save_json
 from steelgen.sampling.masks import DrawnMask, load_source_info

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from steelgen.data.crops import CropGeometry, Micrographs, apply_symmetry, resize_image, to_channels
+from steelgen.data.crops import Micrographs
+from steelgen.data.images import to_channels
+from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image
 
 _COARSE_EDGE = 32
 """Edge of the network's images in the coarse search, in pixels."""

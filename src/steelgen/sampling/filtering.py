@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from steelgen.config.sample import FilterSection
-from steelgen.data.crops import CropGeometry, load_micrographs
+from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.agreement import compute_confusion, compute_iou
 from steelgen.evaluation.features import default_cache_dir

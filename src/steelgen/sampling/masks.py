@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from steelgen.config.sample import AnyMasks, AugmentedMasks, BalancedMasks, FolderMasks, ProceduralMasks, SplitMasks
 from steelgen.data.classes import declare_classes
-from steelgen.data.crops import CropDataset, CropGeometry, cut_crop, load_micrographs, scale_whole
+from steelgen.data.crops import CropDataset, cut_crop, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
+from steelgen.data.placement import CropGeometry, scale_whole
 from steelgen.errors import InputError
 
 

@@ -8,8 +8,9 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from steelgen.config.sample import ProceduralMasks
-from steelgen.data.crops import CropGeometry, load_micrographs, scale_whole
+from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry, scale_whole
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import resolve_shares
 from steelgen.sampling.islands import find_matrix, meet_area, place_island, smooth_noise, trim

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig, TrainConfig
 from steelgen.data.classes import declare_classes
-from steelgen.data.crops import CropDataset, CropGeometry, CropSampler, Micrographs, load_micrographs
+from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
+from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
@@ -148,7 +149,14 @@ def _run(
         gradient_accumulation_steps=options.gradient_accumulation_steps,
     )
     check_allocation(os.environ, accelerator.num_processes, torch.cuda.device_count())
-    dataset = CropDataset(micrographs, generator.geometry, config.seed, config.data.augment)
+    dataset = CropDataset(
+        micrographs,
+        generator.geometry,
+        config.seed,
+        config.data.augment,
+        Variation(config.data.any_angle, config.data.brightness, config.data.contrast),
+        instance_edges=getattr(generator.network.config, "instance_edges", False),
+    )
     network = generator.network
     if options.gradient_checkpointing:
         network.enable_gradient_checkpointing()  # type: ignore[operator]

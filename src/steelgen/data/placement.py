@@ -1,0 +1,177 @@
+"""Where a crop lies in its micrograph, and how pixels, classes and instance ids get there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class CropGeometry:
+    """How a micrograph becomes network input: a square of `crop_size` source pixels, resized to `image_size`."""
+
+    image_size: int
+    """Edge of the network's images, in pixels."""
+    crop_size: int
+    """Edge of the square cut from the micrograph, in pixels of the micrograph."""
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    """Each crop's edge is crop_size times a factor drawn log-uniformly from this range."""
+    in_channels: int = 1
+    """1 for grey micrographs, 3 for RGB."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Random changes of a crop beyond flips and quarter turns; the default changes nothing."""
+
+    any_angle: bool = False
+    """Turn each crop by any angle; what lies beyond the micrograph is its mirror image."""
+    brightness: float = 0.0
+    """Add up to this share of the grey range, or take it away."""
+    contrast: float = 0.0
+    """Multiply contrast about the crop's mean by a factor drawn log-uniformly from exp(±contrast)."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One crop of one micrograph, decided: the same for its image, its mask and its instance ids."""
+
+    top: int
+    left: int
+    edge: int
+    """In pixels of the micrograph."""
+    size: int
+    """In pixels of the crop."""
+    symmetry: int
+    """Element 0-7 of the square's symmetry group."""
+    angle: float = 0.0
+    """In radians, about the crop's middle."""
+    brightness: float = 0.0
+    contrast: float = 1.0
+
+    def cut_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W) or (H, W, 3) → (size, size) or (size, size, 3) uint8."""
+        crop = apply_symmetry(resize_image(self._window(image, order=1), self.size, self.size), self.symmetry)
+        if self.brightness == 0 and self.contrast == 1:
+            return crop
+        mean = crop.mean()
+        varied = (crop - mean) * self.contrast + mean + 255 * self.brightness
+        return varied.clip(0, 255).round().astype(np.uint8)
+
+    def cut_mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W) class indices → (size, size)."""
+        return apply_symmetry(resize_mask(self._window(mask, order=0), self.size, self.size), self.symmetry)
+
+    def cut_instances(self, instances: NDArray[np.uint16]) -> NDArray[np.int32]:
+        """(H, W) instance ids → (size, size), each pixel the id at its middle."""
+        window = Image.fromarray(self._window(instances, order=0).astype(np.int32))
+        resized = window.resize((self.size, self.size), Image.Resampling.NEAREST)
+        return apply_symmetry(np.asarray(resized), self.symmetry)
+
+    def _window(self, array: NDArray[Any], order: int) -> NDArray[Any]:
+        if self.angle == 0:
+            return np.ascontiguousarray(array[self.top : self.top + self.edge, self.left : self.left + self.edge])
+        from scipy.ndimage import map_coordinates
+
+        offsets = np.arange(self.edge) - (self.edge - 1) / 2
+        down, right = np.meshgrid(offsets, offsets, indexing="ij")
+        sine, cosine = np.sin(self.angle), np.cos(self.angle)
+        middle = (self.edge - 1) / 2
+        rows = self.top + middle + cosine * down + sine * right
+        columns = self.left + middle - sine * down + cosine * right
+        channels = array[..., None] if array.ndim == 2 else array
+        turned = [
+            map_coordinates(channels[..., index], (rows, columns), order=order, mode="reflect")
+            for index in range(channels.shape[-1])
+        ]
+        return turned[0] if array.ndim == 2 else np.stack(turned, axis=-1)
+
+
+def draw_placement(
+    height: int,
+    width: int,
+    geometry: CropGeometry,
+    rng: np.random.Generator,
+    augment: bool | str,
+    variation: Variation | None = None,
+) -> Placement:
+    """Draws one crop of a micrograph of `height` x `width` pixels.
+
+    Args:
+        augment: True draws one of the 8 flips and rotations, "mirror" a flip every other time, False neither.
+    """
+    low, high = np.log(geometry.scale_range)
+    # A micrograph smaller than the crop is used whole, as its largest square.
+    edge = min(round(geometry.crop_size * float(np.exp(rng.uniform(low, high)))), height, width)
+    top = int(rng.integers(height - edge + 1))
+    left = int(rng.integers(width - edge + 1))
+    symmetry = draw_symmetry(augment, rng)
+    if variation is None:
+        return Placement(top, left, edge, geometry.image_size, symmetry)
+    return Placement(
+        top,
+        left,
+        edge,
+        geometry.image_size,
+        symmetry,
+        angle=float(rng.uniform(0, 2 * np.pi)) if variation.any_angle else 0.0,
+        brightness=float(rng.uniform(-1, 1)) * variation.brightness,
+        contrast=float(np.exp(rng.uniform(-1, 1) * variation.contrast)),
+    )
+
+
+def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resizes an image to (height, width): area average when shrinking, bicubic when enlarging."""
+    if image.shape[:2] == (height, width):
+        return image
+    method = Image.Resampling.BOX if image.shape[0] > height else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(image).resize((width, height), method))
+
+
+def resize_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resizes a mask to (height, width); each pixel takes the class that covers most of its area.
+
+    Nearest-neighbour would drop thin films at random; here one that covers half a pixel stays.
+    """
+    if mask.shape == (height, width):
+        return mask
+    if mask.shape[0] < height:
+        return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    present = np.unique(mask)
+    shares = [
+        np.asarray(Image.fromarray((mask == index).astype(np.float32)).resize((width, height), Image.Resampling.BOX))
+        for index in present
+    ]
+    return present[np.argmax(shares, axis=0)]
+
+
+def scale_whole(
+    image: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    geometry: CropGeometry,
+    rng: np.random.Generator,
+    augment: bool | str,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Resizes a whole micrograph by the factor of its crops, image_size / crop_size; else like a crop."""
+    factor = geometry.image_size / geometry.crop_size
+    height, width = (max(geometry.image_size, round(edge * factor)) for edge in mask.shape)
+    image, mask = resize_image(image, height, width), resize_mask(mask, height, width)
+    symmetry = draw_symmetry(augment, rng)
+    return apply_symmetry(image, symmetry), apply_symmetry(mask, symmetry)
+
+
+def draw_symmetry(augment: bool | str, rng: np.random.Generator) -> int:
+    """An element of the square's symmetry group: any where `augment` is True; a flip every other time for "mirror"."""
+    if augment == "mirror":
+        return 4 * int(rng.integers(2))
+    return int(rng.integers(8)) if augment else 0
+
+
+def apply_symmetry(array: NDArray[Any], symmetry: int) -> NDArray[Any]:
+    """Applies element 0-7 of the square's symmetry group: `symmetry % 4` quarter turns, then a flip for 4-7."""
+    array = np.rot90(array, symmetry % 4)
+    return np.ascontiguousarray(np.flip(array, axis=1) if symmetry >= 4 else array)
