@@ -6,6 +6,7 @@ from steelgen.config.base import Section
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.pipeline import PipelineConfig
 from steelgen.config.sample import SampleConfig
+from steelgen.config.segment import SegmentConfig
 from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import FinetuneConfig, TrainConfig
 
@@ -14,6 +15,7 @@ ACTIONS: dict[str, type[Section]] = {
     "finetune": FinetuneConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
+    "segment": SegmentConfig,
     "pipeline": PipelineConfig,
     "slurm-profile": SlurmProfile,
 }
