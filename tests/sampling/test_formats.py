@@ -21,6 +21,7 @@ from steelgen.data.rasterise import rasterise_polygons
 from steelgen.files import load_json
 from steelgen.sampling.coco import encode_counts, iterate_islands, trace_outline
 from steelgen.sampling.formats import PNG_KEY, hash_generator
+from steelgen.sampling.replay import replay
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.sampling.test_sample import draw
@@ -116,6 +117,9 @@ def test_dataset_output_can_be_trained_on(trained, tmp_path):
         "train",
     ]
     assert list(load_metadata(out)) == [f"train/images/{index:06d}.png" for index in range(4)]
+    # Hugging Face's imagefolder reads the split alone (tried with datasets 5.2).
+    assert list(load_metadata(out / "train")) == [f"images/{index:06d}.png" for index in range(4)]
+    assert replay(out / "train/metadata.jsonl", 2)[1]
     values = tiny_train_config(out, tmp_path / "run", max_steps=1)
     values["data"]["crop_size"] = 16
     train(TrainConfig.model_validate(values), Recorder())
@@ -199,3 +203,33 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(trained, tmp_pa
                 json.loads(path.read_text())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "generator", "message"),
+    [
+        ((16, 16), 9, None, "a.png: mask index 9 is not below num_classes 3"),
+        ((15, 17), 0, None, "a.png: the mask is 17x15, smaller than the generator's image_size 16"),
+        ((16, 16), 0, "nowhere", "nowhere: no such run, checkpoint or export"),
+        ((16, 16), 0, "damaged", "damaged: not a complete semantic diffusion model"),
+        ((16, 16), 0, "empty", "empty: holds no weights"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(trained, tmp_path, size, value, generator, message):
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.full(size, value, np.uint8)).save(tmp_path / "masks/a.png")
+    for name in ("damaged", "empty"):
+        shutil.copytree(trained[1] / "export", tmp_path / name)
+        weights = next((tmp_path / name).rglob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:1000]) if name == "damaged" else weights.unlink()
+    config = {
+        "generator": str(tmp_path / generator if generator else trained[1]),
+        "output_dir": str(tmp_path / "out"),
+        "mask_source": {"kind": "folder", "folder": str(tmp_path / "masks")},
+    }
+    (tmp_path / "sample.json").write_text(json.dumps(config))
+    result = CliRunner().invoke(app, ["sample", "-c", str(tmp_path / "sample.json")])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "empty", "masks", "sample.json"]

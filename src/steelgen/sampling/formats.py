@@ -169,7 +169,13 @@ def iterate_rows(out: Path, layout: Layout, count: int) -> Iterator[dict[str, An
 
 
 def save_rows(out: Path, layout: Layout, count: int) -> None:
-    """Writes metadata.jsonl, row by row: any number of images takes the same memory."""
-    with new_file(out / "metadata.jsonl") as working, open(working, "w", encoding="utf-8") as file:
-        for row in iterate_rows(out, layout, count):
-            file.write(json.dumps(row) + "\n")
+    """Writes metadata.jsonl, row by row: any number of images takes the same memory.
+
+    A dataset folder gets one below train/ too: Hugging Face's imagefolder reads a split without what lies above it.
+    """
+    split = Path(layout.samples).parent
+    for folder in dict.fromkeys([Path(), split]):
+        with new_file(out / folder / "metadata.jsonl") as working, open(working, "w", encoding="utf-8") as file:
+            for row in iterate_rows(out, layout, count):
+                paths = {key: Path(row[key]).relative_to(folder).as_posix() for key in ("file_name", "mask")}
+                file.write(json.dumps({**row, **paths}) + "\n")

@@ -37,9 +37,7 @@ class MaskSource(Protocol):
         ...
 
 
-def build_mask_source(
-    config: AnyMasks, info: DatasetInfo, geometry: CropGeometry, seed: int
-) -> MaskSource:
+def build_mask_source(config: AnyMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> MaskSource:
     """The mask source of a config, for a generator's classes and crop geometry.
 
     Raises:
@@ -104,19 +102,20 @@ class _FolderSource:
         self._paths = list_images(config.folder)
         if not self._paths:
             raise InputError(f"{config.folder}: holds no mask images")
-        self._masks = [load_mask(path, info) for path in self._paths]
-        for path, mask in zip(self._paths, self._masks, strict=True):
+        # All are read once, so that a bad one is named before anything is drawn, but none is kept.
+        for path in self._paths:
+            mask = load_mask(path, info)
             if min(mask.shape) < geometry.image_size:
                 raise InputError(
                     f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, smaller than the generator's "
                     f"image_size {geometry.image_size}"
                 )
-        self._geometry, self._seed, self._config = geometry, seed, config
+        self._info, self._geometry, self._seed, self._config = info, geometry, seed, config
 
     def draw(self, index: int) -> DrawnMask:
-        number = index % len(self._masks)
+        number = index % len(self._paths)
         rng = np.random.default_rng((self._seed, index))
-        mask = self._masks[number]
+        mask = load_mask(self._paths[number], self._info)
         if mask.shape == (self._geometry.image_size,) * 2:
             # A mask of the network's own size is a finished mask, not a micrograph to cut from.
             geometry = CropGeometry(self._geometry.image_size, self._geometry.image_size)
