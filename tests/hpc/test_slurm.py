@@ -115,6 +115,9 @@ def test_two_nodes_train_together(cluster, cut_training, tmp_path):
     alone = [json.loads(line)["epoch"] for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines()]
     assert one.global_step == 3
     assert epochs == pytest.approx([2 * value for value in alone])
+    fewer = cluster.run("sbatch", "--parsable", "--nodes=1", "run.slurm/train.sbatch", cwd=tmp_path).stdout.strip()
+    assert cluster.wait(fewer, 30)["JobState"] == "FAILED"
+    assert "asked for 2 nodes, got 1" in read_logs(tmp_path / "run")
 
 
 def test_killed_shard_is_run_again_alone(cluster, trained):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from steelgen.cli.isdm import load_settings
 from steelgen.cli.options import ConfigOption, SetOption
 from steelgen.cli.output import errors_as_lines, print_table
 
@@ -103,6 +104,7 @@ def submit_command(
     """
     from steelgen.config.base import load_config
     from steelgen.config.evaluate import EvaluateConfig
+    from steelgen.config.train import FinetuneConfig
     from steelgen.hpc.submission import freeze_config, load_profile, submit_job
 
     with errors_as_lines():
@@ -111,10 +113,12 @@ def submit_command(
         )
         settings = _load(action, config, overrides)
         judge = load_config(evaluate, EvaluateConfig) if evaluate else None
-        frozen = freeze_config(action.value, settings, _output(settings))
+        # An ISDM config that goes on from a checkpoint is a fine-tuning, whatever it was handed to.
+        kind = Action.finetune if isinstance(settings, FinetuneConfig) else action
+        frozen = freeze_config(kind.value, settings, _output(settings))
         frozen_judge = freeze_config("evaluate", judge, _output(settings)) if judge else None
         after = None
-        for job in _build_jobs(action, settings, frozen, (), array, frozen_judge, site):
+        for job in _build_jobs(kind, settings, frozen, (), array, frozen_judge, site):
             after = submit_job(job, site, after)
             typer.echo(f"{job.action}: job {after} → {job.output}")
 
@@ -145,10 +149,12 @@ def _is_open_shard(name: str, state: str) -> bool:
 
 
 def _load(action: Action, config: Path, overrides: list[str] | None) -> Section:
-    from steelgen.config.actions import ACTIONS
     from steelgen.config.base import load_config
+    from steelgen.config.evaluate import EvaluateConfig
 
-    return load_config(config, ACTIONS[action.value], overrides or ())
+    if action is Action.evaluate:
+        return load_config(config, EvaluateConfig, overrides or ())
+    return load_settings(config, action.value, overrides or ())
 
 
 def _output(settings: Section) -> Path:
