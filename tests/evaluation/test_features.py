@@ -54,7 +54,7 @@ def test_inception_reads_a_file_of_the_published_format(tmp_path: Path) -> None:
 
 
 def test_missing_or_foreign_inception_weights_are_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"Inception weights are not there; run `steelgen data fetch-inception`"):
+    with pytest.raises(InputError, match=r"Inception weights are not there; run `steelgen data fetch inception`"):
         build_extractor("inception", cache_dir=tmp_path)
     path = tmp_path / "other.pth"
     torch.save({"conv.weight": torch.zeros(1)}, path)

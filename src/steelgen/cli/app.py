@@ -12,7 +12,7 @@ from steelgen.cli.compare import compare_command
 from steelgen.cli.config import config_app
 from steelgen.cli.data import data_app
 from steelgen.cli.doctor import doctor_command
-from steelgen.cli.evaluate import evaluate_command, fetch_inception_command
+from steelgen.cli.evaluate import evaluate_command
 from steelgen.cli.interpolate import interpolate_command
 from steelgen.cli.isdm import export_app, import_app
 from steelgen.cli.pipeline import pipeline_command
@@ -52,7 +52,6 @@ app.command("finetune")(finetune_command)
 app.command("sample")(sample_command)
 app.command("interpolate")(interpolate_command)
 app.command("evaluate")(evaluate_command)
-data_app.command("fetch-inception")(fetch_inception_command)
 app.command("pipeline")(pipeline_command)
 app.command("doctor")(doctor_command)
 app.command("compare")(compare_command)

@@ -210,16 +210,25 @@ def split_command(
 
 @data_app.command("fetch")
 def fetch_command(
-    name: Annotated[str, typer.Argument(help="ma-islands (1.2 GB).")],
-    out: Annotated[Path, typer.Argument(help="Folder for the published files.")],
-    base_url: Annotated[str, typer.Option(help="Where the files are, for a mirror; figshare without it.")] = "",
+    name: Annotated[str, typer.Argument(help="ma-islands (1.2 GB), or inception (91 MB, the network that FID needs).")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Folder for the published files; inception without it goes into the cache.")
+    ] = None,
+    base_url: Annotated[str, typer.Option(help="ma-islands: where the files are, for a mirror; else figshare.")] = "",
 ) -> None:
-    """Download a published set; a second call goes on where the first broke off."""
+    """Download a published set, on a machine with a network; a second call goes on where the first broke off."""
     with errors_as_lines():
+        if name == "inception":
+            from steelgen.evaluation.features import fetch_inception_weights
+
+            typer.echo(f"Inception weights in {fetch_inception_weights(out)}")
+            return
+        if name != "ma-islands":
+            raise InputError(f"fetch {name!r}: known are ma-islands and inception")
+        if out is None:
+            raise InputError("fetch ma-islands: name the folder for the published files")
         from steelgen.data.fetch import FIGSHARE, MA_ISLANDS, fetch_files
 
-        if name != "ma-islands":
-            raise InputError(f"fetch {name!r}: known is ma-islands")
         with progress_bar("fetch") as report:
             fetch_files(MA_ISLANDS, out, base_url or FIGSHARE, report)
         typer.echo(f"{out}: complete")

@@ -37,14 +37,6 @@ def evaluate_command(config: ConfigOption, overrides: SetOption = None, dry_run:
         typer.echo(f"report: {settings.output_dir / 'report.html'}; figures: {settings.output_dir / 'evaluation.json'}")
 
 
-def fetch_inception_command() -> None:
-    """Download the weights that FID is defined on (91 MB) into the cache, for nodes without a network."""
-    from steelgen.evaluation.features import fetch_inception_weights
-
-    with errors_as_lines():
-        typer.echo(f"Inception weights in {fetch_inception_weights()}")
-
-
 def print_figures(figures: list[dict[str, Any]]) -> None:
     """Prints one table a section."""
     from steelgen.evaluation.report import show_number, show_spread

@@ -186,7 +186,7 @@ def _build_inception(path: Path, device: str) -> FeatureExtractor:
 
     if not path.is_file():
         raise InputError(
-            f"{path}: the Inception weights are not there; run `steelgen data fetch-inception` where "
+            f"{path}: the Inception weights are not there; run `steelgen data fetch inception` where "
             f"there is a network, copy {INCEPTION_FILE} there, or use the features efficientnet-lite0"
         )
     network = InceptionFeatures()

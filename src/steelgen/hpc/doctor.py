@@ -248,7 +248,7 @@ def _examine_weights() -> list[Finding]:
             "Inception's weights",
             "note",
             f"no {inception}",
-            "only for features inception: `steelgen data fetch-inception` where there is a network",
+            "only for features inception: `steelgen data fetch inception` where there is a network",
         )
     )
     return findings
