@@ -65,7 +65,7 @@ def test_tile_and_split(tmp_path: Path) -> None:
         (("tile", _UHCS, "y", "--size", "9999"), "smaller than a tile of 9999"),
         (("split", _UHCS, "y", "--by", "steel"), "has no 'steel' to split by"),
         (("split", _UHCS, _UHCS), "already in use"),
-        (("fetch", "imagenet", "y"), "known is ma-islands"),
+        (("fetch", "imagenet", "y"), "known are ma-islands"),
         (("check", "nowhere"), "nowhere: no such dataset folder"),
     ],
 )
