@@ -80,7 +80,7 @@ def test_impossible_arrays_are_refused(text):
     [
         ({"partitoin": "gpu"}, "did you mean 'partition'"),
         ({"partition": "gpu --exclusive"}, "partition"),
-        ({"time": "soon"}, "time"),
+        ({"time": "soon"}, "one of Slurm's time limits"),
         ({"venv": ".venv", "conda": "x"}, "one of venv and conda"),
         ({"sbatch": ["reservation"]}, "must be one option"),
         ({"environment": {"A B": "1"}}, "no name of a variable"),

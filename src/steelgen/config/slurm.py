@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from steelgen.config.base import Section
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\s'\"]+$")]
 """Text that stands in a #SBATCH line: one word."""
-TIME_PATTERN = r"^(\d+|\d+:\d{2}(:\d{2})?|\d+-\d{1,2}(:\d{2}){0,2})$"
+_TIME = r"(\d+|\d+:\d{2}(:\d{2})?|\d+-\d{1,2}(:\d{2}){0,2})"
 """Slurm's forms of a time limit: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
 
 
@@ -26,7 +27,7 @@ class SlurmProfile(Section):
     """The quality of service."""
     constraint: Word | None = None
     """Node features, e.g. a100."""
-    time: str = Field("24:00:00", pattern=TIME_PATTERN)
+    time: str = "24:00:00"
     """Time limit of a job; training goes on in a new one when it is reached."""
     nodes: int = Field(1, ge=1)
     """Nodes of a training job."""
@@ -55,6 +56,13 @@ class SlurmProfile(Section):
     """How long before its time limit a job is told to save; Slurm may be up to a minute early."""
     max_requeues: int = Field(100, ge=0)
     """How often a job may put itself back into the queue."""
+
+    @field_validator("time")
+    @classmethod
+    def _check_time(cls, value: str) -> str:
+        if not re.fullmatch(_TIME, value):
+            raise ValueError("must be one of Slurm's time limits, e.g. 04:00:00 or 2-00:00:00")
+        return value
 
     @model_validator(mode="after")
     def _check_one_environment(self) -> SlurmProfile:

@@ -64,7 +64,8 @@ def render_script(job: Job, profile: SlurmProfile, directory: Path) -> str:
     Raises:
         InputError: if the signal would come before the job has started.
     """
-    if profile.signal_seconds >= _seconds(profile.time):
+    # Slurm takes 0 for no limit.
+    if 0 < _seconds(profile.time) <= profile.signal_seconds:
         raise InputError(
             f"signal_seconds {profile.signal_seconds}: must be less than the time limit {profile.time} "
             f"({_seconds(profile.time)} s)"
