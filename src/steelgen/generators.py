@@ -18,6 +18,7 @@ from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
+from steelgen.diffusion.loss_history import LossHistory
 from steelgen.errors import InputError
 from steelgen.files import load_json
 
@@ -57,6 +58,10 @@ class Generator(Protocol):
             seed: with the crop numbers it determines everything random, except dropout inside the network.
             mask_dropout: probability of replacing a mask by the null mask.
         """
+        ...
+
+    def start_loss_history(self) -> LossHistory:
+        """From now on `compute_loss` draws timesteps by the losses that the returned history has absorbed."""
         ...
 
     def draw(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -79,6 +79,11 @@ class OptimisationSection(Section):
     """Probability that a crop's mask is replaced by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay of the exponential moving average of the weights; it warms up as (1 + step) / (10 + step)."""
+    further_ema_decays: list[Annotated[float, Field(ge=0, lt=1)]] = []
+    """Decays of more averages, kept in the checkpoints and exported beside the first as export-ema-<decay>/."""
+    timestep_sampling: Literal["even", "loss_second_moment"] = "even"
+    """Draw all timesteps alike, or those of large loss more often, weighing them down
+    (Nichol & Dhariwal 2021, arXiv 2102.09672, section 3.3)."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the forward and backward pass; weights stay fp32. bf16 also speeds up CPUs that have it; auto takes
     it where the machine has it."""
@@ -94,6 +99,10 @@ class OptimisationSection(Section):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
+    keep_best: bool = False
+    """Keep the averaged generator of the epoch with the lowest mean training loss in best/."""
+    patience_steps: int | None = Field(None, ge=1)
+    """Stop after so many steps without an epoch of lower mean training loss; null: never."""
 
     @model_validator(mode="after")
     def _check_end(self) -> OptimisationSection:
@@ -156,4 +165,4 @@ class FinetuneConfig(RunConfig):
     checkpoint: Path
     """A run folder, a checkpoint or an export to start from."""
     continue_training: bool = False
-    """Go on with the checkpoint's averages, AdamW moments and step count, where it has them; else start these afresh."""
+    """Go on with the checkpoint's averages, AdamW moments and step count; else these start afresh."""

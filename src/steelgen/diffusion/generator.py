@@ -17,6 +17,7 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
+from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.respaced import draw_respaced
@@ -40,7 +41,14 @@ class SemanticDiffusion:
     objective: str = "simple"
     vlb_weight: float = 0.001
     """What training minimises; see `NoiseSection`."""
+    loss_history: LossHistory | None = None
+    """Where given, training draws timesteps by it."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
+
+    def start_loss_history(self) -> LossHistory:
+        """See `Generator.start_loss_history`."""
+        self.loss_history = LossHistory(self.schedule.config.num_train_timesteps)
+        return self.loss_history
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -53,7 +61,9 @@ class SemanticDiffusion:
         mean, deviation = self.intensity
         batch = {**batch, "image": (batch["image"] - mean) / deviation}
         options = LossOptions(self.snr_gamma, self.objective, self.vlb_weight, self.value_range)
-        return compute_diffusion_loss(network, self.schedule, batch, self.info.num_classes, seed, mask_dropout, options)
+        return compute_diffusion_loss(
+            network, self.schedule, batch, self.info.num_classes, seed, mask_dropout, options, self.loss_history
+        )
 
     def draw(
         self,

@@ -10,11 +10,18 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.noise import compute_snr, randn_by_seed
 from steelgen.diffusion.reverse import build_reverse_process
 from steelgen.diffusion.variational import compute_variational_bound
 
 _GOLDEN_RATIO = 0.6180339887498949
+
+
+def draw_fractions(numbers: Tensor, seed: int) -> Tensor:
+    """A number in [0, 1) for each crop number (N,), spread evenly over consecutive crops; float64."""
+    offset = np.random.default_rng((seed, 2)).random()
+    return (offset + numbers.double() * _GOLDEN_RATIO) % 1
 
 
 def draw_timesteps(numbers: Tensor, seed: int, num_train_timesteps: int) -> Tensor:
@@ -29,8 +36,7 @@ def draw_timesteps(numbers: Tensor, seed: int, num_train_timesteps: int) -> Tens
     Returns:
         (N,) int64 in [0, num_train_timesteps).
     """
-    offset = np.random.default_rng((seed, 2)).random()
-    fraction = (offset + numbers.double() * _GOLDEN_RATIO) % 1
+    fraction = draw_fractions(numbers, seed)
     return (fraction * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
@@ -79,7 +85,7 @@ class LossOptions:
     snr_gamma: float | None = None
     objective: str = "simple"
     """"simple": the squared error, with `vlb_weight` times the bound where the variance is learned; "variational": the
-    bound alone."""
+    bound alone, L_vlb/T, which keeps the loss of the order of 1."""
     vlb_weight: float = 0.001
     value_range: tuple[float, float] = (-1.0, 1.0)
     """What grey levels 0 and 255 are in the images."""
@@ -93,6 +99,7 @@ def compute_diffusion_loss(
     seed: int,
     mask_dropout: float,
     options: LossOptions,
+    history: LossHistory | None = None,
 ) -> Tensor:
     """Denoising loss of each crop; timestep, noise and mask dropout are functions of (seed, crop number) alone.
 
@@ -100,6 +107,7 @@ def compute_diffusion_loss(
     fixed in the second term, and L_vlb estimated as T times that of the one timestep drawn.
 
     Args:
+        history: draws the timesteps by the losses so far, and notes these; then the loss depends on it too.
         batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, `number` (N,) int64; for networks that see them
             also `instance_edges` (N, H, W) bool.
 
@@ -110,7 +118,11 @@ def compute_diffusion_loss(
     device = image.device
     seeds = crop_seeds(numbers, seed)
     noise = randn_by_seed(image.shape[1:], seeds, device)
-    timesteps = draw_timesteps(numbers, seed, schedule.config.num_train_timesteps).to(device)
+    if history is None:
+        timesteps = draw_timesteps(numbers, seed, schedule.config.num_train_timesteps).to(device)
+    else:
+        drawn, importance = history.draw(draw_fractions(numbers, seed))
+        timesteps = drawn.to(device)
     dropped = torch.tensor([np.random.default_rng((s, 4)).random() < mask_dropout for s in seeds], device=device)
 
     noisy_image = schedule.add_noise(image, noise, timesteps)
@@ -129,8 +141,14 @@ def compute_diffusion_loss(
         )
 
     if options.objective == "variational":
-        return bound(prediction)
-    target = compute_target(schedule, image, noise, timesteps)
-    error = (prediction - target).square().mean(dim=(1, 2, 3))
-    loss = error * compute_loss_weights(schedule, timesteps, options.snr_gamma)
-    return loss + options.vlb_weight * bound(prediction.detach()) if variance_output else loss
+        loss = bound(prediction) / schedule.config.num_train_timesteps
+    else:
+        target = compute_target(schedule, image, noise, timesteps)
+        error = (prediction - target).square().mean(dim=(1, 2, 3))
+        loss = error * compute_loss_weights(schedule, timesteps, options.snr_gamma)
+        if variance_output:
+            loss = loss + options.vlb_weight * bound(prediction.detach())
+    if history is None:
+        return loss
+    history.record(timesteps, loss)
+    return loss * importance.to(device)

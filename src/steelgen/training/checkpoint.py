@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,32 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: Any,
     keep: int,
+    further: Sequence[WeightAverage] = (),
+    progress: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes checkpoints/step-<global_step> and removes all but the newest `keep`."""
+    """Writes checkpoints/step-<global_step> and removes all but the newest `keep`.
+
+    Args:
+        further: more averages, each in a file of its own.
+        progress: what else training goes on from, as JSON values; see `load_progress`.
+    """
     folder = run_dir / "checkpoints" / f"step-{global_step:06d}"
     if not folder.exists():
         with new_folder(folder, durable=True) as working:
             save_file(_contiguous(generator.network.state_dict()), working / "weights.safetensors")
             save_file(_contiguous(average.state_dict()), working / "average.safetensors")
+            for more in further:
+                save_file(_contiguous(more.state_dict()), working / f"average-{more.decay:g}.safetensors")
             save_file(_flatten_optimizer(optimizer), working / "optimizer.safetensors")
             with average.applied():
                 generator.save(working / "generator")
             save_json(
                 working / "training.json",
-                {"global_step": global_step, "scaler": scaler.state_dict() if scaler is not None else None},
+                {
+                    "global_step": global_step,
+                    "scaler": scaler.state_dict() if scaler is not None else None,
+                    "progress": progress or {},
+                },
             )
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
@@ -85,9 +99,14 @@ def find_training_state(path: Path) -> Path:
 
 
 def load_checkpoint(
-    folder: Path, generator: Generator, average: WeightAverage, optimizer: torch.optim.Optimizer, scaler: Any
+    folder: Path,
+    generator: Generator,
+    average: WeightAverage,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    further: Sequence[WeightAverage] = (),
 ) -> int:
-    """Restores a training run in place.
+    """Restores a training run in place; averages that the checkpoint has not start from its first one.
 
     Returns:
         The checkpoint's global_step.
@@ -104,11 +123,19 @@ def load_checkpoint(
     check_same_architecture(generator.network, weights, folder)
     generator.network.load_state_dict(weights)
     average.load_state_dict(averages)
+    for more in further:
+        path = folder / f"average-{more.decay:g}.safetensors"
+        more.load_state_dict(load_file(path) if path.is_file() else averages)
     _restore_optimizer(optimizer, moments)
     state = load_json(folder / "training.json")
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     return state["global_step"]
+
+
+def load_progress(folder: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given as progress; empty where there was none."""
+    return load_json(folder / "training.json").get("progress", {})
 
 
 def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

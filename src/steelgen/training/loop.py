@@ -27,11 +27,13 @@ from steelgen.runs import MetricsLog, open_run, save_result
 from steelgen.training.checkpoint import (
     find_training_state,
     load_checkpoint,
+    load_progress,
     newest_checkpoint,
     remove_unfinished,
     save_checkpoint,
 )
 from steelgen.training.ema import WeightAverage
+from steelgen.training.epochs import NO_IMPROVEMENT, EpochTracker
 from steelgen.training.meter import LossMeter
 from steelgen.training.preview import PreviewDrawer
 from steelgen.training.stopping import OUT_OF_TIME, StopRequest
@@ -172,18 +174,28 @@ def _run(
         weight_decay=options.weight_decay,
         fused=True,
     )
-    average = WeightAverage(network, options.ema_decay)
+    averages = [WeightAverage(network, decay) for decay in (options.ema_decay, *options.further_ema_decays)]
+    average, *further = averages
+    epochs = EpochTracker(len(dataset), options.patience_steps)
+    history = generator.start_loss_history() if options.timestep_sampling == "loss_second_moment" else None
     if accelerator.is_main_process:
         open_run(config.run_dir, config, resume)
         remove_unfinished(config.run_dir)
     accelerator.wait_for_everyone()
 
+    effective_batch = options.train_batch_size * options.gradient_accumulation_steps * accelerator.num_processes
     step, last_step = 0, count_steps(options, len(dataset), accelerator.num_processes)
     if resume and (checkpoint := newest_checkpoint(config.run_dir)):
-        step = load_checkpoint(checkpoint, generator, average, optimizer, accelerator.scaler)
+        step = load_checkpoint(checkpoint, generator, average, optimizer, accelerator.scaler, further)
+        progress = load_progress(checkpoint)
+        if "epochs" in progress:
+            epochs.restore(progress["epochs"])
+        if history and progress.get("loss_history"):
+            history.restore(progress["loss_history"])
         observer.on_event(f"resumed from {checkpoint}")
     elif start_from:
-        step = load_checkpoint(start_from, generator, average, optimizer, accelerator.scaler)
+        step = load_checkpoint(start_from, generator, average, optimizer, accelerator.scaler, further)
+        epochs.start_at(step, step * effective_batch)
         observer.on_event(f"goes on from {start_from} at step {step}")
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     learning_rate_factor = get_scheduler(
@@ -204,8 +216,17 @@ def _run(
         accelerator.wait_for_everyone()
         if main:
             inner = getattr(optimizer, "optimizer", optimizer)
+            progress = {"epochs": epochs.state(), "loss_history": history.state() if history else None}
             folder = save_checkpoint(
-                config.run_dir, step, generator, average, inner, accelerator.scaler, options.keep_checkpoints
+                config.run_dir,
+                step,
+                generator,
+                average,
+                inner,
+                accelerator.scaler,
+                options.keep_checkpoints,
+                further,
+                progress,
             )
             observer.on_event(f"saved {folder}")
         accelerator.wait_for_everyone()
@@ -222,6 +243,9 @@ def _run(
     reason: str | None = None
     with StopRequest(options.max_minutes) as stop:
         while step < last_step and not (reason := _agree_on_stop(stop, accelerator)):
+            if epochs.given_up(step):
+                reason = NO_IMPROVEMENT
+                break
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * learning_rate_factor(step)
             # Only dropout uses the global generator; seeding it here makes every step a function of its number.
@@ -233,12 +257,20 @@ def _run(
                         losses = generator.compute_loss(wrapped, batch, config.seed, options.mask_dropout)
                     accelerator.backward(losses.mean())
                     meter.add(step + 1, batch["number"], losses)
+                    epochs.add(accelerator.gather(losses.detach()))
                     if accelerator.sync_gradients:
                         norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm or math.inf)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
             step += 1
-            average.update(step)
+            for each in averages:
+                each.update(step)
+            if history:
+                history.absorb(accelerator.gather)
+            epoch_loss = epochs.close_epoch(step, step * effective_batch)
+            if options.keep_best and epoch_loss is not None and epochs.best_step == step and main:
+                _export(generator, average, config.run_dir, "best")
+                observer.on_event(f"best epoch so far: loss {epoch_loss:.4f} at step {step}")
 
             values: dict[str, float] = {}
             logs, saves = step % options.log_every == 0 or step == last_step, step % options.checkpoint_every == 0
@@ -253,8 +285,8 @@ def _run(
                     * options.gradient_accumulation_steps
                     / len(dataset)
                 )
-                if log:
-                    log.write(step, values)
+            if log and (values or epoch_loss is not None):
+                log.write(step, values if epoch_loss is None else {**values, "epoch_loss": epoch_loss})
             observer.on_step(step, values)
             if step % config.preview.every == 0 and step < last_step:
                 preview()
@@ -263,12 +295,14 @@ def _run(
         meter.check(newest_checkpoint(config.run_dir))
         save()
 
-        finished = reason in (None, OUT_OF_TIME)
+        finished = reason in (None, OUT_OF_TIME, NO_IMPROVEMENT)
         export = config.run_dir / "export" if finished else None
         if finished:
             preview()
             if main:
-                _export(generator, average, config.run_dir)
+                _export(generator, average, config.run_dir, "export")
+                for more in further:
+                    _export(generator, more, config.run_dir, f"export-ema-{more.decay:g}")
         if log:
             log.close()
         accelerator.wait_for_everyone()
@@ -289,13 +323,13 @@ def _agree_on_stop(stop: StopRequest, accelerator: Accelerator) -> str | None:
     return OUT_OF_TIME if asked[1] else None
 
 
-def _export(generator: Generator, average: WeightAverage, run_dir: Path) -> None:
-    """Replaces export/ by the generator with averaged weights."""
+def _export(generator: Generator, average: WeightAverage, run_dir: Path, name: str) -> None:
+    """Replaces the folder `name` of a run by the generator with averaged weights."""
     import shutil
 
-    fresh = run_dir / "export.new"
+    fresh = run_dir / f"{name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     with average.applied():
         generator.save(fresh)
-    shutil.rmtree(run_dir / "export", ignore_errors=True)
-    fresh.rename(run_dir / "export")
+    shutil.rmtree(run_dir / name, ignore_errors=True)
+    fresh.rename(run_dir / name)
