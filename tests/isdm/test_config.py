@@ -51,7 +51,8 @@ def test_training_key_by_key():
         batch_size=32,
         microbatch=8,
         drop_rate=0.2,
-        ema_rate="0.999",
+        ema_rate="0.999,0.9999",
+        schedule_sampler="loss-second-moment",
         weight_decay=0.1,
         use_checkpoint=True,
         log_interval=7,
@@ -71,6 +72,8 @@ def test_training_key_by_key():
     assert (train.learning_rate, train.lr_scheduler, train.max_steps, train.warmup_steps) == (3e-4, "linear", 500, 0)
     assert (train.train_batch_size, train.gradient_accumulation_steps, train.adam_betas) == (8, 4, (0.9, 0.999))
     assert (train.mask_dropout, train.ema_decay, train.weight_decay, train.max_grad_norm) == (0.2, 0.999, 0.1, None)
+    assert (train.further_ema_decays, train.timestep_sampling) == ([0.9999], "loss_second_moment")
+    assert (train.keep_best, train.patience_steps, train.max_epochs) == (True, 100_000, 20000)
     assert (train.gradient_checkpointing, train.log_every, train.checkpoint_every) == (True, 7, 9)
     assert (unet.base_channels, unet.channel_mult, unet.num_res_blocks) == (256, [1, 1, 2, 2, 4, 4], 2)
     assert (unet.attention_resolutions, unet.num_head_channels, unet.num_heads_upsample) == ([32, 16, 8], 64, 2)

@@ -15,6 +15,8 @@ from steelgen.errors import InputError
 from steelgen.files import load_json
 from steelgen.isdm.network import WHOLE_MICROGRAPH, convert_network, convert_noise, convert_solver
 
+PATIENCE_STEPS = 100_000
+"""Steps without a better epoch after which ISDM stops."""
 Action = Literal["train", "finetune", "sample"]
 
 
@@ -111,9 +113,7 @@ def _convert_training(
         notes.append("timestep_respacing: the kept steps look alike in the full process, so training covers all steps")
     if not old.class_cond:
         notes.append("class_cond false: the masks are hidden in training by mask_dropout 1")
-    notes.append(
-        "data: micrographs that are not square are cut to a square, not squashed; the first 20 % stay in training"
-    )
+    notes.append("data: micrographs that are not square are cut to a square, not squashed; all of train/ is trained on")
     micro = old.microbatch if 0 < old.microbatch < old.batch_size else old.batch_size
     decays = old.ema_decays
     train = {
@@ -129,10 +129,14 @@ def _convert_training(
         "max_grad_norm": None,
         "mask_dropout": old.drop_rate if old.class_cond else 1.0,
         "ema_decay": decays[0],
+        "further_ema_decays": decays[1:],
+        "timestep_sampling": "loss_second_moment" if old.schedule_sampler == "loss-second-moment" else "even",
         "mixed_precision": "auto" if old.use_fp16 else "no",
         "gradient_checkpointing": old.use_checkpoint,
         "log_every": old.log_interval,
         "checkpoint_every": old.save_interval,
+        "keep_best": True,
+        "patience_steps": PATIENCE_STEPS,
     }
     run_dir = Path(old.root_log_dir) / _name_run(old, action)
     config: dict[str, Any] = {

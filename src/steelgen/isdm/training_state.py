@@ -21,7 +21,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def save_training_state(path: Path, network: SemanticUNet, new_attention_order: bool, folder: Path) -> list[str]:
     """Writes training.json, weights, average and optimizer of `model<step>.pt` and its siblings into `folder`.
 
-    The average is that of the slowest `ema_<rate>_<step>.pt`, or the weights where there is none; without an
+    The first average is that of the slowest `ema_<rate>_<step>.pt`, or the weights where there is none; without an
     `opt<step>.pt` the moments are left empty, and AdamW starts afresh.
 
     Args:
@@ -39,9 +39,9 @@ def save_training_state(path: Path, network: SemanticUNet, new_attention_order: 
     folder.mkdir(parents=True)
     save_file(weights, folder / "weights.safetensors")
     average = weights
-    if averages:
-        slowest = averages[max(averages)]
-        average = convert_from_isdm(network, load_tensors(slowest), new_attention_order, slowest)
+    for rate, sibling in averages.items():  # the slowest comes last
+        average = convert_from_isdm(network, load_tensors(sibling), new_attention_order, sibling)
+        save_file(average, folder / f"average-{rate:g}.safetensors")
     save_file(average, folder / "average.safetensors")
     flat = load_moments(moments, network, new_attention_order) if moments.is_file() else {}
     save_file(flat, folder / "optimizer.safetensors")
