@@ -278,13 +278,7 @@ def _run(
                 meter.check(newest_checkpoint(config.run_dir))
             if logs:
                 values = meter.read(norm, optimizer.param_groups[0]["lr"])
-                values["epoch"] = (
-                    step
-                    * sampler.batch_size
-                    * accelerator.num_processes
-                    * options.gradient_accumulation_steps
-                    / len(dataset)
-                )
+                values["epoch"] = step * effective_batch / len(dataset)
             if log and (values or epoch_loss is not None):
                 log.write(step, values if epoch_loss is None else {**values, "epoch_loss": epoch_loss})
             observer.on_step(step, values)
