@@ -32,7 +32,7 @@ def count_classes(mask: NDArray[np.uint8], num_classes: int, by_pixels: bool) ->
     return np.array([ndimage.label(mask == index, corners_too)[1] for index in range(num_classes)])
 
 
-def compute_class_difference(counts: NDArray[np.int64]) -> float:
+def compute_class_difference(counts: NDArray[np.int64] | NDArray[np.float64]) -> float:
     """By how much the most frequent class exceeds the rarest, relative to the rarest: max/min − 1; infinite at 0."""
     rarest, most = counts.min(), counts.max()
     if most == 0:
