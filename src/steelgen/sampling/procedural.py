@@ -13,7 +13,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry, scale_whole
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import resolve_shares
-from steelgen.sampling.islands import find_matrix, meet_area, place_island, smooth_noise, trim
+from steelgen.sampling.islands import find_islands, find_matrix, meet_area, place_island, smooth_noise, trim
 from steelgen.sampling.masks import DrawnMask, load_source_info
 from steelgen.sampling.measured import MIN_ROUGH_AREA, IslandTable, Network, Statistics, measure_masks, pool_tables
 
@@ -23,6 +23,8 @@ _PLACES = 24
 """Random places that are compared for an island."""
 _ROUNDS = 8
 """Times that further islands are drawn while the area share is not met."""
+_REMAINDER = 0.3
+"""Of the mean island: a smaller rest of the area share is spread over the islands that are there."""
 _LAYOUTS = 12
 """Random grain structures that are compared for a network."""
 
@@ -159,7 +161,7 @@ def _draw_islands(
     expected = wanted / mean
     for _ in range(_ROUNDS):
         missing = wanted - int((mask == label).sum())
-        if missing <= 0:
+        if missing <= 0 or (centres and missing < _REMAINDER * mean):
             return
         rows = rng.choice(len(table), size=max(1, int(1.2 * missing / mean) + 1), p=weights)
         # Up to the missing area, but at least one.
@@ -172,7 +174,7 @@ def _draw_islands(
             places = rng.uniform(-extent / 2, size + extent / 2, (_PLACES, 2))
             misfit = _misfit(places, centres, away, table, int(row), size, expected)
             room = wanted - int((mask == label).sum())
-            if room <= 0:
+            if room <= 0 or (centres and room < _REMAINDER * mean):
                 return
             if room < table.area[row]:
                 # What the share has no room for lies beyond the border.
@@ -243,6 +245,11 @@ def _draw_network(
     distance = np.where(mask == matrix, best[1], np.inf)
     nearest = np.argsort(distance, axis=None, kind="stable")[:wanted]
     mask.reshape(-1)[nearest[np.isfinite(distance.reshape(-1)[nearest])]] = label
+    # Where films only graze the border of their width they leave crumbs; the rest grows by as much.
+    crumbs = [island for island in find_islands(mask, label) if island.footprint.sum() < network.thickness**2 / 2]
+    if sum(int(island.footprint.sum()) for island in crumbs) < wanted / 2:
+        for island in crumbs:
+            mask[island.window][island.footprint] = matrix
 
 
 def _boundary_distance(seeds: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
