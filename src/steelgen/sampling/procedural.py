@@ -25,6 +25,8 @@ _ROUNDS = 8
 """Times that further islands are drawn while the area share is not met."""
 _REMAINDER = 0.3
 """Of the mean island: a smaller rest of the area share is spread over the islands that are there."""
+_MIN_NETWORK_SHARE = 0.02
+"""Of the area: in micrographs with less, films are not measured."""
 _LAYOUTS = 12
 """Random grain structures that are compared for a network."""
 
@@ -88,9 +90,10 @@ def draw_layout(
         networks = [network[label] for network in statistics.networks if label in network]
         if networks:
             own = statistics.networks[number].get(label)
-            _draw_network(
-                mask, label, statistics.matrix, own or networks[int(rng.integers(len(networks)))], wanted, rng
-            )
+            if own is None or own.fraction < _MIN_NETWORK_SHARE:
+                # What little there is says nothing of the thickness: take it from where there is most.
+                own = max(networks, key=lambda network: network.fraction)
+            _draw_network(mask, label, statistics.matrix, own, wanted, rng)
         else:
             table = _choose_table(statistics, number, label)
             if len(table):
@@ -236,8 +239,13 @@ def _draw_network(
     width = np.exp(0.35 * smooth_noise((size, size), 1.5 * length, rng))
     best: tuple[float, NDArray[np.float64]] | None = None
     for _ in range(_LAYOUTS):
-        seeds = rng.uniform(-size, 2 * size, (max(3, rng.poisson(density * 9 * size * size)), 2))
-        distance = _boundary_distance(seeds, points) / width
+        if wanted < 2 * network.thickness**2:
+            # A film that only grazes the border.
+            graze = rng.permutation([rng.uniform(0, size), rng.choice([0.0, float(size)])])
+            distance = np.hypot(points[0] - graze[0], points[1] - graze[1])
+        else:
+            seeds = rng.uniform(-size, 2 * size, (max(3, rng.poisson(density * 9 * size * size)), 2))
+            distance = _boundary_distance(seeds, points) / width
         misfit = abs(int((distance <= network.thickness / 2).sum()) - wanted)
         if best is None or misfit < best[0]:
             best = misfit, distance
