@@ -45,7 +45,7 @@ def pipeline_command(
 
 
 def _run_stage(stage: Stage) -> None:
-    from steelgen.cli.train import build_observer
+    from steelgen.cli.watching import watch_training
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.config.sample import SampleConfig
     from steelgen.config.train import FinetuneConfig, TrainConfig
@@ -53,11 +53,13 @@ def _run_stage(stage: Stage) -> None:
     if isinstance(stage.config, TrainConfig):
         from steelgen.training.loop import train
 
-        train(stage.config, build_observer(), resume=True)
+        with watch_training(stage.config.train.max_minutes) as observer:
+            train(stage.config, observer, resume=True)
     elif isinstance(stage.config, FinetuneConfig):
         from steelgen.training.loop import finetune
 
-        finetune(stage.config, build_observer(), resume=True)
+        with watch_training(stage.config.train.max_minutes) as observer:
+            finetune(stage.config, observer, resume=True)
     elif isinstance(stage.config, SampleConfig):
         from steelgen.sampling.run import sample
 

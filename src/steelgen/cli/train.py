@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +11,7 @@ import typer
 from steelgen.cli.isdm import load_settings
 from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
 from steelgen.cli.output import errors_as_lines, print_table
+from steelgen.cli.watching import is_main_process, watch_training
 
 if TYPE_CHECKING:
     from steelgen.config.train import FinetuneConfig, RunConfig
@@ -52,7 +51,9 @@ def train_command(
             _print_plan(settings, *loop.prepare_training(settings))
             return
         _print_config(settings)
-        _print_result(settings, loop.train(settings, build_observer(), resume is Resume.auto))
+        with watch_training(settings.train.max_minutes) as observer:
+            result = loop.train(settings, observer, resume is Resume.auto)
+        _print_result(settings, result)
 
 
 def finetune_command(
@@ -73,13 +74,15 @@ def _finetune(settings: FinetuneConfig, resume: Resume, dry_run: bool) -> None:
         _print_plan(settings, *loop.prepare_finetuning(settings))
         return
     _print_config(settings)
-    _print_result(settings, loop.finetune(settings, build_observer(), resume is Resume.auto))
+    with watch_training(settings.train.max_minutes) as observer:
+        result = loop.finetune(settings, observer, resume is Resume.auto)
+    _print_result(settings, result)
 
 
 def _print_config(settings: RunConfig) -> None:
     from steelgen.config.base import config_to_json
 
-    if _is_main_process():
+    if is_main_process():
         typer.echo(json.dumps(config_to_json(settings), indent=2))
 
 
@@ -108,7 +111,7 @@ def _print_plan(settings: RunConfig, generator: Generator, micrographs: Microgra
 
 
 def _print_result(settings: RunConfig, result: TrainingResult) -> None:
-    if not _is_main_process():
+    if not is_main_process():
         return
     if result.export:
         typer.echo(f"finished at step {result.global_step} ({result.stopped_by}); generator in {result.export}")
@@ -117,88 +120,3 @@ def _print_result(settings: RunConfig, result: TrainingResult) -> None:
             f"stopped by {result.stopped_by} at step {result.global_step}, checkpoint saved in {settings.run_dir}; "
             "go on with --resume auto"
         )
-
-
-def _is_main_process() -> bool:
-    import os
-
-    return os.environ.get("RANK", "0") == "0"
-
-
-def build_observer() -> Any:
-    """A progress bar in a terminal, lines in a log, nothing in any process but the first."""
-    if not _is_main_process():
-        return _SilentObserver()
-    return _BarObserver() if sys.stderr.isatty() else _LineObserver()
-
-
-class _SilentObserver:
-    """For all processes but the first."""
-
-    def on_start(self, first_step: int, last_step: int) -> None:
-        pass
-
-    def on_step(self, step: int, values: dict[str, float]) -> None:
-        pass
-
-    def on_event(self, message: str) -> None:
-        pass
-
-
-class _LineObserver(_SilentObserver):
-    """A line now and then, for logs: at most one every ten seconds."""
-
-    def on_start(self, first_step: int, last_step: int) -> None:
-        self._first, self._last = first_step, last_step
-        self._begun = self._told = time.monotonic()
-
-    def on_step(self, step: int, values: dict[str, float]) -> None:
-        now = time.monotonic()
-        if values and (now - self._told >= 10 or step == self._last):
-            self._told = now
-            remaining = (now - self._begun) / (step - self._first) * (self._last - step)
-            typer.echo(f"step {step}/{self._last}  {_describe(values)}  remaining {remaining / 60:.1f} min", err=True)
-
-    def on_event(self, message: str) -> None:
-        typer.echo(message, err=True)
-
-
-class _BarObserver(_SilentObserver):
-    """A progress bar with the time remaining."""
-
-    def on_start(self, first_step: int, last_step: int) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
-            console=Console(stderr=True),
-        )
-        self._task = self._progress.add_task("training", total=last_step, completed=first_step, values="")
-        self._progress.start()
-
-    def on_step(self, step: int, values: dict[str, float]) -> None:
-        shown = {"values": _describe(values)} if values else {}
-        self._progress.update(self._task, completed=step, **shown)  # type: ignore[arg-type]
-
-    def on_event(self, message: str) -> None:
-        from rich.console import Console
-
-        console = self._progress.console if hasattr(self, "_progress") else Console(stderr=True)
-        console.print(message, highlight=False)
-
-
-def _describe(values: dict[str, float]) -> str:
-    return f"loss {values['loss']:.4f}  {values['images_per_second']:.1f} images/s  epoch {values['epoch']:.1f}"
