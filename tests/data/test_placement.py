@@ -91,6 +91,13 @@ def test_touching_islands_are_kept_apart_in_the_batch(tiny_dataset):
     assert "instance_edges" not in CropDataset(micrographs, CropGeometry(32, 32), 0, False)[0]
 
 
+def test_pixel_size_follows_the_resize():
+    """128 px of 0.5 µm on 64 px are pixels of 1 µm: the crop is 64 µm wide either way."""
+    geometry = CropGeometry(image_size=64, crop_size=128)
+    assert geometry.scale_pixel_size(0.5) * 64 == 0.5 * 128
+    assert geometry.scale_pixel_size(None) is None
+
+
 @pytest.mark.parametrize("augment", [True, "mirror", False])
 def test_crops_are_a_function_of_seed_and_number(tiny_dataset, augment):
     micrographs = load_micrographs(tiny_dataset, "train")

@@ -55,6 +55,16 @@ def test_four_folders_match_and_say_where_they_come_from(trained, tmp_path):
     assert (out / "contact_sheet.png").is_file()
 
 
+def test_pixel_size_is_that_of_the_drawn_images(trained, tmp_path):
+    run = tmp_path / "sized"
+    shutil.copytree(trained[1] / "export", run)
+    description = json.loads((run / "generator.json").read_text())
+    description["dataset"]["pixel_size_um"] = 0.2
+    (run / "generator.json").write_text(json.dumps(description))
+    out = draw(trained, tmp_path / "out", generator=str(run), num_samples=1)
+    assert load_dataset_info(out).pixel_size_um == pytest.approx(0.2 * 24 / 16)
+
+
 def test_labels_are_exact_crops_of_the_masks_named(trained, tmp_path):
     """Every label must occur, up to the symmetry it was drawn with, in the mask it is said to come from."""
     dataset, _ = trained

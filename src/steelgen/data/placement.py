@@ -23,6 +23,10 @@ class CropGeometry:
     in_channels: int = 1
     """1 for grey micrographs, 3 for RGB."""
 
+    def scale_pixel_size(self, pixel_size_um: float | None) -> float | None:
+        """Edge of a pixel of the network's images in µm, from that of the micrograph's, where it is known."""
+        return None if pixel_size_um is None else pixel_size_um * self.crop_size / self.image_size
+
 
 @dataclass(frozen=True)
 class Variation:

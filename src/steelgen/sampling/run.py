@@ -175,7 +175,10 @@ def _describe_folder(folder: Path, config: SampleConfig, generator: Generator) -
     save_dataset_info(
         folder,
         generator.info.model_copy(
-            update={"source": f"synthetic, drawn by steelgen {__version__} from {config.generator}"}
+            update={
+                "source": f"synthetic, drawn by steelgen {__version__} from {config.generator}",
+                "pixel_size_um": generator.geometry.scale_pixel_size(generator.info.pixel_size_um),
+            }
         ),
     )
     save_json(
