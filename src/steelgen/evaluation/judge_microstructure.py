@@ -42,8 +42,6 @@ def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]])
     """
     config, names = evidence.config, evidence.info.class_names
     pixel_size = evidence.geometry.scale_pixel_size(evidence.info.pixel_size_um)
-    if pixel_size is not None:
-        pixel_size *= evidence.geometry.crop_size / evidence.geometry.image_size
     sources: dict[str, dict[str, NDArray[np.uint8]]] = {"images": seen}
     if evidence.generated.masks is not None:
         sets = (evidence.generated, evidence.held_out, evidence.train)

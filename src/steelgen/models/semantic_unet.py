@@ -235,7 +235,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         if not timesteps.is_floating_point():
             timesteps = timesteps.float()
         scaled = timesteps * self.config.timestep_scale
-        embedding = get_timestep_embedding(scaled, self.config.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        channels = self.config.base_channels
+        embedding = get_timestep_embedding(scaled, channels, flip_sin_to_cos=True, downscale_freq_shift=0)
         embedding = F.silu(self.time_mlp(embedding.to(noisy_image.dtype)))
 
         features = self.conv_in(noisy_image)
