@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import torch
 
+from steelgen.errors import InputError
+
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def pick_device(name: str = "auto") -> torch.device:
+    """The torch device of that name; auto is the GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: if the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r}: cannot be used ({str(error).splitlines()[0]})") from None
 
 
 def resolve_precision(name: str, device: torch.device | None = None) -> str:

@@ -14,6 +14,13 @@ from typing import Any
 from steelgen.errors import InputError
 
 
+def default_cache_dir() -> Path:
+    """Where decoded micrographs, features and weights are kept: $STEELGEN_CACHE, or the user's cache folder."""
+    if chosen := os.environ.get("STEELGEN_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelgen"
+
+
 def check_output_free(folder: Path) -> None:
     """Raises InputError if `folder` exists and is not an empty directory."""
     if folder.is_dir() and not any(folder.iterdir()):

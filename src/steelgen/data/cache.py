@@ -9,7 +9,6 @@ The key is a digest of every file's name and content, so a changed dataset is ne
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from steelgen.data.folder import DatasetInfo, Pair, list_pairs, load_dataset_inf
 from steelgen.data.images import to_channels
 from steelgen.data.instances import load_instance_ids
 from steelgen.errors import InputError
-from steelgen.files import load_json, new_folder, save_json
+from steelgen.files import default_cache_dir, load_json, new_folder, save_json
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,6 @@ class CachedSplit:
     """(H, W) instance ids each, where every micrograph of the split has them."""
 
 
-def default_cache_root() -> Path:
-    """$STEELGEN_CACHE, or steelgen/ in the user's cache folder."""
-    if chosen := os.environ.get("STEELGEN_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelgen"
-
-
 def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: Path | None = None) -> CachedSplit:
     """Maps one split, decoding it first where that has not been done yet.
 
@@ -51,13 +43,13 @@ def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: 
         root: a dataset folder.
         split: train, val or test.
         in_channels: 1 turns RGB micrographs grey, 3 repeats grey ones.
-        cache_root: where caches are kept; None is `default_cache_root()`.
+        cache_root: where caches are kept; None is `default_cache_dir()`.
 
     Raises:
         InputError: if the split is missing, empty or holds a pair that cannot be used.
     """
     info, pairs = load_dataset_info(root), list_pairs(root, split)
-    folder = (cache_root or default_cache_root()) / _compute_key(root, pairs, in_channels)
+    folder = (cache_root or default_cache_dir()) / _compute_key(root, pairs, in_channels)
     if not (folder / "index.json").is_file():
         _build(folder, info, pairs, in_channels)
     index = load_json(folder / "index.json")

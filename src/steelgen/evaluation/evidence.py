@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.data.crops import Micrographs, load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info
 from steelgen.data.placement import CropGeometry
+from steelgen.devices import pick_device
 from steelgen.errors import InputError
-from steelgen.evaluation.features import default_cache_dir
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.sets import (
     ImageSet,
@@ -24,6 +22,7 @@ from steelgen.evaluation.sets import (
     resolve_geometry,
     split_micrographs,
 )
+from steelgen.files import default_cache_dir
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def load_evidence(config: EvaluateConfig) -> tuple[Evidence, list[str]]:
         ),
         train_micrographs=train,
         cache_dir=config.cache_dir or default_cache_dir(),
-        device=pick_device(config.device),
+        device=str(pick_device(config.device)),
     )
     return evidence, notes + conversions
 
@@ -110,18 +109,3 @@ def describe_sets(evidence: Evidence) -> dict[str, Any]:
         },
         "train": {"path": str(config.dataset), "split": config.train_split, "count": len(evidence.train)},
     }
-
-
-def pick_device(device: str) -> str:
-    """The torch device of that name; auto is the GPU where there is one.
-
-    Raises:
-        InputError: if the device is not there.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r}: {str(error).splitlines()[0]}") from None
-    return device

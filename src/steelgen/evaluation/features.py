@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from steelgen.errors import InputError
-from steelgen.files import new_file
+from steelgen.files import default_cache_dir, new_file
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
@@ -134,13 +133,6 @@ def hash_arrays(*arrays: NDArray, text: str = "") -> str:
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
-
-
-def default_cache_dir() -> Path:
-    """$STEELGEN_CACHE, else steelgen below $XDG_CACHE_HOME or ~/.cache."""
-    if "STEELGEN_CACHE" in os.environ:
-        return Path(os.environ["STEELGEN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelgen"
 
 
 def fetch_inception_weights(cache_dir: Path | None = None, url: str = INCEPTION_URL) -> Path:

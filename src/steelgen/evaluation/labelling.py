@@ -19,9 +19,9 @@ from steelgen.data.crops import image_to_tensor, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, save_dataset_info, save_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.data.placement import CropGeometry
+from steelgen.devices import pick_device
 from steelgen.errors import InputError
 from steelgen.evaluation.agreement import compute_agreement
-from steelgen.evaluation.evidence import pick_device
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.segmentation import build_segmenter, train_segmenter
 from steelgen.files import check_output_free, load_json, new_file, new_folder, save_json
@@ -58,7 +58,7 @@ def train_labeller(config: SegmentConfig, report_progress: Callable[[int, int], 
     test = load_micrographs(config.dataset, config.test_split, config.in_channels)
     geometry = _geometry(config)
     network = train_segmenter(
-        train, geometry, config.segmenter, config.seed, pick_device(config.device), report_progress
+        train, geometry, config.segmenter, config.seed, str(pick_device(config.device)), report_progress
     )
     labeller = Labeller(network, config, train.info)
     scores = []

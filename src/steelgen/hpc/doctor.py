@@ -233,7 +233,8 @@ def _examine_rename(folder: Path) -> Finding:
 
 
 def _examine_weights() -> list[Finding]:
-    from steelgen.evaluation.features import INCEPTION_FILE, default_cache_dir
+    from steelgen.evaluation.features import INCEPTION_FILE
+    from steelgen.files import default_cache_dir
 
     findings = [
         Finding("feature network", "ok", "efficientnet-lite0, in its package")

@@ -15,10 +15,11 @@ from steelgen.config.sample import FilterSection
 from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
+from steelgen.devices import pick_device
 from steelgen.errors import InputError
 from steelgen.evaluation.agreement import compute_confusion, compute_iou
-from steelgen.evaluation.features import default_cache_dir
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
+from steelgen.files import default_cache_dir
 from steelgen.sampling.copies import CopyDetector
 from steelgen.sampling.masks import load_source_info
 
@@ -73,7 +74,7 @@ def build_filter(config: FilterSection, info: DatasetInfo, geometry: CropGeometr
     thresholds = resolve_thresholds(config.min_iou, info)
     load_source_info(config.dataset, info)
     micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device().type
     segmenter = None
     if max(thresholds) > 0:
         segmenter = load_or_train_segmenter(
