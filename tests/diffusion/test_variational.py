@@ -8,8 +8,8 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
-from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss, crop_seeds, draw_timesteps
+from steelgen.diffusion.noise import build_noise_schedule, randn_by_seed
 from steelgen.diffusion.reverse import build_reverse_process, compute_betas
 from steelgen.diffusion.variational import compute_discrete_log_likelihood, compute_variational_bound
 
@@ -97,4 +97,20 @@ def test_hybrid_loss_is_the_error_plus_the_weighted_bound():
         compute_diffusion_loss(network, schedule, batch, 2, 0, 0.0, options)
         for options in (LossOptions(vlb_weight=0), LossOptions(vlb_weight=0.25), LossOptions(objective="variational"))
     )
-    assert hybrid.tolist() == pytest.approx((plain + 25 * bound).tolist(), rel=1e-5)
+    assert hybrid.tolist() == pytest.approx((plain + 0.25 * bound).tolist(), rel=1e-5)
+
+
+def test_gradient_of_the_bound_is_that_of_the_rescaled_kl():
+    """T·KL of two Gaussians of variance β: ∂/∂ε = T·β / (α(1−ᾱ)) · (ε_θ − ε), per value and in bits."""
+    total = 100
+    schedule = build_noise_schedule(total, "linear", "epsilon", False)
+    network, batch = Constant(2), draw_batch()
+    losses = compute_diffusion_loss(network, schedule, batch, 2, 0, 0.0, LossOptions(objective="variational"))
+    losses.sum().backward()
+    steps = draw_timesteps(batch["number"], 0, total)
+    assert (steps > 0).all()  # the first step's loss is a likelihood
+    noise = randn_by_seed(batch["image"].shape[1:], crop_seeds(batch["number"], 0))
+    betas = torch.linspace(1e-4 * 10, 0.02 * 10, total, dtype=torch.float64)
+    factor = total * betas / ((1 - betas) * (1 - torch.cumprod(1 - betas, 0)))
+    slopes = factor[steps][:, None, None, None] * (network.output.detach() - noise) / noise[0].numel() / math.log(2)
+    assert network.output.grad.numpy() == pytest.approx(slopes.sum(0, keepdim=True).numpy(), rel=1e-4)

@@ -190,6 +190,16 @@ def test_moving_average_by_hand():
     assert network.weight.item() == 2.0
 
 
+def test_moving_average_without_warmup_is_the_geometric_sum():
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(network.weight, 1.0)
+    average = WeightAverage(network, decay=0.9, warmup=False)
+    for step, weight in enumerate((2.0, 3.0), start=1):
+        torch.nn.init.constant_(network.weight, weight)
+        average.update(step)
+    assert average.state_dict()["weight"].item() == pytest.approx(0.9**2 * 1 + 0.1 * 0.9 * 2 + 0.1 * 3)
+
+
 def finetune_config(tiny_dataset, tmp_path, **data):
     values = tiny_train_config(tiny_dataset, tmp_path / "tuned", max_steps=2, mask_dropout=0.8)
     del values["generator"]

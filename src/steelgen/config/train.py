@@ -78,7 +78,9 @@ class OptimisationSection(Section):
     mask_dropout: float = Field(0.1, ge=0, le=1)
     """Probability that a crop's mask is replaced by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    """Decay of the exponential moving average of the weights; it warms up as (1 + step) / (10 + step)."""
+    """Decay of the exponential moving average of the weights."""
+    ema_warmup: bool = True
+    """Decays start low, at most (1 + step) / (10 + step), so that the averages soon forget the random start."""
     further_ema_decays: list[Annotated[float, Field(ge=0, lt=1)]] = []
     """Decays of more averages, kept in the checkpoints and exported beside the first as export-ema-<decay>/."""
     timestep_sampling: Literal["even", "loss_second_moment"] = "even"

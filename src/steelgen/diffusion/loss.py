@@ -85,7 +85,7 @@ class LossOptions:
     snr_gamma: float | None = None
     objective: str = "simple"
     """"simple": the squared error, with `vlb_weight` times the bound where the variance is learned; "variational": the
-    bound alone, L_vlb/T, which keeps the loss of the order of 1."""
+    bound L_vlb alone, in bits per value."""
     vlb_weight: float = 0.001
     value_range: tuple[float, float] = (-1.0, 1.0)
     """What grey levels 0 and 255 are in the images."""
@@ -141,7 +141,7 @@ def compute_diffusion_loss(
         )
 
     if options.objective == "variational":
-        loss = bound(prediction) / schedule.config.num_train_timesteps
+        loss = bound(prediction)
     else:
         target = compute_target(schedule, image, noise, timesteps)
         error = (prediction - target).square().mean(dim=(1, 2, 3))

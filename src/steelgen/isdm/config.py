@@ -130,6 +130,7 @@ def _convert_training(
         "mask_dropout": old.drop_rate if old.class_cond else 1.0,
         "ema_decay": decays[0],
         "further_ema_decays": decays[1:],
+        "ema_warmup": False,
         "timestep_sampling": "loss_second_moment" if old.schedule_sampler == "loss-second-moment" else "even",
         "mixed_precision": "auto" if old.use_fp16 else "no",
         "gradient_checkpointing": old.use_checkpoint,

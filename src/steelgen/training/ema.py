@@ -15,10 +15,11 @@ class WeightAverage:
     Args:
         network: the network whose parameters are averaged, in fp32.
         decay: β in the long run.
+        warmup: without it, β_t = decay from the first step on.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, network: nn.Module, decay: float, warmup: bool = True) -> None:
+        self.decay, self._warmup = decay, warmup
         self._live = list(network.parameters())
         self._names = [name for name, _ in network.named_parameters()]
         self._averages = [parameter.detach().float().clone() for parameter in self._live]
@@ -26,7 +27,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after optimizer step number `step` (from 1)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) if self._warmup else self.decay
         torch._foreach_lerp_(self._averages, [parameter.float() for parameter in self._live], 1 - decay)
 
     @contextmanager

@@ -174,7 +174,8 @@ def _run(
         weight_decay=options.weight_decay,
         fused=True,
     )
-    averages = [WeightAverage(network, decay) for decay in (options.ema_decay, *options.further_ema_decays)]
+    decays = (options.ema_decay, *options.further_ema_decays)
+    averages = [WeightAverage(network, decay, options.ema_warmup) for decay in decays]
     average, *further = averages
     epochs = EpochTracker(len(dataset), options.patience_steps)
     history = generator.start_loss_history() if options.timestep_sampling == "loss_second_moment" else None
