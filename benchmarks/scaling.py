@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from steelgen.config.base import load_config
 from steelgen.config.train import TrainConfig
 from steelgen.data.crops import CropDataset
-from steelgen.training.loop import prepare_training
+from steelgen.training.setup import prepare_training
 
 GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 GPUS_PER_NODE = 8

@@ -18,7 +18,8 @@ from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.errors import InputError
 from steelgen.generators import load_generator
 from steelgen.training.ema import WeightAverage
-from steelgen.training.loop import count_steps, finetune, train
+from steelgen.training.loop import finetune, train
+from steelgen.training.setup import count_steps
 from tests.conftest import tiny_train_config
 
 

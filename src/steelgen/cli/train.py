@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from steelgen.config.train import FinetuneConfig, RunConfig
     from steelgen.data.crops import Micrographs
     from steelgen.generators import Generator
-    from steelgen.training.loop import TrainingResult
+    from steelgen.training.observer import TrainingResult
 
 
 class Resume(str, Enum):
@@ -45,10 +45,10 @@ def train_command(
         if hasattr(settings, "checkpoint"):  # an ISDM config that goes on from one
             _finetune(settings, resume, dry_run)
             return
-        from steelgen.training import loop
+        from steelgen.training import loop, setup
 
         if dry_run:
-            _print_plan(settings, *loop.prepare_training(settings))
+            _print_plan(settings, *setup.prepare_training(settings))
             return
         _print_config(settings)
         with watch_training(settings.train.max_minutes) as observer:
@@ -68,10 +68,10 @@ def finetune_command(
 
 
 def _finetune(settings: FinetuneConfig, resume: Resume, dry_run: bool) -> None:
-    from steelgen.training import loop
+    from steelgen.training import loop, setup
 
     if dry_run:
-        _print_plan(settings, *loop.prepare_finetuning(settings))
+        _print_plan(settings, *setup.prepare_finetuning(settings))
         return
     _print_config(settings)
     with watch_training(settings.train.max_minutes) as observer:
@@ -90,7 +90,7 @@ def _print_plan(settings: RunConfig, generator: Generator, micrographs: Microgra
     import numpy as np
 
     from steelgen.data.crops import CropDataset
-    from steelgen.training.loop import count_steps
+    from steelgen.training.setup import count_steps
 
     _print_config(settings)
     epoch = len(CropDataset(micrographs, generator.geometry, settings.seed, settings.data.augment))

@@ -1,9 +1,9 @@
 """Checkpoints: safetensors and JSON, written whole or not at all.
 
 checkpoints/step-000500/
-    training.json            global_step and the scaler's state
+    training.json            global_step, the scaler's state, and what else training goes on from
     weights.safetensors      the network as it is trained
-    average.safetensors      its exponential moving average
+    average.safetensors      its exponential moving average; further ones are average-<decay>.safetensors
     optimizer.safetensors    AdamW's moments
     generator/               the network with averaged weights, ready for sampling
 
@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,43 +23,27 @@ from torch import Tensor, nn
 
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import Generator
 from steelgen.training.ema import WeightAverage
+from steelgen.training.state import TrainingState
 
 
-def save_checkpoint(
-    run_dir: Path,
-    global_step: int,
-    generator: Generator,
-    average: WeightAverage,
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
-    keep: int,
-    further: Sequence[WeightAverage] = (),
-    progress: dict[str, Any] | None = None,
-) -> Path:
-    """Writes checkpoints/step-<global_step> and removes all but the newest `keep`.
-
-    Args:
-        further: more averages, each in a file of its own.
-        progress: what else training goes on from, as JSON values; see `load_progress`.
-    """
-    folder = run_dir / "checkpoints" / f"step-{global_step:06d}"
+def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
+    """Writes checkpoints/step-<global_step> and removes all but the newest `keep`."""
+    folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
     if not folder.exists():
         with new_folder(folder, durable=True) as working:
-            save_file(_contiguous(generator.network.state_dict()), working / "weights.safetensors")
-            save_file(_contiguous(average.state_dict()), working / "average.safetensors")
-            for more in further:
-                save_file(_contiguous(more.state_dict()), working / f"average-{more.decay:g}.safetensors")
-            save_file(_flatten_optimizer(optimizer), working / "optimizer.safetensors")
-            with average.applied():
-                generator.save(working / "generator")
+            save_file(_contiguous(state.generator.network.state_dict()), working / "weights.safetensors")
+            for name, average in _name_averages(state):
+                save_file(_contiguous(average.state_dict()), working / f"{name}.safetensors")
+            save_file(_flatten_optimizer(state.optimizer), working / "optimizer.safetensors")
+            with state.average.applied():
+                state.generator.save(working / "generator")
             save_json(
                 working / "training.json",
                 {
-                    "global_step": global_step,
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                    "progress": progress or {},
+                    "global_step": state.step,
+                    "scaler": state.scaler.state_dict() if state.scaler is not None else None,
+                    "progress": state.progress(),
                 },
             )
     for old in list_checkpoints(run_dir)[:-keep]:
@@ -98,18 +81,11 @@ def find_training_state(path: Path) -> Path:
     raise InputError(f"{path}: continue_training: holds no training state (training.json), only a finished generator")
 
 
-def load_checkpoint(
-    folder: Path,
-    generator: Generator,
-    average: WeightAverage,
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
-    further: Sequence[WeightAverage] = (),
-) -> int:
+def load_checkpoint(folder: Path, state: TrainingState, with_progress: bool = True) -> None:
     """Restores a training run in place; averages that the checkpoint has not start from its first one.
 
-    Returns:
-        The checkpoint's global_step.
+    Args:
+        with_progress: also what is neither weights nor moments; without, another run begins from these.
 
     Raises:
         InputError: if the checkpoint is damaged or of another architecture; the first differing key is named.
@@ -120,22 +96,19 @@ def load_checkpoint(
         moments = load_file(folder / "optimizer.safetensors")
     except Exception as error:  # safetensors has an exception type of its own for damaged files
         raise InputError(f"{folder}: damaged checkpoint: {error}") from None
-    check_same_architecture(generator.network, weights, folder)
-    generator.network.load_state_dict(weights)
-    average.load_state_dict(averages)
-    for more in further:
-        path = folder / f"average-{more.decay:g}.safetensors"
-        more.load_state_dict(load_file(path) if path.is_file() else averages)
-    _restore_optimizer(optimizer, moments)
-    state = load_json(folder / "training.json")
-    if scaler is not None and state["scaler"] is not None:
-        scaler.load_state_dict(state["scaler"])
-    return state["global_step"]
-
-
-def load_progress(folder: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as progress; empty where there was none."""
-    return load_json(folder / "training.json").get("progress", {})
+    network = state.generator.network
+    check_same_architecture(network, weights, folder)
+    network.load_state_dict(weights)
+    for name, average in _name_averages(state):
+        path = folder / f"{name}.safetensors"
+        average.load_state_dict(load_file(path) if path.is_file() else averages)
+    _restore_optimizer(state.optimizer, moments)
+    training = load_json(folder / "training.json")
+    if state.scaler is not None and training["scaler"] is not None:
+        state.scaler.load_state_dict(training["scaler"])
+    if with_progress:
+        state.restore_progress(training.get("progress", {}))
+    state.step = training["global_step"]
 
 
 def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
@@ -151,6 +124,12 @@ def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], fold
                 f"{folder}: a checkpoint of another architecture: {name!r} is {tuple(weights[name].shape)} in it, "
                 f"{tuple(own[name].shape)} in the config's network"
             )
+
+
+def _name_averages(state: TrainingState) -> Iterator[tuple[str, WeightAverage]]:
+    """Each average with the name of its file."""
+    for index, average in enumerate(state.averages):
+        yield f"average-{average.decay:g}" if index else "average", average
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,9 @@ import signal
 import time
 from types import FrameType, TracebackType
 
+import torch
+from accelerate import Accelerator
+
 OUT_OF_TIME = "max_minutes"
 
 
@@ -41,3 +44,13 @@ class StopRequest:
         if self.signal_number == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
+
+
+def agree_on_stop(request: StopRequest, accelerator: Accelerator) -> str | None:
+    """Why to stop now, if any process was asked to: all must leave the loop at the same step, for the same reason."""
+    asked = [request.signal_number, int(request.out_of_time)]
+    if accelerator.num_processes > 1:
+        asked = accelerator.gather(torch.tensor([asked], device=accelerator.device)).amax(dim=0).tolist()
+    if asked[0]:
+        return signal.Signals(asked[0]).name
+    return OUT_OF_TIME if asked[1] else None

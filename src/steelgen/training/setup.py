@@ -1,0 +1,145 @@
+"""From a config to what the loop works with: generator, micrographs, crops, devices, learning rate."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig, TrainConfig
+from steelgen.data.classes import declare_classes
+from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
+from steelgen.data.placement import CropGeometry, Variation
+from steelgen.devices import resolve_precision
+from steelgen.errors import InputError
+from steelgen.generators import Generator, build_generator, load_generator
+from steelgen.hpc.allocation import check_allocation
+
+
+def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
+    """The untrained generator and the micrographs of a training config."""
+    micrographs = _load_training_data(config)
+    torch.manual_seed(config.seed)
+    return build_generator(config.generator, micrographs, crop_geometry(config)), micrographs
+
+
+def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
+    """The trained generator and the micrographs of a fine-tuning config.
+
+    Raises:
+        InputError: if the data's classes, size or channels do not fit the checkpoint.
+    """
+    generator = load_generator(config.checkpoint)
+    trained, wanted = generator.geometry, crop_geometry(config)
+    for name in ("image_size", "in_channels"):
+        if getattr(trained, name) != getattr(wanted, name):
+            raise InputError(
+                f"{config.checkpoint}: was trained with {name} {getattr(trained, name)}, "
+                f"data.{name} is {getattr(wanted, name)}"
+            )
+    micrographs = _load_training_data(config)
+    if micrographs.info.num_classes != generator.info.num_classes:
+        raise InputError(
+            f"{config.data.dataset}: has {micrographs.info.num_classes} classes, "
+            f"{config.checkpoint} was trained with {generator.info.num_classes}"
+        )
+    generator.info, generator.geometry = micrographs.info, wanted
+    return generator, micrographs
+
+
+def crop_geometry(config: RunConfig) -> CropGeometry:
+    """The crop geometry of a config's data section."""
+    data = config.data
+    return CropGeometry(data.image_size, data.crop_size or data.image_size, data.scale_range, data.in_channels)
+
+
+def count_steps(options: OptimisationSection, epoch_crops: int, num_processes: int = 1) -> int:
+    """Optimizer steps until max_steps or max_epochs, whichever comes first."""
+    limits = [] if options.max_steps is None else [options.max_steps]
+    if options.max_epochs is not None:
+        limits.append(math.ceil(options.max_epochs * epoch_crops / effective_batch(options, num_processes)))
+    return min(limits)
+
+
+def effective_batch(options: OptimisationSection, num_processes: int) -> int:
+    """Crops an optimizer step takes in."""
+    return options.train_batch_size * options.gradient_accumulation_steps * num_processes
+
+
+def build_accelerator(options: OptimisationSection) -> Accelerator:
+    """This process's place among those that train.
+
+    Raises:
+        InputError: if there are fewer processes than were asked for.
+    """
+    accelerator = Accelerator(
+        mixed_precision=resolve_precision(options.mixed_precision),
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+    )
+    check_allocation(os.environ, accelerator.num_processes, torch.cuda.device_count())
+    return accelerator
+
+
+def build_crops(config: RunConfig, generator: Generator, micrographs: Micrographs) -> CropDataset:
+    """The crops that are trained on."""
+    data = config.data
+    return CropDataset(
+        micrographs,
+        generator.geometry,
+        config.seed,
+        data.augment,
+        Variation(data.any_angle, data.brightness, data.contrast),
+        instance_edges=getattr(generator.network.config, "instance_edges", False),
+    )
+
+
+def place_network(network: torch.nn.Module, options: OptimisationSection, device: torch.device) -> None:
+    """Makes a network ready to be trained on a device."""
+    if options.gradient_checkpointing:
+        network.enable_gradient_checkpointing()  # type: ignore[operator]
+    if options.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device).train()
+    if options.compile:
+        network.compile()
+
+
+def iterate_batches(
+    crops: CropDataset, config: RunConfig, accelerator: Accelerator, step: int
+) -> Iterator[dict[str, Tensor]]:
+    """The batches of this process from optimizer step `step` on, on its device, endlessly."""
+    options = config.train
+    sampler = CropSampler(
+        options.train_batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+        start=step * options.gradient_accumulation_steps,
+    )
+    # Starting the loader draws from the global generator: it is done here and now, not within the first step.
+    loaded = iter(DataLoader(crops, batch_sampler=sampler, num_workers=config.data.num_workers))
+    return ({key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()} for batch in loaded)
+
+
+def build_learning_rate(
+    options: OptimisationSection, optimizer: torch.optim.Optimizer, last_step: int
+) -> Callable[[int], float]:
+    """The learning rate of the optimizer step that follows on so many."""
+    factor = get_scheduler(
+        options.lr_scheduler, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=last_step
+    ).lr_lambdas[0]
+    return lambda step: options.learning_rate * factor(step)
+
+
+def _load_training_data(config: RunConfig) -> Micrographs:
+    data = config.data
+    micrographs = load_micrographs(data.dataset, data.split, data.in_channels)
+    if data.num_classes is None:
+        return micrographs
+    return replace(micrographs, info=declare_classes(micrographs.info, data.num_classes, data.dataset))

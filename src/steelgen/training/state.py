@@ -1,0 +1,77 @@
+"""What training goes on from: all that changes from step to step, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from steelgen.config.train import OptimisationSection
+from steelgen.diffusion.loss_history import LossHistory
+from steelgen.generators import Generator
+from steelgen.training.ema import WeightAverage
+from steelgen.training.epochs import EpochTracker
+
+
+@dataclass
+class TrainingState:
+    """A run in progress; a checkpoint holds all of it."""
+
+    generator: Generator
+    """With the weights as they are trained."""
+    averages: list[WeightAverage]
+    """Moving averages of the weights; the first is the one that images are drawn with."""
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+    """The gradient scaler of fp16, else None."""
+    epochs: EpochTracker
+    loss_history: LossHistory | None
+    """Where timesteps are drawn by it."""
+    step: int = 0
+    """Optimizer steps taken."""
+
+    @property
+    def average(self) -> WeightAverage:
+        """The average that images are drawn with."""
+        return self.averages[0]
+
+    def progress(self) -> dict[str, Any]:
+        """What is neither weights nor moments, as JSON values."""
+        return {
+            "epochs": self.epochs.state(),
+            "loss_history": self.loss_history.state() if self.loss_history else None,
+        }
+
+    def restore_progress(self, progress: dict[str, Any]) -> None:
+        """Goes on from what `progress` gave; what it lacks stays as it is."""
+        if "epochs" in progress:
+            self.epochs.restore(progress["epochs"])
+        if self.loss_history and progress.get("loss_history"):
+            self.loss_history.restore(progress["loss_history"])
+
+
+def build_state(generator: Generator, options: OptimisationSection, scaler: Any, epoch_crops: int) -> TrainingState:
+    """A run before its first step.
+
+    Args:
+        generator: on the device that it is trained on.
+        scaler: see `TrainingState.scaler`.
+        epoch_crops: crops of an epoch.
+    """
+    optimizer = torch.optim.AdamW(
+        generator.network.parameters(),
+        lr=options.learning_rate,
+        betas=options.adam_betas,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+    decays = (options.ema_decay, *options.further_ema_decays)
+    return TrainingState(
+        generator,
+        [WeightAverage(generator.network, decay, options.ema_warmup) for decay in decays],
+        optimizer,
+        scaler,
+        EpochTracker(epoch_crops, options.patience_steps),
+        generator.start_loss_history() if options.timestep_sampling == "loss_second_moment" else None,
+    )
