@@ -2,14 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from steelgen.cli.app import app
 from steelgen.config.actions import ACTIONS
 from steelgen.config.base import load_config, parse_config
 from steelgen.config.isdm import IsdmConfig
+from steelgen.data.palette import isdm_palette
 from steelgen.errors import InputError
+from steelgen.generators import load_generator
 from steelgen.isdm.config import convert_isdm_config, guess_action, is_isdm_config
 from tests.conftest import tiny_train_config, write_tiny_dataset
 
@@ -201,7 +205,17 @@ def test_convert_train_sample_and_finetune_from_the_command_line(tmp_path, monke
     (tmp_path / "sample.json").write_text(json.dumps({**sampling, "results_path": "res"}))
     assert "imported old/model000002.pt" in run("sample", "-c", "sample.json")
     for folder in ("samples", "images", "labels", "colored_labels"):
-        assert len(list((tmp_path / "res" / folder).iterdir())) == 3
+        names = {path.name for path in (tmp_path / "res" / folder).iterdir()}
+        assert {"train0.png", "train1.png"} < names
+        assert names & {"train0_2.png", "train1_2.png"}
+        assert len(names) == 3
+    label, colours = (
+        np.asarray(Image.open(tmp_path / "res" / folder / "train0.png")) for folder in ("labels", "colored_labels")
+    )
+    for index, colour in enumerate([(0, 0, 0), (1, 0, 103), (213, 255, 0)]):
+        assert (colours[label == index] == colour).all()
+    # What is trained on such a folder here has the same colours.
+    assert load_generator(tmp_path / "OUT/train_lemons_d=50_c=4").info.palette == isdm_palette(4)
 
     tuning = {**old, "resume_checkpoint": "old/model000002.pt", "lr_anneal_steps": 3, "batch_size": 2}
     (tmp_path / "tune.json").write_text(json.dumps(tuning))

@@ -143,6 +143,21 @@ def test_a_mask_depends_on_seed_and_number_alone(imbalanced):
     assert one.draw(10**9 + 3).source == one.draw(3).source
 
 
+def test_any_order_of_asking_gives_the_same(imbalanced, monkeypatch):
+    options = {"block_size": 3, "based_on_generated_data_only": True}
+    plain = build(imbalanced, **options)
+    wanted = [(plain.draw(index).source, plain.trace(index)) for index in range(60)]
+    held = [count_classes(plain.draw(index).mask, 4, True)[1:3] for index in range(60)]
+    monkeypatch.setattr("steelgen.sampling.balance._KEPT_MASKS", 7)
+    source = build(imbalanced, **options)
+    for index in (59, 0, 40, 41, 38, 2):
+        assert (source.draw(index).source, source.trace(index)) == wanted[index]
+        assert len(source._kept) <= 2
+    for number in (60, 1, 31):
+        shares = np.sum(held[:number], axis=0)
+        assert source.report(number).after == pytest.approx((shares / shares.sum()).tolist())
+
+
 def test_the_report_says_what_was_not_met(tmp_path):
     report = BalanceReport(["a", "b"], [0.9, 0.1], [0.7, 0.3], float("inf"), 0.1, [])
     save_balance(tmp_path, report)

@@ -144,6 +144,13 @@ class SampleConfig(Section):
     output_format: Literal["folders", "dataset"] = "folders"
     """samples/, images/ (real, where there are any), labels/ and colored_labels/; or a dataset folder to train on, with
     train/images/ and train/masks/."""
+    files_per_folder: int | None = Field(None, ge=0)
+    """Images of each numbered sub-folder of those folders, 000/, 001/ …; 0: no sub-folders. null: none up to 10,000
+    images, else 1,000 in each, since shared file systems are slow with large folders; a folder once begun stays as it
+    is."""
+    file_stems: Literal["number", "source"] = "number"
+    """Name files by the image's number; or, as ISDM does, by the file that the mask comes from: NAME.png, and where
+    masks come from it again NAME_2.png, NAME_3.png …"""
     coco: bool = False
     """Also write coco.json: every island as polygon and as run lengths."""
     mask_source: AnyMasks
@@ -164,3 +171,9 @@ class SampleConfig(Section):
     """torch.compile the network; pays off from a few hundred images on a GPU."""
     filter: FilterSection | None = None
     """Which pairs are kept; null keeps all of them."""
+
+    @model_validator(mode="after")
+    def _check_stems(self) -> SampleConfig:
+        if self.file_stems == "source" and self.filter:
+            raise ValueError("file_stems 'source': an image that the filter drops gets another mask; use 'number'")
+        return self

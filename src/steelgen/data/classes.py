@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from steelgen.data.folder import DatasetInfo
-from steelgen.data.palette import default_palette
+from steelgen.data.palette import isdm_palette
 from steelgen.errors import InputError
 
 
@@ -22,4 +22,4 @@ def declare_classes(info: DatasetInfo, num_classes: int, root: Path) -> DatasetI
     if (root / "dataset.json").is_file() or info.num_classes > num_classes:
         raise InputError(f"{root}: has {info.num_classes} classes, not {num_classes}")
     names = [f"class_{index}" for index in range(num_classes)]
-    return info.model_copy(update={"class_names": names, "palette": default_palette(num_classes)})
+    return info.model_copy(update={"class_names": names, "palette": isdm_palette(num_classes)})

@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from steelgen.data.images import load_image, load_index_image
-from steelgen.data.palette import default_palette
+from steelgen.data.palette import default_palette, isdm_palette
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_file, save_json
 
@@ -99,11 +99,18 @@ def list_splits(root: Path) -> list[str]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, sorted by name; hidden files are passed over."""
+    """The image files in `folder` and in its numbered sub-folders, sorted; hidden files are passed over.
+
+    Numbered sub-folders (000/, 001/ …) are how `steelgen sample` lays down large sets.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
+    numbered = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
     return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        path
+        for each in (folder, *numbered)
+        for path in each.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
 
 
@@ -229,4 +236,4 @@ def _infer_info(root: Path) -> DatasetInfo:
             classes = present[present != 255]
             highest = max(highest, int(classes.max()) if classes.size else 0)
     names = ["background", "foreground"] if binary else [f"class_{index}" for index in range(highest + 1)]
-    return DatasetInfo(name=root.name, class_names=names, palette=default_palette(len(names)), source=_ISDM_LAYOUT)
+    return DatasetInfo(name=root.name, class_names=names, palette=isdm_palette(len(names)), source=_ISDM_LAYOUT)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from steelgen.data.folder import list_images
 from steelgen.errors import InputError
 from steelgen.files import load_json
 from steelgen.hpc.shards import Shard
 from steelgen.hpc.submission import submitted_jobs
 from steelgen.runs import RESULT_FILE
-from steelgen.sampling.formats import LAYOUTS
+from steelgen.sampling.formats import load_layout, read_row
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,12 @@ def run_status(run: Path, shards: int | None = None) -> list[Part]:
 
 def drawn_indices(run: Path) -> set[int]:
     """The numbers of the images that a sampling run has finished."""
-    layout = LAYOUTS[load_json(run / "sampling.json")["config"].get("output_format", "folders")]
-    return {int(path.stem) for path in (run / layout.samples).glob("*.png") if path.stem.isdigit()}
+    folder = run / load_layout(run).samples
+    paths = list_images(folder) if folder.is_dir() else []
+    config = load_json(run / "sampling.json")["config"]
+    if config.get("file_stems") == "source":
+        return {read_row(path)["seed"] - config["seed"] for path in paths}
+    return {int(path.stem) for path in paths if path.stem.isdigit()}
 
 
 def _sampling_status(run: Path, shards: int | None) -> list[Part]:

@@ -191,6 +191,7 @@ def _convert_sampling(old: IsdmConfig, settings: IsdmNetworkSection, notes: list
     config = {
         "generator": str(imported),
         "output_dir": str(folder),
+        "file_stems": "source",
         "mask_source": source,
         "num_samples": old.num_samples,
         "batch_size": old.batch_size,

@@ -8,8 +8,7 @@ from steelgen.config.generator import NoiseSection, UNetSection
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.config.solver import RespacedSolverSection
 from steelgen.data.folder import DatasetInfo
-from steelgen.data.palette import default_palette
-from steelgen.isdm.palette import ISDM_PALETTE
+from steelgen.data.palette import isdm_palette
 
 if TYPE_CHECKING:
     from steelgen.models.semantic_unet import SemanticUNet
@@ -88,5 +87,4 @@ def build_isdm_network(settings: IsdmNetworkSection) -> SemanticUNet:
 def build_isdm_info(num_classes: int, name: str) -> DatasetInfo:
     """Class names by number, which is all that ISDM knows, and its colours."""
     names = ["background", "foreground"] if num_classes == 2 else [f"class_{index}" for index in range(num_classes)]
-    palette = ISDM_PALETTE if num_classes <= len(ISDM_PALETTE) else default_palette(num_classes)
-    return DatasetInfo(name=name, class_names=names, palette=palette[:num_classes])
+    return DatasetInfo(name=name, class_names=names, palette=isdm_palette(num_classes))

@@ -19,7 +19,7 @@ from steelgen.sampling.islands import (
     smooth_noise,
     turn_footprint,
 )
-from steelgen.sampling.masks import DrawnMask, load_source_info
+from steelgen.sampling.masks import DrawnMask, load_source_info, trace_crop
 
 _DONORS = 8
 """Masks that islands are taken from to meet an area share, before those that are there have to grow."""
@@ -48,6 +48,15 @@ class AugmentedSource:
             self._meet(mask, label, share, rng)
         stem = self._crops.micrographs.stems[number]
         return DrawnMask(mask, None, f"{self._config.split}/masks/{stem}")
+
+    @property
+    def stems(self) -> list[str]:
+        """See `FileMaskSource.stems`."""
+        return self._crops.micrographs.stems
+
+    def trace(self, index: int) -> tuple[str, int]:
+        """See `FileMaskSource.trace`."""
+        return trace_crop(self._crops, index)
 
     def _cut(self, number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         config, geometry = self._config, self._crops.geometry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from steelgen.sampling.masks import DrawnMask, load_source_info
 
 _MAX_POOL = 4096
 _MAX_EXCHANGES = 500
+_KEPT_MASKS = 8192
+"""Blocks are remembered as far as they hold the latest so many masks; for others all are chosen anew."""
 _SEQUENCE_LENGTH = 10**9
 """Numbers beyond it are further attempts at the same images, and get the same masks."""
 
@@ -121,6 +124,18 @@ class BalanceReport:
         return self.class_difference <= self.max_class_dif
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Masks chosen together."""
+
+    chosen: NDArray[np.int64]
+    """(block_size,) places in the pool."""
+    counts_before: NDArray[np.int64]
+    """(K,) what all masks of the blocks before hold."""
+    repeats: NDArray[np.int64]
+    """(block_size,) how many masks before each one come from the same micrograph."""
+
+
 class BalancedSource:
     """Masks chosen block by block so that the classes are balanced after each block.
 
@@ -149,13 +164,15 @@ class BalancedSource:
         self._pool, self._counts = pool[useful], held[useful][:, self._classes]
         self._real = held[:, self._classes].sum(axis=0)
         self._names = [own.class_names[index] for index in self._classes]
+        self._origins = np.array([self._crops.micrograph_index(int(number)) for number in self._pool])
         self._config, self._seed = config, seed
-        self._blocks: list[NDArray[np.int64]] = []
+        self._start_anew()
 
     def draw(self, index: int) -> DrawnMask:
         """See `MaskSource.draw`."""
         index %= _SEQUENCE_LENGTH
-        number = int(self._pool[self._choose(index)])
+        block, position = self._find(index)
+        number = int(self._pool[block.chosen[position]])
         image, mask = self._crops.cut(number)
         if self._config.use_mask_augmentation:
             symmetry = int(np.random.default_rng((self._seed, index, 5)).integers(8))
@@ -163,9 +180,20 @@ class BalancedSource:
         stem = self._crops.micrographs.stems[self._crops.micrograph_index(number)]
         return DrawnMask(mask, image, f"{self._config.split}/masks/{stem}")
 
+    @property
+    def stems(self) -> list[str]:
+        """See `FileMaskSource.stems`."""
+        return self._crops.micrographs.stems
+
+    def trace(self, index: int) -> tuple[str, int]:
+        """See `FileMaskSource.trace`."""
+        block, position = self._find(index)
+        return self.stems[self._origins[block.chosen[position]]], int(block.repeats[position])
+
     def report(self, number: int) -> BalanceReport:
         """The shares after the first `number` masks."""
-        drawn = self._counts[[self._choose(index) for index in range(number)]].sum(axis=0)
+        block, position = self._find(number - 1)
+        drawn = block.counts_before + self._counts[block.chosen[: position + 1]].sum(axis=0)
         judged = drawn if self._config.based_on_generated_data_only else drawn + self._real
         return BalanceReport(
             self._names,
@@ -176,17 +204,32 @@ class BalancedSource:
             self._absent,
         )
 
-    def _choose(self, index: int) -> int:
-        block, position = divmod(index, self._config.block_size)
-        while len(self._blocks) <= block:
-            start = np.zeros_like(self._real) if self._config.based_on_generated_data_only else self._real.copy()
-            for earlier in self._blocks:
-                start += self._counts[earlier].sum(axis=0)
-            seed = self._seed + len(self._blocks)
-            self._blocks.append(
-                choose_balanced(self._counts, self._config.block_size, self._config.max_class_dif, start, seed)
-            )
-        return int(self._blocks[block][position])
+    def _find(self, index: int) -> tuple[_Block, int]:
+        """The block of mask number `index` and its position there."""
+        number, position = divmod(index, self._config.block_size)
+        if number < self._next - len(self._kept):
+            self._start_anew()
+        while self._next <= number:
+            self._choose_block()
+        return self._kept[number - self._next], position
+
+    def _start_anew(self) -> None:
+        self._next = 0
+        self._kept: deque[_Block] = deque(maxlen=max(2, _KEPT_MASKS // self._config.block_size))
+        self._drawn = np.zeros_like(self._real)
+        self._uses = np.zeros(len(self._crops.micrographs), np.int64)
+
+    def _choose_block(self) -> None:
+        config = self._config
+        start = self._drawn if config.based_on_generated_data_only else self._drawn + self._real
+        chosen = choose_balanced(self._counts, config.block_size, config.max_class_dif, start, self._seed + self._next)
+        repeats = np.empty_like(chosen)
+        for position, origin in enumerate(self._origins[chosen]):
+            repeats[position] = self._uses[origin]
+            self._uses[origin] += 1
+        self._kept.append(_Block(chosen, self._drawn, repeats))
+        self._drawn = self._drawn + self._counts[chosen].sum(axis=0)
+        self._next += 1
 
 
 def save_balance(folder: Path, report: BalanceReport) -> None:

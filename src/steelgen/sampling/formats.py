@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,19 @@ from steelgen.config.sample import SampleConfig
 from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
-from steelgen.files import new_file
+from steelgen.files import load_json, new_file
 from steelgen.generators import find_generator
 from steelgen.sampling.masks import DrawnMask
 
 PNG_KEY = "steelgen"
 """Name of the PNG text chunk that holds an image's row of metadata.jsonl."""
-FREE_KEYS = ("output_dir", "batch_size", "channels_last", "compile", "num_samples", "coco")
+FREE_KEYS = ("output_dir", "batch_size", "channels_last", "compile", "num_samples", "coco", "files_per_folder")
 """Config keys by which no image changes."""
+
+
+def name_by_number(index: int) -> str:
+    """The usual file stem of image number `index`."""
+    return f"{index:06d}"
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,23 @@ class Layout:
     labels: str
     images: str | None
     colored_labels: str | None
+    files_per_folder: int = 0
+    """Images of each numbered sub-folder; 0: there are none."""
+    name_stem: Callable[[int], str] = name_by_number
+    """The file stem of image number `index`."""
+
+    def name(self, index: int) -> str:
+        """Where the files of image number `index` lie in each folder: 012345.png, or 012/012345.png."""
+        name = f"{self.name_stem(index)}.png"
+        return f"{index // self.files_per_folder:03d}/{name}" if self.files_per_folder else name
 
     def sample_path(self, out: Path, index: int) -> Path:
         """The generated image number `index`; once it is there, the pair is complete."""
-        return out / self.samples / f"{index:06d}.png"
+        return out / self.samples / self.name(index)
 
     def label_path(self, out: Path, index: int) -> Path:
         """The mask of image number `index`."""
-        return out / self.labels / f"{index:06d}.png"
+        return out / self.labels / self.name(index)
 
 
 LAYOUTS = {
@@ -51,6 +65,13 @@ LAYOUTS = {
     "dataset": Layout("train/images", "train/masks", None, None),
 }
 """By the config's output_format."""
+
+
+def load_layout(out: Path, name_stem: Callable[[int], str] = name_by_number) -> Layout:
+    """The layout of an output folder, by its sampling.json; how its files are named is for the caller to know."""
+    sampling = load_json(out / "sampling.json")
+    layout = LAYOUTS[sampling["config"].get("output_format", "folders")]
+    return replace(layout, files_per_folder=sampling.get("files_per_folder", 0), name_stem=name_stem)
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,7 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: Draw
 
     `file_name` is what Hugging Face's imagefolder calls the image, relative to metadata.jsonl.
     """
-    name = f"{index:06d}.png"
+    name = layout.name(index)
     return {
         "file_name": f"{layout.samples}/{name}",
         "mask": f"{layout.labels}/{name}",
@@ -135,7 +156,7 @@ def save_pair(
     out: Path, layout: Layout, row: dict[str, Any], drawn: DrawnMask, image: NDArray[np.uint8], info: DatasetInfo
 ) -> None:
     """Writes the files of one image; the image last, since its presence says that the pair is complete."""
-    name = Path(row["file_name"]).name
+    name = Path(row["file_name"]).relative_to(layout.samples)
     save_mask(out / layout.labels / name, drawn.mask, info.palette)
     if layout.colored_labels:
         save_png(out / layout.colored_labels / name, color_mask(drawn.mask, info.palette))
@@ -160,12 +181,20 @@ def iterate_rows(out: Path, layout: Layout, count: int) -> Iterator[dict[str, An
         InputError: if an image is not one of ours.
     """
     for index in range(count):
-        path = layout.sample_path(out, index)
-        with Image.open(path) as image:
-            text = image.info.get(PNG_KEY)
-        if text is None:
-            raise InputError(f"{path}: was not written by steelgen sample (no {PNG_KEY!r} text chunk)")
-        yield json.loads(text)
+        yield read_row(layout.sample_path(out, index))
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """The row of metadata.jsonl that an image carries in its text chunk.
+
+    Raises:
+        InputError: if the image is not one of ours.
+    """
+    with Image.open(path) as image:
+        text = image.info.get(PNG_KEY)
+    if text is None:
+        raise InputError(f"{path}: was not written by steelgen sample (no {PNG_KEY!r} text chunk)")
+    return json.loads(text)
 
 
 def save_rows(out: Path, layout: Layout, count: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,20 @@ class MaskSource(Protocol):
 
     def draw(self, index: int) -> DrawnMask:
         """Mask number `index` ≥ 0."""
+        ...
+
+
+@runtime_checkable
+class FileMaskSource(MaskSource, Protocol):
+    """Masks that come from one file each."""
+
+    @property
+    def stems(self) -> list[str]:
+        """The stems of all files, each once."""
+        ...
+
+    def trace(self, index: int) -> tuple[str, int]:
+        """The stem of the file that mask number `index` comes from, and how many masks before it come from there."""
         ...
 
 
@@ -74,6 +88,11 @@ def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
         raise InputError(message) from None
 
 
+def trace_crop(crops: CropDataset, index: int) -> tuple[str, int]:
+    """See `FileMaskSource.trace`, for masks cut like the crops of training: each pass visits each micrograph once."""
+    return crops.micrographs.stems[crops.micrograph_index(index)], index // len(crops.micrographs)
+
+
 class _SplitSource:
     def __init__(self, config: SplitMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
         load_source_info(config.dataset, info)
@@ -95,6 +114,15 @@ class _SplitSource:
         else:
             image, mask = crops.cut(index)
         return DrawnMask(mask, image, f"{self._config.split}/masks/{micrographs.stems[number]}")
+
+    @property
+    def stems(self) -> list[str]:
+        """See `FileMaskSource.stems`."""
+        return self._crops.micrographs.stems
+
+    def trace(self, index: int) -> tuple[str, int]:
+        """See `FileMaskSource.trace`."""
+        return trace_crop(self._crops, index)
 
 
 class _FolderSource:
@@ -126,3 +154,13 @@ class _FolderSource:
         else:
             _, cut = cut_crop(mask, mask, geometry, rng, self._config.augment)
         return DrawnMask(cut, None, self._paths[number].name)
+
+    @property
+    def stems(self) -> list[str]:
+        """See `FileMaskSource.stems`."""
+        return [path.stem for path in self._paths]
+
+    def trace(self, index: int) -> tuple[str, int]:
+        """See `FileMaskSource.trace`."""
+        repeats, number = divmod(index, len(self._paths))
+        return self._paths[number].stem, repeats

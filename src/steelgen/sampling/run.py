@@ -26,19 +26,23 @@ from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
-    LAYOUTS,
     Layout,
     build_row,
     describe_origin,
     iterate_rows,
+    load_layout,
+    name_by_number,
     save_pair,
     save_rows,
     select_decisive,
 )
 from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source
+from steelgen.sampling.names import build_stems
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
+_ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
+"""Images up to which one folder holds them all, and images of each sub-folder beyond; see files_per_folder."""
 ATTEMPT_STRIDE = 10**9
 """Attempt a at image i is drawn as number i + a·10⁹: what is kept depends on no other image."""
 
@@ -81,8 +85,9 @@ def sample(
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     source = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed)
     pair_filter = build_filter(config.filter, generator.info, generator.geometry) if config.filter else None
-    layout, out = LAYOUTS[config.output_format], config.output_dir
+    out, name_stem = config.output_dir, build_stems(source) if config.file_stems == "source" else name_by_number
     _open_folder(config, generator, shared=shard is not None)
+    layout = load_layout(out, name_stem)
 
     wanted = shard.indices(config.num_samples) if shard else range(config.num_samples)
     done, total = sum(layout.sample_path(out, index).is_file() for index in wanted), len(wanted)
@@ -151,13 +156,19 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:
-                _describe_folder(working, config, generator)
+                _describe_folder(working, config, generator, _choose_files_per_folder(config))
         except (InputError, OSError):
             if not (shared and path.is_file()):
                 raise
         else:
             return
-    begun = load_json(path)["config"]
+    sampling = load_json(path)
+    begun, files_per_folder = sampling["config"], sampling.get("files_per_folder", 0)
+    if config.files_per_folder not in (None, files_per_folder):
+        raise InputError(
+            f"{config.output_dir}: was begun with files_per_folder {files_per_folder}, which cannot be changed to "
+            f"{config.files_per_folder}"
+        )
     decisive, present = select_decisive(config_to_json(config)), select_decisive(begun)
     for key in sorted(decisive):
         if present.get(key) != decisive[key]:
@@ -166,10 +177,16 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
                 f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
             )
     if not shared:
-        _describe_folder(config.output_dir, config, generator)
+        _describe_folder(config.output_dir, config, generator, files_per_folder)
 
 
-def _describe_folder(folder: Path, config: SampleConfig, generator: Generator) -> None:
+def _choose_files_per_folder(config: SampleConfig) -> int:
+    if config.files_per_folder is not None:
+        return config.files_per_folder
+    return _FILES_PER_FOLDER if config.num_samples > _ONE_FOLDER else 0
+
+
+def _describe_folder(folder: Path, config: SampleConfig, generator: Generator, files_per_folder: int) -> None:
     """Writes dataset.json and sampling.json."""
     split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
     save_dataset_info(
@@ -186,6 +203,7 @@ def _describe_folder(folder: Path, config: SampleConfig, generator: Generator) -
         {
             **asdict(generator.geometry),
             "source_split": split,
+            "files_per_folder": files_per_folder,
             "config": config_to_json(config),
             "steelgen_version": __version__,
         },
@@ -197,7 +215,7 @@ def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
     out, count = config.output_dir, config.num_samples
     for part in (layout.samples, layout.labels, layout.images, layout.colored_labels):
         # Half-written files of calls that were killed; every image is there, so none is in use.
-        for leftover in (out / part).glob(".*.png") if part else ():
+        for leftover in (out / part).rglob(".*.png") if part else ():
             leftover.unlink(missing_ok=True)
     save_rows(out, layout, count)
     if config.coco:
@@ -215,7 +233,7 @@ def _save_contact_sheet(out: Path, layout: Layout, count: int, info: DatasetInfo
     masks = [np.asarray(Image.open(layout.label_path(out, index))) for index in range(count)]
     images = [load_image(layout.sample_path(out, index)) for index in range(count)]
     real = [
-        load_image(path) if layout.images and (path := out / layout.images / f"{index:06d}.png").is_file() else None
+        load_image(path) if layout.images and (path := out / layout.images / layout.name(index)).is_file() else None
         for index in range(count)
     ]
     save_sheet(out / "contact_sheet.png", masks, images, real, info.palette)

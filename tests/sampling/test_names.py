@@ -1,0 +1,131 @@
+"""Where files lie and what they are called: stems of the masks' files, numbered sub-folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steelgen.data.folder import list_pairs
+from steelgen.errors import InputError
+from steelgen.evaluation.sets import find_generated
+from steelgen.hpc.status import drawn_indices, run_status
+from steelgen.sampling.names import build_stems
+from steelgen.sampling.replay import replay
+from tests.sampling.test_sample import FOLDERS, draw
+
+
+class InTurn:
+    """Masks of some files, one after the other."""
+
+    def __init__(self, stems):
+        self.stems = stems
+
+    def draw(self, index):
+        raise NotImplementedError
+
+    def trace(self, index):
+        repeats, number = divmod(index, len(self.stems))
+        return self.stems[number], repeats
+
+
+@given(st.lists(st.text("a_12", min_size=1, max_size=5), min_size=1, max_size=6, unique=True))
+def test_no_name_occurs_twice(stems):
+    name = build_stems(InTurn(stems))
+    names = [name(index) for index in range(4 * len(stems))]
+    assert names[: len(stems)] == stems
+    assert len(set(names)) == len(names)
+
+
+def test_repeated_names_are_counted_after_underscores_that_no_file_has():
+    name = build_stems(InTurn(["a", "a_2", "b.c"]))
+    assert [name(index) for index in range(3, 8)] == ["a__2", "a_2__2", "b.c__2", "a__3", "a_2__3"]
+
+
+def test_files_of_the_same_stem_are_refused():
+    with pytest.raises(InputError, match="2 masks are called 'a'"):
+        build_stems(InTurn(["a", "a", "b"]))
+
+
+SOURCES = [
+    {"kind": "split"},
+    {"kind": "augmented"},
+    {"kind": "balanced", "use_mask_augmentation": True, "block_size": 3},
+]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source["kind"])
+def test_images_are_called_like_the_files_of_their_masks(trained, tmp_path, source):
+    options = {
+        "mask_source": {**source, "dataset": str(trained[0]), "split": "train"},
+        "file_stems": "source",
+        "num_samples": 8,
+    }
+    out = draw(trained, tmp_path / "out", **options)
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    names = [Path(row["file_name"]).stem for row in rows]
+    assert len(set(names)) == 8
+    seen = []
+    for name, row in zip(names, rows, strict=True):
+        stem = Path(row["source_mask"]).name
+        seen.append(stem)
+        assert name == (stem if seen.count(stem) == 1 else f"{stem}_{seen.count(stem)}")
+    for folder in (folder for folder in FOLDERS if (out / folder).is_dir()):
+        assert {path.stem for path in (out / folder).iterdir()} == set(names)
+    (out / rows[5]["file_name"]).unlink()
+    assert drawn_indices(out) == set(range(8)) - {5}
+    draw(trained, tmp_path / "out", **options)
+    assert drawn_indices(out) == set(range(8))
+    assert replay(out / "metadata.jsonl", 6) == (out / f"replay-{names[5]}.png", True)
+
+
+def test_masks_without_files_cannot_name_images(trained, tmp_path):
+    source = {"kind": "procedural", "dataset": str(trained[0])}
+    with pytest.raises(InputError, match="do not come from one file each"):
+        draw(trained, tmp_path / "out", mask_source=source, file_stems="source")
+    with pytest.raises(InputError, match="an image that the filter drops gets another mask"):
+        draw(trained, tmp_path / "out", filter={"dataset": str(trained[0])}, file_stems="source")
+
+
+@pytest.mark.parametrize("output_format", ["folders", "dataset"])
+def test_large_sets_lie_in_numbered_folders(trained, tmp_path, output_format):
+    options = {"output_format": output_format, "coco": True, "num_samples": 5}
+    flat = draw(trained, tmp_path / "flat", **options)
+    out = draw(trained, tmp_path / "out", files_per_folder=2, **options)
+    samples = "samples" if output_format == "folders" else "train/images"
+    wanted = [f"{samples}/{index // 2:03d}/{index:06d}.png" for index in range(5)]
+    assert [json.loads(line)["file_name"] for line in (out / "metadata.jsonl").read_text().splitlines()] == wanted
+    assert [image["file_name"] for image in json.loads((out / "coco.json").read_text())["images"]] == wanted
+    pixels = [path.relative_to(out) for path in sorted(out.rglob("0*.png"))]
+    assert sorted(path.name for path in pixels) == sorted(path.name for path in flat.rglob("0*.png"))
+
+    (out / wanted[3]).unlink()
+    assert [(part.done, part.wanted) for part in run_status(out, 2)][:2] == [(3, 3), (1, 2)]
+    kept = (out / wanted[2]).stat().st_mtime_ns
+    draw(trained, tmp_path / "out", **options)  # the folder knows
+    assert drawn_indices(out) == set(range(5))
+    assert (out / wanted[2]).stat().st_mtime_ns == kept
+    assert replay(out / "metadata.jsonl", 4)[1]
+    with pytest.raises(InputError, match="was begun with files_per_folder 2, which cannot be changed to 3"):
+        draw(trained, tmp_path / "out", files_per_folder=3, **options)
+    if output_format == "dataset":
+        assert [pair.image.relative_to(out).as_posix() for pair in list_pairs(out, "train")] == wanted
+        assert all(pair.mask.stem == pair.image.stem for pair in list_pairs(out, "train"))
+    else:
+        found = find_generated(out)
+        assert [path.relative_to(out).as_posix() for path in found.images] == wanted
+        assert [path.stem for path in found.masks] == [path.stem for path in found.images]
+
+
+def test_sub_folders_begin_above_ten_thousand_images(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("steelgen.sampling.run._ONE_FOLDER", 3)
+    monkeypatch.setattr("steelgen.sampling.run._FILES_PER_FOLDER", 2)
+    small = draw(trained, tmp_path / "small", num_samples=3)
+    assert (small / "samples/000002.png").is_file()
+    draw(trained, tmp_path / "small", num_samples=4)  # a folder once begun stays as it is
+    assert (small / "samples/000003.png").is_file()
+    large = draw(trained, tmp_path / "large", num_samples=4)
+    assert (large / "samples/001/000003.png").is_file()
+    plain = draw(trained, tmp_path / "plain", num_samples=4, files_per_folder=0)
+    assert (plain / "samples/000003.png").is_file()
