@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from steelgen.cli.isdm import import_tree
 from steelgen.cli.options import ConfigOption, SetOption
 from steelgen.cli.output import errors_as_lines
 
@@ -86,6 +87,8 @@ def convert_command(
         typer.echo(f"{old}: taken for an ISDM config, read as `steelgen {conversion.action}`{where}", err=True)
         for note in conversion.notes:
             typer.echo(f"note: {note}", err=True)
+        if conversion.tree:
+            import_tree(conversion.tree)
         if conversion.checkpoint:
             typer.echo(
                 f"note: it needs `steelgen import isdm {conversion.checkpoint} {conversion.imported} -c {old}`",

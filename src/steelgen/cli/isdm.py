@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from steelgen.cli.output import errors_as_lines
+from steelgen.cli.output import errors_as_lines, progress_bar
+
+if TYPE_CHECKING:
+    from steelgen.isdm.trees import Tree
 
 import_app = typer.Typer(no_args_is_help=True)
 export_app = typer.Typer(no_args_is_help=True)
@@ -69,7 +72,7 @@ def export_command(
 
 
 def load_settings(path: Path, action: Literal["train", "finetune", "sample"], overrides: Sequence[str] = ()) -> Any:
-    """Reads a config of steelgen's or of ISDM's; the latter's checkpoint is imported where it is not yet.
+    """Reads a config of steelgen's or of ISDM's; the latter's checkpoint and data are imported where they are not yet.
 
     What an ISDM config was taken for, and the keys that mean nothing any more, are said on stderr.
 
@@ -77,7 +80,7 @@ def load_settings(path: Path, action: Literal["train", "finetune", "sample"], ov
         A config of `action`; a fine-tuning where an ISDM config for `train` goes on from a checkpoint.
 
     Raises:
-        InputError: see `load_any_config` and `import_isdm`.
+        InputError: see `load_any_config`, `import_isdm` and `import_tree_once`.
     """
     from steelgen.isdm.config import load_any_config
 
@@ -86,9 +89,21 @@ def load_settings(path: Path, action: Literal["train", "finetune", "sample"], ov
         typer.echo(f"{path}: taken for an ISDM config, read as `steelgen {conversion.action}`", err=True)
         for note in conversion.notes:
             typer.echo(f"note: {note}", err=True)
+        if conversion.tree:
+            import_tree(conversion.tree)
         if conversion.checkpoint and conversion.imported:
             from steelgen.isdm.importing import import_once
 
             if import_once(conversion.checkpoint, conversion.settings, conversion.imported):
                 typer.echo(f"imported {conversion.checkpoint} as {conversion.imported}", err=True)
     return settings
+
+
+def import_tree(tree: Tree) -> None:
+    """Turns the data folder of an ISDM config into a dataset folder in the cache, unless that has been done."""
+    from steelgen.isdm.trees import import_tree_once
+
+    with progress_bar("import") as report:
+        done = import_tree_once(tree, report)
+    if done:
+        typer.echo(f"imported {tree.source}, {tree.mode}, as {tree.folder}", err=True)

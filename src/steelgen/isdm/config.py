@@ -14,6 +14,7 @@ from steelgen.config.isdm import IsdmConfig, IsdmNetworkSection
 from steelgen.errors import InputError
 from steelgen.files import load_json
 from steelgen.isdm.network import WHOLE_MICROGRAPH, convert_network, convert_noise, convert_solver
+from steelgen.isdm.trees import TREE_MODES, Tree, find_tree
 
 PATIENCE_STEPS = 100_000
 """Steps without a better epoch after which ISDM stops."""
@@ -33,6 +34,8 @@ class Conversion:
     checkpoint: Path | None
     """The `.pt` file that the config starts from or draws with; it is to be imported as `imported`."""
     imported: Path | None
+    tree: Tree | None
+    """The data folder that is to be imported first, in those dataset modes that need it."""
     notes: list[str] = field(default_factory=list)
     """Keys that mean nothing any more, each with the reason, and what differs."""
 
@@ -63,7 +66,8 @@ def convert_isdm_config(values: dict[str, Any], action: Action, origin: str) -> 
         origin: the file, for messages.
 
     Raises:
-        InputError: if a key is unknown, a value out of limits or something needed is missing.
+        InputError: if a key is unknown, a value out of limits or something needed is missing; in the dataset modes of
+            `TREE_MODES` also if data_dir is no folder.
     """
     old = parse_config(values, IsdmConfig, origin=origin)
     if not old.data_dir:
@@ -71,14 +75,12 @@ def convert_isdm_config(values: dict[str, Any], action: Action, origin: str) -> 
     settings = IsdmNetworkSection(**{key: getattr(old, key) for key in IsdmNetworkSection.model_fields})
     given = set(values)
     notes = _describe_dead_keys(old, given)
-    if old.dataset_mode not in ("", "lemon-binary", "lemon-multi-class"):
-        notes.append(
-            f"dataset_mode {old.dataset_mode!r}: bring data_dir into train/images and train/masks first "
-            "(`steelgen data --help`); the layouts read as they are are lemon-binary and lemon-multi-class"
-        )
+    tree = None
+    if old.dataset_mode in TREE_MODES:
+        tree = find_tree(Path(old.data_dir), old.dataset_mode, old.num_classes)
     if action == "sample":
-        return _convert_sampling(old, settings, notes, origin)
-    return _convert_training(old, settings, action, notes, origin)
+        return _convert_sampling(old, settings, tree, notes, origin)
+    return _convert_training(old, settings, action, tree, notes, origin)
 
 
 def load_any_config(path: Path, action: Action, overrides: Sequence[str] = ()) -> tuple[Section, Conversion | None]:
@@ -102,7 +104,7 @@ def load_any_config(path: Path, action: Action, overrides: Sequence[str] = ()) -
 
 
 def _convert_training(
-    old: IsdmConfig, settings: IsdmNetworkSection, action: Action, notes: list[str], origin: str
+    old: IsdmConfig, settings: IsdmNetworkSection, action: Action, tree: Tree | None, notes: list[str], origin: str
 ) -> Conversion:
     if action == "finetune" and not old.resume_checkpoint:
         raise InputError(f"{origin}: resume_checkpoint: is missing, and fine-tuning needs something to start from")
@@ -143,7 +145,7 @@ def _convert_training(
     config: dict[str, Any] = {
         "run_dir": str(run_dir),
         "data": {
-            "dataset": old.data_dir,
+            "dataset": str(tree.folder) if tree else old.data_dir,
             "image_size": old.image_size,
             "crop_size": WHOLE_MICROGRAPH,
             "in_channels": 3,
@@ -162,10 +164,12 @@ def _convert_training(
             "unet": config_to_json(convert_network(settings)),
             "noise": config_to_json(convert_noise(settings)),
         }
-    return Conversion("finetune" if checkpoint else "train", config, settings, checkpoint, imported, notes)
+    return Conversion("finetune" if checkpoint else "train", config, settings, checkpoint, imported, tree, notes)
 
 
-def _convert_sampling(old: IsdmConfig, settings: IsdmNetworkSection, notes: list[str], origin: str) -> Conversion:
+def _convert_sampling(
+    old: IsdmConfig, settings: IsdmNetworkSection, tree: Tree | None, notes: list[str], origin: str
+) -> Conversion:
     if not old.model_path:
         raise InputError(f"{origin}: model_path: is missing")
     if old.s < 1:
@@ -174,7 +178,8 @@ def _convert_sampling(old: IsdmConfig, settings: IsdmNetworkSection, notes: list
         notes.append("is_train false: ISDM draws for the masks of train/ all the same, and so does this")
     checkpoint = Path(old.model_path)
     folder = Path(old.results_path) if old.results_path else Path("RESULTS") / _name_run(old, "sample")
-    source: dict[str, Any] = {"kind": "split", "dataset": old.data_dir, "split": "train", "augment": False}
+    dataset = str(tree.folder) if tree else old.data_dir
+    source: dict[str, Any] = {"kind": "split", "dataset": dataset, "split": "train", "augment": False}
     if balance := old.balance_args:
         keys = ("num_classes", "height", "width")
         dead = [key for key in keys if getattr(balance, key) is not None]
@@ -183,7 +188,7 @@ def _convert_sampling(old: IsdmConfig, settings: IsdmNetworkSection, notes: list
         source = {
             **balance.model_dump(exclude=set(keys)),
             "kind": "balanced",
-            "dataset": old.data_dir,
+            "dataset": dataset,
             "split": "train",
             "block_size": old.num_samples,
         }
@@ -198,7 +203,7 @@ def _convert_sampling(old: IsdmConfig, settings: IsdmNetworkSection, notes: list
         "solver": config_to_json(convert_solver(settings, old.use_ddim, old.s, old.clip_denoised)),
         "mixed_precision": "auto" if old.use_fp16 else "no",
     }
-    return Conversion("sample", config, settings, checkpoint, imported, notes)
+    return Conversion("sample", config, settings, checkpoint, imported, tree, notes)
 
 
 def _describe_dead_keys(old: IsdmConfig, given: set[str]) -> list[str]:

@@ -57,5 +57,10 @@ def import_once(path: Path, settings: IsdmNetworkSection, out: Path) -> bool:
         return False
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
-    import_isdm(path, settings, out)
+    try:
+        import_isdm(path, settings, out)
+    except (InputError, OSError):
+        # Another process of the same job may have done it in the meantime, which is as good.
+        if not (out / "generator.json").is_file():
+            raise
     return True

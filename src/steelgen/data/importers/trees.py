@@ -2,7 +2,7 @@
 
 isdm        train|test/{images,masks}, or images/ and masks/ alone      masks of class indices, or of 0 and 255
 cityscapes  leftImg8bit/, gtFine/*_labelIds.png, *_instanceIds.png      label ids 0-34
-ade20k      images/, annotations/ with training/ and validation/        0 is "no class", 1 … become 0 …
+ade20k      images/, annotations/ with training/ and validation/        0 is "no class", 1 to 150 become 0 to 149
 celeba      train|test/{images,labels}                                  masks of class indices
 """
 
@@ -37,7 +37,8 @@ _MASK_FOLDERS = {"isdm": "masks", "celeba": "labels"}
 def read_trees(src: Path, options: ReadOptions) -> AnnotatedSet:
     """Reads images and masks that are paired by name.
 
-    ADE20K's masks are read as ISDM reads them: one less than in the file, and its 0 is ignored here.
+    ADE20K's masks are read as ISDM reads them: one less than in the file. Its 0 is ignored, or, where 151 class names
+    are given, the last of them, as in ISDM.
 
     Raises:
         InputError: if the tree is none of those known, an image lacks its mask or the other way round.
@@ -148,7 +149,8 @@ def _set_classes(
     lookup = np.arange(256, dtype=np.uint8)
     present = np.flatnonzero(values)
     if layout == "ade20k":
-        lookup = np.concatenate([[255], np.arange(255)]).astype(np.uint8)
+        nothing = 150 if len(wanted) == 151 else 255
+        lookup = np.concatenate([[nothing], np.arange(255)]).astype(np.uint8)
         present = present[present > 0] - 1
     elif layout == "isdm" and set(present) <= {0, 255}:
         lookup[255] = 1
