@@ -64,6 +64,10 @@ class Generator(Protocol):
         """From now on `compute_loss` draws timesteps by the losses that the returned history has absorbed."""
         ...
 
+    def draw_timesteps_lognormally(self, mean: float, std: float) -> None:
+        """From now on `compute_loss` draws noise levels with ln σ ~ N(mean, std²) (arXiv 2206.00364, table 1)."""
+        ...
+
     def draw(
         self,
         masks: Tensor,

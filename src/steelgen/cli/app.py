@@ -12,6 +12,7 @@ from steelgen.cli.compare import compare_command
 from steelgen.cli.config import config_app
 from steelgen.cli.data import data_app
 from steelgen.cli.doctor import doctor_command
+from steelgen.cli.ema import ema_command
 from steelgen.cli.evaluate import evaluate_command
 from steelgen.cli.interpolate import interpolate_command
 from steelgen.cli.isdm import export_app, import_app
@@ -49,6 +50,7 @@ def _root(
 
 app.command("train")(train_command)
 app.command("finetune")(finetune_command)
+app.command("ema")(ema_command)
 app.command("sample")(sample_command)
 app.command("interpolate")(interpolate_command)
 app.command("evaluate")(evaluate_command)

@@ -69,13 +69,15 @@ class NoiseSection(Section):
 
     num_train_timesteps: int = Field(1000, ge=2)
     """Steps of the forward process."""
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
-    """diffusers' name; squaredcos_cap_v2 is the cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
-    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
-    """What the network predicts: velocity (Salimans & Ho 2022, arXiv 2202.00512), noise, or the image."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "flow"] = "squaredcos_cap_v2"
+    """diffusers' name; squaredcos_cap_v2 is the cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672). flow has
+    the noise levels of rectified flow's straight paths, σ = t/(1 − t) (Liu et al. 2022, arXiv 2209.03003)."""
+    prediction_type: Literal["v_prediction", "epsilon", "sample", "flow"] = "v_prediction"
+    """What the network predicts: velocity (Salimans & Ho 2022, arXiv 2202.00512), noise, the image, or noise minus
+    image from (1 − t)·image + t·noise: flow matching (Lipman et al. 2022, arXiv 2210.02747)."""
     zero_terminal_snr: bool = True
     """No signal is left at the last step (Lin et al. 2023, arXiv 2305.08891), so brightness and contrast are learnt
-    rather than leaked; needs v_prediction or sample."""
+    rather than leaked; needs v_prediction, sample or flow."""
     standardise: bool = True
     """Shift and scale grey levels to the training set's mean 0 and standard deviation 1 first. Micrographs have little
     contrast; a schedule made for unit variance (Karras et al. 2022, arXiv 2206.00364, table 1: σ_data) would spend
@@ -93,8 +95,11 @@ class NoiseSection(Section):
         check_schedule(self.beta_schedule, self.num_train_timesteps)
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
             raise ValueError(
-                "zero_terminal_snr needs prediction_type v_prediction or sample: without signal, noise says nothing"
+                "zero_terminal_snr needs prediction_type v_prediction, sample or flow: "
+                "without signal, noise says nothing"
             )
+        if self.beta_schedule == "flow" and not self.zero_terminal_snr:
+            raise ValueError("beta_schedule flow ends without signal: zero_terminal_snr must be true")
         return self
 
 

@@ -65,8 +65,15 @@ class OptimisationSection(Section):
     """Forward passes an optimizer step."""
     learning_rate: float = Field(2e-4, gt=0)
     """AdamW's learning rate after warm-up."""
-    lr_scheduler: Literal["constant_with_warmup", "cosine", "linear", "polynomial"] = "constant_with_warmup"
-    """diffusers' name of the schedule; all but the constant one decay to zero at max_steps."""
+    lr_scheduler: Literal["constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"] = (
+        "constant_with_warmup"
+    )
+    """diffusers' name of the schedule; all but the constant one decay to zero at max_steps. Its `constant` is this one
+    with warmup_steps 0."""
+    lr_restarts: int = Field(0, ge=0)
+    """Returns to the full learning rate, for cosine_with_restarts."""
+    lr_power: float = Field(1.0, gt=0)
+    """Exponent of the decay, for polynomial; 1 is linear, down to 1e-7."""
     warmup_steps: int = Field(100, ge=0)
     """Steps over which the learning rate rises from zero."""
     weight_decay: float = Field(0.01, ge=0)
@@ -83,9 +90,21 @@ class OptimisationSection(Section):
     """Decays start low, at most (1 + step) / (10 + step), so that the averages soon forget the random start."""
     further_ema_decays: list[Annotated[float, Field(ge=0, lt=1)]] = []
     """Decays of more averages, kept in the checkpoints and exported beside the first as export-ema-<decay>/."""
-    timestep_sampling: Literal["even", "loss_second_moment"] = "even"
-    """Draw all timesteps alike, or those of large loss more often, weighing them down
-    (Nichol & Dhariwal 2021, arXiv 2102.09672, section 3.3)."""
+    ema_power_stds: list[Annotated[float, Field(gt=0, le=0.28)]] = []
+    """Relative lengths σ_rel of power-function averages of the weights, for instance 0.05 and 0.1, whose snapshots in
+    ema/ `steelgen ema` turns into an average of any length (Karras et al. 2024, arXiv 2312.02696); each costs memory
+    and a file of the size of the weights a snapshot."""
+    ema_snapshots_every: int = Field(1000, ge=1)
+    """Steps between snapshots of the power-function averages; there is one at the end too."""
+    timestep_sampling: Literal["even", "loss_second_moment", "lognormal"] = "even"
+    """Draw all timesteps alike; those of large loss more often, weighing them down (Nichol & Dhariwal 2021,
+    arXiv 2102.09672, section 3.3); or noise levels σ = √((1 − ᾱ)/ᾱ) from a log-normal distribution (Karras et al. 2022,
+    arXiv 2206.00364, table 1: with v-prediction of standardised images the rest of its training is the same)."""
+    lognormal_mean: float = -0.5
+    """Mean of ln σ for lognormal: the paper's P_mean is -1.2 at its σ_data of 0.5, which here is 1. Mean 0 and
+    deviation 1 are the logit-normal times of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206)."""
+    lognormal_std: float = Field(1.2, gt=0)
+    """Standard deviation of ln σ (P_std)."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the forward and backward pass; weights stay fp32. bf16 also speeds up CPUs that have it; auto takes
     it where the machine has it."""

@@ -21,6 +21,7 @@ from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.respaced import draw_respaced
+from steelgen.diffusion.timesteps import LogNormalTimesteps
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import StartImages, find_generator
@@ -41,14 +42,18 @@ class SemanticDiffusion:
     objective: str = "simple"
     vlb_weight: float = 0.001
     """What training minimises; see `NoiseSection`."""
-    loss_history: LossHistory | None = None
-    """Where given, training draws timesteps by it."""
+    timestep_distribution: LossHistory | LogNormalTimesteps | None = None
+    """Where given, training draws timesteps by it, else all alike."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
 
     def start_loss_history(self) -> LossHistory:
         """See `Generator.start_loss_history`."""
-        self.loss_history = LossHistory(self.schedule.config.num_train_timesteps)
-        return self.loss_history
+        self.timestep_distribution = LossHistory(self.schedule.config.num_train_timesteps)
+        return self.timestep_distribution
+
+    def draw_timesteps_lognormally(self, mean: float, std: float) -> None:
+        """See `Generator.draw_timesteps_lognormally`."""
+        self.timestep_distribution = LogNormalTimesteps(self.schedule, mean, std)
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -62,7 +67,14 @@ class SemanticDiffusion:
         batch = {**batch, "image": (batch["image"] - mean) / deviation}
         options = LossOptions(self.snr_gamma, self.objective, self.vlb_weight, self.value_range)
         return compute_diffusion_loss(
-            network, self.schedule, batch, self.info.num_classes, seed, mask_dropout, options, self.loss_history
+            network,
+            self.schedule,
+            batch,
+            self.info.num_classes,
+            seed,
+            mask_dropout,
+            options,
+            self.timestep_distribution,
         )
 
     def draw(

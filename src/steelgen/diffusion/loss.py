@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from steelgen.diffusion.flow import scale_to_flow
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.noise import compute_snr, randn_by_seed
 from steelgen.diffusion.reverse import build_reverse_process
+from steelgen.diffusion.timesteps import LogNormalTimesteps
 from steelgen.diffusion.variational import compute_variational_bound
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -60,11 +62,12 @@ def one_hot_with_dropout(mask: Tensor, num_classes: int, dropped: Tensor) -> Ten
 
 
 def compute_target(schedule: DDPMScheduler, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the network should predict: ε, x₀, or v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans & Ho 2022, arXiv 2202.00512)."""
+    """What the network should predict: ε, x₀, the flow ε − x₀ (Lipman et al. 2022, arXiv 2210.02747), or the velocity
+    v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans & Ho 2022, arXiv 2202.00512)."""
     kind = schedule.config.prediction_type
     if kind == "v_prediction":
         return schedule.get_velocity(image, noise, timesteps)
-    return noise if kind == "epsilon" else image
+    return {"epsilon": noise, "sample": image, "flow": noise - image}[kind]
 
 
 def compute_loss_weights(schedule: DDPMScheduler, timesteps: Tensor, snr_gamma: float | None) -> Tensor:
@@ -73,9 +76,12 @@ def compute_loss_weights(schedule: DDPMScheduler, timesteps: Tensor, snr_gamma: 
         return torch.ones(timesteps.shape, device=timesteps.device)
     snr = compute_snr(schedule, timesteps)
     weight = snr.clamp(max=snr_gamma)
-    return {"epsilon": weight / snr, "v_prediction": weight / (snr + 1), "sample": weight}[
-        schedule.config.prediction_type
-    ]
+    return {
+        "epsilon": weight / snr,
+        "v_prediction": weight / (snr + 1),
+        "flow": weight / (snr.sqrt() + 1) ** 2,
+        "sample": weight,
+    }[schedule.config.prediction_type]
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def compute_diffusion_loss(
     seed: int,
     mask_dropout: float,
     options: LossOptions,
-    history: LossHistory | None = None,
+    distribution: LossHistory | LogNormalTimesteps | None = None,
 ) -> Tensor:
     """Denoising loss of each crop; timestep, noise and mask dropout are functions of (seed, crop number) alone.
 
@@ -107,7 +113,8 @@ def compute_diffusion_loss(
     fixed in the second term, and L_vlb estimated as T times that of the one timestep drawn.
 
     Args:
-        history: draws the timesteps by the losses so far, and notes these; then the loss depends on it too.
+        distribution: draws the timesteps, where not all alike; a `LossHistory` by the losses so far, which it notes.
+            Then the loss depends on these too.
         batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, `number` (N,) int64; for networks that see them
             also `instance_edges` (N, H, W) bool.
 
@@ -118,10 +125,10 @@ def compute_diffusion_loss(
     device = image.device
     seeds = crop_seeds(numbers, seed)
     noise = randn_by_seed(image.shape[1:], seeds, device)
-    if history is None:
+    if distribution is None:
         timesteps = draw_timesteps(numbers, seed, schedule.config.num_train_timesteps).to(device)
     else:
-        drawn, importance = history.draw(draw_fractions(numbers, seed))
+        drawn, importance = distribution.draw(draw_fractions(numbers, seed))
         timesteps = drawn.to(device)
     dropped = torch.tensor([np.random.default_rng((s, 4)).random() < mask_dropout for s in seeds], device=device)
 
@@ -130,7 +137,10 @@ def compute_diffusion_loss(
     if "instance_edges" in batch:
         edges = batch["instance_edges"][:, None] & ~dropped[:, None, None, None]
         one_hot_mask = torch.cat([one_hot_mask, edges.float()], dim=1)
-    output = network(noisy_image, timesteps, one_hot_mask).float()
+    network_input = noisy_image
+    if schedule.config.prediction_type == "flow":
+        network_input = scale_to_flow(noisy_image, schedule.alphas_cumprod.to(device)[timesteps, None, None, None])
+    output = network(network_input, timesteps, one_hot_mask).float()
     prediction, *variance_output = output.split(image.shape[1], dim=1)
 
     def bound(prediction: Tensor) -> Tensor:
@@ -148,7 +158,8 @@ def compute_diffusion_loss(
         loss = error * compute_loss_weights(schedule, timesteps, options.snr_gamma)
         if variance_output:
             loss = loss + options.vlb_weight * bound(prediction.detach())
-    if history is None:
+    if distribution is None:
         return loss
-    history.record(timesteps, loss)
+    if isinstance(distribution, LossHistory):
+        distribution.record(timesteps, loss)
     return loss * importance.to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -33,21 +34,31 @@ def build_noise_schedule(
 ) -> DDPMScheduler:
     """The forward process q(x_t | x_0) of T steps.
 
-    The linear schedule's ends are scaled by 1000/T, so that the noise at its end does not depend on T.
+    The linear schedule's ends are scaled by 1000/T, so that the noise at its end does not depend on T. "flow" has the
+    noise levels σ = t/(1 − t) of rectified flow at t = 1/T … 1 (see `flow`).
     """
     scale = 1000 / num_train_timesteps
     scaled = {"linear": (1e-4 * scale, 0.02 * scale), "scaled_linear": (0.00085 * scale, 0.012 * scale)}
     start, end = scaled.get(beta_schedule, (1e-4, 0.02))
+    betas = compute_flow_betas(num_train_timesteps).tolist() if beta_schedule == "flow" else None
     return DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
         beta_start=start,
         beta_end=end,
         beta_schedule=beta_schedule,
+        trained_betas=betas,
         prediction_type=prediction_type,
         rescale_betas_zero_snr=zero_terminal_snr,
         timestep_spacing="trailing",  # start at the noisiest step (Lin et al. 2023, arXiv 2305.08891, section 3.3)
         clip_sample=False,
     )
+
+
+def compute_flow_betas(num_train_timesteps: int) -> Tensor:
+    """β of the unit-variance schedule whose signal-to-noise ratio is ((1 − t)/t)² at t = 1/T … 1; (T,) float64."""
+    time = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    alphas_cumprod = (1 - time) ** 2 / ((1 - time) ** 2 + time**2)
+    return 1 - alphas_cumprod / torch.cat([torch.ones(1), alphas_cumprod[:-1]])
 
 
 def build_solver(
@@ -62,6 +73,8 @@ def build_solver(
     """
     kind, options = _SOLVERS[name]
     options = {**options, "timestep_spacing": timestep_spacing}
+    if schedule.config.prediction_type == "flow":
+        options["prediction_type"] = "v_prediction"  # what the pipeline turns it into
     if karras_sigmas:
         options["use_karras_sigmas"] = True
     if name == "heun" and schedule.config.rescale_betas_zero_snr:
@@ -75,6 +88,19 @@ def compute_snr(schedule: DDPMScheduler, timesteps: Tensor) -> Tensor:
     """Signal-to-noise ratio ᾱ_t / (1 − ᾱ_t) at each timestep, shape (N,)."""
     alphas = schedule.alphas_cumprod.to(timesteps.device)[timesteps]
     return alphas / (1 - alphas)
+
+
+def compute_log_sigmas(schedule: DDPMScheduler) -> Tensor:
+    """ln σ = ½ ln((1 − ᾱ)/ᾱ) of every timestep, (T,) float64, ascending; finite also where no signal is left."""
+    alphas = schedule.alphas_cumprod.double().clamp(min=_SMALLEST_ALPHA)
+    return 0.5 * ((1 - alphas) / alphas).log()
+
+
+def alphas_cumprod_at(schedule: DDPMScheduler, timestep: float) -> Tensor:
+    """ᾱ at a timestep that may lie between two, interpolated in ln σ as diffusers' solvers do; scalar float64."""
+    log_sigmas = compute_log_sigmas(schedule)
+    log_sigma = np.interp(timestep, np.arange(len(log_sigmas)), log_sigmas.numpy())
+    return torch.sigmoid(torch.tensor(-2 * log_sigma))
 
 
 def randn_by_seed(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

@@ -10,11 +10,15 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
+from steelgen.diffusion.flow import flow_to_velocity, scale_to_flow
 from steelgen.diffusion.guidance import Guide, compute_guided_features, predict
 from steelgen.diffusion.loss import one_hot_with_dropout
-from steelgen.diffusion.noise import build_solver, randn_by_seed
+from steelgen.diffusion.noise import alphas_cumprod_at, build_solver, randn_by_seed
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.models.semantic_unet import SemanticUNet
+
+Predictor = Callable[[Tensor, Tensor, bool], Tensor]
+"""(noisy images (N, C, H, W), timestep, guided) → prediction (N, C, H, W)."""
 
 
 class SemanticDiffusionPipeline(DiffusionPipeline):
@@ -110,6 +114,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         height, width = masks.shape[1:]
         guide = Guide(guidance_scale, guidance_interval, guidance_rescale, weak_unet)
         predict_at = self._build_predictor(masks.to(device), guide, mask_cache_bytes, window_overlap, periodic)
+        if self.scheduler.config.prediction_type == "flow":
+            predict_at = self._predict_velocity_by(predict_at)
 
         scheduler = build_solver(solver, self.scheduler, timestep_spacing, karras_sigmas)
         scheduler.set_timesteps(num_inference_steps, device=device)
@@ -131,10 +137,19 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             image = scheduler.step(prediction, timestep, image, **_step_options(solver, rngs)).prev_sample
         return image
 
+    def _predict_velocity_by(self, predict_flow: Predictor) -> Predictor:
+        """The predictor of v that a predictor of the flow amounts to."""
+
+        def predict_velocity(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
+            alpha = alphas_cumprod_at(self.scheduler, float(timestep)).to(image)
+            return flow_to_velocity(image, predict_flow(scale_to_flow(image, alpha), timestep, guided), alpha)
+
+        return predict_velocity
+
     def _build_predictor(
         self, masks: Tensor, guide: Guide, max_bytes: float, overlap: float, periodic: bool
-    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        """A function of (noisy image, timestep, guided) with the mask features computed beforehand."""
+    ) -> Predictor:
+        """The network's prediction, with the mask features computed beforehand."""
         unet = self.unet
         kept = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
         one_hot = one_hot_with_dropout(masks, unet.config.num_classes, kept).to(unet.dtype)

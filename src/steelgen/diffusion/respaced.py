@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steelgen.config.solver import RespacedSolverSection
+from steelgen.diffusion.flow import scale_to_flow
 from steelgen.diffusion.guidance import Guide, compute_guided_features
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.noise import randn_by_seed
@@ -85,7 +86,7 @@ def draw_respaced(
     """Draws one image a mask, of the network's own size.
 
     Args:
-        prediction_type: what the network predicts: "epsilon", "sample" or "v_prediction".
+        prediction_type: what the network predicts: "epsilon", "sample", "v_prediction" or "flow".
         masks: (N, H, W) int64 class indices; indices ≥ num_classes are ignored pixels.
         seeds: N seeds; an image depends on its mask and seed, not on the batch it is drawn in.
         value_range: the grey levels -1 and 1 as the network sees them; predicted images are clipped to it.
@@ -104,7 +105,10 @@ def draw_respaced(
     image = randn_by_seed(shape, seeds, device) if noise is None else noise.to(device)
     rngs = [torch.Generator().manual_seed((seed * 2 + 1) % 2**63) for seed in seeds]
     for index in reversed(range(len(process))):
-        prediction, variance_output = predict(image, times[index].expand(len(image)))
+        network_input = image
+        if prediction_type == "flow":
+            network_input = scale_to_flow(image, process.alphas_cumprod[index].float())
+        prediction, variance_output = predict(network_input, times[index].expand(len(image)))
         step = compute_reverse_step(
             process,
             torch.full((len(image),), index, device=device),

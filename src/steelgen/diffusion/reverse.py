@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steelgen.config.solver import check_schedule
+from steelgen.diffusion.flow import flow_to_original
 from steelgen.errors import InputError
 
 
@@ -154,10 +155,10 @@ def compute_reverse_step(
     Args:
         steps: (N,) int64, each image's step in `process`.
         noisy_image: x_t, (N, C, H, W).
-        prediction: the network's ε, x_0 or v, (N, C, H, W).
+        prediction: the network's ε, x_0, v or ε − x_0, (N, C, H, W).
         variance_output: the network's second half, interpolating the log-variance between β̃ at -1 and β at 1
             (Nichol & Dhariwal 2021, eq. 15), or None where it does not learn it.
-        prediction_type: "epsilon", "sample" or "v_prediction".
+        prediction_type: "epsilon", "sample", "v_prediction" or "flow".
         variance: "fixed_large" (β) or "fixed_small" (β̃), where the network does not learn it.
         clip_range: limits of the predicted image, or None.
     """
@@ -186,7 +187,7 @@ def compute_reverse_step(
 def predict_original(
     process: ReverseProcess, steps: Tensor, noisy_image: Tensor, prediction: Tensor, prediction_type: str
 ) -> Tensor:
-    """x_0 from x_t and the network's ε, x_0 or v; shapes as in `compute_reverse_step`."""
+    """x_0 from x_t and the network's ε, x_0, v or ε − x_0; shapes as in `compute_reverse_step`."""
 
     def at(table: Tensor) -> Tensor:
         return table.to(noisy_image.device)[steps].to(noisy_image.dtype)[:, None, None, None]
@@ -194,6 +195,8 @@ def predict_original(
     abar = process.alphas_cumprod
     if prediction_type == "sample":
         return prediction
+    if prediction_type == "flow":
+        return flow_to_original(noisy_image, prediction, at(abar))
     if prediction_type == "v_prediction":
         return at(abar.sqrt()) * noisy_image - at((1 - abar).sqrt()) * prediction
     return at((1 / abar).sqrt()) * noisy_image - at((1 / abar - 1).sqrt()) * prediction

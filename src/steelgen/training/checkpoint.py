@@ -3,7 +3,7 @@
 checkpoints/step-000500/
     training.json            global_step, the scaler's state, and what else training goes on from
     weights.safetensors      the network as it is trained
-    average.safetensors      its exponential moving average; further ones are average-<decay>.safetensors
+    average.safetensors      its exponential moving average; further ones are average-<name>.safetensors
     optimizer.safetensors    AdamW's moments
     generator/               the network with averaged weights, ready for sampling
 
@@ -129,7 +129,7 @@ def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], fold
 def _name_averages(state: TrainingState) -> Iterator[tuple[str, WeightAverage]]:
     """Each average with the name of its file."""
     for index, average in enumerate(state.averages):
-        yield f"average-{average.decay:g}" if index else "average", average
+        yield f"average-{average.name}" if index else "average", average
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

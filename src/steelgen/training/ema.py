@@ -24,11 +24,20 @@ class WeightAverage:
         self._names = [name for name, _ in network.named_parameters()]
         self._averages = [parameter.detach().float().clone() for parameter in self._live]
 
+    @property
+    def name(self) -> str:
+        """Tells this average from others of the same run, in names of files and folders."""
+        return f"{self.decay:g}"
+
+    def decay_at(self, step: int) -> float:
+        """β of optimizer step number `step` (from 1)."""
+        return min(self.decay, (1 + step) / (10 + step)) if self._warmup else self.decay
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after optimizer step number `step` (from 1)."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self._warmup else self.decay
-        torch._foreach_lerp_(self._averages, [parameter.float() for parameter in self._live], 1 - decay)
+        live = [parameter.float() for parameter in self._live]
+        torch._foreach_lerp_(self._averages, live, 1 - self.decay_at(step))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

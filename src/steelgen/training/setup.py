@@ -132,7 +132,12 @@ def build_learning_rate(
 ) -> Callable[[int], float]:
     """The learning rate of the optimizer step that follows on so many."""
     factor = get_scheduler(
-        options.lr_scheduler, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=last_step
+        options.lr_scheduler,
+        optimizer,
+        num_warmup_steps=options.warmup_steps,
+        num_training_steps=last_step,
+        num_cycles=options.lr_restarts + 1,
+        power=options.lr_power,
     ).lr_lambdas[0]
     return lambda step: options.learning_rate * factor(step)
 

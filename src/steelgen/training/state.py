@@ -12,6 +12,7 @@ from steelgen.diffusion.loss_history import LossHistory
 from steelgen.generators import Generator
 from steelgen.training.ema import WeightAverage
 from steelgen.training.epochs import EpochTracker
+from steelgen.training.power_ema import PowerAverage
 
 
 @dataclass
@@ -67,9 +68,13 @@ def build_state(generator: Generator, options: OptimisationSection, scaler: Any,
         fused=True,
     )
     decays = (options.ema_decay, *options.further_ema_decays)
+    averages = [WeightAverage(generator.network, decay, options.ema_warmup) for decay in decays]
+    powers = [PowerAverage(generator.network, std) for std in options.ema_power_stds]
+    if options.timestep_sampling == "lognormal":
+        generator.draw_timesteps_lognormally(options.lognormal_mean, options.lognormal_std)
     return TrainingState(
         generator,
-        [WeightAverage(generator.network, decay, options.ema_warmup) for decay in decays],
+        [*averages, *powers],
         optimizer,
         scaler,
         EpochTracker(epoch_crops, options.patience_steps),

@@ -15,6 +15,7 @@ from steelgen.training.ema import WeightAverage
 from steelgen.training.epochs import NO_IMPROVEMENT
 from steelgen.training.meter import LossMeter
 from steelgen.training.observer import TrainingObserver, TrainingResult
+from steelgen.training.power_ema import PowerAverage, remove_later_snapshots, save_snapshot
 from steelgen.training.preview import PreviewDrawer
 from steelgen.training.setup import effective_batch
 from steelgen.training.state import TrainingState
@@ -57,6 +58,8 @@ class Upkeep:
 
     def begin(self) -> None:
         """Before the first step."""
+        if self._writes:
+            remove_later_snapshots(self._config.run_dir, self._state.step)
         self._observer.on_start(self._state.step, self._last_step)
         if self._state.step == 0:
             self._draw_preview()
@@ -92,6 +95,8 @@ class Upkeep:
         self._observer.on_step(step, shown)
         if step % self._config.preview.every == 0 and step < self._last_step:
             self._draw_preview()
+        if step % options.ema_snapshots_every == 0:
+            self._save_snapshots()
         if saves:
             self._save()
 
@@ -103,10 +108,12 @@ class Upkeep:
         finished, stopped_by = reason in (None, OUT_OF_TIME, NO_IMPROVEMENT), reason or "max_steps"
         if finished:
             self._draw_preview()
+            self._save_snapshots()
         if finished and self._writes:
             self._export(self._state.average, "export")
             for more in self._state.averages[1:]:
-                self._export(more, f"export-ema-{more.decay:g}")
+                if not isinstance(more, PowerAverage):  # `steelgen ema` makes generators of these
+                    self._export(more, f"export-ema-{more.name}")
         if self._log:
             self._log.close()
         self._accelerator.wait_for_everyone()
@@ -130,6 +137,11 @@ class Upkeep:
         if self._previews:
             with self._state.average.applied(), self._accelerator.autocast():
                 self._observer.on_event(f"drew {self._previews.draw(self._state.step)}")
+
+    def _save_snapshots(self) -> None:
+        for average in self._state.averages if self._writes else ():
+            if isinstance(average, PowerAverage):
+                save_snapshot(self._config.run_dir, self._state.step, average)
 
     def _save(self) -> None:
         self._accelerator.wait_for_everyone()
