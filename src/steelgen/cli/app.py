@@ -21,6 +21,7 @@ from steelgen.cli.sample import sample_command
 from steelgen.cli.segment import segment_app
 from steelgen.cli.slurm import slurm_app
 from steelgen.cli.train import finetune_command, train_command
+from steelgen.cli.utility import utility_command
 
 app = typer.Typer(
     name="steelgen",
@@ -54,6 +55,7 @@ app.command("ema")(ema_command)
 app.command("sample")(sample_command)
 app.command("interpolate")(interpolate_command)
 app.command("evaluate")(evaluate_command)
+app.command("utility")(utility_command)
 app.command("pipeline")(pipeline_command)
 app.command("doctor")(doctor_command)
 app.command("compare")(compare_command)

@@ -9,6 +9,7 @@ from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import FinetuneConfig, TrainConfig
+from steelgen.config.utility import UtilityConfig
 
 ACTIONS: dict[str, type[Section]] = {
     "train": TrainConfig,
@@ -16,6 +17,7 @@ ACTIONS: dict[str, type[Section]] = {
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "segment": SegmentConfig,
+    "utility": UtilityConfig,
     "pipeline": PipelineConfig,
     "slurm-profile": SlurmProfile,
 }

@@ -141,9 +141,8 @@ def label_folder(
     return len(paths)
 
 
-@torch.inference_mode()
 def label_micrograph(labeller: Labeller, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Labels one image of any size by windows that overlap by half, blended by a smooth weight.
+    """Labels one image of any size; see `label_by_windows`.
 
     Args:
         labeller: from `load_labeller`.
@@ -152,9 +151,29 @@ def label_micrograph(labeller: Labeller, image: NDArray[np.uint8]) -> tuple[NDAr
     Returns:
         mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class.
     """
-    config, device = labeller.config, next(labeller.network.parameters()).device
+    config = labeller.config
+    return label_by_windows(labeller.network, image, config.image_size, config.crop_size, labeller.info.num_classes)
+
+
+@torch.inference_mode()
+def label_by_windows(
+    network: torch.nn.Module, image: NDArray[np.uint8], image_size: int, crop_size: int, num_classes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Labels one image of any size by windows that overlap by half, blended by a smooth weight.
+
+    Args:
+        network: (N, C, S, S) in [-1, 1] → logits (N, num_classes, S, S), in eval mode.
+        image: (H, W) or (H, W, 3) uint8 with the network's channels.
+        image_size: edge S of the windows that the network sees, px.
+        crop_size: edge of the windows in the image, px; the image is resized by image_size / crop_size.
+        num_classes: classes of the network.
+
+    Returns:
+        mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class.
+    """
+    device, size = next(network.parameters()).device, image_size
     height, width = image.shape[:2]
-    shrink, size = config.image_size / config.crop_size, config.image_size
+    shrink = image_size / crop_size
     small_shape = max(1, round(height * shrink)), max(1, round(width * shrink))
     tensor = image_to_tensor(image)[None]
     mode = "area" if shrink < 1 else "bicubic"
@@ -165,14 +184,12 @@ def label_micrograph(labeller: Labeller, image: NDArray[np.uint8]) -> tuple[NDAr
     corners = [(top, left) for top in _starts(padded.shape[1], size) for left in _starts(padded.shape[2], size)]
     ramp = torch.sin(torch.pi * (torch.arange(size) + 0.5) / size)
     weight = ramp[:, None] * ramp[None, :]
-    total = torch.zeros(labeller.info.num_classes, *padded.shape[1:])
+    total = torch.zeros(num_classes, *padded.shape[1:])
     weights = torch.zeros(padded.shape[1:])
     for start in range(0, len(corners), _WINDOWS):
         part = corners[start : start + _WINDOWS]
         windows = torch.stack([padded[:, top : top + size, left : left + size] for top, left in part])
-        for (top, left), probabilities in zip(
-            part, labeller.network(windows.to(device)).softmax(dim=1).cpu(), strict=True
-        ):
+        for (top, left), probabilities in zip(part, network(windows.to(device)).softmax(dim=1).cpu(), strict=True):
             total[:, top : top + size, left : left + size] += weight * probabilities
             weights[top : top + size, left : left + size] += weight
     probabilities = (total / weights)[:, : small_shape[0], : small_shape[1]]

@@ -50,8 +50,8 @@ def build_report(result: dict[str, Any], evidence: Evidence, seen: dict[str, NDA
         f"<h1>Evaluation of {html.escape(str(evidence.config.generated))}</h1>",
         f'<p class="muted">{html.escape(_describe(result))}</p>',
         build_verdict(result["verdict"]),
-        _lines("Warnings", result["warnings"]),
-        _lines("Notes", result["notes"]),
+        build_lines("Warnings", result["warnings"]),
+        build_lines("Notes", result["notes"]),
         "<h2>Real, generated, masks</h2>",
         _draw_samples(evidence, seen),
         "<h2>Figures</h2>",
@@ -131,7 +131,8 @@ def _describe(result: dict[str, Any]) -> str:
     )
 
 
-def _lines(title: str, lines: Sequence[str]) -> str:
+def build_lines(title: str, lines: Sequence[str]) -> str:
+    """A heading and a list; nothing where there are no lines."""
     if not lines:
         return ""
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)

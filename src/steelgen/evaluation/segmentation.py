@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -141,14 +142,20 @@ def compute_class_weights(masks: list[NDArray[np.uint8]], num_classes: int) -> t
 
 
 def compute_segmentation_loss(
-    logits: torch.Tensor, masks: torch.Tensor, class_weights: torch.Tensor, ignore_index: int
+    logits: torch.Tensor,
+    masks: torch.Tensor,
+    class_weights: torch.Tensor,
+    ignore_index: int,
+    kind: Literal["ce", "dice", "ce+dice"] = "ce+dice",
 ) -> torch.Tensor:
-    """Weighted cross-entropy plus the Dice loss of the classes present (Milletari 2016, arXiv 1606.04797).
+    """Weighted cross-entropy, the Dice loss of the classes present (Milletari 2016, arXiv 1606.04797), or their sum.
 
     Args:
         logits: (N, C, H, W).
         masks: (N, H, W) int64 class indices or ignore_index.
-        class_weights: (C,).
+        class_weights: (C,), of the cross-entropy.
+        ignore_index: pixels of this value count nowhere.
+        kind: which of the two.
 
     Returns:
         Scalar; 0 for a batch in which every pixel is ignored.
@@ -157,12 +164,15 @@ def compute_segmentation_loss(
     if not counted.any():
         return logits.sum() * 0
     cross_entropy = F.cross_entropy(logits, masks, class_weights, ignore_index=ignore_index)
+    if kind == "ce":
+        return cross_entropy
     probabilities = logits.softmax(dim=1) * counted[:, None]
     one_hot = F.one_hot(masks * counted, logits.shape[1]).movedim(-1, 1) * counted[:, None]
     overlap = (probabilities * one_hot).sum(dim=(0, 2, 3))
     size = (probabilities + one_hot).sum(dim=(0, 2, 3))
     present = one_hot.sum(dim=(0, 2, 3)) > 0
-    return cross_entropy + 1 - (2 * overlap[present] / size[present]).mean()
+    dice = 1 - (2 * overlap[present] / size[present]).mean()
+    return dice if kind == "dice" else cross_entropy + dice
 
 
 def vary_grey_levels(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

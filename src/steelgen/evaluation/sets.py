@@ -53,16 +53,22 @@ class GeneratedFolder:
     """Content of sampling.json; empty for a folder made elsewhere."""
 
 
-def find_generated(folder: Path) -> GeneratedFolder:
-    """Finds images and masks in what `steelgen sample` wrote, in images/ + masks/, or in a plain folder.
+def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedFolder:
+    """Finds images and masks in what `steelgen sample` wrote (both formats), in images/ + masks/, or in a plain folder.
+
+    Args:
+        folder: the folder.
+        masks_folder: where the masks are, if not in the folder.
 
     Raises:
         InputError: if the folder is missing, holds fewer than 4 images, or an image lacks its mask.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of generated images")
-    image_folder = next((folder / name for name in ("samples", "images") if (folder / name).is_dir()), folder)
-    mask_folder = next((folder / name for name in ("labels", "masks") if (folder / name).is_dir()), None)
+    names = ("samples", "images", "train/images")
+    image_folder = next((folder / name for name in names if (folder / name).is_dir()), folder)
+    names = ("labels", "masks", "train/masks")
+    mask_folder = masks_folder or next((folder / name for name in names if (folder / name).is_dir()), None)
     images = list_images(image_folder)
     if len(images) < MIN_IMAGES:
         raise InputError(f"{image_folder}: {len(images)} images; at least {MIN_IMAGES} are needed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -27,6 +28,34 @@ def compute_verdict(figures: Sequence[Figure]) -> list[Answer]:
     Copies: good with no more flagged images than held-out ones and both C_T above -3.
     """
     return [_judge_looks(figures), _judge_structure(figures), _judge_masks(figures), _judge_copies(figures)]
+
+
+def judge_differences(differences: Sequence[dict[str, Any]]) -> list[Answer]:
+    """Does generated data help? One answer a code, from the pooled row of a utility study's differences.
+
+    Good where the 95 % interval of the difference lies above 0, poor where it lies below, fair where it includes 0.
+    """
+    last = {row["code"]: row for row in differences}  # the pooled row stands last
+    return [_judge_difference(row) for row in last.values()]
+
+
+def _judge_difference(row: dict[str, Any]) -> Answer:
+    if row["num_real"]:
+        question = f"Do {row['num_generated']} generated pairs help beside {row['num_real']} real micrographs?"
+    else:
+        question = f"Do {row['num_generated']} generated pairs do better than real micrographs?"
+    low, high = row["interval"]
+    standing = "good" if low > 0 else "poor" if high < 0 else "fair"
+    words = {
+        "good": "Yes: mIoU on held-out real micrographs is higher",
+        "fair": "Not shown: the interval of the difference in mIoU includes 0",
+        "poor": "No: mIoU on held-out real micrographs is lower",
+    }
+    text = (
+        f"{words[standing]} ({row['code']} − {row['baseline']}, {row['architecture']}: {row['difference']:+.3f}, "
+        f"95 % interval {low:+.3f} … {high:+.3f})."
+    )
+    return Answer(question=question, answer=text, standing=standing)
 
 
 def _judge_looks(figures: Sequence[Figure]) -> Answer:

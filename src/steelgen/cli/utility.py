@@ -1,0 +1,87 @@
+"""`steelgen utility`."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_table
+
+if TYPE_CHECKING:
+    from steelgen.config.utility import UtilityConfig
+
+
+def utility_command(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Run part I of N of the cells alone, from 1; the part that ends last writes the report. Under "
+            "torchrun and in a Slurm job array it follows from the environment.",
+        ),
+    ] = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Find out whether generated data helps segmentation networks on held-out real micrographs."""
+    from steelgen.config.base import config_to_json
+
+    with errors_as_lines():
+        settings = load_utility_settings(config, overrides)
+        typer.echo(json.dumps(config_to_json(settings), indent=2))
+        if dry_run:
+            _describe_study(settings)
+            return
+        from steelgen.evaluation.utility.study import utility
+        from steelgen.hpc.shards import find_shard, parse_shard
+
+        part = parse_shard(shard) if shard else find_shard(os.environ)
+        result = utility(settings, lambda line: typer.echo(line, err=True), part)
+        if result is None:
+            typer.echo(f"shard {part} is complete in {settings.output_dir}; cells of other shards are missing")
+        else:
+            print_study(settings, result)
+
+
+def load_utility_settings(config: Any, overrides: list[str] | None) -> UtilityConfig:
+    """Reads a config of steelgen's."""
+    from steelgen.config.base import load_config
+    from steelgen.config.utility import UtilityConfig
+
+    return load_config(config, UtilityConfig, overrides or ())
+
+
+def print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
+    """Prints scores, differences and the verdict of a finished study."""
+    from steelgen.evaluation.utility.report import describe_differences, describe_scores
+    from steelgen.evaluation.verdict import judge_differences
+
+    for kind in ("notes", "warnings"):
+        for line in result[kind]:
+            typer.echo(f"{kind[:-1]}: {line}", err=True)
+    test = f"{result['micrographs']['test']} micrographs of {settings.test_split}"
+    print_table(f"mIoU on {test}", *describe_scores(result["scores"], result["class_names"]))
+    if result["differences"]:
+        print_table("difference to real micrographs alone", *describe_differences(result["differences"]))
+    for answer in judge_differences(result["differences"]):
+        typer.echo(f"{answer.question} {answer.answer}")
+    typer.echo(f"report: {settings.output_dir / 'utility.html'}; figures: {settings.output_dir / 'utility.json'}")
+
+
+def _describe_study(settings: UtilityConfig) -> None:
+    from steelgen.evaluation.sets import describe_geometry
+    from steelgen.evaluation.utility.data import count_data, load_study
+    from steelgen.evaluation.utility.study import cell_path, list_cells
+
+    data = load_study(settings)
+    cells = list_cells(settings)
+    codes = list(dict.fromkeys(cell.code for cell in cells))
+    rows = [[code.text, *count_data(code, data)] for code in codes]
+    print_table("training sets", ["code", "real micrographs", "generated pairs"], rows)
+    done = sum(cell_path(settings.output_dir, cell).is_file() for cell in cells)
+    typer.echo(f"{describe_geometry(data.geometry)}; {len(cells)} cells, {done} of them done")

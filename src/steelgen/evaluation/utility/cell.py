@@ -1,0 +1,145 @@
+"""One cell of a utility study: one network, trained on one set under one seed, tested once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steelgen.config.utility import DataCode, UtilityConfig
+from steelgen.data.crops import Micrographs
+from steelgen.data.placement import CropGeometry
+from steelgen.devices import autocast, pick_device
+from steelgen.evaluation.agreement import compute_confusion, compute_iou, nanmean
+from steelgen.evaluation.figures import to_json
+from steelgen.evaluation.labelling import label_by_windows
+from steelgen.evaluation.segmentation import compute_class_weights, compute_segmentation_loss
+from steelgen.evaluation.utility.data import StudyData, TrainingSet
+from steelgen.models.architectures import build_architecture
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One code, one architecture, one seed."""
+
+    code: DataCode
+    architecture: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As its file is called."""
+        return f"{self.code.text}-{self.architecture.replace(':', '_')}-seed{self.seed}"
+
+
+def run_cell(
+    cell: Cell,
+    data: StudyData,
+    config: UtilityConfig,
+    report_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Trains a network, keeps the weights with the best validation mIoU, and tests them.
+
+    Args:
+        cell: what is trained on what.
+        data: of the study.
+        config: of the study.
+        report_progress: called with (steps done, steps in all).
+
+    Returns:
+        JSON values: what was trained on, the course of the validation mIoU, and of the test its dataset-level mIoU
+        (mean_iou), class_iou, image_iou and the confusion matrix of each micrograph.
+
+    Raises:
+        InputError: if the architecture is unknown or its package is missing.
+    """
+    training_set = TrainingSet(data, cell.code, cell.seed, config.training)
+    device = pick_device(config.device)
+    # Networks with dropout draw from torch's own generator.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(cell.seed)
+        channels, width = data.geometry.in_channels, config.training.base_channels
+        network = build_architecture(cell.architecture, channels, data.info.num_classes, width).to(device)
+        best = train_network(network, training_set, data, config, report_progress)
+    confusion = test_network(network, data.test, data.geometry, config.mixed_precision)
+    return {
+        "code": cell.code.text,
+        "architecture": cell.architecture,
+        "seed": cell.seed,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "real": training_set.real.micrographs.stems if training_set.real else [],
+        "num_generated": len(training_set.generated.micrographs) if training_set.generated else 0,
+        "real_share": training_set.real_share,
+        **best,
+        "test": {
+            "micrographs": data.test.stems,
+            "mean_iou": to_json(nanmean(compute_iou(confusion.sum(axis=0)))),
+            "class_iou": to_json(compute_iou(confusion.sum(axis=0))),
+            "image_iou": to_json([nanmean(compute_iou(matrix)) for matrix in confusion]),
+            "confusion": to_json(confusion),
+        },
+    }
+
+
+def train_network(
+    network: torch.nn.Module,
+    training_set: TrainingSet,
+    data: StudyData,
+    config: UtilityConfig,
+    report_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Trains in place and leaves the weights of the step with the best validation mIoU, the first of equals.
+
+    AdamW on one cycle of the learning rate over all steps.
+
+    Returns:
+        best_step and validation, the list of [step, mIoU].
+    """
+    settings, device = config.training, next(network.parameters()).device
+    class_weights = compute_class_weights(training_set.masks, data.info.num_classes).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.2)
+    validation: list[tuple[int, float]] = []
+    best_iou, best_step, best_state = -1.0, 0, network.state_dict()
+    for step in range(settings.steps):
+        network.train()
+        images, masks = training_set.draw_batch(step, settings.batch_size)
+        with autocast(config.mixed_precision, device):
+            logits = network(images.to(device))
+        loss = compute_segmentation_loss(
+            logits.float(), masks.to(device), class_weights, data.info.ignore_index, settings.loss
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        done = step + 1
+        if done % settings.validate_every == 0 or done == settings.steps:
+            confusion = test_network(network, data.val, data.geometry, config.mixed_precision)
+            mean_iou = nanmean(compute_iou(confusion.sum(axis=0)))
+            validation.append((done, mean_iou))
+            if mean_iou > best_iou:
+                best_iou, best_step = mean_iou, done
+                best_state = {name: value.clone() for name, value in network.state_dict().items()}
+        report_progress(done, settings.steps)
+    network.load_state_dict(best_state)
+    return {"best_step": best_step, "validation": to_json(validation)}
+
+
+def test_network(
+    network: torch.nn.Module, micrographs: Micrographs, geometry: CropGeometry, mixed_precision: str
+) -> NDArray[np.int64]:
+    """(N, C, C) confusion matrices of whole micrographs at their own resolution, rows true, columns predicted."""
+    network.eval()
+    info, device, matrices = micrographs.info, next(network.parameters()).device, []
+    for image, mask in zip(micrographs.images, micrographs.masks, strict=True):
+        # A micrograph smaller than the crop is trained on as its largest square, so it is seen at that scale.
+        crop_size = min(geometry.crop_size, *mask.shape)
+        with autocast(mixed_precision, device):
+            predicted, _ = label_by_windows(network, image, geometry.image_size, crop_size, info.num_classes)
+        matrices.append(compute_confusion(mask, predicted, info.num_classes, info.ignore_index))
+    return np.stack(matrices)

@@ -1,0 +1,179 @@
+"""From the confusion matrices of a study's cells to means, differences and their 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from numpy.typing import NDArray
+
+from steelgen.evaluation.figures import to_json
+
+POOLED = "pooled"
+"""The row that averages over them."""
+FEW_IMAGES, FEW_SEEDS = 10, 3
+"""Below these a bootstrap interval is known to be too narrow."""
+
+
+def summarise(
+    confusions: Mapping[tuple[str, str], NDArray[np.int64]],
+    counts: Mapping[str, tuple[int, int]],
+    num_bootstrap: int,
+) -> dict[str, Any]:
+    """Means of every code, and differences to training on the same real micrographs alone.
+
+    Args:
+        confusions: (S, N, C, C) pixels of each seed and test micrograph, by code and architecture; one order for all.
+        counts: real micrographs and generated pairs of every code.
+        num_bootstrap: resamples behind the interval of a difference.
+
+    Returns:
+        JSON values: `scores`, one row a code and architecture, and `differences`, one a code with a baseline and
+        architecture; both with a row that pools the architectures.
+    """
+    architectures = list(dict.fromkeys(architecture for _, architecture in confusions))
+    scores, differences = [], []
+    for code, (num_real, num_generated) in counts.items():
+        stack = np.stack([confusions[code, architecture] for architecture in architectures])
+        row = {"code": code, "num_real": num_real, "num_generated": num_generated}
+        scores += [{**row, **score} for score in _score(stack, architectures)]
+        baseline = find_baseline(code, counts)
+        if baseline is None:
+            continue
+        control = np.stack([confusions[baseline, architecture] for architecture in architectures])
+        for difference in _compare(stack, control, architectures, num_bootstrap):
+            differences.append({**row, "baseline": baseline, **difference})
+    return to_json({"scores": scores, "differences": differences})
+
+
+def find_baseline(code: str, counts: Mapping[str, tuple[int, int]]) -> str | None:
+    """The code that trains on the same real micrographs alone; for one without real micrographs, on most of them.
+
+    Returns:
+        None for a code that is itself without generated pairs, or where there is no such code.
+    """
+    num_real, num_generated = counts[code]
+    if num_generated == 0:
+        return None
+    alone = {other: real for other, (real, generated) in counts.items() if generated == 0}
+    if num_real == 0:
+        return max(alone, key=lambda other: alone[other], default=None)
+    return next((other for other, real in alone.items() if real == num_real), None)
+
+
+def compute_mean_ious(confusion: NDArray[Any]) -> NDArray[np.float64]:
+    """(…, C, C) confusion matrices → (…) mean IoU over the classes that occur; NaN where none does."""
+    intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - intersection
+    occurs = union > 0
+    iou = np.divide(intersection, union, out=np.zeros_like(intersection), where=occurs)
+    count = occurs.sum(axis=-1)
+    return np.divide(iou.sum(axis=-1), count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def t_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """95 % interval of the mean of (S,) independent values by Student's t; None for a single one."""
+    if len(values) < 2:
+        return None
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def bootstrap_differences(
+    treated: NDArray[np.int64], control: NDArray[np.int64], num_draws: int, seed: int = 0
+) -> NDArray[np.float64]:
+    """Resampled differences of the mean IoU between two codes, paired over seeds and test micrographs.
+
+    Seeds and micrographs are crossed, so each resample draws both with replacement, independently, and takes the same
+    draw for both codes and for all architectures (the pigeonhole bootstrap; Owen 2007, doi 10.1214/07-AOAS122). The
+    IoUs come from the summed matrices of the drawn micrographs, then the differences are averaged over the drawn
+    seeds. Architectures are not drawn: the study is about these.
+
+    Args:
+        treated: (A, S, N, C, C) of the code with generated pairs.
+        control: the same shape, of its baseline.
+        num_draws: resamples D.
+        seed: of the draws.
+
+    Returns:
+        (D, A).
+    """
+    _, num_seeds, num_images = treated.shape[:3]
+    rng = np.random.default_rng(seed)
+    seed_weights = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_draws)
+    image_weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_draws)
+    values = [
+        compute_mean_ious(np.einsum("dn,asnij->dasij", image_weights, confusion)) for confusion in (treated, control)
+    ]
+    return np.einsum("ds,das->da", seed_weights / num_seeds, values[0] - values[1])
+
+
+def find_warnings(num_seeds: int, num_test: int) -> list[str]:
+    """What a reader must know before believing the intervals."""
+    warnings = []
+    if num_test < FEW_IMAGES:
+        warnings.append(
+            f"{num_test} test micrographs: intervals are too narrow below about {FEW_IMAGES}, and another choice of "
+            "test micrographs may turn the result"
+        )
+    if num_seeds < FEW_SEEDS:
+        warnings.append(f"{num_seeds} seed{'s' * (num_seeds > 1)}: at least {FEW_SEEDS} are needed to see the spread")
+    return warnings
+
+
+def _score(stack: NDArray[np.int64], architectures: Sequence[str]) -> list[dict[str, Any]]:
+    """Scores of one code: a row an architecture and one for all.
+
+    Args:
+        stack: (A, S, N, C, C).
+    """
+    whole = stack.sum(axis=2)  # (A, S, C, C)
+    mean_iou = compute_mean_ious(whole)  # (A, S)
+    image_iou = np.nanmean(compute_mean_ious(stack), axis=2)  # (A, S)
+    class_iou = _class_ious(whole)  # (A, S, C)
+    rows = [
+        (name, mean_iou[index], image_iou[index], class_iou[index].mean(axis=0))
+        for index, name in enumerate(architectures)
+    ]
+    if len(architectures) > 1:
+        rows.append((POOLED, mean_iou.mean(axis=0), image_iou.mean(axis=0), class_iou.mean(axis=(0, 1))))
+    return [
+        {
+            "architecture": name,
+            "mean_iou": values.mean(),
+            "interval": t_interval(values),
+            "by_seed": values,
+            "image_iou": images.mean(),
+            "class_iou": classes,
+        }
+        for name, values, images, classes in rows
+    ]
+
+
+def _compare(
+    treated: NDArray[np.int64], control: NDArray[np.int64], architectures: Sequence[str], num_bootstrap: int
+) -> list[dict[str, Any]]:
+    """Differences of one code to its baseline: a row an architecture and one for all."""
+    difference = compute_mean_ious(treated.sum(axis=2)) - compute_mean_ious(control.sum(axis=2))  # (A, S)
+    draws = bootstrap_differences(treated, control, num_bootstrap)  # (D, A)
+    rows = [(name, difference[index], draws[:, index]) for index, name in enumerate(architectures)]
+    if len(architectures) > 1:
+        rows.append((POOLED, difference.mean(axis=0), draws.mean(axis=1)))
+    return [
+        {
+            "architecture": name,
+            "difference": values.mean(),
+            "interval": np.percentile(resampled, [2.5, 97.5]),
+            "by_seed": values,
+        }
+        for name, values, resampled in rows
+    ]
+
+
+def _class_ious(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(…, C, C) → (…, C); NaN for a class that does not occur."""
+    intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - intersection
+    return np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)

@@ -1,0 +1,172 @@
+"""`utility`: codes × architectures × seeds, cell by cell, and what they say together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steelgen import __version__
+from steelgen.config.base import config_to_json
+from steelgen.config.utility import UtilityConfig, parse_code
+from steelgen.devices import pick_device, resolve_precision
+from steelgen.errors import InputError
+from steelgen.evaluation.sets import describe_geometry
+from steelgen.evaluation.utility.cell import Cell, run_cell
+from steelgen.evaluation.utility.data import StudyData, count_data, load_study
+from steelgen.evaluation.utility.statistics import find_warnings, summarise
+from steelgen.files import load_json, new_folder, save_json
+from steelgen.hpc.shards import Shard
+from steelgen.runs import describe_environment
+
+STUDY_FILE, RESULT_FILE = "study.json", "utility.json"
+_FREE_KEYS = ("output_dir", "codes", "architectures", "seeds", "num_bootstrap", "device")
+"""Config keys by which no cell changes: codes, architectures and seeds may be added to a study."""
+
+
+def utility(
+    config: UtilityConfig, report: Callable[[str], None] = lambda line: None, shard: Shard | None = None
+) -> dict[str, Any] | None:
+    """Runs the cells that are missing; when all are there, gathers them into utility.json and utility.html.
+
+    Every finished cell is a file of its own under cells/, so a study that was stopped goes on with the next one, and
+    any number of shards may run at once on all machines that share the folder.
+
+    Args:
+        config: see `UtilityConfig`.
+        report: called with a line when a cell is finished.
+        shard: run this part of the cells alone; the one that finishes last gathers.
+
+    Returns:
+        The content of utility.json; None while cells of other shards are missing.
+
+    Raises:
+        InputError: if data, architecture or output folder cannot be used.
+    """
+    precision = resolve_precision(config.mixed_precision, pick_device(config.device))
+    config = config.model_copy(update={"mixed_precision": precision})
+    data = load_study(config)
+    study = hash_study(config, data)
+    _open_study(config, study)
+    cells = list_cells(config)
+    mine = shard.indices(len(cells)) if shard else range(len(cells))
+    for number, index in enumerate(mine, start=1):
+        cell = cells[index]
+        if load_cell(config.output_dir, cell, study) is None:
+            started = time.monotonic()
+            values = {"study": study, **run_cell(cell, data, config)}
+            seconds = time.monotonic() - started
+            save_json(cell_path(config.output_dir, cell), {**values, "seconds": round(seconds, 1)})
+            mean_iou = values["test"]["mean_iou"]
+            report(f"{number}/{len(mine)} {cell.name}: mIoU {mean_iou:.3f}, {seconds:.0f} s")
+    return gather(config, data, study)
+
+
+def list_cells(config: UtilityConfig) -> list[Cell]:
+    """All cells, seed by seed, so that an unfinished study has whole seeds."""
+    return [
+        Cell(parse_code(code), architecture, seed)
+        for seed in config.seeds
+        for code in config.codes
+        for architecture in config.architectures
+    ]
+
+
+def cell_path(output_dir: Path, cell: Cell) -> Path:
+    """Where a finished cell lies."""
+    return output_dir / "cells" / f"{cell.name}.json"
+
+
+def load_cell(output_dir: Path, cell: Cell, study: str) -> dict[str, Any] | None:
+    """A finished cell; None where there is none.
+
+    Raises:
+        InputError: if it was made by another config or from other data.
+    """
+    path = cell_path(output_dir, cell)
+    if not path.is_file():
+        return None
+    values = load_json(path)
+    if values["study"] != study:
+        raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
+    return values
+
+
+def gather(config: UtilityConfig, data: StudyData, study: str) -> dict[str, Any] | None:
+    """Writes utility.json and utility.html if every cell is there; returns the content of the former, else None."""
+    from steelgen.evaluation.utility.report import save_report
+
+    found = [load_cell(config.output_dir, cell, study) for cell in list_cells(config)]
+    cells = [cell for cell in found if cell is not None]
+    if len(cells) < len(found):
+        return None
+    confusions = {
+        (code, architecture): np.array(
+            [
+                cell["test"]["confusion"]
+                for cell in cells
+                if (cell["code"], cell["architecture"]) == (code, architecture)
+            ]
+        )
+        for code in config.codes
+        for architecture in config.architectures
+    }
+    counts = {code: count_data(parse_code(code), data) for code in config.codes}
+    result = {
+        "steelgen": __version__,
+        "study": study,
+        "config": config_to_json(config),
+        "environment": describe_environment(),
+        "geometry": describe_geometry(data.geometry),
+        "class_names": data.info.class_names,
+        "micrographs": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "num_generated": data.num_generated,
+        "seconds": sum(cell["seconds"] for cell in cells),
+        "notes": data.notes,
+        "warnings": find_warnings(len(config.seeds), len(data.test)),
+        **summarise(confusions, counts, config.num_bootstrap),
+    }
+    save_report(config.output_dir, result)
+    return result
+
+
+def hash_study(config: UtilityConfig, data: StudyData) -> str:
+    """What all cells of a study have in common, as a hash: settings and pixels."""
+    decisive = json.dumps([_select_decisive(config_to_json(config)), data.compute_hash()], sort_keys=True)
+    return hashlib.sha256(decisive.encode()).hexdigest()[:32]
+
+
+def _select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in _FREE_KEYS}
+
+
+def _open_study(config: UtilityConfig, study: str) -> None:
+    """Starts an output folder, or checks that the one present belongs to the same study."""
+    path = config.output_dir / STUDY_FILE
+    settings = config_to_json(config)
+    described = {"steelgen": __version__, "study": study, "config": settings}
+    if not path.is_file():
+        try:
+            with new_folder(config.output_dir) as working:
+                save_json(working / STUDY_FILE, described)
+        except (InputError, OSError):
+            # Another shard may have begun it at this very moment.
+            if not path.is_file():
+                raise
+    begun = load_json(path)
+    present, wanted = _select_decisive(begun["config"]), _select_decisive(settings)
+    for key in sorted(wanted):
+        if present.get(key) != wanted[key]:
+            raise InputError(
+                f"{config.output_dir}: holds a study with another {key} ({json.dumps(present.get(key))}); "
+                "name another folder or remove it"
+            )
+    if begun["study"] != study:
+        raise InputError(f"{config.output_dir}: holds a study of other data; name another folder or remove it")
+    if begun["config"] != settings:
+        save_json(path, described)

@@ -1,0 +1,321 @@
+"""The utility study from config to page: pairing, resuming, shards, what it says of input it cannot use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from steelgen.config.base import parse_config
+from steelgen.config.utility import UtilityConfig, parse_code
+from steelgen.data.folder import save_dataset_info
+from steelgen.errors import InputError
+from steelgen.evaluation.utility import study
+from steelgen.evaluation.utility.cell import Cell, run_cell
+from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_study
+from steelgen.evaluation.utility.study import utility
+from steelgen.hpc.shards import Shard
+from tests.evaluation.conftest import INFO, save_pairs
+
+TRAINING = {"steps": 4, "batch_size": 4, "base_channels": 8, "validate_every": 2, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study") / "discs"
+    save_dataset_info(root.parent, INFO)
+    for seed, (split, count) in enumerate({"train": 8, "val": 1, "test": 2}.items()):
+        save_pairs(root / split / "images", root / split / "masks", count, 48, seed)
+    save_dataset_info(root, INFO)
+    return root
+
+
+def build_config(real: Path, pairs: Path | None, out: Path, **more: Any) -> UtilityConfig:
+    values = {
+        "dataset": str(real),
+        "generated": pairs and str(pairs),
+        "output_dir": str(out),
+        "codes": ["RALLF000", "RALLFALL"],
+        "architectures": ["unet"],
+        "seeds": [0, 1],
+        "geometry": {"image_size": 32},
+        "num_bootstrap": 100,
+    }
+    training = {**TRAINING, **more.pop("training", {})}
+    return parse_config({**values, "training": training, **more}, UtilityConfig)
+
+
+def read_cells(out: Path) -> dict[str, dict[str, Any]]:
+    """All cells without the time that they took."""
+    cells = {path.name: json.loads(path.read_text()) for path in (out / "cells").glob("*.json")}
+    return {name: {key: value for key, value in cell.items() if key != "seconds"} for name, cell in cells.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "real_count", "generated_count"),
+    [
+        ("RALLF000", 16, 0),
+        ("R000FALL", 0, 30),
+        ("RALLF20", 16, 20),
+        ("R10F10", 10, 10),
+        ("R25%FALL", 4, 30),
+        ("R5%F0", 1, 0),
+        ("R1%F0", 1, 0),
+        ("R12.5%F0", 2, 0),
+    ],
+)
+def test_codes_count(text: str, real_count: int, generated_count: int) -> None:
+    code = parse_code(text)
+    assert (code.count_real(16), code.count_generated(30)) == (real_count, generated_count)
+
+
+@pytest.mark.parametrize("text", ["", "RALL", "FALL", "R-1F0", "RALLFALLX", "R10F5%", "rallf000", "R000F000", "R0%F0"])
+def test_what_is_no_code_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="'"):
+        parse_code(text)
+
+
+def test_subsets_are_nested_and_depend_on_the_seed_alone() -> None:
+    for seed in range(5):
+        sets = [set(choose_subset(40, count, seed)) for count in (1, 4, 10, 40)]
+        assert sets[0] < sets[1] < sets[2] < sets[3] == set(range(40))
+        assert choose_subset(40, 10, seed) == sorted(sets[2])
+    assert choose_subset(40, 10, 0) != choose_subset(40, 10, 1)
+
+
+def test_cells_of_a_seed_share_micrographs_and_real_crops(real: Path, generated: Path, tmp_path: Path) -> None:
+    config = build_config(real, generated, tmp_path / "out", codes=["R4F000", "R4FALL", "R2F000"])
+    data = load_study(config)
+    alone, more, fewer = (TrainingSet(data, parse_code(code), 3, config.training) for code in config.codes)
+    assert alone.real
+    assert more.real
+    assert fewer.real
+    assert alone.real.micrographs.stems == more.real.micrographs.stems
+    assert set(fewer.real.micrographs.stems) < set(alone.real.micrographs.stems)
+    numbers = [more.pick(number) for number in range(60)]
+    real_numbers = [number for dataset, number in numbers if dataset is more.real]
+    generated_numbers = [number for dataset, number in numbers if dataset is more.generated]
+    assert real_numbers == list(range(len(real_numbers)))
+    assert generated_numbers == list(range(len(generated_numbers)))
+    # 4 micrographs of 48² with crops of 32² are 8 crops beside 8 generated pairs.
+    assert len(real_numbers) == pytest.approx(60 * 8 / 16, abs=1)
+    for number in range(4):
+        torch.testing.assert_close(alone.real[number]["image"], more.real[number]["image"], rtol=0, atol=0)
+    assert [alone.pick(number) for number in range(3)] == [(alone.real, number) for number in range(3)]
+
+
+def test_mixture_and_pretraining(real: Path, generated: Path, tmp_path: Path) -> None:
+    config = build_config(real, generated, tmp_path / "out", training={"real_share": 0.75, "steps": 10})
+    data, code = load_study(config), parse_code("RALLFALL")
+    mixed = TrainingSet(data, code, 0, config.training)
+    assert sum(mixed.pick(number)[0] is mixed.real for number in range(40)) == 30
+    ahead = config.training.model_copy(update={"schedule": "pretrain", "pretrain_share": 0.4})
+    first = TrainingSet(data, code, 0, ahead)
+    kinds = [first.pick(number)[0] is first.real for number in range(40)]
+    assert kinds == [False] * 16 + [True] * 24
+    assert first.pick(16) == (first.real, 0)
+    alone = TrainingSet(data, parse_code("RALLF000"), 0, ahead)
+    assert alone.pick(0) == (alone.real, 0)
+
+
+def test_networks_of_a_seed_begin_alike(real: Path, generated: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from steelgen.evaluation.utility import cell as module
+
+    config = build_config(real, generated, tmp_path / "out")
+    data, started = load_study(config), []
+
+    def remember(network: torch.nn.Module, *_: Any) -> dict[str, Any]:
+        started.append({name: value.clone() for name, value in network.state_dict().items()})
+        return {}
+
+    monkeypatch.setattr(module, "train_network", remember)
+    for code, seed in (("RALLF000", 0), ("RALLFALL", 0), ("RALLF000", 1)):
+        torch.rand(seed + 5)  # what was drawn before must not matter
+        run_cell(Cell(parse_code(code), "unet", seed), data, config)
+    assert all(torch.equal(started[0][name], started[1][name]) for name in started[0])
+    assert any(not torch.equal(started[0][name], started[2][name]) for name in started[0])
+
+
+def test_scores_are_those_of_the_confusion_matrices(real: Path, generated: Path, tmp_path: Path) -> None:
+    result = utility(build_config(real, generated, tmp_path / "out"))
+    assert result is not None
+    assert json.loads((tmp_path / "out" / "utility.json").read_text()) == result
+    cells = read_cells(tmp_path / "out")
+    assert len(cells) == 4
+    for cell in cells.values():
+        matrix = np.sum(cell["test"]["confusion"], axis=0)
+        assert matrix.sum() == 2 * 48 * 48
+        by_hand = [matrix[i, i] / (matrix[i].sum() + matrix[:, i].sum() - matrix[i, i]) for i in range(2)]
+        assert cell["test"]["mean_iou"] == pytest.approx(np.mean(by_hand))
+        assert cell["test"]["class_iou"] == pytest.approx(by_hand)
+        assert [step for step, _ in cell["validation"]] == [2, 4]
+        best = max(value for _, value in cell["validation"])
+        assert dict(cell["validation"])[cell["best_step"]] == best
+    score = next(row for row in result["scores"] if row["code"] == "RALLFALL")
+    values = [cells[f"RALLFALL-unet-seed{seed}.json"]["test"]["mean_iou"] for seed in (0, 1)]
+    assert score["by_seed"] == pytest.approx(values)
+    difference = result["differences"][0]["by_seed"]
+    baseline = [cells[f"RALLF000-unet-seed{seed}.json"]["test"]["mean_iou"] for seed in (0, 1)]
+    assert difference == pytest.approx(np.subtract(values, baseline))
+    page = (tmp_path / "out" / "utility.html").read_text()
+    assert "<script" not in page
+    assert "Not shown" in page or "Yes" in page or "No:" in page
+
+
+def test_ignored_pixels_count_nowhere(real: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    half = tmp_path / "half"
+    shutil.copytree(real, half)
+    for path in (half / "test" / "masks").iterdir():
+        image = Image.open(path)
+        mask = np.array(image)
+        mask[:24] = 255
+        ignoring = Image.fromarray(mask)
+        ignoring.putpalette(image.getpalette())
+        ignoring.save(path)
+    config = build_config(half, None, tmp_path / "out", codes=["RALLF000"], seeds=[0])
+    utility(config)
+    (cell,) = read_cells(tmp_path / "out").values()
+    assert np.sum(cell["test"]["confusion"]) == 2 * 24 * 48
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_study_goes_on_as_if_nothing_had_been(
+    real: Path, generated: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    utility(build_config(real, generated, whole))
+    done = 0
+
+    def run_some(*arguments: Any) -> dict[str, Any]:
+        nonlocal done
+        done += 1
+        if done == 3:
+            raise Killed
+        return run_cell(*arguments)
+
+    monkeypatch.setattr(study, "run_cell", run_some)
+    with pytest.raises(Killed):
+        utility(build_config(real, generated, cut))
+    assert len(read_cells(cut)) == 2
+    assert not (cut / "utility.json").exists()
+    lines: list[str] = []
+    monkeypatch.setattr(study, "run_cell", run_cell)
+    result = utility(build_config(real, generated, cut), lines.append)
+    assert len(lines) == 2
+    assert read_cells(cut) == read_cells(whole)
+    assert result is not None
+    assert result["scores"] == json.loads((whole / "utility.json").read_text())["scores"]
+
+
+def test_shards_together_are_the_whole(real: Path, generated: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    utility(build_config(real, generated, whole))
+    config = build_config(real, generated, parts)
+    results = [utility(config, shard=Shard(number, 3)) for number in (1, 2, 3)]
+    assert [result is None for result in results] == [True, True, False]
+    assert read_cells(parts) == read_cells(whole)
+    assert (parts / "utility.html").is_file()
+
+
+def test_seeds_and_codes_may_be_added_but_nothing_else_changed(real: Path, generated: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    utility(build_config(real, generated, out, seeds=[0], codes=["RALLF000"]))
+    before = read_cells(out)
+    lines: list[str] = []
+    utility(build_config(real, generated, out, seeds=[0], codes=["RALLF000", "R50%F000"]), lines.append)
+    assert len(lines) == 1
+    assert before.items() <= read_cells(out).items()
+    assert (out / "data_fraction.png").is_file()
+    with pytest.raises(InputError, match=r"holds a study with another training \("):
+        utility(build_config(real, generated, out, training={"steps": 5}))
+    (generated / "samples" / "000.png").write_bytes((generated / "samples" / "001.png").read_bytes())
+    with pytest.raises(InputError, match="holds a study of other data"):
+        utility(build_config(real, generated, out))
+
+
+def test_both_formats_of_sampling_and_separate_masks_are_read(real: Path, generated: Path, tmp_path: Path) -> None:
+    expected = load_study(build_config(real, generated, tmp_path / "out")).compute_hash()
+    dataset = tmp_path / "as-dataset"
+    shutil.copytree(generated / "samples", dataset / "train" / "images")
+    shutil.copytree(generated / "labels", dataset / "train" / "masks")
+    shutil.copy(generated / "sampling.json", dataset)
+    assert load_study(build_config(real, dataset, tmp_path / "out")).compute_hash() == expected
+    apart = build_config(real, generated / "samples", tmp_path / "out", generated_masks=str(generated / "labels"))
+    assert load_study(apart).compute_hash() == expected
+
+
+def test_without_a_validation_split_a_share_is_held_back(real: Path, tmp_path: Path) -> None:
+    config = build_config(real, None, tmp_path / "out", codes=["RALLF000"], val_split=None, val_share=0.25)
+    data = load_study(config)
+    assert (len(data.train), len(data.val)) == (6, 2)
+    assert not set(data.train.stems) & set(data.val.stems)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codes": ["R9F000"]}, "codes: R9F000: 9 real micrographs asked for, there are 8"),
+        ({"codes": ["RALLF9"]}, "codes: RALLF9: 9 generated pairs asked for, there are 8"),
+        ({"codes": ["RALL"]}, "codes: 'RALL' is no code"),
+        ({"codes": ["RALLF000", "RALLF000"]}, "codes: 'RALLF000' stands there twice"),
+        ({"architectures": ["resnet"]}, "architectures: unknown architecture 'resnet'; known: unet, unetplusplus"),
+        ({"generated": None}, "code RALLFALL needs generated pairs"),
+        ({"generated": None, "codes": ["RALLF000"], "geometry": {}}, "geometry.image_size: is missing"),
+        ({"test_split": "train"}, "nothing is held out"),
+        ({"val_split": "train"}, "val_split 'train' is also the train_split"),
+        ({"num_classes": 3}, "has 2 classes, not 3"),
+        ({"seeds": [-1]}, "seeds must not be negative"),
+    ],
+)
+def test_unusable_configs_are_one_line(
+    changes: dict[str, Any], message: str, real: Path, generated: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        utility(build_config(real, generated, tmp_path / "out", **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unusable_generated_folders_are_one_line(real: Path, generated: Path, tmp_path: Path) -> None:
+    save_dataset_info(generated, INFO.model_copy(update={"class_names": ["island", "matrix"]}))
+    with pytest.raises(InputError, match=r"its classes are island, matrix, those of .* are matrix, island"):
+        utility(build_config(real, generated, tmp_path / "out"))
+    (generated / "dataset.json").unlink()
+    shutil.rmtree(generated / "labels")
+    with pytest.raises(InputError, match="holds no masks"):
+        utility(build_config(real, generated, tmp_path / "out"))
+    for path in (generated / "samples").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="0 images; at least 4 are needed"):
+        utility(build_config(real, generated, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_command(real: Path, generated: Path, tmp_path: Path) -> None:
+    from steelgen.cli.app import app
+
+    path, out = tmp_path / "utility.json", tmp_path / "out"
+    path.write_text(json.dumps(build_config(real, generated, out, seeds=[0]).model_dump(mode="json")))
+    dry = CliRunner().invoke(app, ["utility", "-c", str(path), "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert "2 cells, 0 of them done" in dry.output
+    first = CliRunner().invoke(app, ["utility", "-c", str(path), "--shard", "1/2"])
+    assert "shard 1/2 is complete" in first.output
+    done = CliRunner().invoke(app, ["utility", "-c", str(path)])
+    assert done.exit_code == 0, done.output
+    assert "RALLFALL" in done.output
+    assert "Do 8 generated pairs help beside 8 real micrographs?" in done.output
+    wrong = CliRunner().invoke(app, ["utility", "-c", str(path), "--set", "training.step=3"])
+    assert wrong.exit_code == 2
+    assert "did you mean 'steps'" in wrong.output
