@@ -104,3 +104,45 @@ def test_crops_are_a_function_of_seed_and_number(tiny_dataset, augment):
     first, second = (CropDataset(micrographs, GEOMETRY, 5, augment, Variation(True, 0.1, 0.1)) for _ in range(2))
     assert np.array_equal(first.cut(77)[0], second.cut(77)[0])
     assert not np.array_equal(first.cut(77)[0], first.cut(78)[0])
+
+
+@pytest.mark.parametrize("symmetry", range(8))
+@pytest.mark.parametrize("angle", [0.0, 0.6])
+def test_the_description_tells_how_a_crop_was_turned(symmetry, angle):
+    """Turned back with scipy by what the description says, the crop is the plain one."""
+    image = scipy.ndimage.gaussian_filter(np.random.default_rng(0).uniform(0, 255, (60, 60)), 3).astype(np.uint8)
+    changed = Placement(10, 12, 33, 33, symmetry, angle)
+    mirrored, cosine, sine, *rest = changed.describe_augmentation(33)
+    assert rest == [0, 0, 0]
+    crop = changed.cut_image(image).astype(float)
+    crop = np.fliplr(crop) if mirrored else crop
+    back = scipy.ndimage.rotate(crop, -np.rad2deg(np.arctan2(sine, cosine + 1)), reshape=False, order=1)
+    rows, columns = np.mgrid[:33, :33] - 16
+    inside = np.hypot(rows, columns) < 14
+    plain = Placement(10, 12, 33, 33, symmetry=0)
+    assert np.abs(back - plain.cut_image(image))[inside].max() <= 3
+    assert np.any(plain.describe_augmentation(33)) == 0
+    assert np.any(changed.describe_augmentation(33)) == (symmetry > 0 or angle > 0)
+
+
+def test_the_description_tells_scale_brightness_and_contrast():
+    image = np.full((48, 48), 100, np.uint8)
+    image[:, ::2] = 140
+    changed = Placement(0, 0, 48, 24, 0, brightness=0.1, contrast=1.5)
+    *turn, scale, brightness, contrast = changed.describe_augmentation(24)
+    assert turn == [0, 0, 0]
+    assert 24 * 2**scale == 48
+    same_size = Placement(0, 0, 48, 48, 0, brightness=0.1, contrast=1.5).cut_image(image)
+    assert same_size.mean() == pytest.approx(image.mean() + 255 * brightness, abs=0.5)
+    assert same_size.std() == pytest.approx(image.std() * np.exp(contrast), abs=0.5)
+
+
+def test_descriptions_belong_to_the_crop_number(tiny_dataset):
+    micrographs = load_micrographs(tiny_dataset, "train")
+    crops = CropDataset(micrographs, GEOMETRY, 0, True, Variation(contrast=0.2), augmentation=True)
+    again = CropDataset(micrographs, GEOMETRY, 0, True, Variation(contrast=0.2), augmentation=True)
+    for number in (0, 7, 123):
+        described = crops[number]["augmentation"].numpy()
+        np.testing.assert_array_equal(described, again[number]["augmentation"])
+        np.testing.assert_array_equal(described, crops.place(number).describe_augmentation(24))
+    assert "augmentation" not in CropDataset(micrographs, GEOMETRY, 0, True)[0]

@@ -46,6 +46,11 @@ class UNetSection(Section):
     timestep_scale: float = Field(1.0, gt=0)
     """The time embedding sees timesteps times this (ISDM's rescale_timesteps: 1000 / num_train_timesteps)."""
 
+    augmentation_conditioning: bool = False
+    """Tell the network how each training crop was flipped, turned, scaled, brightened and its contrast changed, so that
+    drawn images show none of it; for materials whose look depends on these (Karras et al. 2022, arXiv 2206.00364,
+    appendix F.1)."""
+
     @model_validator(mode="after")
     def _check_widths(self) -> UNetSection:
         for factor in self.channel_mult:

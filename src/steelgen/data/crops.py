@@ -86,7 +86,7 @@ class CropDataset(Dataset):
     """Crop number n of an endless sequence; an epoch visits every micrograph `crops_per_micrograph` times.
 
     Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
-    int64, and `instance_edges` (S, S) bool where they are asked for.
+    int64, and where they are asked for `instance_edges` (S, S) bool and `augmentation` (6,) float32.
 
     Args:
         micrographs: the split.
@@ -95,6 +95,7 @@ class CropDataset(Dataset):
         augment: see `draw_placement`.
         variation: further random changes.
         instance_edges: items tell where instances meet.
+        augmentation: items tell how they were changed; see `Placement.describe_augmentation`.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class CropDataset(Dataset):
         augment: bool | str,
         variation: Variation | None = None,
         instance_edges: bool = False,
+        augmentation: bool = False,
     ) -> None:
         smallest = min(min(mask.shape) for mask in micrographs.masks)
         if smallest < geometry.image_size:
@@ -118,6 +120,7 @@ class CropDataset(Dataset):
         self.augment = augment
         self.variation = variation
         self.instance_edges = instance_edges and micrographs.instances is not None
+        self.augmentation = augmentation
         area = float(np.mean([mask.size for mask in micrographs.masks]))
         self.crops_per_micrograph = max(1, round(area / geometry.crop_size**2))
 
@@ -136,6 +139,9 @@ class CropDataset(Dataset):
             assert self.micrographs.instances is not None
             ids = self.place(number).cut_instances(self.micrographs.instances[self.micrograph_index(number)])
             item["instance_edges"] = torch.from_numpy(compute_instance_edges(ids))
+        if self.augmentation:
+            described = self.place(number).describe_augmentation(self.geometry.crop_size)
+            item["augmentation"] = torch.from_numpy(described)
         return item
 
     def cut(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

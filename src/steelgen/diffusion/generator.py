@@ -15,7 +15,7 @@ from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
-from steelgen.data.placement import CropGeometry
+from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
 from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.noise import build_noise_schedule
@@ -184,7 +184,8 @@ def build_semantic_diffusion(
         image_size=geometry.image_size,
         in_channels=geometry.in_channels,
         num_classes=info.num_classes,
-        **config.unet.model_dump(),
+        augmentation_channels=AUGMENTATION_CHANNELS if config.unet.augmentation_conditioning else 0,
+        **config.unet.model_dump(exclude={"augmentation_conditioning"}),
     )
     schedule = build_noise_schedule(
         noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, noise.zero_terminal_snr

@@ -116,7 +116,7 @@ def compute_diffusion_loss(
         distribution: draws the timesteps, where not all alike; a `LossHistory` by the losses so far, which it notes.
             Then the loss depends on these too.
         batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, `number` (N,) int64; for networks that see them
-            also `instance_edges` (N, H, W) bool.
+            also `instance_edges` (N, H, W) bool and `augmentation` (N, 6).
 
     Returns:
         (N,) float32 losses.
@@ -140,7 +140,8 @@ def compute_diffusion_loss(
     network_input = noisy_image
     if schedule.config.prediction_type == "flow":
         network_input = scale_to_flow(noisy_image, schedule.alphas_cumprod.to(device)[timesteps, None, None, None])
-    output = network(network_input, timesteps, one_hot_mask).float()
+    told = {"augmentation": batch["augmentation"]} if "augmentation" in batch else {}
+    output = network(network_input, timesteps, one_hot_mask, **told).float()
     prediction, *variance_output = output.split(image.shape[1], dim=1)
 
     def bound(prediction: Tensor) -> Tensor:

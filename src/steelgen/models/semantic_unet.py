@@ -86,6 +86,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         mask_resize: "area" or "nearest"; see `build_mask_pyramid`.
         instance_edges: the SPADE norms see where instances meet, as one more channel (see `mark_edges`).
         timestep_scale: the time embedding sees timesteps times this.
+        augmentation_channels: numbers that say how a training image was changed, 0 for a network that is not told
+            (Karras et al. 2022, arXiv 2206.00364, appendix F.1).
     """
 
     _supports_gradient_checkpointing = True
@@ -112,6 +114,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         mask_resize: str = "area",
         instance_edges: bool = False,
         timestep_scale: float = 1.0,
+        augmentation_channels: int = 0,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -139,6 +142,10 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         self.time_mlp = nn.Sequential(
             nn.Linear(base_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
+        if augmentation_channels:
+            # Without bias and zero at first: a vector of zeros says nothing, then as at any later time.
+            layer = nn.Linear(augmentation_channels, time_channels, bias=False)
+            self.embed_augmentation = zero_initialised(layer)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
 
         encoder: list[UNetStage | Downsample] = []
@@ -214,6 +221,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         timesteps: Tensor,
         one_hot_mask: Tensor | None = None,
         mask_features: MaskFeatures | None = None,
+        augmentation: Tensor | None = None,
     ) -> Tensor:
         """Predicts the target of the noise schedule.
 
@@ -222,6 +230,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             timesteps: (N,) integers or floats.
             one_hot_mask: (N, num_classes, H, W) in [0, 1]; needed unless `mask_features` is given.
             mask_features: what `compute_mask_features` returned for the same masks.
+            augmentation: (N, augmentation_channels) float32; None, as in sampling, is all zeros: not changed.
 
         Returns:
             (N, in_channels, H, W), or (N, 2·in_channels, H, W) with learn_sigma.
@@ -237,7 +246,10 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         scaled = timesteps * self.config.timestep_scale
         channels = self.config.base_channels
         embedding = get_timestep_embedding(scaled, channels, flip_sin_to_cos=True, downscale_freq_shift=0)
-        embedding = F.silu(self.time_mlp(embedding.to(noisy_image.dtype)))
+        embedding = self.time_mlp(embedding.to(noisy_image.dtype))
+        if augmentation is not None:
+            embedding = embedding + self.embed_augmentation(augmentation.to(noisy_image.dtype))
+        embedding = F.silu(embedding)
 
         features = self.conv_in(noisy_image)
         skips = [features]

@@ -97,6 +97,7 @@ def build_crops(config: RunConfig, generator: Generator, micrographs: Micrograph
         data.augment,
         Variation(data.any_angle, data.brightness, data.contrast),
         instance_edges=getattr(generator.network.config, "instance_edges", False),
+        augmentation=getattr(generator.network.config, "augmentation_channels", 0) > 0,
     )
 
 
