@@ -27,6 +27,9 @@ from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import StartImages, find_generator
 from steelgen.models.semantic_unet import SemanticUNet
 
+_TRAINING_KEYS = ("snr_gamma", "objective", "vlb_weight", "mask_noise")
+"""Fields of a `SemanticDiffusion` in generator.json that older ones may lack."""
+
 
 @dataclass
 class SemanticDiffusion:
@@ -42,6 +45,8 @@ class SemanticDiffusion:
     objective: str = "simple"
     vlb_weight: float = 0.001
     """What training minimises; see `NoiseSection`."""
+    mask_noise: bool = False
+    """Masks lose classes by the timestep, in training and in sampling."""
     timestep_distribution: LossHistory | LogNormalTimesteps | None = None
     """Where given, training draws timesteps by it, else all alike."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
@@ -65,7 +70,7 @@ class SemanticDiffusion:
         """See `Generator.compute_loss`."""
         mean, deviation = self.intensity
         batch = {**batch, "image": (batch["image"] - mean) / deviation}
-        options = LossOptions(self.snr_gamma, self.objective, self.vlb_weight, self.value_range)
+        options = LossOptions(self.snr_gamma, self.objective, self.vlb_weight, self.value_range, self.mask_noise)
         return compute_diffusion_loss(
             network,
             self.schedule,
@@ -106,6 +111,7 @@ class SemanticDiffusion:
                 mask_cache_bytes=solver.mask_cache_gib * 2**30,
                 window_overlap=solver.window_overlap,
                 periodic=solver.periodic,
+                mask_noise=self.mask_noise,
                 noise=noise,
                 start_images=None if start is None else (start.images - mean) / deviation,
                 strength=1.0 if start is None else start.strength,
@@ -128,6 +134,8 @@ class SemanticDiffusion:
                 f"the solver {solver.name!r} draws images of the network's own {edge}x{edge} px from noise alone; "
                 "for larger images and image to image choose another, for instance dpmsolver++"
             )
+        if self.mask_noise:
+            raise InputError(f"the solver {solver.name!r} draws with clean masks; this generator needs mask_noise's")
         mean, deviation = self.intensity
         image = draw_respaced(
             self.network,
@@ -154,6 +162,7 @@ class SemanticDiffusion:
                     "snr_gamma": self.snr_gamma,
                     "objective": self.objective,
                     "vlb_weight": self.vlb_weight,
+                    "mask_noise": self.mask_noise,
                     "intensity": self.intensity,
                 },
             )
@@ -194,7 +203,15 @@ def build_semantic_diffusion(
     if deviation == 0:
         raise InputError(f"{info.name}: all training micrographs have the same grey level everywhere")
     return SemanticDiffusion(
-        network, schedule, info, geometry, (mean, deviation), noise.snr_gamma, noise.objective, noise.vlb_weight
+        network,
+        schedule,
+        info,
+        geometry,
+        (mean, deviation),
+        noise.snr_gamma,
+        noise.objective,
+        noise.vlb_weight,
+        noise.mask_noise,
     )
 
 
@@ -216,5 +233,5 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
     except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{folder}: not a complete semantic diffusion model: {reason}") from None
-    training = {key: description[key] for key in ("snr_gamma", "objective", "vlb_weight") if key in description}
+    training = {key: description[key] for key in _TRAINING_KEYS if key in description}
     return SemanticDiffusion(pipeline.unet, pipeline.scheduler, info, geometry, (mean, deviation), **training)

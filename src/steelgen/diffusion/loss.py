@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steelgen.diffusion.flow import scale_to_flow
 from steelgen.diffusion.loss_history import LossHistory
+from steelgen.diffusion.mask_noise import absorb_classes, draw_lifetimes
 from steelgen.diffusion.noise import compute_snr, randn_by_seed
 from steelgen.diffusion.reverse import build_reverse_process
 from steelgen.diffusion.timesteps import LogNormalTimesteps
@@ -95,6 +96,7 @@ class LossOptions:
     vlb_weight: float = 0.001
     value_range: tuple[float, float] = (-1.0, 1.0)
     """What grey levels 0 and 255 are in the images."""
+    mask_noise: bool = False
 
 
 def compute_diffusion_loss(
@@ -134,6 +136,9 @@ def compute_diffusion_loss(
 
     noisy_image = schedule.add_noise(image, noise, timesteps)
     one_hot_mask = one_hot_with_dropout(batch["mask"], num_classes, dropped)
+    if options.mask_noise:
+        lifetimes = draw_lifetimes(seeds, *image.shape[2:])
+        one_hot_mask = absorb_classes(one_hot_mask, lifetimes, timesteps, schedule.config.num_train_timesteps)
     if "instance_edges" in batch:
         edges = batch["instance_edges"][:, None] & ~dropped[:, None, None, None]
         one_hot_mask = torch.cat([one_hot_mask, edges.float()], dim=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from steelgen.diffusion.flow import flow_to_velocity, scale_to_flow
 from steelgen.diffusion.guidance import Guide, compute_guided_features, predict
 from steelgen.diffusion.loss import one_hot_with_dropout
+from steelgen.diffusion.mask_noise import absorb_classes, draw_lifetimes
 from steelgen.diffusion.noise import alphas_cumprod_at, build_solver, randn_by_seed
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.models.semantic_unet import SemanticUNet
@@ -88,6 +89,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         mask_cache_bytes: float = math.inf,
         window_overlap: float = 0.5,
         periodic: bool = False,
+        mask_noise: bool = False,
         noise: Tensor | None = None,
         start_images: Tensor | None = None,
         strength: float = 1.0,
@@ -103,6 +105,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             guidance_scale, guidance_interval, guidance_rescale, weak_unet: see `Guide`.
             mask_cache_bytes: memory for mask features that are kept over the steps.
             window_overlap, periodic: see `WindowLayout`.
+            mask_noise: for networks trained with it: masks lose classes by the timestep (see `mask_noise`), and their
+                features are computed anew at each step.
             noise: (N, C, H, W) standard normal noise to start from, instead of the seeds' own.
             start_images: (N, C, H, W) images to start from, noised to `strength` (Meng et al. 2022, arXiv 2108.01073).
             strength: share of the steps that are run from `start_images`, in (0, 1]; 1 leaves nothing of them.
@@ -113,7 +117,13 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         config, device = self.unet.config, self.unet.device
         height, width = masks.shape[1:]
         guide = Guide(guidance_scale, guidance_interval, guidance_rescale, weak_unet)
-        predict_at = self._build_predictor(masks.to(device), guide, mask_cache_bytes, window_overlap, periodic)
+        kept = torch.zeros(len(masks), dtype=torch.bool, device=device)
+        one_hot = one_hot_with_dropout(masks.to(device), config.num_classes, kept).to(self.unet.dtype)
+        layout = (guide, mask_cache_bytes, window_overlap, periodic)
+        if mask_noise:
+            predict_at = self._build_noisy_mask_predictor(one_hot, seeds, *layout)
+        else:
+            predict_at = self._build_predictor(one_hot, *layout)
         if self.scheduler.config.prediction_type == "flow":
             predict_at = self._predict_velocity_by(predict_at)
 
@@ -146,26 +156,35 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
 
         return predict_velocity
 
+    def _build_noisy_mask_predictor(self, one_hot: Tensor, seeds: Sequence[int], *layout: Any) -> Predictor:
+        """Like `_build_predictor`, for masks that lose classes by the timestep."""
+        lifetimes = draw_lifetimes(seeds, *one_hot.shape[2:])
+        total = self.scheduler.config.num_train_timesteps
+
+        def predict_noisy(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
+            noisy_mask = absorb_classes(one_hot, lifetimes, timestep.to(one_hot.device), total)
+            return self._build_predictor(noisy_mask, *layout)(image, timestep, guided)
+
+        return predict_noisy
+
     def _build_predictor(
-        self, masks: Tensor, guide: Guide, max_bytes: float, overlap: float, periodic: bool
+        self, one_hot: Tensor, guide: Guide, max_bytes: float, overlap: float, periodic: bool
     ) -> Predictor:
-        """The network's prediction, with the mask features computed beforehand."""
-        unet = self.unet
-        kept = torch.zeros(len(masks), dtype=torch.bool, device=masks.device)
-        one_hot = one_hot_with_dropout(masks, unet.config.num_classes, kept).to(unet.dtype)
-        edge = unet.config.image_size
-        if masks.shape[1:] == (edge, edge) and not periodic:
+        """The network's prediction for masks (N, num_classes, H, W), whose features are computed beforehand."""
+        unet, edge = self.unet, self.unet.config.image_size
+        count, _, height, width = one_hot.shape
+        if (height, width) == (edge, edge) and not periodic:
             features = compute_guided_features(unet, one_hot, guide, max_bytes)
             return lambda image, timestep, guided: predict(unet, image, timestep, features, guide, guided)
 
-        layout = WindowLayout(masks.shape[1], masks.shape[2], edge, overlap, periodic)
+        layout = WindowLayout(height, width, edge, overlap, periodic)
         # One window position of all images at a time bounds the memory of activations by that of a normal batch.
-        windows = layout.cut(one_hot).unflatten(0, (len(masks), -1)).unbind(1)
+        windows = layout.cut(one_hot).unflatten(0, (count, -1)).unbind(1)
         share = max_bytes / len(windows)
         all_features = [compute_guided_features(unet, window, guide, share) for window in windows]
 
         def predict_windows(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
-            pieces = layout.cut(image).unflatten(0, (len(masks), -1)).unbind(1)
+            pieces = layout.cut(image).unflatten(0, (count, -1)).unbind(1)
             predictions = [
                 predict(unet, piece, timestep, features, guide, guided)
                 for piece, features in zip(pieces, all_features, strict=True)
