@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from steelgen.evaluation.agreement import (
-    bootstrap_mean_iou,
+    bootstrap_agreement,
     compute_agreement,
     compute_boundary_f1,
     compute_confusion,
     compute_iou,
+    count_boundaries,
     find_boundary,
 )
 
@@ -58,13 +59,16 @@ def test_bootstrap_interval_of_the_dataset_miou() -> None:
     true = rng.integers(0, 2, (60, 8, 8)).astype(np.uint8)
     flipped = rng.random((60, 1, 1)) * 0.4 > rng.random((60, 8, 8))
     agreement = compute_agreement(true, np.where(flipped, 1 - true, true), 2)
-    low, high = bootstrap_mean_iou(agreement.image_confusion)
+    intervals = bootstrap_agreement(agreement)
+    low, high = intervals.mean_iou
     assert low < agreement.mean_iou < high
     # The delta method on the accuracy of 60 images gives about the same width.
     accuracy = 1 - flipped.mean(axis=(1, 2))
     assert high - low == pytest.approx(4 * accuracy.std() / np.sqrt(60) * 1.5, rel=0.4)
-    same = np.repeat(agreement.image_confusion[:1], 5, axis=0)
-    assert bootstrap_mean_iou(same)[0] == pytest.approx(bootstrap_mean_iou(same)[1])
+    assert all(low < value < high for value, (low, high) in zip(agreement.class_iou, intervals.class_iou, strict=True))
+    assert intervals.mean_boundary_f1[0] < agreement.mean_boundary_f1 < intervals.mean_boundary_f1[1]
+    same = compute_agreement(np.repeat(true[:1], 5, axis=0), np.repeat(1 - true[:1], 5, axis=0), 2)
+    assert bootstrap_agreement(same).mean_iou == pytest.approx((same.mean_iou, same.mean_iou))
 
 
 def test_boundary_is_inside_the_region_and_not_along_the_image_edge() -> None:
@@ -74,14 +78,17 @@ def test_boundary_is_inside_the_region_and_not_along_the_image_edge() -> None:
 
 
 def test_boundary_f1_of_a_shifted_edge() -> None:
+    def f1(true: np.ndarray, predicted: np.ndarray, tolerance: float = 2.0) -> np.ndarray:
+        return compute_boundary_f1(count_boundaries(true, predicted, 2, tolerance=tolerance).sum(axis=0))
+
     true, predicted = np.zeros((1, 8, 20), np.uint8), np.zeros((1, 8, 20), np.uint8)
     true[..., 10:] = 1
     predicted[..., 13:] = 1
-    assert compute_boundary_f1(true, true, 2) == pytest.approx([1, 1])
-    assert compute_boundary_f1(true, predicted, 2, tolerance=2) == pytest.approx([0, 0])
-    assert compute_boundary_f1(true, predicted, 2, tolerance=3) == pytest.approx([1, 1])
+    assert f1(true, true) == pytest.approx([1, 1])
+    assert f1(true, predicted) == pytest.approx([0, 0])
+    assert f1(true, predicted, tolerance=3) == pytest.approx([1, 1])
     flat = np.zeros((1, 8, 20), np.uint8)
-    assert np.isnan(compute_boundary_f1(flat, flat, 2)).all()
+    assert np.isnan(f1(flat, flat)).all()
 
 
 def test_confusion_agrees_with_torchmetrics_on_random_masks() -> None:

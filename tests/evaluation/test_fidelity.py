@@ -7,7 +7,13 @@ import pytest
 import scipy.linalg
 import torch
 
-from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid, compute_precision_recall
+from steelgen.evaluation.fidelity import (
+    compute_frechet_distance,
+    compute_frechet_error,
+    compute_kid,
+    compute_kid_error,
+    compute_precision_recall,
+)
 
 
 def draw_gaussian(rng: np.random.Generator, count: int, dimensions: int) -> np.ndarray:
@@ -100,3 +106,22 @@ def test_precision_recall_of_collapse() -> None:
     precision, recall = compute_precision_recall(real, collapsed)
     assert precision == 1.0
     assert recall <= 0.02
+
+
+@pytest.mark.parametrize(("count", "dimensions", "shift"), [(60, 8, 0.5), (60, 8, 0.0), (24, 40, 0.3), (40, 40, 0.0)])
+def test_errors_are_the_scatter_over_fresh_draws(count: int, dimensions: int, shift: float) -> None:
+    rng = np.random.default_rng(6)
+    mixing = rng.normal(size=(dimensions, dimensions)) / np.sqrt(dimensions)
+
+    def draw(number: int, shift: float = 0.0) -> np.ndarray:
+        return (rng.normal(size=(number, dimensions)) @ mixing + shift).astype(np.float32)
+
+    pairs = [(draw(count, shift), draw(count + 20)) for _ in range(80)]
+    for compute, estimate in (
+        (compute_frechet_distance, compute_frechet_error),
+        (lambda *pair: compute_kid(*pair, subset_size=count, num_subsets=20)[0], compute_kid_error),
+    ):
+        scatter = np.std([compute(*pair) for pair in pairs])
+        estimated = np.mean([estimate(*pair) for pair in pairs])
+        # Between sets of one kind the first variation vanishes: the error is then too wide, never too narrow.
+        assert 0.8 < estimated / scatter < (1.4 if shift else 2)

@@ -11,6 +11,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.evaluation.memorisation import (
     COPY_RATIO,
     PatchSearch,
+    bootstrap_ct,
     compute_authenticity,
     compute_ct,
     find_nearest,
@@ -79,7 +80,16 @@ def test_authenticity_and_ct_by_hand() -> None:
     m, n = 6, 4
     expected = -(m * n / 2) / np.sqrt(m * n * (m + n + 1) / 12)
     assert compute_ct(np.arange(m), 100 + np.arange(n)) == pytest.approx(expected)
+    from scipy.stats import mannwhitneyu
+
     rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 9, 30), rng.integers(1, 9, 20)
+    u = mannwhitneyu(first, second).statistic
+    assert compute_ct(first, second) == pytest.approx((u - 300) / np.sqrt(30 * 20 * 51 / 12))
+    low, high = bootstrap_ct(first, second)
+    assert low < compute_ct(first, second) < high
+    # Two sets of the same kind: the z-score's own standard deviation is 1.
+    assert high - low == pytest.approx(4, abs=0.8)
     scores = [compute_ct(rng.normal(size=50), rng.normal(size=40)) for _ in range(200)]
     assert abs(np.mean(scores)) < 0.25
     assert np.std(scores) == pytest.approx(1, abs=0.15)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from steelgen.evaluation.microstructure import (
-    compute_axial_wasserstein,
     compute_boundary_density,
     compute_chords,
     compute_grain_size_number,
+    compute_intercepts,
     compute_islands,
     compute_lineal_path,
     compute_mean_intercept,
@@ -32,6 +32,11 @@ def draw_overlapping_discs(radius: float, density: float, size: int, count: int,
     return phase
 
 
+def list_chords(phase: np.ndarray) -> np.ndarray:
+    counts = compute_chords(phase).sum(axis=0)
+    return np.repeat(np.arange(len(counts)), counts)
+
+
 @pytest.fixture(scope="module")
 def discs() -> np.ndarray:
     return draw_overlapping_discs(radius=10, density=0.0025, size=256, count=12)
@@ -43,7 +48,7 @@ def test_s2_of_overlapping_discs_is_torquatos(discs: np.ndarray) -> None:
     r = np.arange(0, 31)
     half = np.minimum(r / (2 * radius), 1)
     union = 2 * math.pi * radius**2 - 2 * radius**2 * (np.arccos(half) - half * np.sqrt(1 - half**2))
-    measured = compute_s2(~discs, 30)
+    measured = compute_s2(~discs, 30).mean(axis=0)
     np.testing.assert_allclose(measured, np.exp(-density * union), atol=0.015)
 
 
@@ -51,12 +56,12 @@ def test_lineal_path_and_chords_of_overlapping_discs_are_exponential(discs: np.n
     # Outside the discs: L(z) = φ exp(-2 R density z); chords are exponential with mean 1 / (2 R density).
     radius, density = 10, 0.0025
     fraction = math.exp(-density * math.pi * radius**2)
-    path = compute_lineal_path(~discs, 40)
+    path = compute_lineal_path(~discs, 40).mean(axis=0)
     z = np.arange(1, 41) - 1
     np.testing.assert_allclose(path, fraction * np.exp(-2 * radius * density * z), atol=0.015)
     mean = 1 / (2 * radius * density)
-    assert compute_mean_intercept(~discs) == pytest.approx(mean, rel=0.06)
-    chords = compute_chords(~discs)
+    assert compute_mean_intercept(compute_intercepts(~discs)) == pytest.approx(mean, rel=0.06)
+    chords = list_chords(~discs)
     assert np.median(chords) == pytest.approx(mean * math.log(2), rel=0.12)
 
 
@@ -79,7 +84,7 @@ def test_s2_of_a_single_disc_follows_its_overlap_with_itself() -> None:
             for r in r
         ]
     )
-    np.testing.assert_allclose(compute_s2(disc, 40), overlap / pairs, atol=0.004)
+    np.testing.assert_allclose(compute_s2(disc, 40)[0], overlap / pairs, atol=0.004)
 
 
 def test_stripes() -> None:
@@ -87,10 +92,10 @@ def test_stripes() -> None:
     stripes[..., (np.arange(64) // 4) % 2 == 0] = True  # 4 px in the phase, 4 px out
     assert compute_phase_fractions(stripes) == pytest.approx([0.5])
     along_rows = [max(0, 4 - (z - 1)) / 8 for z in range(1, 9)]
-    path = compute_lineal_path(stripes, 8)
+    path = compute_lineal_path(stripes, 8)[0]
     along_columns = 0.5
     np.testing.assert_allclose(path, (np.array(along_rows) + along_columns) / 2, atol=0.02)
-    chords = compute_chords(stripes)
+    chords = list_chords(stripes)
     assert set(chords) == {4}  # the ones along the columns are cut by both edges
     assert compute_boundary_density(stripes)[0] == pytest.approx(math.pi / 4 * 15 / 63)
 
@@ -98,20 +103,20 @@ def test_stripes() -> None:
 def test_checkerboard() -> None:
     rows, columns = np.mgrid[:64, :64]
     board = (((rows // 8) + (columns // 8)) % 2 == 0)[None]
-    s2 = compute_s2(board, 16)
+    s2 = compute_s2(board, 16)[0]
     assert s2[0] == pytest.approx(0.5)
     # Squares that the edges cut in half: an intercept that is cut counts one half.
     cut = (((rows + 4) // 8 + (columns + 4) // 8) % 2 == 0)[None]
-    assert compute_mean_intercept(cut) == pytest.approx(8)
-    assert set(compute_chords(board)) == {8}
-    path = compute_lineal_path(board, 10)
+    assert compute_mean_intercept(compute_intercepts(cut)) == pytest.approx(8)
+    assert set(list_chords(board)) == {8}
+    path = compute_lineal_path(board, 10)[0]
     expected = np.maximum(0, 8 - np.arange(10)) / 16
     np.testing.assert_allclose(path, expected, atol=0.03)
 
 
 def test_s2_of_noise_is_the_square_of_its_fraction() -> None:
     noise = np.random.default_rng(0).random((4, 128, 128)) < 0.3
-    s2 = compute_s2(noise, 40)
+    s2 = compute_s2(noise, 40).mean(axis=0)
     assert s2[0] == pytest.approx(noise.mean())
     np.testing.assert_allclose(s2[1:], 0.09, atol=0.004)
 
@@ -147,10 +152,10 @@ def test_islands_at_the_edge_or_of_a_few_pixels_do_not_count() -> None:
 
 def test_an_absent_phase_is_not_a_number_and_no_error() -> None:
     nothing = np.zeros((2, 16, 16), bool)
-    assert math.isnan(compute_mean_intercept(nothing))
-    assert compute_s2(nothing, 8).tolist() == [0] * 9
-    assert compute_lineal_path(nothing, 8).tolist() == [0] * 8
-    assert len(compute_chords(nothing)) == 0
+    assert math.isnan(compute_mean_intercept(compute_intercepts(nothing)))
+    assert compute_s2(nothing, 8).tolist() == [[0] * 9] * 2
+    assert compute_lineal_path(nothing, 8).tolist() == [[0] * 8] * 2
+    assert compute_chords(nothing).sum() == 0
     assert compute_boundary_density(nothing).tolist() == [0, 0]
 
 
@@ -160,7 +165,34 @@ def test_grain_size_number_is_that_of_astm_e112() -> None:
     assert compute_grain_size_number(40, 0.5) == pytest.approx(8, abs=0.01)
 
 
-def test_orientations_are_compared_around_the_circle() -> None:
-    assert compute_axial_wasserstein(np.array([179.0]), np.array([1.0])) == pytest.approx(2)
-    assert compute_axial_wasserstein(np.array([10.0]), np.array([100.0])) == pytest.approx(90)
-    assert math.isnan(compute_axial_wasserstein(np.array([]), np.array([1.0])))
+def test_islands_and_their_perimeters_are_those_of_scikit_image() -> None:
+    from scipy.ndimage import gaussian_filter
+    from skimage.measure import label, regionprops
+
+    field = gaussian_filter(np.random.default_rng(0).normal(size=(4, 96, 96)), (0, 2, 2))
+    phase = field > 0.06
+    islands = compute_islands(phase)
+    expected = [
+        region
+        for image in phase
+        for region in regionprops(label(image, connectivity=2))
+        if region.area >= 9 and region.bbox[0] > 0 and region.bbox[1] > 0 and max(region.bbox[2:]) < 96
+    ]
+    assert len(expected) > 40
+    np.testing.assert_allclose(islands["area"], [region.area for region in expected])
+    ratios = [region.axis_major_length / max(region.axis_minor_length, 1) for region in expected]
+    np.testing.assert_allclose(islands["aspect_ratio"], ratios, rtol=1e-6)
+    circularity = [min(4 * math.pi * region.area / region.perimeter_crofton**2, 1) for region in expected]
+    np.testing.assert_allclose(islands["circularity"], circularity, rtol=1e-9)
+    angles = np.array([np.degrees(region.orientation) + 90 for region in expected])
+    turned = np.abs(islands["orientation"] - angles) % 180
+    assert np.minimum(turned, 180 - turned)[np.array(ratios) > 1.01].max() < 1e-6
+
+
+def test_s2_is_the_count_of_pairs() -> None:
+    phase = np.random.default_rng(1).random((1, 9, 9)) < 0.4
+    rows, columns = np.mgrid[:9, :9].reshape(2, -1)
+    distance = np.rint(np.hypot(rows[:, None] - rows, columns[:, None] - columns))
+    both = np.outer(phase.ravel(), phase.ravel())
+    expected = [both[distance == r].mean() for r in range(5)]
+    np.testing.assert_allclose(compute_s2(phase, 4)[0], expected, atol=1e-6)

@@ -16,14 +16,22 @@ def compare_command(
 ) -> None:
     """Put several evaluations side by side."""
     from steelgen.evaluation.compare import build_comparison, compare
-    from steelgen.evaluation.report import show_number
+    from steelgen.evaluation.report import show_number, show_value
     from steelgen.files import new_file
 
     with errors_as_lines():
         columns, rows, differences = compare(runs)
         for line in differences:
             typer.echo(f"not alike: {line}", err=True)
-        shown = [[*row[:2], *(show_number(value) for value in row[2:-1]), row[-1]] for row in rows]
+        shown = [
+            [
+                *row[:2],
+                *("–" if cell is None else show_value(cell) for cell in row[2:-2]),
+                show_number(row[-2]),
+                row[-1],
+            ]
+            for row in rows
+        ]
         print_table("evaluations side by side", columns, shown)
         if out is not None:
             with new_file(out) as working:

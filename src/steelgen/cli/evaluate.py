@@ -39,15 +39,14 @@ def evaluate_command(config: ConfigOption, overrides: SetOption = None, dry_run:
 
 def print_figures(figures: list[dict[str, Any]]) -> None:
     """Prints one table a section."""
-    from steelgen.evaluation.report import show_number, show_spread
+    from steelgen.evaluation.report import show_number, show_value
 
     for section in dict.fromkeys(figure["section"] for figure in figures):
         rows = [
             [
                 figure["metric"],
                 figure["compared"],
-                show_number(figure["value"]),
-                show_spread(figure),
+                show_value(figure),
                 show_number(figure["floor"]),
                 figure["better"],
                 f"{figure['n'][0]}/{figure['n'][1]}",
@@ -56,7 +55,7 @@ def print_figures(figures: list[dict[str, Any]]) -> None:
             for figure in figures
             if figure["section"] == section
         ]
-        print_table(section, ["metric", "compared", "value", "spread", "floor", "better", "N", "seed"], rows)
+        print_table(section, ["metric", "compared", "value [95 %]", "floor", "better", "N", "seed"], rows)
 
 
 def _print_lines(kind: str, lines: list[str]) -> None:

@@ -78,7 +78,7 @@ class EvaluateConfig(Section):
     """Everything that `steelgen evaluate` needs to judge a folder of generated images."""
 
     generated: Path
-    """What `steelgen sample` wrote (samples/, labels/), or any folder of images, with or without masks/."""
+    """What `steelgen sample` wrote, in either output format, or any folder of images, with or without masks/."""
     dataset: Path
     """The real dataset folder."""
     output_dir: Path

@@ -8,6 +8,8 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from steelgen.evaluation.intervals import Interval, centre_interval, draw_weights
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -21,6 +23,8 @@ class Agreement:
     """(N,) mean IoU of each image over the classes present in it; NaN for an image that is all ignored."""
     image_confusion: NDArray[np.int64]
     """(N, C, C) pixels of each image."""
+    image_boundary_counts: NDArray[np.int64]
+    """(N, 4, C) boundary pixels of each image, see `count_boundaries`."""
     class_boundary_f1: NDArray[np.float64]
     """(C,) over the set, at the tolerance that was asked for."""
 
@@ -56,8 +60,9 @@ def compute_agreement(
     )
     image_iou = np.array([nanmean(compute_iou(matrix)) for matrix in matrices])
     confusion = matrices.sum(axis=0)
-    boundary_f1 = compute_boundary_f1(true, predicted, num_classes, ignore_index, boundary_tolerance)
-    return Agreement(confusion, compute_iou(confusion), image_iou, matrices, boundary_f1)
+    boundaries = count_boundaries(true, predicted, num_classes, ignore_index, boundary_tolerance)
+    boundary_f1 = compute_boundary_f1(boundaries.sum(axis=0))
+    return Agreement(confusion, compute_iou(confusion), image_iou, matrices, boundaries, boundary_f1)
 
 
 def compute_confusion(
@@ -77,53 +82,51 @@ def compute_confusion(
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def compute_iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+def compute_iou(confusion: NDArray) -> NDArray[np.float64]:
     """Intersection over union of each class.
 
     Args:
-        confusion: (C, C), rows true, columns predicted.
+        confusion: (..., C, C), rows true, columns predicted.
 
     Returns:
-        (C,) in [0, 1]; NaN for a class without a true or predicted pixel: absent is neither right nor wrong.
+        (..., C) in [0, 1]; NaN for a class without a true or predicted pixel: absent is neither right nor wrong.
     """
-    intersection = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
-    return np.divide(intersection, union, out=np.full(len(confusion), np.nan), where=union > 0)
+    intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    union = confusion.sum(axis=-2) + confusion.sum(axis=-1) - intersection
+    return np.divide(intersection, union, out=np.full(intersection.shape, np.nan), where=union > 0)
 
 
-def bootstrap_mean_iou(image_confusion: NDArray[np.int64], seed: int = 0, num_draws: int = 1000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the dataset-level mIoU, images being what is drawn again.
+@dataclass(frozen=True)
+class AgreementIntervals:
+    """95 % bootstrap intervals of an `Agreement`, images being what is drawn again."""
 
-    Args:
-        image_confusion: (N, C, C) from `compute_agreement`.
-        seed: of the draws.
-        num_draws: resamples.
-
-    Returns:
-        Lower and upper end; NaN where no class occurs.
-    """
-    count, num_classes = image_confusion.shape[:2]
-    rng = np.random.default_rng(seed)
-    # How often each image is drawn, times its matrix: one product for all resamples.
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=num_draws)
-    sums = (draws @ image_confusion.reshape(count, -1)).reshape(num_draws, num_classes, num_classes)
-    values = np.array([nanmean(compute_iou(matrix)) for matrix in sums])
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    mean_iou: Interval
+    class_iou: list[Interval]
+    mean_boundary_f1: Interval
 
 
-def compute_boundary_f1(
+def bootstrap_agreement(agreement: Agreement, seed: int = 0, num_draws: int = 1000) -> AgreementIntervals:
+    """Intervals of the dataset-level figures: matrices and boundary counts are summed anew in every resample."""
+    count = len(agreement.image_confusion)
+    weights = draw_weights(count, seed, num_draws=num_draws)
+    # Counts stay below 2⁵³: sums in double precision are exact.
+    iou = compute_iou(np.tensordot(weights, agreement.image_confusion.astype(np.float64), axes=1))
+    boundary_f1 = compute_boundary_f1(np.tensordot(weights, agreement.image_boundary_counts.astype(np.float64), axes=1))
+    return AgreementIntervals(
+        mean_iou=centre_interval(nanmean_rows(iou), 0.0, 1.0),
+        class_iou=[centre_interval(values, 0.0, 1.0) for values in iou.T],
+        mean_boundary_f1=centre_interval(nanmean_rows(boundary_f1), 0.0, 1.0),
+    )
+
+
+def count_boundaries(
     true: NDArray[np.uint8],
     predicted: NDArray[np.uint8],
     num_classes: int,
     ignore_index: int = 255,
     tolerance: float = 2.0,
-) -> NDArray[np.float64]:
-    """Boundary F1 of each class over a set of masks (Csurka et al. 2013, BMVC).
-
-    Precision is the share of predicted boundary pixels within `tolerance` of a true one, recall the share of
-    true ones within `tolerance` of a predicted one; both are pooled over the set. Ignored pixels hold no
-    boundary.
+) -> NDArray[np.int64]:
+    """Boundary pixels of each class that the other mask meets. Ignored pixels hold no boundary.
 
     Args:
         true: (N, H, W) class indices or ignore_index.
@@ -131,25 +134,41 @@ def compute_boundary_f1(
         tolerance: Euclidean distance in px.
 
     Returns:
-        (C,) in [0, 1]; NaN for a class without any boundary.
+        (N, 4, C): predicted boundary pixels within `tolerance` of a true one, all predicted ones, true ones within
+        `tolerance` of a predicted one, all true ones.
     """
-    # Rows: predicted boundary pixels that are met, predicted, true that are met, true.
-    counts = np.zeros((4, num_classes))
-    for t, p in zip(true, predicted, strict=True):
+    counts = np.zeros((len(true), 4, num_classes), np.int64)
+    for number, (t, p) in enumerate(zip(true, predicted, strict=True)):
         counted = t != ignore_index
         for index in np.union1d(t[counted], p[counted]):
             true_edge = find_boundary(t == index) & counted
             predicted_edge = find_boundary(np.where(counted, p, t) == index) & counted
-            counts[:, index] += [
+            counts[number, :, index] = [
                 _count_near(predicted_edge, true_edge, tolerance),
                 predicted_edge.sum(),
                 _count_near(true_edge, predicted_edge, tolerance),
                 true_edge.sum(),
             ]
-    precision = counts[0] / np.maximum(counts[1], 1)
-    recall = counts[2] / np.maximum(counts[3], 1)
+    return counts
+
+
+def compute_boundary_f1(counts: NDArray) -> NDArray[np.float64]:
+    """Boundary F1 of each class (Csurka et al. 2013, BMVC), from counts that are pooled over a set.
+
+    Precision is the share of predicted boundary pixels near a true one, recall the share of true ones near a
+    predicted one.
+
+    Args:
+        counts: (..., 4, C), sums of what `count_boundaries` returns.
+
+    Returns:
+        (..., C) in [0, 1]; NaN for a class without any boundary.
+    """
+    met, predicted, found, true = np.moveaxis(counts, -2, 0)
+    precision = met / np.maximum(predicted, 1)
+    recall = found / np.maximum(true, 1)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return np.where(counts[1] + counts[3] > 0, f1, np.nan)
+    return np.where(predicted + true > 0, f1, np.nan)
 
 
 def find_boundary(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -161,6 +180,13 @@ def nanmean(values: NDArray[np.float64]) -> float:
     """The mean of the values that are defined; NaN, without a warning, where none is."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if defined.size else float("nan")
+
+
+def nanmean_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`nanmean` of each row of (B, C): (B,)."""
+    defined = ~np.isnan(values)
+    total, count = np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1)
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
 def _count_near(edge: NDArray[np.bool_], other: NDArray[np.bool_], tolerance: float) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steelgen.errors import InputError
-from steelgen.evaluation.report import build_page, build_verdict, show_number
+from steelgen.evaluation.report import build_page, build_verdict, show_number, show_value
 from steelgen.files import load_json
 
 
@@ -19,8 +19,9 @@ def compare(folders: Sequence[Path]) -> tuple[list[str], list[list[Any]], list[s
         folders: output folders of `evaluate`, or their evaluation.json.
 
     Returns:
-        Column titles: metric, compared, one per evaluation, floor (of the first); rows of numbers or None; and a
-        sentence for each way in which the evaluations are not alike, so that figures must not be compared.
+        Column titles: metric, compared, one per evaluation, floor (of the first); rows, with figures as in
+        evaluation.json or None where an evaluation lacks one; and a sentence for each way in which the evaluations are
+        not alike, so that figures must not be compared.
 
     Raises:
         InputError: if there are fewer than two, or one holds no evaluation.
@@ -35,7 +36,7 @@ def compare(folders: Sequence[Path]) -> tuple[list[str], list[list[Any]], list[s
         figures = [table.get(key) for table in tables]
         floor = next(figure["floor"] for figure in figures if figure is not None)
         better = next(figure["better"] for figure in figures if figure is not None)
-        rows.append([*key, *(figure and figure["value"] for figure in figures), floor, better])
+        rows.append([*key, *figures, floor, better])
     columns = ["metric", "compared", *_short_names(folders), "floor", "better"]
     return columns, rows, _find_differences(folders, results)
 
@@ -62,18 +63,21 @@ def build_comparison(folders: Sequence[Path]) -> str:
         body += [f"<h2>{html.escape(name)}</h2>", build_verdict(load_evaluation(folder)["verdict"])]
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     lines = []
-    for metric, compared, *values, floor, better in rows:
-        best = _find_best(values, better)
-        cells = "".join(
-            f'<td class="n">{f"<b>{show_number(value)}</b>" if value == best else show_number(value)}</td>'
-            for value in values
-        )
+    for metric, compared, *figures, floor, better in rows:
+        best = _find_best([figure and figure["value"] for figure in figures], better)
+        cells = "".join(f'<td class="n">{_show_cell(figure, best)}</td>' for figure in figures)
         lines.append(
             f"<tr><td>{html.escape(metric)}</td><td>{html.escape(compared)}</td>{cells}"
             f'<td class="n">{show_number(floor)}</td><td>{better}</td></tr>'
         )
-    body.append(f"<h2>Figures</h2><table><tr>{head}</tr>{''.join(lines)}</table>")
+    body.append(f"<h2>Figures</h2><table><thead><tr>{head}</tr></thead>{''.join(lines)}</table>")
     return build_page("Evaluations side by side", body)
+
+
+def _show_cell(figure: dict[str, Any] | None, best: float | None) -> str:
+    if figure is None or figure["value"] is None:
+        return show_number(None)
+    return f"<b>{show_value(figure)}</b>" if figure["value"] == best else show_value(figure)
 
 
 def _find_best(values: Sequence[float | None], better: str) -> float | None:

@@ -26,9 +26,9 @@ class Figure:
     better: str
     """lower or higher; "near floor" for a quantity whose floor is its aim."""
     spread: float | None = None
-    """Standard deviation of the value, over subsets or by bootstrap."""
+    """Standard deviation of the value over subsets, as is customary for KID."""
     interval: tuple[float, float] | None = None
-    """95 % interval of the value."""
+    """95 % interval of the value, over other images of the same kind; see docs/evaluation.md."""
 
 
 def figure_to_json(figure: Figure) -> dict[str, Any]:
@@ -47,25 +47,3 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(inner) for inner in value]
     return value
-
-
-def bootstrap_interval(values: Any, seed: int = 0, num_draws: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Efron and Tibshirani 1993, ch. 13).
-
-    Args:
-        values: (N,) independent values; NaNs are left out.
-        seed: of the draws.
-        num_draws: resamples.
-
-    Returns:
-        Lower and upper end; NaN where nothing is defined.
-    """
-    import numpy as np
-
-    defined = np.asarray(values, dtype=np.float64)
-    defined = defined[~np.isnan(defined)]
-    if defined.size == 0:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(len(defined), size=(num_draws, len(defined)))
-    low, high = np.percentile(defined[draws].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)

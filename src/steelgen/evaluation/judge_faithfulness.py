@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.agreement import Agreement, bootstrap_mean_iou, compute_agreement, nanmean
+from steelgen.evaluation.agreement import Agreement, bootstrap_agreement, compute_agreement, nanmean
 from steelgen.evaluation.evidence import Evidence, Section
-from steelgen.evaluation.figures import Figure, bootstrap_interval
+from steelgen.evaluation.figures import Figure
+from steelgen.evaluation.intervals import bootstrap_interval
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
 from steelgen.evaluation.sets import ImageSet
 
@@ -59,6 +60,7 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         )
 
     generated, floor = compare(evidence.generated), compare(evidence.held_out)
+    intervals = bootstrap_agreement(generated, config.seed)
     names = evidence.info.class_names
     shared: dict[str, Any] = {
         "section": "faithfulness",
@@ -73,7 +75,7 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
             metric="mIoU",
             value=generated.mean_iou,
             floor=floor.mean_iou,
-            interval=bootstrap_mean_iou(generated.image_confusion, config.seed),
+            interval=intervals.mean_iou,
             **shared,
         ),
         Figure(
@@ -83,10 +85,18 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
             interval=bootstrap_interval(per_image, config.seed),
             **shared,
         ),
-        Figure(metric="boundary F1", value=generated.mean_boundary_f1, floor=floor.mean_boundary_f1, **shared),
+        Figure(
+            metric="boundary F1",
+            value=generated.mean_boundary_f1,
+            floor=floor.mean_boundary_f1,
+            interval=intervals.mean_boundary_f1,
+            **shared,
+        ),
         *(
-            Figure(metric=f"IoU {name}", value=float(value), floor=float(real), **shared)
-            for name, value, real in zip(names, generated.class_iou, floor.class_iou, strict=True)
+            Figure(metric=f"IoU {name}", value=float(value), floor=float(real), interval=interval, **shared)
+            for name, value, real, interval in zip(
+                names, generated.class_iou, floor.class_iou, intervals.class_iou, strict=True
+            )
         ),
     ]
     details = {
@@ -99,5 +109,6 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
 
 
 def _describe(agreement: Agreement) -> dict[str, Any]:
-    """All but the matrix of every single image."""
-    return {name: value for name, value in asdict(agreement).items() if name != "image_confusion"}
+    """All but the counts of every single image."""
+    left_out = ("image_confusion", "image_boundary_counts")
+    return {name: value for name, value in asdict(agreement).items() if name not in left_out}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from numpy.typing import NDArray
+
 from steelgen.evaluation.evidence import Evidence, Section
 from steelgen.evaluation.features import (
     FeatureExtractor,
@@ -12,15 +14,22 @@ from steelgen.evaluation.features import (
     compute_cached_features,
     compute_features,
 )
-from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid, compute_precision_recall
+from steelgen.evaluation.fidelity import (
+    compute_frechet_distance,
+    compute_frechet_error,
+    compute_kid,
+    compute_kid_error,
+    compute_precision_recall,
+)
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.grey import (
     compute_grey_kl,
     compute_grey_wasserstein,
-    compute_histogram,
-    compute_power_spectrum,
+    compute_histograms,
+    compute_power_spectra,
     compute_spectrum_distance,
 )
+from steelgen.evaluation.intervals import centre_interval, draw_weights, normal_interval, wilson_interval
 
 
 def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -> Section:
@@ -42,37 +51,13 @@ def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -
         for reference, floor_sets in evidence.comparisons:
             pair = features["generated"], features[reference.name]
             floor_pair = tuple(features[part.name] for part in floor_sets) if floor_sets else None
-            kid, spread = compute_kid(pair[0], pair[1], seed=seed)
             shared: dict[str, Any] = {
                 "section": "fidelity",
                 "compared": f"generated vs {reference.name}",
                 "n": (len(pair[0]), len(pair[1])),
                 "seed": seed,
-                "better": "lower",
             }
-            figures.append(
-                Figure(
-                    metric=extractor.frechet_name,
-                    value=compute_frechet_distance(*pair),
-                    floor=compute_frechet_distance(*floor_pair) if floor_pair else None,
-                    **shared,
-                )
-            )
-            figures.append(
-                Figure(
-                    metric=f"KID-{extractor.name}",
-                    value=kid,
-                    spread=spread,
-                    floor=compute_kid(floor_pair[0], floor_pair[1], seed=seed)[0] if floor_pair else None,
-                    **shared,
-                )
-            )
-            # Real images come first in both: what is generated is judged by the real manifold.
-            measured = compute_precision_recall(pair[1], pair[0])
-            floors_pr = compute_precision_recall(floor_pair[1], floor_pair[0]) if floor_pair else (None, None)
-            for name, value, floor in zip(("precision", "recall"), measured, floors_pr, strict=True):
-                metric = f"{name}-{extractor.name}"
-                figures.append(Figure(metric=metric, value=value, floor=floor, **{**shared, "better": "higher"}))
+            figures += _judge_features(extractor, pair, floor_pair, shared)
     grey_figures, spectra = _judge_grey_levels(evidence)
     floors = {
         reference.name: f"{pair[0].name} vs {pair[1].name}" if pair else None
@@ -81,33 +66,83 @@ def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -
     return figures + grey_figures, {"floors": floors, "power_spectra": spectra}, warnings
 
 
+def _judge_features(
+    extractor: FeatureExtractor,
+    pair: tuple[NDArray, NDArray],
+    floor_pair: tuple[NDArray, NDArray] | None,
+    shared: dict[str, Any],
+) -> list[Figure]:
+    """Fréchet distance, KID, precision and recall of generated and real features."""
+    distance = compute_frechet_distance(*pair)
+    kid, spread = compute_kid(*pair, seed=shared["seed"])
+    # Real images come first in both: what is generated is judged by the real manifold.
+    measured = compute_precision_recall(pair[1], pair[0])
+    floors = compute_precision_recall(floor_pair[1], floor_pair[0]) if floor_pair else (None, None)
+    return [
+        Figure(
+            metric=extractor.frechet_name,
+            value=distance,
+            floor=compute_frechet_distance(*floor_pair) if floor_pair else None,
+            better="lower",
+            interval=normal_interval(distance, compute_frechet_error(*pair), lowest=0.0),
+            **shared,
+        ),
+        Figure(
+            metric=f"KID-{extractor.name}",
+            value=kid,
+            spread=spread,
+            floor=compute_kid(*floor_pair, seed=shared["seed"])[0] if floor_pair else None,
+            better="lower",
+            interval=normal_interval(kid, compute_kid_error(*pair)),
+            **shared,
+        ),
+        *(
+            Figure(
+                metric=f"{name}-{extractor.name}",
+                value=value,
+                floor=floor,
+                better="higher",
+                interval=wilson_interval(value, count),
+                **shared,
+            )
+            for name, value, floor, count in zip(("precision", "recall"), measured, floors, shared["n"], strict=True)
+        ),
+    ]
+
+
 def _judge_grey_levels(evidence: Evidence) -> tuple[list[Figure], dict[str, Any]]:
     """Grey-level histograms and power spectra; the latter also as curves."""
     sets = [evidence.generated, evidence.held_out, evidence.train, *(evidence.train_halves or ())]
-    histograms = {part.name: compute_histogram(part.images) for part in sets}
-    spectra = {part.name: compute_power_spectrum(part.images) for part in sets}
-    figures = []
+    histograms = {part.name: compute_histograms(part.images) for part in sets}
+    # Each image's share in the mean of its set: both kinds are then summed over images.
+    spectra = {part.name: compute_power_spectra(part.images) / len(part) for part in sets}
+    metrics: tuple[tuple[str, Callable[..., NDArray], dict[str, NDArray]], ...] = (
+        ("grey-level KL (nats)", compute_grey_kl, histograms),
+        ("grey-level W1 (levels)", compute_grey_wasserstein, histograms),
+        ("power spectrum RMS (decades)", compute_spectrum_distance, spectra),
+    )
+    seed, figures = evidence.config.seed, []
+    drawn = draw_weights(len(evidence.generated), seed)
     for reference, floor_sets in evidence.comparisons:
-        metrics: tuple[tuple[str, Callable[..., float], dict[str, Any]], ...] = (
-            ("grey-level KL (nats)", compute_grey_kl, histograms),
-            ("grey-level W1 (levels)", compute_grey_wasserstein, histograms),
-            ("power spectrum RMS (decades)", compute_spectrum_distance, spectra),
-        )
-        for metric, compute, values in metrics:
-            floor = compute(values[floor_sets[1].name], values[floor_sets[0].name]) if floor_sets else None
+        drawn_real = draw_weights(len(reference), seed, stream=1)
+        for metric, compute, by_image in metrics:
+            values = compute(drawn_real @ by_image[reference.name], drawn @ by_image["generated"])
+            floor = floor_sets and compute(by_image[floor_sets[1].name].sum(0), by_image[floor_sets[0].name].sum(0))
             figures.append(
                 Figure(
                     section="fidelity",
                     metric=metric,
                     compared=f"generated vs {reference.name}",
-                    value=compute(values[reference.name], values["generated"]),
-                    floor=floor,
+                    value=float(values[0]),
+                    floor=None if floor is None else float(floor),
                     n=(len(evidence.generated), len(reference)),
-                    seed=evidence.config.seed,
+                    seed=seed,
                     better="lower",
+                    interval=centre_interval(values, lowest=0.0),
                 )
             )
-    return figures, {name: spectra[name] for name in ("generated", evidence.held_out.name, evidence.train.name)}
+    shown = ("generated", evidence.held_out.name, evidence.train.name)
+    return figures, {name: spectra[name].sum(axis=0) for name in shown}
 
 
 def _compute_all_features(evidence: Evidence, extractor: FeatureExtractor) -> dict[str, Any]:

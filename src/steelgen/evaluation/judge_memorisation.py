@@ -12,10 +12,12 @@ from steelgen.data.placement import apply_symmetry
 from steelgen.evaluation.evidence import Evidence, Section
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.figures import Figure
+from steelgen.evaluation.intervals import wilson_interval
 from steelgen.evaluation.memorisation import (
     COPY_RATIO,
     Match,
     PatchSearch,
+    bootstrap_ct,
     compute_authenticity,
     compute_ct,
     find_nearest,
@@ -44,28 +46,17 @@ def judge_memorisation(evidence: Evidence, report_progress: Callable[[str], None
     }
     unseen_places = np.stack([search.cut(match, evidence.geometry.image_size) for match in unseen])
     unseen_own = np.array([match.distance for match in search.find(unseen_places, own=unseen)])
+    copied = float((ratios < COPY_RATIO).mean())
     figures = [
         Figure(
             metric="copies (share with d1/d2 < 1/3)",
-            value=float((ratios < COPY_RATIO).mean()),
+            value=copied,
             floor=float((unseen_ratios < COPY_RATIO).mean()),
             better="lower",
+            interval=wilson_interval(copied, len(generated)),
             **shared,
         ),
-        Figure(
-            metric="authenticity, pixels",
-            value=compute_authenticity(distances, own),
-            floor=compute_authenticity(unseen_distances, unseen_own),
-            better="higher",
-            **shared,
-        ),
-        Figure(
-            metric="C_T, pixels (below -3: copying)",
-            value=compute_ct(distances, unseen_distances),
-            floor=0.0,
-            better="near floor",
-            **shared,
-        ),
+        *_compare_distances("pixels", (distances, own), (unseen_distances, unseen_own), shared),
         *_judge_features(evidence, generated, held_out),
     ]
     closest = np.argsort(ratios)[:SHOWN_PAIRS]
@@ -115,19 +106,34 @@ def _judge_features(evidence: Evidence, generated: NDArray[np.uint8], held_out: 
         "n": (len(generated), len(held_out)),
         "seed": evidence.config.seed,
     }
+    return _compare_distances(
+        extractor.name, (distances, own[indices]), (unseen_distances, own[unseen_indices]), shared
+    )
+
+
+def _compare_distances(
+    what: str,
+    generated: tuple[NDArray, NDArray],
+    unseen: tuple[NDArray, NDArray],
+    shared: dict[str, Any],
+) -> list[Figure]:
+    """Authenticity and C_T from distances: of each image to its nearest training image, of that one to its own."""
+    authenticity = compute_authenticity(*generated)
     return [
         Figure(
-            metric=f"authenticity, {extractor.name}",
-            value=compute_authenticity(distances, own[indices]),
-            floor=compute_authenticity(unseen_distances, own[unseen_indices]),
+            metric=f"authenticity, {what}",
+            value=authenticity,
+            floor=compute_authenticity(*unseen),
             better="higher",
+            interval=wilson_interval(authenticity, len(generated[0])),
             **shared,
         ),
         Figure(
-            metric=f"C_T, {extractor.name} (below -3: copying)",
-            value=compute_ct(distances, unseen_distances),
+            metric=f"C_T, {what} (below -3: copying)",
+            value=compute_ct(generated[0], unseen[0]),
             floor=0.0,
             better="near floor",
+            interval=bootstrap_ct(generated[0], unseen[0], shared["seed"]),
             **shared,
         ),
     ]

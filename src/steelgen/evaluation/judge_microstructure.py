@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
-from steelgen.evaluation.agreement import nanmean
+from steelgen.evaluation.agreement import nanmean_rows
 from steelgen.evaluation.evidence import Evidence, Section
 from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.microstructure import (
-    ISLAND_PROPERTIES,
-    Phase,
-    compute_axial_wasserstein,
-    compute_boundary_density,
-    compute_chords,
-    compute_grain_size_number,
-    compute_islands,
-    compute_lineal_path,
-    compute_mean_intercept,
-    compute_phase_fractions,
-    compute_s2,
-)
-
-Descriptors = dict[str, Any]
+from steelgen.evaluation.intervals import centre_interval, draw_weights
+from steelgen.evaluation.microstructure import ISLAND_PROPERTIES, compute_grain_size_number, compute_mean_intercept
+from steelgen.evaluation.structure import Resampled, Structure, compute_structure_distances, measure_structure
 
 
 def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Section:
@@ -50,127 +35,94 @@ def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]])
     details: dict[str, Any] = {"class_names": names, "pixel_size_um": pixel_size}
     for source, masks in sources.items():
         limited = {name: stack[: config.microstructure.max_images] for name, stack in masks.items()}
-        described = {
-            name: [describe_phase(stack == index, pixel_size) for index in range(len(names))]
-            for name, stack in limited.items()
-        }
         generated, held_out, train = (
-            described[name] for name in ("generated", evidence.held_out.name, evidence.train.name)
+            [measure_structure(limited[name] == index) for index in range(len(names))]
+            for name in ("generated", evidence.held_out.name, evidence.train.name)
         )
-        details[source] = {"generated": generated, "held_out": held_out, "train": train}
-        for metric, compute in _DISTANCES.items():
-            per_class = [compute(*pair) for pair in zip(generated, held_out, strict=True)]
-            floors = [compute(*pair) for pair in zip(train, held_out, strict=True)]
-            details[source].setdefault("distances", {})[metric] = {"generated": per_class, "floor": floors}
+        distances = _compute_distances(generated, held_out, pixel_size, config.seed, resample=True)
+        floors = _compute_distances(train, held_out, pixel_size, config.seed, resample=False)
+        details[source] = {
+            part: [describe_structure(structure, limited[name].shape[1:], pixel_size) for structure in structures]
+            for part, name, structures in (
+                ("generated", "generated", generated),
+                ("held_out", evidence.held_out.name, held_out),
+                ("train", evidence.train.name, train),
+            )
+        }
+        details[source]["distances"] = {
+            metric: {
+                "generated": values[0],
+                "interval": [centre_interval(column, lowest=0.0) for column in values.T],
+                "floor": floors[metric][0],
+            }
+            for metric, values in distances.items()
+        }
+        for metric, values in distances.items():
+            averaged = nanmean_rows(values)
             figures.append(
                 Figure(
                     section="microstructure",
                     metric=f"{metric} of {source}",
                     compared=f"generated vs {evidence.held_out.name}, mean of classes",
-                    value=nanmean(np.array(per_class)),
-                    floor=nanmean(np.array(floors)),
+                    value=float(averaged[0]),
+                    floor=float(nanmean_rows(floors[metric])[0]),
                     n=(len(limited["generated"]), len(limited[evidence.held_out.name])),
                     seed=config.seed,
                     better="lower",
+                    interval=centre_interval(averaged, lowest=0.0),
                 )
             )
-    # Every island's and chord's value would swell the file; their distributions stay as deciles.
-    for source in sources:
-        for part in ("generated", "held_out", "train"):
-            details[source][part] = [_summarise(descriptors) for descriptors in details[source][part]]
     return figures, details, []
 
 
-def describe_phase(phase: Phase, pixel_size_um: float | None = None) -> Descriptors:
-    """All descriptors of one class.
+def _compute_distances(
+    first: list[Structure], second: list[Structure], pixel_size_um: float | None, seed: int, resample: bool
+) -> dict[str, NDArray[np.float64]]:
+    """(B, C) distances of the classes by name; only the first row, of the sets themselves, without resampling."""
+    # The same images are drawn for every class.
+    weights = [
+        draw_weights(len(part[0]), seed, stream)[: None if resample else 1]
+        for stream, part in enumerate((first, second))
+    ]
+    per_class = [
+        compute_structure_distances(Resampled(a, weights[0]), Resampled(b, weights[1]), pixel_size_um)
+        for a, b in zip(first, second, strict=True)
+    ]
+    return {metric: np.stack([each[metric] for each in per_class], axis=1) for metric in per_class[0]}
+
+
+def describe_structure(
+    structure: Structure, image_shape: tuple[int, ...], pixel_size_um: float | None = None
+) -> dict[str, Any]:
+    """Numbers and curves of one class in a set of images, for the report and the JSON file.
 
     Args:
-        phase: (N, S, S) bool.
+        structure: from `measure_structure`.
+        image_shape: (S, S) of the images.
         pixel_size_um: edge of a pixel of these masks, where known.
 
     Returns:
-        Numbers, curves (`s2`, `lineal_path`) and samples (`chords`, `islands`); lengths in px, with
-        `mean_intercept_um` and `grain_size_number` where the pixel size is known.
+        Lengths in px, with `mean_intercept_um` and `grain_size_number` where the pixel size is known. Every island's
+        and chord's value would swell the file; their distributions stay as deciles.
     """
-    reach = phase.shape[1] // 2
-    islands = compute_islands(phase)
-    intercept = compute_mean_intercept(phase)
-    described = {
-        "phase_fraction": float(compute_phase_fractions(phase).mean()),
-        "s2": compute_s2(phase, reach),
-        "lineal_path": compute_lineal_path(phase, reach),
-        "chords": compute_chords(phase),
+    intercept = compute_mean_intercept(structure.intercepts)
+    described: dict[str, Any] = {
+        "phase_fraction": float(structure.fraction.mean()),
+        "s2": structure.s2.mean(axis=0),
+        "lineal_path": structure.lineal_path.mean(axis=0),
         "mean_intercept": intercept,
-        "boundary_density": float(compute_boundary_density(phase).mean()),
-        "islands": islands,
-        "islands_per_megapixel": 1e6 * len(islands["area"]) / phase.size,
+        "boundary_density": float(structure.boundary_density.mean()),
+        "islands_per_megapixel": 1e6 * len(structure.islands["area"]) / (len(structure) * np.prod(image_shape)),
     }
     if pixel_size_um is not None:
         described["mean_intercept_um"] = intercept * pixel_size_um
         described["grain_size_number"] = compute_grain_size_number(intercept, pixel_size_um)
-    return described
-
-
-def _relative_l1(key: str) -> Callable[[Descriptors, Descriptors], float]:
-    def compute(generated: Descriptors, real: Descriptors) -> float:
-        scale = float(np.abs(real[key]).sum())
-        return float(np.abs(np.subtract(generated[key], real[key])).sum()) / scale if scale else math.nan
-
-    return compute
-
-
-def _relative(key: str) -> Callable[[Descriptors, Descriptors], float]:
-    def compute(generated: Descriptors, real: Descriptors) -> float:
-        return abs(generated[key] - real[key]) / real[key] if real[key] else math.nan
-
-    return compute
-
-
-def _wasserstein(take: Callable[[Descriptors], NDArray]) -> Callable[[Descriptors, Descriptors], float]:
-    def compute(generated: Descriptors, real: Descriptors) -> float:
-        first, second = take(generated), take(real)
-        return float(scipy.stats.wasserstein_distance(first, second)) if len(first) and len(second) else math.nan
-
-    return compute
-
-
-def _of_islands(name: str) -> Callable[[Descriptors], NDArray]:
-    return lambda described: described["islands"][name]
-
-
-def _phase_difference(generated: Descriptors, real: Descriptors) -> float:
-    return 100 * abs(generated["phase_fraction"] - real["phase_fraction"])
-
-
-def _orientation_difference(generated: Descriptors, real: Descriptors) -> float:
-    return compute_axial_wasserstein(generated["islands"]["orientation"], real["islands"]["orientation"])
-
-
-_UNITS = {"area": "px²", "diameter": "px", "aspect_ratio": "1", "circularity": "1"}
-
-_DISTANCES: dict[str, Callable[[Descriptors, Descriptors], float]] = {
-    "phase fraction (points)": _phase_difference,
-    "S2 (relative L1)": _relative_l1("s2"),
-    "lineal path (relative L1)": _relative_l1("lineal_path"),
-    "chord length W1 (px)": _wasserstein(lambda described: described["chords"]),
-    "mean intercept (relative)": _relative("mean_intercept"),
-    "boundary density (relative)": _relative("boundary_density"),
-    "islands per area (relative)": _relative("islands_per_megapixel"),
-    **{
-        f"island {name.replace('_', ' ')} W1 ({_UNITS[name]})": _wasserstein(_of_islands(name))
-        for name in ISLAND_PROPERTIES
-        if name != "orientation"
-    },
-    "island orientation W1 (°)": _orientation_difference,
-}
-
-
-def _summarise(described: Descriptors) -> Descriptors:
-    """The descriptors with samples replaced by their count and deciles."""
-    samples = {"chords": described["chords"], **{name: described["islands"][name] for name in ISLAND_PROPERTIES}}
-    kept = {key: value for key, value in described.items() if key not in ("chords", "islands")}
-    deciles = np.linspace(0, 100, 11)
+    chords = structure.chords.sum(axis=0)
+    samples = {
+        "chords": np.repeat(np.arange(len(chords)), chords),
+        **{name: structure.islands[name] for name in ISLAND_PROPERTIES},
+    }
     for name, values in samples.items():
-        kept[f"{name}_deciles"] = np.percentile(values, deciles) if len(values) else []
-        kept[f"{name}_count"] = len(values)
-    return kept
+        described[f"{name}_deciles"] = np.percentile(values, np.linspace(0, 100, 11)) if len(values) else []
+        described[f"{name}_count"] = len(values)
+    return described

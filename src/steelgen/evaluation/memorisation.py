@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from steelgen.data.crops import Micrographs
 from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image
 from steelgen.evaluation.grey import turn_grey
+from steelgen.evaluation.intervals import Interval, centre_interval, draw_weights
 
 COPY_RATIO = 1 / 3
 """A generated image this much closer to one place than to any other is a copy of it (Yoon et al. 2023; Carlini)."""
@@ -173,9 +173,24 @@ def compute_ct(generated_to_train: NDArray, held_out_to_train: NDArray) -> float
         generated_to_train: (M,) distances to the nearest training image.
         held_out_to_train: (N,) distances.
     """
-    m, n = len(generated_to_train), len(held_out_to_train)
-    statistic = scipy.stats.mannwhitneyu(generated_to_train, held_out_to_train).statistic
-    return float((statistic - m * n / 2) / np.sqrt(m * n * (m + n + 1) / 12))
+    ones = np.ones((1, len(generated_to_train))), np.ones((1, len(held_out_to_train)))
+    return float(_compute_ct(generated_to_train, held_out_to_train, *ones)[0])
+
+
+def bootstrap_ct(generated_to_train: NDArray, held_out_to_train: NDArray, seed: int = 0) -> Interval:
+    """95 % bootstrap interval of `compute_ct`, both sets being drawn again."""
+    weights = [draw_weights(len(part), seed, i) for i, part in enumerate((generated_to_train, held_out_to_train))]
+    return centre_interval(_compute_ct(generated_to_train, held_out_to_train, *weights))
+
+
+def _compute_ct(
+    generated: NDArray, held_out: NDArray, generated_weights: NDArray, held_out_weights: NDArray
+) -> NDArray[np.float64]:
+    """C_T of B resamples, given how often each of M and N distances occurs in them: (B, M) and (B, N) → (B,)."""
+    m, n = len(generated), len(held_out)
+    farther = np.heaviside(generated[:, None] - held_out[None, :], 0.5)
+    statistic = ((generated_weights @ farther) * held_out_weights).sum(axis=1)
+    return (statistic - m * n / 2) / np.sqrt(m * n * (m + n + 1) / 12)
 
 
 def find_nearest(features: NDArray, library: NDArray, skip_self: bool = False) -> tuple[NDArray, NDArray]:

@@ -1,20 +1,24 @@
 """Descriptors of microstructure, of one class in a stack of masks.
 
-Every function takes `phase`, (N, H, W) bool: True where a pixel belongs to the class. Lengths are in pixels.
+Every function takes `phase`, (N, H, W) bool: True where a pixel belongs to the class, and measures image by image, so
+that sets can be drawn again from their images. Lengths are in pixels.
 Definitions follow Torquato, Random Heterogeneous Materials (2002), chapters 2 and 12.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import scipy.fft
 import scipy.ndimage
 from numpy.typing import NDArray
-from skimage.measure import regionprops_table
 
 Phase = NDArray[np.bool_]
+
+_BATCH = 32
+"""Images transformed at a time, for the sake of memory."""
 
 ISLAND_PROPERTIES = ("area", "diameter", "aspect_ratio", "circularity", "orientation")
 MIN_ISLAND_AREA = 9
@@ -30,31 +34,47 @@ def compute_s2(phase: Phase, max_distance: int) -> NDArray[np.float64]:
     """Two-point correlation S2(r): the probability that two points at distance r both lie in the phase.
 
     By FFT with zero padding, each displacement normalised by the number of pairs it has within the image:
-    no periodicity is assumed. Averaged over all displacements whose length rounds to r, and over the images.
+    no periodicity is assumed. Averaged over all displacements whose length rounds to r.
 
     Args:
         phase: (N, H, W) bool.
         max_distance: largest r in px, below the edge of the image.
 
     Returns:
-        (max_distance + 1,) for r = 0, 1 …; S2(0) is the phase fraction.
+        (N, max_distance + 1) for r = 0, 1 …; S2(0) is the phase fraction. The mean over images is that of the set.
     """
-    height, width = phase.shape[1:]
-    shape = [scipy.fft.next_fast_len(height + max_distance, real=True)]
-    shape.append(scipy.fft.next_fast_len(width + max_distance, real=True))
-    correlation = np.zeros(shape)
-    for image in phase:
-        spectrum = scipy.fft.rfft2(image.astype(np.float32), shape)
-        correlation += scipy.fft.irfft2((spectrum * spectrum.conj()).real, shape)
-    # Displacements (dy, dx) with dy ≥ 0 are enough: S2 is even.
-    dy = np.arange(max_distance + 1)
-    dx = np.arange(-max_distance, max_distance + 1)
-    together = correlation[dy[:, None], dx[None, :]]
-    pairs = len(phase) * (height - dy)[:, None] * (width - np.abs(dx))[None, :]
-    distance = np.rint(np.hypot(dy[:, None], dx[None, :])).astype(np.int64)
-    within = distance <= max_distance
-    total = np.bincount(distance[within], together[within])
-    return np.clip(total / np.bincount(distance[within], pairs[within].astype(np.float64)), 0, 1)
+    shape, kernel = _build_s2_kernel(*phase.shape[1:], max_distance)
+    curves = []
+    for start in range(0, len(phase), _BATCH):
+        spectrum = scipy.fft.rfft2(phase[start : start + _BATCH].astype(np.float32), shape)
+        power = spectrum.real**2 + spectrum.imag**2
+        curves.append(power.reshape(len(power), -1) @ kernel)
+    return np.clip(np.concatenate(curves), 0, 1).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _build_s2_kernel(height: int, width: int, max_distance: int) -> tuple[tuple[int, int], NDArray[np.float32]]:
+    """The matrix that takes the power spectrum of a padded image to its S2(r).
+
+    The inverse transform and the mean over displacements are linear, so that one matrix does both.
+
+    Returns:
+        The padded shape (P, Q); (P · (Q // 2 + 1), max_distance + 1).
+    """
+    shape = tuple(scipy.fft.next_fast_len(edge + max_distance, real=True) for edge in (height, width))
+    # S2 is even: of two opposite displacements one is enough.
+    dy, dx = np.arange(max_distance + 1)[:, None], np.arange(-max_distance, max_distance + 1)[None, :]
+    pairs = (height - dy) * (width - np.abs(dx))
+    distance = np.where((dy == 0) & (dx < 0), -1, np.rint(np.hypot(dy, dx)))
+    across = np.arange(shape[1] // 2 + 1)
+    # rfft2 leaves out the half plane that repeats the other.
+    twice = np.where((across == 0) | (2 * across == shape[1]), 1.0, 2.0) / (shape[0] * shape[1])
+    kernel = np.empty((shape[0] * len(across), max_distance + 1), np.float32)
+    for r in range(max_distance + 1):
+        ring = np.zeros(shape)
+        ring[dy, dx] = (distance == r) / pairs[distance == r].sum()
+        kernel[:, r] = (scipy.fft.rfft2(ring).real * twice).ravel()
+    return shape, kernel
 
 
 def compute_lineal_path(phase: Phase, max_length: int) -> NDArray[np.float64]:
@@ -62,43 +82,51 @@ def compute_lineal_path(phase: Phase, max_length: int) -> NDArray[np.float64]:
 
     Args:
         phase: (N, H, W) bool.
-        max_length: largest z in px, at most the edge of the image.
+        max_length: largest z in px, at most the shorter edge of the image.
 
     Returns:
-        (max_length,) for z = 1, 2 …; L(1) is the phase fraction.
+        (N, max_length) for z = 1, 2 …; L(1) is the phase fraction. The mean over images is that of the set.
     """
     lengths = np.arange(1, max_length + 1)
-    runs = np.concatenate([_run_lengths(phase), _run_lengths(phase.transpose(0, 2, 1))])
-    counts = np.bincount(runs, minlength=max_length + 1)
+    counts = _count_runs(phase)
     # A run of n pixels holds n - z + 1 segments of z.
-    longer = counts[::-1].cumsum()[::-1]
-    segments = longer[::-1].cumsum()[::-1][1 : max_length + 1]
+    longer = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+    segments = longer[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1 : max_length + 1]
     height, width = phase.shape[1:]
-    places = len(phase) * (height * (width - lengths + 1) + width * (height - lengths + 1))
-    return segments / places
+    return segments / (height * (width - lengths + 1) + width * (height - lengths + 1))
 
 
 def compute_chords(phase: Phase) -> NDArray[np.int64]:
-    """Lengths (px) of all chords: runs of the phase along rows and columns, between two of its boundaries.
+    """Numbers of chords by length: runs of the phase along rows and columns, between two of its boundaries.
 
     Chords that an edge of the image cuts are left out, since their length is not known.
+
+    Returns:
+        (N, max(H, W) + 1) chords of 0, 1, 2 … px in each image.
     """
-    rows = _run_lengths(phase, complete=True)
-    return np.concatenate([rows, _run_lengths(phase.transpose(0, 2, 1), complete=True)])
+    return _count_runs(phase, complete=True)
 
 
-def compute_mean_intercept(phase: Phase) -> float:
-    """Mean intercept length l̄ in px: length of test lines within the phase over the number of its intercepts.
+def compute_intercepts(phase: Phase) -> NDArray[np.float64]:
+    """Test lines within the phase, and their intercepts.
 
     Test lines are all rows and columns; an intercept that an edge of the image cuts counts one half, as in ASTM
-    E112, 13.3. NaN where the phase does not occur.
+    E112, 13.3.
+
+    Returns:
+        (N, 2) length (px) and number of intercepts; the ratio of their sums is the mean intercept l̄ of a set.
     """
-    count = 0.0
+    number = np.zeros(len(phase))
     for lines in (phase, phase.transpose(0, 2, 1)):
-        padded = np.pad(lines, ((0, 0), (0, 0), (1, 1)))
-        starts = (np.diff(padded.astype(np.int8), axis=2) == 1).sum()
-        count += starts - 0.5 * (lines[..., 0].sum() + lines[..., -1].sum())
-    return 2 * float(phase.sum()) / count if count else math.nan
+        starts = (lines[..., 1:] & ~lines[..., :-1]).sum(axis=(1, 2)) + lines[..., 0].sum(axis=1)
+        number += starts - 0.5 * (lines[..., 0].sum(axis=1) + lines[..., -1].sum(axis=1))
+    return np.stack([2.0 * phase.sum(axis=(1, 2)), number], axis=1)
+
+
+def compute_mean_intercept(intercepts: NDArray) -> float:
+    """Mean intercept length l̄ in px of a set, from `compute_intercepts`; NaN where the phase does not occur."""
+    length, number = intercepts.sum(axis=0)
+    return float(length / number) if number else math.nan
 
 
 def compute_grain_size_number(mean_intercept_px: float, pixel_size_um: float) -> float:
@@ -126,43 +154,76 @@ def compute_islands(phase: Phase) -> dict[str, NDArray[np.float64]]:
         width of the ellipse of equal second moments; block-type ≈ 1, film-like high), `circularity` (4π·area /
         perimeter², at most 1), `orientation` (degrees from the horizontal, [0, 180)); `image`, its index.
     """
-    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in (*ISLAND_PROPERTIES, "image")}
-    wanted = ("label", "bbox", "area", "axis_major_length", "axis_minor_length", "perimeter_crofton", "orientation")
-    height, width = phase.shape[1:]
-    for index, image in enumerate(phase):
-        labels, _ = scipy.ndimage.label(image, structure=np.ones((3, 3)))
-        table = regionprops_table(labels, properties=wanted)
-        whole = (table["bbox-0"] > 0) & (table["bbox-1"] > 0) & (table["bbox-2"] < height) & (table["bbox-3"] < width)
-        kept = whole & (table["area"] >= MIN_ISLAND_AREA)
-        area = table["area"][kept].astype(np.float64)
-        parts["area"].append(area)
-        parts["diameter"].append(np.sqrt(4 * area / math.pi))
+    parts = [_measure_islands(image) for image in phase]
+    islands = {name: np.concatenate([part[name] for part in parts]) for name in ISLAND_PROPERTIES}
+    islands["image"] = np.repeat(np.arange(len(phase), dtype=np.float64), [len(part["area"]) for part in parts])
+    return islands
+
+
+def _measure_islands(image: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+    """The properties of the islands of one (H, W) image, all at once by sums over labels."""
+    labels, count = scipy.ndimage.label(image, structure=np.ones((3, 3)))
+    at_edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    rows, columns = np.nonzero(labels)
+    label = labels[rows, columns]
+    area = np.bincount(label, minlength=count + 1).astype(np.float64)
+    kept = area >= MIN_ISLAND_AREA
+    kept[at_edge] = False
+
+    def mean(values: NDArray) -> NDArray[np.float64]:
+        return np.bincount(label, values, minlength=count + 1)[kept] / area[kept]
+
+    y, x = mean(rows), mean(columns)
+    vertical, horizontal, both = mean(rows**2) - y**2, mean(columns**2) - x**2, mean(rows * columns) - y * x
+    half_difference = np.hypot((vertical - horizontal) / 2, both)
+    major = 4 * np.sqrt((vertical + horizontal) / 2 + half_difference)
+    minor = 4 * np.sqrt(np.maximum((vertical + horizontal) / 2 - half_difference, 0))
+    perimeter = _measure_perimeters(labels, count)[kept]
+    return {
+        "area": area[kept],
+        "diameter": np.sqrt(4 * area[kept] / math.pi),
         # A straight line of pixels has no minor axis in the moments, but it is a pixel wide.
-        parts["aspect_ratio"].append(table["axis_major_length"][kept] / np.maximum(table["axis_minor_length"][kept], 1))
-        perimeter = np.maximum(table["perimeter_crofton"][kept], 1e-9)
-        parts["circularity"].append(np.minimum(4 * math.pi * area / perimeter**2, 1))
-        # skimage measures from the vertical axis, rows pointing down.
-        parts["orientation"].append(np.degrees(table["orientation"][kept] + math.pi / 2) % 180)
-        parts["image"].append(np.full(area.shape, index, np.float64))
-    return {name: np.concatenate(values) for name, values in parts.items()}
+        "aspect_ratio": major / np.maximum(minor, 1),
+        "circularity": np.minimum(4 * math.pi * area[kept] / np.maximum(perimeter, 1e-9) ** 2, 1),
+        # Rows point down, angles go up from the horizontal.
+        "orientation": np.degrees(np.arctan2(-2 * both, horizontal - vertical) / 2) % 180,
+    }
 
 
-def compute_axial_wasserstein(first: NDArray, second: NDArray) -> float:
-    """Wasserstein-1 distance of two samples of orientations (degrees, period 180) around the circle, in degrees.
+def _measure_perimeters(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
+    """Cauchy-Crofton with four directions: π/4 times the runs along each, by the distance of its lines.
 
-    The cumulative difference less its median, integrated (Rabin et al. 2011, J. Math. Imaging Vis. 41, eq. 6), on
-    bins of 1°. At most 45; NaN where a sample is empty.
+    Islands of 8 neighbours never touch, so that what follows a pixel is the same island or none.
+
+    Args:
+        labels: (H, W), 0 outside.
+        count: largest label.
+
+    Returns:
+        (count + 1,) px; those of islands at the image's edge are too short.
     """
-    if not len(first) or not len(second):
-        return math.nan
-    shares = [np.bincount(values.astype(np.int64) % 180, minlength=180) / len(values) for values in (first, second)]
-    difference = np.cumsum(shares[0] - shares[1])
-    return float(np.abs(difference - np.median(difference)).sum())
+    here, perimeters = labels[1:, 1:-1], np.zeros(count + 1)
+    for row, column in ((0, -1), (-1, 0), (-1, -1), (-1, 1)):
+        before = labels[1 + row : labels.shape[0] + row, 1 + column : labels.shape[1] - 1 + column]
+        starts = np.bincount(here[(here > 0) & (before == 0)], minlength=count + 1)
+        perimeters += math.pi / 4 * starts / math.hypot(row, column)
+    return perimeters
 
 
-def _run_lengths(phase: Phase, complete: bool = False) -> NDArray[np.int64]:
-    """Lengths of the runs along the last axis; `complete` leaves out those that touch either end of their line."""
-    padded = np.pad(phase, ((0, 0), (0, 0), (1, 1))).reshape(-1, phase.shape[2] + 2)
-    change = np.diff(padded.astype(np.int8), axis=1)
-    start, end = np.nonzero(change == 1)[1], np.nonzero(change == -1)[1]
-    return (end - start)[(start > 0) & (end < phase.shape[2])] if complete else end - start
+def _count_runs(phase: Phase, complete: bool = False) -> NDArray[np.int64]:
+    """Runs along rows and columns of each image by length; `complete` leaves out those that touch an edge.
+
+    Returns:
+        (N, max(H, W) + 1).
+    """
+    longest = max(phase.shape[1:])
+    counts = np.zeros(len(phase) * (longest + 1), np.int64)
+    for lines in (phase, phase.transpose(0, 2, 1)):
+        padded = np.pad(lines, ((0, 0), (0, 0), (1, 1)))
+        change = padded[..., 1:] != padded[..., :-1]
+        # Along a line changes are by turns the start and the end of a run.
+        image, _, position = np.nonzero(change)
+        image, start, end = image[::2], position[::2], position[1::2]
+        kept = (start > 0) & (end < lines.shape[2]) if complete else slice(None)
+        counts += np.bincount((image * (longest + 1) + end - start)[kept], minlength=len(counts))
+    return counts.reshape(len(phase), longest + 1)

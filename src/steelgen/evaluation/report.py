@@ -56,10 +56,12 @@ def build_report(result: dict[str, Any], evidence: Evidence, seen: dict[str, NDA
         _draw_samples(evidence, seen),
         "<h2>Figures</h2>",
         '<p class="muted">The floor is the same metric between two sets of real images that share no micrograph: '
-        "as good as it can get. N counts the images of the two sets.</p>",
+        "as good as it can get. Intervals say how far a value would move with other images of the same kind, as many "
+        "and from the same micrographs. N counts the images of the two sets.</p>",
         build_tables(result["figures"]),
         "<h2>Microstructure by class</h2>",
         _build_class_table(result["details"]["microstructure"]),
+        _build_distance_tables(result["details"]["microstructure"]),
         "<h2>Curves</h2>",
         _draw_curves(result, evidence),
         "<h2>Closest training images</h2>",
@@ -95,15 +97,16 @@ def build_tables(figures: Sequence[dict[str, Any]]) -> str:
     for section in dict.fromkeys(figure["section"] for figure in figures):
         rows = "".join(
             f"<tr><td>{html.escape(figure['metric'])}</td><td>{html.escape(figure['compared'])}</td>"
-            f'<td class="n">{show_number(figure["value"])}</td><td class="n">{show_spread(figure)}</td>'
+            f'<td class="n">{show_value(figure)}</td>'
             f'<td class="n">{show_number(figure["floor"])}</td><td>{figure["better"]}</td>'
             f'<td class="n">{figure["n"][0]} / {figure["n"][1]}</td><td class="n">{figure["seed"]}</td></tr>'
             for figure in figures
             if figure["section"] == section
         )
         parts.append(
-            f"<h3>{section.capitalize()}</h3><table><tr><th>metric</th><th>compared</th><th class=n>value</th>"
-            f"<th class=n>spread</th><th class=n>floor</th><th>better</th><th class=n>N</th><th class=n>seed</th></tr>"
+            f"<h3>{section.capitalize()}</h3><table><thead><tr><th>metric</th><th>compared</th>"
+            f"<th class=n>value [95 % interval]</th><th class=n>floor</th>"
+            "<th>better</th><th class=n>N</th><th class=n>seed</th></tr></thead>"
             f"{rows}</table>"
         )
     return "".join(parts)
@@ -114,11 +117,12 @@ def show_number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def show_spread(figure: dict[str, Any]) -> str:
-    """The 95 % interval or the standard deviation of a figure in evaluation.json; empty where there is neither."""
-    if figure["interval"]:
-        return " … ".join(show_number(end) for end in figure["interval"])
-    return "" if figure["spread"] is None else f"± {show_number(figure['spread'])}"
+def show_value(figure: dict[str, Any]) -> str:
+    """The value of a figure in evaluation.json and its 95 % interval, where it has one."""
+    interval = figure["interval"]
+    if figure["value"] is None or interval is None or interval[0] is None:
+        return show_number(figure["value"])
+    return f"{show_number(figure['value'])} [{show_number(interval[0])}, {show_number(interval[1])}]"
 
 
 def _describe(result: dict[str, Any]) -> str:
@@ -176,8 +180,30 @@ def _build_class_table(structure: dict[str, Any]) -> str:
                 )
                 rows.append(f"<tr><td>{html.escape(name)}</td><td>{title}</td>{cells}</tr>")
     columns = "".join(f"<th class=n>{part}</th>" for part in ("generated", "held out", "train"))
-    head = f"<tr><th>class</th><th>descriptor</th>{columns}</tr>"
+    head = f"<thead><tr><th>class</th><th>descriptor</th>{columns}</tr></thead>"
     return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _build_distance_tables(structure: dict[str, Any]) -> str:
+    """Distances of each class to the held-out split: what the figures above average."""
+    parts = []
+    for source, title in (("images", "as the segmenter sees it in the images"), ("masks", "in the masks")):
+        if source not in structure:
+            continue
+        rows = []
+        for metric, values in structure[source]["distances"].items():
+            cells = "".join(
+                f'<td class="n">{show_value({"value": value, "interval": interval})}'
+                f'<br><span class="muted">floor {show_number(floor)}</span></td>'
+                for value, interval, floor in zip(values["generated"], values["interval"], values["floor"], strict=True)
+            )
+            rows.append(f"<tr><td>{html.escape(metric)}</td>{cells}</tr>")
+        head = "".join(f"<th class=n>{html.escape(name)}</th>" for name in structure["class_names"])
+        parts.append(
+            f"<h3>Distance to held out, {title}</h3><table><thead><tr><th>metric</th>{head}</tr></thead>"
+            f"{''.join(rows)}</table>"
+        )
+    return "".join(parts)
 
 
 _DESCRIPTORS = (

@@ -60,30 +60,45 @@ def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedF
         folder: the folder.
         masks_folder: where the masks are, if not in the folder.
 
+    Samples in the form of a dataset are found by the dataset folder or by its train/.
+
     Raises:
         InputError: if the folder is missing, holds fewer than 4 images, or an image lacks its mask.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of generated images")
-    names = ("samples", "images", "train/images")
-    image_folder = next((folder / name for name in names if (folder / name).is_dir()), folder)
-    names = ("labels", "masks", "train/masks")
-    mask_folder = masks_folder or next((folder / name for name in names if (folder / name).is_dir()), None)
+    # "folders" and "dataset" are sample's two output formats.
+    root = folder / "train" if (folder / "train" / "images").is_dir() else folder
+    image_folder = next((root / name for name in ("samples", "images") if (root / name).is_dir()), root)
+    inside = next((root / name for name in ("labels", "masks") if (root / name).is_dir()), None)
+    mask_folder = masks_folder or inside
     images = list_images(image_folder)
     if len(images) < MIN_IMAGES:
         raise InputError(f"{image_folder}: {len(images)} images; at least {MIN_IMAGES} are needed")
-    masks = None
-    if mask_folder is not None:
-        by_stem = {path.stem: path for path in list_images(mask_folder)}
-        for path in images:
-            if path.stem not in by_stem:
-                raise InputError(f"{path}: has no mask of the same name in {mask_folder}")
-        masks = [by_stem[path.stem] for path in images]
-    path = folder / "sampling.json"
-    sampling = load_json(path) if path.is_file() else {}
+    masks = None if mask_folder is None else _pair_masks(images, mask_folder)
+    return GeneratedFolder(images, masks, _load_sampling(root))
+
+
+def _pair_masks(images: list[Path], folder: Path) -> list[Path]:
+    by_stem = {path.stem: path for path in list_images(folder)}
+    seen: dict[str, Path] = {}
+    for path in images:
+        if path.stem not in by_stem:
+            raise InputError(f"{path}: has no mask of the same name in {folder}")
+        if path.stem in seen:
+            raise InputError(f"{path}: {seen[path.stem].name} has the same stem; masks are found by stem")
+        seen[path.stem] = path
+    return [by_stem[path.stem] for path in images]
+
+
+def _load_sampling(root: Path) -> dict[str, Any]:
+    """sampling.json of a folder, or of the dataset folder that it is the train/ of; empty where there is none."""
+    places = [root, root.parent] if root.name == "train" else [root]
+    path = next((place / "sampling.json" for place in places if (place / "sampling.json").is_file()), None)
+    sampling = {} if path is None else load_json(path)
     if not isinstance(sampling, dict):
         raise InputError(f"{path}: must hold a JSON object, not {type(sampling).__name__}")
-    return GeneratedFolder(images, masks, sampling)
+    return sampling
 
 
 def resolve_geometry(found: GeneratedFolder, section: GeometrySection) -> tuple[CropGeometry, list[str]]:

@@ -1,0 +1,91 @@
+"""95 % intervals: how far a figure would move with other images of the same kind."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_DRAWS = 400
+"""Bootstrap resamples of each interval."""
+
+_QUANTILE = 1.959964
+"""Of the normal distribution, for 95 %."""
+
+Interval = tuple[float, float]
+
+
+def draw_weights(count: int, seed: int, stream: int = 0, num_draws: int = NUM_DRAWS) -> NDArray[np.float64]:
+    """How often each image occurs in each bootstrap resample (Efron and Tibshirani 1993, ch. 6).
+
+    A figure that is a function of sums over images needs one matrix product for all of its resamples.
+
+    Args:
+        count: images in the set.
+        seed: of the draws.
+        stream: tells sets apart whose draws must not be the same.
+        num_draws: resamples.
+
+    Returns:
+        (1 + num_draws, count); the first row is all ones: the set itself.
+    """
+    draws = np.random.default_rng([seed, stream]).multinomial(count, np.full(count, 1 / count), size=num_draws)
+    return np.concatenate([np.ones((1, count)), draws])
+
+
+def centre_interval(values: NDArray, lowest: float = -math.inf, highest: float = math.inf) -> Interval:
+    """The percentile interval of bootstrap values, less the bias that resampling adds.
+
+    A distance between two sets grows when either is replaced by a resample of itself; the interval is shifted back by
+    the mean of that growth, so that it lies around the figure.
+
+    Args:
+        values: (1 + B,), the first of the set itself, as by `draw_weights`; draws that are NaN are left out.
+        lowest: limits of what the figure can be.
+        highest: likewise.
+
+    Returns:
+        Lower and upper end; NaN where the figure is not defined.
+    """
+    value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
+    if not math.isfinite(value) or not len(draws):
+        return math.nan, math.nan
+    low, high = np.percentile(draws, [2.5, 97.5]) - (draws.mean() - value)
+    return float(np.clip(low, lowest, highest)), float(np.clip(high, lowest, highest))
+
+
+def normal_interval(value: float, error: float, lowest: float = -math.inf) -> Interval:
+    """The interval of an estimate with a known standard error."""
+    return max(lowest, value - _QUANTILE * error), value + _QUANTILE * error
+
+
+def wilson_interval(share: float, count: int) -> Interval:
+    """Interval of a share of `count` independent images (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
+
+    Unlike share ± 1.96 standard errors it has a width also where the share is 0 or 1.
+    """
+    z2 = _QUANTILE**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = _QUANTILE / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_interval(values: NDArray, seed: int = 0, num_draws: int = 2000) -> Interval:
+    """Percentile bootstrap interval of the mean (Efron and Tibshirani 1993, ch. 13).
+
+    Args:
+        values: (N,) independent values; NaNs are left out.
+        seed: of the draws.
+        num_draws: resamples.
+
+    Returns:
+        Lower and upper end; NaN where nothing is defined.
+    """
+    defined = np.asarray(values, dtype=np.float64)
+    defined = defined[~np.isnan(defined)]
+    if defined.size == 0:
+        return math.nan, math.nan
+    means = draw_weights(len(defined), seed, num_draws=num_draws)[1:] @ defined / len(defined)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,49 @@
+"""Intervals against closed forms and statsmodels' published numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from steelgen.evaluation.intervals import (
+    bootstrap_interval,
+    centre_interval,
+    draw_weights,
+    normal_interval,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 64), (0.25, 20), (0.5, 1000), (1.0, 7)])
+def test_wilson_is_scipys(share: float, count: int) -> None:
+    expected = scipy.stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
+    assert wilson_interval(share, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_bootstrap_of_a_mean_is_that_of_scipy() -> None:
+    values = np.random.default_rng(0).gamma(2, size=60)
+    expected = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
+    assert bootstrap_interval(values) == pytest.approx((expected.low, expected.high), rel=0.02)
+    assert bootstrap_interval(np.append(values, np.nan)) == bootstrap_interval(values)
+    assert np.isnan(bootstrap_interval(np.array([np.nan]))).all()
+
+
+def test_weights_draw_as_many_images_as_there_are_and_differently_for_each_set() -> None:
+    weights = draw_weights(9, seed=4, num_draws=50)
+    assert (weights[0] == 1).all()
+    assert (weights.sum(axis=1) == 9).all()
+    np.testing.assert_array_equal(weights, draw_weights(9, seed=4, num_draws=50))
+    assert (weights != draw_weights(9, seed=4, stream=1, num_draws=50)).any()
+
+
+def test_an_interval_lies_around_its_figure_and_within_what_is_possible() -> None:
+    draws = np.random.default_rng(1).normal(5, 1, 2000)
+    low, high = centre_interval(np.append(2.0, draws))
+    assert (low, high) == pytest.approx((2 - 1.96, 2 + 1.96), abs=0.15)
+    assert centre_interval(np.append(2.0, draws), lowest=1.5)[0] == 1.5
+    assert np.isnan(centre_interval(np.append(math.nan, draws))).all()
+    assert centre_interval(np.array([2.0, math.nan, 2.0])) == (2.0, 2.0)
+    assert normal_interval(1.0, 1.0, lowest=0.0) == pytest.approx((0.0, 2.96), abs=0.001)
