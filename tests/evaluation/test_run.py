@@ -17,6 +17,7 @@ from steelgen.data.crops import cut_crops, load_micrographs
 from steelgen.data.folder import save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
+from steelgen.evaluation.evidence import load_evidence
 from steelgen.evaluation.run import evaluate
 from tests.evaluation.conftest import INFO, save_pairs
 
@@ -50,6 +51,10 @@ def test_evaluate_writes_every_figure_with_its_floor(generated: Path, dataset: P
             assert figure["floor"] is not None
             assert figure["n"] == [8, 8]
             assert figure["seed"] == 0
+    for figure in result["figures"]:
+        if figure["value"] is not None:
+            low, high = figure["interval"]
+            assert low <= figure["value"] <= high, figure
     miou = find(result, "mIoU", "masks")
     assert 0 <= miou["value"] <= 1
     assert len(result["details"]["faithfulness"]["generated"]["image_iou"]) == 8
@@ -72,6 +77,48 @@ def test_a_plain_folder_without_masks_is_judged_too(generated: Path, dataset: Pa
     assert any("come without masks" in line for line in result["warnings"])
     assert any("resized from 48 to 32" in line for line in result["notes"])
     assert not [figure for figure in result["figures"] if figure["section"] == "faithfulness"]
+
+
+def test_samples_in_every_layout_are_the_same_set(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    as_dataset = tmp_path / "dataset"
+    shutil.copytree(generated / "samples", as_dataset / "train" / "images")
+    shutil.copytree(generated / "labels", as_dataset / "train" / "masks")
+    shutil.copy(generated / "sampling.json", as_dataset)
+    numbered = tmp_path / "numbered"
+    for part in ("samples", "labels"):
+        for index, path in enumerate(sorted((generated / part).iterdir())):
+            folder = numbered / part / f"{index // 3:03d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder)
+    shutil.copy(generated / "sampling.json", numbered)
+    expected, notes = load_evidence(build_config(generated, dataset, tmp_path / "out"))
+    assert notes == []
+    for folder in (as_dataset, as_dataset / "train", numbered):
+        found, notes = load_evidence(build_config(folder, dataset, tmp_path / "out"))
+        assert notes == []
+        assert found.geometry == expected.geometry
+        np.testing.assert_array_equal(found.generated.images, expected.generated.images)
+        np.testing.assert_array_equal(found.generated.masks, expected.generated.masks)
+
+
+def test_a_foreign_set_of_mixed_file_types_is_the_same_set(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    (foreign / "images").mkdir(parents=True)
+    for index, path in enumerate(sorted((generated / "samples").iterdir())):
+        image = np.asarray(Image.open(path))
+        if index % 4 == 1:
+            Image.fromarray(image.astype(np.uint16) * 257).save(foreign / "images" / f"{path.stem}.tif")
+        elif index % 4 == 2:
+            Image.fromarray(np.repeat(image[..., None], 3, axis=2)).save(foreign / "images" / f"{path.stem}.bmp")
+        elif index % 4 == 3:
+            Image.fromarray(image).save(foreign / "images" / f"{path.stem}.PNG")
+        else:
+            Image.fromarray(image).save(foreign / "images" / f"{path.stem}.tiff")
+    shutil.copytree(generated / "labels", foreign / "masks")
+    expected = evaluate(build_config(generated, dataset, tmp_path / "ours"))
+    found = evaluate(build_config(foreign, dataset, tmp_path / "theirs"))
+    assert found["figures"] == expected["figures"]
+    assert any("crop_size 32 assumed" in line for line in found["notes"])
 
 
 def test_real_data_as_a_generator_scores_at_the_floor(dataset: Path, tmp_path: Path) -> None:
@@ -114,6 +161,14 @@ def damage_mask_index(folder: Path) -> None:
     Image.fromarray(np.full((32, 32), 7, np.uint8)).save(folder / "labels" / "002.png")
 
 
+def damage_twice(folder: Path) -> None:
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / "samples" / "004.bmp")
+
+
+def damage_sampling(folder: Path) -> None:
+    (folder / "sampling.json").write_text("[1]")
+
+
 def damage_mask_missing(folder: Path) -> None:
     (folder / "labels" / "004.png").unlink()
 
@@ -132,6 +187,8 @@ def damage_truncate(folder: Path) -> None:
         (damage_shape, "000.png: generated images must be square, this one is 40x32"),
         (damage_mask_index, "002.png: mask index 7 is not below num_classes 2"),
         (damage_mask_missing, "004.png: has no mask of the same name"),
+        (damage_twice, "004.png: 004.bmp has the same stem"),
+        (damage_sampling, "sampling.json: must hold a JSON object"),
         (damage_truncate, "001.png: not a readable image"),
         (shutil.rmtree, "no such folder of generated images"),
     ],

@@ -60,7 +60,8 @@ def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedF
         folder: the folder.
         masks_folder: where the masks are, if not in the folder.
 
-    Samples in the form of a dataset are found by the dataset folder or by its train/.
+    Samples in the form of a dataset are found by the dataset folder or by its train/; numbered sub-folders of images
+    and masks belong to the set.
 
     Raises:
         InputError: if the folder is missing, holds fewer than 4 images, or an image lacks its mask.
@@ -75,20 +76,21 @@ def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedF
     images = list_images(image_folder)
     if len(images) < MIN_IMAGES:
         raise InputError(f"{image_folder}: {len(images)} images; at least {MIN_IMAGES} are needed")
-    masks = None if mask_folder is None else _pair_masks(images, mask_folder)
+    masks = None if mask_folder is None else _pair_masks(images, image_folder, mask_folder)
     return GeneratedFolder(images, masks, _load_sampling(root))
 
 
-def _pair_masks(images: list[Path], folder: Path) -> list[Path]:
-    by_stem = {path.stem: path for path in list_images(folder)}
-    seen: dict[str, Path] = {}
+def _pair_masks(images: list[Path], image_folder: Path, mask_folder: Path) -> list[Path]:
+    masks = {path.relative_to(mask_folder).with_suffix(""): path for path in list_images(mask_folder)}
+    seen: dict[Path, Path] = {}
     for path in images:
-        if path.stem not in by_stem:
-            raise InputError(f"{path}: has no mask of the same name in {folder}")
-        if path.stem in seen:
-            raise InputError(f"{path}: {seen[path.stem].name} has the same stem; masks are found by stem")
-        seen[path.stem] = path
-    return [by_stem[path.stem] for path in images]
+        stem = path.relative_to(image_folder).with_suffix("")
+        if stem not in masks:
+            raise InputError(f"{path}: has no mask of the same name in {mask_folder}")
+        if stem in seen:
+            raise InputError(f"{path}: {seen[stem].name} has the same stem; masks are found by stem")
+        seen[stem] = path
+    return [masks[stem] for stem in seen]
 
 
 def _load_sampling(root: Path) -> dict[str, Any]:
