@@ -56,12 +56,12 @@ class GeneratedFolder:
 def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedFolder:
     """Finds images and masks in what `steelgen sample` wrote (both formats), in images/ + masks/, or in a plain folder.
 
+    Samples in the form of a dataset are found by the dataset folder or by its train/; numbered sub-folders of images
+    and masks belong to the set.
+
     Args:
         folder: the folder.
         masks_folder: where the masks are, if not in the folder.
-
-    Samples in the form of a dataset are found by the dataset folder or by its train/; numbered sub-folders of images
-    and masks belong to the set.
 
     Raises:
         InputError: if the folder is missing, holds fewer than 4 images, or an image lacks its mask.
