@@ -77,6 +77,18 @@ def test_boundary_is_inside_the_region_and_not_along_the_image_edge() -> None:
     assert find_boundary(region).nonzero()[1].tolist() == [2, 2, 2, 2]
 
 
+def test_boundary_counts_are_those_of_distance_transforms() -> None:
+    from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
+
+    rng = np.random.default_rng(2)
+    true, predicted = ((gaussian_filter(rng.normal(size=(40, 50)), 2) > 0).astype(np.uint8)[None] for _ in range(2))
+    edges = [part[0] * ~binary_erosion(part[0], border_value=1) > 0 for part in (true, predicted)]
+    for tolerance in (0.0, 1.5, 2.0, 7.0):
+        counts = count_boundaries(true, predicted, 2, tolerance=tolerance)[0, :, 1]
+        near = [(distance_transform_edt(~edges[1 - i])[edges[i]] <= tolerance).sum() for i in (1, 0)]
+        assert counts.tolist() == [near[0], edges[1].sum(), near[1], edges[0].sum()]
+
+
 def test_boundary_f1_of_a_shifted_edge() -> None:
     def f1(true: np.ndarray, predicted: np.ndarray, tolerance: float = 2.0) -> np.ndarray:
         return compute_boundary_f1(count_boundaries(true, predicted, 2, tolerance=tolerance).sum(axis=0))

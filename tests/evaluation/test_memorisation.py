@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from steelgen.data.crops import Micrographs, cut_crops
@@ -15,6 +17,7 @@ from steelgen.evaluation.memorisation import (
     compute_authenticity,
     compute_ct,
     find_nearest,
+    shrink_windows,
 )
 from tests.evaluation.conftest import INFO
 
@@ -72,6 +75,17 @@ def test_a_training_place_does_not_find_itself(search: PatchSearch, train: Micro
 def test_constant_images_are_no_copies(search: PatchSearch) -> None:
     match = search.find(np.full((1, 32, 32), 77, np.uint8))[0]
     assert match.ratio > 0.9
+
+
+@pytest.mark.parametrize("edge", [64, 37])
+def test_windows_are_shrunk_by_area(edge: int) -> None:
+    field = torch.rand(90, 80, generator=torch.Generator().manual_seed(0)) * 255
+    corners = [(3, 9), (3, 11), (20, 9), (20, 11)]
+    expected = [
+        F.interpolate(field[None, None, row : row + edge, column : column + edge], (16, 16), mode="area")[0, 0]
+        for row, column in corners
+    ]
+    torch.testing.assert_close(shrink_windows(field, corners, edge, 16), torch.stack(expected))
 
 
 def test_authenticity_and_ct_by_hand() -> None:

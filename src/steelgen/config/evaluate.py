@@ -17,8 +17,8 @@ class FeaturesSection(Section):
     """efficientnet-lite0, inception, a TorchScript file (.pt) or module:function; one or several."""
     inception_weights: Path | None = None
     """The published Inception state dict (.pth or .safetensors); null looks in the cache."""
-    batch_size: int = Field(default=32, ge=1)
-    """Images a forward pass."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Images a forward pass; null takes 4 on a CPU, whose cache larger batches overflow, and 64 on a GPU."""
 
     @field_validator("kinds", mode="before")
     @classmethod
@@ -68,8 +68,8 @@ class MicrostructureSection(Section):
 class MemorisationSection(Section):
     """The search for training images among the generated ones."""
 
-    max_images: int = Field(default=64, ge=2)
-    """Images of each set that are searched for; the first ones. 0.1 to 0.3 s each on two cores."""
+    max_images: int = Field(default=128, ge=2)
+    """Images of each set that are searched for; the first ones. 0.1 to 0.2 s each on two cores."""
     search_size: int = Field(default=32, ge=8)
     """px edge at which pixels are compared."""
 

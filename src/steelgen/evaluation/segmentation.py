@@ -20,6 +20,9 @@ from steelgen.evaluation.features import hash_arrays
 from steelgen.files import new_file
 from steelgen.models.segmenter import SegmenterUNet
 
+_PIXELS_ON_CPU, _PIXELS_ON_GPU = 2**16, 2**23
+"""Of a forward pass: what a processor's cache holds is done twice as fast."""
+
 
 def load_or_train_segmenter(
     micrographs: Micrographs,
@@ -38,7 +41,7 @@ def load_or_train_segmenter(
     if path.is_file():
         segmenter = build_segmenter(geometry, micrographs.info.num_classes, settings)
         segmenter.load_state_dict(load_file(path))
-        return segmenter.to(device).eval()
+        return segmenter.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     segmenter = train_segmenter(micrographs, geometry, settings, seed, device, report_progress)
     with new_file(path) as working:
         save_file({name: value.cpu().contiguous() for name, value in segmenter.state_dict().items()}, working)
@@ -78,7 +81,9 @@ def train_segmenter(
     segmenter.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(segmenter.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.2)
+    # The schedule divides by its warm-up less one step: by zero, for exactly 0.2 of five steps.
+    warm_up = 0.2 + 1e-9
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=warm_up)
     for step in range(settings.steps):
         batch = [crops[step * settings.batch_size + offset] for offset in range(settings.batch_size)]
         images = vary_grey_levels(torch.stack([item["image"] for item in batch]), generator)
@@ -108,12 +113,7 @@ def build_segmenter(geometry: CropGeometry, num_classes: int, settings: Segmente
 
 
 @torch.inference_mode()
-def predict_masks(
-    segmenter: torch.nn.Module,
-    images: NDArray[np.uint8],
-    batch_size: int = 64,
-    report_progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.uint8]:
+def predict_masks(segmenter: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The most likely class of every pixel.
 
     Args:
@@ -124,12 +124,13 @@ def predict_masks(
         (N, S, S) uint8 class indices.
     """
     device = next(segmenter.parameters()).device
+    pixels = _PIXELS_ON_CPU if device.type == "cpu" else _PIXELS_ON_GPU
+    batch_size = max(1, pixels // (images.shape[1] * images.shape[2]))
     parts = []
     for start in range(0, len(images), batch_size):
         batch = torch.stack([image_to_tensor(image) for image in images[start : start + batch_size]])
-        parts.append(segmenter(batch.to(device)).argmax(dim=1).to(torch.uint8).cpu().numpy())
-        if report_progress:
-            report_progress(min(start + batch_size, len(images)), len(images))
+        batch = batch.to(device, memory_format=torch.channels_last)
+        parts.append(segmenter(batch).argmax(dim=1).to(torch.uint8).cpu().numpy())
     return np.concatenate(parts)
 
 
