@@ -17,7 +17,7 @@ from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
 from steelgen.data.placement import CropGeometry, Variation
-from steelgen.devices import resolve_precision
+from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
 from steelgen.hpc.allocation import check_allocation
@@ -80,6 +80,7 @@ def build_accelerator(options: OptimisationSection) -> Accelerator:
         InputError: if there are fewer processes than were asked for.
     """
     accelerator = Accelerator(
+        cpu=pick_device().type == "cpu",  # else accelerate waits to be told before several processes use it
         mixed_precision=resolve_precision(options.mixed_precision),
         gradient_accumulation_steps=options.gradient_accumulation_steps,
     )
