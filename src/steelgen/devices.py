@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from steelgen.errors import InputError
 
+_CGROUP_FILES = tuple(
+    (Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / usage)
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    )
+)
+"""Limit and usage of a container's memory, in control groups of version 2 and 1."""
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,6 +49,39 @@ def autocast(name: str, device: torch.device) -> torch.autocast:
     """A context in which networks compute in the precision `no`, `bf16`, `fp16` or `auto`."""
     dtype = _DTYPES[resolve_precision(name, device)]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch's CPU allocator or the GPU has run out of memory."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        part in str(error).lower() for part in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def describe_memory() -> str:
+    """What memory there is to compute in, in words."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        peak = torch.cuda.max_memory_reserved()
+        return (
+            f"this GPU's {total / 2**30:.1f} GiB ({peak / 2**30:.1f} GiB were in use here, {free / 2**30:.1f} are free)"
+        )
+    return f"the {available_memory() / 2**30:.1f} GiB that this machine has free"
+
+
+def available_memory() -> int:
+    """Bytes of main memory that this process may still take: what is free, within its control group's limit."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    for limit, usage in _CGROUP_FILES:
+        try:
+            return min(available, max(0, int(limit.read_text()) - int(usage.read_text())))
+        except (OSError, ValueError):  # no such control group, or "max"
+            continue
+    return available
 
 
 def _has_bf16_instructions() -> bool:

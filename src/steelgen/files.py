@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from steelgen.errors import InputError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def default_cache_dir() -> Path:
@@ -93,6 +96,14 @@ def load_json(path: Path) -> Any:
         raise InputError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
     except (UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a file could not be written for want of space or quota."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    # safetensors writes with Rust, and keeps of its errors only the words.
+    return any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def _flush(path: Path) -> None:

@@ -74,3 +74,22 @@ def test_what_was_asked_for_is_fine():
     }
     check_allocation({**expected, "GROUP_WORLD_SIZE": "2"}, num_processes=8, num_gpus=4)
     check_allocation({}, num_processes=3, num_gpus=0)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+        {"SLURM_STEP_NUM_TASKS": "4"},
+        {"ACCELERATE_DYNAMO_MODE": "default", "MASTER_ADDR": "127.0.0.1"},  # accelerate launch --cpu --num_processes 2
+    ],
+)
+def test_one_process_where_several_were_wanted_is_refused(environment):
+    with pytest.raises(InputError, match=r"several processes were asked for.*torch\.distributed\.run"):
+        check_allocation(environment, num_processes=1, num_gpus=0)
+    check_allocation(environment, num_processes=2, num_gpus=0)
+
+
+def test_one_process_that_was_wanted_alone_is_fine():
+    check_allocation({"ACCELERATE_DYNAMO_MODE": "default"}, num_processes=1, num_gpus=0)
+    check_allocation({"WORLD_SIZE": "1", "MASTER_ADDR": "x", "ACCELERATE_DYNAMO_MODE": "default"}, 1, 0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from steelgen.config.base import parse_config
@@ -163,3 +164,22 @@ def test_whole_micrographs_are_drawn_from_windows(trained, tmp_path):
     assert shapes <= {(27, 32), (32, 27)}
     for path in (out / "labels").iterdir():
         assert np.asarray(Image.open(path)).shape == np.asarray(Image.open(out / "samples" / path.name)).shape
+
+
+def test_out_of_memory_says_what_to_change_and_keeps_what_is_drawn(trained, tmp_path, monkeypatch):
+    from steelgen.diffusion.generator import SemanticDiffusion
+
+    drawn = SemanticDiffusion.draw
+
+    def run_out(self, masks, seeds, *rest):
+        if seeds[0] >= 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return drawn(self, masks, seeds, *rest)
+
+    monkeypatch.setattr(SemanticDiffusion, "draw", run_out)
+    with pytest.raises(InputError, match=r"^out of memory: 4 images of 16x16 px at once need more than") as caught:
+        draw(trained, tmp_path / "out", num_samples=8, batch_size=4)
+    assert "try batch_size=2, solver.mask_cache_gib=0, mixed_precision=bf16" in str(caught.value)
+    assert len(list((tmp_path / "out" / "samples").iterdir())) == 4
+    monkeypatch.undo()
+    assert draw(trained, tmp_path / "out", num_samples=8, batch_size=2).is_dir()

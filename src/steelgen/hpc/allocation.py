@@ -55,5 +55,5 @@ def _check_alone(environment: Mapping[str, str]) -> None:
     # `accelerate launch` announces where processes meet if there are to be several, but without GPUs starts only one.
     if "ACCELERATE_DYNAMO_MODE" in environment and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
         raise InputError(
-            f"accelerate launch: several processes were asked for, but without GPUs it starts only one; {_START_SEVERAL}"
+            f"accelerate launch: several processes were asked for, but for CPUs it starts only one; {_START_SEVERAL}"
         )

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from steelgen.config.solver import AnySolverSection
+from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import tensor_to_image
-from steelgen.devices import autocast, pick_device
+from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
+from steelgen.errors import InputError
 from steelgen.generators import Generator, load_generator
 
 
@@ -48,9 +50,30 @@ def draw_images(
 
     Returns:
         N images (H, W) or (H, W, 3) uint8.
+
+    Raises:
+        InputError: if they do not fit into memory; what to change is said in numbers.
     """
     device = next(generator.network.parameters()).device
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
-    with autocast(mixed_precision, device):
-        images = generator.draw(batch, seeds, solver)
+    try:
+        with autocast(mixed_precision, device):
+            images = generator.draw(batch, seeds, solver)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(_advise_on_memory(batch, solver, mixed_precision)) from error
     return [tensor_to_image(image) for image in images]
+
+
+def _advise_on_memory(masks: Tensor, solver: AnySolverSection, mixed_precision: str) -> str:
+    count, height, width = masks.shape
+    advice = [f"batch_size={count // 2}"] if count > 1 else []
+    if isinstance(solver, SolverSection) and solver.mask_cache_gib > 0:
+        advice.append("solver.mask_cache_gib=0")
+    if mixed_precision == "no":
+        advice.append("mixed_precision=bf16")
+    return (
+        f"out of memory: {count} images of {width}x{height} px at once need more than {describe_memory()}; "
+        f"try {', '.join(advice) or 'smaller masks'}; images that are drawn stay, the same command draws the rest"
+    )

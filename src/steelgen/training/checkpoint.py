@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,16 +23,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steelgen.errors import InputError
-from steelgen.files import load_json, new_folder, save_json
+from steelgen.files import is_disk_full, load_json, new_folder, save_json
 from steelgen.training.ema import WeightAverage
 from steelgen.training.state import TrainingState
 
 
 def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
-    """Writes checkpoints/step-<global_step> and removes all but the newest `keep`."""
+    """Writes checkpoints/step-<global_step> and removes all but the newest `keep`.
+
+    Raises:
+        InputError: if the disk is too full; earlier checkpoints stay.
+    """
     folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
     if not folder.exists():
-        with new_folder(folder, durable=True) as working:
+        with _explain_full_disk(folder, state), new_folder(folder, durable=True) as working:
             save_file(_contiguous(state.generator.network.state_dict()), working / "weights.safetensors")
             for name, average in _name_averages(state):
                 save_file(_contiguous(average.state_dict()), working / f"{name}.safetensors")
@@ -124,6 +129,29 @@ def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], fold
                 f"{folder}: a checkpoint of another architecture: {name!r} is {tuple(weights[name].shape)} in it, "
                 f"{tuple(own[name].shape)} in the config's network"
             )
+
+
+@contextmanager
+def _explain_full_disk(folder: Path, state: TrainingState) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        weights = state.generator.network.state_dict()
+        tensors = [
+            *weights.values(),
+            *(tensor for average in state.averages for tensor in average.state_dict().values()),
+            *_flatten_optimizer(state.optimizer).values(),
+            *weights.values(),  # of generator/
+        ]
+        needed = sum(tensor.nbytes for tensor in tensors)
+        free = shutil.disk_usage(folder.parent).free
+        intact = newest_checkpoint(folder.parents[1])
+        raise InputError(
+            f"{folder}: the disk is full: a checkpoint needs {needed / 2**20:,.1f} MiB, {free / 2**20:,.1f} are free; "
+            f"{f'{intact} is intact, ' if intact else ''}make room, then go on with --resume auto"
+        ) from error
 
 
 def _name_averages(state: TrainingState) -> Iterator[tuple[str, WeightAverage]]:

@@ -18,6 +18,7 @@ from steelgen.training.checkpoint import (
     newest_checkpoint,
     remove_unfinished,
 )
+from steelgen.training.failures import explain_failures
 from steelgen.training.observer import TrainingObserver, TrainingResult
 from steelgen.training.setup import (
     build_accelerator,
@@ -42,10 +43,11 @@ def train(config: TrainConfig, observer: TrainingObserver, resume: bool = False)
         resume: go on from the newest checkpoint in config.run_dir, or start if there is none.
 
     Raises:
-        InputError: if the data or the run folder cannot be used.
+        InputError: if the data or the run folder cannot be used, or the machine gives out (see `explain_failures`).
     """
-    generator, micrographs = prepare_training(config)
-    return _run(config, generator, micrographs, observer, resume)
+    with explain_failures(config):
+        generator, micrographs = prepare_training(config)
+        return _run(config, generator, micrographs, observer, resume)
 
 
 def finetune(config: FinetuneConfig, observer: TrainingObserver, resume: bool = False) -> TrainingResult:
@@ -54,9 +56,10 @@ def finetune(config: FinetuneConfig, observer: TrainingObserver, resume: bool = 
     Raises:
         InputError: also if the data's classes, size or channels do not fit the checkpoint.
     """
-    generator, micrographs = prepare_finetuning(config)
-    start_from = find_training_state(config.checkpoint) if config.continue_training else None
-    return _run(config, generator, micrographs, observer, resume, start_from)
+    with explain_failures(config):
+        generator, micrographs = prepare_finetuning(config)
+        start_from = find_training_state(config.checkpoint) if config.continue_training else None
+        return _run(config, generator, micrographs, observer, resume, start_from)
 
 
 def _run(

@@ -6,9 +6,11 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -21,6 +23,9 @@ from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
 from steelgen.hpc.allocation import check_allocation
+
+_PATIENCE = timedelta(minutes=10)
+"""How long a process waits for another that says nothing; one whose connection breaks is noticed at once."""
 
 
 def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
@@ -83,6 +88,7 @@ def build_accelerator(options: OptimisationSection) -> Accelerator:
         cpu=pick_device().type == "cpu",  # else accelerate waits to be told before several processes use it
         mixed_precision=resolve_precision(options.mixed_precision),
         gradient_accumulation_steps=options.gradient_accumulation_steps,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
     check_allocation(os.environ, accelerator.num_processes, torch.cuda.device_count())
     return accelerator
