@@ -3,15 +3,18 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from steelgen import files
 from steelgen.cli.output import errors_as_lines
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
@@ -34,8 +37,11 @@ def crash_config(dataset, run_dir, **options):
     return parse_config(values, TrainConfig)
 
 
-def fork_training(config, log, environment=None):
-    """Trains in a forked child, which has all imports already; what it says goes to the file `log`."""
+def fork_training(config, log, environment=None, prepare=lambda: None, most_steps=10**9):
+    """Trains in a forked child, which has all imports already; what it says goes to the file `log`.
+
+    After `most_steps` steps it waits to be killed, so that a fast machine does not finish before.
+    """
     child = os.fork()
     if child:
         return child
@@ -46,7 +52,9 @@ def fork_training(config, log, environment=None):
         os.dup2(file, 2)
         os.environ.update(environment or {})
         AcceleratorState._reset_state(reset_partial_state=True)
-        observer = Recorder()
+        prepare()
+        steps = iter(range(most_steps))
+        observer = Recorder(lambda step: next(steps, None) is None and time.sleep(600))
         observer.on_event = lambda message: print(message, flush=True)
         with errors_as_lines():
             train(config, observer, resume=True)
@@ -57,39 +65,66 @@ def fork_training(config, log, environment=None):
         os._exit(code)
 
 
+def arm(countdown):
+    """Makes this process kill itself before or after a write, a flush, a rename or a removal of a checkpoint."""
+    left = [countdown]
+
+    def deadly(operation):
+        def run(*arguments, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = operation(*arguments, **options)
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return run
+
+    checkpoint.save_file = deadly(checkpoint.save_file)
+    files._flush = deadly(files._flush)
+    Path.rename = deadly(Path.rename)
+    shutil.rmtree = deadly(shutil.rmtree)
+
+
 def test_killed_at_any_moment_training_ends_bit_identical(tiny_dataset, tmp_path):
     """SIGKILL at random moments, every other one while a checkpoint is being written; STEELGEN_KILLS sets how many."""
-    # About three steps an attempt; those that are left at the end are taken undisturbed.
-    options = dict(max_steps=3 * KILLS, checkpoint_every=1, keep_checkpoints=2, gradient_accumulation_steps=2)
-    train(crash_config(tiny_dataset, tmp_path / "whole", **options), Recorder())
-    config = crash_config(tiny_dataset, tmp_path / "cut", **options)
+    last = 4 * KILLS
+    often = dict(max_steps=last, checkpoint_every=1, keep_checkpoints=2, gradient_accumulation_steps=2)
+    seldom = {**often, "checkpoint_every": last}
+    train(crash_config(tiny_dataset, tmp_path / "whole", **seldom), Recorder())
+    config = crash_config(tiny_dataset, tmp_path / "cut", **often)
     folder, log = tmp_path / "cut" / "checkpoints", tmp_path / "log"
     rng = random.Random(0)
-    begun, while_writing, resumed = time.perf_counter(), 0, 0
+    begun, killed, unfinished, resumed = time.perf_counter(), 0, 0, 0
     for kill in range(KILLS):
         before = newest_checkpoint(tmp_path / "cut")
-        child = fork_training(config, log)
-        deadline = time.monotonic() + (5.0 if kill % 2 else rng.uniform(0.0, 0.8))
-        steps = rng.randrange(4)
-        while time.monotonic() < deadline:
-            if kill % 2 and len(log.read_text().splitlines()) > steps and list(folder.glob(".step-*")):
-                time.sleep(rng.uniform(0, 0.01))
-                break
-            time.sleep(0.0005)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        while_writing += bool(list(folder.glob(".step-*")))
-        said = log.read_text() if log.is_file() else ""
+        log.write_text("")
+        if kill % 2:
+            countdown = rng.randrange(1, 100)
+            child = fork_training(config, log, prepare=lambda countdown=countdown: arm(countdown))
+        else:
+            child = fork_training(config, log, most_steps=3)
+            time.sleep(rng.uniform(0.0, 0.6))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, log.read_text()
+        killed += 1
+        unfinished += bool(list(folder.glob(".step-*")))
+        said = log.read_text()
         if before and said:
             assert said.startswith(f"resumed from {before}\n")
             resumed += 1
-    print(f"{KILLS} kills, {while_writing} while writing, {resumed} resumed: {time.perf_counter() - begun:.1f} s")
-    last = options["max_steps"]
-    train(config, Recorder(), resume=True)
+    print(
+        f"{killed} kills, {unfinished} left an unfinished checkpoint, {resumed} resumed, at step "
+        f"{newest_checkpoint(tmp_path / 'cut').name} after {time.perf_counter() - begun:.1f} s"
+    )
+    train(crash_config(tiny_dataset, tmp_path / "cut", **seldom), Recorder(), resume=True)
     assert_same_tensors(load_weights(tmp_path / "whole", last), load_weights(tmp_path / "cut", last))
-    assert [path.name for path in sorted(folder.iterdir())] == [f"step-{last - 1:06d}", f"step-{last:06d}"]
-    assert while_writing >= KILLS // 10
-    assert resumed >= KILLS // 4
+    assert len(list(folder.iterdir())) == 2
+    assert unfinished >= KILLS // 5
+    assert resumed >= KILLS // 3
 
 
 @pytest.fixture
