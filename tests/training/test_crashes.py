@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from accelerate.state import AcceleratorState
 
 from steelgen import files
@@ -59,8 +61,10 @@ def fork_training(config, log, environment=None, prepare=lambda: None, most_step
         with errors_as_lines():
             train(config, observer, resume=True)
         code = 0
-    except BaseException as error:
-        code = getattr(error, "exit_code", 1)
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -138,7 +142,7 @@ def small_disk(tmp_path):
     if done.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_disk_that_fills_ends_in_one_line_and_training_goes_on_once_there_is_room(tiny_dataset, tmp_path, small_disk):
