@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -214,11 +216,46 @@ def test_other_unusable_input(generated: Path, dataset: Path, tmp_path: Path) ->
         evaluate(build_config(generated, dataset, dataset))
 
 
-def test_constant_images_are_noted(generated: Path, dataset: Path, tmp_path: Path) -> None:
-    for path in (generated / "samples").iterdir():
-        Image.fromarray(np.full((32, 32), 90, np.uint8)).save(path)
+def test_constant_images_are_noted_and_what_they_leave_undefined_is_null(
+    generated: Path, dataset: Path, tmp_path: Path
+) -> None:
+    for part, level in (("samples", 90), ("labels", 0)):
+        for path in (generated / part).iterdir():
+            Image.fromarray(np.full((32, 32), level, np.uint8)).save(path)
     result = evaluate(build_config(generated, dataset, tmp_path / "out"))
     assert "8 of 8 generated images are constant" in result["notes"]
+    # Masks without an island and without a boundary have neither chords nor islands to compare.
+    chords = find(result, "chord length W1 (px) of masks", "test")
+    assert chords["value"] is None
+    assert chords["interval"] == [None, None]
+    assert find(result, "phase fraction (points) of masks", "test")["value"] > 1
+    assert find(result, "copies (share with d1/d2 < 1/3)", "train")["value"] == 0
+    for figure in result["figures"]:
+        assert figure["value"] is None or np.isfinite(figure["value"])
+    texts = re.findall(r">([^<]*)", (tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert not [text for text in texts if "nan" in text.lower().split()]
+
+
+def test_rgb_against_grey_is_said(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    for path in sorted((generated / "samples").iterdir())[:3]:
+        grey = np.asarray(Image.open(path)).astype(int)
+        Image.fromarray(np.stack([grey, grey, (grey + 9).clip(0, 255)], axis=2).astype(np.uint8)).save(path)
+    _, notes = load_evidence(build_config(generated, dataset, tmp_path / "out"))
+    assert "3 of 8 generated images are RGB and were turned grey (ITU-R 601 luma)" in notes
+    in_colour, notes = load_evidence(build_config(generated, dataset, tmp_path / "out", geometry={"in_channels": 3}))
+    assert notes == []
+    assert in_colour.generated.images.shape == in_colour.held_out.images.shape == (8, 32, 32, 3)
+
+
+def nan_features(images: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(images), 4), float("nan"))
+
+
+def test_nan_features_end_the_evaluation(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    config = build_config(generated, dataset, tmp_path / "out", features={"kinds": f"{__name__}:nan_features"})
+    with pytest.raises(InputError, match="nan_features: image 0 has features that are infinite or NaN"):
+        evaluate(config)
+    assert not (tmp_path / "out").exists()
 
 
 def test_command_prints_config_and_table(generated: Path, dataset: Path, tmp_path: Path) -> None:

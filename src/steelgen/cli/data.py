@@ -214,14 +214,16 @@ def fetch_command(
     out: Annotated[
         Path | None, typer.Argument(help="Folder for the published files; inception without it goes into the cache.")
     ] = None,
-    base_url: Annotated[str, typer.Option(help="ma-islands: where the files are, for a mirror; else figshare.")] = "",
+    base_url: Annotated[
+        str, typer.Option(help="A mirror to take the files from, instead of where they were published.")
+    ] = "",
 ) -> None:
     """Download a published set, on a machine with a network; a second call goes on where the first broke off."""
     with errors_as_lines():
         if name == "inception":
-            from steelgen.evaluation.features import fetch_inception_weights
+            from steelgen.evaluation.features import INCEPTION_BASE, fetch_inception_weights
 
-            typer.echo(f"Inception weights in {fetch_inception_weights(out)}")
+            typer.echo(f"Inception weights in {fetch_inception_weights(out, base_url or INCEPTION_BASE)}")
             return
         if name != "ma-islands":
             raise InputError(f"fetch {name!r}: known are ma-islands and inception")

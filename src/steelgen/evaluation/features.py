@@ -17,7 +17,7 @@ from steelgen.errors import InputError
 from steelgen.files import default_cache_dir, new_file
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
+INCEPTION_BASE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,12 @@ def hash_arrays(*arrays: NDArray, text: str = "") -> str:
     return digest.hexdigest()[:32]
 
 
-def fetch_inception_weights(cache_dir: Path | None = None, url: str = INCEPTION_URL) -> Path:
+def fetch_inception_weights(cache_dir: Path | None = None, base_url: str = INCEPTION_BASE) -> Path:
     """Downloads the weights that FID is defined on (91 MB) into the cache, for machines without a network.
+
+    Args:
+        cache_dir: folder for the file; None takes the default cache.
+        base_url: where the published file is, or a mirror of it.
 
     Returns:
         The path of the file; a file already there is kept.
@@ -145,7 +149,7 @@ def fetch_inception_weights(cache_dir: Path | None = None, url: str = INCEPTION_
     Raises:
         InputError: if the address cannot be reached or the content is not the published file.
     """
-    path = (cache_dir or default_cache_dir()) / INCEPTION_FILE
+    path, url = (cache_dir or default_cache_dir()) / INCEPTION_FILE, f"{base_url}/{INCEPTION_FILE}"
     if path.is_file():
         return path
     digest = hashlib.sha256()

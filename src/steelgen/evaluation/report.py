@@ -31,7 +31,11 @@ svg text{font:10px system-ui,sans-serif;fill:#444}svg .title{font-size:11.5px;fo
 svg polyline{fill:none;stroke-width:1.8}svg .grid{stroke:#ddd;stroke-width:1}svg .band{fill:#0072b2;opacity:.18}
 img{max-width:100%;image-rendering:pixelated}figure{margin:.8em 0}figcaption{font-size:13px;color:#555}
 pre{background:#f6f6f6;padding:.8em;font-size:12px;white-space:pre-wrap}ul.lines{padding-left:1.2em}
-@media print{body{margin:0;max-width:none}h2{break-after:avoid}figure,.answer,svg{break-inside:avoid}}
+@page{size:A4;margin:14mm 12mm}
+@media print{body{margin:0;padding:0;max-width:none;font-size:12px;print-color-adjust:exact}
+h1,h2,h3{break-after:avoid}figure,figure img,.answer,svg,tr,.legend{break-inside:avoid}.legend{break-after:avoid}
+figure img{max-height:235mm}table{font-size:10.5px}td,th{padding:2px 4px;overflow-wrap:anywhere}
+td.n,th.n{overflow-wrap:normal}pre{font-size:9.5px}}
 """
 
 
@@ -231,7 +235,7 @@ def _draw_curves(result: dict[str, Any], evidence: Evidence) -> str:
             x = np.arange(first, first + len(curves["generated"]))
             charts.append(_draw(f"{title} of {class_name}", x, curves, names, "px"))
     legend = (
-        f'<p><b style="color:{COLORS["generated"]}">generated</b> (solid), '
+        f'<p class=legend><b style="color:{COLORS["generated"]}">generated</b> (solid), '
         f'<b style="color:{COLORS["held_out"]}">{html.escape(names["held_out"])}</b> (dashed), '
         f'<b style="color:{COLORS["train"]}">{html.escape(names["train"])}</b> (dashed); the band lies between the '
         "two real sets. S₂ and L of what the segmenter sees in the images.</p>"
