@@ -15,19 +15,24 @@ from steelgen.files import save_json
 from steelgen.runs import describe_environment
 
 
-def time_in_turns(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def time_in_turns(
+    variants: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Runs every variant `repeats` times, A B C A B C …, after one warm-up each; returns seconds.
 
     Turns, so that a machine that slows down does so for all variants alike.
+
+    Args:
+        clock: time.process_time counts what one thread computes, whatever else the machine does meanwhile.
     """
     for run in variants.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
-            begun = time.perf_counter()
+            begun = clock()
             run()
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(clock() - begun)
     return seconds
 
 

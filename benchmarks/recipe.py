@@ -1,0 +1,346 @@
+"""The training recipe, piece by piece: KID to held-out micrographs at equal training time.
+
+    python benchmarks/recipe.py time
+    python benchmarks/recipe.py run --variant default --seed 0 --budget-seconds 600
+    python benchmarks/recipe.py table
+
+Every variant trains the same network with the same batches in bf16. On a machine that does other work too, equal time
+is kept by equal counting: `time` measures a training step of all variants in turns, on the CPU in seconds of computing
+by one thread, and `run` takes as many steps as the budget holds by that measure. `run` may be killed at any moment and
+started again with the same arguments. It scores the averaged weights after a quarter, a half and all of the budget:
+images drawn for masks of crops from the validation and test splits, against crops of the test split. The floor is that
+of real crops of the training split against the same; a figure "above the floor" has it taken off. `table` gathers all.
+
+The ISDM recipe (epsilon, linear schedule, learned variance, plain grey levels, picked mask pixels, weights averaged
+with 0.9999 from the first step on, the epoch of lowest training loss) is scored by its own sampler, 300 ancestral
+steps, and by ours; also with its last weights, averaged and not, since in short runs its choice may not be its best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import save_results, summarise, time_in_turns
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from steelgen.config.base import load_config
+from steelgen.config.solver import RespacedSolverSection, SolverSection
+from steelgen.config.train import TrainConfig
+from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
+from steelgen.devices import autocast, pick_device
+from steelgen.errors import InputError
+from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
+from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
+from steelgen.files import default_cache_dir, load_json, save_json
+from steelgen.generators import Generator, load_generator
+from steelgen.training.loop import train
+from steelgen.training.post_hoc_ema import export_average
+from steelgen.training.setup import build_crops, place_network, prepare_training
+from steelgen.training.state import build_state
+
+CONFIG = Path(__file__).parent / "configs" / "uhcs_32.json"
+DATASET = Path(__file__).parents[1] / "data" / "uhcs"
+RESULTS = Path(__file__).parent / "results"
+
+NOISE, NETWORK, TRAIN = "generator.noise", "generator.unet", "train"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "isdm": {
+        f"{NOISE}.prediction_type": "epsilon",
+        f"{NOISE}.beta_schedule": "linear",
+        f"{NOISE}.zero_terminal_snr": False,
+        f"{NOISE}.standardise": False,
+        f"{NETWORK}.learn_sigma": True,
+        f"{NETWORK}.mask_resize": "nearest",
+        f"{TRAIN}.ema_decay": 0.9999,
+        f"{TRAIN}.ema_warmup": False,
+        f"{TRAIN}.further_ema_decays": [0.0],
+        f"{TRAIN}.keep_best": True,
+    },
+    "x0": {f"{NOISE}.prediction_type": "sample"},
+    "epsilon": {f"{NOISE}.prediction_type": "epsilon", f"{NOISE}.zero_terminal_snr": False},
+    "linear": {f"{NOISE}.beta_schedule": "linear"},
+    "not-standardised": {f"{NOISE}.standardise": False},
+    "min-snr": {f"{NOISE}.snr_gamma": 5},
+    "lognormal": {f"{TRAIN}.timestep_sampling": "lognormal"},
+    "flow": {f"{NOISE}.prediction_type": "flow", f"{NOISE}.beta_schedule": "flow"},
+    "mask-dropout-0.2": {f"{TRAIN}.mask_dropout": 0.2},
+    "dropout-0.1": {f"{NETWORK}.dropout": 0.1},
+    "augmentation-conditioning": {f"{NETWORK}.augmentation_conditioning": True},
+    "mask-noise": {f"{NOISE}.mask_noise": True},
+    "nearest-masks": {f"{NETWORK}.mask_resize": "nearest"},
+    "loss-aware": {f"{TRAIN}.timestep_sampling": "loss_second_moment"},
+}
+"""What each changes of CONFIG."""
+
+STAGES = (0.25, 0.5, 1.0)
+"""Shares of the budget after which weights are scored."""
+STORED_STDS, REBUILT_STDS = (0.05, 0.1), (0.03, 0.05, 0.1, 0.15, 0.2, 0.25)
+"""Power-function averages that the default variant stores, and those put together from them and scored at its end."""
+SOLVERS = {
+    "ours": SolverSection(),
+    "isdm": RespacedSolverSection(name="respaced_ddpm", beta_schedule="linear", respacing="300"),
+}
+
+
+def build_config(variant: str, seed: int, run_dir: Path, steps: int = 1, **changes: Any) -> TrainConfig:
+    """A variant's config; it draws no previews and writes checkpoints often."""
+    values = {
+        **VARIANTS[variant],
+        "run_dir": str(run_dir),
+        "data.dataset": str(DATASET),
+        "seed": seed,
+        "train.max_steps": steps,
+        "train.max_minutes": None,
+        "train.mixed_precision": "bf16",
+        "train.checkpoint_every": 100,
+        "train.keep_checkpoints": 1,
+        "preview.num_images": 0,
+        **changes,
+    }
+    return load_config(CONFIG, TrainConfig, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+
+
+def build_step(variant: str) -> Callable[[], None]:
+    """A training step of a variant, again and again on the same batch, with all that `train` does in it."""
+    config = build_config(variant, 0, Path("unused"))
+    generator, micrographs = prepare_training(config)
+    crops = build_crops(config, generator, micrographs)
+    items = [crops[number] for number in range(config.train.train_batch_size)]
+    batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    device = pick_device()
+    batch = {key: value.to(device) for key, value in batch.items()}
+    place_network(generator.network, config.train, device)
+    state = build_state(generator, config.train, None, len(crops))
+
+    def step() -> None:
+        with autocast("bf16", device):
+            losses = generator.compute_loss(generator.network, batch, 0, config.train.mask_dropout)
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(generator.network.parameters(), config.train.max_grad_norm or np.inf)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        for average in state.averages:
+            average.update(state.step)
+        if state.loss_history:
+            state.loss_history.absorb(lambda tensor: tensor)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+class Judge:
+    """Scores generators by crops that none of them has seen."""
+
+    def __init__(self, generator: Generator, images: int) -> None:
+        geometry = generator.geometry
+        test, val, training = (load_micrographs(DATASET, split) for split in ("test", "val", "train"))
+        real, test_masks = cut_crops(test, geometry, images)
+        self._masks = np.concatenate([test_masks[: images - images // 2], cut_crops(val, geometry, images // 2)[1]])
+        self._extractor = build_extractor("efficientnet-lite0")
+        cache = default_cache_dir()
+        self._real = compute_cached_features(real, self._extractor, cache)
+        seen = cut_crops(training, geometry, images)[0]
+        self.floor = self._compare(compute_cached_features(seen, self._extractor, cache))
+
+    def score(self, path: Path, solver: str, seed: int) -> dict[str, float]:
+        """KID and Fréchet distance of one image a mask, drawn by a generator's folder."""
+        generator, device = load_generator(path), pick_device()
+        generator.network.requires_grad_(False).to(device)
+        drawn: list[NDArray[np.uint8]] = []
+        for start in range(0, len(self._masks), 32):
+            masks = torch.from_numpy(self._masks[start : start + 32].astype(np.int64))
+            seeds = [10_000 * seed + start + index for index in range(len(masks))]
+            with autocast("bf16", device):
+                drawn += [tensor_to_image(image) for image in generator.draw(masks, seeds, SOLVERS[solver])]
+        return self._compare(compute_features(np.stack(drawn), self._extractor))
+
+    def _compare(self, features: NDArray[np.float32]) -> dict[str, float]:
+        kid, spread = compute_kid(self._real, features)
+        return {"kid": kid, "kid_std": spread, "fd": compute_frechet_distance(self._real, features)}
+
+
+class LinePrinter:
+    """Tells of training in lines that reach a log at once."""
+
+    def on_start(self, first_step: int, last_step: int) -> None:
+        """See `TrainingObserver`."""
+        print(f"steps {first_step} to {last_step}", flush=True)
+
+    def on_step(self, step: int, values: dict[str, float]) -> None:
+        """See `TrainingObserver`."""
+        if values and step % 100 == 0:
+            print(f"step {step}: loss {values['loss']:.4f}", flush=True)
+
+    def on_event(self, message: str) -> None:
+        """See `TrainingObserver`."""
+
+
+def run_variant(runs: Path, variant: str, seed: int, budget: float, images: int) -> None:
+    """Trains and scores one variant with one seed; goes on where an earlier attempt was cut off.
+
+    Raises:
+        InputError: if no step times were measured, or a signal ended training.
+    """
+    times = load_json(runs / "step_times.json")["seconds_a_step"]
+    total = round(budget / times[variant]["median"])
+    name = f"{variant}-seed{seed}-{budget:g}s"
+    run_dir, path = runs / name, runs / "scores" / f"{name}.json"
+    scores = load_json(path) if path.is_file() else {}
+    scores |= {"variant": variant, "seed": seed, "budget_seconds": budget, "steps": total, "images": images}
+    stored = STORED_STDS if variant == "default" else ()
+    options = {"train.ema_power_stds": list(stored), "train.ema_snapshots_every": max(1, total // 32)}
+    judge: Judge | None = None
+
+    def score(label: str, folder: Path, step: int, solver: str = "ours") -> None:
+        nonlocal judge
+        if label in scores.setdefault("scores", {}):
+            return
+        judge = judge or Judge(load_generator(folder), images)
+        scores["floor"] = judge.floor
+        scores["scores"][label] = {"step": step, **judge.score(folder, solver, seed)}
+        save_json(path, scores)
+        print(name, label, scores["scores"][label], flush=True)
+
+    for share in STAGES:
+        steps = round(share * total)
+        label = f"at {share:g}"
+        if label in scores.get("scores", {}) and share < 1:
+            continue
+        result = train(build_config(variant, seed, run_dir, steps, **options), LinePrinter(), resume=True)
+        if result.export is None:
+            raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; start it again")
+        score(label, result.export, steps)
+    if variant == "isdm":
+        score("best epoch, its own sampler", run_dir / "best", total, "isdm")
+        score("best epoch, our sampler", run_dir / "best", total)
+        score("last weights, averaged, its own sampler", run_dir / "export", total, "isdm")
+        score("last weights, not averaged, its own sampler", run_dir / "export-ema-0", total, "isdm")
+        score("last weights, not averaged, our sampler", run_dir / "export-ema-0", total)
+    for std in REBUILT_STDS if stored else ():
+        folder = run_dir / f"export-std-{std:g}"
+        if not folder.exists():
+            export_average(run_dir, std, total, folder)
+        score(f"power average, std {std:g}", folder, total)
+
+
+def gather_scores(runs: Path) -> list[dict[str, Any]]:
+    """All that `run` has stored."""
+    return [load_json(path) for path in sorted((runs / "scores").glob("*.json"))]
+
+
+def write_table(gathered: Sequence[dict[str, Any]], path: Path) -> None:
+    """A Markdown table: one row a variant, budget and way of drawing, mean and range over the seeds."""
+    rows: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for run in gathered:
+        for label, score in run["scores"].items():
+            above = score["kid"] - run["floor"]["kid"]
+            rows.setdefault((run["variant"], run["budget_seconds"], label), []).append({**score, "above": above})
+    lines = [
+        "| variant | budget (s) | weights | steps | seeds | KID·10³ above the floor | KID·10³ | FD |",
+        "|---|--:|---|--:|--:|--:|--:|--:|",
+    ]
+    for (variant, budget, label), scores in sorted(rows.items()):
+        cells = [_mean_and_range([factor * score[key] for score in scores]) for key, factor in _COLUMNS]
+        lines.append(
+            f"| {variant} | {budget:g} | {label} | {scores[0]['step']} | {len(scores)} | {' | '.join(cells)} |"
+        )
+    floors = [run["floor"] for run in gathered]
+    lines += ["", f"Floor: KID·10³ {1e3 * floors[0]['kid']:.1f}, FD {floors[0]['fd']:.1f}."] if floors else []
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+_COLUMNS = (("above", 1e3), ("kid", 1e3), ("fd", 1.0))
+
+
+def _mean_and_range(values: list[float]) -> str:
+    mean = f"{np.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+def draw_curves(gathered: Sequence[dict[str, Any]], path: Path) -> None:
+    """A picture of KID above the floor over training time, log-log, one line a variant: the mean of its seeds."""
+    curves: dict[str, dict[float, list[float]]] = {}
+    for run in gathered:
+        for share in STAGES:
+            if score := run["scores"].get(f"at {share:g}"):
+                above = max(score["kid"] - run["floor"]["kid"], 1e-4)
+                curves.setdefault(run["variant"], {}).setdefault(share * run["budget_seconds"], []).append(above)
+    points = {
+        name: sorted((seconds, float(np.mean(kids))) for seconds, kids in curve.items())
+        for name, curve in curves.items()
+    }
+    if not points:
+        raise InputError(f"{path}: no scores to draw")
+    flat = np.log10(np.array([point for line in points.values() for point in line]))
+    low, high = flat.min(axis=0) - 0.05, flat.max(axis=0) + 0.05
+    width, height, margin, legend = 640, 480, 50, 230
+    picture = Image.new("RGB", (width + legend, height), "white")
+    pen = ImageDraw.Draw(picture)
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        x, y = (np.log10(point) - low) / (high - low)
+        return margin + x * (width - 2 * margin), height - margin - y * (height - 2 * margin)
+
+    pen.rectangle((margin, margin, width - margin, height - margin), outline="black")
+    pen.text((width // 2 - 90, height - 20), "seconds of training (log)", fill="black")
+    pen.text((margin, 20), "KID above the floor (log)", fill="black")
+    for exponent in range(int(np.floor(low[1])), int(np.ceil(high[1])) + 1):
+        for digit in (1, 2, 5):
+            value = digit * 10.0**exponent
+            if low[1] <= np.log10(value) <= high[1]:
+                pen.text((4, place((10 ** low[0], value))[1] - 6), f"{value:g}", fill="black")
+    for seconds in sorted({seconds for line in points.values() for seconds, _ in line}):
+        pen.text((place((seconds, 10 ** low[1]))[0] - 10, height - margin + 6), f"{seconds:g}", fill="black")
+    # By the last point, so that the legend stands in the order of the lines' ends.
+    for index, (name, line) in enumerate(sorted(points.items(), key=lambda item: -item[1][-1][1])):
+        hue = Image.new("HSV", (1, 1), (index * 255 // len(points), 230, 190)).convert("RGB").getpixel((0, 0))
+        pen.line([place(point) for point in line], fill=hue, width=4 if name in ("default", "isdm") else 2)
+        for point in line:
+            x, y = place(point)
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=hue)
+        pen.text((width - 20, margin + 18 * index), f"{name}: {line[-1][1]:.4f}", fill=hue)
+    picture.save(path)
+
+
+def main() -> None:
+    """Runs one of the three parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("time", "run", "table"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/recipe"), help="where everything is kept")
+    parser.add_argument("--variant", choices=VARIANTS, default="default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget-seconds", type=float, default=600)
+    parser.add_argument("--images", type=int, default=256, help="drawn for a score")
+    parser.add_argument("--repeats", type=int, default=10, help="steps of each variant that `time` measures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.part == "time":
+        clock = time.perf_counter if pick_device().type == "cuda" else time.process_time
+        seconds = time_in_turns({name: build_step(name) for name in VARIANTS}, arguments.repeats, clock)
+        rows = {name: summarise(values) for name, values in seconds.items()}
+        save_results(arguments.runs / "step_times.json", {"threads": 1, "seconds_a_step": rows})
+    elif arguments.part == "run":
+        os.nice(10)
+        run_variant(arguments.runs, arguments.variant, arguments.seed, arguments.budget_seconds, arguments.images)
+    else:
+        gathered = gather_scores(arguments.runs)
+        draw_curves(gathered, RESULTS / "recipe.png")
+        write_table(gathered, RESULTS / "recipe.md")
+        times = load_json(arguments.runs / "step_times.json")["seconds_a_step"]
+        save_results(RESULTS / "recipe.json", {"seconds_a_step": times, "runs": gathered})
+
+
+if __name__ == "__main__":
+    main()
