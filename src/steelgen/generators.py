@@ -36,6 +36,16 @@ class StartImages:
     """In (0, 1]: how much noise they get; 1 leaves nothing of them."""
 
 
+@dataclass(frozen=True)
+class ImageMoments:
+    """What the training images are like on average, for the noise that drawing starts from (arXiv 2403.09638)."""
+
+    mean: Tensor
+    """(N, C, H, W) in [-1, 1]."""
+    deviation: Tensor
+    """(N, C, H, W), standard deviations in the same units."""
+
+
 class Generator(Protocol):
     """A model that draws micrographs for masks."""
 
@@ -75,6 +85,7 @@ class Generator(Protocol):
         solver: SolverSection | RespacedSolverSection,
         start: StartImages | None = None,
         noise: Tensor | None = None,
+        moments: ImageMoments | None = None,
     ) -> Tensor:
         """Draws images for masks; image i depends on masks[i] and seeds[i] alone.
 
@@ -84,10 +95,15 @@ class Generator(Protocol):
             solver: how they are drawn.
             start: real images to start from.
             noise: (N, C, H, W) standard normal noise in place of what the seeds give.
+            moments: of the images whose trace the noise at the first step is to hold; means nothing beside `start`.
 
         Returns:
             (N, C, H, W) in [-1, 1].
         """
+        ...
+
+    def compute_first_signal(self, solver: SolverSection | RespacedSolverSection) -> float:
+        """√ᾱ of the first step of a solver: how much of an image is in what drawing starts from, in [0, 1)."""
         ...
 
     def save(self, folder: Path) -> None:

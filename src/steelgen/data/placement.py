@@ -180,19 +180,11 @@ def resize_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
     return present[np.argmax(shares, axis=0)]
 
 
-def scale_whole(
-    image: NDArray[np.uint8],
-    mask: NDArray[np.uint8],
-    geometry: CropGeometry,
-    rng: np.random.Generator,
-    augment: bool | str,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Resizes a whole micrograph by the factor of its crops, image_size / crop_size; else like a crop."""
+def scale_whole(mask: NDArray[np.uint8], geometry: CropGeometry) -> NDArray[np.uint8]:
+    """Resizes a whole mask by the factor of its crops, image_size / crop_size, but to image_size at least."""
     factor = geometry.image_size / geometry.crop_size
     height, width = (max(geometry.image_size, round(edge * factor)) for edge in mask.shape)
-    image, mask = resize_image(image, height, width), resize_mask(mask, height, width)
-    symmetry = draw_symmetry(augment, rng)
-    return apply_symmetry(image, symmetry), apply_symmetry(mask, symmetry)
+    return resize_mask(mask, height, width)
 
 
 def draw_symmetry(augment: bool | str, rng: np.random.Generator) -> int:

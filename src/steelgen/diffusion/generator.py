@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diffusers import DDPMScheduler
 from diffusers.utils import logging as diffusers_logging
@@ -18,13 +19,13 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
 from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
 from steelgen.diffusion.loss_history import LossHistory
-from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.diffusion.noise import build_noise_schedule, build_solver
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
-from steelgen.diffusion.respaced import draw_respaced
+from steelgen.diffusion.respaced import build_respaced_process, draw_respaced
 from steelgen.diffusion.timesteps import LogNormalTimesteps
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import StartImages, find_generator
+from steelgen.generators import ImageMoments, StartImages, find_generator
 from steelgen.models.semantic_unet import SemanticUNet
 
 _TRAINING_KEYS = ("snr_gamma", "objective", "vlb_weight", "mask_noise")
@@ -89,14 +90,20 @@ class SemanticDiffusion:
         solver: SolverSection | RespacedSolverSection,
         start: StartImages | None = None,
         noise: Tensor | None = None,
+        moments: ImageMoments | None = None,
     ) -> Tensor:
         """See `Generator.draw`."""
         training = self.network.training
         self.network.eval()
         mean, deviation = self.intensity
+        options: dict[str, Any] = {"noise": noise}
+        if start:
+            options |= {"start_images": (start.images - mean) / deviation, "strength": start.strength}
+        if moments:
+            options["moments"] = ((moments.mean - mean) / deviation, moments.deviation / deviation)
         try:
             if isinstance(solver, RespacedSolverSection):
-                return self._draw_respaced(masks, seeds, solver, start, noise)
+                return self._draw_respaced(masks, seeds, solver, options)
             image = self._pipeline()(
                 masks,
                 seeds,
@@ -112,9 +119,7 @@ class SemanticDiffusion:
                 window_overlap=solver.window_overlap,
                 periodic=solver.periodic,
                 mask_noise=self.mask_noise,
-                noise=noise,
-                start_images=None if start is None else (start.images - mean) / deviation,
-                strength=1.0 if start is None else start.strength,
+                **options,
             )
             return (image * deviation + mean).clamp(-1, 1)
         finally:
@@ -125,14 +130,13 @@ class SemanticDiffusion:
         masks: Tensor,
         seeds: Sequence[int],
         solver: RespacedSolverSection,
-        start: StartImages | None,
-        noise: Tensor | None,
+        options: dict[str, Any],
     ) -> Tensor:
         edge = self.geometry.image_size
-        if start is not None or masks.shape[1:] != (edge, edge):
+        if masks.shape[1:] != (edge, edge):
             raise InputError(
-                f"the solver {solver.name!r} draws images of the network's own {edge}x{edge} px from noise alone; "
-                "for larger images and image to image choose another, for instance dpmsolver++"
+                f"the solver {solver.name!r} draws images of the network's own {edge}x{edge} px; for larger images "
+                "choose another, for instance dpmsolver++"
             )
         if self.mask_noise:
             raise InputError(f"the solver {solver.name!r} draws with clean masks; this generator needs mask_noise's")
@@ -144,9 +148,17 @@ class SemanticDiffusion:
             seeds,
             solver,
             self.value_range,
-            noise,
+            **options,
         )
         return (image * deviation + mean).clamp(-1, 1)
+
+    def compute_first_signal(self, solver: SolverSection | RespacedSolverSection) -> float:
+        """See `Generator.compute_first_signal`."""
+        if isinstance(solver, RespacedSolverSection):
+            return float(build_respaced_process(solver).alphas_cumprod[-1].sqrt())
+        scheduler = build_solver(solver.name, self.schedule, solver.timestep_spacing, solver.karras_sigmas)
+        scheduler.set_timesteps(solver.num_inference_steps)
+        return float(self.schedule.alphas_cumprod[round(float(scheduler.timesteps[0]))].sqrt())
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers pipeline folder with a generator.json in it."""
@@ -224,7 +236,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
     description = load_json(folder / "generator.json")
     diffusers_logging.disable_progress_bar()
     try:
-        pipeline = SemanticDiffusionPipeline.from_pretrained(folder)
+        pipeline = SemanticDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
         info = DatasetInfo.model_validate(description["dataset"])
         geometry = CropGeometry(
             **{**description["geometry"], "scale_range": tuple(description["geometry"]["scale_range"])}

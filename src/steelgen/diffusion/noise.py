@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
-    DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -20,7 +19,9 @@ from torch import Tensor
 _SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "unipc": (UniPCMultistepScheduler, {"solver_order": 2}),
-    "ddim": (DDIMScheduler, {}),
+    # DPM-Solver++'s first-order step is DDIM's (Lu et al. 2022, arXiv 2211.01095, section 4.1), and this one goes from
+    # each step to the next also where their number does not divide T; diffusers' own goes by T // steps.
+    "ddim": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 1}),
     "ddpm": (DDPMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
     "heun": (HeunDiscreteScheduler, {}),

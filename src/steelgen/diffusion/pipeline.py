@@ -46,6 +46,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         *,
         noise: Tensor | None = None,
         start_images: Tensor | None = None,
+        moments: tuple[Tensor, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
         """Draws one image a mask; see `draw_batch` for the arguments.
@@ -55,7 +56,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         """
         options |= {"solver": solver, "num_inference_steps": num_inference_steps}
         if self.unet.device.type != "cpu":
-            return self.draw_batch(masks, seeds, noise=noise, start_images=start_images, **options)
+            return self.draw_batch(masks, seeds, noise=noise, start_images=start_images, moments=moments, **options)
 
         def row(tensor: Tensor | None, index: int) -> Tensor | None:
             return None if tensor is None else tensor[index : index + 1]
@@ -67,6 +68,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
                     [seed],
                     noise=row(noise, index),
                     start_images=row(start_images, index),
+                    moments=moments and (moments[0][index : index + 1], moments[1][index : index + 1]),
                     **options,
                 )
                 for index, seed in enumerate(seeds)
@@ -93,6 +95,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         noise: Tensor | None = None,
         start_images: Tensor | None = None,
         strength: float = 1.0,
+        moments: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Draws one image a mask, all in one batch.
 
@@ -110,6 +113,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             noise: (N, C, H, W) standard normal noise to start from, instead of the seeds' own.
             start_images: (N, C, H, W) images to start from, noised to `strength` (Meng et al. 2022, arXiv 2108.01073).
             strength: share of the steps that are run from `start_images`, in (0, 1]; 1 leaves nothing of them.
+            moments: mean and standard deviation, each (N, C, H, W), of the images of which the first step holds a trace
+                (see `add_trace`).
 
         Returns:
             (N, in_channels, H, W) float32, in the grey levels that the network was trained on.
@@ -129,16 +134,19 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
 
         scheduler = build_solver(solver, self.scheduler, timestep_spacing, karras_sigmas)
         scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = scheduler.timesteps
         if noise is None:
             noise = randn_by_seed((config.in_channels, height, width), seeds, device)
-        if start_images is None or strength >= 1:
+        steps = num_inference_steps if start_images is None else max(1, round(num_inference_steps * strength))
+        first = (num_inference_steps - steps) * scheduler.order  # Heun's steps are two of its timesteps
+        timesteps = scheduler.timesteps[first:]
+        if hasattr(scheduler, "set_begin_index"):
+            # DDPM finds its place by the timestep; Karras et al.'s noise levels can lie so close that timesteps repeat.
+            scheduler.set_begin_index(first)
+        if moments is not None:
+            image = add_trace(scheduler, moments[0].to(device), moments[1].to(device), noise.to(device))
+        elif start_images is None or first == 0:
             image = noise.to(device) * scheduler.init_noise_sigma
         else:
-            first = min(len(timesteps) - 1, round(len(timesteps) * (1 - strength)))
-            timesteps = timesteps[first:]
-            if hasattr(scheduler, "set_begin_index"):  # DDIM and DDPM find their place by the timestep itself
-                scheduler.set_begin_index(first)
             image = scheduler.add_noise(start_images.to(device), noise.to(device), timesteps[:1])
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         for timestep in timesteps:
@@ -197,6 +205,21 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         """Noise level σ = √((1 − ᾱ)/ᾱ) of a timestep, infinite where no signal is left."""
         alpha = float(self.scheduler.alphas_cumprod[min(round(float(timestep)), len(self.scheduler.betas) - 1)])
         return math.sqrt((1 - alpha) / alpha) if alpha > 0 else math.inf
+
+
+def add_trace(scheduler: Any, mean: Tensor, deviation: Tensor, noise: Tensor) -> Tensor:
+    """What a solver starts from where the images have the given moments: √ᾱ·mean + √(ᾱ·deviation² + 1 − ᾱ)·noise.
+
+    Source: Gao et al. 2024, "SCP-Diff" (arXiv 2403.09638): there x_T = √ᾱ·x̃ + √(1 − ᾱ)·ε with x̃ ~ N(mean, deviation²);
+    two independent normal variables make one.
+
+    Args:
+        scheduler: a solver whose steps are set; ᾱ is that of its first, in its own scale.
+        mean, deviation, noise: (N, C, H, W).
+    """
+    first, one, zero = scheduler.timesteps[:1], torch.ones(1, device=noise.device), torch.zeros(1, device=noise.device)
+    signal, spread = scheduler.add_noise(one, zero, first), scheduler.add_noise(zero, one, first)
+    return signal * mean + ((signal * deviation).square() + spread.square()).sqrt() * noise
 
 
 def _step_options(solver: str, rngs: list[torch.Generator]) -> dict[str, Any]:

@@ -82,6 +82,9 @@ def draw_respaced(
     solver: RespacedSolverSection,
     value_range: tuple[float, float] = (-1.0, 1.0),
     noise: Tensor | None = None,
+    start_images: Tensor | None = None,
+    strength: float = 1.0,
+    moments: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Draws one image a mask, of the network's own size.
 
@@ -91,6 +94,7 @@ def draw_respaced(
         seeds: N seeds; an image depends on its mask and seed, not on the batch it is drawn in.
         value_range: the grey levels -1 and 1 as the network sees them; predicted images are clipped to it.
         noise: x_T, (N, C, H, W); by default drawn from the seeds.
+        start_images, strength, moments: see `SemanticDiffusionPipeline.draw_batch`.
 
     Returns:
         (N, C, H, W) float32.
@@ -104,7 +108,15 @@ def draw_respaced(
     shape = (unet.config.in_channels, *masks.shape[1:])
     image = randn_by_seed(shape, seeds, device) if noise is None else noise.to(device)
     rngs = [torch.Generator().manual_seed((seed * 2 + 1) % 2**63) for seed in seeds]
-    for index in reversed(range(len(process))):
+    steps = len(process) if start_images is None else max(1, round(len(process) * strength))
+    if moments is not None:
+        abar = float(process.alphas_cumprod[-1])
+        mean, deviation = (moment.to(device) for moment in moments)
+        image = abar**0.5 * mean + (abar * deviation.square() + 1 - abar).sqrt() * image
+    elif start_images is not None and steps < len(process):
+        abar = float(process.alphas_cumprod[steps - 1])
+        image = abar**0.5 * start_images.to(device) + (1 - abar) ** 0.5 * image
+    for index in reversed(range(steps)):
         network_input = image
         if prediction_type == "flow":
             network_input = scale_to_flow(image, process.alphas_cumprod[index].float())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,11 @@ from scipy import ndimage
 from steelgen.config.sample import BalancedMasks
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo
-from steelgen.data.placement import CropGeometry, apply_symmetry
+from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import new_file, save_json
 from steelgen.sampling.masks import DrawnMask, load_source_info
+from steelgen.sampling.places import place_crop
 
 _MAX_POOL = 4096
 _MAX_EXCHANGES = 500
@@ -173,12 +174,16 @@ class BalancedSource:
         index %= _SEQUENCE_LENGTH
         block, position = self._find(index)
         number = int(self._pool[block.chosen[position]])
-        image, mask = self._crops.cut(number)
-        if self._config.use_mask_augmentation:
+        config, micrographs = self._config, self._crops.micrographs
+        placement = self._crops.place(number)
+        if config.use_mask_augmentation:
             symmetry = int(np.random.default_rng((self._seed, index, 5)).integers(8))
-            image, mask = apply_symmetry(image, symmetry), apply_symmetry(mask, symmetry)
-        stem = self._crops.micrographs.stems[self._crops.micrograph_index(number)]
-        return DrawnMask(mask, image, f"{self._config.split}/masks/{stem}")
+            placement = replace(placement, symmetry=symmetry)
+        chosen = self._crops.micrograph_index(number)
+        stem = micrographs.stems[chosen]
+        place = place_crop(config.dataset, config.split, stem, placement)
+        image, mask = place.cut_image(micrographs.images[chosen]), placement.cut_mask(micrographs.masks[chosen])
+        return DrawnMask(mask, image, f"{config.split}/masks/{stem}", place)
 
     @property
     def stems(self) -> list[str]:

@@ -10,11 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import AnySolverSection, SolverSection
-from steelgen.data.crops import tensor_to_image
+from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator, load_generator
+from steelgen.generators import Generator, StartImages, load_generator
+from steelgen.sampling.masks import DrawnMask
+from steelgen.sampling.noise_prior import NoisePrior
+
+Start = tuple[Sequence[NDArray[np.uint8]], float]
+"""N images, each as large as its mask, and the strength of the noise that they get (see `StartImages`)."""
 
 
 def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = False) -> Generator:
@@ -32,12 +38,24 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
     return generator
 
 
+def take_start(config: SampleConfig, batch: Sequence[DrawnMask]) -> Start | None:
+    """What `draw_images` starts from under a config: the micrographs beside the masks, or nothing but noise."""
+    if config.start_images is None:
+        return None
+    images = [drawn.image for drawn in batch if drawn.image is not None]
+    assert len(images) == len(batch), "the config allows start_images only where each mask has a micrograph"
+    return images, config.start_images.strength
+
+
 def draw_images(
     generator: Generator,
     masks: Sequence[NDArray[np.uint8]],
     seeds: Sequence[int],
     solver: AnySolverSection,
     mixed_precision: str = "no",
+    start: Start | None = None,
+    prior: NoisePrior | None = None,
+    noise: Tensor | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Draws one image a mask.
 
@@ -47,6 +65,9 @@ def draw_images(
         seeds: N seeds.
         solver: how they are drawn.
         mixed_precision: no, bf16 or fp16.
+        start: images that drawing starts from.
+        prior: moments of the noise that drawing starts from.
+        noise: (N, C, H, W) standard normal noise in place of what the seeds give.
 
     Returns:
         N images (H, W) or (H, W, 3) uint8.
@@ -56,9 +77,11 @@ def draw_images(
     """
     device = next(generator.network.parameters()).device
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
+    start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
+    moments = prior.look_up(batch) if prior else None
     try:
         with autocast(mixed_precision, device):
-            images = generator.draw(batch, seeds, solver)
+            images = generator.draw(batch, seeds, solver, start_images, noise, moments)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

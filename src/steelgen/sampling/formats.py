@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from steelgen.errors import InputError
 from steelgen.files import load_json, new_file
 from steelgen.generators import find_generator
 from steelgen.sampling.masks import DrawnMask
+from steelgen.sampling.noise_prior import PRIOR_FILE
+from steelgen.sampling.places import describe_place
 
 PNG_KEY = "steelgen"
 """Name of the PNG text chunk that holds an image's row of metadata.jsonl."""
@@ -95,6 +98,8 @@ def describe_origin(config: SampleConfig) -> Origin:
     draw = {key: settings[key] for key in ("solver", "mixed_precision", "channels_last")}
     if guide := settings["solver"].get("autoguidance"):
         draw["autoguidance_sha256"] = hash_generator(Path(guide))
+    if config.start_images:
+        draw["strength"] = config.start_images.strength
     return Origin(config.generator, hash_generator(config.generator), hash_config(settings), draw)
 
 
@@ -139,7 +144,7 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: Draw
     `file_name` is what Hugging Face's imagefolder calls the image, relative to metadata.jsonl.
     """
     name = layout.name(index)
-    return {
+    row = {
         "file_name": f"{layout.samples}/{name}",
         "mask": f"{layout.labels}/{name}",
         "seed": seed,
@@ -150,6 +155,13 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: Draw
         "config_sha256": origin.config_sha256,
         "draw": origin.draw,
     }
+    if "strength" in origin.draw:
+        assert drawn.image is not None
+        assert drawn.place is not None
+        row["start_image"] = describe_place(drawn.place, drawn.image)
+    if "noise_prior_sha256" in origin.draw:
+        row["noise_prior"] = PRIOR_FILE
+    return row
 
 
 def save_pair(
@@ -206,5 +218,6 @@ def save_rows(out: Path, layout: Layout, count: int) -> None:
     for folder in dict.fromkeys([Path(), split]):
         with new_file(out / folder / "metadata.jsonl") as working, open(working, "w", encoding="utf-8") as file:
             for row in iterate_rows(out, layout, count):
-                paths = {key: Path(row[key]).relative_to(folder).as_posix() for key in ("file_name", "mask")}
+                present = [key for key in ("file_name", "mask", "noise_prior") if key in row]
+                paths = {key: Path(os.path.relpath(row[key], folder)).as_posix() for key in present}
                 file.write(json.dumps({**row, **paths}) + "\n")

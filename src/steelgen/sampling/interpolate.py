@@ -10,11 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from steelgen.config.sample import SampleConfig
-from steelgen.data.crops import tensor_to_image
+from steelgen.devices import resolve_precision
+from steelgen.diffusion.noise import randn_by_seed
 from steelgen.errors import InputError
 from steelgen.files import new_file
-from steelgen.generators import load_generator
-from steelgen.sampling.masks import build_mask_source
+from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
+from steelgen.sampling.masks import build_mask_source, replace_images
+from steelgen.sampling.noise_prior import build_noise_prior
 
 _FRAME_MS = 120
 
@@ -23,7 +25,7 @@ def interpolate(config: SampleConfig, seeds: tuple[int, int], num_frames: int, m
     """Draws `num_frames` images of one mask between two seeds.
 
     Args:
-        config: generator, mask source and solver; its output folder is not used.
+        config: generator, mask source and all that says how images are drawn; its output folder is not used.
         seeds: the seeds of the first and the last frame.
         num_frames: at least 2.
         mask_index: number of the mask in the mask source.
@@ -38,14 +40,23 @@ def interpolate(config: SampleConfig, seeds: tuple[int, int], num_frames: int, m
         raise InputError(f"{path}: exists already; name another file or remove it")
     if num_frames < 2:
         raise InputError(f"frames {num_frames}: must be at least 2")
-    generator = load_generator(config.generator)
-    drawn = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed).draw(mask_index)
-    shape = (generator.geometry.in_channels, *drawn.mask.shape)
-    first, last = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds)
-    noise = torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)])
-    mask = torch.from_numpy(drawn.mask.astype(np.int64)).expand(num_frames, -1, -1)
-    images = generator.draw(mask, [seeds[0]] * num_frames, config.solver, noise=noise)
-    frames = [tensor_to_image(image) for image in images]
+    generator = prepare_generator(config.generator, config.channels_last)
+    info, geometry = generator.info, generator.geometry
+    prior = build_noise_prior(config.noise_prior, generator, config.solver) if config.noise_prior else None
+    masks = build_mask_source(config.mask_source, info, geometry, config.seed)
+    drawn = [replace_images(masks, config, info, geometry).draw(mask_index)] * num_frames
+    shape = (geometry.in_channels, *drawn[0].mask.shape)
+    first, last = randn_by_seed(shape, seeds)
+    frames = draw_images(
+        generator,
+        [each.mask for each in drawn],
+        [seeds[0]] * num_frames,
+        config.solver,
+        resolve_precision(config.mixed_precision),
+        take_start(config, drawn),
+        prior,
+        torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)]),
+    )
     with new_file(path) as working:
         if path.suffix.lower() == ".png":
             Image.fromarray(np.concatenate(frames, axis=1)).save(working)

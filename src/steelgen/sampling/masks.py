@@ -9,12 +9,24 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.config.sample import AnyMasks, AugmentedMasks, BalancedMasks, FolderMasks, ProceduralMasks, SplitMasks
+from steelgen.config.sample import (
+    AnyMasks,
+    AugmentedMasks,
+    BalancedMasks,
+    FolderMasks,
+    ProceduralMasks,
+    SampleConfig,
+    SplitMasks,
+)
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, cut_crop, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
-from steelgen.data.placement import CropGeometry, scale_whole
+from steelgen.data.placement import CropGeometry, apply_symmetry, draw_symmetry, scale_whole
 from steelgen.errors import InputError
+from steelgen.sampling.places import ImagePlace, place_crop
+
+_OTHER_IMAGES = 2**32
+"""Added to the seed where images are drawn that do not belong to the masks."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +39,16 @@ class DrawnMask:
     """The real micrograph that belongs to it, where there is one."""
     source: str
     """What it was cut from."""
+    place: ImagePlace | None = None
+    """Where `image` was cut from, where there is one."""
 
 
 class MaskSource(Protocol):
-    """Gives mask number i, a pure function of i: so any part of a sampling run can be drawn anywhere."""
+    """Gives mask number i, a pure function of i: so any part of a sampling run can be drawn anywhere.
+
+    This is all that a run asks of a source. A new kind (a learned mask generator, say) is a class with `draw`, a config
+    section in `AnyMasks`, and a line in `build_mask_source`.
+    """
 
     def draw(self, index: int) -> DrawnMask:
         """Mask number `index` ≥ 0."""
@@ -74,6 +92,21 @@ def build_mask_source(config: AnyMasks, info: DatasetInfo, geometry: CropGeometr
     return _FolderSource(config, info, geometry, seed)
 
 
+def replace_images(source: MaskSource, config: SampleConfig, info: DatasetInfo, geometry: CropGeometry) -> MaskSource:
+    """`source` with the micrographs of `start_images.dataset` beside its masks; itself where none is named.
+
+    Raises:
+        InputError: if the dataset cannot be used.
+    """
+    start, masks = config.start_images, config.mask_source
+    if start is None or start.dataset is None:
+        return source
+    whole = isinstance(masks, SplitMasks | FolderMasks) and masks.whole
+    images = SplitMasks(dataset=start.dataset, split=start.split, augment=start.augment, whole=whole)
+    # Another seed than the masks', or the same split would give each mask its own micrograph.
+    return _OtherImages(source, _SplitSource(images, info, geometry, config.seed + _OTHER_IMAGES))
+
+
 def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
     """Reads the classes of a dataset folder whose masks a generator of the classes `info` is to draw.
 
@@ -101,19 +134,18 @@ class _SplitSource:
         self._config = config
 
     def draw(self, index: int) -> DrawnMask:
-        crops, number = self._crops, self._crops.micrograph_index(index)
-        micrographs = crops.micrographs
-        if self._config.whole:
-            image, mask = scale_whole(
-                micrographs.images[number],
-                micrographs.masks[number],
-                crops.geometry,
-                np.random.default_rng((crops.seed, index)),
-                self._config.augment,
-            )
+        config, crops = self._config, self._crops
+        micrographs, number = crops.micrographs, crops.micrograph_index(index)
+        micrograph, mask, stem = micrographs.images[number], micrographs.masks[number], micrographs.stems[number]
+        if config.whole:
+            scaled = scale_whole(mask, crops.geometry)
+            symmetry = draw_symmetry(config.augment, np.random.default_rng((crops.seed, index)))
+            place = ImagePlace(str(config.dataset), config.split, stem, (0, 0, *mask.shape), scaled.shape, symmetry)
+            cut = apply_symmetry(scaled, symmetry)
         else:
-            image, mask = crops.cut(index)
-        return DrawnMask(mask, image, f"{self._config.split}/masks/{micrographs.stems[number]}")
+            placement = crops.place(index)
+            place, cut = place_crop(config.dataset, config.split, stem, placement), placement.cut_mask(mask)
+        return DrawnMask(cut, place.cut_image(micrograph), f"{config.split}/masks/{stem}", place)
 
     @property
     def stems(self) -> list[str]:
@@ -123,6 +155,20 @@ class _SplitSource:
     def trace(self, index: int) -> tuple[str, int]:
         """See `FileMaskSource.trace`."""
         return trace_crop(self._crops, index)
+
+
+class _OtherImages:
+    """Masks of one source, real images of a split, whatever they show."""
+
+    def __init__(self, masks: MaskSource, images: MaskSource) -> None:
+        self._masks, self._images = masks, images
+
+    def draw(self, index: int) -> DrawnMask:
+        drawn, real = self._masks.draw(index), self._images.draw(index)
+        if drawn.mask.shape != real.mask.shape:
+            sizes = ["x".join(map(str, mask.shape[::-1])) for mask in (real.mask, drawn.mask)]
+            raise InputError(f"start_images: {real.source} gives an image of {sizes[0]} px for a mask of {sizes[1]} px")
+        return DrawnMask(drawn.mask, real.image, drawn.source, real.place)
 
 
 class _FolderSource:
@@ -150,7 +196,7 @@ class _FolderSource:
         else:
             geometry = self._geometry
         if self._config.whole:
-            _, cut = scale_whole(mask, mask, geometry, rng, self._config.augment)
+            cut = apply_symmetry(scale_whole(mask, geometry), draw_symmetry(self._config.augment, rng))
         else:
             _, cut = cut_crop(mask, mask, geometry, rng, self._config.augment)
         return DrawnMask(cut, None, self._paths[number].name)

@@ -41,9 +41,8 @@ class ProceduralSource:
     def __init__(self, config: ProceduralMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
         load_source_info(config.dataset, info)
         micrographs = load_micrographs(config.dataset, config.split)
-        unused = np.random.default_rng(0)
         # Measured at the scale of the network's images, so that nothing is resized after it was drawn.
-        self._masks = [scale_whole(mask, mask, geometry, unused, False)[1] for mask in micrographs.masks]
+        self._masks = [scale_whole(mask, geometry) for mask in micrographs.masks]
         self._stems = micrographs.stems
         matrix = find_matrix(self._masks, info.num_classes)
         self._statistics = measure_masks(self._masks, info.num_classes, matrix)

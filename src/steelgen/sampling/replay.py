@@ -16,6 +16,8 @@ from steelgen.data.images import load_image
 from steelgen.errors import InputError
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.formats import hash_generator, save_png
+from steelgen.sampling.noise_prior import load_noise_prior
+from steelgen.sampling.places import load_place
 
 _ValueT = TypeVar("_ValueT")
 
@@ -25,7 +27,8 @@ def replay(
 ) -> tuple[Path, bool | None]:
     """Draws the image of one line of a metadata.jsonl again: on a CPU in fp32 the very same bits.
 
-    Only the line, the mask that it names and the generator are needed.
+    Only the line, the mask that it names and the generator are needed; for image to image also the micrograph that it
+    started from, with a noise prior also that one's file.
 
     Args:
         metadata: the file; the masks lie below its folder.
@@ -57,7 +60,15 @@ def replay(
     model = prepare_generator(folder, bool(draw.get("channels_last")))
     mask = load_mask(metadata.parent / _read(row, "mask", str, where), model.info)
     precision = _read(draw, "mixed_precision", str, where)
-    image = draw_images(model, [mask], [_read(row, "seed", int, where)], solver, precision)[0]
+    start = prior = None
+    if "strength" in draw:
+        described = _read(row, "start_image", dict, where)
+        image = load_place(described, model.geometry.in_channels, where)
+        start = ([image], _read(draw, "strength", float, where))
+    if "noise_prior_sha256" in draw:
+        path = metadata.parent / _read(row, "noise_prior", str, where)
+        prior = load_noise_prior(path, _read(draw, "noise_prior_sha256", str, where))
+    image = draw_images(model, [mask], [_read(row, "seed", int, where)], solver, precision, start, prior)[0]
     save_png(out, image, row)
     original = metadata.parent / name
     return out, bool(np.array_equal(load_image(original), load_image(out))) if original.is_file() else None

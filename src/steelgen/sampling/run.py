@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from steelgen.generators import Generator
 from steelgen.hpc.shards import Shard
 from steelgen.sampling.balance import BalancedSource, save_balance
 from steelgen.sampling.coco import save_coco
-from steelgen.sampling.drawing import draw_images, prepare_generator
+from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
     Layout,
@@ -36,8 +36,9 @@ from steelgen.sampling.formats import (
     save_rows,
     select_decisive,
 )
-from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source
+from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source, replace_images
 from steelgen.sampling.names import build_stems
+from steelgen.sampling.noise_prior import PRIOR_FILE, NoisePrior, build_noise_prior, load_noise_prior
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
@@ -83,10 +84,15 @@ def sample(
     config = config.model_copy(update={"mixed_precision": resolve_precision(config.mixed_precision)})
     origin = describe_origin(config)
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
-    source = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed)
-    pair_filter = build_filter(config.filter, generator.info, generator.geometry) if config.filter else None
-    out, name_stem = config.output_dir, build_stems(source) if config.file_stems == "source" else name_by_number
-    _open_folder(config, generator, shared=shard is not None)
+    info, geometry = generator.info, generator.geometry
+    prior = build_noise_prior(config.noise_prior, generator, config.solver) if config.noise_prior else None
+    if prior:
+        origin = replace(origin, draw={**origin.draw, "noise_prior_sha256": prior.sha256})
+    mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
+    source = replace_images(mask_source, config, info, geometry)
+    pair_filter = build_filter(config.filter, info, geometry) if config.filter else None
+    out, name_stem = config.output_dir, build_stems(mask_source) if config.file_stems == "source" else name_by_number
+    _open_folder(config, generator, prior, shared=shard is not None)
     layout = load_layout(out, name_stem)
 
     wanted = shard.indices(config.num_samples) if shard else range(config.num_samples)
@@ -97,7 +103,8 @@ def sample(
     while batch := _next_batch(waiting, missing, source, config.batch_size):
         masks = [candidate.drawn.mask for candidate in batch]
         seeds = [config.seed + candidate.number for candidate in batch]
-        images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision)
+        start = take_start(config, [candidate.drawn for candidate in batch])
+        images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision, start, prior)
         for candidate, seed, image in zip(batch, seeds, images, strict=True):
             reason = pair_filter.judge(image, candidate.drawn.mask) if pair_filter else None
             if reason:
@@ -107,13 +114,13 @@ def sample(
             row = build_row(layout, origin, candidate.image, seed, candidate.drawn)
             if pair_filter:
                 row["dropped"] = dict(candidate.dropped)
-            save_pair(out, layout, row, candidate.drawn, image, generator.info)
+            save_pair(out, layout, row, candidate.drawn, image, info)
             done += 1
         report(done, total)
     if shard is None:
-        _finish(config, layout, generator.info)
-        if isinstance(source, BalancedSource):
-            save_balance(out, source.report(total))
+        _finish(config, layout, info)
+        if isinstance(mask_source, BalancedSource):
+            save_balance(out, mask_source.report(total))
     return out
 
 
@@ -146,7 +153,7 @@ def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts:
     return _Candidate(candidate.image, number, source.draw(number), dropped)
 
 
-def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> None:
+def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior | None, shared: bool) -> None:
     """Starts an output folder or checks that the one present was begun with the same config.
 
     Args:
@@ -157,6 +164,8 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
         try:
             with new_folder(config.output_dir) as working:
                 _describe_folder(working, config, generator, _choose_files_per_folder(config))
+                if prior:
+                    (working / PRIOR_FILE).write_bytes(prior.to_bytes())
         except (InputError, OSError):
             if not (shared and path.is_file()):
                 raise
@@ -176,6 +185,8 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
                 f"{config.output_dir}: the output folder is already in use by a run with another "
                 f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
             )
+    if prior:
+        load_noise_prior(config.output_dir / PRIOR_FILE, prior.sha256)
     if not shared:
         _describe_folder(config.output_dir, config, generator, files_per_folder)
 

@@ -1,0 +1,84 @@
+"""Where a real image was cut from, in words that a line of metadata.jsonl can hold."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steelgen.data.folder import list_pairs
+from steelgen.data.images import load_image, to_channels
+from steelgen.data.placement import Placement, apply_symmetry, resize_image
+from steelgen.errors import InputError
+
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """A window of a micrograph, resized and then turned."""
+
+    dataset: str
+    """The dataset folder."""
+    split: str
+    stem: str
+    """The micrograph's file name without its ending."""
+    window: tuple[int, int, int, int]
+    """Top, left, height and width, in px of the micrograph."""
+    size: tuple[int, int]
+    """Height and width that the window is resized to."""
+    symmetry: int
+    """See `apply_symmetry`."""
+
+    def cut_image(self, micrograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W) or (H, W, 3) uint8 → the image."""
+        top, left, height, width = self.window
+        window = np.ascontiguousarray(micrograph[top : top + height, left : left + width])
+        return apply_symmetry(resize_image(window, *self.size), self.symmetry)
+
+
+def place_crop(dataset: Path, split: str, stem: str, placement: Placement) -> ImagePlace:
+    """The place of a crop that is neither turned by an angle nor varied in grey."""
+    window = (placement.top, placement.left, placement.edge, placement.edge)
+    return ImagePlace(str(dataset), split, stem, window, (placement.size, placement.size), placement.symmetry)
+
+
+def describe_place(place: ImagePlace, image: NDArray[np.uint8]) -> dict[str, Any]:
+    """The place as JSON values, with the SHA-256 of the image's pixels."""
+    return {**asdict(place), "sha256": hash_pixels(image)}
+
+
+def load_place(described: dict[str, Any], in_channels: int, where: str) -> NDArray[np.uint8]:
+    """Cuts an image again.
+
+    Args:
+        described: what `describe_place` returned.
+        in_channels: 1 or 3.
+        where: the line it comes from, for messages.
+
+    Raises:
+        InputError: if the description is damaged, or the micrograph is missing or has changed.
+    """
+    try:
+        values = dict(described)
+        expected = values.pop("sha256")
+        place = ImagePlace(**values)
+        name = f"{place.dataset}/{place.split}/images/{place.stem}"
+        paths = [pair.image for pair in list_pairs(Path(place.dataset), place.split) if pair.stem == place.stem]
+        if not paths:
+            raise InputError(f"{where}: the micrograph {name} is not there any more")
+        image = place.cut_image(to_channels(load_image(paths[0]), in_channels))
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{where}: 'start_image' is not what steelgen sample writes") from None
+    if hash_pixels(image) != expected:
+        raise InputError(f"{where}: {name} is not the micrograph that drawing started from (its pixels differ)")
+    return image
+
+
+def hash_pixels(image: NDArray[np.uint8]) -> str:
+    """SHA-256, in hex, of an image's pixels."""
+    return hashlib.sha256(image.tobytes()).hexdigest()

@@ -1,0 +1,247 @@
+"""What drawing starts from: real micrographs (image to image) and noise priors, through runs and replay."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from steelgen.cli.app import app
+from steelgen.config.base import parse_config
+from steelgen.config.generator import SemanticDiffusionSection
+from steelgen.config.sample import SampleConfig
+from steelgen.data.crops import CropDataset, load_micrographs
+from steelgen.data.placement import CropGeometry
+from steelgen.errors import InputError
+from steelgen.files import load_json
+from steelgen.generators import build_generator
+from steelgen.hpc.shards import Shard
+from steelgen.sampling.noise_prior import measure_noise_prior
+from steelgen.sampling.replay import replay
+from steelgen.sampling.run import sample
+from tests.conftest import tiny_train_config, write_tiny_dataset
+from tests.sampling.test_sample import draw, read_all
+
+GEOMETRY = CropGeometry(16, 24)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(float)
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory):
+    """(dataset folder, run folder) of an untrained generator whose linear schedule leaves signal at t=T."""
+    root = tmp_path_factory.mktemp("linear")
+    dataset = write_tiny_dataset(root / "tiny")
+    section = tiny_train_config(dataset, root / "run")["generator"]
+    noise = {"beta_schedule": "linear", "prediction_type": "epsilon", "zero_terminal_snr": False}
+    section["noise"] = {**section["noise"], **noise}
+    torch.manual_seed(0)
+    micrographs = load_micrographs(dataset, "train")
+    build_generator(parse_config(section, SemanticDiffusionSection), micrographs, GEOMETRY).save(root / "run/export")
+    return dataset, root / "run"
+
+
+def own_split(trained, **options):
+    return {"kind": "split", "dataset": str(trained[0]), "split": "test", **options}
+
+
+SOURCES = [
+    {},
+    {"mask_source": {"whole": True}},
+    {"mask_source": {"kind": "balanced", "use_mask_augmentation": True}},
+    {"start_images": {"split": "val", "augment": True}},
+    {"mask_source": {"kind": "procedural"}, "start_images": {"split": "val"}},
+    {"mask_source": {"whole": True}, "start_images": {"split": "test", "augment": False}},
+    {"output_format": "dataset"},
+]
+
+
+@pytest.mark.parametrize("options", SOURCES)
+def test_a_run_from_real_images_is_replayed_bit_by_bit(trained, tmp_path, options):
+    source = own_split(
+        trained, **{"augment": False} if "start_images" in options else {}, **options.get("mask_source", {})
+    )
+    if source["kind"] != "split":
+        source.pop("augment", None)
+    start = {"strength": 0.5, **options.get("start_images", {})}
+    if "start_images" in options:
+        start["dataset"] = str(trained[0])
+    rest = {key: value for key, value in options.items() if key not in ("mask_source", "start_images")}
+    out = draw(trained, tmp_path / "out", num_samples=3, mask_source=source, start_images=start, **rest)
+    for line in (1, 2, 3):
+        assert replay(out / "metadata.jsonl", line)[1] is True
+    row = json.loads((out / "metadata.jsonl").read_text().splitlines()[0])
+    assert row["draw"]["strength"] == 0.5
+    if "images" in {path.name for path in out.iterdir()}:
+        shown, described = np.asarray(Image.open(out / "images/000000.png")), row["start_image"]
+        micrograph = np.asarray(Image.open(trained[0] / described["split"] / "images" / f"{described['stem']}.png"))
+        top, left, height, width = described["window"]
+        window = Image.fromarray(micrograph[top : top + height, left : left + width])
+        rows, columns = described["size"]
+        resized = np.asarray(window.resize((columns, rows), Image.Resampling.BOX))
+        turned = np.rot90(resized, described["symmetry"] % 4)
+        assert np.array_equal(shown, turned[:, ::-1] if described["symmetry"] >= 4 else turned)
+
+
+def test_little_strength_keeps_the_image_and_all_of_it_nothing(trained, tmp_path):
+    solver = {"num_inference_steps": 100}
+    weak = draw(trained, tmp_path / "weak", num_samples=2, start_images={"strength": 0.01}, solver=solver)
+    full = draw(trained, tmp_path / "full", num_samples=2, start_images={"strength": 1.0})
+    plain = draw(trained, tmp_path / "plain", num_samples=2)
+    for index in range(2):
+        name = f"{index:06d}.png"
+        # One step from σ = 0.06 of the images' standard deviation of 40 grey levels.
+        assert np.abs(pixels(weak / "samples" / name) - pixels(weak / "images" / name)).mean() < 5
+        assert np.array_equal(pixels(full / "samples" / name), pixels(plain / "samples" / name))
+
+
+def test_shards_and_a_second_call_complete_a_run_from_images(trained, tmp_path):
+    options = dict(start_images={"strength": 0.4, "dataset": str(trained[0]), "split": "val"}, num_samples=5)
+    whole = draw(trained, tmp_path / "whole", **options)
+    values = load_json(whole / "sampling.json")["config"] | {"output_dir": str(tmp_path / "parts"), "batch_size": 2}
+    config = parse_config(values, SampleConfig)
+    for number in (2, 1):
+        sample(config, shard=Shard(number, 2))
+    (tmp_path / "parts/samples/000003.png").unlink()
+    assert read_all(sample(config)) == read_all(whole)
+
+
+def test_images_of_another_split_are_not_those_of_the_masks(trained, tmp_path):
+    start = {"strength": 0.5, "dataset": str(trained[0]), "split": "test"}
+    out = draw(
+        trained, tmp_path / "out", start_images=start, num_samples=4, mask_source=own_split(trained, augment=False)
+    )
+    own = draw(trained, tmp_path / "own", num_samples=4, mask_source=own_split(trained, augment=False))
+    names = [f"{index:06d}.png" for index in range(4)]
+    assert any(not np.array_equal(pixels(out / "images" / name), pixels(own / "images" / name)) for name in names)
+    assert all(np.array_equal(pixels(out / "labels" / name), pixels(own / "labels" / name)) for name in names)
+
+
+def test_start_images_that_cannot_be_are_named(trained, tmp_path):
+    dataset = str(trained[0])
+    procedural = {"kind": "procedural", "dataset": dataset}
+    for start, source, message in [
+        ({}, procedural, "start_images.dataset: is missing"),
+        ({"strength": 0}, own_split(trained), "strength: Input should be greater than 0"),
+        ({"dataset": str(tmp_path / "none")}, procedural, "none"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            draw(trained, tmp_path / "out", start_images=start, mask_source=source)
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="exclude each other"):
+        draw(trained, tmp_path / "out", start_images={}, noise_prior={"dataset": dataset})
+
+
+def test_a_changed_or_missing_micrograph_is_named_in_replay(trained, tmp_path):
+    dataset = tmp_path / "copy"
+    shutil.copytree(trained[0], dataset)
+    source = {"kind": "split", "dataset": str(dataset), "split": "test"}
+    out = draw(trained, tmp_path / "out", num_samples=1, mask_source=source, start_images={"strength": 0.5})
+    stem = json.loads((out / "metadata.jsonl").read_text())["start_image"]["stem"]
+    path = dataset / f"test/images/{stem}.png"
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(InputError, match=rf"{stem} is not the micrograph that drawing started from"):
+        replay(out / "metadata.jsonl", 1)
+    path.unlink()
+    (dataset / f"test/masks/{stem}.png").unlink()
+    with pytest.raises(InputError, match=rf"{stem} is not there any more"):
+        replay(out / "metadata.jsonl", 1)
+    row = json.loads((out / "metadata.jsonl").read_text())
+    (out / "metadata.jsonl").write_text(json.dumps({**row, "start_image": {"sha256": "x"}}))
+    with pytest.raises(InputError, match="'start_image' is not what"):
+        replay(out / "metadata.jsonl", 1)
+
+
+@pytest.mark.parametrize("kind", ["spatial", "class", "joint"])
+def test_moments_are_numpys(tmp_path, kind):
+    dataset = write_tiny_dataset(tmp_path / "tiny")
+    mask = np.asarray(Image.open(dataset / "train/masks/train0.png")).copy()
+    mask[:20, :20] = 255
+    Image.fromarray(mask).save(dataset / "train/masks/train0.png")
+    crops = CropDataset(load_micrographs(dataset, "train"), GEOMETRY, 0, augment=False)
+    pairs = [crops.cut(number) for number in range(60)]
+    images = np.stack([image for image, _ in pairs]) / 127.5 - 1
+    masks = np.stack([mask for _, mask in pairs])
+    prior = measure_noise_prior(crops, 60, 3, kind)
+    looked_up = prior.look_up(torch.from_numpy(masks[:4].astype(np.int64)))
+    for number in range(4):
+        for y, x in [(0, 0), (7, 9), (15, 3)]:
+            label = masks[number, y, x]
+            same = masks == label
+            chosen = {"spatial": images[:, y, x], "class": images[same], "joint": images[same[:, y, x], y, x]}[kind]
+            if kind == "joint" and len(chosen) < 16:
+                chosen = images[same]
+            if label == 255 and kind != "spatial":
+                continue
+            assert looked_up.mean[number, 0, y, x].item() == pytest.approx(chosen.mean(), abs=1e-5)
+            assert looked_up.deviation[number, 0, y, x].item() == pytest.approx(chosen.std(), abs=1e-5)
+
+
+def test_a_class_that_no_crop_shows_has_the_moments_of_all(tmp_path):
+    dataset = write_tiny_dataset(tmp_path / "tiny")
+    crops = CropDataset(load_micrographs(dataset, "train"), GEOMETRY, 0, augment=False)
+    images = np.stack([crops.cut(number)[0] for number in range(20)]) / 127.5 - 1
+    for kind in ("class", "joint"):
+        moments = measure_noise_prior(crops, 20, 9, kind).look_up(torch.tensor([[[8] * 16, [255] * 16] * 8]))
+        assert moments.mean.numpy() == pytest.approx(images.mean(), abs=1e-5)
+        assert moments.deviation.numpy() == pytest.approx(images.std(), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["spatial", "class", "joint"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        {"name": "dpmsolver++", "num_inference_steps": 3},
+        {"name": "respaced_ddpm", "num_train_timesteps": 100, "respacing": "3"},
+    ],
+)
+def test_a_run_with_a_noise_prior_is_completed_and_replayed(linear, tmp_path, kind, solver):
+    prior = {"dataset": str(linear[0]), "kind": kind, "num_crops": 50}
+    options = dict(noise_prior=prior, num_samples=3, solver=solver)
+    out = draw(linear, tmp_path / "out", output_format="dataset", **options)
+    for metadata in ("metadata.jsonl", "train/metadata.jsonl"):
+        assert replay(out / metadata, 2, tmp_path / f"{kind}{len(metadata)}.png")[1] is True
+    before = (out / "train/images/000001.png").read_bytes()
+    (out / "train/images/000001.png").unlink()
+    draw(linear, out, output_format="dataset", **options)
+    assert (out / "train/images/000001.png").read_bytes() == before
+    plain = draw(linear, tmp_path / "plain", num_samples=3, solver=solver)
+    assert not np.array_equal(pixels(plain / "samples/000001.png"), pixels(out / "train/images/000001.png"))
+
+
+def test_a_noise_prior_that_changed_is_named(linear, tmp_path):
+    dataset = tmp_path / "copy"
+    shutil.copytree(linear[0], dataset)
+    options = dict(noise_prior={"dataset": str(dataset), "num_crops": 20}, num_samples=2)
+    out = draw(linear, tmp_path / "out", **options)
+    path = dataset / "train/images/train0.png"
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(InputError, match=r"noise_prior\.safetensors: not the noise prior that the images started from"):
+        draw(linear, out, **options)
+    (out / "noise_prior.safetensors").unlink()
+    with pytest.raises(InputError, match=r"noise_prior\.safetensors: no such file"):
+        replay(out / "metadata.jsonl", 1)
+
+
+def test_noise_priors_that_cannot_be_are_one_line(trained, linear, tmp_path):
+    for (dataset, run), prior, source, message in [
+        (trained, {}, {}, "noise_prior: means nothing for this generator and solver"),
+        (linear, {"dataset": "nowhere"}, {}, "nowhere"),
+        (linear, {"kind": "joint"}, {"whole": True}, "knows places in the network's own images"),
+    ]:
+        config = {
+            "generator": str(run),
+            "output_dir": str(tmp_path / "out"),
+            "mask_source": {"kind": "split", "dataset": str(dataset), **source},
+            "noise_prior": {"dataset": str(dataset), **prior},
+        }
+        (tmp_path / "sample.json").write_text(json.dumps(config))
+        result = CliRunner().invoke(app, ["sample", "-c", str(tmp_path / "sample.json")])
+        assert result.exit_code == 2
+        assert [message in line for line in result.stderr.splitlines() if line.startswith("steelgen:")] == [True]
+        assert not list((tmp_path / "out").rglob("*.png"))
