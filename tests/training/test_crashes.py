@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -49,9 +50,9 @@ def fork_training(config, log, environment=None, prepare=lambda: None, most_step
         return child
     code = 1
     try:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
+        sys.stdout = sys.stderr = log.open("w", buffering=1)
+        for stream in (1, 2):
+            os.dup2(sys.stdout.fileno(), stream)
         os.environ.update(environment or {})
         AcceleratorState._reset_state(reset_partial_state=True)
         prepare()
