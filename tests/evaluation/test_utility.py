@@ -17,9 +17,10 @@ from steelgen.config.utility import UtilityConfig, parse_code
 from steelgen.data.folder import save_dataset_info
 from steelgen.errors import InputError
 from steelgen.evaluation.utility import study
-from steelgen.evaluation.utility.cell import Cell, run_cell
+from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_study
 from steelgen.evaluation.utility.study import utility
+from steelgen.evaluation.utility.training import run_cell
 from steelgen.hpc.shards import Shard
 from tests.evaluation.conftest import INFO, save_pairs
 
@@ -125,7 +126,7 @@ def test_mixture_and_pretraining(real: Path, generated: Path, tmp_path: Path) ->
 
 
 def test_networks_of_a_seed_begin_alike(real: Path, generated: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from steelgen.evaluation.utility import cell as module
+    from steelgen.evaluation.utility import training as module
 
     config = build_config(real, generated, tmp_path / "out")
     data, started = load_study(config), []
@@ -319,3 +320,51 @@ def test_command(real: Path, generated: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["utility", "-c", str(path), "--set", "training.step=3"])
     assert wrong.exit_code == 2
     assert "did you mean 'steps'" in wrong.output
+
+
+def test_an_evaluation_shows_a_finished_study(real: Path, generated: Path, tmp_path: Path, cache: Path) -> None:
+    from steelgen.config.evaluate import EvaluateConfig
+    from steelgen.evaluation.compare import compare
+    from steelgen.evaluation.run import evaluate
+
+    out = tmp_path / "study"
+    values = {
+        "generated": str(generated),
+        "dataset": str(real),
+        "output_dir": str(tmp_path / "evaluation"),
+        "segmenter": {"steps": 2, "batch_size": 4, "base_channels": 8, "num_levels": 2},
+        "features": {"kinds": "tests.evaluation.test_features:mean_features"},
+        "memorisation": {"max_images": 2, "search_size": 16},
+        "utility": str(out),
+    }
+    with pytest.raises(InputError, match=r"study/utility\.json: no such file"):
+        evaluate(parse_config(values, EvaluateConfig))
+    study_result = utility(build_config(real, generated, out))
+    assert study_result is not None
+    result = evaluate(parse_config(values, EvaluateConfig))
+    figures = {figure["metric"]: figure for figure in result["figures"] if figure["section"] == "utility"}
+    difference = figures["mIoU RALLFALL − RALLF000 (unet)"]
+    assert difference["value"] == study_result["differences"][0]["difference"]
+    assert difference["interval"] == study_result["differences"][0]["interval"]
+    assert "Do 8 generated pairs help" in result["verdict"][-1]["question"]
+    assert "Difference to real micrographs alone" in (tmp_path / "evaluation" / "report.html").read_text()
+    values = {**values, "utility": None, "output_dir": str(tmp_path / "without")}
+    evaluate(parse_config(values, EvaluateConfig))
+    _, rows, _ = compare([tmp_path / "evaluation", tmp_path / "without"])
+    row = next(row for row in rows if row[0] == "mIoU RALLFALL − RALLF000 (unet)")
+    assert row[2:4] == [difference["value"], None]
+
+
+def test_slurm_gives_a_study_an_array_and_a_gathering_job(real: Path, generated: Path, tmp_path: Path) -> None:
+    from steelgen.cli.app import app
+
+    path, scripts = tmp_path / "utility.json", tmp_path / "scripts"
+    path.write_text(json.dumps(build_config(real, generated, tmp_path / "out").model_dump(mode="json")))
+    arguments = ["slurm", "render", "utility", "-c", str(path), "--array"]
+    done = CliRunner().invoke(app, [*arguments, "4%2", "--out", str(scripts)])
+    assert done.exit_code == 0, done.output
+    assert "#SBATCH --array=1-4%2" in (scripts / "utility.sbatch").read_text()
+    assert "action=utility" in (scripts / "gather.sbatch").read_text()
+    many = CliRunner().invoke(app, [*arguments, "5"])
+    assert many.exit_code == 2
+    assert "--array 5: more shards than cells" in many.output

@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.pipeline import PipelineConfig
 from steelgen.errors import InputError
@@ -37,6 +39,18 @@ def pipeline_values(evaluate=False):
             "cache_dir": "cache",
         }
     return values
+
+
+def utility_values():
+    return {
+        "generated": "samples",
+        "dataset": "tiny",
+        "output_dir": "utility",
+        "architectures": ["unet"],
+        "seeds": [0],
+        "training": {"steps": 1, "batch_size": 2, "base_channels": 8},
+        "num_bootstrap": 100,
+    }
 
 
 def plan(**changes):
@@ -95,13 +109,38 @@ def test_stages_are_skipped_gone_on_with_or_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("section", "key", "message"),
-    [("sample", "generator", "sample.generator is elsewhere"), ("evaluate", "generated", "evaluate.generated is")],
+    [
+        ("sample", "generator", "sample.generator is elsewhere"),
+        ("evaluate", "generated", "evaluate.generated is"),
+        ("utility", "generated", "utility.generated is"),
+    ],
 )
 def test_stages_that_do_not_follow_each_other_are_refused(section, key, message):
     values = pipeline_values(evaluate=True)
+    values["utility"] = utility_values()
     values[section][key] = "elsewhere"
     with pytest.raises(InputError, match=message):
         parse_config(values, PipelineConfig)
+
+
+def test_a_utility_study_ends_the_pipeline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny_dataset(tmp_path / "tiny")
+    values = {**pipeline_values(), "utility": utility_values()}
+    (tmp_path / "pipeline.json").write_text(json.dumps(values))
+    done = CliRunner().invoke(app, ["pipeline", "-c", "pipeline.json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "utility/utility.json").read_text())["differences"]
+
+    def plan_study(**changes):
+        changed = {**values, "utility": {**values["utility"], **changes}}
+        return {stage.action: stage.complete for stage in plan_pipeline(parse_config(changed, PipelineConfig))}
+
+    assert plan_study() == {"train": True, "sample": True, "utility": True}
+    assert plan_study(seeds=[0, 1]) == {"train": True, "sample": True, "utility": False}
+    os.utime(tmp_path / "samples/metadata.jsonl")
+    with pytest.raises(InputError, match="utility: was made before sample"):
+        plan_study()
 
 
 def without_network():

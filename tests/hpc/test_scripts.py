@@ -29,6 +29,8 @@ JOBS = {
     "finetune": (Job("finetune", Path("configs/finetune.json"), Path("runs/fine tuned")), OTHER),
     "sample": (Job("sample", Path("configs/sample.json"), Path("runs/b"), shards=100, array_limit=8), SITE),
     "gather": (Job("gather", Path("s.json"), Path("runs/b"), evaluate_config=Path("e.json")), SITE),
+    "utility": (Job("utility", Path("configs/utility.json"), Path("runs/d"), shards=12), OTHER),
+    "gather-utility": (Job("gather", Path("u.json"), Path("runs/d"), gathers="utility"), OTHER),
     "evaluate": (Job("evaluate", Path("configs/evaluate.json"), Path("runs/c")), OTHER),
 }
 
@@ -53,7 +55,7 @@ def test_scripts_are_sound_bash(path):
 
 
 def test_templates_are_there_by_hand_and_in_the_package():
-    assert {path.name for path in TEMPLATES} == {"train.sbatch", "sample.sbatch", "gather.sbatch", "evaluate.sbatch"}
+    assert {path.name for path in TEMPLATES} == {"train.sbatch", "array.sbatch", "gather.sbatch", "evaluate.sbatch"}
     for path in TEMPLATES:
         assert (ROOT / "src/steelgen/hpc/templates" / path.name).read_bytes() == path.read_bytes()
 

@@ -6,10 +6,13 @@ import sys
 
 import pytest
 
-from steelgen.config.base import parse_config
+from steelgen.config.base import config_to_json, parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.train import TrainConfig
+from steelgen.config.utility import UtilityConfig
 from steelgen.errors import InputError
+from steelgen.evaluation.utility.cells import cell_path, list_cells
+from steelgen.files import save_json
 from steelgen.hpc.shards import Shard, find_shard, parse_shard
 from steelgen.hpc.status import run_status
 from steelgen.sampling.run import sample
@@ -76,6 +79,32 @@ def test_shards_at_once_draw_what_one_call_draws(tiny_dataset, tmp_path):
         if path.is_file() and path.name != "sampling.json":
             assert (shards / path.relative_to(whole)).read_bytes() == path.read_bytes(), path
     assert {p.relative_to(shards) for p in shards.rglob("*")} == {p.relative_to(whole) for p in whole.rglob("*")}
+
+
+def test_status_of_a_study_counts_cells_by_code_and_by_shard(tmp_path):
+    values = {
+        "dataset": "d",
+        "generated": "g",
+        "output_dir": str(tmp_path),
+        "architectures": ["unet", "smp:FPN"],
+        "seeds": [0, 1],
+    }
+    config = parse_config(values, UtilityConfig)
+    save_json(tmp_path / "study.json", {"config": config_to_json(config)})
+    for cell in list_cells(config)[:3]:
+        save_json(cell_path(tmp_path, cell), {})
+    states = {part.name: (part.done, part.wanted, part.state) for part in run_status(tmp_path, 4)}
+    assert states == {
+        "RALLF000 unet": (1, 2, "partial"),
+        "RALLF000 smp:FPN": (1, 2, "partial"),
+        "RALLFALL unet": (1, 2, "partial"),
+        "RALLFALL smp:FPN": (0, 2, "missing"),
+        "shard 1/4": (1, 2, "partial"),
+        "shard 2/4": (1, 2, "partial"),
+        "shard 3/4": (1, 2, "partial"),
+        "shard 4/4": (0, 2, "missing"),
+        "gathered": (0, 1, "missing"),
+    }
 
 
 def test_status_of_something_else(tmp_path):

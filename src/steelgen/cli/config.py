@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from steelgen.cli.isdm import import_tree
 from steelgen.cli.options import ConfigOption, SetOption
 from steelgen.cli.output import errors_as_lines
+from steelgen.cli.utility import load_utility_settings
 
 config_app = typer.Typer(no_args_is_help=True)
 
@@ -70,19 +71,20 @@ def convert_command(
     from steelgen.config.actions import ACTIONS
     from steelgen.config.base import config_to_json, parse_config
     from steelgen.errors import InputError
-    from steelgen.files import load_json, save_json
+    from steelgen.files import load_json
     from steelgen.isdm.config import convert_isdm_config, guess_action, is_isdm_config
+    from steelgen.isdm.utility import is_isdm_study
 
     with errors_as_lines():
         values = load_json(old)
+        if is_isdm_study(values):
+            _write_config(config_to_json(load_utility_settings(old, None)), out)
+            return
         if not is_isdm_config(values):
             raise InputError(f"{old}: not one of ISDM's configs (none of its telling keys, such as diffusion_steps)")
         conversion = convert_isdm_config(values, action.value if action else guess_action(values), str(old))
         new = config_to_json(parse_config(conversion.config, ACTIONS[conversion.action], origin=str(old)))
-        if out:
-            save_json(out, new)
-        else:
-            typer.echo(json.dumps(new, indent=2))
+        _write_config(new, out)
         where = f", written to {out}" if out else ""
         typer.echo(f"{old}: taken for an ISDM config, read as `steelgen {conversion.action}`{where}", err=True)
         for note in conversion.notes:
@@ -94,6 +96,15 @@ def convert_command(
                 f"note: it needs `steelgen import isdm {conversion.checkpoint} {conversion.imported} -c {old}`",
                 err=True,
             )
+
+
+def _write_config(values: dict[str, Any], out: Path | None) -> None:
+    from steelgen.files import save_json
+
+    if out:
+        save_json(out, values)
+    else:
+        typer.echo(json.dumps(values, indent=2))
 
 
 def _find_action(name: str) -> type:

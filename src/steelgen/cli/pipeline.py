@@ -49,6 +49,7 @@ def _run_stage(stage: Stage) -> None:
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.config.sample import SampleConfig
     from steelgen.config.train import FinetuneConfig, TrainConfig
+    from steelgen.config.utility import UtilityConfig
 
     if isinstance(stage.config, TrainConfig):
         from steelgen.training.loop import train
@@ -69,3 +70,7 @@ def _run_stage(stage: Stage) -> None:
         from steelgen.evaluation.run import evaluate
 
         evaluate(stage.config, lambda line: typer.echo(line, err=True))
+    elif isinstance(stage.config, UtilityConfig):
+        from steelgen.evaluation.utility.study import utility
+
+        utility(stage.config, lambda line: typer.echo(line, err=True))

@@ -11,6 +11,7 @@ import typer
 from steelgen.cli.isdm import load_settings
 from steelgen.cli.options import ConfigOption, SetOption
 from steelgen.cli.output import errors_as_lines, print_table
+from steelgen.cli.utility import load_utility_settings
 
 if TYPE_CHECKING:
     from steelgen.config.base import Section
@@ -27,6 +28,7 @@ class Action(str, Enum):
     finetune = "finetune"
     sample = "sample"
     evaluate = "evaluate"
+    utility = "utility"
 
 
 ActionArgument = Annotated[Action, typer.Argument(help="The command that the job runs.")]
@@ -43,7 +45,8 @@ TimeOption = Annotated[str | None, typer.Option(help="Time limit, e.g. 04:00:00 
 PartitionOption = Annotated[str | None, typer.Option(help="Slurm's partition.")]
 AccountOption = Annotated[str | None, typer.Option(help="The account that is charged.")]
 ArrayOption = Annotated[
-    str | None, typer.Option(metavar="N[%LIMIT]", help="Sampling as a job array of N shards, LIMIT of them at once.")
+    str | None,
+    typer.Option(metavar="N[%LIMIT]", help="sample and utility: a job array of N shards, LIMIT at once."),
 ]
 EvaluateOption = Annotated[
     Path | None, typer.Option(help="With sample: config by which the gathering job evaluates the images.")
@@ -100,7 +103,7 @@ def submit_command(
 ) -> None:
     """Write the batch script beside the output folder and hand it to sbatch.
 
-    Sampling is submitted as a job array and a job that gathers its shards when all have ended well.
+    Sampling and utility studies are submitted as a job array and a job that gathers its shards when all ended well.
     """
     from steelgen.config.base import load_config
     from steelgen.config.evaluate import EvaluateConfig
@@ -125,10 +128,11 @@ def submit_command(
 
 @slurm_app.command("status")
 def status_command(
-    run: Annotated[Path, typer.Argument(help="A training run folder or a folder of sampled images.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a training run, of sampled images or of a utility study.")],
     shards: Annotated[int | None, typer.Option(min=1, help="Number of shards, if not submitted by steelgen.")] = None,
 ) -> None:
     """Show how far a run is from its own files: steps, or shards done and missing."""
+    from steelgen.hpc.scripts import ARRAYS
     from steelgen.hpc.status import run_status
     from steelgen.hpc.submission import queue_state, submitted_jobs
 
@@ -140,8 +144,9 @@ def status_command(
         for action, job in jobs.items():
             typer.echo(f"{action}: job {job['job_id']}, {queue_state(job['job_id']) or 'not in the queue'}")
         missing = [part.name.split()[1].split("/")[0] for part in parts if _is_open_shard(part.name, part.state)]
-        if missing and "sample" in jobs and not queue_state(jobs["sample"]["job_id"]):
-            typer.echo(f"what is missing again: sbatch --array={','.join(missing)} {jobs['sample']['script']}")
+        array = next((jobs[action] for action in ARRAYS if action in jobs), None)
+        if missing and array and not queue_state(array["job_id"]):
+            typer.echo(f"what is missing again: sbatch --array={','.join(missing)} {array['script']}")
 
 
 def _is_open_shard(name: str, state: str) -> bool:
@@ -154,6 +159,8 @@ def _load(action: Action, config: Path, overrides: list[str] | None) -> Section:
 
     if action is Action.evaluate:
         return load_config(config, EvaluateConfig, overrides or ())
+    if action is Action.utility:
+        return load_utility_settings(config, overrides)
     return load_settings(config, action.value, overrides or ())
 
 
@@ -172,20 +179,27 @@ def _build_jobs(
     evaluate: Path | None,
     site: SlurmProfile,
 ) -> list[Job]:
-    """The jobs of one command: one, or a sampling array and the job that gathers it."""
+    """The jobs of one command: one, or an array and the job that gathers it."""
+    from steelgen.config.utility import UtilityConfig
     from steelgen.errors import InputError
-    from steelgen.hpc.scripts import Job, parse_array
+    from steelgen.evaluation.utility.cells import list_cells
+    from steelgen.hpc.scripts import ARRAYS, Job, parse_array
 
     output = _output(settings)
-    if action is not Action.sample:
-        for option, value in (("--array", array), ("--evaluate", evaluate)):
-            if value is not None:
-                raise InputError(f"{option} {value}: only sample takes it")
+    if evaluate and action is not Action.sample:
+        raise InputError(f"--evaluate {evaluate}: only sample takes it")
+    if action.value not in ARRAYS:
+        if array is not None:
+            raise InputError(f"--array {array}: only {' and '.join(ARRAYS)} take it")
         return [Job(action.value, config, output, overrides)]
     shards, limit = parse_array(array or "1")
-    if shards > settings.num_samples:  # type: ignore[attr-defined]
-        raise InputError(f"--array {array}: more shards than images")
+    if isinstance(settings, UtilityConfig):
+        total, kind = len(list_cells(settings)), "cells"
+    else:
+        total, kind = settings.num_samples, "images"  # type: ignore[attr-defined]
+    if shards > total:
+        raise InputError(f"--array {array}: more shards than {kind}")
     return [
-        Job("sample", config, output, overrides, shards, limit),
-        Job("gather", config, output, overrides, evaluate_config=evaluate),
+        Job(action.value, config, output, overrides, shards, limit),
+        Job("gather", config, output, overrides, gathers=action.value, evaluate_config=evaluate),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,12 +49,21 @@ def utility_command(
             print_study(settings, result)
 
 
-def load_utility_settings(config: Any, overrides: list[str] | None) -> UtilityConfig:
-    """Reads a config of steelgen's."""
-    from steelgen.config.base import load_config
+def load_utility_settings(config: Path, overrides: list[str] | None) -> UtilityConfig:
+    """Reads a config of steelgen's, or of ISDM's segmentation_evaluation, saying on stderr what that was read as."""
+    from steelgen.config.base import load_config, parse_config
     from steelgen.config.utility import UtilityConfig
+    from steelgen.files import load_json
+    from steelgen.isdm.utility import convert_isdm_study, is_isdm_study
 
-    return load_config(config, UtilityConfig, overrides or ())
+    values = load_json(config)
+    if not is_isdm_study(values):
+        return load_config(config, UtilityConfig, overrides or ())
+    converted, notes = convert_isdm_study(values, str(config))
+    typer.echo(f"{config}: taken for a config of ISDM's segmentation_evaluation, read as `steelgen utility`", err=True)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    return parse_config(converted, UtilityConfig, overrides or (), origin=str(config))
 
 
 def print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
@@ -75,8 +85,8 @@ def print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
 
 def _describe_study(settings: UtilityConfig) -> None:
     from steelgen.evaluation.sets import describe_geometry
+    from steelgen.evaluation.utility.cells import cell_path, list_cells
     from steelgen.evaluation.utility.data import count_data, load_study
-    from steelgen.evaluation.utility.study import cell_path, list_cells
 
     data = load_study(settings)
     cells = list_cells(settings)

@@ -96,6 +96,8 @@ class EvaluateConfig(Section):
     segmenter: SegmenterSection = SegmenterSection()
     microstructure: MicrostructureSection = MicrostructureSection()
     memorisation: MemorisationSection = MemorisationSection()
+    utility: Path | None = None
+    """Output folder of a finished `steelgen utility`, which the report then shows; null: none."""
     cache_dir: Path | None = None
     """Folder of features, segmenters and weights; null takes $STEELGEN_CACHE or ~/.cache/steelgen."""
     device: str = "auto"

@@ -195,6 +195,37 @@ class IsdmConfig(IsdmNetworkSection):
         return _parse_numbers("ema_rate", self.ema_rate, float)
 
 
+class IsdmStudyConfig(Section):
+    """Keys of segmentation_evaluation/config.json, and those that its script reads besides."""
+
+    train: str
+    """Folder with images/ and masks/ that is trained on."""
+    test: str
+    """Folder with images/ and masks/ that is tested on."""
+    log: str = "./logs"
+    """Folder of the results."""
+    image_size: int = Field(256, ge=16)
+    """Edge of the networks' images, in pixels."""
+    generated_masks: str = ""
+    """Folder of the masks of the generated images."""
+    generated_images: str = ""
+    """Folder of the generated images."""
+    semantic_image_synthesis: bool | None = None
+    """Where generated masks are looked for when their folder is not named."""
+    num_classes: int = Field(2, ge=1, le=255)
+    """Classes of the masks."""
+    test_codes: list[str] | None = None
+    """R…F… codes; null: eight of them."""
+    models: list[str] | None = None
+    """Architectures of segmentation_models_pytorch; null: three of them."""
+    action: str | None = None
+    """Part of the script that runs."""
+    num_samples: int | None = None
+    """Generated images that must be there."""
+    segmentation_experiment_id: int | None = None
+    """Earlier experiment that is tested."""
+
+
 def _parse_numbers(key: str, text: str, kind: type) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",") if part.strip()]

@@ -10,10 +10,11 @@ from steelgen.config.base import Section
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.train import FinetuneConfig, TrainConfig
+from steelgen.config.utility import UtilityConfig
 
 
 class PipelineConfig(Section):
-    """`steelgen pipeline`: train → (finetune →) sample → (evaluate), each stage on what the one before has written."""
+    """`steelgen pipeline`: train → (finetune →) sample → (evaluate, utility), each on what the one before wrote."""
 
     train: TrainConfig
     """The config of `steelgen train`."""
@@ -23,8 +24,10 @@ class PipelineConfig(Section):
     """The config of `steelgen sample`."""
     evaluate: EvaluateConfig | None = None
     """The config of `steelgen evaluate`; null ends with the images."""
+    utility: UtilityConfig | None = None
+    """The config of `steelgen utility`; null asks for no study."""
     shards: int = Field(1, ge=1)
-    """Tasks of the sampling job array under --slurm; on a workstation images are drawn one batch after another."""
+    """Tasks of the job arrays of sampling and study under --slurm; on a workstation one batch comes after another."""
 
     @model_validator(mode="after")
     def _check_chain(self) -> PipelineConfig:
@@ -36,6 +39,8 @@ class PipelineConfig(Section):
         _check_link("sample.generator", self.sample.generator, f"{last}.run_dir", trained)
         if self.evaluate:
             _check_link("evaluate.generated", self.evaluate.generated, "sample.output_dir", self.sample.output_dir)
+        if self.utility and self.utility.generated:
+            _check_link("utility.generated", self.utility.generated, "sample.output_dir", self.sample.output_dir)
         return self
 
 

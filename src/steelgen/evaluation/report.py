@@ -39,13 +39,16 @@ td.n,th.n{overflow-wrap:normal}pre{font-size:9.5px}}
 """
 
 
-def build_report(result: dict[str, Any], evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> str:
+def build_report(
+    result: dict[str, Any], evidence: Evidence, seen: dict[str, NDArray[np.uint8]], utility_section: str = ""
+) -> str:
     """The page.
 
     Args:
         result: the content of evaluation.json.
         evidence: the sets, for the pictures.
         seen: from `see_masks`, for the pictures.
+        utility_section: HTML of a utility study, where there is one.
 
     Returns:
         HTML without anything from outside: pictures and charts are inside, there is no script.
@@ -68,6 +71,7 @@ def build_report(result: dict[str, Any], evidence: Evidence, seen: dict[str, NDA
         _build_distance_tables(result["details"]["microstructure"]),
         "<h2>Curves</h2>",
         _draw_curves(result, evidence),
+        utility_section,
         "<h2>Closest training images</h2>",
         _draw_pairs(result, evidence),
         "<h2>How it was made</h2>",

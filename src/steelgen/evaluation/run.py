@@ -9,14 +9,16 @@ from typing import Any
 from steelgen import __version__
 from steelgen.config.base import config_to_json
 from steelgen.config.evaluate import EvaluateConfig
-from steelgen.evaluation.evidence import describe_sets, load_evidence
+from steelgen.evaluation.evidence import Section, describe_sets, load_evidence
 from steelgen.evaluation.figures import figure_to_json, to_json
 from steelgen.evaluation.judge_faithfulness import judge_faithfulness, see_masks
 from steelgen.evaluation.judge_fidelity import judge_fidelity
 from steelgen.evaluation.judge_memorisation import judge_memorisation
 from steelgen.evaluation.judge_microstructure import judge_microstructure
+from steelgen.evaluation.judge_utility import judge_utility, load_study_result
 from steelgen.evaluation.report import build_report
-from steelgen.evaluation.verdict import compute_verdict
+from steelgen.evaluation.utility.report import build_utility_section
+from steelgen.evaluation.verdict import Answer, compute_verdict, judge_differences
 from steelgen.files import check_output_free, new_folder, save_json
 from steelgen.runs import describe_environment
 
@@ -40,16 +42,21 @@ def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = la
         InputError: if images, masks, weights or the output folder cannot be used; nothing is written then.
     """
     check_output_free(config.output_dir)
+    study = load_study_result(config.utility) if config.utility else None
     evidence, notes = load_evidence(config)
     fidelity = judge_fidelity(evidence, report_progress)
     seen = see_masks(evidence, report_progress)
     report_progress("microstructure of masks and of what the segmenter sees in images")
-    sections = {
+    sections: dict[str, Section] = {
         "fidelity": fidelity,
         "faithfulness": judge_faithfulness(evidence, seen),
         "microstructure": judge_microstructure(evidence, seen),
         "memorisation": judge_memorisation(evidence, report_progress),
     }
+    answers: list[Answer] = []
+    if study:
+        sections["utility"] = judge_utility(study)
+        answers = judge_differences(study["differences"])
     figures = [figure for section_figures, _, _ in sections.values() for figure in section_figures]
     result = {
         "steelgen": __version__,
@@ -59,11 +66,12 @@ def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = la
         "sets": describe_sets(evidence),
         "notes": notes,
         "warnings": [line for _, _, lines in sections.values() for line in lines],
-        "verdict": [answer.model_dump() for answer in compute_verdict(figures)],
+        "verdict": [answer.model_dump() for answer in compute_verdict(figures) + answers],
         "figures": [figure_to_json(figure) for figure in figures],
         "details": {name: to_json(details) for name, (_, details, _) in sections.items()},
     }
+    utility_section = build_utility_section(study) if study else ""
     with new_folder(config.output_dir) as folder:
         save_json(folder / "evaluation.json", result)
-        (folder / "report.html").write_text(build_report(result, evidence, seen), encoding="utf-8")
+        (folder / "report.html").write_text(build_report(result, evidence, seen, utility_section), encoding="utf-8")
     return result

@@ -1,4 +1,4 @@
-"""The pipeline: train → finetune → sample → evaluate, here or as a chain of Slurm jobs, on the same files."""
+"""The pipeline: train → finetune → sample → evaluate → utility, here or as a chain of Slurm jobs, on the same files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from steelgen.config.pipeline import PipelineConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
+from steelgen.config.utility import UtilityConfig
+from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
+from steelgen.evaluation.utility.cells import RESULT_FILE as UTILITY_FILE
+from steelgen.evaluation.utility.cells import STUDY_FILE, list_cells
 from steelgen.files import load_json
 from steelgen.hpc.scripts import Job
 from steelgen.hpc.status import drawn_indices
@@ -43,14 +47,15 @@ def plan_pipeline(config: PipelineConfig) -> list[Stage]:
         InputError: if an output folder holds something else: the output of another config, or of an older generator.
     """
     stages: list[Stage] = []
-    for action in ("train", "finetune", "sample", "evaluate"):
+    for action in ("train", "finetune", "sample", "evaluate", "utility"):
         settings = getattr(config, action)
         if settings is None:
             continue
         output = settings.run_dir if isinstance(settings, RunConfig) else settings.output_dir
         end, done = _END_FILES[action], _is_complete(settings, output)
         for before in stages:
-            _check_not_stale(output, _BEGIN_FILES[action], before)
+            if before.action != "evaluate":  # of which no other stage makes anything
+                _check_not_stale(output, _BEGIN_FILES[action], before)
         stages.append(Stage(action, settings, output, done and (output / end).is_file()))
     return stages
 
@@ -106,6 +111,11 @@ def submit_pipeline(config: PipelineConfig, profile: SlurmProfile, report: Calla
         submit(Job("gather", frozen["sample"], output, evaluate_config=frozen.get("evaluate")))
     elif "evaluate" in open_stages:
         submit(Job("evaluate", frozen["evaluate"], open_stages["evaluate"].output))
+    if "utility" in open_stages:
+        assert config.utility is not None
+        output, shards = open_stages["utility"].output, min(config.shards, len(list_cells(config.utility)))
+        submit(Job("utility", frozen["utility"], output, shards=shards))
+        submit(Job("gather", frozen["utility"], output, gathers="utility"))
     return ids
 
 
@@ -114,12 +124,14 @@ _BEGIN_FILES = {
     "finetune": "config.json",
     "sample": "sampling.json",
     "evaluate": "evaluation.json",
+    "utility": STUDY_FILE,
 }
 _END_FILES = {
     "train": RESULT_FILE,
     "finetune": RESULT_FILE,
     "sample": "metadata.jsonl",
     "evaluate": "evaluation.json",
+    "utility": UTILITY_FILE,
 }
 
 
@@ -148,6 +160,14 @@ def _is_complete(config: Section, output: Path) -> bool:
             and drawn_indices(output).issuperset(range(config.num_samples))
             and written == config_to_json(config)
         )
+    if isinstance(config, UtilityConfig):
+        if not (output / UTILITY_FILE).is_file():
+            return False
+        # What else may differ between two calls on one folder is for `utility` to say: cells may be added.
+        written = _refresh(load_json(output / UTILITY_FILE)["config"], config)
+        wanted = config_to_json(config)
+        precision = resolve_precision(config.mixed_precision, pick_device(config.device))
+        return written == {**wanted, "mixed_precision": precision}
     assert isinstance(config, EvaluateConfig)
     if not (output / "evaluation.json").is_file():
         return False

@@ -14,6 +14,8 @@ from steelgen.errors import InputError
 from steelgen.hpc.shards import Shard
 
 TRAINING = ("train", "finetune")
+ARRAYS = ("sample", "utility")
+"""Commands that run as a job array, one shard a task."""
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,19 @@ class Job:
     """One batch job: which command it runs, on what, and where its output goes."""
 
     action: str
-    """train, finetune, sample, gather or evaluate."""
+    """train, finetune, sample, utility, gather or evaluate."""
     config: Path
-    """The command's config; of a gathering job the sampling config."""
+    """The command's config; of a gathering job that of the array."""
     output: Path
     """The folder that the command writes: run_dir or output_dir."""
     overrides: tuple[str, ...] = ()
     """`--set` overrides of the config."""
     shards: int = 1
-    """Tasks of a sampling array."""
+    """Tasks of an array."""
     array_limit: int | None = None
     """Tasks of it that may run at once."""
+    gathers: str = "sample"
+    """Of a gathering job: the command of the array."""
     evaluate_config: Path | None = None
     """What a gathering job evaluates by; None: nothing."""
 
@@ -70,7 +74,7 @@ def render_script(job: Job, profile: SlurmProfile, directory: Path) -> str:
             f"signal_seconds {profile.signal_seconds}: must be less than the time limit {profile.time} "
             f"({_seconds(profile.time)} s)"
         )
-    template = "train" if job.action in TRAINING else job.action
+    template = "train" if job.action in TRAINING else "array" if job.action in ARRAYS else job.action
     text = (resources.files("steelgen.hpc") / "templates" / f"{template}.sbatch").read_text(encoding="utf-8")
     header = "".join(f"#SBATCH {option}\n" for option in _header(job, profile, directory))
     text = re.sub(r"(?:#SBATCH .*\n)+", lambda _: header, text, count=1)
@@ -90,7 +94,7 @@ def _fill(text: str, part: str, lines: list[str]) -> str:
 def _header(job: Job, profile: SlurmProfile, directory: Path) -> list[str]:
     training = job.action in TRAINING
     gpus = profile.gpus_per_node if training else min(profile.gpus_per_node, 1)
-    log = "%x-%A_%a.log" if job.action == "sample" else "%x-%j.log"
+    log = "%x-%A_%a.log" if job.action in ARRAYS else "%x-%j.log"
     options = [
         f"--job-name={shlex.quote(f'{job.action}-{job.output.name}')}",
         f"--chdir={shlex.quote(str(directory))}",
@@ -112,11 +116,11 @@ def _header(job: Job, profile: SlurmProfile, directory: Path) -> list[str]:
     if profile.memory:
         options.append(f"--mem={profile.memory}")
     options.append(f"--time={profile.time}")
-    if job.action == "sample":
+    if job.action in ARRAYS:
         limit = f"%{job.array_limit}" if job.array_limit else ""
         options.append(f"--array=1-{job.shards}{limit}")
     options.append("--requeue")
-    if training or job.action == "sample":
+    if training or job.action in ARRAYS:
         options.append(f"--signal=B:USR1@{profile.signal_seconds}")
     options += ["--open-mode=append", f"--output={shlex.quote(str(slurm_folder(job.output) / log))}"]
     return options + profile.sbatch
@@ -145,16 +149,21 @@ def _settings_lines(job: Job, profile: SlurmProfile) -> list[str]:
             f"gpus_per_node={profile.gpus_per_node}",
             f"max_requeues={profile.max_requeues}",
         ]
-    if job.action == "sample":
+    if job.action in ARRAYS:
         Shard(1, job.shards)
         return [
+            f"action={job.action}",
             f"arguments=({shlex.join(arguments)})",
             f"shards={job.shards}",
             f"max_requeues={profile.max_requeues}",
         ]
     if job.action == "gather":
         evaluate = ["--config", str(job.evaluate_config)] if job.evaluate_config else []
-        return [f"sample_arguments=({shlex.join(arguments)})", f"evaluate_arguments=({shlex.join(evaluate)})"]
+        return [
+            f"action={job.gathers}",
+            f"arguments=({shlex.join(arguments)})",
+            f"evaluate_arguments=({shlex.join(evaluate)})",
+        ]
     return [f"arguments=({shlex.join(arguments)})"]
 
 

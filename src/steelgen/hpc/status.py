@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from steelgen.config.base import parse_config
+from steelgen.config.utility import UtilityConfig
 from steelgen.data.folder import list_images
 from steelgen.errors import InputError
+from steelgen.evaluation.utility.cells import RESULT_FILE as UTILITY_FILE
+from steelgen.evaluation.utility.cells import STUDY_FILE, cell_path, list_cells
 from steelgen.files import load_json
 from steelgen.hpc.shards import Shard
 from steelgen.hpc.submission import submitted_jobs
@@ -16,7 +21,7 @@ from steelgen.sampling.formats import load_layout, read_row
 
 @dataclass(frozen=True)
 class Part:
-    """One line of a status: a training run or one shard of a sampling run."""
+    """One line of a status: a training run, one shard of an array, one code of a utility study."""
 
     name: str
     done: int
@@ -27,20 +32,25 @@ class Part:
 
 
 def run_status(run: Path, shards: int | None = None) -> list[Part]:
-    """The parts of a training run or a sampling run and how far each is.
+    """The parts of a training run, a sampling run or a utility study and how far each is.
 
     Args:
-        run: the run folder or the sampling output folder.
-        shards: shards of a sampling run; None takes the number that was submitted, else one.
+        run: the run folder or the output folder.
+        shards: shards of a sampling run or a study; None takes the number that was submitted, else one.
 
     Raises:
         InputError: if the folder is neither.
     """
     if (run / "sampling.json").is_file():
         return _sampling_status(run, shards)
+    if (run / STUDY_FILE).is_file():
+        return _study_status(run, shards)
     if (run / "config.json").is_file():
         return [_training_status(run)]
-    raise InputError(f"{run}: neither a training run (config.json) nor a sampling run (sampling.json)")
+    raise InputError(
+        f"{run}: neither a training run (config.json) nor a sampling run (sampling.json) nor a utility study "
+        f"({STUDY_FILE})"
+    )
 
 
 def drawn_indices(run: Path) -> set[int]:
@@ -57,15 +67,41 @@ def _sampling_status(run: Path, shards: int | None) -> list[Part]:
     count = shards or submitted_jobs(run).get("sample", {}).get("shards", 1)
     total = load_json(run / "sampling.json")["config"]["num_samples"]
     drawn = drawn_indices(run)
+    gathered = (run / "metadata.jsonl").is_file()
+    return [*_shard_parts(drawn, total, count), _build_part("gathered", int(gathered), 1)]
+
+
+def _study_status(run: Path, shards: int | None) -> list[Part]:
+    """One part a code and architecture, whose cells are its seeds; then the shards, where there are several."""
+    count = shards or submitted_jobs(run).get("utility", {}).get("shards", 1)
+    config = parse_config(load_json(run / STUDY_FILE)["config"], UtilityConfig, origin=str(run / STUDY_FILE))
+    cells = list_cells(config)
+    done = {index for index, cell in enumerate(cells) if cell_path(run, cell).is_file()}
+    parts = []
+    for code in config.codes:
+        for architecture in config.architectures:
+            wanted = {
+                index for index, cell in enumerate(cells) if (cell.code.text, cell.architecture) == (code, architecture)
+            }
+            parts.append(_build_part(f"{code} {architecture}", len(wanted & done), len(wanted)))
+    gathered = (run / UTILITY_FILE).is_file()
+    return [
+        *parts,
+        *(_shard_parts(done, len(cells), count) if count > 1 else []),
+        _build_part("gathered", int(gathered), 1),
+    ]
+
+
+def _shard_parts(done: Set[int], total: int, count: int) -> list[Part]:
     parts = []
     for number in range(1, count + 1):
         wanted = Shard(number, count).indices(total)
-        done = sum(index in drawn for index in wanted)
-        state = "complete" if done == len(wanted) else "partial" if done else "missing"
-        parts.append(Part(f"shard {number}/{count}", done, len(wanted), state))
-    gathered = (run / "metadata.jsonl").is_file()
-    parts.append(Part("gathered", int(gathered), 1, "complete" if gathered else "missing"))
+        parts.append(_build_part(f"shard {number}/{count}", sum(index in done for index in wanted), len(wanted)))
     return parts
+
+
+def _build_part(name: str, done: int, wanted: int) -> Part:
+    return Part(name, done, wanted, "complete" if done == wanted else "partial" if done else "missing")
 
 
 def _training_status(run: Path) -> Part:

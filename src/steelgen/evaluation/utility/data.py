@@ -75,7 +75,7 @@ def load_study(config: UtilityConfig) -> StudyData:
         _check_classes(config.generated, train.info, config.dataset)
         images, more = load_generated(found, geometry, train.info)
         assert images.masks is not None
-        notes += more + _compare_scales(found, geometry)
+        notes += more + _compare_scales(found, geometry, min(min(mask.shape) for mask in train.masks))
         generated = Micrographs(train.info, images.names, list(images.images), list(images.masks))
     data = StudyData(train.info, geometry, train, val, test, generated, notes)
     for text in config.codes:
@@ -233,11 +233,18 @@ def _check_classes(generated: Path, info: DatasetInfo, dataset: Path) -> None:
         )
 
 
-def _compare_scales(found: GeneratedFolder, geometry: CropGeometry) -> list[str]:
-    """A sentence where generated images were drawn at another magnification than real crops are cut at."""
+def _compare_scales(found: GeneratedFolder, geometry: CropGeometry, smallest: int) -> list[str]:
+    """A sentence where generated images were drawn at another magnification than real crops are cut at.
+
+    Args:
+        found: with its sampling.json.
+        geometry: of the study.
+        smallest: edge of the smallest micrograph, px, which bounds every crop.
+    """
     if not {"image_size", "crop_size"} <= found.sampling.keys():
         return []
-    drawn, cut = found.sampling["crop_size"] / found.sampling["image_size"], geometry.crop_size / geometry.image_size
+    drawn = min(found.sampling["crop_size"], smallest) / found.sampling["image_size"]
+    cut = min(geometry.crop_size, smallest) / geometry.image_size
     if math.isclose(drawn, cut):
         return []
     return [f"generated images show {drawn:g} px of a micrograph a pixel, the real crops {cut:g}"]

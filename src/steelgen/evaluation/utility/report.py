@@ -14,6 +14,7 @@ from PIL import Image
 
 from steelgen.evaluation.plots import Curve, draw_chart, draw_intervals, paint_chart
 from steelgen.evaluation.report import build_lines, build_page, build_verdict, show_number
+from steelgen.evaluation.utility.cells import RESULT_FILE
 from steelgen.evaluation.verdict import judge_differences
 from steelgen.files import new_file, save_json
 
@@ -30,7 +31,7 @@ def save_report(output_dir: Path, result: dict[str, Any]) -> None:
             Image.fromarray(np.hstack(pictures)).save(working)
     with new_file(output_dir / "utility.html") as working:
         working.write_text(build_utility_page(result), encoding="utf-8")
-    save_json(output_dir / "utility.json", result)
+    save_json(output_dir / RESULT_FILE, result)
 
 
 def build_utility_page(result: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,14 @@ from steelgen.config.utility import UtilityConfig, parse_code
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.evaluation.sets import describe_geometry
-from steelgen.evaluation.utility.cell import Cell, run_cell
+from steelgen.evaluation.utility.cells import STUDY_FILE, cell_path, list_cells, load_cell
 from steelgen.evaluation.utility.data import StudyData, count_data, load_study
 from steelgen.evaluation.utility.statistics import find_warnings, summarise
+from steelgen.evaluation.utility.training import run_cell
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.hpc.shards import Shard
 from steelgen.runs import describe_environment
 
-STUDY_FILE, RESULT_FILE = "study.json", "utility.json"
 _FREE_KEYS = ("output_dir", "codes", "architectures", "seeds", "num_bootstrap", "device")
 """Config keys by which no cell changes: codes, architectures and seeds may be added to a study."""
 
@@ -65,36 +64,6 @@ def utility(
             mean_iou = values["test"]["mean_iou"]
             report(f"{number}/{len(mine)} {cell.name}: mIoU {mean_iou:.3f}, {seconds:.0f} s")
     return gather(config, data, study)
-
-
-def list_cells(config: UtilityConfig) -> list[Cell]:
-    """All cells, seed by seed, so that an unfinished study has whole seeds."""
-    return [
-        Cell(parse_code(code), architecture, seed)
-        for seed in config.seeds
-        for code in config.codes
-        for architecture in config.architectures
-    ]
-
-
-def cell_path(output_dir: Path, cell: Cell) -> Path:
-    """Where a finished cell lies."""
-    return output_dir / "cells" / f"{cell.name}.json"
-
-
-def load_cell(output_dir: Path, cell: Cell, study: str) -> dict[str, Any] | None:
-    """A finished cell; None where there is none.
-
-    Raises:
-        InputError: if it was made by another config or from other data.
-    """
-    path = cell_path(output_dir, cell)
-    if not path.is_file():
-        return None
-    values = load_json(path)
-    if values["study"] != study:
-        raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
-    return values
 
 
 def gather(config: UtilityConfig, data: StudyData, study: str) -> dict[str, Any] | None:

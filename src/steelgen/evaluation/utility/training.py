@@ -1,16 +1,15 @@
-"""One cell of a utility study: one network, trained on one set under one seed, tested once."""
+"""One cell of a utility study: a network is trained on one set under one seed, and tested once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steelgen.config.utility import DataCode, UtilityConfig
+from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import Micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import autocast, pick_device
@@ -18,22 +17,9 @@ from steelgen.evaluation.agreement import compute_confusion, compute_iou, nanmea
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.labelling import label_by_windows
 from steelgen.evaluation.segmentation import compute_class_weights, compute_segmentation_loss
+from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import StudyData, TrainingSet
 from steelgen.models.architectures import build_architecture
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One code, one architecture, one seed."""
-
-    code: DataCode
-    architecture: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """As its file is called."""
-        return f"{self.code.text}-{self.architecture.replace(':', '_')}-seed{self.seed}"
 
 
 def run_cell(

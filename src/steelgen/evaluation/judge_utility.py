@@ -1,0 +1,66 @@
+"""A finished utility study as a section of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from steelgen.errors import InputError
+from steelgen.evaluation.evidence import Section
+from steelgen.evaluation.figures import Figure
+from steelgen.evaluation.utility.cells import RESULT_FILE
+from steelgen.files import load_json
+
+
+def load_study_result(path: Path) -> dict[str, Any]:
+    """Reads utility.json of an output folder of `utility`, or the file itself.
+
+    Raises:
+        InputError: if it is missing, as while cells are, or holds no study.
+    """
+    file = path if path.suffix == ".json" else path / RESULT_FILE
+    result = load_json(file)
+    if not isinstance(result, dict) or "scores" not in result or "differences" not in result:
+        raise InputError(f"{file}: holds no utility study (no scores and differences)")
+    return result
+
+
+def judge_utility(study: dict[str, Any]) -> Section:
+    """Pooled scores and differences of a study as figures, the study as details, its warnings.
+
+    A score has its 95 % interval over seeds; a difference that of the bootstrap, beside 0 as its floor: what data
+    that change nothing would give.
+    """
+    num_test, seed = study["micrographs"]["test"], study["config"]["seeds"][0]
+    split = study["config"]["test_split"]
+    scores = {row["code"]: row for row in study["scores"]}  # the pooled row stands last
+    differences = {row["code"]: row for row in study["differences"]}
+    figures = [
+        Figure(
+            section="utility",
+            metric=f"mIoU {code} ({row['architecture']})",
+            compared=f"predicted vs true masks of {split}",
+            value=row["mean_iou"],
+            floor=None,
+            n=(row["num_real"] + row["num_generated"], num_test),
+            seed=seed,
+            better="higher",
+            interval=row["interval"],
+        )
+        for code, row in scores.items()
+    ]
+    figures += [
+        Figure(
+            section="utility",
+            metric=f"mIoU {code} − {row['baseline']} ({row['architecture']})",
+            compared=f"with vs without generated, on {split}",
+            value=row["difference"],
+            floor=0.0,
+            n=(row["num_generated"], num_test),
+            seed=seed,
+            better="higher",
+            interval=row["interval"],
+        )
+        for code, row in differences.items()
+    ]
+    return figures, study, [f"utility: {line}" for line in study["warnings"]]

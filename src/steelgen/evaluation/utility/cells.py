@@ -1,0 +1,65 @@
+"""The cells of a utility study: what they are called and where the finished ones lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steelgen.config.utility import DataCode, UtilityConfig, parse_code
+from steelgen.errors import InputError
+from steelgen.files import load_json
+
+STUDY_FILE = "study.json"
+"""In a study's folder from its beginning: the config."""
+RESULT_FILE = "utility.json"
+"""In a study's folder once all cells are there."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One code, one architecture, one seed: one network."""
+
+    code: DataCode
+    architecture: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As its file is called."""
+        return f"{self.code.text}-{self.architecture.replace(':', '_')}-seed{self.seed}"
+
+
+def list_cells(config: UtilityConfig) -> list[Cell]:
+    """All cells, seed by seed, so that an unfinished study has whole seeds."""
+    return [
+        Cell(parse_code(code), architecture, seed)
+        for seed in config.seeds
+        for code in config.codes
+        for architecture in config.architectures
+    ]
+
+
+def cell_path(output_dir: Path, cell: Cell) -> Path:
+    """Where a finished cell lies."""
+    return output_dir / "cells" / f"{cell.name}.json"
+
+
+def load_cell(output_dir: Path, cell: Cell, study: str) -> dict[str, Any] | None:
+    """A finished cell; None where there is none.
+
+    Args:
+        output_dir: of the study.
+        cell: which one.
+        study: hash of the study that it must belong to.
+
+    Raises:
+        InputError: if it was made by another config or from other data.
+    """
+    path = cell_path(output_dir, cell)
+    if not path.is_file():
+        return None
+    values = load_json(path)
+    if values["study"] != study:
+        raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
+    return values
