@@ -14,6 +14,15 @@ from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 INFO = DatasetInfo(name="discs", class_names=["matrix", "island"])
 
 
+def check_oracle(quantity: str, measured: object, expected: object, atol: float = 0.0, rtol: float = 0.0) -> None:
+    """Compares with an oracle and prints the largest deviation: the table in docs/evaluation.md (`pytest -s`)."""
+    measured, expected = np.asarray(measured, float), np.asarray(expected, float)
+    deviation = np.abs(measured - expected)
+    relative = np.max(deviation / np.abs(expected), where=expected != 0, initial=0)
+    print(f"\noracle {quantity}: largest deviation {deviation.max():.2g} ({100 * relative:.2g} %)")
+    np.testing.assert_allclose(measured, expected, atol=atol, rtol=rtol)
+
+
 def draw_micrograph(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Bright discs on a dark, noisy ground, with their mask."""
     rows, columns = np.mgrid[:size, :size]

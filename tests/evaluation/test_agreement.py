@@ -14,6 +14,7 @@ from steelgen.evaluation.agreement import (
     count_boundaries,
     find_boundary,
 )
+from tests.evaluation.conftest import check_oracle
 
 TRUE = np.array([[0, 0, 1, 1], [0, 0, 1, 255]], np.uint8)
 PREDICTED = np.array([[0, 1, 1, 1], [0, 0, 0, 1]], np.uint8)
@@ -41,8 +42,8 @@ def test_dataset_miou_is_of_one_matrix_and_not_the_mean_over_images() -> None:
     predicted = np.stack([np.array([[0, 0, 0, 0]]), np.array([[1, 1, 1, 1]])]).astype(np.uint8)
     agreement = compute_agreement(true, predicted, num_classes=2)
     assert agreement.confusion.tolist() == [[3, 0], [1, 4]]
-    assert agreement.mean_iou == pytest.approx((3 / 4 + 4 / 5) / 2)
-    assert agreement.image_iou == pytest.approx([(3 / 4 + 0) / 2, 1.0])
+    check_oracle("mIoU by hand", agreement.mean_iou, (3 / 4 + 4 / 5) / 2, atol=1e-12)
+    check_oracle("mIoU per image by hand", agreement.image_iou, [(3 / 4 + 0) / 2, 1.0], atol=1e-12)
 
 
 def test_an_image_that_is_all_ignored_is_undefined() -> None:
@@ -113,4 +114,5 @@ def test_confusion_agrees_with_torchmetrics_on_random_masks() -> None:
     expected = multiclass_jaccard_index(
         torch.from_numpy(predicted).long(), torch.from_numpy(true).long(), 4, average=None, ignore_index=255
     )
-    assert compute_agreement(true, predicted, 4).class_iou == pytest.approx(expected.numpy(), abs=1e-6)
+    measured = compute_agreement(true, predicted, 4).class_iou
+    check_oracle("IoU by torchmetrics, with ignored pixels", measured, expected, atol=1e-6)

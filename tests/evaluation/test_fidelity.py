@@ -14,6 +14,7 @@ from steelgen.evaluation.fidelity import (
     compute_kid_error,
     compute_precision_recall,
 )
+from tests.evaluation.conftest import check_oracle
 
 
 def draw_gaussian(rng: np.random.Generator, count: int, dimensions: int) -> np.ndarray:
@@ -32,7 +33,8 @@ def closed_form(first: np.ndarray, second: np.ndarray) -> float:
 def test_frechet_distance_is_the_closed_form_on_gaussians(n: int, m: int) -> None:
     rng = np.random.default_rng(n)
     first, second = draw_gaussian(rng, n, 16), draw_gaussian(rng, m, 16)
-    assert compute_frechet_distance(first, second) == pytest.approx(closed_form(first, second), rel=1e-4)
+    distance = compute_frechet_distance(first, second)
+    check_oracle("Fréchet distance by scipy's sqrtm", distance, closed_form(first, second), rtol=1e-4)
 
 
 def test_frechet_distance_with_fewer_images_than_features() -> None:
@@ -72,13 +74,13 @@ def test_frechet_distance_and_kid_agree_with_torchmetrics() -> None:
     fid.set_dtype(torch.float64)
     fid.update(images[0], real=True)
     fid.update(images[1], real=False)
-    assert compute_frechet_distance(first, second) == pytest.approx(float(fid.compute()), rel=1e-4)
+    check_oracle("Fréchet distance by torchmetrics", compute_frechet_distance(first, second), fid.compute(), rtol=1e-4)
 
     kid = KernelInceptionDistance(feature=PassThrough(), subsets=1, subset_size=64, normalize=True)
     kid.update(images[0], real=True)
     kid.update(images[1][:64], real=False)
     mean, spread = compute_kid(first, second[:64], subset_size=64, num_subsets=3)
-    assert mean == pytest.approx(float(kid.compute()[0]), rel=1e-4)
+    check_oracle("KID by torchmetrics", mean, kid.compute()[0], rtol=1e-4)
     assert spread == pytest.approx(0, abs=1e-9)
 
 

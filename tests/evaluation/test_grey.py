@@ -13,6 +13,7 @@ from steelgen.evaluation.grey import (
     compute_power_spectra,
     compute_spectrum_distance,
 )
+from tests.evaluation.conftest import check_oracle
 
 RNG = np.random.default_rng(0)
 
@@ -31,8 +32,8 @@ def compute_spectrum(images: np.ndarray) -> np.ndarray:
 
 def test_histogram_distances_of_two_gaussians() -> None:
     first, second = count_levels(draw_normal(100, 10)), count_levels(draw_normal(106, 10))
-    assert compute_grey_kl(first, second) == pytest.approx(6**2 / (2 * 10**2), rel=0.03)
-    assert compute_grey_wasserstein(first, second) == pytest.approx(6, rel=0.02)
+    check_oracle("grey-level KL of Gaussians", compute_grey_kl(first, second), 6**2 / (2 * 10**2), rtol=0.03)
+    check_oracle("grey-level W1 of Gaussians", compute_grey_wasserstein(first, second), 6, rtol=0.02)
     levels = np.arange(256)
     expected = scipy.stats.wasserstein_distance(levels, levels, first, second)
     assert compute_grey_wasserstein(first, second) == pytest.approx(expected, rel=1e-9)
@@ -54,7 +55,7 @@ def test_rgb_counts_as_its_luma() -> None:
 def test_spectrum_of_noise_is_flat_at_its_variance() -> None:
     spectrum = compute_spectrum(draw_normal(128, 12))
     assert spectrum.shape == (64,)
-    assert spectrum[4:] == pytest.approx(np.full(60, 144.0), rel=0.15)
+    check_oracle("power spectrum of noise", spectrum[4:], np.full(60, 144.0), rtol=0.15)
 
 
 def test_spectrum_of_a_wave_peaks_at_its_frequency() -> None:

@@ -52,6 +52,7 @@ def test_a_planted_tenth_of_flipped_and_noised_copies_is_found(train: Micrograph
     flagged = np.array([match.ratio < COPY_RATIO for match in search.find(images)])
     recall = (flagged & planted).sum() / planted.sum()
     precision = (flagged & planted).sum() / max(flagged.sum(), 1)
+    print(f"\noracle a planted tenth of copies: recall {recall:.3f}, precision {precision:.3f}")
     assert recall >= 0.95
     assert precision >= 0.95
 

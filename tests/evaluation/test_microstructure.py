@@ -18,6 +18,7 @@ from steelgen.evaluation.microstructure import (
     compute_phase_fractions,
     compute_s2,
 )
+from tests.evaluation.conftest import check_oracle
 
 
 def draw_overlapping_discs(radius: float, density: float, size: int, count: int, seed: int = 0) -> np.ndarray:
@@ -49,7 +50,7 @@ def test_s2_of_overlapping_discs_is_torquatos(discs: np.ndarray) -> None:
     half = np.minimum(r / (2 * radius), 1)
     union = 2 * math.pi * radius**2 - 2 * radius**2 * (np.arccos(half) - half * np.sqrt(1 - half**2))
     measured = compute_s2(~discs, 30).mean(axis=0)
-    np.testing.assert_allclose(measured, np.exp(-density * union), atol=0.015)
+    check_oracle("S2 of overlapping discs", measured, np.exp(-density * union), atol=0.015)
 
 
 def test_lineal_path_and_chords_of_overlapping_discs_are_exponential(discs: np.ndarray) -> None:
@@ -58,17 +59,19 @@ def test_lineal_path_and_chords_of_overlapping_discs_are_exponential(discs: np.n
     fraction = math.exp(-density * math.pi * radius**2)
     path = compute_lineal_path(~discs, 40).mean(axis=0)
     z = np.arange(1, 41) - 1
-    np.testing.assert_allclose(path, fraction * np.exp(-2 * radius * density * z), atol=0.015)
+    expected = fraction * np.exp(-2 * radius * density * z)
+    check_oracle("lineal path of overlapping discs", path, expected, atol=0.015)
     mean = 1 / (2 * radius * density)
-    assert compute_mean_intercept(compute_intercepts(~discs)) == pytest.approx(mean, rel=0.06)
+    intercept = compute_mean_intercept(compute_intercepts(~discs))
+    check_oracle("mean intercept of overlapping discs", intercept, mean, rtol=0.06)
     chords = list_chords(~discs)
-    assert np.median(chords) == pytest.approx(mean * math.log(2), rel=0.12)
+    check_oracle("median chord of overlapping discs", np.median(chords), mean * math.log(2), rtol=0.12)
 
 
 def test_boundary_density_of_overlapping_discs_is_analytic(discs: np.ndarray) -> None:
     # Perimeter per area = 2πR · density · φ of the uncovered part.
     expected = 2 * math.pi * 10 * 0.0025 * math.exp(-0.0025 * math.pi * 100)
-    assert compute_boundary_density(discs).mean() == pytest.approx(expected, rel=0.04)
+    check_oracle("boundary density of overlapping discs", compute_boundary_density(discs).mean(), expected, rtol=0.04)
 
 
 def test_s2_of_a_single_disc_follows_its_overlap_with_itself() -> None:
@@ -84,7 +87,7 @@ def test_s2_of_a_single_disc_follows_its_overlap_with_itself() -> None:
             for r in r
         ]
     )
-    np.testing.assert_allclose(compute_s2(disc, 40)[0], overlap / pairs, atol=0.004)
+    check_oracle("S2 of one disc", compute_s2(disc, 40)[0], overlap / pairs, atol=0.004)
 
 
 def test_stripes() -> None:
@@ -94,7 +97,7 @@ def test_stripes() -> None:
     along_rows = [max(0, 4 - (z - 1)) / 8 for z in range(1, 9)]
     path = compute_lineal_path(stripes, 8)[0]
     along_columns = 0.5
-    np.testing.assert_allclose(path, (np.array(along_rows) + along_columns) / 2, atol=0.02)
+    check_oracle("lineal path of stripes", path, (np.array(along_rows) + along_columns) / 2, atol=0.02)
     chords = list_chords(stripes)
     assert set(chords) == {4}  # the ones along the columns are cut by both edges
     assert compute_boundary_density(stripes)[0] == pytest.approx(math.pi / 4 * 15 / 63)
@@ -111,14 +114,14 @@ def test_checkerboard() -> None:
     assert set(list_chords(board)) == {8}
     path = compute_lineal_path(board, 10)[0]
     expected = np.maximum(0, 8 - np.arange(10)) / 16
-    np.testing.assert_allclose(path, expected, atol=0.03)
+    check_oracle("lineal path of a checkerboard", path, expected, atol=0.03)
 
 
 def test_s2_of_noise_is_the_square_of_its_fraction() -> None:
     noise = np.random.default_rng(0).random((4, 128, 128)) < 0.3
     s2 = compute_s2(noise, 40).mean(axis=0)
     assert s2[0] == pytest.approx(noise.mean())
-    np.testing.assert_allclose(s2[1:], 0.09, atol=0.004)
+    check_oracle("S2 of noise", s2[1:], 0.09, atol=0.004)
 
 
 @pytest.mark.parametrize(("length", "width", "angle"), [(40, 40, 0), (60, 20, 30), (80, 10, 120), (50, 25, 90)])
@@ -130,13 +133,14 @@ def test_islands_are_ellipses_of_known_axes(length: float, width: float, angle: 
     ellipse = ((2 * along / length) ** 2 + (2 * across / width) ** 2 <= 1)[None]
     islands = compute_islands(ellipse)
     a, b = length / 2, width / 2
-    assert islands["area"] == pytest.approx([math.pi * a * b], rel=0.01)
-    assert islands["diameter"] == pytest.approx([math.sqrt(length * width)], rel=0.01)
-    assert islands["aspect_ratio"] == pytest.approx([length / width], rel=0.03)
+    check_oracle("area of ellipses", islands["area"], [math.pi * a * b], rtol=0.01)
+    check_oracle("diameter of ellipses", islands["diameter"], [math.sqrt(length * width)], rtol=0.01)
+    check_oracle("aspect ratio of ellipses", islands["aspect_ratio"], [length / width], rtol=0.03)
     perimeter = math.pi * (3 * (a + b) - math.sqrt((3 * a + b) * (a + 3 * b)))
-    assert islands["circularity"] == pytest.approx([4 * math.pi * math.pi * a * b / perimeter**2], rel=0.06)
+    expected = [4 * math.pi * math.pi * a * b / perimeter**2]
+    check_oracle("circularity of ellipses", islands["circularity"], expected, rtol=0.06)
     if length != width:
-        assert islands["orientation"] == pytest.approx([angle], abs=1)
+        check_oracle("orientation of ellipses", islands["orientation"], [angle], atol=1)
 
 
 def test_islands_at_the_edge_or_of_a_few_pixels_do_not_count() -> None:
@@ -161,8 +165,8 @@ def test_an_absent_phase_is_not_a_number_and_no_error() -> None:
 
 def test_grain_size_number_is_that_of_astm_e112() -> None:
     # Table 4 of ASTM E112: G = 0 at l̄ = 320 µm, G = 8 at 20 µm.
-    assert compute_grain_size_number(320, 1) == pytest.approx(0, abs=0.01)
-    assert compute_grain_size_number(40, 0.5) == pytest.approx(8, abs=0.01)
+    numbers = [compute_grain_size_number(320, 1), compute_grain_size_number(40, 0.5)]
+    check_oracle("grain-size number of ASTM E112's table", numbers, [0, 8], atol=0.01)
 
 
 def test_islands_and_their_perimeters_are_those_of_scikit_image() -> None:
@@ -181,9 +185,9 @@ def test_islands_and_their_perimeters_are_those_of_scikit_image() -> None:
     assert len(expected) > 40
     np.testing.assert_allclose(islands["area"], [region.area for region in expected])
     ratios = [region.axis_major_length / max(region.axis_minor_length, 1) for region in expected]
-    np.testing.assert_allclose(islands["aspect_ratio"], ratios, rtol=1e-6)
+    check_oracle("aspect ratio by scikit-image", islands["aspect_ratio"], ratios, rtol=1e-6)
     circularity = [min(4 * math.pi * region.area / region.perimeter_crofton**2, 1) for region in expected]
-    np.testing.assert_allclose(islands["circularity"], circularity, rtol=1e-9)
+    check_oracle("circularity by scikit-image", islands["circularity"], circularity, rtol=1e-9)
     angles = np.array([np.degrees(region.orientation) + 90 for region in expected])
     turned = np.abs(islands["orientation"] - angles) % 180
     assert np.minimum(turned, 180 - turned)[np.array(ratios) > 1.01].max() < 1e-6
@@ -195,4 +199,4 @@ def test_s2_is_the_count_of_pairs() -> None:
     distance = np.rint(np.hypot(rows[:, None] - rows, columns[:, None] - columns))
     both = np.outer(phase.ravel(), phase.ravel())
     expected = [both[distance == r].mean() for r in range(5)]
-    np.testing.assert_allclose(compute_s2(phase, 4)[0], expected, atol=1e-6)
+    check_oracle("S2 counted pair by pair", compute_s2(phase, 4)[0], expected, atol=1e-6)
