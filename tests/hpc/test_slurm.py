@@ -189,6 +189,61 @@ def test_pipeline_by_dependencies(cluster, cut_training, tmp_path):
     assert steelgen(cluster, tmp_path, "pipeline", "-c", "pipeline.json").count("skipped") == 3
 
 
+def test_training_cut_early_preempted_and_cancelled_goes_on(cluster, cut_training, tmp_path):
+    """Signalled before its first checkpoint, preempted, cancelled, submitted again: still bit-identical."""
+    dataset = write_tiny_dataset(tmp_path / "tiny")
+    profile = write_profile(
+        tmp_path,
+        time="10",
+        partition="low",
+        cpus_per_task=3,
+        sbatch=["--nodelist=steelgen-n2"],
+        environment={"PYTHONPATH": str(Path(__file__).parent / "slow")},
+    )
+    write_json(tmp_path / "train.json", tiny_train_config(dataset, "run", max_steps=40))
+    command = ("slurm", "submit", "train", "-c", "train.json", "--profile", profile)
+    (job,) = job_ids(steelgen(cluster, tmp_path, *command))
+    wait_for(lambda: "start 1" in read_logs(tmp_path / "run"))
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    wait_for(lambda: cluster.job(job)["Restarts"] == "1")
+    begun = load_step(tmp_path / "run")
+
+    wait_for(lambda: count_logged(tmp_path / "run") > begun)
+    urgent = ("--partition=urgent", "--nodelist=steelgen-n2", "--cpus-per-task=3", "--output=/dev/null")
+    cluster.run("sbatch", *urgent, "--wrap=sleep 1", check=True)
+    wait_for(lambda: cluster.job(job)["Restarts"] == "2")
+    preempted = load_step(tmp_path / "run")
+    assert preempted > begun
+
+    wait_for(lambda: count_logged(tmp_path / "run") > preempted)
+    cluster.run("scancel", job)
+    ended = cluster.wait(job, 30)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "2")
+    assert load_step(tmp_path / "run") > preempted
+
+    (again,) = job_ids(steelgen(cluster, tmp_path, *command))
+    assert cluster.wait(again, 240)["JobState"] == "COMPLETED", read_logs(tmp_path / "run")
+    train(parse_config(tiny_train_config(dataset, tmp_path / "whole", max_steps=40), TrainConfig), Recorder())
+    assert_same_tensors(load_weights(tmp_path / "run", 40), load_weights(tmp_path / "whole", 40))
+
+
+def wait_for(ready, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def count_logged(run):
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def load_step(run):
+    """The step that the run was last saved at."""
+    return json.loads((run / "result.json").read_text())["global_step"]
+
+
 def test_training_cut_by_its_time_limit_ends_bit_identical(cluster, cut_training, tmp_path):
     folder, job_id = cut_training
     job = cluster.wait(job_id, 240)
