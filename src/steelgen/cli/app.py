@@ -21,6 +21,7 @@ from steelgen.cli.sample import sample_command
 from steelgen.cli.segment import segment_app
 from steelgen.cli.slurm import slurm_app
 from steelgen.cli.train import finetune_command, train_command
+from steelgen.cli.tune_batch import tune_batch_command
 from steelgen.cli.utility import utility_command
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ def _root(
 
 app.command("train")(train_command)
 app.command("finetune")(finetune_command)
+app.command("tune-batch")(tune_batch_command)
 app.command("ema")(ema_command)
 app.command("sample")(sample_command)
 app.command("interpolate")(interpolate_command)
