@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from charts import draw_curves
 from common import save_results, summarise, time_in_turns
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from steelgen.config.base import load_config
 from steelgen.config.solver import RespacedSolverSection, SolverSection
@@ -269,49 +269,18 @@ def _mean_and_range(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
 
 
-def draw_curves(gathered: Sequence[dict[str, Any]], path: Path) -> None:
-    """A picture of KID above the floor over training time, log-log, one line a variant: the mean of its seeds."""
+def gather_curves(gathered: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """(seconds of training, mean over the seeds of KID above the floor) of each variant."""
     curves: dict[str, dict[float, list[float]]] = {}
     for run in gathered:
         for share in STAGES:
             if score := run["scores"].get(f"at {share:g}"):
-                above = max(score["kid"] - run["floor"]["kid"], 1e-4)
+                above = max(score["kid"] - run["floor"]["kid"], 1e-4)  # a logarithm is taken of it
                 curves.setdefault(run["variant"], {}).setdefault(share * run["budget_seconds"], []).append(above)
-    points = {
+    return {
         name: sorted((seconds, float(np.mean(kids))) for seconds, kids in curve.items())
         for name, curve in curves.items()
     }
-    if not points:
-        raise InputError(f"{path}: no scores to draw")
-    flat = np.log10(np.array([point for line in points.values() for point in line]))
-    low, high = flat.min(axis=0) - 0.05, flat.max(axis=0) + 0.05
-    width, height, margin, legend = 640, 480, 50, 230
-    picture = Image.new("RGB", (width + legend, height), "white")
-    pen = ImageDraw.Draw(picture)
-
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        x, y = (np.log10(point) - low) / (high - low)
-        return margin + x * (width - 2 * margin), height - margin - y * (height - 2 * margin)
-
-    pen.rectangle((margin, margin, width - margin, height - margin), outline="black")
-    pen.text((width // 2 - 90, height - 20), "seconds of training (log)", fill="black")
-    pen.text((margin, 20), "KID above the floor (log)", fill="black")
-    for exponent in range(int(np.floor(low[1])), int(np.ceil(high[1])) + 1):
-        for digit in (1, 2, 5):
-            value = digit * 10.0**exponent
-            if low[1] <= np.log10(value) <= high[1]:
-                pen.text((4, place((10 ** low[0], value))[1] - 6), f"{value:g}", fill="black")
-    for seconds in sorted({seconds for line in points.values() for seconds, _ in line}):
-        pen.text((place((seconds, 10 ** low[1]))[0] - 10, height - margin + 6), f"{seconds:g}", fill="black")
-    # By the last point, so that the legend stands in the order of the lines' ends.
-    for index, (name, line) in enumerate(sorted(points.items(), key=lambda item: -item[1][-1][1])):
-        hue = Image.new("HSV", (1, 1), (index * 255 // len(points), 230, 190)).convert("RGB").getpixel((0, 0))
-        pen.line([place(point) for point in line], fill=hue, width=4 if name in ("default", "isdm") else 2)
-        for point in line:
-            x, y = place(point)
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=hue)
-        pen.text((width - 20, margin + 18 * index), f"{name}: {line[-1][1]:.4f}", fill=hue)
-    picture.save(path)
 
 
 def main() -> None:
@@ -336,7 +305,13 @@ def main() -> None:
         run_variant(arguments.runs, arguments.variant, arguments.seed, arguments.budget_seconds, arguments.images)
     else:
         gathered = gather_scores(arguments.runs)
-        draw_curves(gathered, RESULTS / "recipe.png")
+        draw_curves(
+            gather_curves(gathered),
+            "seconds of training",
+            "KID above the floor",
+            {"default", "isdm"},
+            RESULTS / "recipe.png",
+        )
         write_table(gathered, RESULTS / "recipe.md")
         times = load_json(arguments.runs / "step_times.json")["seconds_a_step"]
         save_results(RESULTS / "recipe.json", {"seconds_a_step": times, "runs": gathered})

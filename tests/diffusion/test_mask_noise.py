@@ -25,7 +25,7 @@ def test_marginals_and_absorption():
     mask[:, 1] = 1
     before = mask
     for timestep in (0, 24, 49, 74, 99):
-        kept = absorb_classes(mask, lifetimes, torch.full((2,), timestep), 100)
+        kept = absorb_classes(mask, lifetimes, torch.full((2,), (timestep + 1) / 100))
         count = int(kept.sum())
         assert scipy.stats.binomtest(count, 20_000, 1 - (timestep + 1) / 100).pvalue > 1e-3
         assert (kept <= before).all()

@@ -132,16 +132,10 @@ def compute_diffusion_loss(
     else:
         drawn, importance = distribution.draw(draw_fractions(numbers, seed))
         timesteps = drawn.to(device)
-    dropped = torch.tensor([np.random.default_rng((s, 4)).random() < mask_dropout for s in seeds], device=device)
 
     noisy_image = schedule.add_noise(image, noise, timesteps)
-    one_hot_mask = one_hot_with_dropout(batch["mask"], num_classes, dropped)
-    if options.mask_noise:
-        lifetimes = draw_lifetimes(seeds, *image.shape[2:])
-        one_hot_mask = absorb_classes(one_hot_mask, lifetimes, timesteps, schedule.config.num_train_timesteps)
-    if "instance_edges" in batch:
-        edges = batch["instance_edges"][:, None] & ~dropped[:, None, None, None]
-        one_hot_mask = torch.cat([one_hot_mask, edges.float()], dim=1)
+    shares = (timesteps + 1) / schedule.config.num_train_timesteps if options.mask_noise else None
+    one_hot_mask = _draw_mask_input(batch, num_classes, seeds, mask_dropout, shares)
     network_input = noisy_image
     if schedule.config.prediction_type == "flow":
         network_input = scale_to_flow(noisy_image, schedule.alphas_cumprod.to(device)[timesteps, None, None, None])
@@ -169,3 +163,22 @@ def compute_diffusion_loss(
     if isinstance(distribution, LossHistory):
         distribution.record(timesteps, loss)
     return loss * importance.to(device)
+
+
+def _draw_mask_input(
+    batch: dict[str, Tensor], num_classes: int, seeds: list[int], mask_dropout: float, absorbed: Tensor | None
+) -> Tensor:
+    """What the network sees of the masks: one-hot classes, some masks dropped, some pixels absorbed, instance edges.
+
+    Args:
+        absorbed: (N,) shares of the pixels that lose their class; None: no mask noise.
+    """
+    mask = batch["mask"]
+    dropped = torch.tensor([np.random.default_rng((s, 4)).random() < mask_dropout for s in seeds], device=mask.device)
+    one_hot_mask = one_hot_with_dropout(mask, num_classes, dropped)
+    if absorbed is not None:
+        one_hot_mask = absorb_classes(one_hot_mask, draw_lifetimes(seeds, *mask.shape[1:]), absorbed)
+    if "instance_edges" in batch:
+        edges = batch["instance_edges"][:, None] & ~dropped[:, None, None, None]
+        one_hot_mask = torch.cat([one_hot_mask, edges.float()], dim=1)
+    return one_hot_mask

@@ -20,16 +20,15 @@ def draw_lifetimes(seeds: Sequence[int], height: int, width: int) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
-def absorb_classes(one_hot_mask: Tensor, lifetimes: Tensor, timesteps: Tensor, num_train_timesteps: int) -> Tensor:
-    """Takes the class from pixels with probability (t + 1)/T; what was taken stays so at all noisier steps.
+def absorb_classes(one_hot_mask: Tensor, lifetimes: Tensor, shares: Tensor) -> Tensor:
+    """Takes the class from a share of the pixels; what was taken stays so at all larger shares.
 
     Args:
         one_hot_mask: (N, num_classes, H, W).
         lifetimes: see `draw_lifetimes`.
-        timesteps: (N,), t from 0 to T − 1.
+        shares: (N,) or a scalar in [0, 1]: (t + 1)/T.
 
     Returns:
         (N, num_classes, H, W); all zeros where the class was taken.
     """
-    share = (timesteps.view(-1, 1, 1, 1) + 1) / num_train_timesteps
-    return one_hot_mask * (lifetimes.to(one_hot_mask.device) >= share)
+    return one_hot_mask * (lifetimes.to(one_hot_mask.device) >= shares.view(-1, 1, 1, 1))

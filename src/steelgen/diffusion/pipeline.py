@@ -170,7 +170,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         total = self.scheduler.config.num_train_timesteps
 
         def predict_noisy(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
-            noisy_mask = absorb_classes(one_hot, lifetimes, timestep.to(one_hot.device), total)
+            noisy_mask = absorb_classes(one_hot, lifetimes, (timestep.to(one_hot.device) + 1) / total)
             return self._build_predictor(noisy_mask, *layout)(image, timestep, guided)
 
         return predict_noisy
