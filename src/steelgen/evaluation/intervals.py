@@ -41,15 +41,16 @@ def centre_interval(values: NDArray, lowest: float = -math.inf, highest: float =
     the mean of that growth, so that it lies around the figure.
 
     Args:
-        values: (1 + B,), the first of the set itself, as by `draw_weights`; draws that are NaN are left out.
+        values: (1 + B,), the first of the set itself, as by `draw_weights`.
         lowest: limits of what the figure can be.
         highest: likewise.
 
     Returns:
-        Lower and upper end; NaN where the figure is not defined.
+        Lower and upper end; NaN where the figure is not defined, or not so in more than one draw in ten: then it hangs
+        on one or two images, and resampling does not know how far.
     """
     value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
-    if not math.isfinite(value) or not len(draws):
+    if not math.isfinite(value) or len(draws) < 0.9 * len(values[1:]):
         return math.nan, math.nan
     low, high = np.percentile(draws, [2.5, 97.5]) - (draws.mean() - value)
     return float(np.clip(low, lowest, highest)), float(np.clip(high, lowest, highest))

@@ -16,6 +16,8 @@ from steelgen.evaluation.memorisation import Match, PatchSearch
 from steelgen.evaluation.plots import COLORS, Curve, build_sheet, draw_chart, embed_png
 
 _SHOWN = 8
+_CLASSES_ABREAST = 4
+"""In a table that is as wide as a sheet of paper."""
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1040px;margin:2em auto;padding:0 1em}
@@ -34,8 +36,8 @@ pre{background:#f6f6f6;padding:.8em;font-size:12px;white-space:pre-wrap}ul.lines
 @page{size:A4;margin:14mm 12mm}
 @media print{body{margin:0;padding:0;max-width:none;font-size:12px;print-color-adjust:exact}
 h1,h2,h3{break-after:avoid}figure,figure img,.answer,svg,tr,.legend{break-inside:avoid}.legend{break-after:avoid}
-figure img{max-height:235mm}table{font-size:10.5px}td,th{padding:2px 4px;overflow-wrap:anywhere}
-td.n,th.n{overflow-wrap:normal}pre{font-size:9.5px}}
+figure img{max-height:235mm}table{font-size:9.5px}td,th{padding:2px 4px}td.n{white-space:nowrap}
+tr:nth-child(-n+4){break-after:avoid}tr:nth-last-child(-n+3){break-before:avoid}pre{font-size:9.5px}}
 """
 
 
@@ -194,23 +196,24 @@ def _build_class_table(structure: dict[str, Any]) -> str:
 
 def _build_distance_tables(structure: dict[str, Any]) -> str:
     """Distances of each class to the held-out split: what the figures above average."""
-    parts = []
+    parts, names = [], structure["class_names"]
     for source, title in (("images", "as the segmenter sees it in the images"), ("masks", "in the masks")):
         if source not in structure:
             continue
-        rows = []
-        for metric, values in structure[source]["distances"].items():
-            cells = "".join(
-                f'<td class="n">{show_value({"value": value, "interval": interval})}'
-                f'<br><span class="muted">floor {show_number(floor)}</span></td>'
-                for value, interval, floor in zip(values["generated"], values["interval"], values["floor"], strict=True)
-            )
-            rows.append(f"<tr><td>{html.escape(metric)}</td>{cells}</tr>")
-        head = "".join(f"<th class=n>{html.escape(name)}</th>" for name in structure["class_names"])
-        parts.append(
-            f"<h3>Distance to held out, {title}</h3><table><thead><tr><th>metric</th>{head}</tr></thead>"
-            f"{''.join(rows)}</table>"
-        )
+        parts.append(f"<h3>Distance to held out, {title}</h3>")
+        for start in range(0, len(names), _CLASSES_ABREAST):
+            shown = slice(start, start + _CLASSES_ABREAST)
+            rows = []
+            for metric, values in structure[source]["distances"].items():
+                columns = zip(*(values[key][shown] for key in ("generated", "interval", "floor")), strict=True)
+                cells = "".join(
+                    f'<td class="n">{show_value({"value": value, "interval": interval})}'
+                    f'<br><span class="muted">floor {show_number(floor)}</span></td>'
+                    for value, interval, floor in columns
+                )
+                rows.append(f"<tr><td>{html.escape(metric)}</td>{cells}</tr>")
+            head = "".join(f"<th class=n>{html.escape(name)}</th>" for name in names[shown])
+            parts.append(f"<table><thead><tr><th>metric</th>{head}</tr></thead>{''.join(rows)}</table>")
     return "".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ class Resampled:
         """(N, ...) by image → (B, ...), the mean of each resample."""
         return self.weights @ values / len(self.structure)
 
-    @property
+    @cached_property
     def island_weights(self) -> NDArray[np.float64]:
         """(B, islands)"""
         return self.weights[:, self.structure.islands["image"].astype(np.intp)]
