@@ -28,6 +28,7 @@ def pipeline_values(evaluate=False):
             "mask_source": {"kind": "split", "dataset": "tiny", "split": "test"},
             "num_samples": 4,
             "solver": {"num_inference_steps": 2},
+            "mixed_precision": "auto",
         },
     }
     if evaluate:

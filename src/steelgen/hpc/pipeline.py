@@ -155,6 +155,8 @@ def _is_complete(config: Section, output: Path) -> bool:
             rows = sum(1 for _ in file)
         # What else may differ between two calls on one folder is for `sample` to say: it names the key.
         written = _refresh(load_json(output / "sampling.json")["config"], config)
+        if config.mixed_precision == "auto":  # is written down as what the machine took
+            written["mixed_precision"] = "auto"
         return (
             rows == config.num_samples
             and drawn_indices(output).issuperset(range(config.num_samples))
