@@ -61,7 +61,8 @@ def build_comparison(folders: Sequence[Path]) -> str:
     body += [f"<p><b>Not alike:</b> {html.escape(line)}</p>" for line in differences]
     for name, folder in zip(columns[2:-2], folders, strict=True):
         body += [f"<h2>{html.escape(name)}</h2>", build_verdict(load_evaluation(folder)["verdict"])]
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    numeric = columns[2:-1]
+    head = "".join(f"<th{' class=n' if name in numeric else ''}>{html.escape(name)}</th>" for name in columns)
     lines = []
     for metric, compared, *figures, floor, better in rows:
         best = _find_best([figure and figure["value"] for figure in figures], better)
@@ -97,7 +98,7 @@ def _find_differences(folders: Sequence[Path], results: Sequence[dict[str, Any]]
     differences = []
     first = results[0]
     for folder, result in zip(folders[1:], results[1:], strict=True):
-        for key in ("dataset", "held_out_split", "train_split", "seed", "segmenter"):
+        for key in ("dataset", "held_out_split", "train_split", "seed", "segmenter", "microstructure", "memorisation"):
             if result["config"][key] != first["config"][key]:
                 differences.append(f"{folder}: {key} {result['config'][key]}, but {folders[0]}: {first['config'][key]}")
         if result["geometry"] != first["geometry"]:
