@@ -34,7 +34,7 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
-        network.compile()
+        network.compile(dynamic=False)  # shapes do not change within a run, but at its last batch
     return generator
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -42,6 +43,8 @@ from steelgen.sampling.noise_prior import PRIOR_FILE, NoisePrior, build_noise_pr
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
+_HALF_WRITTEN = re.compile(r"\..+\.\d+\.(png|jsonl?)")
+"""Names under which `new_file` writes what a sampling run consists of."""
 _ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
 """Images up to which one folder holds them all, and images of each sub-folder beyond; see files_per_folder."""
 ATTEMPT_STRIDE = 10**9
@@ -224,9 +227,9 @@ def _describe_folder(folder: Path, config: SampleConfig, generator: Generator, f
 def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
     """What describes the whole folder, from what lies in it."""
     out, count = config.output_dir, config.num_samples
-    for part in (layout.samples, layout.labels, layout.images, layout.colored_labels):
+    for leftover in out.rglob(".*"):
         # Half-written files of calls that were killed; every image is there, so none is in use.
-        for leftover in (out / part).rglob(".*.png") if part else ():
+        if _HALF_WRITTEN.fullmatch(leftover.name):
             leftover.unlink(missing_ok=True)
     save_rows(out, layout, count)
     if config.coco:
