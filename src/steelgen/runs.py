@@ -18,6 +18,7 @@ RESULT_FILE = "result.json"
 """In a run folder once training has ended: global_step, stopped_by, finished."""
 
 _PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "pillow", "scikit-image", "scipy", "pydantic")
+_OPTIONAL_PACKAGES = ("monai", "transformers", "segmentation-models-pytorch")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -28,13 +29,17 @@ def describe_environment() -> dict[str, Any]:
     return {
         "steelgen": __version__,
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: metadata.version(name) for name in (*_PACKAGES, *_find_optional())},
         "platform": platform.platform(),
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "command": sys.argv,
     }
+
+
+def _find_optional() -> list[str]:
+    return [name for name in _OPTIONAL_PACKAGES if any(metadata.Distribution.discover(name=name))]
 
 
 def open_run(run_dir: Path, config: Section, resume: bool) -> None:

@@ -73,6 +73,19 @@ def test_loss_ignores_what_is_ignored() -> None:
     assert compute_segmentation_loss(logits, torch.full_like(masks, 255), torch.ones(2), 255) == 0
 
 
+def test_the_loss_is_cross_entropy_dice_or_their_sum() -> None:
+    torch.manual_seed(0)
+    logits, masks, weights = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4)), torch.tensor([1.0, 2.0, 0.5])
+    ce, dice, both = (
+        compute_segmentation_loss(logits, masks, weights, 255, kind) for kind in ("ce", "dice", "ce+dice")
+    )
+    torch.testing.assert_close(ce, torch.nn.functional.cross_entropy(logits, masks, weights))
+    p = logits.softmax(dim=1)
+    by_class = [2 * p[:, c][masks == c].sum() / (p[:, c].sum() + (masks == c).sum()) for c in range(3)]
+    torch.testing.assert_close(dice, 1 - torch.stack(by_class).mean())
+    torch.testing.assert_close(both, ce + dice)
+
+
 def test_large_images_are_learnt_from_smaller_crops_of_the_same_magnification() -> None:
     assert shrink_geometry(CropGeometry(256, 512), 96) == CropGeometry(96, 192)
     assert shrink_geometry(CropGeometry(64, 128), 96) == CropGeometry(64, 128)

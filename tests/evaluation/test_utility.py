@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,15 @@ def test_both_formats_of_sampling_and_separate_masks_are_read(real: Path, genera
     assert load_study(apart).compute_hash() == expected
 
 
+def test_bf16_and_what_it_ran_with_are_recorded(real: Path, tmp_path: Path) -> None:
+    config = build_config(real, None, tmp_path / "out", codes=["R2F000"], seeds=[0], mixed_precision="bf16")
+    result = utility(config)
+    assert result is not None
+    assert result["config"]["mixed_precision"] == "bf16"
+    assert result["differences"] == []
+    assert {"torch", "monai", "transformers"} <= result["environment"]["packages"].keys()
+
+
 def test_without_a_validation_split_a_share_is_held_back(real: Path, tmp_path: Path) -> None:
     config = build_config(real, None, tmp_path / "out", codes=["RALLF000"], val_split=None, val_share=0.25)
     data = load_study(config)
@@ -300,6 +310,14 @@ def test_unusable_generated_folders_are_one_line(real: Path, generated: Path, tm
         path.unlink()
     with pytest.raises(InputError, match="0 images; at least 4 are needed"):
         utility(build_config(real, generated, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_shows_before_anything_is_trained(real: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    config = build_config(real, None, tmp_path / "out", codes=["RALLF000"], architectures=["unet", "smp:FPN"])
+    with pytest.raises(InputError, match="smp:FPN: needs `pip install segmentation-models-pytorch`"):
+        utility(config)
     assert not (tmp_path / "out").exists()
 
 

@@ -147,6 +147,31 @@ def test_killed_shard_is_run_again_alone(cluster, trained):
         assert (trained / "samples" / name).read_bytes() == (trained / "whole" / name).read_bytes()
 
 
+def test_a_study_is_an_array_and_a_job_that_gathers(cluster, tmp_path):
+    write_tiny_dataset(tmp_path / "tiny")
+    profile = write_profile(tmp_path)
+    study = {
+        "dataset": "tiny",
+        "output_dir": "study",
+        "codes": ["RALLF000", "R2F000"],
+        "architectures": ["unet"],
+        "seeds": [0],
+        "geometry": {"image_size": 16},
+        "training": {"steps": 1, "batch_size": 2, "base_channels": 8},
+    }
+    write_json(tmp_path / "utility.json", study)
+    command = ("slurm", "submit", "utility", "-c", "utility.json", "--array", "2", "--profile", profile)
+    _, gather = job_ids(steelgen(cluster, tmp_path, *command))
+    assert cluster.wait(gather, 180)["JobState"] == "COMPLETED", read_logs(tmp_path / "study")
+    status = steelgen(cluster, tmp_path, "slurm", "status", "study")
+    assert re.search(r"shard 2/2 +1 +1 +complete", status)
+    assert re.search(r"gathered +1 +1 +complete", status)
+    assert {path.name for path in (tmp_path / "study/cells").iterdir()} == {
+        "RALLF000-unet-seed0.json",
+        "R2F000-unet-seed0.json",
+    }
+
+
 def wait_for_start_then_kill(cluster, task):
     """Kills an array task once its process runs."""
     deadline = time.monotonic() + 60

@@ -18,6 +18,8 @@ COLORS = {"generated": "#d55e00", "held_out": "#0072b2", "train": "#56b4e9"}
 INTERVAL_COLORS = ("#009e73", "#888888", "#d55e00")
 """An interval above 0, one that includes it, one below."""
 
+_FEW = 6
+"""So many positions are written one by one below an axis."""
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 330, 220, 52, 36, 26
 
 
@@ -42,6 +44,8 @@ class Frame:
     """First and last position."""
     y: tuple[float, float]
     """Lowest and highest value."""
+    x_ticks: list[float]
+    """Positions that are written below the axis."""
 
     def place(self, position: float, value: float) -> tuple[float, float]:
         """px from the left and from the top."""
@@ -49,11 +53,6 @@ class Frame:
         low, high = self.y
         across = _LEFT + (position - first) / max(last - first, 1e-12) * (_WIDTH - _LEFT - 12)
         return across, _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _BOTTOM - _TOP)
-
-    @property
-    def x_ticks(self) -> list[float]:
-        """Positions that are written below the axis."""
-        return [float(position) for position in np.linspace(*self.x, 5)]
 
     @property
     def y_ticks(self) -> list[float]:
@@ -71,7 +70,8 @@ def build_frame(x: Sequence[float], every: Sequence[Sequence[float]]) -> Frame:
     values = np.array(every, dtype=np.float64)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     low = 0.0 if 0 <= low < 0.3 * high else low
-    return Frame((x[0], x[-1]), (low, high if high > low else low + 1))
+    ticks = list(x) if len(x) <= _FEW else [float(position) for position in np.linspace(x[0], x[-1], 5)]
+    return Frame((x[0], x[-1]), (low, high if high > low else low + 1), ticks)
 
 
 def draw_chart(

@@ -115,7 +115,7 @@ def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float]
                     spread=([low for low, _ in ends], [high for _, high in ends]),
                 )
             )
-        charts.append((architecture, [float(amount) for amount in amounts], curves))
+        charts.append((f"mIoU, {architecture}", [float(amount) for amount in amounts], curves))
     return charts
 
 

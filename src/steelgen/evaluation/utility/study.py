@@ -22,6 +22,7 @@ from steelgen.evaluation.utility.statistics import find_warnings, summarise
 from steelgen.evaluation.utility.training import run_cell
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.hpc.shards import Shard
+from steelgen.models.architectures import build_architecture
 from steelgen.runs import describe_environment
 
 _FREE_KEYS = ("output_dir", "codes", "architectures", "seeds", "num_bootstrap", "device")
@@ -50,6 +51,9 @@ def utility(
     precision = resolve_precision(config.mixed_precision, pick_device(config.device))
     config = config.model_copy(update={"mixed_precision": precision})
     data = load_study(config)
+    for name in config.architectures:
+        # A missing package shows now, not when the first networks have been trained.
+        build_architecture(name, data.geometry.in_channels, data.info.num_classes, config.training.base_channels)
     study = hash_study(config, data)
     _open_study(config, study)
     cells = list_cells(config)
