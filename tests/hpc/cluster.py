@@ -37,7 +37,7 @@ SlurmdPidFile={root}/slurmd-%n.pid
 SlurmctldLogFile={root}/slurmctld.log
 SlurmdLogFile={root}/slurmd-%n.log
 {nodes}
-PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP PriorityTier=2
+PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 PartitionName=low Nodes={names} MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes={names} MaxTime=INFINITE State=UP PriorityTier=3
 """
