@@ -47,7 +47,7 @@ def measure(config: TrainConfig, batch_size: int, repeats: int) -> dict[str, Any
     network = generator.network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     counter = FlopCounterMode(display=False)
     with counter:
-        generator.compute_loss(network, batch, config.seed, 0.1).mean().backward()
+        generator.compute_loss(network, batch, config.seed, 0.1).losses.mean().backward()
     sent = [0]
 
     def count_bytes(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -59,7 +59,7 @@ def measure(config: TrainConfig, batch_size: int, repeats: int) -> dict[str, Any
 
     def step() -> float:
         begun = time.perf_counter()
-        generator.compute_loss(wrapped, batch, config.seed, 0.1).mean().backward()
+        generator.compute_loss(wrapped, batch, config.seed, 0.1).losses.mean().backward()
         return time.perf_counter() - begun
 
     def step_alone() -> float:

@@ -18,6 +18,7 @@ from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
+from steelgen.diffusion.loss import CropLosses
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.errors import InputError
 from steelgen.files import load_json
@@ -59,14 +60,22 @@ class Generator(Protocol):
         """Everything trainable: what the optimizer, the EMA and the checkpoints see."""
         ...
 
-    def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], seed: int, mask_dropout: float) -> Tensor:
-        """The loss of each crop of a batch, (N,).
+    def compute_loss(
+        self,
+        network: nn.Module,
+        batch: dict[str, Tensor],
+        seed: int,
+        mask_dropout: float,
+        positions: Tensor | None = None,
+    ) -> CropLosses:
+        """The loss of each crop of a batch.
 
         Args:
             network: `self.network`, possibly wrapped for distributed training; gradients flow through it.
             batch: `image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64.
             seed: with the crop numbers it determines everything random, except dropout inside the network.
             mask_dropout: probability of replacing a mask by the null mask.
+            positions: (N,) in [0, 1): at which shares of the noise schedule; None draws them.
         """
         ...
 

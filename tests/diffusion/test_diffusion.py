@@ -98,11 +98,11 @@ def test_mask_dropout_rate_and_independence_of_batching():
         "number": torch.arange(n),
     }
     network = Recorder()
-    losses = compute_diffusion_loss(network, schedule, batch, 2, seed=0, mask_dropout=0.2, options=LossOptions())
+    losses, _ = compute_diffusion_loss(network, schedule, batch, 2, seed=0, mask_dropout=0.2, options=LossOptions())
     dropped = (network.mask.sum(dim=(1, 2, 3)) == 0).float().mean()
     assert 0.17 < dropped < 0.23
     part = {key: value[500:508] for key, value in batch.items()}
-    again = compute_diffusion_loss(Recorder(), schedule, part, 2, seed=0, mask_dropout=0.2, options=LossOptions())
+    again, _ = compute_diffusion_loss(Recorder(), schedule, part, 2, seed=0, mask_dropout=0.2, options=LossOptions())
     torch.testing.assert_close(again, losses[500:508])
 
 

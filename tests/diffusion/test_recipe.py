@@ -28,7 +28,7 @@ def test_our_loss_is_edms():
     numbers, network = torch.arange(64), Network()
     image = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     batch = {"image": image.float(), "mask": torch.zeros(64, 8, 8, dtype=torch.long), "number": numbers}
-    ours = compute_diffusion_loss(
+    ours, _ = compute_diffusion_loss(
         network, schedule, batch, 2, 0, 0.0, LossOptions(), LogNormalTimesteps(schedule, -0.5, 1.2)
     )
 
@@ -115,7 +115,7 @@ def test_loss_of_the_exact_flow_is_its_posterior_variance():
     schedule = build_noise_schedule(1000, "flow", "flow", True)
     image = 0.7 + 0.5 * torch.randn(400, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     batch = {"image": image, "mask": torch.zeros(400, 16, 16, dtype=torch.long), "number": torch.arange(400)}
-    losses = compute_diffusion_loss(GaussianFlow(0.7, 0.5, 1000), schedule, batch, 2, 0, 0.0, LossOptions())
+    losses, _ = compute_diffusion_loss(GaussianFlow(0.7, 0.5, 1000), schedule, batch, 2, 0, 0.0, LossOptions())
     time = torch.arange(1, 1001) / 1000
     expected = (0.25 / ((1 - time) ** 2 * 0.25 + time**2)).mean()
     assert losses.mean().item() == pytest.approx(expected.item(), rel=0.02)

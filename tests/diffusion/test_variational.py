@@ -80,7 +80,7 @@ def test_the_bound_trains_the_variance_alone(learned):
     gradients = []
     for weight in (0.0, 0.5):
         network = Constant(4 if learned else 2)
-        losses = compute_diffusion_loss(network, schedule, draw_batch(), 2, 0, 0.0, LossOptions(vlb_weight=weight))
+        losses, _ = compute_diffusion_loss(network, schedule, draw_batch(), 2, 0, 0.0, LossOptions(vlb_weight=weight))
         assert losses.shape == (6,)
         losses.sum().backward()
         gradients.append(network.output.grad)
@@ -94,7 +94,7 @@ def test_hybrid_loss_is_the_error_plus_the_weighted_bound():
     schedule = build_noise_schedule(100, "linear", "epsilon", False)
     network, batch = Constant(4), draw_batch()
     plain, hybrid, bound = (
-        compute_diffusion_loss(network, schedule, batch, 2, 0, 0.0, options)
+        compute_diffusion_loss(network, schedule, batch, 2, 0, 0.0, options).losses
         for options in (LossOptions(vlb_weight=0), LossOptions(vlb_weight=0.25), LossOptions(objective="variational"))
     )
     assert hybrid.tolist() == pytest.approx((plain + 0.25 * bound).tolist(), rel=1e-5)
@@ -105,7 +105,7 @@ def test_gradient_of_the_bound_is_that_of_the_rescaled_kl():
     total = 100
     schedule = build_noise_schedule(total, "linear", "epsilon", False)
     network, batch = Constant(2), draw_batch()
-    losses = compute_diffusion_loss(network, schedule, batch, 2, 0, 0.0, LossOptions(objective="variational"))
+    losses, _ = compute_diffusion_loss(network, schedule, batch, 2, 0, 0.0, LossOptions(objective="variational"))
     losses.sum().backward()
     steps = draw_timesteps(batch["number"], 0, total)
     assert (steps > 0).all()  # the first step's loss is a likelihood

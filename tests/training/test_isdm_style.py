@@ -26,8 +26,9 @@ class Silent:
         pass
 
 
-def run_tiny(dataset, run_dir, resume=False, **options):
+def run_tiny(dataset, run_dir, resume=False, patience_steps=None, **options):
     values = tiny_train_config(dataset, run_dir, **options)
+    values["selection"] = {"criterion": "train_epoch_loss", "patience_steps": patience_steps}
     values["generator"]["unet"]["learn_sigma"] = True
     values["generator"]["noise"] = {"num_train_timesteps": 4, "prediction_type": "epsilon", "zero_terminal_snr": False}
     values["preview"]["num_images"] = 0
@@ -38,7 +39,6 @@ OPTIONS = {
     "train_batch_size": 4,
     "further_ema_decays": [0.5],
     "timestep_sampling": "loss_second_moment",
-    "keep_best": True,
     "checkpoint_every": 6,
 }
 
@@ -61,13 +61,13 @@ def test_the_best_epoch_is_kept_alone_and_each_average_exported(tiny_dataset, tm
     run = tmp_path / "run"
     run_tiny(tiny_dataset, run, max_steps=12, **OPTIONS)
     losses = {
-        row["step"]: row["epoch_loss"]
+        row["step"]: row["train_epoch_loss"]
         for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        if "epoch_loss" in row
+        if "train_epoch_loss" in row
     }
     assert len(losses) >= 2
-    best = json.loads((run / "checkpoints" / "step-000012" / "training.json").read_text())["progress"]["epochs"]
-    assert (best["best_step"], best["best_loss"]) == min(losses.items(), key=lambda item: item[1])
+    best = json.loads((run / "checkpoints" / "step-000012" / "training.json").read_text())["progress"]["best"]
+    assert (best["best_step"], best["best_value"]) == min(losses.items(), key=lambda item: item[1])
     assert load_generator(run / "best").network.config.learn_sigma
     assert not list(run.glob("best*"))[1:]
     first, second = (load_generator(run / name).network.conv_in.weight for name in ("export", "export-ema-0.5"))
@@ -118,11 +118,9 @@ def test_timesteps_of_large_loss_come_more_often_and_weigh_less():
 
 
 def test_epochs_that_end_within_a_step():
-    tracker = EpochTracker(epoch_crops=5, patience_steps=3)
+    tracker = EpochTracker(epoch_crops=5)
     means = []
     for step, loss in enumerate([4.0, 2.0, 3.0, 3.0, 3.0], start=1):
         tracker.add(torch.full((3,), loss))
-        means.append(tracker.close_epoch(step, 3 * step))
+        means.append(tracker.close_epoch(3 * step))
     assert means == [None, 3.0, None, 3.0, 3.0]
-    assert (tracker.best_loss, tracker.best_step) == (3.0, 2)
-    assert [tracker.given_up(step) for step in (4, 5)] == [False, True]

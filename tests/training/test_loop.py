@@ -287,8 +287,9 @@ def test_exploding_loss_names_step_micrographs_and_checkpoint(tiny_dataset, tmp_
     compute_loss = SemanticDiffusion.compute_loss
 
     def explode(self, network, batch, seed, mask_dropout):
-        losses = compute_loss(self, network, batch, seed, mask_dropout)
-        return losses * float("nan") if int(batch["number"][0]) == 8 else losses  # step 5 of two crops each
+        found = compute_loss(self, network, batch, seed, mask_dropout)
+        exploded = found._replace(losses=found.losses * float("nan"))
+        return exploded if int(batch["number"][0]) == 8 else found  # step 5 of two crops each
 
     monkeypatch.setattr(SemanticDiffusion, "compute_loss", explode)
     with pytest.raises(InputError, match=r"step 5: the loss is nan in a batch from train\d.*step-000004") as caught:

@@ -120,10 +120,6 @@ class OptimisationSection(Section):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
-    keep_best: bool = False
-    """Keep the averaged generator of the epoch with the lowest mean training loss in best/."""
-    patience_steps: int | None = Field(None, ge=1)
-    """Stop after so many steps without an epoch of lower mean training loss; null: never."""
 
     @model_validator(mode="after")
     def _check_end(self) -> OptimisationSection:
@@ -145,6 +141,60 @@ class PreviewSection(Section):
     """How they are drawn."""
 
 
+class ValidationSection(Section):
+    """The loss on held-out micrographs: always of the same crops, noise and timesteps, with averaged weights."""
+
+    split: Literal["train", "val", "test"] | None = "val"
+    """The split that is held out; null, or one that the dataset has not: no validation and no measurement."""
+    every: int = Field(500, ge=1)
+    """Steps between validations; each costs about as much as crops / (3 · batch) steps."""
+    crops: int = Field(128, ge=1)
+    """Crops that are looked at, their timesteps spread evenly over the noise schedule."""
+    bins: int = Field(8, ge=1)
+    """Equal parts of the noise schedule that losses, of training too, are also told by; bin 0 is the clean end."""
+
+    @model_validator(mode="after")
+    def _check_bins(self) -> ValidationSection:
+        if self.crops < self.bins:
+            raise ValueError(f"{self.crops} crops cannot fill {self.bins} bins")
+        return self
+
+
+class MeasurementSection(Section):
+    """Images drawn in training for held-out masks: their distance to held-out images, and whether they are copies."""
+
+    every: int | None = Field(5000, ge=1)
+    """Steps between measurements; null: none."""
+    num_images: int = Field(128, ge=4)
+    """Images that are drawn, from the same masks and seeds each time; KID and Fréchet distance against as many."""
+    searched_images: int = Field(32, ge=1)
+    """So many of them are looked for in all places of all training micrographs; 0.1 to 0.3 s each on two cores."""
+    solver: SolverSection = SolverSection(num_inference_steps=10)
+    """How they are drawn."""
+    max_copies: float = Field(0.05, ge=0, le=1)
+    """Share of images much nearer to one place than to any other (d1/d2 < 1/3) from which on they count as copying."""
+    checks: int = Field(2, ge=1)
+    """Measurements in a row above max_copies after which copies are said to have begun."""
+
+
+class SelectionSection(Section):
+    """Which generator is kept in best/, and when training has gone on for long enough."""
+
+    criterion: Literal["auto", "val_loss", "kid", "train_epoch_loss", "none"] = "auto"
+    """What is to be lowest: the validation loss, the KID of drawn images, or the mean training loss of an epoch (ISDM's
+    way; it falls on while the generator learns by heart). auto: val_loss where a split is held out, else none."""
+    patience_steps: int | None = Field(None, ge=1)
+    """Stop after so many steps without a better value; null: never."""
+    stop_at_copies: bool = False
+    """Stop when copies are said to have begun; see measurement."""
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> SelectionSection:
+        if self.criterion == "none" and self.patience_steps is not None:
+            raise ValueError("patience_steps needs a criterion")
+        return self
+
+
 class RunConfig(Section):
     """What training and fine-tuning share."""
 
@@ -158,6 +208,18 @@ class RunConfig(Section):
     """The training loop."""
     preview: PreviewSection = PreviewSection()
     """Pictures during training."""
+    validation: ValidationSection = ValidationSection()
+    """The loss on held-out micrographs."""
+    measurement: MeasurementSection = MeasurementSection()
+    """Quality and originality of what is drawn."""
+    selection: SelectionSection = SelectionSection()
+    """The best generator, and stopping early."""
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> RunConfig:
+        if self.validation.split == self.data.split:
+            raise ValueError(f"validation.split {self.validation.split!r} is what is trained on; name another or null")
+        return self
 
 
 class TrainConfig(RunConfig):

@@ -17,7 +17,7 @@ from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
-from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
+from steelgen.diffusion.loss import CropLosses, LossOptions, compute_diffusion_loss
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.noise import build_noise_schedule, build_solver
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
@@ -67,7 +67,14 @@ class SemanticDiffusion:
         mean, deviation = self.intensity
         return (-1 - mean) / deviation, (1 - mean) / deviation
 
-    def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], seed: int, mask_dropout: float) -> Tensor:
+    def compute_loss(
+        self,
+        network: nn.Module,
+        batch: dict[str, Tensor],
+        seed: int,
+        mask_dropout: float,
+        positions: Tensor | None = None,
+    ) -> CropLosses:
         """See `Generator.compute_loss`."""
         mean, deviation = self.intensity
         batch = {**batch, "image": (batch["image"] - mean) / deviation}
@@ -81,6 +88,7 @@ class SemanticDiffusion:
             mask_dropout,
             options,
             self.timestep_distribution,
+            positions,
         )
 
     def draw(

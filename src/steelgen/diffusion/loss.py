@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +86,15 @@ def compute_loss_weights(schedule: DDPMScheduler, timesteps: Tensor, snr_gamma: 
     }[schedule.config.prediction_type]
 
 
+class CropLosses(NamedTuple):
+    """What a batch of N crops cost."""
+
+    losses: Tensor
+    """(N,) float32, as they are minimised."""
+    positions: Tensor
+    """(N,) in [0, 1): where in the noise schedule each crop's timestep lies; 0 is the clean end."""
+
+
 @dataclass(frozen=True)
 class LossOptions:
     """What is minimised; see `NoiseSection`."""
@@ -108,7 +118,8 @@ def compute_diffusion_loss(
     mask_dropout: float,
     options: LossOptions,
     distribution: LossHistory | LogNormalTimesteps | None = None,
-) -> Tensor:
+    positions: Tensor | None = None,
+) -> CropLosses:
     """Denoising loss of each crop; timestep, noise and mask dropout are functions of (seed, crop number) alone.
 
     With a learned variance it is L_simple + λ·L_vlb (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 16), the mean held
@@ -119,22 +130,24 @@ def compute_diffusion_loss(
             Then the loss depends on these too.
         batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, `number` (N,) int64; for networks that see them
             also `instance_edges` (N, H, W) bool and `augmentation` (N, 6).
-
-    Returns:
-        (N,) float32 losses.
+        positions: (N,) in [0, 1), the timesteps to take as shares of all; None draws them.
     """
     image, numbers = batch["image"], batch["number"].cpu()
     device = image.device
     seeds = crop_seeds(numbers, seed)
     noise = randn_by_seed(image.shape[1:], seeds, device)
-    if distribution is None:
-        timesteps = draw_timesteps(numbers, seed, schedule.config.num_train_timesteps).to(device)
+    num_timesteps = schedule.config.num_train_timesteps
+    importance = None
+    if positions is not None:
+        timesteps = (positions * num_timesteps).long().to(device)
+    elif distribution is None:
+        timesteps = draw_timesteps(numbers, seed, num_timesteps).to(device)
     else:
         drawn, importance = distribution.draw(draw_fractions(numbers, seed))
         timesteps = drawn.to(device)
 
     noisy_image = schedule.add_noise(image, noise, timesteps)
-    shares = (timesteps + 1) / schedule.config.num_train_timesteps if options.mask_noise else None
+    shares = (timesteps + 1) / num_timesteps if options.mask_noise else None
     one_hot_mask = _draw_mask_input(batch, num_classes, seeds, mask_dropout, shares)
     network_input = noisy_image
     if schedule.config.prediction_type == "flow":
@@ -158,11 +171,11 @@ def compute_diffusion_loss(
         loss = error * compute_loss_weights(schedule, timesteps, options.snr_gamma)
         if variance_output:
             loss = loss + options.vlb_weight * bound(prediction.detach())
-    if distribution is None:
-        return loss
-    if isinstance(distribution, LossHistory):
-        distribution.record(timesteps, loss)
-    return loss * importance.to(device)
+    if importance is not None:
+        if isinstance(distribution, LossHistory):
+            distribution.record(timesteps, loss)
+        loss = loss * importance.to(device)
+    return CropLosses(loss, timesteps / num_timesteps)
 
 
 def _draw_mask_input(

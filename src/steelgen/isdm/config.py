@@ -138,8 +138,6 @@ def _convert_training(
         "gradient_checkpointing": old.use_checkpoint,
         "log_every": old.log_interval,
         "checkpoint_every": old.save_interval,
-        "keep_best": True,
-        "patience_steps": PATIENCE_STEPS,
     }
     run_dir = Path(old.root_log_dir) / _name_run(old, action)
     config: dict[str, Any] = {
@@ -153,6 +151,7 @@ def _convert_training(
             "num_classes": old.num_classes,
         },
         "train": train,
+        "selection": {"criterion": "train_epoch_loss", "patience_steps": PATIENCE_STEPS},
     }
     checkpoint = imported = None
     if old.resume_checkpoint:

@@ -111,9 +111,9 @@ def load_checkpoint(folder: Path, state: TrainingState, with_progress: bool = Tr
     training = load_json(folder / "training.json")
     if state.scaler is not None and training["scaler"] is not None:
         state.scaler.load_state_dict(training["scaler"])
+    state.step = training["global_step"]
     if with_progress:
         state.restore_progress(training.get("progress", {}))
-    state.step = training["global_step"]
 
 
 def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

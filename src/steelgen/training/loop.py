@@ -19,7 +19,10 @@ from steelgen.training.checkpoint import (
     remove_unfinished,
 )
 from steelgen.training.failures import explain_failures
+from steelgen.training.held_out import HeldOutChecks
 from steelgen.training.observer import TrainingObserver, TrainingResult
+from steelgen.training.preview import PreviewDrawer
+from steelgen.training.selection import resolve_criterion
 from steelgen.training.setup import (
     build_accelerator,
     build_crops,
@@ -27,6 +30,7 @@ from steelgen.training.setup import (
     count_steps,
     effective_batch,
     iterate_batches,
+    load_held_out,
     place_network,
     prepare_finetuning,
     prepare_training,
@@ -74,13 +78,17 @@ def _run(
     accelerator = build_accelerator(options)
     crops = build_crops(config, generator, micrographs)
     place_network(network, options, accelerator.device)
-    state = build_state(generator, options, accelerator.scaler, len(crops))
+    held_out = load_held_out(config)
+    criterion = resolve_criterion(config, held_out is not None)
+    state = build_state(config, generator, accelerator.scaler, len(crops), criterion)
+    checks = HeldOutChecks(config, state, held_out, micrographs, accelerator) if held_out else None
     _open(config, state, accelerator, observer, resume, start_from)
     last_step = count_steps(options, len(crops), accelerator.num_processes)
     wrapped, optimizer = accelerator.prepare(network, state.optimizer)
     learning_rate = build_learning_rate(options, optimizer, last_step)
     batches = iterate_batches(crops, config, accelerator, state.step)
-    upkeep = Upkeep(config, state, crops, accelerator, observer, last_step)
+    previews = PreviewDrawer(config, generator, held_out or micrographs) if config.preview.num_images else None
+    upkeep = Upkeep(config, state, crops, previews, checks, accelerator, observer, last_step)
     upkeep.begin()
     reason = None
     with StopRequest(options.max_minutes) as stop:
@@ -92,9 +100,9 @@ def _run(
                 batch = next(batches)
                 with accelerator.accumulate(wrapped):
                     with accelerator.autocast():
-                        losses = generator.compute_loss(wrapped, batch, config.seed, options.mask_dropout)
-                    accelerator.backward(losses.mean())
-                    upkeep.note_losses(batch["number"], losses)
+                        found = generator.compute_loss(wrapped, batch, config.seed, options.mask_dropout)
+                    accelerator.backward(found.losses.mean())
+                    upkeep.note_losses(batch["number"], found)
                     if accelerator.sync_gradients:
                         grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm or math.inf)
                     optimizer.step()
@@ -126,7 +134,8 @@ def _open(
         observer.on_event(f"resumed from {checkpoint}")
     elif start_from:
         load_checkpoint(start_from, state, with_progress=False)
-        state.epochs.start_at(state.step, state.step * effective_batch(config.train, accelerator.num_processes))
+        state.epochs.start_at(state.step * effective_batch(config.train, accelerator.num_processes))
+        state.best.start_at(state.step)
         observer.on_event(f"goes on from {start_from} at step {state.step}")
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from steelgen.data.crops import CropDataset
+from steelgen.diffusion.loss import CropLosses
 from steelgen.errors import InputError
+from steelgen.training.validation import average_by_bin
 
 MAX_LOSS = 1e4
 """A crop's loss beyond this counts as exploded; untrained networks have one of about 1."""
@@ -21,19 +23,23 @@ class LossMeter:
     Args:
         dataset: to name the micrographs of a batch that went wrong.
         num_processes: processes that train in step.
+        bins: equal parts of the noise schedule that the loss is told by.
     """
 
-    def __init__(self, dataset: CropDataset, num_processes: int) -> None:
+    def __init__(self, dataset: CropDataset, num_processes: int, bins: int) -> None:
         self._dataset = dataset
         self._num_processes = num_processes
+        self._bins = bins
         self._losses: list[Tensor] = []
+        self._positions: list[Tensor] = []
         self._numbers: list[Tensor] = []
         self._steps: list[int] = []
         self._since = time.perf_counter()
 
-    def add(self, step: int, numbers: Tensor, losses: Tensor) -> None:
-        """Takes in the losses (N,) of the crops `numbers` (N,) of optimizer step number `step`; waits for nothing."""
-        self._losses.append(losses.detach())
+    def add(self, step: int, numbers: Tensor, found: CropLosses) -> None:
+        """Takes in the losses of the crops `numbers` (N,) of optimizer step number `step`; waits for nothing."""
+        self._losses.append(found.losses.detach())
+        self._positions.append(found.positions)
         self._numbers.append(numbers)
         self._steps.append(step)
 
@@ -66,8 +72,9 @@ class LossMeter:
             "grad_norm": float(grad_norm),
             "learning_rate": learning_rate,
             "images_per_second": len(losses) * self._num_processes / (now - self._since),
+            **average_by_bin("loss", losses, torch.cat(self._positions), self._bins),
         }
         if torch.cuda.is_available():
             values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self._losses, self._numbers, self._steps, self._since = [], [], [], now
+        self._losses, self._positions, self._numbers, self._steps, self._since = [], [], [], [], now
         return values

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import CropDataset, Micrographs, load_micrographs, tensor_to_image
-from steelgen.data.folder import list_splits
+from steelgen.data.crops import CropDataset, Micrographs, tensor_to_image
 from steelgen.generators import Generator
 from steelgen.sampling.sheet import save_sheet
 
@@ -17,16 +16,16 @@ from steelgen.sampling.sheet import save_sheet
 class PreviewDrawer:
     """Draws previews/step-<step>.png: mask, generated image and real image side by side.
 
-    The masks come from the validation split where there is one, so that they are new to the generator.
+    Args:
+        config: the run's.
+        generator: with the weights to be shown whenever `draw` is called.
+        micrographs: where masks and real images come from; held-out ones are new to the generator.
     """
 
-    def __init__(self, config: RunConfig, generator: Generator, training: Micrographs) -> None:
+    def __init__(self, config: RunConfig, generator: Generator, micrographs: Micrographs) -> None:
         self._folder = config.run_dir / "previews"
         self._generator = generator
         self._solver = config.preview.solver
-        data = config.data
-        held_out = "val" in list_splits(data.dataset) and data.split != "val"
-        micrographs = load_micrographs(data.dataset, "val", data.in_channels) if held_out else training
         crops = CropDataset(micrographs, generator.geometry, seed=0, augment=False)
         pairs = [crops.cut(number) for number in range(config.preview.num_images)]
         self._real = [image for image, _ in pairs]

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig, TrainConfig
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
+from steelgen.data.folder import list_splits
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
@@ -57,6 +58,14 @@ def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
         )
     generator.info, generator.geometry = micrographs.info, wanted
     return generator, micrographs
+
+
+def load_held_out(config: RunConfig) -> Micrographs | None:
+    """The micrographs to validate on; None where none are held out."""
+    data, split = config.data, config.validation.split
+    if split is None or split not in list_splits(data.dataset):
+        return None
+    return load_micrographs(data.dataset, split, data.in_channels)
 
 
 def crop_geometry(config: RunConfig) -> CropGeometry:

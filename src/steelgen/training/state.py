@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from steelgen.config.train import OptimisationSection
+from steelgen.config.train import RunConfig
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.generators import Generator
 from steelgen.training.ema import WeightAverage
 from steelgen.training.epochs import EpochTracker
 from steelgen.training.power_ema import PowerAverage
+from steelgen.training.selection import BestTracker, CopyWatch
 
 
 @dataclass
@@ -27,6 +28,8 @@ class TrainingState:
     scaler: Any
     """The gradient scaler of fp16, else None."""
     epochs: EpochTracker
+    best: BestTracker
+    copy_watch: CopyWatch
     loss_history: LossHistory | None
     """Where timesteps are drawn by it."""
     step: int = 0
@@ -41,25 +44,37 @@ class TrainingState:
         """What is neither weights nor moments, as JSON values."""
         return {
             "epochs": self.epochs.state(),
+            "best": self.best.state(),
+            "copies": self.copy_watch.state(),
             "loss_history": self.loss_history.state() if self.loss_history else None,
         }
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
-        """Goes on from what `progress` gave; what it lacks stays as it is."""
+        """Goes on at the state's step from what `progress` gave; what it lacks begins there."""
         if "epochs" in progress:
             self.epochs.restore(progress["epochs"])
+        if "best" in progress:
+            self.best.restore(progress["best"], self.step)
+        else:
+            self.best.start_at(self.step)
+        if "copies" in progress:
+            self.copy_watch.restore(progress["copies"])
         if self.loss_history and progress.get("loss_history"):
             self.loss_history.restore(progress["loss_history"])
 
 
-def build_state(generator: Generator, options: OptimisationSection, scaler: Any, epoch_crops: int) -> TrainingState:
+def build_state(
+    config: RunConfig, generator: Generator, scaler: Any, epoch_crops: int, criterion: str | None
+) -> TrainingState:
     """A run before its first step.
 
     Args:
         generator: on the device that it is trained on.
         scaler: see `TrainingState.scaler`.
         epoch_crops: crops of an epoch.
+        criterion: see `resolve_criterion`.
     """
+    options = config.train
     optimizer = torch.optim.AdamW(
         generator.network.parameters(),
         lr=options.learning_rate,
@@ -77,6 +92,8 @@ def build_state(generator: Generator, options: OptimisationSection, scaler: Any,
         [*averages, *powers],
         optimizer,
         scaler,
-        EpochTracker(epoch_crops, options.patience_steps),
+        EpochTracker(epoch_crops),
+        BestTracker(criterion, config.selection.patience_steps),
+        CopyWatch(config.measurement.max_copies, config.measurement.checks),
         generator.start_loss_history() if options.timestep_sampling == "loss_second_moment" else None,
     )

@@ -1,4 +1,4 @@
-"""What goes on around the optimizer's steps: metrics, the best epoch, previews, checkpoints, the export."""
+"""What goes on around the optimizer's steps: metrics, the best step, previews, checkpoints, the export."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from torch import Tensor
 
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset
+from steelgen.diffusion.loss import CropLosses
+from steelgen.files import save_json
 from steelgen.runs import MetricsLog, save_result
 from steelgen.training.checkpoint import newest_checkpoint, save_checkpoint
+from steelgen.training.curves import save_curves
 from steelgen.training.ema import WeightAverage
-from steelgen.training.epochs import NO_IMPROVEMENT
+from steelgen.training.held_out import HeldOutChecks
 from steelgen.training.meter import LossMeter
 from steelgen.training.observer import TrainingObserver, TrainingResult
 from steelgen.training.power_ema import PowerAverage, remove_later_snapshots, save_snapshot
 from steelgen.training.preview import PreviewDrawer
+from steelgen.training.selection import COPIES, NO_IMPROVEMENT
 from steelgen.training.setup import effective_batch
 from steelgen.training.state import TrainingState
 from steelgen.training.stopping import OUT_OF_TIME, StopRequest, agree_on_stop
+
+SELECTION_FILE = "selection.json"
+"""In best/: the criterion, its value and the step."""
 
 
 class Upkeep:
@@ -29,6 +36,8 @@ class Upkeep:
         config: the run's.
         state: what is trained; its step is counted by the loop.
         crops: what is trained on.
+        previews: draws pictures; None for none.
+        checks: looks at held-out micrographs; None where there are none.
         accelerator: this process.
         observer: is told of everything.
         last_step: the step at which training ends.
@@ -39,6 +48,8 @@ class Upkeep:
         config: RunConfig,
         state: TrainingState,
         crops: CropDataset,
+        previews: PreviewDrawer | None,
+        checks: HeldOutChecks | None,
         accelerator: Accelerator,
         observer: TrainingObserver,
         last_step: int,
@@ -46,15 +57,15 @@ class Upkeep:
         self._config = config
         self._state = state
         self._epoch_crops = len(crops)
+        self._previews = previews
+        self._checks = checks
         self._accelerator = accelerator
         self._observer = observer
         self._last_step = last_step
         self._writes = accelerator.is_main_process
         self._step_crops = effective_batch(config.train, accelerator.num_processes)
-        self._meter = LossMeter(crops, accelerator.num_processes)
+        self._meter = LossMeter(crops, accelerator.num_processes, config.validation.bins)
         self._log = MetricsLog(config.run_dir, state.step) if self._writes else None
-        draws = self._writes and config.preview.num_images
-        self._previews = PreviewDrawer(config, state.generator, crops.micrographs) if draws else None
 
     def begin(self) -> None:
         """Before the first step."""
@@ -68,12 +79,14 @@ class Upkeep:
         """Why to stop now; the same in all processes."""
         if reason := agree_on_stop(request, self._accelerator):
             return reason
-        return NO_IMPROVEMENT if self._state.epochs.given_up(self._state.step) else None
+        if self._config.selection.stop_at_copies and self._state.copy_watch.begun_at is not None:
+            return COPIES
+        return NO_IMPROVEMENT if self._state.best.given_up else None
 
-    def note_losses(self, numbers: Tensor, losses: Tensor) -> None:
-        """Takes in the losses (N,) of crops `numbers` (N,) in the step that is being taken; waits for nothing."""
-        self._meter.add(self._state.step + 1, numbers, losses)
-        self._state.epochs.add(self._accelerator.gather(losses.detach()))
+    def note_losses(self, numbers: Tensor, found: CropLosses) -> None:
+        """Takes in the losses of crops `numbers` (N,) in the step that is being taken; waits for nothing."""
+        self._meter.add(self._state.step + 1, numbers, found)
+        self._state.epochs.add(self._accelerator.gather(found.losses.detach()))
 
     def after_step(self, grad_norm: Tensor, learning_rate: float) -> None:
         """Everything that is due after the step that the state has now.
@@ -82,7 +95,6 @@ class Upkeep:
             InputError: if the loss is not finite or has exploded.
         """
         step, options = self._state.step, self._config.train
-        values = self._close_epoch()
         logs, saves = step % options.log_every == 0 or step == self._last_step, step % options.checkpoint_every == 0
         if logs or saves:
             self._meter.check(newest_checkpoint(self._config.run_dir))
@@ -90,8 +102,11 @@ class Upkeep:
         if logs:
             shown = self._meter.read(grad_norm, learning_rate)
             shown["epoch"] = step * self._step_crops / self._epoch_crops
-        if self._log and (shown or values):
-            self._log.write(step, {**shown, **values})
+        judged = self._judge()
+        if self._log and (shown or judged):
+            self._log.write(step, {**shown, **judged})
+            if "val_loss" in judged or "kid" in judged:
+                save_curves(self._log.path, self._config.run_dir / "curves.png")
         self._observer.on_step(step, shown)
         if step % self._config.preview.every == 0 and step < self._last_step:
             self._draw_preview()
@@ -105,7 +120,7 @@ class Upkeep:
         self._meter.check(newest_checkpoint(self._config.run_dir))
         self._save()
         run_dir, step = self._config.run_dir, self._state.step
-        finished, stopped_by = reason in (None, OUT_OF_TIME, NO_IMPROVEMENT), reason or "max_steps"
+        finished, stopped_by = reason in (None, OUT_OF_TIME, NO_IMPROVEMENT, COPIES), reason or "max_steps"
         if finished:
             self._draw_preview()
             self._save_snapshots()
@@ -116,25 +131,47 @@ class Upkeep:
                     self._export(more, f"export-ema-{more.name}")
         if self._log:
             self._log.close()
+        if self._log and self._log.path.is_file():
+            save_curves(self._log.path, run_dir / "curves.png")
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
         if self._writes:
             save_result(run_dir, {"global_step": step, "stopped_by": stopped_by, "finished": finished})
         return TrainingResult(step, stopped_by, run_dir / "export" if finished else None)
 
-    def _close_epoch(self) -> dict[str, float]:
-        """The loss of an epoch that ended with this step; keeps the generator where it is the best so far."""
-        step, epochs = self._state.step, self._state.epochs
-        loss = epochs.close_epoch(step, step * self._step_crops)
-        if loss is None:
-            return {}
-        if self._config.train.keep_best and epochs.best_step == step and self._writes:
-            self._export(self._state.average, "best")
-            self._observer.on_event(f"best epoch so far: loss {loss:.4f} at step {step}")
-        return {"epoch_loss": loss}
+    def _judge(self) -> dict[str, float]:
+        """What is known since this step of how good the generator is; keeps it where it is the best so far."""
+        step, state = self._state.step, self._state
+        values: dict[str, float] = {}
+        epoch_loss = state.epochs.close_epoch(step * self._step_crops)
+        if epoch_loss is not None:
+            values["train_epoch_loss"] = epoch_loss
+        if self._checks:
+            values |= self._checks.run_due()
+        if "copies" in values:
+            self._watch_copies(values["copies"])
+        if state.best.offer(step, values) and self._writes:
+            self._keep_best()
+        return values
+
+    def _watch_copies(self, share: float) -> None:
+        options, begun = self._config.measurement, self._state.copy_watch.offer(self._state.step, share)
+        if begun and self._checks and self._checks.picture is not None:
+            path = self._checks.measurement.save_picture(self._state.step, self._checks.picture)
+            self._observer.on_event(
+                f"copies of training images have begun: {share:.0%} of the drawn ones at step {self._state.step} "
+                f"(limit {options.max_copies:.0%}, measured {options.checks} times in a row); closest pairs in {path}"
+            )
+
+    def _keep_best(self) -> None:
+        best = self._state.best
+        self._export(self._state.average, "best")
+        chosen = {"criterion": best.criterion, "value": best.best_value, "step": best.best_step}
+        save_json(self._config.run_dir / "best" / SELECTION_FILE, chosen)
+        self._observer.on_event(f"best so far: {best.criterion} {best.best_value:.4g} at step {best.best_step}")
 
     def _draw_preview(self) -> None:
-        if self._previews:
+        if self._writes and self._previews:
             with self._state.average.applied(), self._accelerator.autocast():
                 self._observer.on_event(f"drew {self._previews.draw(self._state.step)}")
 

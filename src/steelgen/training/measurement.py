@@ -1,0 +1,122 @@
+"""What is drawn during training, measured: its distance to held-out images, and whether it is copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+from PIL import Image
+
+from steelgen.config.train import RunConfig
+from steelgen.data.crops import Micrographs, cut_crops, tensor_to_image
+from steelgen.evaluation.features import build_extractor, compute_features
+from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
+from steelgen.evaluation.memorisation import COPY_RATIO, Match, PatchSearch
+from steelgen.evaluation.plots import build_sheet
+from steelgen.files import new_file
+from steelgen.generators import Generator
+
+_SEED = 0
+_MAX_SEARCH_SIZE = 32
+"""Edge at which images are searched for, in pixels, where theirs is not smaller."""
+_SHOWN_PAIRS = 8
+
+
+class Measurement:
+    """Draws images for held-out masks and compares them with held-out and training images.
+
+    Args:
+        config: the run's; its seed changes nothing here, so that runs can be compared.
+        generator: with the weights to be measured whenever `measure` is called.
+        held_out: micrographs that are not trained on.
+        training: those that are.
+        accelerator: every process draws its share of the images, the first compares them.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        generator: Generator,
+        held_out: Micrographs,
+        training: Micrographs,
+        accelerator: Accelerator,
+    ) -> None:
+        self._options = config.measurement
+        self._folder = config.run_dir / "previews"
+        self._generator = generator
+        self._accelerator = accelerator
+        self._real, self._masks = cut_crops(held_out, generator.geometry, self._options.num_images, _SEED)
+        self._search: PatchSearch | None = None
+        self._floors: dict[str, float] = {}
+        if accelerator.is_main_process:
+            self._extractor = build_extractor("efficientnet-lite0", device=str(accelerator.device))
+            self._real_features = compute_features(self._real, self._extractor)
+            size = min(_MAX_SEARCH_SIZE, generator.geometry.image_size)
+            self._search = PatchSearch(training, generator.geometry, size, str(accelerator.device))
+            trained_on, _ = cut_crops(training, generator.geometry, self._options.num_images, _SEED)
+            floor, _ = compute_kid(compute_features(trained_on, self._extractor), self._real_features)
+            unseen = self._search.find(self._real[: self._options.searched_images])
+            self._floors = {"kid_floor": floor, "copies_floor": _share_copies(unseen)}
+
+    def measure(self) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
+        """kid, fd_efficientnet_lite0, copies, copy_ratio (the median of d1/d2), and the floors of real images.
+
+        Returns:
+            The values, the same in all processes; in the first also a picture of the drawn images nearest to one
+            place of the training set, each with that place beside it.
+        """
+        images = self._draw()
+        values: list[dict[str, float]] = [{}]
+        picture = None
+        if self._search is not None:
+            features = compute_features(images, self._extractor)
+            kid, _ = compute_kid(features, self._real_features)
+            searched = images[: self._options.searched_images]
+            matches = self._search.find(searched)
+            values = [
+                {
+                    "kid": kid,
+                    "fd_efficientnet_lite0": compute_frechet_distance(features, self._real_features),
+                    "copies": _share_copies(matches),
+                    "copy_ratio": float(np.median([match.ratio for match in matches])),
+                    **self._floors,
+                }
+            ]
+            picture = _show_closest(searched, matches, self._search)
+        return broadcast_object_list(values)[0], picture
+
+    def save_picture(self, step: int, picture: NDArray[np.uint8]) -> Path:
+        """Writes previews/copies-<step>.png and returns its path."""
+        path = self._folder / f"copies-{step:06d}.png"
+        with new_file(path) as working:
+            Image.fromarray(picture).save(working)
+        return path
+
+    def _draw(self) -> NDArray[np.uint8]:
+        """All images, (N, S, S) or (N, S, S, 3); each process draws some, and has zeros for the others."""
+        accelerator, size = self._accelerator, 16
+        own = range(accelerator.process_index, len(self._masks), accelerator.num_processes)
+        drawn = torch.zeros(self._real.shape, device=accelerator.device)
+        for start in range(0, len(own), size):
+            seeds = list(own[start : start + size])
+            masks = torch.from_numpy(self._masks[seeds].astype(np.int64))
+            with accelerator.autocast():
+                images = self._generator.draw(masks, seeds, self._options.solver)
+            drawn[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(drawn)
+        return accelerator.reduce(drawn, "sum").to(torch.uint8).cpu().numpy()
+
+
+def _share_copies(matches: list[Match]) -> float:
+    return float(np.mean([match.ratio < COPY_RATIO for match in matches]))
+
+
+def _show_closest(images: NDArray[np.uint8], matches: list[Match], search: PatchSearch) -> NDArray[np.uint8]:
+    order = np.argsort([match.ratio for match in matches])[:_SHOWN_PAIRS]
+    size = images.shape[1]
+    return build_sheet(
+        [[images[index] for index in order], [search.cut(matches[index], size) for index in order]], tile=max(96, size)
+    )
