@@ -78,7 +78,9 @@ def test_training_key_by_key():
     assert (train.mask_dropout, train.ema_decay, train.weight_decay, train.max_grad_norm) == (0.2, 0.999, 0.1, None)
     assert (train.further_ema_decays, train.timestep_sampling) == ([0.9999], "loss_second_moment")
     assert not train.ema_warmup
-    assert (train.keep_best, train.patience_steps, train.max_epochs) == (True, 100_000, 20000)
+    selection = config.selection
+    assert (selection.criterion, selection.patience_steps) == ("train_epoch_loss", 100_000)
+    assert train.max_epochs == 20000
     assert (train.gradient_checkpointing, train.log_every, train.checkpoint_every) == (True, 7, 9)
     assert (unet.base_channels, unet.channel_mult, unet.num_res_blocks) == (256, [1, 1, 2, 2, 4, 4], 2)
     assert (unet.attention_resolutions, unet.num_head_channels, unet.num_heads_upsample) == ([32, 16, 8], 64, 2)

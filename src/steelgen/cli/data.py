@@ -277,6 +277,10 @@ def _print_report(result: CheckReport) -> None:
                     float(np.median(areas)) if len(areas) else "–",
                 )
             )
+        if not names:
+            grey = round(summary.mean_intensity, 1)
+            rows.append((split, summary.num_images, extent, grey, "(no masks)", "–", "–", "–"))
+            continue
         rows.append(
             ("", "", "", "", "(ignored)", f"{100 * summary.ignored_pixels / max(summary.num_pixels, 1):.2f}", "–", "–")
         )

@@ -107,8 +107,15 @@ class BalancedMasks(Section):
     """Masks that are chosen together; the classes are balanced after each block. Best: num_samples."""
 
 
+class NoMasks(Section):
+    """No masks: micrographs as such, from a generator trained without masks or also without (mask_dropout)."""
+
+    kind: Literal["none"]
+    """Where masks come from."""
+
+
 AnyMasks = Annotated[
-    SplitMasks | FolderMasks | AugmentedMasks | ProceduralMasks | BalancedMasks, Field(discriminator="kind")
+    NoMasks | SplitMasks | FolderMasks | AugmentedMasks | ProceduralMasks | BalancedMasks, Field(discriminator="kind")
 ]
 
 
@@ -207,6 +214,12 @@ class SampleConfig(Section):
     """torch.compile the network; pays off from a few hundred images on a GPU."""
     filter: FilterSection | None = None
     """Which pairs are kept; null keeps all of them."""
+
+    @model_validator(mode="after")
+    def _check_masks(self) -> SampleConfig:
+        if isinstance(self.mask_source, NoMasks) and (self.coco or self.filter):
+            raise ValueError(f"{'coco' if self.coco else 'filter'} needs masks, and mask_source.kind is 'none'")
+        return self
 
     @model_validator(mode="after")
     def _check_stems(self) -> SampleConfig:

@@ -32,6 +32,8 @@ class DataSection(Section):
     other crop left to right."""
     num_classes: int | None = Field(None, ge=1, le=255)
     """Classes of a dataset without dataset.json, where its masks may not hold all of them; null: those found."""
+    unconditional: bool = False
+    """Leave the masks alone and learn to draw micrographs as such; so it is in any case without masks."""
     any_angle: bool = False
     """Also turn each crop by any angle; beyond the micrograph's edge lies its mirror image."""
     brightness: float = Field(0.0, ge=0, le=0.5)

@@ -67,7 +67,7 @@ def decode_split(root: Path, split: str, in_channels: int = 1) -> CachedSplit:
     """The same as `open_cached_split`, decoded into memory and without a cache."""
     info, pairs = load_dataset_info(root), list_pairs(root, split)
     decoded = [load_pair(pair, info) for pair in pairs]
-    has_instances = all(_files(pair)[2].is_file() for pair in pairs)
+    has_instances = _have_instances(pairs)
     return CachedSplit(
         info,
         [pair.stem for pair in pairs],
@@ -89,7 +89,7 @@ def _compute_key(root: Path, pairs: list[Pair], in_channels: int) -> str:
 
 
 def _build(folder: Path, info: DatasetInfo, pairs: list[Pair], in_channels: int) -> None:
-    has_instances = all(_files(pair)[2].is_file() for pair in pairs)
+    has_instances = _have_instances(pairs)
     try:
         with new_folder(folder) as working:
             shapes = []
@@ -114,9 +114,10 @@ def _build(folder: Path, info: DatasetInfo, pairs: list[Pair], in_channels: int)
 
 
 def _load_instances(pair: Pair, shape: tuple[int, ...]) -> NDArray[np.uint16]:
-    instances = load_instance_ids(_files(pair)[2])
+    path = _files(pair)[-1]
+    instances = load_instance_ids(path)
     if instances.shape != shape:
-        raise InputError(f"{_files(pair)[2]}: is {instances.shape[1]}x{instances.shape[0]}, not its mask's size")
+        raise InputError(f"{path}: is {instances.shape[1]}x{instances.shape[0]}, not its mask's size")
     return instances
 
 
@@ -129,5 +130,12 @@ def _map(path: Path, shapes: list[tuple[int, ...]]) -> list[NDArray]:
     return [flat[end - int(np.prod(shape)) : end].reshape(shape) for end, shape in zip(ends, shapes, strict=True)]
 
 
-def _files(pair: Pair) -> tuple[Path, Path, Path]:
-    return pair.image, pair.mask, pair.mask.parent.parent / "instances" / f"{pair.stem}.png"
+def _have_instances(pairs: list[Pair]) -> bool:
+    return all(pair.mask is not None and _files(pair)[-1].is_file() for pair in pairs)
+
+
+def _files(pair: Pair) -> list[Path]:
+    """Image, mask and instances, where there can be any."""
+    if pair.mask is None:
+        return [pair.image]
+    return [pair.image, pair.mask, pair.mask.parent.parent / "instances" / f"{pair.stem}.png"]

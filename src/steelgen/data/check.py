@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.data.duplicates import find_duplicates, shrink_image
-from steelgen.data.folder import DatasetInfo, list_images, list_splits, load_dataset_info, load_mask, load_metadata
+from steelgen.data.folder import (
+    DatasetInfo,
+    find_images,
+    list_images,
+    list_splits,
+    load_dataset_info,
+    load_mask,
+    load_metadata,
+)
 from steelgen.data.images import load_image
 from steelgen.data.instances import load_instance_ids
 from steelgen.data.pool import map_on_cores
@@ -106,7 +114,8 @@ def check_dataset(root: Path, report: Callable[[int, int], None] | None = None) 
         InputError: if `root` is no dataset folder or its dataset.json or metadata.jsonl cannot be read.
     """
     result = CheckReport(root, load_dataset_info(root))
-    pairs = {split: _match_files(root, split, result.problems) for split in list_splits(root)}
+    labelled = result.info.num_classes > 0
+    pairs = {split: _match_files(root, split, labelled, result.problems) for split in list_splits(root)}
     if not pairs:
         raise InputError(f"{root}: has no train/, val/ or test/ with images/")
     _check_metadata(root, result.problems)
@@ -136,11 +145,14 @@ def check_dataset(root: Path, report: Callable[[int, int], None] | None = None) 
     return result
 
 
-def _match_files(root: Path, split: str, problems: list[Problem]) -> dict[str, tuple[Path, Path]]:
-    """{stem: (image, mask)} of a split; what lacks its partner is a problem."""
+def _match_files(
+    root: Path, split: str, labelled: bool, problems: list[Problem]
+) -> dict[str, tuple[Path, Path | None]]:
+    """{stem: (image, mask)} of a split; what lacks its partner is a problem, unless there are no masks to be."""
     found: list[dict[str, Path]] = []
-    for kind in ("images", "masks"):
-        folder = root / split / kind
+    masked = labelled or (root / split / "masks").is_dir()
+    for kind in ("images", "masks") if masked else ("images",):
+        folder = find_images(root, split) if kind == "images" else root / split / kind
         by_stem: dict[str, Path] = {}
         if not folder.is_dir():
             problems.append(Problem(f"{split}/{kind}", "no such folder"))
@@ -151,6 +163,8 @@ def _match_files(root: Path, split: str, problems: list[Problem]) -> dict[str, t
                 )
             by_stem[path.stem] = path
         found.append(by_stem)
+    if not masked:
+        return {stem: (path, None) for stem, path in sorted(found[0].items())}
     images, masks = found
     for stem in sorted(images.keys() ^ masks.keys()):
         path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
@@ -174,22 +188,23 @@ def _check_metadata(root: Path, problems: list[Problem]) -> None:
             )
 
 
-_Task = tuple[str, str, tuple[Path, Path], bool]
+_Task = tuple[str, str, tuple[Path, Path | None], bool]
 
 
 def _inspect(root: Path, info: DatasetInfo, task: _Task) -> _Inspection:
     split, stem, (image_path, mask_path), wants_thumbnail = task
-    problems = []
-    image, mask = None, None
+    problems: list[Problem] = []
+    image: NDArray[np.uint8] | None = None
+    mask: NDArray[np.uint8] | None
     try:
         image = load_image(image_path)
     except InputError as error:
         problems.append(_problem(root, image_path, error))
-    try:
-        mask = load_mask(mask_path, info)
-    except InputError as error:
-        problems.append(_problem(root, mask_path, error))
-    if image is not None and mask is not None and image.shape[:2] != mask.shape:
+    if mask_path is None:
+        mask = None if image is None else np.full(image.shape[:2], info.ignore_index, np.uint8)
+    else:
+        mask = _load_mask(root, mask_path, info, problems)
+    if mask_path is not None and image is not None and mask is not None and image.shape[:2] != mask.shape:
         size = f"{mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}"
         problems.append(Problem(str(mask_path.relative_to(root)), f"is {size}"))
     instances_path = root / split / "instances" / f"{stem}.png"
@@ -218,6 +233,14 @@ def _inspect(root: Path, info: DatasetInfo, task: _Task) -> _Inspection:
         shrunken=shrink_image(image),
         thumbnail=build_thumbnail(image, mask, info.palette) if wants_thumbnail else None,
     )
+
+
+def _load_mask(root: Path, path: Path, info: DatasetInfo, problems: list[Problem]) -> NDArray[np.uint8] | None:
+    try:
+        return load_mask(path, info)
+    except InputError as error:
+        problems.append(_problem(root, path, error))
+        return None
 
 
 def _island_areas(mask: NDArray[np.uint8], class_index: int) -> NDArray[np.int64]:

@@ -39,6 +39,12 @@ class Micrographs:
     def __len__(self) -> int:
         return len(self.stems)
 
+    def without_masks(self) -> Micrographs:
+        """The images alone, of no classes."""
+        info = self.info.model_copy(update={"class_names": [], "palette": []})
+        blank = [np.full(mask.shape, info.ignore_index, np.uint8) for mask in self.masks]
+        return Micrographs(info, self.stems, self.images, blank)
+
     def compute_intensity(self) -> tuple[float, float]:
         """Mean and standard deviation of all pixels, in the units of the network's images ([-1, 1])."""
         counts = np.sum([np.bincount(image.ravel(), minlength=256) for image in self.images], axis=0)

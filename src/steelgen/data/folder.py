@@ -2,10 +2,11 @@
 
     dataset.json                          name, class names, palette, ignore_index, pixel size, licence, source
     metadata.jsonl                        optional; one line an image: file_name, parent micrograph, anything else known
-    train/ val/ test/  images/  masks/    paired by file stem
+    train/ val/ test/  images/  masks/    paired by file stem; without masks/ the dataset has no classes
 
 Masks are single-channel 8-bit palette PNGs: class indices on disk, colours in any viewer, 255 is "ignore".
-ISDM's own layout (train|test/{images,masks}, no dataset.json, binary masks of 0 and 255) reads too.
+ISDM's own layout (train|test/{images,masks}, no dataset.json, binary masks of 0 and 255) reads too, and so does a plain
+folder of images, as a training split without masks.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class DatasetInfo(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    class_names: list[str] = Field(min_length=1, max_length=255)
+    class_names: list[str] = Field(max_length=255)
+    """None for images without masks."""
     palette: list[tuple[int, int, int]] = []
     """One RGB colour (0-255) a class, for viewing only; colours that all can tell apart where none are given."""
     ignore_index: int = Field(255, ge=0, le=255)
@@ -65,7 +67,8 @@ class Pair:
 
     stem: str
     image: Path
-    mask: Path
+    mask: Path | None
+    """None in a dataset without masks."""
 
 
 def load_dataset_info(root: Path) -> DatasetInfo:
@@ -84,7 +87,9 @@ def load_dataset_info(root: Path) -> DatasetInfo:
             first = error.errors()[0]
             raise InputError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from None
     if not list_splits(root):
-        raise InputError(f"{root}: not a dataset folder (no dataset.json and no train/, val/ or test/ with images/)")
+        raise InputError(
+            f"{root}: not a dataset folder (no dataset.json, no train/, val/ or test/ with images/, and no images)"
+        )
     return _infer_info(root)
 
 
@@ -94,8 +99,16 @@ def save_dataset_info(root: Path, info: DatasetInfo) -> None:
 
 
 def list_splits(root: Path) -> list[str]:
-    """The splits present in a dataset folder, in the order train, val, test."""
-    return [split for split in SPLITS if (root / split / "images").is_dir()]
+    """The splits present in a dataset folder, in the order train, val, test; a plain folder of images is train."""
+    splits = [split for split in SPLITS if (root / split / "images").is_dir()]
+    plain = not splits and root.is_dir() and not (root / "dataset.json").is_file() and list_images(root)
+    return ["train"] if plain else splits
+
+
+def find_images(root: Path, split: str) -> Path:
+    """The folder with the images of a split that is present."""
+    folder = root / split / "images"
+    return folder if folder.is_dir() else root
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -115,16 +128,18 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
-    """The image/mask pairs of one split, sorted by stem.
+    """The image/mask pairs of one split, sorted by stem; without a folder of masks the images alone.
 
     Raises:
         InputError: if the split is missing or empty, a stem occurs twice, or an image or a mask lacks its partner.
     """
-    folder = root / split
-    if not folder.is_dir():
-        present = ", ".join(list_splits(root)) or "none"
-        raise InputError(f"{root}: no split {split!r} (present: {present})")
-    images, masks = _by_stem(folder / "images"), _by_stem(folder / "masks")
+    present, folder = list_splits(root), root / split
+    if split not in present and not folder.is_dir():
+        raise InputError(f"{root}: no split {split!r} (present: {', '.join(present) or 'none'})")
+    images = _by_stem(find_images(root, split) if split in present else folder / "images")
+    if images and not (folder / "masks").is_dir():
+        return [Pair(stem, path, None) for stem, path in images.items()]
+    masks = _by_stem(folder / "masks")
     for stem in images.keys() ^ masks.keys():
         path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
         raise InputError(f"{path}: has no {other} of the same name")
@@ -137,12 +152,19 @@ def load_pair(pair: Pair, info: DatasetInfo) -> tuple[NDArray[np.uint8], NDArray
     """Reads one pair.
 
     Returns:
-        image: (H, W) or (H, W, 3) uint8; mask: (H, W) uint8 class indices or ignore_index.
+        image: (H, W) or (H, W, 3) uint8; mask: (H, W) uint8 class indices or ignore_index, which is all there is where
+        there is no mask.
 
     Raises:
-        InputError: if a file is unreadable, the sizes differ or the mask holds an unknown index.
+        InputError: if a file is unreadable, the sizes differ, the mask holds an unknown index, or is missing though
+            there are classes.
     """
-    image, mask = load_image(pair.image), load_mask(pair.mask, info)
+    image = load_image(pair.image)
+    if pair.mask is None:
+        if info.num_classes:
+            raise InputError(f"{pair.image}: has no mask, but its dataset has classes ({', '.join(info.class_names)})")
+        return image, np.full(image.shape[:2], info.ignore_index, np.uint8)
+    mask = load_mask(pair.mask, info)
     if image.shape[:2] != mask.shape:
         (h, w), (mh, mw) = image.shape[:2], mask.shape
         raise InputError(f"{pair.mask}: the mask is {mw}x{mh} but its image {pair.image.name} is {w}x{h}")
@@ -228,8 +250,11 @@ _ISDM_LAYOUT = "ISDM folder layout (no dataset.json)"
 
 
 def _infer_info(root: Path) -> DatasetInfo:
+    splits = [split for split in list_splits(root) if (root / split / "masks").is_dir()]
+    if not splits:
+        return DatasetInfo(name=root.resolve().name, class_names=[], source="images without masks (no dataset.json)")
     highest, binary = 0, True
-    for split in list_splits(root):
+    for split in splits:
         for path in list_images(root / split / "masks"):
             present = np.unique(load_index_image(path))
             binary &= set(present) <= {0, 255}

@@ -46,7 +46,7 @@ def isdm_palette(num_classes: int) -> list[tuple[int, int, int]]:
 def color_mask(mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> NDArray[np.uint8]:
     """Colours a mask of class indices (H, W) as (H, W, 3) uint8 RGB; indices without a colour are white."""
     table = np.full((256, 3), 255, np.uint8)
-    table[: len(palette)] = palette
+    table[: len(palette)] = np.reshape(palette, (-1, 3))
     return table[mask]
 
 

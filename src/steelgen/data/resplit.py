@@ -79,11 +79,12 @@ def resplit_dataset(
     rows = []
     with new_folder(out) as working:
         for (old, pair), new in zip(pairs, splits, strict=True):
-            for kind in ("images", "masks", "instances"):
+            for kind in ("images", "masks", "instances") if pair.mask else ("images",):
                 (working / new / kind).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(pair.image, working / new / "images" / pair.image.name)
             # Masks are written anew: ISDM's hold 255 for class 1, which with a dataset.json means "ignore".
-            save_mask(working / new / "masks" / f"{pair.stem}.png", load_pair(pair, info)[1], info.palette)
+            if pair.mask:
+                save_mask(working / new / "masks" / f"{pair.stem}.png", load_pair(pair, info)[1], info.palette)
             instances = root / old / "instances" / f"{pair.stem}.png"
             if instances.is_file():
                 shutil.copyfile(instances, working / new / "instances" / instances.name)

@@ -87,7 +87,7 @@ def tile_dataset(
                 window = (slice(top, top + options.size), slice(left, left + options.size))
                 stem = f"{pair.stem}_{left}_{top}_{left + options.size}_{top + options.size}"
                 part = None if instances is None else instances[window]
-                _save_tile(working / split, stem, image[window], mask[window], part, info)
+                _save_tile(working / split, stem, image[window], mask[window] if pair.mask else None, part, info)
                 rows.append(_describe(known, split, stem, parent_of(pair.stem), info, options.scale))
                 counts[split] += 1
             if report:
@@ -158,14 +158,15 @@ def _save_tile(
     folder: Path,
     stem: str,
     image: NDArray[np.uint8],
-    mask: NDArray[np.uint8],
+    mask: NDArray[np.uint8] | None,
     instances: NDArray[np.uint16] | None,
     info: DatasetInfo,
 ) -> None:
-    for name in ("images", "masks"):
+    for name in ("images",) if mask is None else ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ascontiguousarray(image)).save(folder / "images" / f"{stem}.png", compress_level=2)
-    save_mask(folder / "masks" / f"{stem}.png", np.ascontiguousarray(mask), info.palette)
+    if mask is not None:
+        save_mask(folder / "masks" / f"{stem}.png", np.ascontiguousarray(mask), info.palette)
     if instances is not None:
         save_instances(folder / "instances" / f"{stem}.png", np.ascontiguousarray(instances))
 

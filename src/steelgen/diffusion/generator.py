@@ -103,6 +103,9 @@ class SemanticDiffusion:
         """See `Generator.draw`."""
         training = self.network.training
         self.network.eval()
+        if getattr(solver, "autoguidance", None) is None and not (masks < self.info.num_classes).any():
+            # Without a mask the conditional prediction is the null one: guidance would compute it twice.
+            solver = solver.model_copy(update={"guidance_scale": 1.0})
         mean, deviation = self.intensity
         options: dict[str, Any] = {"noise": noise}
         if start:

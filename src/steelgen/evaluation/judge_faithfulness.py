@@ -18,8 +18,13 @@ from steelgen.evaluation.sets import ImageSet
 
 
 def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dict[str, NDArray[np.uint8]]:
-    """What a segmenter trained on the real training split sees in the generated and the real images, by set."""
+    """What a segmenter trained on the real training split sees in the generated and the real images, by set.
+
+    Nothing where the dataset has no masks to train it on.
+    """
     config = evidence.config
+    if not evidence.info.num_classes:
+        return {}
     report_progress(f"segmenter: {config.segmenter.steps} steps on the real {config.train_split} split")
     segmenter = load_or_train_segmenter(
         evidence.train_micrographs,
@@ -45,6 +50,8 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         evidence: the sets.
         seen: from `see_masks`.
     """
+    if not evidence.info.num_classes:
+        return [], {}, ["faithfulness is not measured: the dataset has no masks"]
     if evidence.generated.masks is None:
         return [], {}, ["faithfulness is not measured: the generated images come without masks"]
     config = evidence.config

@@ -165,8 +165,9 @@ def _draw_samples(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> str
     if generated.masks is not None:
         rows.append(colored(generated.masks))
         captions.append("the masks they were drawn for")
-    rows.append(colored(seen["generated"]))
-    captions.append("what the segmenter sees in them")
+    if seen:
+        rows.append(colored(seen["generated"]))
+        captions.append("what the segmenter sees in them")
     keys = "".join(
         f'<span style="background:rgb{color};padding:0 .7em;margin:0 .4em 0 1em"></span>{html.escape(name)}'
         for name, color in zip(evidence.info.class_names, palette, strict=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from steelgen.config.evaluate import SegmenterSection
 from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor
 from steelgen.data.placement import CropGeometry
+from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
 from steelgen.files import new_file
 from steelgen.models.segmenter import SegmenterUNet
@@ -71,8 +72,13 @@ def train_segmenter(
 
     Returns:
         The network in eval mode.
+
+    Raises:
+        InputError: if the micrographs have no masks.
     """
     num_classes, ignore_index = micrographs.info.num_classes, micrographs.info.ignore_index
+    if not num_classes:
+        raise InputError(f"{micrographs.info.name}: has no masks to learn segmentation from")
     crops = CropDataset(micrographs, shrink_geometry(geometry, settings.train_size), seed, augment=True)
     class_weights = compute_class_weights(micrographs.masks, num_classes).to(device)
     with torch.random.fork_rng(devices=[]):

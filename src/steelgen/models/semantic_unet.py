@@ -69,7 +69,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
     Args:
         image_size: edge of the images in pixels; attention_resolutions refer to it. Other sizes run too.
         in_channels: 1 for grey micrographs, 3 for RGB.
-        num_classes: channels of the one-hot mask.
+        num_classes: channels of the one-hot mask; with 0 all norms are plain, and nothing is computed for masks.
         base_channels: channels of the first level (times channel_mult[0]) and a quarter of the time embedding.
         channel_mult: one factor a resolution level; each level halves the resolution.
         num_res_blocks: residual blocks a level.
@@ -127,7 +127,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                 cin,
                 cout,
                 time_channels,
-                mask_channels=num_classes + instance_edges if with_mask else None,
+                mask_channels=num_classes + instance_edges if with_mask and num_classes else None,
                 spade_channels=spade_channels,
                 num_groups=norm_groups,
                 dropout=dropout,
@@ -203,6 +203,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         height, width = one_hot_mask.shape[-2:]
         if height % self.downsampling_factor or width % self.downsampling_factor:
             raise ValueError(f"the mask is {width}x{height}, not a multiple of {self.downsampling_factor}")
+        if not self.config.num_classes:
+            return MaskFeatures((), ())
         sizes = [(height >> level, width >> level) for level in range(len(self.config.channel_mult))]
         if self.config.instance_edges and one_hot_mask.shape[1] == self.config.num_classes:
             one_hot_mask = torch.cat([one_hot_mask, mark_edges(one_hot_mask)], dim=1)
@@ -274,6 +276,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
     def _spade_norms(self) -> Iterator[tuple[SpadeNorm, int]]:
         """Every SPADE norm in the order of the forward pass, with the level (log2 of the downsampling) it works at."""
+        if not self.config.num_classes:
+            return
         level = len(self.config.channel_mult) - 1
         for stage in [*self.middle, *self.decoder]:
             for block in (stage.block, stage.resampler):

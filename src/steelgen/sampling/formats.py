@@ -41,7 +41,7 @@ class Layout:
     """Where the files of a pair go, below the output folder; None for what is not written."""
 
     samples: str
-    labels: str
+    labels: str | None
     images: str | None
     colored_labels: str | None
     files_per_folder: int = 0
@@ -59,7 +59,8 @@ class Layout:
         return out / self.samples / self.name(index)
 
     def label_path(self, out: Path, index: int) -> Path:
-        """The mask of image number `index`."""
+        """The mask of image number `index`, where there are masks."""
+        assert self.labels is not None
         return out / self.labels / self.name(index)
 
 
@@ -74,6 +75,8 @@ def load_layout(out: Path, name_stem: Callable[[int], str] = name_by_number) -> 
     """The layout of an output folder, by its sampling.json; how its files are named is for the caller to know."""
     sampling = load_json(out / "sampling.json")
     layout = LAYOUTS[sampling["config"].get("output_format", "folders")]
+    if sampling["config"]["mask_source"]["kind"] == "none":
+        layout = replace(layout, labels=None, images=None, colored_labels=None)
     return replace(layout, files_per_folder=sampling.get("files_per_folder", 0), name_stem=name_stem)
 
 
@@ -139,16 +142,16 @@ def select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: DrawnMask) -> dict[str, Any]:
-    """The row of metadata.jsonl for one image: with the mask beside it, enough to draw it again.
+    """The row of metadata.jsonl for one image: with the mask beside it, if any, enough to draw it again.
 
     `file_name` is what Hugging Face's imagefolder calls the image, relative to metadata.jsonl.
     """
     name = layout.name(index)
+    mask = {"mask": f"{layout.labels}/{name}", "source_mask": drawn.source} if layout.labels else {}
     row = {
         "file_name": f"{layout.samples}/{name}",
-        "mask": f"{layout.labels}/{name}",
+        **mask,
         "seed": seed,
-        "source_mask": drawn.source,
         "synthetic": True,
         "generator": str(origin.generator),
         "model_sha256": origin.model_sha256,
@@ -169,7 +172,8 @@ def save_pair(
 ) -> None:
     """Writes the files of one image; the image last, since its presence says that the pair is complete."""
     name = Path(row["file_name"]).relative_to(layout.samples)
-    save_mask(out / layout.labels / name, drawn.mask, info.palette)
+    if layout.labels:
+        save_mask(out / layout.labels / name, drawn.mask, info.palette)
     if layout.colored_labels:
         save_png(out / layout.colored_labels / name, color_mask(drawn.mask, info.palette))
     if layout.images and drawn.image is not None:

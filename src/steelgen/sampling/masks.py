@@ -14,6 +14,7 @@ from steelgen.config.sample import (
     AugmentedMasks,
     BalancedMasks,
     FolderMasks,
+    NoMasks,
     ProceduralMasks,
     SampleConfig,
     SplitMasks,
@@ -75,6 +76,10 @@ def build_mask_source(config: AnyMasks, info: DatasetInfo, geometry: CropGeometr
     Raises:
         InputError: if there are no masks, or they have other classes than the generator.
     """
+    if isinstance(config, NoMasks):
+        return NoSource(info, geometry)
+    if not info.num_classes:
+        raise InputError(f"mask_source.kind {config.kind!r}: the generator was trained without masks; use kind 'none'")
     if isinstance(config, SplitMasks):
         return _SplitSource(config, info, geometry, seed)
     if isinstance(config, BalancedMasks):
@@ -124,6 +129,16 @@ def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
 def trace_crop(crops: CropDataset, index: int) -> tuple[str, int]:
     """See `FileMaskSource.trace`, for masks cut like the crops of training: each pass visits each micrograph once."""
     return crops.micrographs.stems[crops.micrograph_index(index)], index // len(crops.micrographs)
+
+
+class NoSource:
+    """Masks of nothing but ignored pixels, which the network does not see."""
+
+    def __init__(self, info: DatasetInfo, geometry: CropGeometry) -> None:
+        self._mask = np.full((geometry.image_size, geometry.image_size), info.ignore_index, np.uint8)
+
+    def draw(self, index: int) -> DrawnMask:
+        return DrawnMask(self._mask, None, "")
 
 
 class _SplitSource:

@@ -16,6 +16,7 @@ from steelgen.data.images import load_image
 from steelgen.errors import InputError
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.formats import hash_generator, save_png
+from steelgen.sampling.masks import NoSource
 from steelgen.sampling.noise_prior import load_noise_prior
 from steelgen.sampling.places import load_place
 
@@ -58,7 +59,10 @@ def replay(
     if guide := getattr(solver, "autoguidance", None):
         _check_weights(guide, _read(draw, "autoguidance_sha256", str, where), where)
     model = prepare_generator(folder, bool(draw.get("channels_last")))
-    mask = load_mask(metadata.parent / _read(row, "mask", str, where), model.info)
+    if "mask" in row:
+        mask = load_mask(metadata.parent / _read(row, "mask", str, where), model.info)
+    else:
+        mask = NoSource(model.info, model.geometry).draw(0).mask
     precision = _read(draw, "mixed_precision", str, where)
     start = prior = None
     if "strength" in draw:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from steelgen import __version__
 from steelgen.config.base import config_to_json
-from steelgen.config.sample import SampleConfig, SplitMasks
+from steelgen.config.sample import NoMasks, SampleConfig, SplitMasks
 from steelgen.data.folder import DatasetInfo, save_dataset_info
 from steelgen.data.images import load_image
 from steelgen.devices import resolve_precision
@@ -203,10 +203,12 @@ def _choose_files_per_folder(config: SampleConfig) -> int:
 def _describe_folder(folder: Path, config: SampleConfig, generator: Generator, files_per_folder: int) -> None:
     """Writes dataset.json and sampling.json."""
     split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
+    unlabelled = isinstance(config.mask_source, NoMasks)
     save_dataset_info(
         folder,
         generator.info.model_copy(
             update={
+                **({"class_names": [], "palette": []} if unlabelled else {}),
                 "source": f"synthetic, drawn by steelgen {__version__} from {config.generator}",
                 "pixel_size_um": generator.geometry.scale_pixel_size(generator.info.pixel_size_um),
             }
@@ -244,10 +246,10 @@ def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
 
 
 def _save_contact_sheet(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
-    masks = [np.asarray(Image.open(layout.label_path(out, index))) for index in range(count)]
     images = [load_image(layout.sample_path(out, index)) for index in range(count)]
+    masks = [np.asarray(Image.open(layout.label_path(out, index))) for index in range(count)] if layout.labels else []
     real = [
         load_image(path) if layout.images and (path := out / layout.images / layout.name(index)).is_file() else None
         for index in range(count)
     ]
-    save_sheet(out / "contact_sheet.png", masks, images, real, info.palette)
+    save_sheet(out / "contact_sheet.png", masks, images, real, info.palette if layout.labels else [])

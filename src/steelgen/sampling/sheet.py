@@ -24,25 +24,27 @@ def save_sheet(
     triples_per_row: int = 4,
     min_tile: int = 128,
 ) -> None:
-    """Writes a PNG of mask | generated | real triples, row by row.
+    """Writes a PNG of mask | generated | real triples, row by row; without classes, of generated | real.
 
     Args:
-        masks: (H, W) uint8 class indices each.
+        masks: (H, W) uint8 class indices each; not looked at where the palette is empty.
         generated: (H, W) or (H, W, 3) uint8 each.
         real: the micrograph that belongs to the mask, or None where there is none.
         min_tile: smaller tiles are enlarged by a whole factor, each pixel a square.
     """
     rows = []
-    for start in range(0, len(masks), triples_per_row):
+    for start in range(0, len(generated), triples_per_row):
         tiles = []
-        for mask, image, original in list(zip(masks, generated, real, strict=True))[start : start + triples_per_row]:
-            parts = [color_mask(mask, palette), _as_rgb(image)]
+        for index in range(start, min(start + triples_per_row, len(generated))):
+            parts = [color_mask(masks[index], palette)] if palette else []
+            parts.append(_as_rgb(generated[index]))
+            original = real[index]
             if original is not None:
                 parts.append(_as_rgb(original))
             tiles.append(np.concatenate(parts, axis=1))
         rows.append(_join(tiles, axis=1))
     sheet = _join(rows, axis=0)
-    factor = max(1, min_tile // masks[0].shape[0])
+    factor = max(1, min_tile // generated[0].shape[0])
     with new_file(path) as working:
         Image.fromarray(sheet.repeat(factor, axis=0).repeat(factor, axis=1)).save(working)
 

@@ -65,7 +65,7 @@ def load_held_out(config: RunConfig) -> Micrographs | None:
     data, split = config.data, config.validation.split
     if split is None or split not in list_splits(data.dataset):
         return None
-    return load_micrographs(data.dataset, split, data.in_channels)
+    return _load_split(config, split)
 
 
 def crop_geometry(config: RunConfig) -> CropGeometry:
@@ -161,7 +161,12 @@ def build_learning_rate(
 
 def _load_training_data(config: RunConfig) -> Micrographs:
     data = config.data
-    micrographs = load_micrographs(data.dataset, data.split, data.in_channels)
-    if data.num_classes is None:
+    micrographs = _load_split(config, data.split)
+    if data.num_classes is None or not micrographs.info.num_classes:
         return micrographs
     return replace(micrographs, info=declare_classes(micrographs.info, data.num_classes, data.dataset))
+
+
+def _load_split(config: RunConfig, split: str) -> Micrographs:
+    micrographs = load_micrographs(config.data.dataset, split, config.data.in_channels)
+    return micrographs.without_masks() if config.data.unconditional else micrographs

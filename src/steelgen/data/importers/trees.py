@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, IndexMask
-from steelgen.data.folder import DatasetInfo
+from steelgen.data.folder import DatasetInfo, list_splits
 from steelgen.data.images import load_index_image
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.sources import list_files, parent_of
@@ -66,6 +66,8 @@ def _find_layout(src: Path) -> str:
     for layout, folder in _MASK_FOLDERS.items():
         if any(_mask_folders(base, folder) for base in (src, *(src / split for split in _SPLITS))):
             return layout
+    if list_splits(src):
+        raise InputError(f"{src}: images without masks; nothing is to be imported: `steelgen train` reads it as it is")
     raise InputError(f"{src}: not one of the layouts isdm, cityscapes, ade20k and celeba")
 
 
