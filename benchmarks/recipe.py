@@ -105,6 +105,7 @@ def build_config(variant: str, seed: int, run_dir: Path, steps: int = 1, **chang
         "train.checkpoint_every": 100,
         "train.keep_checkpoints": 1,
         "preview.num_images": 0,
+        "validation.split": None,
         **changes,
     }
     return load_config(CONFIG, TrainConfig, [f"{key}={json.dumps(value)}" for key, value in values.items()])
@@ -120,11 +121,11 @@ def build_step(variant: str) -> Callable[[], None]:
     device = pick_device()
     batch = {key: value.to(device) for key, value in batch.items()}
     place_network(generator.network, config.train, device)
-    state = build_state(generator, config.train, None, len(crops))
+    state = build_state(config, generator, None, len(crops), criterion=None)
 
     def step() -> None:
         with autocast("bf16", device):
-            losses = generator.compute_loss(generator.network, batch, 0, config.train.mask_dropout)
+            losses = generator.compute_loss(generator.network, batch, 0, config.train.mask_dropout).losses
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(generator.network.parameters(), config.train.max_grad_norm or np.inf)
         state.optimizer.step()

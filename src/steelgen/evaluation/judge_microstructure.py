@@ -27,7 +27,7 @@ def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]])
     """
     config, names = evidence.config, evidence.info.class_names
     if not names:
-        nothing: dict[str, Any] = {"class_names": [], "images": {}}
+        nothing: dict[str, Any] = {"class_names": [], "images": {"distances": {}}}
         return [], nothing, ["microstructure is not measured: the dataset has no masks"]
     pixel_size = evidence.geometry.scale_pixel_size(evidence.info.pixel_size_um)
     sources: dict[str, dict[str, NDArray[np.uint8]]] = {"images": seen}
