@@ -64,7 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         f"{TRAIN}.ema_decay": 0.9999,
         f"{TRAIN}.ema_warmup": False,
         f"{TRAIN}.further_ema_decays": [0.0],
-        f"{TRAIN}.keep_best": True,
+        "selection.criterion": "train_epoch_loss",
     },
     "x0": {f"{NOISE}.prediction_type": "sample"},
     "epsilon": {f"{NOISE}.prediction_type": "epsilon", f"{NOISE}.zero_terminal_snr": False},

@@ -145,14 +145,14 @@ def _time_steps(config: RunConfig, batch_size: int, device: torch.device) -> lis
     crops = build_crops(config, generator, micrographs)
     place_network(generator.network, options, device)
     scaler = torch.amp.GradScaler(device.type, enabled=options.mixed_precision == "fp16")
-    state = build_state(generator, options, scaler, len(crops))
+    state = build_state(config, generator, scaler, len(crops), criterion=None)
     items = [crops[number] for number in range(batch_size)]
     batch = {key: torch.stack([item[key] for item in items]).to(device) for key in items[0]}
     seconds = []
     for _ in range(1 + _TIMED_STEPS):
         begun = time.perf_counter()
         with autocast(options.mixed_precision, device):
-            losses = generator.compute_loss(generator.network, batch, config.seed, options.mask_dropout)
+            losses = generator.compute_loss(generator.network, batch, config.seed, options.mask_dropout).losses
         scaler.scale(losses.mean()).backward()
         scaler.step(state.optimizer)
         scaler.update()
