@@ -1,18 +1,22 @@
 """Sampling: ISDM's procedure against steelgen's default, on the same weights, masks and machine.
 
-    python benchmarks/sampling.py speed   --generator RUN [--images 4] [--repeats 3]
+    steelgen train -c benchmarks/configs/uhcs_32.json
+    python benchmarks/sampling.py speed   --generator RUN [--images 2] [--repeats 3]
     python benchmarks/sampling.py quality --generator RUN [--images 256]
     python benchmarks/sampling.py curve   --generator RUN [--images 256]
+    python benchmarks/sampling.py guide   --generator RUN [--images 256]
 
-`speed` turns the measures on one at a time: ISDM draws an image with 300 ancestral steps, two separate network passes a
-step, fp32, and computes the mask features anew in every pass. `quality` compares both by FD and KID to held-out crops,
-ours with three seeds. `curve` is KID over the number of steps for each solver. (A learned variance, which ISDM has too,
-costs two more output channels and is left out: the weights are the same for all variants.)
+ISDM draws an image with 300 ancestral steps of learned variance, two separate network passes a step, fp32, and computes
+the mask features anew in every pass. `speed` turns our measures on one at a time. `quality` compares both by KID and FD
+to held-out crops and by the agreement of a real-trained segmenter with the masks, ours with three seeds. `curve` is KID
+over the number of steps for each solver, `guide` over guidance scales and intervals: the defaults were chosen by them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +25,38 @@ import torch
 from common import save_results, summarise, time_in_turns
 from torch import Tensor
 
-from steelgen.config.solver import SolverSection
+from steelgen.config.evaluate import SegmenterSection
+from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
 from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.loss import one_hot_with_dropout
-from steelgen.diffusion.noise import build_solver, randn_by_seed
+from steelgen.diffusion.noise import randn_by_seed
+from steelgen.diffusion.respaced import build_respaced_process, compute_network_times
+from steelgen.diffusion.reverse import compute_reverse_step, step_ancestral
+from steelgen.evaluation.agreement import compute_agreement
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
+from steelgen.evaluation.segmentation import predict_masks, train_segmenter
 from steelgen.generators import load_generator
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
-ISDM_STEPS = 300
 GUIDANCE = 1.5
+ISDM = RespacedSolverSection(
+    name="respaced_ddpm", beta_schedule="squaredcos_cap_v2", respacing="300", guidance_scale=GUIDANCE
+)
 CURVE_STEPS = (5, 8, 12, 20, 50)
-CURVE_SOLVERS = ("dpmsolver++", "unipc", "ddim", "euler", "heun")
+CURVE_SOLVERS = ("dpmsolver++", "unipc", "ddim", "euler", "heun", "ddpm")
+GUIDES: tuple[tuple[float, tuple[float, float] | None], ...] = (
+    (1.0, None),
+    (1.5, None),
+    (2.0, None),
+    (1.5, (0.2, 2.0)),
+    (1.5, (0.4, 4.0)),
+    (1.5, (0.5, 10.0)),
+    (2.0, (0.4, 4.0)),
+    (2.0, (0.5, 10.0)),
+)
+Draw = Callable[[Tensor, list[int]], Tensor]
 
 
 @torch.no_grad()
@@ -42,25 +64,38 @@ def draw_as_isdm(
     generator: SemanticDiffusion, masks: Tensor, seeds: list[int], cached: bool = False, batched: bool = False
 ) -> Tensor:
     """Ancestral sampling over 300 steps; each measure that does not change the image can be turned on."""
-    unet, n = generator.network, len(masks)
-    scheduler = build_solver("ddpm", generator.schedule)
-    scheduler.set_timesteps(ISDM_STEPS)
+    unet, n, channels = generator.network, len(masks), generator.geometry.in_channels
+    process = build_respaced_process(ISDM)
+    times = compute_network_times(process, ISDM) / unet.config.timestep_scale
     kept = torch.zeros(n, dtype=torch.bool)
     conditional = one_hot_with_dropout(masks, generator.info.num_classes, kept)
     null = torch.zeros_like(conditional)
     both = torch.cat([conditional, null])
-    features = [unet.compute_mask_features(mask) for mask in (conditional, null, both)] if cached else [None] * 3
+    features = [unet.compute_mask_features(mask) if cached else None for mask in (conditional, null, both)]
     rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-    image = randn_by_seed((unet.config.in_channels, *masks.shape[1:]), seeds)
-    for timestep in scheduler.timesteps:
-        times = timestep.expand(2 * n)
+    shape = (channels, *masks.shape[1:])
+    image = randn_by_seed(shape, seeds)
+    for index in reversed(range(len(process))):
+        time = times[index].expand(2 * n)
         if batched:
-            first, second = unet(torch.cat([image, image]), times, both, features[2]).chunk(2)
+            first, second = unet(torch.cat([image, image]), time, both, features[2]).chunk(2)
         else:
-            first = unet(image, times[:n], conditional, features[0])
-            second = unet(image, times[:n], null, features[1])
-        prediction = second + GUIDANCE * (first - second)
-        image = scheduler.step(prediction, timestep, image, generator=rngs).prev_sample
+            first = unet(image, time[:n], conditional, features[0])
+            second = unet(image, time[:n], null, features[1])
+        prediction = second[:, :channels] + GUIDANCE * (first - second)[:, :channels]
+        variance = first[:, channels:] if unet.config.learn_sigma else None
+        step = compute_reverse_step(
+            process,
+            torch.full((n,), index),
+            image,
+            prediction,
+            variance,
+            generator.schedule.config.prediction_type,
+            clip_range=generator.value_range,
+        )
+        image = step_ancestral(
+            step, torch.stack([torch.randn(shape, generator=rng) for rng in rngs]) if index else None
+        )
     mean, deviation = generator.intensity
     return (image * deviation + mean).clamp(-1, 1)
 
@@ -69,19 +104,28 @@ def measure_speed(generator: SemanticDiffusion, images: int, repeats: int) -> di
     """Seconds an image for ISDM's procedure, then with one measure more in each row."""
     masks, seeds = draw_masks(generator, images), list(range(images))
     default = SolverSection()
-    slow = default.model_copy(update={"guidance_interval": None, "num_inference_steps": 20})
+    everywhere = default.model_copy(update={"guidance_interval": None})
+    twenty = everywhere.model_copy(update={"num_inference_steps": 20})
+
+    def isdm(layout: torch.memory_format, cached: bool, batched: bool) -> None:
+        generator.network.to(memory_format=layout)
+        draw_as_isdm(generator, masks, seeds, cached, batched)
 
     def ours(solver: SolverSection, bf16: bool) -> None:
+        generator.network.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             generator.draw(masks, seeds, solver)
 
+    plain, last = torch.contiguous_format, torch.channels_last
     seconds = time_in_turns(
         {
-            "ISDM's procedure": lambda: draw_as_isdm(generator, masks, seeds),
-            "+ mask features once": lambda: draw_as_isdm(generator, masks, seeds, cached=True),
-            "+ both passes in one batch": lambda: draw_as_isdm(generator, masks, seeds, cached=True, batched=True),
-            "+ DPM-Solver++ 2M, 20 steps": lambda: ours(slow, bf16=False),
-            "+ default steps and guidance interval": lambda: ours(default, bf16=False),
+            "ISDM's procedure": lambda: isdm(plain, cached=False, batched=False),
+            "+ channels last": lambda: isdm(last, cached=False, batched=False),
+            "+ mask features once": lambda: isdm(last, cached=True, batched=False),
+            "+ both passes in one batch": lambda: isdm(last, cached=True, batched=True),
+            "+ DPM-Solver++ 2M, 20 steps": lambda: ours(twenty, bf16=False),
+            f"+ {default.num_inference_steps} steps": lambda: ours(everywhere, bf16=False),
+            "+ guidance interval": lambda: ours(default, bf16=False),
             "+ bf16": lambda: ours(default, bf16=True),
         },
         repeats,
@@ -98,59 +142,96 @@ def measure_speed(generator: SemanticDiffusion, images: int, repeats: int) -> di
 
 
 def measure_quality(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
-    """FD and KID to held-out crops of ISDM's procedure and of the default, the latter with three seeds."""
+    """ISDM's procedure and the default, three seeds each, against held-out crops and against their masks."""
     judge = Judge(generator, images)
-    results = {
-        "ISDM's procedure": judge.score(lambda masks, seeds: draw_as_isdm(generator, masks, seeds, True, True), 0)
-    }
+    scores: dict[str, Any] = {}
     for seed in range(3):
-        results[f"default, seed {seed}"] = judge.score(
+        scores[f"default, seed {seed}"] = judge.score(
             lambda masks, seeds: judge.draw(SolverSection(), masks, seeds), seed
         )
-    return {"images": images, "floor": judge.floor, "scores": results}
+        print(scores, flush=True)
+    scores["ISDM's procedure"] = judge.score(
+        lambda masks, seeds: draw_as_isdm(generator, masks, seeds, cached=True, batched=True), 0
+    )
+    return {
+        "images": images,
+        "floor": judge.floor,
+        "default": SolverSection().model_dump(mode="json"),
+        "scores": scores,
+    }
 
 
 def measure_curve(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
-    """KID over the number of steps; Heun's count is of network evaluations, two a step."""
+    """KID over the number of network evaluations a pass; Heun takes two a step."""
     judge = Judge(generator, images)
     rows: dict[str, dict[str, Any]] = {}
     for name in CURVE_SOLVERS:
         for steps in CURVE_STEPS:
             taken = max(2, (steps + 1) // 2) if name == "heun" else steps
-            solver = SolverSection(name=name, num_inference_steps=taken)
+            solver = SolverSection().model_copy(update={"name": name, "num_inference_steps": taken})
             score = judge.score(lambda masks, seeds, solver=solver: judge.draw(solver, masks, seeds), 0)
             rows.setdefault(name, {})[str(steps)] = score
             print(name, steps, score, flush=True)
     return {"images": images, "floor": judge.floor, "solvers": rows}
 
 
+def measure_guides(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
+    """Guidance scales and intervals, at 12 steps, with and without Karras's spacing."""
+    judge = Judge(generator, images)
+    rows = []
+    for karras in (False, True):
+        for scale, interval in GUIDES:
+            changes = {
+                "num_inference_steps": 12,
+                "guidance_scale": scale,
+                "guidance_interval": interval,
+                "karras_sigmas": karras,
+            }
+            solver = SolverSection().model_copy(update=changes)
+            score = judge.score(lambda masks, seeds, solver=solver: judge.draw(solver, masks, seeds), 0)
+            rows.append({**changes, **score})
+            print(rows[-1], flush=True)
+    return {"images": images, "floor": judge.floor, "guides": rows}
+
+
 class Judge:
-    """Compares drawn images with real crops of the test split that have the same masks as a group."""
+    """Compares drawn images with real crops of the test split that have the same masks as a group, and with the masks.
+
+    The floor is that of the training split's crops, and of the segmenter on the test crops themselves.
+    """
 
     def __init__(self, generator: SemanticDiffusion, images: int) -> None:
         self.generator = generator
         self.extractor = build_extractor("efficientnet-lite0")
         test, train = (load_micrographs(DATASET, split) for split in ("test", "train"))
+        self.segmenter = train_segmenter(train, generator.geometry, SegmenterSection())
         real, self.masks = cut_crops(test, generator.geometry, images, seed=0)
         self.real = compute_features(real, self.extractor)
         others, _ = cut_crops(train, generator.geometry, images, seed=0)
-        self.floor = self._compare(compute_features(others, self.extractor))
+        self.floor = {**self._compare(others), "miou": self._agree(real)}
 
     def draw(self, solver: SolverSection, masks: Tensor, seeds: list[int]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return self.generator.draw(masks, seeds, solver)
 
-    def score(self, draw: Any, seed: int, batch: int = 32) -> dict[str, float]:
+    def score(self, draw: Draw, seed: int, batch: int = 32) -> dict[str, float]:
         drawn = []
         for start in range(0, len(self.masks), batch):
             masks = torch.from_numpy(self.masks[start : start + batch].astype(np.int64))
             seeds = [10_000 * seed + start + index for index in range(len(masks))]
             drawn += [tensor_to_image(image) for image in draw(masks, seeds)]
-        return self._compare(compute_features(np.stack(drawn), self.extractor))
+        images = np.stack(drawn)
+        return {**self._compare(images), "miou": self._agree(images)}
 
-    def _compare(self, features: Any) -> dict[str, float]:
+    def _compare(self, images: Any) -> dict[str, float]:
+        features = compute_features(images, self.extractor)
         kid, spread = compute_kid(self.real, features)
         return {"fd": compute_frechet_distance(self.real, features), "kid": kid, "kid_std": spread}
+
+    def _agree(self, images: Any) -> float:
+        info = self.generator.info
+        seen = predict_masks(self.segmenter, images)
+        return compute_agreement(self.masks, seen, info.num_classes, info.ignore_index).mean_iou
 
 
 def draw_masks(generator: SemanticDiffusion, count: int) -> Tensor:
@@ -160,22 +241,24 @@ def draw_masks(generator: SemanticDiffusion, count: int) -> Tensor:
 
 
 def main() -> None:
+    """Measures one part and writes its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("speed", "quality", "curve"))
+    parser.add_argument("part", choices=("speed", "quality", "curve", "guide"))
     parser.add_argument("--generator", type=Path, required=True, help="run folder, checkpoint or export")
     parser.add_argument("--images", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/sampling-PART.json")
     arguments = parser.parse_args()
     generator = load_generator(arguments.generator)
+    assert isinstance(generator, SemanticDiffusion)
     generator.network.requires_grad_(False).eval()
-    generator.network.to(memory_format=torch.channels_last)
     if arguments.part == "speed":
-        results = measure_speed(generator, arguments.images or 4, arguments.repeats)
+        results = measure_speed(generator, arguments.images or 2, arguments.repeats)
     else:
-        results = {"quality": measure_quality, "curve": measure_curve}[arguments.part](
-            generator, arguments.images or 256
-        )
+        generator.network.to(memory_format=torch.channels_last)
+        measure = {"quality": measure_quality, "curve": measure_curve, "guide": measure_guides}[arguments.part]
+        results = measure(generator, arguments.images or 256)
+    results["threads"] = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
     default = Path(__file__).parent / "results" / f"sampling-{arguments.part}.json"
     save_results(arguments.out or default, results)
 

@@ -8,6 +8,7 @@ import pytest
 
 from steelgen.config.actions import ACTIONS
 from steelgen.config.base import build_schema, config_to_json, load_config, parse_config
+from steelgen.config.reference import build_reference
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
 
@@ -99,6 +100,13 @@ def test_broken_files(tmp_path, text, message):
     (tmp_path / "c.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         load_config(tmp_path / "c.json", TrainConfig)
+
+
+def test_reference_page_is_up_to_date():
+    """docs/configs.md is written by `steelgen config reference --out docs/configs.md`."""
+    page = (CONFIGS.parent / "docs" / "configs.md").read_text()
+    assert page == build_reference()
+    assert "| `learning_rate` | float, > 0 | `0.0002` | AdamW's learning rate after warm-up. |" in page
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -1,4 +1,4 @@
-"""`steelgen config show`, `steelgen config schema` and `steelgen config convert`."""
+"""`steelgen config show`, `schema`, `reference` and `convert`."""
 
 from __future__ import annotations
 
@@ -59,6 +59,20 @@ def schema_command(
             typer.echo(json.dumps(build_schema(_find_action(action)), indent=2, ensure_ascii=False))
         else:
             raise InputError(f"config schema: name an action ({', '.join(ACTIONS)}) or a folder with --out")
+
+
+@config_app.command("reference")
+def reference_command(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it here; without this it is printed.")] = None,
+) -> None:
+    """Every field of every config, with its values, default and meaning, as a Markdown page."""
+    from steelgen.config.reference import build_reference
+
+    with errors_as_lines():
+        if out:
+            out.write_text(build_reference(), encoding="utf-8")
+        else:
+            typer.echo(build_reference())
 
 
 @config_app.command("convert")

@@ -113,16 +113,17 @@ def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[st
             inner
             for model in models
             if part in model.model_fields
-            for inner in _models_in(model.model_fields[part].annotation)
+            for inner in find_sections(model.model_fields[part].annotation)
         ]
         # A discriminated union puts the member's tag into the location; it names no field.
         models = below or models
     return [name for model in models for name in model.model_fields]
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def find_sections(annotation: Any) -> list[type[BaseModel]]:
+    """The config models within a type annotation: in unions, lists, Annotated."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Union, types.UnionType, list) or get_args(annotation):
-        return [model for argument in get_args(annotation) for model in _models_in(argument)]
+        return [model for argument in get_args(annotation) for model in find_sections(argument)]
     return []
