@@ -17,7 +17,7 @@ class SolverSection(Section):
     name: Literal["dpmsolver++", "unipc", "ddim", "ddpm", "euler", "heun"] = "dpmsolver++"
     """DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095), UniPC (arXiv 2302.04867), DDIM (arXiv 2010.02502), ancestral
     DDPM (arXiv 2006.11239), Euler, or Heun's second-order method (Karras et al. 2022, arXiv 2206.00364)."""
-    num_inference_steps: int = Field(20, ge=1)
+    num_inference_steps: int = Field(12, ge=1)
     """Steps of the solver; each costs one network evaluation (Heun: two), twice that under guidance."""
     timestep_spacing: Literal["trailing", "linspace", "leading"] = "trailing"
     """Where the steps lie; trailing ones start at the noisiest (Lin et al. 2023, arXiv 2305.08891, table 2)."""
@@ -26,9 +26,9 @@ class SolverSection(Section):
     guidance_scale: float = Field(1.5, ge=0)
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): null + s·(conditional − null).
     1 is the plain conditional model, above it the mask is obeyed more strictly."""
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[float, float] | None = (0.2, 2.0)
     """Guide only at noise levels σ between these two, σ = √((1 − ᾱ)/ᾱ); the other steps cost one evaluation
-    (Kynkäänniemi et al. 2024, arXiv 2404.07724)."""
+    (Kynkäänniemi et al. 2024, arXiv 2404.07724). null guides at all, which takes from the variety of the images."""
     guidance_rescale: float = Field(0.0, ge=0, le=1)
     """Pull the guided image's contrast back to the conditional one's (Lin et al. 2023, arXiv 2305.08891, eq. 15-16)."""
     autoguidance: Path | None = None
