@@ -70,7 +70,7 @@ def test_ddim_is_that_of_diffusers(zero_terminal_snr):
     features, image = network.compute_mask_features(one_hot(MASKS), 0), NOISE
     for timestep in theirs.timesteps:
         image = theirs.step(network(image, timestep[None], features), timestep, image).prev_sample
-    drawn = pipeline(MASKS, [0], "ddim", 20, noise=NOISE, **PLAIN)
+    drawn = pipeline(MASKS, [0], "ddim", 20, noise=NOISE, timestep_spacing="trailing", **PLAIN)
     torch.testing.assert_close(drawn, image, atol=1e-3, rtol=0)
 
 
@@ -122,7 +122,8 @@ def test_steps_outside_the_guidance_interval_cost_one_pass():
     pipeline, network = build()
     for interval, expected in [(None, 20), ((0.0, float("inf")), 20), ((0.0, 1e-9), 10), ((0.3, 3.0), None)]:
         network.passes = 0
-        pipeline(MASKS, [0], "ddim", 10, guidance_scale=2.0, guidance_interval=interval)
+        options = {"guidance_scale": 2.0, "guidance_interval": interval, "timestep_spacing": "trailing"}
+        pipeline(MASKS, [0], "ddim", 10, **options)
         if expected is None:
             alphas = pipeline.scheduler.alphas_cumprod[torch.arange(99, 1000, 100)]
             sigmas = ((1 - alphas) / alphas).sqrt()
@@ -132,7 +133,7 @@ def test_steps_outside_the_guidance_interval_cost_one_pass():
 
 
 @pytest.mark.parametrize("solver", [*FLOWS, "ddpm"])
-@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("spacing", ["power", "trailing", "linspace"])
 def test_without_terminal_signal_drawing_starts_at_the_last_step(solver, spacing):
     pipeline, network = build()
     seen = []
@@ -202,7 +203,10 @@ def test_the_first_signal_is_that_of_the_first_step():
 
 
 STARTERS = [
-    *(SolverSection(name=name, num_inference_steps=200, guidance_scale=1) for name in [*FLOWS, "ddpm"]),
+    *(
+        SolverSection(name=name, num_inference_steps=200, guidance_scale=1, timestep_spacing="trailing")
+        for name in [*FLOWS, "ddpm"]
+    ),
     RespacedSolverSection(name="respaced_ddpm", respacing="200", clip_denoised=False, guidance_scale=1),
     RespacedSolverSection(name="respaced_ddim", respacing="200", clip_denoised=False, guidance_scale=1),
 ]

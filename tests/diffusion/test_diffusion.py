@@ -15,8 +15,9 @@ from steelgen.diffusion.loss import (
     draw_timesteps,
     one_hot_with_dropout,
 )
-from steelgen.diffusion.noise import build_noise_schedule, build_solver, randn_by_seed
+from steelgen.diffusion.noise import build_noise_schedule, build_solver, randn_by_seed, space_by_power
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.errors import InputError
 from tests.models.test_semantic_unet import build_network
 
 SOLVERS = ["dpmsolver++", "unipc", "ddim", "ddpm", "euler", "heun"]
@@ -138,8 +139,7 @@ def solve(scheduler, oracle, x):
 def test_solvers_find_a_single_image(solver, zero_terminal_snr):
     schedule = build_noise_schedule(1000, "squaredcos_cap_v2", "v_prediction", zero_terminal_snr)
     image = torch.linspace(-0.8, 0.8, 16).view(1, 1, 4, 4)
-    scheduler = build_solver(solver, schedule)
-    scheduler.set_timesteps(20)
+    scheduler = build_solver(solver, schedule, 20, "trailing").scheduler
     assert scheduler.timesteps[0] == 999
     x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(solve(scheduler, PointOracle(schedule, image), x), image, atol=2e-2, rtol=0)
@@ -148,12 +148,50 @@ def test_solvers_find_a_single_image(solver, zero_terminal_snr):
 @pytest.mark.parametrize("solver", ["dpmsolver++", "unipc", "euler", "heun"])
 def test_karras_sigmas_are_the_papers(solver):
     schedule = build_noise_schedule(1000, "linear", "v_prediction", False)
-    scheduler = build_solver(solver, schedule, karras_sigmas=True)
-    scheduler.set_timesteps(8)
+    scheduler = build_solver(solver, schedule, 8, karras_sigmas=True).scheduler
     sigmas = scheduler.sigmas[scheduler.sigmas > 0].unique().flip(0)  # Heun lists its inner ones twice
     high, low = sigmas[0] ** (1 / 7), sigmas[-1] ** (1 / 7)
     expected = (high + torch.linspace(0, 1, 8) * (low - high)) ** 7
     torch.testing.assert_close(sigmas.float(), expected.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_power_spacing_by_hand():
+    # 1000·(1/4)² − 1, 1000·(2/4)² − 1 …
+    assert space_by_power(1000, 4, 2) == [61, 249, 561, 999]
+    assert space_by_power(1000, 4, 1) == [249, 499, 749, 999]
+    # Where they would fall on each other, the first ones follow one by one.
+    assert space_by_power(12, 10, 3) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 11]
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, "ddpm"])
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_even_power_spacing_is_diffusers_trailing(solver, kind):
+    pipeline = build_pipeline(kind)
+    masks = torch.randint(0, 3, (1, 16, 16), generator=torch.Generator().manual_seed(0))
+    drawn, oracle = (
+        pipeline(masks, [4], solver, 10, **spacing)
+        for spacing in ({"timestep_spacing": "power", "spacing_power": 1.0}, {"timestep_spacing": "trailing"})
+    )
+    # Heun's images are scaled by σ, up to 4096, which takes digits from the float32 of both.
+    torch.testing.assert_close(drawn, oracle, atol=2e-3, rtol=1e-2 if solver == "heun" else 1e-3)
+
+
+def test_network_is_told_the_times_of_the_training_schedule(monkeypatch):
+    pipeline, told = build_pipeline(), []
+    forward = pipeline.unet.forward
+
+    def note(image, timesteps, mask_features):
+        told.append(int(timesteps[0]))
+        return forward(image, timesteps, mask_features=mask_features)
+
+    monkeypatch.setattr(pipeline.unet, "forward", note)
+    pipeline(torch.zeros(1, 16, 16, dtype=torch.long), [0], num_inference_steps=5, spacing_power=2.0)
+    assert told == [99, 63, 35, 15, 3]
+
+
+def test_more_steps_than_the_schedule_has():
+    with pytest.raises(InputError, match="num_inference_steps 101: the noise schedule has only 100 steps"):
+        build_pipeline()(torch.zeros(1, 16, 16, dtype=torch.long), [0], num_inference_steps=101)
 
 
 def build_pipeline(prediction_type="v_prediction"):

@@ -70,10 +70,12 @@ def test_sampling_shows_the_mask_bit_by_bit(size, monkeypatch):
         seen.append(float(one_hot_mask[0].sum(dim=0).mean()))
         return compute(self, one_hot_mask, max_bytes)
 
-    both = pipeline(masks, [5, 6], num_inference_steps=4, mask_noise=True)
-    assert torch.equal(pipeline(masks[1:], [6], num_inference_steps=4, mask_noise=True), both[1:])
+    both = pipeline(masks, [5, 6], num_inference_steps=4, timestep_spacing="trailing", mask_noise=True)
+    assert torch.equal(
+        pipeline(masks[1:], [6], num_inference_steps=4, timestep_spacing="trailing", mask_noise=True), both[1:]
+    )
     monkeypatch.setattr(SemanticUNet, "compute_mask_features", listen)
-    pipeline(masks[:1], [5], num_inference_steps=4, mask_noise=True)
+    pipeline(masks[:1], [5], num_inference_steps=4, timestep_spacing="trailing", mask_noise=True)
     windows = len(seen) // 4
     shares = [sum(seen[step * windows : (step + 1) * windows]) / windows for step in range(4)]
     assert shares == pytest.approx([0, 0.25, 0.5, 0.75], abs=0.1)

@@ -139,4 +139,4 @@ def test_solvers_follow_the_exact_flow_of_a_gaussian(solver, tolerance, monkeypa
 def test_solvers_are_told_velocity():
     schedule = build_noise_schedule(100, "flow", "flow", True)
     for name in [*SOLVERS, "ddpm"]:
-        assert build_solver(name, schedule).config.prediction_type == "v_prediction"
+        assert build_solver(name, schedule, 10).scheduler.config.prediction_type == "v_prediction"

@@ -145,8 +145,8 @@ class StartImagesSection(Section):
     """Image to image (SDEdit, Meng et al. 2022, arXiv 2108.01073): real micrographs, noised, instead of noise alone."""
 
     strength: float = Field(0.6, gt=0, le=1)
-    """Share of the solver's steps that are run. A small one changes texture alone, a large one shapes too; 1 leaves
-    nothing of the micrograph."""
+    """Where in the noise schedule drawing starts, as a share of it. A small one changes texture alone, a large one
+    shapes too; 1 leaves nothing of the micrograph."""
     dataset: Path | None = None
     """A dataset folder whose micrographs are used, whatever the masks; null: the micrograph that each mask belongs to,
     for the mask sources split and balanced."""

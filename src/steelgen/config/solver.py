@@ -19,10 +19,14 @@ class SolverSection(Section):
     DDPM (arXiv 2006.11239), Euler, or Heun's second-order method (Karras et al. 2022, arXiv 2206.00364)."""
     num_inference_steps: int = Field(12, ge=1)
     """Steps of the solver; each costs one network evaluation (Heun: two), twice that under guidance."""
-    timestep_spacing: Literal["trailing", "linspace", "leading"] = "trailing"
-    """Where the steps lie; trailing ones start at the noisiest (Lin et al. 2023, arXiv 2305.08891, table 2)."""
+    timestep_spacing: Literal["power", "trailing", "linspace", "leading"] = "power"
+    """Where the steps lie: closer together at low noise, where texture is made (power), or evenly; all but leading ones
+    start at the noisiest (Lin et al. 2023, arXiv 2305.08891, table 2)."""
+    spacing_power: float = Field(1.8, ge=1, le=4)
+    """Exponent for power: steps at T·(i/n)^spacing_power; 1 is trailing, 2 DDIM's quadratic spacing."""
     karras_sigmas: bool = False
-    """Space the steps by Karras et al. 2022 (arXiv 2206.00364, eq. 5) instead; for dpmsolver++, unipc, euler, heun."""
+    """Space the steps by Karras et al. 2022 (arXiv 2206.00364, eq. 5) instead of by power; for dpmsolver++, unipc,
+    euler, heun."""
     guidance_scale: float = Field(1.5, ge=0)
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): null + s·(conditional − null).
     1 is the plain conditional model, above it the mask is obeyed more strictly."""

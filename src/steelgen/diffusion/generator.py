@@ -125,6 +125,7 @@ class SemanticDiffusion:
                 guidance_rescale=solver.guidance_rescale,
                 weak_unet=self._load_weak_unet(solver.autoguidance),
                 timestep_spacing=solver.timestep_spacing,
+                spacing_power=solver.spacing_power,
                 karras_sigmas=solver.karras_sigmas,
                 mask_cache_bytes=solver.mask_cache_gib * 2**30,
                 window_overlap=solver.window_overlap,
@@ -167,9 +168,15 @@ class SemanticDiffusion:
         """See `Generator.compute_first_signal`."""
         if isinstance(solver, RespacedSolverSection):
             return float(build_respaced_process(solver).alphas_cumprod[-1].sqrt())
-        scheduler = build_solver(solver.name, self.schedule, solver.timestep_spacing, solver.karras_sigmas)
-        scheduler.set_timesteps(solver.num_inference_steps)
-        return float(self.schedule.alphas_cumprod[round(float(scheduler.timesteps[0]))].sqrt())
+        laid_out = build_solver(
+            solver.name,
+            self.schedule,
+            solver.num_inference_steps,
+            solver.timestep_spacing,
+            solver.spacing_power,
+            solver.karras_sigmas,
+        )
+        return float(self.schedule.alphas_cumprod[round(float(laid_out.times[0]))].sqrt())
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers pipeline folder with a generator.json in it."""

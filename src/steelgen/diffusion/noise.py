@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from torch import Tensor
+
+from steelgen.errors import InputError
 
 _SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
@@ -62,27 +65,73 @@ def compute_flow_betas(num_train_timesteps: int) -> Tensor:
     return 1 - alphas_cumprod / torch.cat([torch.ones(1), alphas_cumprod[:-1]])
 
 
+@dataclass(frozen=True)
+class Solver:
+    """A solver of the reverse process with its steps laid out."""
+
+    scheduler: Any
+    """diffusers' scheduler, which steps through its own `timesteps`."""
+    times: Tensor
+    """The timesteps of the training schedule that the network is told at each of these."""
+
+
 def build_solver(
-    name: str, schedule: DDPMScheduler, timestep_spacing: str = "trailing", karras_sigmas: bool = False
-) -> Any:
-    """A diffusers scheduler that solves the reverse process of `schedule`.
+    name: str,
+    schedule: DDPMScheduler,
+    num_inference_steps: int,
+    timestep_spacing: str = "power",
+    spacing_power: float = 1.8,
+    karras_sigmas: bool = False,
+    device: torch.device | str = "cpu",
+) -> Solver:
+    """A solver of the reverse process of `schedule`.
 
     Args:
         name: see `SolverSection.name`.
-        timestep_spacing: trailing, linspace or leading.
-        karras_sigmas: space the noise levels by Karras et al. 2022 (arXiv 2206.00364, eq. 5).
+        timestep_spacing: power, trailing, linspace or leading.
+        spacing_power: see `space_by_power`.
+        karras_sigmas: space the noise levels by Karras et al. 2022 (arXiv 2206.00364, eq. 5) instead of by power.
+
+    Raises:
+        InputError: if there are more steps than in the schedule.
     """
+    total = schedule.config.num_train_timesteps
+    if num_inference_steps > total:
+        raise InputError(f"num_inference_steps {num_inference_steps}: the noise schedule has only {total} steps")
     kind, options = _SOLVERS[name]
-    options = {**options, "timestep_spacing": timestep_spacing}
+    by_power = timestep_spacing == "power" and not karras_sigmas
+    options = {**options, "timestep_spacing": "trailing" if timestep_spacing == "power" else timestep_spacing}
     if schedule.config.prediction_type == "flow":
         options["prediction_type"] = "v_prediction"  # what the pipeline turns it into
     if karras_sigmas:
         options["use_karras_sigmas"] = True
-    if name == "heun" and schedule.config.rescale_betas_zero_snr:
-        # This one cannot rescale betas itself: it gets them rescaled, with ᾱ_T as the others have it.
-        alphas = schedule.alphas_cumprod.clamp(min=_SMALLEST_ALPHA).double()
+    kept = list(range(total))
+    if by_power:
+        # A schedule of the kept steps alone, all of which are run: so every solver can have this spacing.
+        kept = space_by_power(total, num_inference_steps, spacing_power)
+        options |= {"num_train_timesteps": len(kept), "rescale_betas_zero_snr": False}
+    if by_power or (name == "heun" and schedule.config.rescale_betas_zero_snr):
+        # Heun cannot rescale betas itself either: it gets them rescaled, with ᾱ_T as the others have it.
+        alphas = schedule.alphas_cumprod.clamp(min=_SMALLEST_ALPHA).double()[kept]
         options["trained_betas"] = (1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])).numpy()
-    return kind.from_config(schedule.config, **options)
+    scheduler = kind.from_config(schedule.config, **options)
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    timesteps = scheduler.timesteps
+    return Solver(scheduler, torch.tensor(kept, device=device)[timesteps.long()] if by_power else timesteps)
+
+
+def space_by_power(num_train_timesteps: int, num_inference_steps: int, power: float) -> list[int]:
+    """The timesteps T·(i/n)^power − 1 for i = 1 … n, ascending and each once.
+
+    1 spaces them evenly, from the last one on; 2 is DDIM's quadratic spacing (Song et al. 2020, arXiv 2010.02502,
+    section D.3). The more power, the more steps at low noise, where texture is made.
+
+    Args:
+        num_inference_steps: n ≤ T.
+    """
+    total, count = num_train_timesteps, num_inference_steps
+    places = [round(total * (number / count) ** power) - 1 for number in range(1, count + 1)]
+    return [max(place, number) for number, place in enumerate(places)]
 
 
 def compute_snr(schedule: DDPMScheduler, timesteps: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from steelgen.diffusion.flow import flow_to_velocity, scale_to_flow
 from steelgen.diffusion.guidance import Guide, compute_guided_features, predict
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.mask_noise import absorb_classes, draw_lifetimes
-from steelgen.diffusion.noise import alphas_cumprod_at, build_solver, randn_by_seed
+from steelgen.diffusion.noise import Solver, alphas_cumprod_at, build_solver, randn_by_seed
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.models.semantic_unet import SemanticUNet
 
@@ -86,7 +86,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         weak_unet: SemanticUNet | None = None,
-        timestep_spacing: str = "trailing",
+        timestep_spacing: str = "power",
+        spacing_power: float = 1.8,
         karras_sigmas: bool = False,
         mask_cache_bytes: float = math.inf,
         window_overlap: float = 0.5,
@@ -104,7 +105,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         Args:
             masks: (N, H, W) int64 class indices; indices ≥ num_classes are ignored pixels.
             seeds: N seeds; an image depends on its mask and seed, not on the batch it is drawn in.
-            solver, num_inference_steps, timestep_spacing, karras_sigmas: see `build_solver`.
+            solver, num_inference_steps, timestep_spacing, spacing_power, karras_sigmas: see `build_solver`.
             guidance_scale, guidance_interval, guidance_rescale, weak_unet: see `Guide`.
             mask_cache_bytes: memory for mask features that are kept over the steps.
             window_overlap, periodic: see `WindowLayout`.
@@ -112,7 +113,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
                 features are computed anew at each step.
             noise: (N, C, H, W) standard normal noise to start from, instead of the seeds' own.
             start_images: (N, C, H, W) images to start from, noised to `strength` (Meng et al. 2022, arXiv 2108.01073).
-            strength: share of the steps that are run from `start_images`, in (0, 1]; 1 leaves nothing of them.
+            strength: where in the noise schedule drawing starts, as a share in (0, 1]; 1 leaves nothing of the images.
             moments: mean and standard deviation, each (N, C, H, W), of the images of which the first step holds a trace
                 (see `add_trace`).
 
@@ -132,13 +133,13 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         if self.scheduler.config.prediction_type == "flow":
             predict_at = self._predict_velocity_by(predict_at)
 
-        scheduler = build_solver(solver, self.scheduler, timestep_spacing, karras_sigmas)
-        scheduler.set_timesteps(num_inference_steps, device=device)
+        steps = (num_inference_steps, timestep_spacing, spacing_power, karras_sigmas)
+        laid_out = build_solver(solver, self.scheduler, *steps, device)
+        scheduler = laid_out.scheduler
         if noise is None:
             noise = randn_by_seed((config.in_channels, height, width), seeds, device)
-        steps = num_inference_steps if start_images is None else max(1, round(num_inference_steps * strength))
-        first = (num_inference_steps - steps) * scheduler.order  # Heun's steps are two of its timesteps
-        timesteps = scheduler.timesteps[first:]
+        first = 0 if start_images is None else self._find_start(laid_out, strength)
+        timesteps, times = scheduler.timesteps[first:], laid_out.times[first:]
         if hasattr(scheduler, "set_begin_index"):
             # DDPM finds its place by the timestep; Karras et al.'s noise levels can lie so close that timesteps repeat.
             scheduler.set_begin_index(first)
@@ -149,11 +150,17 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         else:
             image = scheduler.add_noise(start_images.to(device), noise.to(device), timesteps[:1])
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-        for timestep in timesteps:
-            guided = guide.acts_at(self._sigma(timestep))
-            prediction = predict_at(scheduler.scale_model_input(image, timestep), timestep, guided)
+        for timestep, time in zip(timesteps, times, strict=True):
+            guided = guide.acts_at(self._sigma(time))
+            prediction = predict_at(scheduler.scale_model_input(image, timestep), time, guided)
             image = scheduler.step(prediction, timestep, image, **_step_options(solver, rngs)).prev_sample
         return image
+
+    def _find_start(self, solver: Solver, strength: float) -> int:
+        """The place in a solver's timesteps that is nearest to t = strength·T."""
+        order = solver.scheduler.order  # Heun's steps are two of its timesteps
+        shares = (solver.times[::order].double() + 1) / self.scheduler.config.num_train_timesteps
+        return int((shares - strength).abs().argmin()) * order
 
     def _predict_velocity_by(self, predict_flow: Predictor) -> Predictor:
         """The predictor of v that a predictor of the flow amounts to."""
