@@ -5,7 +5,9 @@ import torch
 
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
-from steelgen.training.setup import build_crops, place_network, prepare_training
+from steelgen.errors import InputError
+from steelgen.training.setup import build_accelerator, build_crops, place_network, prepare_training
+from steelgen.training.state import build_state
 from tests.conftest import tiny_train_config
 
 
@@ -22,7 +24,7 @@ def compute_gradients(dataset, tmp_path, dropout, **options):
     items = [crops[number] for number in range(2)]
     batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
     torch.manual_seed(2)
-    generator.compute_loss(generator.network, batch, 0, 0.1).mean().backward()
+    generator.compute_loss(generator.network, batch, 0, 0.1).losses.mean().backward()
     return {name: parameter.grad for name, parameter in generator.network.named_parameters()}
 
 
@@ -35,3 +37,49 @@ def test_gradients_stay(tiny_dataset, tmp_path, options, dropout):
     plain, other = (compute_gradients(tiny_dataset, tmp_path, dropout, **each) for each in ({}, options))
     for name in plain:
         torch.testing.assert_close(other[name], plain[name], atol=1e-5, rtol=1e-3)
+
+
+def test_compiled_network_has_the_same_gradients(tiny_dataset, tmp_path, monkeypatch):
+    """Traced by dynamo and run without a compiler, which is not everywhere."""
+    traced = []
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return graph.forward
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, backend=backend))
+    torch.compiler.reset()
+    compiled = compute_gradients(tiny_dataset, tmp_path, 0.0, compile=True)
+    assert traced
+    plain = compute_gradients(tiny_dataset, tmp_path, 0.0)
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], atol=1e-5, rtol=1e-3)
+
+
+def test_bf16_gradients_point_the_same_way(tiny_dataset, tmp_path):
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = compute_gradients(tiny_dataset, tmp_path, 0.0)
+    plain = compute_gradients(tiny_dataset, tmp_path, 0.0)
+    first, second = (torch.cat([gradient.flatten() for gradient in each.values()]) for each in (rounded, plain))
+    assert torch.cosine_similarity(first, second, dim=0) > 0.99
+    assert all(gradient.dtype == torch.float32 for gradient in rounded.values())
+
+
+def test_fp16_on_a_cpu_is_refused(tiny_dataset, tmp_path):
+    config = parse_config(tiny_train_config(tiny_dataset, tmp_path, mixed_precision="fp16"), TrainConfig)
+    with pytest.raises(InputError, match="mixed_precision fp16: training in it needs a GPU"):
+        build_accelerator(config.train)
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_reaches_torch(tiny_dataset, tmp_path, tf32):
+    build_accelerator(parse_config(tiny_train_config(tiny_dataset, tmp_path, tf32=tf32), TrainConfig).train)
+    assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
+
+
+def test_adamw_is_fused(tiny_dataset, tmp_path):
+    config = parse_config(tiny_train_config(tiny_dataset, tmp_path), TrainConfig)
+    generator, _ = prepare_training(config)
+    assert build_state(config, generator, None, 4, criterion=None).optimizer.defaults["fused"]

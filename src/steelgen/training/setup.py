@@ -91,10 +91,15 @@ def build_accelerator(options: OptimisationSection) -> Accelerator:
     """This process's place among those that train.
 
     Raises:
-        InputError: if there are fewer processes than were asked for.
+        InputError: if there are fewer processes than were asked for, or the device cannot train in that precision.
     """
+    on_cpu = pick_device().type == "cpu"
+    if on_cpu and options.mixed_precision == "fp16":
+        raise InputError("train.mixed_precision fp16: training in it needs a GPU; use bf16, auto or no on a CPU")
+    # Convolutions have TF32 by default in torch, matrix products (attention) have not.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     accelerator = Accelerator(
-        cpu=pick_device().type == "cpu",  # else accelerate waits to be told before several processes use it
+        cpu=on_cpu,  # else accelerate waits to be told before several processes use it
         mixed_precision=resolve_precision(options.mixed_precision),
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
