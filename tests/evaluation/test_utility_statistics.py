@@ -116,9 +116,16 @@ def test_a_code_without_its_baseline_is_not_compared():
 @pytest.mark.parametrize("interval", [(-0.01, 0.2), (0.0, 0.2), (-0.2, 0.0)])
 def test_an_interval_with_zero_in_it_never_helps(interval):
     row = {"code": "RALLFALL", "baseline": "RALLF000", "num_real": 4, "num_generated": 9, "architecture": POOLED}
-    (answer,) = judge_differences([{**row, "difference": 0.1, "interval": interval}])
+    (answer,) = judge_differences([{**row, "difference": 0.1, "interval": interval, "by_seed": [0.1, 0.1]}])
     assert answer.standing == "fair"
     assert answer.answer.startswith("Not shown")
+
+
+@pytest.mark.parametrize(("seeds", "standing"), [(1, "fair"), (2, "good")])
+def test_one_seed_never_helps(seeds, standing):
+    row = {"code": "RALLFALL", "baseline": "RALLF000", "num_real": 4, "num_generated": 9, "architecture": POOLED}
+    (answer,) = judge_differences([{**row, "difference": 0.1, "interval": (0.05, 0.2), "by_seed": [0.1] * seeds}])
+    assert answer.standing == standing
 
 
 def test_few_seeds_and_few_micrographs_are_warned_about():

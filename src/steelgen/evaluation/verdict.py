@@ -33,7 +33,8 @@ def compute_verdict(figures: Sequence[Figure]) -> list[Answer]:
 def judge_differences(differences: Sequence[dict[str, Any]]) -> list[Answer]:
     """Does generated data help? One answer a code, from the pooled row of a utility study's differences.
 
-    Good where the 95 % interval of the difference lies above 0, poor where it lies below, fair where it includes 0.
+    Good where the 95 % interval of the difference lies above 0, poor where it lies below, fair where it includes 0 or
+    rests on a single seed, which says nothing of how much the result varies.
     """
     last = {row["code"]: row for row in differences}  # the pooled row stands last
     return [_judge_difference(row) for row in last.values()]
@@ -45,10 +46,11 @@ def _judge_difference(row: dict[str, Any]) -> Answer:
     else:
         question = f"Do {row['num_generated']} generated pairs do better than real micrographs?"
     low, high = row["interval"]
-    standing = "good" if low > 0 else "poor" if high < 0 else "fair"
+    single = len(row["by_seed"]) < 2
+    standing = "fair" if single else "good" if low > 0 else "poor" if high < 0 else "fair"
     words = {
         "good": "Yes: mIoU on held-out real micrographs is higher",
-        "fair": "Not shown: the interval of the difference in mIoU includes 0",
+        "fair": f"Not shown: {'one seed alone' if single else 'the interval of the difference in mIoU includes 0'}",
         "poor": "No: mIoU on held-out real micrographs is lower",
     }
     text = (
