@@ -23,6 +23,9 @@ class SplitMasks(Section):
     """The split whose masks are used."""
     augment: bool = True
     """Draw one of the 8 flips and rotations for each mask."""
+    in_order: bool = False
+    """Take the masks in the order of their names, again from the start when they run out, as ISDM does; else in a fresh
+    random order each time round."""
     whole: bool = False
     """Use whole masks at the scale of the crops: whole micrographs are drawn, from overlapping windows."""
 
@@ -188,8 +191,9 @@ class SampleConfig(Section):
     images, else 1,000 in each, since shared file systems are slow with large folders; a folder once begun stays as it
     is."""
     file_stems: Literal["number", "source"] = "number"
-    """Name files by the image's number; or, as ISDM does, by the file that the mask comes from: NAME.png, and where
-    masks come from it again NAME_2.png, NAME_3.png …"""
+    """Name files by the image's number; or, as ISDM does, by the file that the mask comes from and the batch that the
+    image is drawn in, NAME_0.png; for a mask that comes round again in that batch NAME_0-2.png. A folder once begun
+    keeps counting in its first batch_size."""
     coco: bool = False
     """Also write coco.json: every island as polygon and as run lengths."""
     mask_source: AnyMasks

@@ -102,6 +102,7 @@ class CropDataset(Dataset):
         variation: further random changes.
         instance_edges: items tell where instances meet.
         augmentation: items tell how they were changed; see `Placement.describe_augmentation`.
+        in_order: each pass visits the micrographs in the order of their names; else in a fresh random order.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class CropDataset(Dataset):
         variation: Variation | None = None,
         instance_edges: bool = False,
         augmentation: bool = False,
+        in_order: bool = False,
     ) -> None:
         smallest = min(min(mask.shape) for mask in micrographs.masks)
         if smallest < geometry.image_size:
@@ -127,6 +129,7 @@ class CropDataset(Dataset):
         self.variation = variation
         self.instance_edges = instance_edges and micrographs.instances is not None
         self.augmentation = augmentation
+        self.in_order = in_order
         area = float(np.mean([mask.size for mask in micrographs.masks]))
         self.crops_per_micrograph = max(1, round(area / geometry.crop_size**2))
 
@@ -162,9 +165,9 @@ class CropDataset(Dataset):
         return draw_placement(height, width, self.geometry, rng, self.augment, self.variation)
 
     def micrograph_index(self, number: int) -> int:
-        """Which micrograph crop number `number` is cut from: a fresh permutation every pass over the micrographs."""
+        """Which micrograph crop number `number` is cut from; each pass over the micrographs visits each once."""
         pass_number, position = divmod(number, len(self.micrographs))
-        return int(_permutation(self.seed, pass_number, len(self.micrographs))[position])
+        return position if self.in_order else int(_permutation(self.seed, pass_number, len(self.micrographs))[position])
 
 
 @lru_cache(maxsize=4)

@@ -178,7 +178,7 @@ def _convert_sampling(
     checkpoint = Path(old.model_path)
     folder = Path(old.results_path) if old.results_path else Path("RESULTS") / _name_run(old, "sample")
     dataset = str(tree.folder) if tree else old.data_dir
-    source: dict[str, Any] = {"kind": "split", "dataset": dataset, "split": "train", "augment": False}
+    source: dict[str, Any] = {"kind": "split", "dataset": dataset, "split": "train", "augment": False, "in_order": True}
     if balance := old.balance_args:
         keys = ("num_classes", "height", "width")
         dead = [key for key in keys if getattr(balance, key) is not None]

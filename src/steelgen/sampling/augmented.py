@@ -19,7 +19,7 @@ from steelgen.sampling.islands import (
     smooth_noise,
     turn_footprint,
 )
-from steelgen.sampling.masks import DrawnMask, load_source_info, trace_crop
+from steelgen.sampling.masks import DrawnMask, load_source_info
 
 _DONORS = 8
 """Masks that islands are taken from to meet an area share, before those that are there have to grow."""
@@ -54,9 +54,9 @@ class AugmentedSource:
         """See `FileMaskSource.stems`."""
         return self._crops.micrographs.stems
 
-    def trace(self, index: int) -> tuple[str, int]:
+    def trace(self, index: int) -> str:
         """See `FileMaskSource.trace`."""
-        return trace_crop(self._crops, index)
+        return self.stems[self._crops.micrograph_index(index)]
 
     def _cut(self, number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         config, geometry = self._config, self._crops.geometry

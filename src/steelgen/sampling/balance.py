@@ -133,8 +133,6 @@ class _Block:
     """(block_size,) places in the pool."""
     counts_before: NDArray[np.int64]
     """(K,) what all masks of the blocks before hold."""
-    repeats: NDArray[np.int64]
-    """(block_size,) how many masks before each one come from the same micrograph."""
 
 
 class BalancedSource:
@@ -165,7 +163,6 @@ class BalancedSource:
         self._pool, self._counts = pool[useful], held[useful][:, self._classes]
         self._real = held[:, self._classes].sum(axis=0)
         self._names = [own.class_names[index] for index in self._classes]
-        self._origins = np.array([self._crops.micrograph_index(int(number)) for number in self._pool])
         self._config, self._seed = config, seed
         self._start_anew()
 
@@ -190,10 +187,10 @@ class BalancedSource:
         """See `FileMaskSource.stems`."""
         return self._crops.micrographs.stems
 
-    def trace(self, index: int) -> tuple[str, int]:
+    def trace(self, index: int) -> str:
         """See `FileMaskSource.trace`."""
         block, position = self._find(index)
-        return self.stems[self._origins[block.chosen[position]]], int(block.repeats[position])
+        return self.stems[self._crops.micrograph_index(int(self._pool[block.chosen[position]]))]
 
     def report(self, number: int) -> BalanceReport:
         """The shares after the first `number` masks."""
@@ -222,17 +219,12 @@ class BalancedSource:
         self._next = 0
         self._kept: deque[_Block] = deque(maxlen=max(2, _KEPT_MASKS // self._config.block_size))
         self._drawn = np.zeros_like(self._real)
-        self._uses = np.zeros(len(self._crops.micrographs), np.int64)
 
     def _choose_block(self) -> None:
         config = self._config
         start = self._drawn if config.based_on_generated_data_only else self._drawn + self._real
         chosen = choose_balanced(self._counts, config.block_size, config.max_class_dif, start, self._seed + self._next)
-        repeats = np.empty_like(chosen)
-        for position, origin in enumerate(self._origins[chosen]):
-            repeats[position] = self._uses[origin]
-            self._uses[origin] += 1
-        self._kept.append(_Block(chosen, self._drawn, repeats))
+        self._kept.append(_Block(chosen, self._drawn))
         self._drawn = self._drawn + self._counts[chosen].sum(axis=0)
         self._next += 1
 

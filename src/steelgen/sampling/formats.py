@@ -71,13 +71,13 @@ LAYOUTS = {
 """By the config's output_format."""
 
 
-def load_layout(out: Path, name_stem: Callable[[int], str] = name_by_number) -> Layout:
-    """The layout of an output folder, by its sampling.json; how its files are named is for the caller to know."""
+def load_layout(out: Path) -> Layout:
+    """The layout of an output folder, by its sampling.json; its files are taken to be named by their numbers."""
     sampling = load_json(out / "sampling.json")
     layout = LAYOUTS[sampling["config"].get("output_format", "folders")]
     if sampling["config"]["mask_source"]["kind"] == "none":
         layout = replace(layout, labels=None, images=None, colored_labels=None)
-    return replace(layout, files_per_folder=sampling.get("files_per_folder", 0), name_stem=name_stem)
+    return replace(layout, files_per_folder=sampling.get("files_per_folder", 0))
 
 
 @dataclass(frozen=True)

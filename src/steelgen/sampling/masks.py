@@ -65,8 +65,8 @@ class FileMaskSource(MaskSource, Protocol):
         """The stems of all files, each once."""
         ...
 
-    def trace(self, index: int) -> tuple[str, int]:
-        """The stem of the file that mask number `index` comes from, and how many masks before it come from there."""
+    def trace(self, index: int) -> str:
+        """The stem of the file that mask number `index` comes from."""
         ...
 
 
@@ -126,11 +126,6 @@ def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
         raise InputError(message) from None
 
 
-def trace_crop(crops: CropDataset, index: int) -> tuple[str, int]:
-    """See `FileMaskSource.trace`, for masks cut like the crops of training: each pass visits each micrograph once."""
-    return crops.micrographs.stems[crops.micrograph_index(index)], index // len(crops.micrographs)
-
-
 class NoSource:
     """Masks of nothing but ignored pixels, which the network does not see."""
 
@@ -145,7 +140,7 @@ class _SplitSource:
     def __init__(self, config: SplitMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
         load_source_info(config.dataset, info)
         micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
-        self._crops = CropDataset(micrographs, geometry, seed, config.augment)
+        self._crops = CropDataset(micrographs, geometry, seed, config.augment, in_order=config.in_order)
         self._config = config
 
     def draw(self, index: int) -> DrawnMask:
@@ -167,9 +162,9 @@ class _SplitSource:
         """See `FileMaskSource.stems`."""
         return self._crops.micrographs.stems
 
-    def trace(self, index: int) -> tuple[str, int]:
+    def trace(self, index: int) -> str:
         """See `FileMaskSource.trace`."""
-        return trace_crop(self._crops, index)
+        return self.stems[self._crops.micrograph_index(index)]
 
 
 class _OtherImages:
@@ -221,7 +216,6 @@ class _FolderSource:
         """See `FileMaskSource.stems`."""
         return [path.stem for path in self._paths]
 
-    def trace(self, index: int) -> tuple[str, int]:
+    def trace(self, index: int) -> str:
         """See `FileMaskSource.trace`."""
-        repeats, number = divmod(index, len(self._paths))
-        return self._paths[number].stem, repeats
+        return self._paths[index % len(self._paths)].stem

@@ -9,11 +9,11 @@ from steelgen.errors import InputError
 from steelgen.sampling.masks import FileMaskSource, MaskSource
 
 
-def build_stems(source: MaskSource) -> Callable[[int], str]:
-    """Image number → its stem: NAME for the first mask from NAME's file, then NAME_2, NAME_3 …, none of them twice.
+def build_stems(source: MaskSource, batch_size: int) -> Callable[[int], str]:
+    """Image number → its stem, NAME_<batch>: the file's stem up to its first dot, and number // batch_size.
 
-    ISDM writes NAME each time, so that only the last image of each mask is left, and cuts NAME at its first dot.
-    Where a file is itself called NAME_2 the numbers follow two underscores, or more.
+    Where ISDM would write a name twice, none is lost: a mask that comes round again within a batch gives
+    NAME_<batch>-2, and stems are kept whole where two of them are the same up to the first dot.
 
     Raises:
         InputError: if the masks come from no files, or two files have the same stem.
@@ -23,18 +23,11 @@ def build_stems(source: MaskSource) -> Callable[[int], str]:
     stem, uses = Counter(source.stems).most_common(1)[0]
     if uses > 1:
         raise InputError(f"file_stems 'source': {uses} masks are called {stem!r}; use 'number'")
-    separator = find_separator(source.stems)
+    cut = len({stem.split(".")[0] for stem in source.stems}) == len(source.stems)
 
     def name(index: int) -> str:
-        stem, repeats = source.trace(index)
-        return f"{stem}{separator}{repeats + 1}" if repeats else stem
+        batch, stem = index // batch_size, source.trace(index)
+        repeats = sum(source.trace(other) == stem for other in range(batch * batch_size, index))
+        return f"{stem.split('.')[0] if cut else stem}_{batch}" + (f"-{repeats + 1}" if repeats else "")
 
     return name
-
-
-def find_separator(stems: list[str]) -> str:
-    """The fewest underscores such that no stem is another one, these underscores and a number."""
-    separator, known = "_", set(stems)
-    while any(tail.isdigit() and head in known for head, _, tail in (stem.rpartition(separator) for stem in stems)):
-        separator += "_"
-    return separator

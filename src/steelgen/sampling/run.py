@@ -32,7 +32,6 @@ from steelgen.sampling.formats import (
     describe_origin,
     iterate_rows,
     load_layout,
-    name_by_number,
     save_pair,
     save_rows,
     select_decisive,
@@ -94,9 +93,15 @@ def sample(
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
     pair_filter = build_filter(config.filter, info, geometry) if config.filter else None
-    out, name_stem = config.output_dir, build_stems(mask_source) if config.file_stems == "source" else name_by_number
+    out = config.output_dir
+    if config.file_stems == "source":
+        build_stems(mask_source, config.batch_size)  # refuses before anything is written
     _open_folder(config, generator, prior, shared=shard is not None)
-    layout = load_layout(out, name_stem)
+    layout = load_layout(out)
+    if config.file_stems == "source":
+        layout = replace(
+            layout, name_stem=build_stems(mask_source, load_json(out / "sampling.json")["stem_batch_size"])
+        )
 
     wanted = shard.indices(config.num_samples) if shard else range(config.num_samples)
     done, total = sum(layout.sample_path(out, index).is_file() for index in wanted), len(wanted)
@@ -166,7 +171,7 @@ def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior |
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:
-                _describe_folder(working, config, generator, _choose_files_per_folder(config))
+                _describe_folder(working, config, generator, _choose_files_per_folder(config), config.batch_size)
                 if prior:
                     (working / PRIOR_FILE).write_bytes(prior.to_bytes())
         except (InputError, OSError):
@@ -191,7 +196,7 @@ def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior |
     if prior:
         load_noise_prior(config.output_dir / PRIOR_FILE, prior.sha256)
     if not shared:
-        _describe_folder(config.output_dir, config, generator, files_per_folder)
+        _describe_folder(config.output_dir, config, generator, files_per_folder, sampling["stem_batch_size"])
 
 
 def _choose_files_per_folder(config: SampleConfig) -> int:
@@ -200,7 +205,9 @@ def _choose_files_per_folder(config: SampleConfig) -> int:
     return _FILES_PER_FOLDER if config.num_samples > _ONE_FOLDER else 0
 
 
-def _describe_folder(folder: Path, config: SampleConfig, generator: Generator, files_per_folder: int) -> None:
+def _describe_folder(
+    folder: Path, config: SampleConfig, generator: Generator, files_per_folder: int, stem_batch_size: int
+) -> None:
     """Writes dataset.json and sampling.json."""
     split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
     unlabelled = isinstance(config.mask_source, NoMasks)
@@ -220,6 +227,7 @@ def _describe_folder(folder: Path, config: SampleConfig, generator: Generator, f
             **asdict(generator.geometry),
             "source_split": split,
             "files_per_folder": files_per_folder,
+            "stem_batch_size": stem_batch_size,
             "config": config_to_json(config),
             "steelgen_version": __version__,
         },
