@@ -84,6 +84,13 @@ def available_memory() -> int:
     return available
 
 
+def resident_memory() -> int:
+    """Bytes of main memory that this process takes, without those that load its data."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
 def _has_bf16_instructions() -> bool:
     capability = torch.backends.cpu.get_cpu_capability()
     if not capability.startswith("AVX512"):

@@ -15,6 +15,7 @@ from typing import Any
 from steelgen.errors import InputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_ASIDE = ".replaced"
 
 
 def default_cache_dir() -> Path:
@@ -33,16 +34,19 @@ def check_output_free(folder: Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path, durable: bool = False) -> Iterator[Path]:
+def new_folder(folder: Path, durable: bool = False, replace: bool = False) -> Iterator[Path]:
     """Yields a temporary folder beside `folder` that takes its name when the block ends without an error.
 
     Args:
         durable: flush every file to disk first, so that the folder is whole even after a power cut.
+        replace: a folder that stands there gives way. Between two renames it is found under `aside_path` alone, until
+            `restore_folders` puts it back.
 
     Raises:
-        InputError: if `folder` is already in use.
+        InputError: if `folder` is already in use and not to be replaced.
     """
-    check_output_free(folder)
+    if not replace:
+        check_output_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -51,12 +55,34 @@ def new_folder(folder: Path, durable: bool = False) -> Iterator[Path]:
         if durable:
             for path in [*working.rglob("*"), working]:
                 _flush(path)
-        if folder.is_dir():
+        if folder.is_dir() and replace:
+            shutil.rmtree(aside_path(folder), ignore_errors=True)
+            folder.rename(aside_path(folder))
+        elif folder.is_dir():
             folder.rmdir()
         working.rename(folder)
+        if durable:
+            _flush(folder.parent)  # the names, before the old folder goes
     except BaseException:
         shutil.rmtree(working, ignore_errors=True)
         raise
+    if replace:
+        shutil.rmtree(aside_path(folder), ignore_errors=True)
+
+
+def aside_path(folder: Path) -> Path:
+    """Where a folder lies while another takes its place; whole as long as `folder` itself is missing."""
+    return folder.with_name(f".{folder.name}{_ASIDE}")
+
+
+def restore_folders(parent: Path) -> None:
+    """Puts back what killed processes had just moved aside within `parent`; removes it where its successor is there."""
+    for aside in parent.glob(f".*{_ASIDE}"):
+        folder = parent / aside.name.removeprefix(".").removesuffix(_ASIDE)
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(folder)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.loss import CropLosses
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.errors import InputError
-from steelgen.files import load_json
+from steelgen.files import aside_path, load_json
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
@@ -156,14 +156,16 @@ def find_generator(path: Path) -> Path:
     Raises:
         InputError: if there is none.
     """
-    if not path.is_dir():
+    aside = aside_path(path)  # where a kill left it that was about to be replaced
+    if not path.is_dir() and not aside.is_dir():
         raise InputError(f"{path}: no such run, checkpoint or export")
-    checkpoints = sorted((path / "checkpoints").glob("step-*"), reverse=True)
+    checkpoints = sorted((path / "checkpoints").glob("step-*"), key=lambda found: (len(found.name), found.name))
     for folder in [
-        path,
+        path if path.is_dir() else aside,
         path / "export",
+        aside_path(path / "export"),
         path / "generator",
-        *(checkpoint / "generator" for checkpoint in checkpoints),
+        *(checkpoint / "generator" for checkpoint in reversed(checkpoints)),
     ]:
         if (folder / DESCRIPTION_FILE).is_file():
             return folder

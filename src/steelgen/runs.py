@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from steelgen import __version__
 from steelgen.config.base import Section, config_to_json
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_file, save_json
+from steelgen.trackers import open_trackers
 
 RESULT_FILE = "result.json"
 """In a run folder once training has ended: global_step, stopped_by, finished."""
 
 _PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "pillow", "scikit-image", "scipy", "pydantic")
-_OPTIONAL_PACKAGES = ("monai", "transformers", "segmentation-models-pytorch")
+_OPTIONAL_PACKAGES = ("monai", "transformers", "segmentation-models-pytorch", "wandb")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -64,26 +66,29 @@ def save_result(run_dir: Path, result: dict[str, Any]) -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard scalars of a run; entries after `resume_step` of an earlier attempt are dropped."""
+    """metrics.jsonl and trackers of a run; entries after `resume_step` of an earlier attempt are dropped.
 
-    def __init__(self, run_dir: Path, resume_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    Args:
+        trackers: see `open_trackers`.
+    """
 
+    def __init__(self, run_dir: Path, resume_step: int, trackers: Sequence[str]) -> None:
         self.path = run_dir / "metrics.jsonl"
         if self.path.is_file():
             _drop_later_lines(self.path, resume_step)
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+        self._trackers = open_trackers(trackers, run_dir, resume_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line and one point a scalar."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.write(step, values)
 
     def close(self) -> None:
-        """Flushes TensorBoard's file."""
-        self._writer.close()
+        """Flushes what the trackers have not sent or written yet."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _drop_later_lines(path: Path, last_step: int) -> None:

@@ -23,12 +23,14 @@ from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.errors import InputError
+from steelgen.generators import find_generator
 from steelgen.training import checkpoint
 from steelgen.training.checkpoint import list_checkpoints, newest_checkpoint
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder, assert_same_tensors, load_weights
 
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 KILLS = int(os.environ.get("STEELGEN_KILLS", "20"))
 
 
@@ -279,3 +281,50 @@ def test_a_lost_process_ends_the_other_within_seconds(tiny_dataset, tmp_path):
     assert "process 0 of 2: lost contact with another one" in said
     assert f"{newest_checkpoint(tmp_path / 'run')} is intact" in said
     assert "Traceback" not in said
+
+
+def test_best_and_export_are_whole_after_a_kill_at_any_rename(tiny_dataset, tmp_path):
+    """A second step replaces both folders; SIGKILL comes before each rename in turn, until none is left."""
+
+    def configure(run_dir, **options):
+        config = crash_config(tiny_dataset, run_dir, learning_rate=2e-3, ema_decay=0.0, **options)
+        config.validation.every, config.validation.crops, config.measurement.every = 1, 8, None
+        return config
+
+    def arm_renames(countdown):
+        left, rename = [countdown], Path.rename
+
+        def deadly(path, target):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(path, target)
+
+        Path.rename = deadly
+
+    train(configure(tmp_path / "once", max_steps=1), Recorder())
+    train(configure(tmp_path / "twice", max_steps=2), Recorder())
+    whole = {
+        name: {(tmp_path / run / name / WEIGHTS).read_bytes() for run in ("once", "twice")}
+        for name in ("best", "export")
+    }
+    assert [len(weights) for weights in whole.values()] == [2, 2]
+    missing, code, countdown = set(), -signal.SIGKILL, 0
+    while code:
+        countdown += 1
+        run = tmp_path / f"killed-{countdown}"
+        shutil.copytree(tmp_path / "once", run)
+        config, log = configure(run, max_steps=2), tmp_path / "log"
+        child = fork_training(config, log, prepare=lambda countdown=countdown: arm_renames(countdown))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL), log.read_text()
+        for name in ("best", "export"):
+            missing |= {name} - {path.name for path in run.iterdir()}
+            assert (find_generator(run / name) / WEIGHTS).read_bytes() in whole[name]
+        train(config, Recorder(), resume=True)
+        for name in ("best", "export"):
+            assert (run / name / WEIGHTS).read_bytes() == (tmp_path / "twice" / name / WEIGHTS).read_bytes()
+        assert (run / "best" / "selection.json").read_text() == (tmp_path / "twice/best/selection.json").read_text()
+        assert not list(run.glob(".*"))
+    assert missing == {"best", "export"}
+    assert countdown == 9

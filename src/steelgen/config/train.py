@@ -119,7 +119,11 @@ class OptimisationSection(Section):
     compile: bool = False
     """torch.compile the network; pays off in long runs on a GPU."""
     log_every: int = Field(10, ge=1)
-    """Steps between lines of metrics.jsonl and TensorBoard."""
+    """Steps between lines of metrics.jsonl and points of the trackers."""
+    trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
+    """Where these go beside metrics.jsonl. wandb is Weights & Biases, an extra: `pip install 'steelgen[wandb]'`; a
+    resumed run goes on under its id, kept in wandb.json. On nodes without network set the environment variable
+    WANDB_MODE to offline and call `wandb sync` later; WANDB_PROJECT names another project than steelgen."""
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from steelgen.errors import InputError
-from steelgen.files import is_disk_full, load_json, new_folder, save_json
+from steelgen.files import is_disk_full, load_json, new_folder, restore_folders, save_json
 from steelgen.training.ema import WeightAverage
 from steelgen.training.state import TrainingState
 
@@ -57,9 +57,11 @@ def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
 
 
 def remove_unfinished(run_dir: Path) -> None:
-    """Removes what killed processes left of checkpoints that they were writing."""
-    for leftover in (run_dir / "checkpoints").glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Removes what killed processes left of folders that they were writing; puts back one that was being replaced."""
+    restore_folders(run_dir)
+    for pattern in ("checkpoints/.step-*", ".*best.*", ".*export*.*"):
+        for leftover in run_dir.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

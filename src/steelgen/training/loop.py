@@ -12,6 +12,7 @@ from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.data.crops import Micrographs
 from steelgen.generators import Generator
 from steelgen.runs import open_run
+from steelgen.trackers import check_trackers
 from steelgen.training.checkpoint import (
     find_training_state,
     load_checkpoint,
@@ -75,6 +76,7 @@ def _run(
     start_from: Path | None = None,
 ) -> TrainingResult:
     options, network = config.train, generator.network
+    check_trackers(options.trackers)
     accelerator = build_accelerator(options)
     crops = build_crops(config, generator, micrographs)
     place_network(network, options, accelerator.device)

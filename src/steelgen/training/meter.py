@@ -74,7 +74,5 @@ class LossMeter:
             "images_per_second": len(losses) * self._num_processes / (now - self._since),
             **average_by_bin("loss", losses, torch.cat(self._positions), self._bins),
         }
-        if torch.cuda.is_available():
-            values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._losses, self._positions, self._numbers, self._steps, self._since = [], [], [], [], now
         return values

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset
+from steelgen.devices import resident_memory
 from steelgen.diffusion.loss import CropLosses
-from steelgen.files import save_json
+from steelgen.files import new_folder, save_json
 from steelgen.runs import MetricsLog, save_result
 from steelgen.training.checkpoint import newest_checkpoint, save_checkpoint
 from steelgen.training.curves import save_curves
@@ -65,7 +67,7 @@ class Upkeep:
         self._writes = accelerator.is_main_process
         self._step_crops = effective_batch(config.train, accelerator.num_processes)
         self._meter = LossMeter(crops, accelerator.num_processes, config.validation.bins)
-        self._log = MetricsLog(config.run_dir, state.step) if self._writes else None
+        self._log = MetricsLog(config.run_dir, state.step, config.train.trackers) if self._writes else None
 
     def begin(self) -> None:
         """Before the first step."""
@@ -102,6 +104,7 @@ class Upkeep:
         if logs:
             shown = self._meter.read(grad_norm, learning_rate)
             shown["epoch"] = step * self._step_crops / self._epoch_crops
+            shown |= self._measure_memory()
         judged = self._judge()
         if self._log and (shown or judged):
             self._log.write(step, {**shown, **judged})
@@ -139,6 +142,14 @@ class Upkeep:
             save_result(run_dir, {"global_step": step, "stopped_by": stopped_by, "finished": finished})
         return TrainingResult(step, stopped_by, run_dir / "export" if finished else None)
 
+    def _measure_memory(self) -> dict[str, float]:
+        """GiB of the process that has most: its main memory now, and the most that its tensors took of a GPU."""
+        values = {"memory_gib": resident_memory() / 2**30}
+        if torch.cuda.is_available():
+            values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        own = torch.tensor([list(values.values())], device=self._accelerator.device)
+        return dict(zip(values, self._accelerator.gather(own).amax(dim=0).tolist(), strict=True))
+
     def _judge(self) -> dict[str, float]:
         """What is known since this step of how good the generator is; keeps it where it is the best so far."""
         step, state = self._state.step, self._state
@@ -165,9 +176,8 @@ class Upkeep:
 
     def _keep_best(self) -> None:
         best = self._state.best
-        self._export(self._state.average, "best")
         chosen = {"criterion": best.criterion, "value": best.best_value, "step": best.best_step}
-        save_json(self._config.run_dir / "best" / SELECTION_FILE, chosen)
+        self._export(self._state.average, "best", chosen)
         self._observer.on_event(f"best so far: {best.criterion} {best.best_value:.4g} at step {best.best_step}")
 
     def _draw_preview(self) -> None:
@@ -187,12 +197,10 @@ class Upkeep:
             self._observer.on_event(f"saved {folder}")
         self._accelerator.wait_for_everyone()
 
-    def _export(self, average: WeightAverage, name: str) -> None:
-        """Replaces the folder `name` of the run by the generator with averaged weights."""
-        run_dir = self._config.run_dir
-        fresh = run_dir / f"{name}.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        with average.applied():
-            self._state.generator.save(fresh)
-        shutil.rmtree(run_dir / name, ignore_errors=True)
-        fresh.rename(run_dir / name)
+    def _export(self, average: WeightAverage, name: str, chosen: dict[str, Any] | None = None) -> None:
+        """Replaces the folder `name` of the run by the generator with averaged weights, `chosen` beside it."""
+        with new_folder(self._config.run_dir / name, durable=True, replace=True) as working:
+            with average.applied():
+                self._state.generator.save(working)
+            if chosen:
+                save_json(working / SELECTION_FILE, chosen)
