@@ -1,6 +1,9 @@
 """Validation, measurement, the choice of best/, stopping early, and the resumption of all that."""
 
 import json
+import os
+import socket
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from steelgen.training.loop import train
 from steelgen.training.selection import BestTracker, CopyWatch
 from steelgen.training.validation import average_by_bin
 from tests.conftest import tiny_train_config, write_tiny_dataset
+from tests.training.test_crashes import fork_training
 from tests.training.test_loop import Recorder
 
 
@@ -213,3 +217,53 @@ def test_without_a_split_to_hold_out(tmp_path):
 def test_losses_by_bin_by_hand():
     losses, positions = torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([0.0, 0.24, 0.5, 0.99])
     assert average_by_bin("loss", losses, positions, 4) == {"loss_bin_0": 1.5, "loss_bin_2": 3.0, "loss_bin_3": 5.0}
+
+
+def test_two_processes_judge_like_one_and_the_first_alone_writes(tiny_dataset, tmp_path, few_features):
+    """On gloo, half the batch each; without dropout, which is per process by nature."""
+
+    def configure(name, batch):
+        values = tiny_train_config(tiny_dataset, tmp_path / name, max_steps=4, train_batch_size=batch)
+        values["generator"]["unet"]["dropout"] = 0.0
+        values |= {"validation": {"every": 2, "crops": 9, "bins": 4}, "selection": {"criterion": "kid"}}
+        values["measurement"] = {**MEASURE["measurement"], "num_images": 5}  # neither 9 nor 5 divides by 2
+        values["train"].update(checkpoint_every=2, ema_power_stds=[0.1])
+        return parse_config(values, TrainConfig)
+
+    def record_writes():
+        """Appends every file or folder below tmp_path that this process makes, renames or removes to its log."""
+
+        def note(event, arguments):
+            changes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+            changes |= event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+            if changes and str(tmp_path) in str(arguments[0]):
+                print("wrote", arguments[0], flush=True)
+
+        sys.addaudithook(note)
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meet = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    logs = [tmp_path / f"log{rank}" for rank in range(2)]
+    children = [fork_training(configure("one", 4), tmp_path / "log")]
+    for rank in ("0", "1"):
+        environment = {**meet, "RANK": rank, "LOCAL_RANK": rank}
+        children.append(fork_training(configure("two", 2), logs[int(rank)], environment, record_writes))
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0, 0, 0], "".join(log.read_text() for log in logs)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [row["step"] for row in two] == [row["step"] for row in one] == [1, 2, 3, 4]
+    judged = [name for name in one[1] if name.startswith(("val_loss", "kid", "fd_", "cop", "train_epoch"))]
+    assert {"val_loss", "val_loss_bin_0", "val_loss_bin_3", "kid", "fd_efficientnet_lite0", "copies"} < {*judged}
+    for row in (1, 3):
+        assert {name: two[row][name] for name in judged} == pytest.approx(
+            {name: one[row][name] for name in judged}, rel=1e-3, abs=1e-4
+        )
+    said, other = (log.read_text() for log in logs)
+    assert f"saved {tmp_path / 'two'}/checkpoints/step-000004" in said
+    assert f"wrote {tmp_path / 'two'}/metrics.jsonl" in said
+    assert "wrote" not in other
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1

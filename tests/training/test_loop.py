@@ -259,6 +259,20 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny_dataset, tmp_path):
         torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=1e-3)
 
 
+def test_accelerate_that_starts_one_process_for_two_is_refused(tiny_dataset, tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps(tiny_train_config(tiny_dataset, tmp_path / "run")))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "steelgen"]
+    done = subprocess.run(
+        [*launch, "train", "-c", str(tmp_path / "train.json")], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("steelgen: ")]
+    assert len(said) == 1
+    assert "accelerate launch: several processes were asked for, but for CPUs it starts only one" in said[0]
+    assert "python -m torch.distributed.run --standalone --nproc_per_node N -m steelgen" in said[0]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signal_to_the_command_saves_and_leaves_cleanly(tiny_dataset, tmp_path, number):
     values = tiny_train_config(tiny_dataset, tmp_path / "run", max_steps=10**6)
