@@ -43,12 +43,18 @@ def unlabelled(tiny_dataset):
     return tiny_dataset
 
 
-def run_tiny(dataset, run_dir, **data):
+def run_tiny(dataset, run_dir, noise=(), **data):
     values = tiny_train_config(dataset, run_dir, max_steps=2)
     values["data"].update(data)
+    values["generator"]["noise"].update(noise)
     values["validation"] = {"every": 2, "crops": 8}
     train(parse_config(values, TrainConfig), Recorder())
     return load_generator(run_dir)
+
+
+def linear_schedule():
+    """One that leaves signal at its last step, which a noise prior needs."""
+    return {"beta_schedule": "linear", "prediction_type": "epsilon", "zero_terminal_snr": False}
 
 
 def sample_tiny(run_dir, out, **further):
@@ -165,3 +171,30 @@ def test_masks_for_a_generator_without(unlabelled, tiny_dataset, tmp_path):
         sample_tiny(tmp_path / "run", tmp_path / "samples", mask_source=masks)
     with pytest.raises(InputError, match="coco needs masks"):
         sample_tiny(tmp_path / "run", tmp_path / "samples", coco=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_masks_from_real_images_and_from_a_noise_prior(tiny_dataset, tmp_path, masked):
+    """Of a generator without masks on bare images, and of one with masks on a dataset that has them."""
+    if not masked:
+        (tiny_dataset / "dataset.json").unlink()
+        for masks in tiny_dataset.glob("*/masks"):
+            shutil.rmtree(masks)
+    run_tiny(tiny_dataset, tmp_path / "run", noise=linear_schedule())
+    dataset = {"dataset": str(tiny_dataset)}
+    plain = sample_tiny(tmp_path / "run", tmp_path / "plain")
+    faint = sample_tiny(tmp_path / "run", tmp_path / "faint", start_images={**dataset, "strength": 0.05})
+    prior = sample_tiny(tmp_path / "run", tmp_path / "prior", noise_prior={**dataset, "kind": "spatial"})
+    for out in (faint, prior):
+        assert not (out / "labels").exists()
+        assert replay(out / "metadata.jsonl", 2)[1]
+        assert (out / "samples/000001.png").read_bytes() != (plain / "samples/000001.png").read_bytes()
+    row = json.loads((faint / "metadata.jsonl").read_text().splitlines()[1])
+    assert row["draw"]["strength"] == 0.05
+    with pytest.raises(InputError, match=r"noise_prior\.kind 'joint': needs masks, and mask_source\.kind is 'none'"):
+        sample_tiny(tmp_path / "run", tmp_path / "refused", noise_prior=dataset)
+    with pytest.raises(
+        InputError, match=r"start_images\.dataset: is missing, and masks of the source 'none' belong to"
+    ):
+        sample_tiny(tmp_path / "run", tmp_path / "refused", start_images={"strength": 0.5})
+    assert not (tmp_path / "refused").exists()

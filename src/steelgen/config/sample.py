@@ -241,6 +241,10 @@ class SampleConfig(Section):
                 f"start_images.dataset: is missing, and masks of the source {self.mask_source.kind!r} belong to no "
                 "micrograph"
             )
+        if self.noise_prior and self.noise_prior.kind != "spatial" and isinstance(self.mask_source, NoMasks):
+            raise ValueError(
+                f"noise_prior.kind {self.noise_prior.kind!r}: needs masks, and mask_source.kind is 'none'; take 'spatial'"
+            )
         if self.noise_prior and self.noise_prior.kind != "class" and getattr(self.mask_source, "whole", False):
             raise ValueError(
                 f"noise_prior.kind {self.noise_prior.kind!r}: knows places in the network's own images, not in whole "
