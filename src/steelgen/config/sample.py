@@ -243,7 +243,7 @@ class SampleConfig(Section):
             )
         if self.noise_prior and self.noise_prior.kind != "spatial" and isinstance(self.mask_source, NoMasks):
             raise ValueError(
-                f"noise_prior.kind {self.noise_prior.kind!r}: needs masks, and mask_source.kind is 'none'; take 'spatial'"
+                f"noise_prior.kind {self.noise_prior.kind!r}: needs masks, not mask_source 'none'; take 'spatial'"
             )
         if self.noise_prior and self.noise_prior.kind != "class" and getattr(self.mask_source, "whole", False):
             raise ValueError(
