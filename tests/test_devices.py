@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from steelgen import devices
+from steelgen.errors import InputError
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "no")])
@@ -18,3 +19,24 @@ def test_networks_compute_in_the_precision_asked_for():
     for name, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
         with devices.autocast(name, torch.device("cpu")):
             assert layer(x).dtype == dtype
+
+
+def test_calls_side_by_side_have_one_thread_and_the_callers_precision():
+    def describe(index):
+        return index, torch.get_num_threads(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = devices.map_on_single_threads(describe, 5)
+        assert found == [(index, 1, True, torch.bfloat16) for index in range(5)]
+        assert devices.map_on_single_threads(lambda index: torch.is_autocast_enabled("cpu"), 2) == [False, False]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_errors_side_by_side_reach_the_caller():
+    with pytest.raises(InputError, match="call 0"):
+        devices.map_on_single_threads(lambda index: (_ for _ in ()).throw(InputError(f"call {index}")), 2)

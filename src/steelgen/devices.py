@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +19,7 @@ _CGROUP_FILES = tuple(
     )
 )
 """Limit and usage of a container's memory, in control groups of version 2 and 1."""
+_ResultT = TypeVar("_ResultT")
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,6 +53,25 @@ def autocast(name: str, device: torch.device) -> torch.autocast:
     """A context in which networks compute in the precision `no`, `bf16`, `fp16` or `auto`."""
     dtype = _DTYPES[resolve_precision(name, device)]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def map_on_single_threads(function: Callable[[int], _ResultT], count: int) -> list[_ResultT]:
+    """Calls a function of tensors on the CPU with 0 … count - 1, each call on one thread, many calls side by side.
+
+    A kernel orders its sums by the number of its threads: on one thread each, results depend neither on that number nor
+    on count. It is also faster than all threads together on one call after the other, where tensors are small.
+    """
+    threads, casts = torch.get_num_threads(), torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu")
+
+    def call(index: int) -> _ResultT:
+        with torch.autocast("cpu", dtype, enabled=casts):  # like the number of threads, it holds for one thread alone
+            return function(index)
+
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        results = list(pool.map(call, range(count)))
+    torch.set_num_threads(threads)  # threads that begin later take over what was set last, anywhere
+    return results
 
 
 def is_out_of_memory(error: BaseException) -> bool:

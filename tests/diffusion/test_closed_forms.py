@@ -43,7 +43,7 @@ def test_solvers_converge_to_the_same_image(solver, zero_terminal_snr, predictio
     few, many = (
         (pipeline(MASKS, [0], solver, steps, noise=NOISE, **PLAIN) - expected).abs().max() for steps in (10, 120)
     )
-    assert many < (0.05 if solver in FIRST_ORDER else 0.01)
+    assert many < (0.05 if solver in FIRST_ORDER else 0.02)
     assert many < few / 5
 
 

@@ -176,6 +176,16 @@ def test_even_power_spacing_is_diffusers_trailing(solver, kind):
     torch.testing.assert_close(drawn, oracle, atol=2e-3, rtol=1e-2 if solver == "heun" else 1e-3)
 
 
+def test_images_do_not_depend_on_the_number_of_threads():
+    pipeline, masks = build_pipeline(), torch.zeros(4, 16, 16, dtype=torch.long)
+    alone, before = pipeline(masks, [0, 1, 2, 3], num_inference_steps=3), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(pipeline(masks, [0, 1, 2, 3], num_inference_steps=3), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_network_is_told_the_times_of_the_training_schedule(monkeypatch):
     pipeline, told = build_pipeline(), []
     forward = pipeline.unet.forward

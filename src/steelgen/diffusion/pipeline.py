@@ -10,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
+from steelgen.devices import map_on_single_threads
 from steelgen.diffusion.flow import flow_to_velocity, scale_to_flow
 from steelgen.diffusion.guidance import Guide, compute_guided_features, predict
 from steelgen.diffusion.loss import one_hot_with_dropout
@@ -51,8 +52,9 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
     ) -> Tensor:
         """Draws one image a mask; see `draw_batch` for the arguments.
 
-        On the CPU images are drawn one after the other: its kernels choose the order of their sums by the size of the
-        batch, and an image would differ in the last bit from batch to batch. It costs no time there.
+        On the CPU every image is drawn by itself: its kernels choose the order of their sums by the size of the batch,
+        and an image would differ in the last bit from batch to batch. Images of the network's size are drawn side by
+        side, one thread each; `mask_cache_bytes` is shared among these.
         """
         options |= {"solver": solver, "num_inference_steps": num_inference_steps}
         if self.unet.device.type != "cpu":
@@ -61,19 +63,21 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         def row(tensor: Tensor | None, index: int) -> Tensor | None:
             return None if tensor is None else tensor[index : index + 1]
 
-        return torch.cat(
-            [
-                self.draw_batch(
-                    masks[index : index + 1],
-                    [seed],
-                    noise=row(noise, index),
-                    start_images=row(start_images, index),
-                    moments=moments and (moments[0][index : index + 1], moments[1][index : index + 1]),
-                    **options,
-                )
-                for index, seed in enumerate(seeds)
-            ]
-        )
+        def draw(index: int) -> Tensor:
+            return self.draw_batch(
+                masks[index : index + 1],
+                [seeds[index]],
+                noise=row(noise, index),
+                start_images=row(start_images, index),
+                moments=moments and (moments[0][index : index + 1], moments[1][index : index + 1]),
+                **options,
+            )
+
+        in_windows = options.get("periodic") or masks.shape[1:] != (self.unet.config.image_size,) * 2
+        if in_windows or self.unet._compiled_call_impl is not None:  # dynamo traces in one thread alone
+            return torch.cat([draw(index) for index in range(len(seeds))])
+        options["mask_cache_bytes"] = options.get("mask_cache_bytes", math.inf) / torch.get_num_threads()
+        return torch.cat(map_on_single_threads(draw, len(seeds)))
 
     @torch.no_grad()
     def draw_batch(
