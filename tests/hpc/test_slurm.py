@@ -140,7 +140,7 @@ def test_killed_shard_is_run_again_alone(cluster, trained):
     rerun = cluster.run("sbatch", "--parsable", after, "samples.slurm/gather.sbatch", cwd=trained)
     assert cluster.wait(rerun.stdout.strip(), 90)["JobState"] == "COMPLETED", read_logs(trained / "samples")
     assert len((trained / "samples/metadata.jsonl").read_text().splitlines()) == 40
-    write_json(trained / "whole.json", sample_config("whole", 25))
+    write_json(trained / "whole.json", sample_config("whole", 40))
     steelgen(cluster, trained, "sample", "-c", "whole.json")
     for number in range(40):
         name = f"samples/{number:06d}.png"
