@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,11 @@ def measure_quality(generator: SemanticDiffusion, images: int) -> dict[str, Any]
     }
 
 
-def measure_curve(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
+def measure_curve(generator: SemanticDiffusion, images: int, solvers: Sequence[str] = CURVE_SOLVERS) -> dict[str, Any]:
     """KID over the number of network evaluations a pass; Heun takes two a step."""
     judge = Judge(generator, images)
     rows: dict[str, dict[str, Any]] = {}
-    for name in CURVE_SOLVERS:
+    for name in solvers:
         for steps in CURVE_STEPS:
             taken = max(2, (steps + 1) // 2) if name == "heun" else steps
             solver = SolverSection().model_copy(update={"name": name, "num_inference_steps": taken})
@@ -246,6 +247,7 @@ def main() -> None:
     parser.add_argument("part", choices=("speed", "quality", "curve", "guide"))
     parser.add_argument("--generator", type=Path, required=True, help="run folder, checkpoint or export")
     parser.add_argument("--images", type=int)
+    parser.add_argument("--solvers", nargs="+", choices=CURVE_SOLVERS, default=CURVE_SOLVERS, help="of the curve")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/sampling-PART.json")
     arguments = parser.parse_args()
@@ -256,7 +258,8 @@ def main() -> None:
         results = measure_speed(generator, arguments.images or 2, arguments.repeats)
     else:
         generator.network.to(memory_format=torch.channels_last)
-        measure = {"quality": measure_quality, "curve": measure_curve, "guide": measure_guides}[arguments.part]
+        curve = partial(measure_curve, solvers=arguments.solvers)
+        measure = {"quality": measure_quality, "curve": curve, "guide": measure_guides}[arguments.part]
         results = measure(generator, arguments.images or 256)
     results["threads"] = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
     default = Path(__file__).parent / "results" / f"sampling-{arguments.part}.json"
