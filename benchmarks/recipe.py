@@ -7,13 +7,14 @@
 Every variant trains the same network with the same batches in bf16. On a machine that does other work too, equal time
 is kept by equal counting: `time` measures a training step of all variants in turns, on the CPU in seconds of computing
 by one thread, and `run` takes as many steps as the budget holds by that measure. `run` may be killed at any moment and
-started again with the same arguments. It scores the averaged weights after a quarter, a half and all of the budget:
-images drawn for masks of crops from the validation and test splits, against crops of the test split. The floor is that
-of real crops of the training split against the same; a figure "above the floor" has it taken off. `table` gathers all.
+started again with the same arguments. It scores the averaged weights after a half and all of the budget: images drawn
+for masks of crops from the validation and test splits, against crops of the test split. The floor is that of real crops
+of the training split against the same; a figure "above the floor" has it taken off. `table` gathers all.
 
 The ISDM recipe (epsilon, linear schedule, learned variance, plain grey levels, picked mask pixels, weights averaged
-with 0.9999 from the first step on, the epoch of lowest training loss) is scored by its own sampler, 300 ancestral
-steps, and by ours; also with its last weights, averaged and not, since in short runs its choice may not be its best.
+with 0.9999 from the first step on, the epoch of lowest training loss) is scored by our sampler, with --own-sampler also
+by its own of 300 ancestral steps, which takes 40 times longer; also with its last weights, averaged and not, since in
+short runs its choice may not be its best.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from steelgen.training.post_hoc_ema import export_average
 from steelgen.training.setup import build_crops, place_network, prepare_training
 from steelgen.training.state import build_state
 
-CONFIG = Path(__file__).parent / "configs" / "uhcs_32.json"
+CONFIG = Path(__file__).parent / "configs" / "recipe_32.json"
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
 
@@ -82,10 +83,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """What each changes of CONFIG."""
 
-STAGES = (0.25, 0.5, 1.0)
-"""Shares of the budget after which weights are scored."""
 STORED_STDS, REBUILT_STDS = (0.05, 0.1), (0.03, 0.05, 0.1, 0.15, 0.2, 0.25)
-"""Power-function averages that the default variant stores, and those put together from them and scored at its end."""
+"""Power-function averages that are stored in training, and those put together from them and scored at its end."""
 SOLVERS = {
     "ours": SolverSection(),
     "isdm": RespacedSolverSection(name="respaced_ddpm", beta_schedule="linear", respacing="300"),
@@ -188,19 +187,20 @@ class LinePrinter:
         """See `TrainingObserver`."""
 
 
-def run_variant(runs: Path, variant: str, seed: int, budget: float, images: int) -> None:
+def run_variant(arguments: argparse.Namespace) -> None:
     """Trains and scores one variant with one seed; goes on where an earlier attempt was cut off.
 
     Raises:
         InputError: if no step times were measured, or a signal ended training.
     """
+    runs, variant, seed, budget = arguments.runs, arguments.variant, arguments.seed, arguments.budget_seconds
     times = load_json(runs / "step_times.json")["seconds_a_step"]
     total = round(budget / times[variant]["median"])
     name = f"{variant}-seed{seed}-{budget:g}s"
     run_dir, path = runs / name, runs / "scores" / f"{name}.json"
     scores = load_json(path) if path.is_file() else {}
-    scores |= {"variant": variant, "seed": seed, "budget_seconds": budget, "steps": total, "images": images}
-    stored = STORED_STDS if variant == "default" else ()
+    scores |= {"variant": variant, "seed": seed, "budget_seconds": budget, "steps": total, "images": arguments.images}
+    stored = STORED_STDS if arguments.power_averages else ()
     options = {"train.ema_power_stds": list(stored), "train.ema_snapshots_every": max(1, total // 32)}
     judge: Judge | None = None
 
@@ -208,13 +208,13 @@ def run_variant(runs: Path, variant: str, seed: int, budget: float, images: int)
         nonlocal judge
         if label in scores.setdefault("scores", {}):
             return
-        judge = judge or Judge(load_generator(folder), images)
+        judge = judge or Judge(load_generator(folder), arguments.images)
         scores["floor"] = judge.floor
         scores["scores"][label] = {"step": step, **judge.score(folder, solver, seed)}
         save_json(path, scores)
         print(name, label, scores["scores"][label], flush=True)
 
-    for share in STAGES:
+    for share in sorted({*arguments.stages, 1.0}):
         steps = round(share * total)
         label = f"at {share:g}"
         if label in scores.get("scores", {}) and share < 1:
@@ -224,10 +224,9 @@ def run_variant(runs: Path, variant: str, seed: int, budget: float, images: int)
             raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; start it again")
         score(label, result.export, steps)
     if variant == "isdm":
-        score("best epoch, its own sampler", run_dir / "best", total, "isdm")
+        if arguments.own_sampler:
+            score("best epoch, its own sampler", run_dir / "best", total, "isdm")
         score("best epoch, our sampler", run_dir / "best", total)
-        score("last weights, averaged, its own sampler", run_dir / "export", total, "isdm")
-        score("last weights, not averaged, its own sampler", run_dir / "export-ema-0", total, "isdm")
         score("last weights, not averaged, our sampler", run_dir / "export-ema-0", total)
     for std in REBUILT_STDS if stored else ():
         folder = run_dir / f"export-std-{std:g}"
@@ -274,8 +273,9 @@ def gather_curves(gathered: Sequence[dict[str, Any]]) -> dict[str, list[tuple[fl
     """(seconds of training, mean over the seeds of KID above the floor) of each variant."""
     curves: dict[str, dict[float, list[float]]] = {}
     for run in gathered:
-        for share in STAGES:
-            if score := run["scores"].get(f"at {share:g}"):
+        for label, score in run["scores"].items():
+            if label.startswith("at "):
+                share = float(label.removeprefix("at "))
                 above = max(score["kid"] - run["floor"]["kid"], 1e-4)  # a logarithm is taken of it
                 curves.setdefault(run["variant"], {}).setdefault(share * run["budget_seconds"], []).append(above)
     return {
@@ -293,6 +293,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget-seconds", type=float, default=600)
     parser.add_argument("--images", type=int, default=256, help="drawn for a score")
+    parser.add_argument(
+        "--stages", type=float, nargs="*", default=[0.5], help="shares of the budget scored before its end"
+    )
+    parser.add_argument("--own-sampler", action="store_true", help="score the ISDM recipe with its 300 steps too")
+    parser.add_argument("--power-averages", action="store_true", help="also store and score power-function averages")
     parser.add_argument("--repeats", type=int, default=10, help="steps of each variant that `time` measures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -303,7 +308,7 @@ def main() -> None:
         save_results(arguments.runs / "step_times.json", {"threads": 1, "seconds_a_step": rows})
     elif arguments.part == "run":
         os.nice(10)
-        run_variant(arguments.runs, arguments.variant, arguments.seed, arguments.budget_seconds, arguments.images)
+        run_variant(arguments)
     else:
         gathered = gather_scores(arguments.runs)
         draw_curves(

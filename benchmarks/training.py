@@ -100,7 +100,7 @@ def build_isdm_step(arguments: argparse.Namespace) -> Step:
     averages = [parameter.detach().clone() for parameter in parameters]
 
     def step() -> Tensor:
-        loss = generator.compute_loss(forward, batch, 0, 0.2).mean()
+        loss = generator.compute_loss(forward, batch, 0, 0.2).losses.mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
@@ -123,7 +123,7 @@ def build_our_step(arguments: argparse.Namespace, compiled: bool = False) -> Ste
 
     def step() -> Tensor:
         with autocast("auto", torch.device(arguments.device)):
-            loss = generator.compute_loss(network, batch, 0, 0.2).mean()
+            loss = generator.compute_loss(network, batch, 0, 0.2).losses.mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

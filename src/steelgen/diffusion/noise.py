@@ -33,6 +33,24 @@ _SMALLEST_ALPHA = 2.0**-24
 """ᾱ that diffusers' σ-based solvers take for "no signal", whose σ would be infinite."""
 
 
+class _HeunFromPureNoise(HeunDiscreteScheduler):
+    """Heun's method with Euler's step as its first.
+
+    The second half of Heun's step from σ₀ to σ₁ counts what the network changed its mind about by ½·σ₀/σ₁, which is a
+    hundredfold where no signal is left at σ₀.
+    """
+
+    def set_timesteps(self, *arguments: Any, **options: Any) -> None:
+        super().set_timesteps(*arguments, **options)
+        self.timesteps, self.sigmas = (torch.cat([row[:1], row[2:]]) for row in (self.timesteps, self.sigmas))
+
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        result = super().step(*arguments, **options)
+        if self.step_index == 1:
+            self.prev_derivative = self.dt = self.sample = None  # what it would take the next step for a second half by
+        return result
+
+
 def build_noise_schedule(
     num_train_timesteps: int, beta_schedule: str, prediction_type: str, zero_terminal_snr: bool
 ) -> DDPMScheduler:
@@ -74,6 +92,14 @@ class Solver:
     times: Tensor
     """The timesteps of the training schedule that the network is told at each of these."""
 
+    @property
+    def starts(self) -> list[int]:
+        """Places in `times` that drawing may start from: not the second halves of Heun's steps."""
+        count = len(self.times)
+        if isinstance(self.scheduler, _HeunFromPureNoise):
+            return [0, *range(1, count, 2)]
+        return list(range(0, count, self.scheduler.order))
+
 
 def build_solver(
     name: str,
@@ -110,10 +136,13 @@ def build_solver(
         # A schedule of the kept steps alone, all of which are run: so every solver can have this spacing.
         kept = space_by_power(total, num_inference_steps, spacing_power)
         options |= {"num_train_timesteps": len(kept), "rescale_betas_zero_snr": False}
-    if by_power or (name == "heun" and schedule.config.rescale_betas_zero_snr):
+    from_pure_noise = name == "heun" and schedule.config.rescale_betas_zero_snr
+    if by_power or from_pure_noise:
         # Heun cannot rescale betas itself either: it gets them rescaled, with ᾱ_T as the others have it.
         alphas = schedule.alphas_cumprod.clamp(min=_SMALLEST_ALPHA).double()[kept]
         options["trained_betas"] = (1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])).numpy()
+    if from_pure_noise:
+        kind = _HeunFromPureNoise
     scheduler = kind.from_config(schedule.config, **options)
     scheduler.set_timesteps(num_inference_steps, device=device)
     timesteps = scheduler.timesteps

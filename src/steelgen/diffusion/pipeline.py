@@ -162,9 +162,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
 
     def _find_start(self, solver: Solver, strength: float) -> int:
         """The place in a solver's timesteps that is nearest to t = strength·T."""
-        order = solver.scheduler.order  # Heun's steps are two of its timesteps
-        shares = (solver.times[::order].double() + 1) / self.scheduler.config.num_train_timesteps
-        return int((shares - strength).abs().argmin()) * order
+        shares = (solver.times[solver.starts].double() + 1) / self.scheduler.config.num_train_timesteps
+        return solver.starts[int((shares - strength).abs().argmin())]
 
     def _predict_velocity_by(self, predict_flow: Predictor) -> Predictor:
         """The predictor of v that a predictor of the flow amounts to."""
