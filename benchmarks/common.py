@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,25 @@ def summarise(seconds: list[float]) -> dict[str, float]:
 
 
 def save_results(path: Path, results: dict[str, Any]) -> None:
-    """Writes results with machine, versions and command."""
-    environment = {**describe_environment(), "cpu": _cpu_name()}
-    environment["command"] = ["python", *sys.argv]
+    """Writes results with machine, versions, command and date."""
+    environment = {**describe_environment(), "cpu": _cpu_name(), "date": date.today().isoformat()}
+    environment["command"] = [*_name_launcher(), *_drop_output(sys.argv)]
     save_json(path, {"environment": environment, **results})
     print(json.dumps(results, indent=2))
+
+
+def _name_launcher() -> list[str]:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["python"]
+    return f"python -m torch.distributed.run --standalone --nproc_per_node {os.environ['WORLD_SIZE']}".split()
+
+
+def _drop_output(arguments: list[str]) -> list[str]:
+    """Without --out and its value: where a result went first is of no use to those who read it."""
+    if "--out" not in arguments:
+        return arguments
+    index = arguments.index("--out")
+    return arguments[:index] + arguments[index + 2 :]
 
 
 def _cpu_name() -> str:

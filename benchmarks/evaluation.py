@@ -1,6 +1,6 @@
 """How long `evaluate` takes, and how much memory: everything but the utility study.
 
-    python benchmarks/evaluation.py --count 1000 --image-size 256 --out evaluation_speed.json
+    python benchmarks/evaluation.py [--count 1000] [--image-size 256]
 
 The generated images are validation crops with noise, so that nothing needs to be trained first; the cache is empty.
 """
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=Path("data/uhcs"))
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluation-speed.json")
     arguments = parser.parse_args()
     stages: list[tuple[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:

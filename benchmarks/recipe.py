@@ -32,6 +32,7 @@ import torch
 from charts import draw_curves
 from common import save_results, summarise, time_in_turns
 from numpy.typing import NDArray
+from tables import tabulate_scores
 
 from steelgen.config.base import load_config
 from steelgen.config.solver import RespacedSolverSection, SolverSection
@@ -240,35 +241,6 @@ def gather_scores(runs: Path) -> list[dict[str, Any]]:
     return [load_json(path) for path in sorted((runs / "scores").glob("*.json"))]
 
 
-def write_table(gathered: Sequence[dict[str, Any]], path: Path) -> None:
-    """A Markdown table: one row a variant, budget and way of drawing, mean and range over the seeds."""
-    rows: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
-    for run in gathered:
-        for label, score in run["scores"].items():
-            above = score["kid"] - run["floor"]["kid"]
-            rows.setdefault((run["variant"], run["budget_seconds"], label), []).append({**score, "above": above})
-    lines = [
-        "| variant | budget (s) | weights | steps | seeds | KID·10³ above the floor | KID·10³ | FD |",
-        "|---|--:|---|--:|--:|--:|--:|--:|",
-    ]
-    for (variant, budget, label), scores in sorted(rows.items()):
-        cells = [_mean_and_range([factor * score[key] for score in scores]) for key, factor in _COLUMNS]
-        lines.append(
-            f"| {variant} | {budget:g} | {label} | {scores[0]['step']} | {len(scores)} | {' | '.join(cells)} |"
-        )
-    floors = [run["floor"] for run in gathered]
-    lines += ["", f"Floor: KID·10³ {1e3 * floors[0]['kid']:.1f}, FD {floors[0]['fd']:.1f}."] if floors else []
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-_COLUMNS = (("above", 1e3), ("kid", 1e3), ("fd", 1.0))
-
-
-def _mean_and_range(values: list[float]) -> str:
-    mean = f"{np.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
-
-
 def gather_curves(gathered: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """(seconds of training, mean over the seeds of KID above the floor) of each variant."""
     curves: dict[str, dict[float, list[float]]] = {}
@@ -318,7 +290,7 @@ def main() -> None:
             {"default", "isdm"},
             RESULTS / "recipe.png",
         )
-        write_table(gathered, RESULTS / "recipe.md")
+        (RESULTS / "recipe.md").write_text("\n".join(tabulate_scores(gathered)) + "\n", encoding="utf-8")
         times = load_json(arguments.runs / "step_times.json")["seconds_a_step"]
         save_results(RESULTS / "recipe.json", {"seconds_a_step": times, "runs": gathered})
 

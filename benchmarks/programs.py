@@ -1,0 +1,155 @@
+"""Every benchmark with the settings of the committed results, one after the other; then RESULTS.md.
+
+    benchmarks/run                                   all: many hours on 2 CPU cores, most of them recipe and curve
+    benchmarks/run --only training sampling-speed    some
+    benchmarks/run --gather                          RESULTS.md alone, from benchmarks/results/*.json
+
+Results replace those in benchmarks/results. Sampling needs a trained generator: benchmarks/configs/uhcs_32.json is
+trained first where its run is not there. A command that fails is named at the end, and the others go on; the exit code
+is then 1. The recipe goes on where an earlier attempt ended: to measure it anew, remove runs/benchmarks/recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from report import write_report
+
+ROOT = Path(__file__).parents[1]
+GENERATOR_CONFIG = "benchmarks/configs/uhcs_32.json"
+GENERATOR = json.loads((ROOT / GENERATOR_CONFIG).read_text(encoding="utf-8"))["run_dir"]
+TRAIN_GENERATOR = f"-m steelgen train -c {GENERATOR_CONFIG} --resume auto"
+LAUNCHER = "-m torch.distributed.run --standalone --nproc_per_node 2"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Commands, less the `python` in front, and what they need.
+
+    Attributes:
+        threads: of torch, where the committed results were measured with other than all cores.
+    """
+
+    name: str
+    commands: Sequence[str]
+    threads: int | None = None
+    needs_generator: bool = False
+
+
+def _store(command: str, name: str, threads: int | None = None, needs_generator: bool = False) -> Benchmark:
+    return Benchmark(name, [f"{command} --out benchmarks/results/{name}.json"], threads, needs_generator)
+
+
+def _sample(part: str, settings: str, threads: int | None = None) -> Benchmark:
+    return _store(
+        f"benchmarks/sampling.py {part} --generator {GENERATOR} {settings}", f"sampling-{part}", threads, True
+    )
+
+
+def _list_recipe() -> Iterator[str]:
+    """Step times, the two recipes with three seeds at 300 s, every single change with one seed at 150 s."""
+    yield "benchmarks/recipe.py time"
+    for variant in ("default", "isdm"):
+        for seed in range(3):
+            yield f"benchmarks/recipe.py run --variant {variant} --seed {seed} --budget-seconds 300"
+    for variant in RECIPE_VARIANTS:
+        yield f"benchmarks/recipe.py run --variant {variant} --seed 0 --budget-seconds 150 --stages"
+    yield "benchmarks/recipe.py table"
+
+
+RECIPE_VARIANTS = (
+    "default",
+    "isdm",
+    "x0",
+    "epsilon",
+    "linear",
+    "not-standardised",
+    "min-snr",
+    "lognormal",
+    "flow",
+    "mask-dropout-0.2",
+    "dropout-0.1",
+    "augmentation-conditioning",
+    "mask-noise",
+    "nearest-masks",
+    "loss-aware",
+)
+BENCHMARKS = (
+    _store("benchmarks/data.py import", "data-import"),
+    _store("benchmarks/data.py loader --repeats 3", "data-loader"),
+    _store("benchmarks/training.py --repeats 5", "training"),
+    _sample("speed", "--images 2 --repeats 3"),
+    _sample("quality", "--images 256", threads=1),
+    _sample("curve", "--images 128", threads=1),
+    _sample("guide", "--images 256", threads=1),
+    Benchmark("recipe", list(_list_recipe())),
+    _store("benchmarks/evaluation.py --count 1000 --image-size 256", "evaluation-speed"),
+    _store("benchmarks/isdm.py", "isdm", threads=1),
+    _store(f"{LAUNCHER} benchmarks/scaling.py", "scaling", threads=1),
+)
+
+
+def run_benchmarks(chosen: Sequence[Benchmark]) -> list[str]:
+    """Runs them from the repository's root; returns the commands that failed."""
+    failed = []
+    if any(benchmark.needs_generator for benchmark in chosen) and not (ROOT / GENERATOR / "export").is_dir():
+        failed += _run(TRAIN_GENERATOR, None)
+    for benchmark in chosen:
+        for command in benchmark.commands:
+            failed += _run(command, benchmark.threads)
+    return failed
+
+
+def _run(command: str, threads: int | None) -> list[str]:
+    print(f"$ python {command}", flush=True)
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, env=environment)
+    return [f"python {command} (exit code {done.returncode})"] if done.returncode else []
+
+
+def list_commands() -> Iterator[str]:
+    """A line for each benchmark, its commands below."""
+    yield f"(a trained generator, where {GENERATOR}/export is missing)"
+    yield f"  python {TRAIN_GENERATOR}"
+    for benchmark in BENCHMARKS:
+        yield benchmark.name
+        prefix = f"OMP_NUM_THREADS={benchmark.threads} " if benchmark.threads else ""
+        yield from (f"  {prefix}python {command}" for command in benchmark.commands)
+
+
+def main() -> int:
+    """Runs, lists or gathers; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [benchmark.name for benchmark in BENCHMARKS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="see --list")
+    parser.add_argument("--list", action="store_true", help="print names and commands, run nothing")
+    parser.add_argument("--gather", action="store_true", help="write RESULTS.md from what is stored, run nothing")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder to gather from")
+    parser.add_argument("--report", type=Path, default=ROOT / "benchmarks" / "RESULTS.md", help="file to write")
+    arguments = parser.parse_args()
+    if arguments.list:
+        print("\n".join(list_commands()))
+        return 0
+    failed = []
+    if not arguments.gather:
+        failed = run_benchmarks([benchmark for benchmark in BENCHMARKS if benchmark.name in arguments.only])
+    for name in write_report(arguments.results, arguments.report):
+        print(f"{arguments.results / name}.json: not in the report, benchmarks/report.py has no section for it")
+    print(f"wrote {arguments.report}")
+    for command in failed:
+        print(f"failed: {command}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Tables of the stored results, as lines of Markdown: one function a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+Results = dict[str, Any]
+Lines = list[str]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> Lines:
+    """A Markdown table whose first `texts` columns are flush left, the figures flush right."""
+    rule = "---|" * texts + "--:|" * (len(columns) - texts)
+    return [f"| {' | '.join(columns)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
+
+
+def _spread(summary: dict[str, float]) -> str:
+    median = _number(summary["median"])
+    if summary["min"] == summary["max"]:
+        return median
+    return f"{median} ({_number(summary['min'])} to {_number(summary['max'])})"
+
+
+def _mean_and_range(values: Sequence[float], digits: int = 1) -> str:
+    mean = f"{fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _kid(score: dict[str, float]) -> str:
+    return f"{1e3 * score['kid']:.1f} ± {1e3 * score['kid_std']:.1f}"
+
+
+def tabulate_training(stored: Results) -> Lines:
+    """Images a second and memory of a training step."""
+    settings, ours = stored["settings"], stored["precision_of_ours"]
+    rows = [
+        [
+            f"{name}, {'fp32' if name.startswith('ISDM') else ours}",
+            _spread(row["images_per_second"]),
+            _spread(row["times_faster_than_isdm"]),
+            _number(row["peak_memory_gib"]),
+            f"{100 * row['share_of_isdms_memory']:.0f}",
+        ]
+        for name, row in stored["variants"].items()
+    ]
+    return [
+        f"{settings['image_size']} px, {settings['channels']} channels, {settings['batch_size']} crops a step, on "
+        f"{settings['device']}; medians of {settings['repeats']} turns.",
+        "",
+        *_table(["step", "images/s", "times faster", "peak memory (GiB)", "memory (% of ISDM's)"], rows),
+    ]
+
+
+def tabulate_speed(stored: Results) -> Lines:
+    """Seconds an image, one measure more in each row."""
+    rows = [
+        [name, _spread(row["seconds_per_image"]), _spread(row["times_faster_than_isdm"])]
+        for name, row in stored["variants"].items()
+    ]
+    return [
+        f"Medians of {stored['repeats']} turns of {stored['images']} images.",
+        "",
+        *_table(["procedure", "time an image (s)", "times faster"], rows),
+    ]
+
+
+_JUDGED = ["KID·10³", "FD", "mIoU with the masks"]
+
+
+def _judge(score: dict[str, float]) -> list[str]:
+    return [_kid(score), f"{score['fd']:.1f}", f"{score['miou']:.3f}"]
+
+
+def tabulate_quality(stored: Results) -> Lines:
+    """Both procedures, ours with mean and range over the seeds."""
+    scores = stored["scores"]
+    ours = [score for name, score in scores.items() if name.startswith("default")]
+    mean = [_mean_and_range([factor * score[key] for score in ours], digits) for key, factor, digits in _MEANS]
+    others = {name: score for name, score in scores.items() if not name.startswith("default")}
+    rows = [[name, *_judge(score)] for name, score in others.items()]
+    rows += [[f"default, mean of {len(ours)} seeds", *mean]]
+    rows += [[name, *_judge(score)] for name, score in scores.items() if name not in others]
+    rows += [["floor (real against real)", *_judge(stored["floor"])]]
+    return [f"{stored['images']} images each.", "", *_table(["procedure", *_JUDGED], rows)]
+
+
+_MEANS = (("kid", 1e3, 1), ("fd", 1.0, 1), ("miou", 1.0, 3))
+
+
+def tabulate_curve(stored: Results) -> Lines:
+    """KID, one row a solver, one column a number of evaluations."""
+    solvers = stored["solvers"]
+    counts = list(next(iter(solvers.values())))
+    rows = [[name, *(_kid(scores[count]) for count in counts)] for name, scores in solvers.items()]
+    columns = ["KID·10³ of solver", *(f"{count} evaluations" for count in counts)]
+    return [f"{stored['images']} images each; floor {_kid(stored['floor'])}.", "", *_table(columns, rows)]
+
+
+def tabulate_guide(stored: Results) -> Lines:
+    """One row a guidance scale, interval and spacing."""
+    rows = []
+    for row in stored["guides"]:
+        low, high = row["guidance_interval"] or (0, "∞")
+        spacing = "Karras's" if row["karras_sigmas"] else "default"
+        rows.append([f"{row['guidance_scale']:g}", f"{low} to {high}", spacing, *_judge(row)])
+    rows.append(["floor", "", "", *_judge(stored["floor"])])
+    columns = ["guidance scale", "at noise levels", "spacing", *_JUDGED]
+    return [f"{stored['images']} images each, 12 steps.", "", *_table(columns, rows, texts=3)]
+
+
+def tabulate_scores(runs: Sequence[Results]) -> Lines:
+    """The recipe's scores: one row a variant, budget and way of drawing, mean and range over the seeds."""
+    grouped: dict[tuple[str, float, str], list[Results]] = {}
+    for run in runs:
+        for label, score in run["scores"].items():
+            above = score["kid"] - run["floor"]["kid"]
+            grouped.setdefault((run["variant"], run["budget_seconds"], label), []).append({**score, "above": above})
+    rows = []
+    for (variant, budget, label), scores in sorted(grouped.items()):
+        cells = [_mean_and_range([factor * score[key] for score in scores]) for key, factor in _SCORES]
+        rows.append([variant, f"{budget:g}", label, str(scores[0]["step"]), str(len(scores)), *cells])
+    columns = ["variant", "budget (s)", "weights", "steps", "seeds", "KID·10³ above the floor", "KID·10³", "FD"]
+    lines = _table(columns, rows, texts=3)
+    floors = [run["floor"] for run in runs]
+    return lines + (["", f"Floor: KID·10³ {1e3 * floors[0]['kid']:.1f}, FD {floors[0]['fd']:.1f}."] if floors else [])
+
+
+_SCORES = (("above", 1e3), ("kid", 1e3), ("fd", 1.0))
+
+
+def tabulate_recipe(stored: Results) -> Lines:
+    """Scores, and the time of a step by which budgets were counted."""
+    times = [[name, _spread(summary)] for name, summary in stored["seconds_a_step"].items()]
+    return [*tabulate_scores(stored["runs"]), "", *_table(["variant", "CPU time a step (s)"], times)]
+
+
+def tabulate_utility(stored: Results) -> Lines:
+    """Differences to the real-only codes, then the scores; as `steelgen utility` stores them."""
+    differences = [
+        [
+            f"{row['code']} − {row['baseline']}",
+            row["architecture"],
+            f"{row['difference']:+.3f}",
+            " to ".join(f"{end:+.3f}" for end in row["interval"]),
+            ", ".join(f"{value:+.3f}" for value in row["by_seed"]),
+        ]
+        for row in stored["differences"]
+    ]
+    scores = [
+        [row["code"], row["architecture"], f"{row['mean_iou']:.3f}", ", ".join(f"{v:.3f}" for v in row["by_seed"])]
+        for row in stored["scores"]
+    ]
+    return [
+        *_table(["codes", "architecture", "difference in mIoU", "95 % interval", "by seed"], differences, texts=2),
+        "",
+        *_table(["code", "architecture", "mIoU", "by seed"], scores, texts=2),
+    ]
+
+
+def tabulate_evaluation(stored: Results) -> Lines:
+    """Seconds of each stage."""
+    rows = [[name, _number(seconds)] for name, seconds in stored["stages"].items()]
+    rows += [["all", _number(stored["seconds"])], ["all, CPU time", _number(stored["cpu_seconds"])]]
+    return [
+        f"{stored['count']} images of {stored['image_size']} px, one run; peak memory "
+        f"{_number(stored['peak_memory_gib'])} GiB.",
+        "",
+        *_table(["stage", "time (s)"], rows),
+    ]
+
+
+def tabulate_import(stored: Results) -> Lines:
+    """Seconds and memory of import and check."""
+    rows = [
+        [f"`steelgen data {name}`", _number(stored[name]["seconds"]), _number(stored[name]["peak_mb"])]
+        for name in ("import", "check")
+    ]
+    return [
+        f"{stored['images']} images, {stored['polygons']} polygons, one run.",
+        "",
+        *_table(["command", "time (s)", "peak memory (MB)"], rows),
+    ]
+
+
+def tabulate_loader(stored: Results) -> Lines:
+    """Crops a second of each source."""
+    rows = [[name, _number(rate)] for name, rate in stored["crops_per_second"].items()]
+    return [
+        *_table(["source", "crops/s (median)"], rows),
+        "",
+        f"The cache is {_number(stored['cache_to_training'])} times as fast as training and "
+        f"{_number(stored['cache_to_decoding'])} times as fast as decoding; building it takes "
+        f"{_number(stored['cache_build_seconds'])} s, opening it {_number(stored['cache_open_seconds'])} s.",
+    ]
+
+
+def tabulate_isdm(stored: Results) -> Lines:
+    """Differences from ISDM's outputs; class shares before and after balancing."""
+    differences = [
+        [f"`{name}`", f"{row['absolute']:.1e}", f"{row['relative']:.1e}"] for name, row in stored["differences"].items()
+    ]
+    shares = [
+        [name, *(f"{100 * share:.1f}" for share in row.values())]
+        for name, row in stored["class_shares"].items()
+        if "often" in row
+    ]
+    return [
+        *_table(["output", "largest difference", "relative to the largest value"], differences),
+        "",
+        *_table(["masks", "class “often” (% of pixels)", "class “rare” (% of pixels)"], shares),
+    ]
+
+
+def tabulate_scaling(stored: Results) -> Lines:
+    """What was measured, and the efficiencies predicted from it."""
+    measured, predicted = stored["measured"], stored["predicted_efficiency"]
+    seconds = measured["seconds_a_step"]
+    rows = [
+        ["parameters (10⁶)", _number(measured["parameters"] / 1e6)],
+        ["all-reduced a step (MB)", _number(measured["all_reduced_bytes_a_step"] / 1e6)],
+        ["operations of a crop, forward and backward (GFLOP)", _number(measured["flop_a_crop"] / 1e9)],
+        ["step with the all-reduce (s, median)", _number(seconds["with_all_reduce"])],
+        ["step without it (s, median)", _number(seconds["without"])],
+    ]
+    efficiencies = [
+        [name, *("–".join(dict.fromkeys(str(int(100 * share + 0.5)) for share in ends)) for ends in row.values())]
+        for name, row in predicted.items()
+    ]
+    counts = list(next(iter(predicted.values())))
+    return [
+        f"{measured['processes']} processes, {measured['batch_size']} crops of {measured['image_size']} px each.",
+        "",
+        *_table(["measured", ""], rows),
+        "",
+        *_table(["predicted efficiency (%) on GPUs", *counts], efficiencies),
+    ]

@@ -1,0 +1,150 @@
+"""benchmarks/run: names every program, survives one that fails, and makes RESULTS.md from what is stored."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+STORED = sorted((BENCHMARKS / "results").glob("*.json"))
+ENVIRONMENT = {
+    "steelgen": "1",
+    "python": "3",
+    "packages": {"torch": "2", "diffusers": "0"},
+    "platform": "Linux",
+    "processor": "x86_64",
+    "threads": 1,
+    "gpus": [],
+    "command": ["python", "x.py"],
+}
+
+
+def run(*arguments):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [str(BENCHMARKS / "run"), *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True).stdout
+
+
+def gather(results, folder):
+    report = folder / "RESULTS.md"
+    run("--gather", "--results", results, "--report", report)
+    return report.read_text(encoding="utf-8")
+
+
+def store(folder, name, values):
+    (folder / f"{name}.json").write_text(json.dumps({"environment": ENVIRONMENT, **values}))
+
+
+def test_list_names_every_program():
+    listed = run("--list")
+    sources = {path.name: path.read_text() for path in BENCHMARKS.glob("*.py") if path.name != "programs.py"}
+    programs = {name for name, source in sources.items() if "__main__" in source}
+    assert len(programs) >= 7
+    assert {name for name in programs if f"benchmarks/{name}" not in listed} == set()
+    for name in ("data.py", "sampling.py", "recipe.py"):
+        parts = re.findall(r'"(\w+)"', re.search(r'"part", choices=\((.*)\)', sources[name])[1])
+        assert [part for part in parts if f"benchmarks/{name} {part}" not in listed] == []
+    variants = re.findall(
+        r'^    "([\w.-]+)": {', sources["recipe.py"].split("VARIANTS:")[1].split("\n}")[0], re.MULTILINE
+    )
+    assert len(variants) >= 15
+    assert [variant for variant in variants if f"--variant {variant} " not in listed] == []
+
+
+def test_committed_report_follows_from_committed_results(tmp_path):
+    assert gather(BENCHMARKS / "results", tmp_path) == (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_a_missing_result_leaves_its_section_out(path, tmp_path):
+    whole = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+    results = shutil.copytree(path.parent, tmp_path / "results")
+    (results / path.name).unlink()
+    report = gather(results, tmp_path)
+    assert report.count("\n## ") == whole.count("\n## ") - 1
+    assert path.stem in report.splitlines()[-1]
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_stored_results_know_no_path_of_a_machine(path):
+    assert re.findall(r'[" =]/\w[^"]*', path.read_text()) == []
+
+
+def test_recipe_has_mean_and_range_over_seeds(tmp_path):
+    floor = {"kid": 0.005, "kid_std": 0.001, "fd": 40.0}
+    runs = [
+        {
+            "variant": "default",
+            "budget_seconds": 300,
+            "seed": seed,
+            "floor": floor,
+            "scores": {"at 1": {"step": 900, "kid": kid, "kid_std": 0.002, "fd": 60.0 + seed}},
+        }
+        for seed, kid in enumerate((0.015, 0.025))
+    ]
+    seconds = {"default": {"median": 0.331, "min": 0.324, "max": 0.34}}
+    store(tmp_path, "recipe", {"seconds_a_step": seconds, "runs": runs})
+    lines = gather(tmp_path, tmp_path).splitlines()
+    scored = "| default | 300 | at 1 | 900 | 2 | 15.0 (10.0 to 20.0) | 20.0 (15.0 to 25.0) | 60.5 (60.0 to 61.0) |"
+    assert scored in lines
+    assert "| default | 0.331 (0.324 to 0.340) |" in lines
+    assert "`python x.py` · x86_64, 1 thread, no GPU, Linux · steelgen 1, torch 2, diffusers 0, Python 3" in lines
+
+
+def test_utility_shows_differences_with_intervals(tmp_path):
+    difference = {
+        "code": "RALLFALL",
+        "baseline": "RALLF000",
+        "architecture": "unet",
+        "difference": 0.0123,
+        "interval": [-0.002, 0.03],
+        "by_seed": [0.01, 0.015],
+    }
+    score = {"code": "RALLF000", "architecture": "unet", "mean_iou": 0.5, "by_seed": [0.49, 0.51]}
+    store(tmp_path, "utility", {"differences": [difference], "scores": [score]})
+    lines = gather(tmp_path, tmp_path).splitlines()
+    assert "| RALLFALL − RALLF000 | unet | +0.012 | -0.002 to +0.030 | +0.010, +0.015 |" in lines
+    assert "| RALLF000 | unet | 0.500 | 0.490, 0.510 |" in lines
+
+
+def test_results_without_a_section_are_named(tmp_path):
+    store(tmp_path, "novel", {})
+    assert "novel.json: not in the report" in run(
+        "--gather", "--results", tmp_path, "--report", tmp_path / "RESULTS.md"
+    )
+
+
+def test_a_failing_program_is_named_and_the_others_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    programs = importlib.import_module("programs")
+    done = tmp_path / "done"
+    chosen = [
+        programs.Benchmark("broken", ["-c 'raise SystemExit(3)'"]),
+        programs.Benchmark("sound", [f'-c \'import os; open("{done}", "w").write(os.environ["OMP_NUM_THREADS"])\''], 1),
+    ]
+    monkeypatch.setattr(programs, "BENCHMARKS", chosen)
+    monkeypatch.setattr(sys, "argv", ["run", "--results", str(tmp_path), "--report", str(tmp_path / "RESULTS.md")])
+    assert programs.main() == 1
+    assert done.read_text() == "1"
+    assert "failed: python -c 'raise SystemExit(3)' (exit code 3)" in capfd.readouterr().err
+    assert (tmp_path / "RESULTS.md").is_file()
+
+
+def test_sampling_trains_its_generator_first(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    programs = importlib.import_module("programs")
+    commands = []
+    monkeypatch.setattr(programs, "_run", lambda command, threads: commands.append(command) or [])
+    monkeypatch.setattr(programs, "ROOT", tmp_path)
+    sampling = [benchmark for benchmark in programs.BENCHMARKS if benchmark.name == "sampling-speed"]
+    programs.run_benchmarks(sampling)
+    assert commands == [programs.TRAIN_GENERATOR, *sampling[0].commands]
+    (tmp_path / programs.GENERATOR / "export").mkdir(parents=True)
+    programs.run_benchmarks(sampling)
+    assert commands[2:] == list(sampling[0].commands)
