@@ -1,12 +1,15 @@
 """The command line as a user meets it: whole runs, one-line errors, exit codes, start-up time."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from steelgen import __version__
 from steelgen.cli.app import app
 from tests.conftest import tiny_train_config, write_tiny_dataset
 
@@ -160,3 +163,34 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_bash_completes_without_torch(tmp_path):
+    """The script that `--install-completion` installs, run by bash; a torch that raises shows that nothing loads it."""
+    (tmp_path / "torch.py").write_text("raise AssertionError('torch was imported')")
+    command = tmp_path / "steelgen"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m steelgen "$@"\n')
+    command.chmod(0o755)
+    script = """
+        eval "$(steelgen --show-completion bash)"
+        complete_words() {
+            COMP_WORDS=(steelgen "$@"); COMP_CWORD=$#
+            _steelgen_completion steelgen
+            echo "${COMPREPLY[@]}"
+        }
+        complete_words data t; complete_words train --re
+    """
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",  # takes the name of the shell as an argument instead
+    }
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["tile", "--resume"]
+    assert done.stderr == ""
+
+
+def test_version_is_that_of_the_package():
+    assert run("--version").stdout == f"steelgen {__version__}\n"
