@@ -64,7 +64,7 @@ def test_validation_is_repeatable_and_told_by_bin(tiny_dataset, tmp_path):
     assert np.mean([rows[2][name] for name in names[1:]]) == pytest.approx(rows[2]["val_loss"])
     assert any(f"loss_bin_{number}" in rows[1] for number in range(4))
     with Image.open(tmp_path / "run/curves.png") as picture:
-        assert picture.size == (1280, 320)  # losses and gradient norm
+        assert picture.size == (1320, 440)  # losses and gradient norm
 
 
 def test_validation_changes_nothing_in_training(tiny_dataset, tmp_path, few_features):

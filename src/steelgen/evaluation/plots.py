@@ -20,6 +20,8 @@ INTERVAL_COLORS = ("#009e73", "#888888", "#d55e00")
 
 _FEW = 6
 """So many positions are written one by one below an axis."""
+_MARKED = 50
+"""Up to so many points of a curve are marked by dots."""
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 330, 220, 52, 36, 26
 
 
@@ -106,7 +108,9 @@ def draw_chart(
         parts.append(f'<text x="{_LEFT - 5}" y="{float(up) + 3:.1f}" text-anchor="end">{value:.3g}</text>')
     for position in frame.x_ticks:
         across = place(position, frame.y[0]).split(",")[0]
-        parts.append(f'<text x="{across}" y="{_HEIGHT - _BOTTOM + 13}" text-anchor="middle">{position:.3g}</text>')
+        parts.append(
+            f'<text x="{across}" y="{_HEIGHT - _BOTTOM + 13}" text-anchor="middle">{_show_position(position)}</text>'
+        )
     parts.append(
         f'<text x="{(_WIDTH + _LEFT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>'
     )
@@ -126,7 +130,12 @@ def draw_chart(
 
 
 def paint_chart(
-    title: str, x: Sequence[float], curves: Sequence[Curve], x_label: str, scale: int = 3
+    title: str,
+    x: Sequence[float],
+    curves: Sequence[Curve],
+    x_label: str,
+    scale: int = 3,
+    names_on_top: bool = False,
 ) -> NDArray[np.uint8]:
     """The chart of `draw_chart` as pixels, with the names of its curves.
 
@@ -136,6 +145,7 @@ def paint_chart(
         curves: lines of K values each.
         x_label: below the axis.
         scale: px of the picture a px of the SVG.
+        names_on_top: write the curves' names at the right end of the top, for curves that fall; else of the bottom.
 
     Returns:
         (H, W, 3) uint8.
@@ -157,16 +167,19 @@ def paint_chart(
         pen.line([place(x[0], value), place(x[-1], value)], fill="#dddddd", width=scale)
         write(_LEFT - 5, frame.place(x[0], value)[1], f"{value:.3g}", "rm")
     for position in frame.x_ticks:
-        write(frame.place(position, frame.y[0])[0], _HEIGHT - _BOTTOM + 9, f"{position:.3g}", "mm")
+        text = _show_position(position)
+        furthest = _WIDTH - 2 - font.getlength(text) / (2 * scale)
+        write(min(frame.place(position, frame.y[0])[0], furthest), _HEIGHT - _BOTTOM + 9, text, "mm")
     write((_WIDTH + _LEFT) / 2, _HEIGHT - 9, x_label, "mm")
     for number, curve in enumerate(curves):
         points = [place(p, v) for p, v in zip(x, curve.values, strict=True) if math.isfinite(v)]
         pen.line(points, fill=curve.color, width=2 * scale)
         for position, low, high in _list_bars(x, curve):
             pen.line([place(position, low), place(position, high)], fill=curve.color, width=scale)
-        for across, down in points:
+        for across, down in points if len(points) <= _MARKED else ():
             pen.ellipse([across - 3 * scale, down - 3 * scale, across + 3 * scale, down + 3 * scale], fill=curve.color)
-        write(_WIDTH - 12, _HEIGHT - _BOTTOM - 10 - 13 * number, curve.name, "rm", curve.color)
+        down = _TOP + 10 + 13 * number if names_on_top else _HEIGHT - _BOTTOM - 10 - 13 * number
+        write(_WIDTH - 12, down, curve.name, "rm", curve.color)
     return np.asarray(picture)
 
 
@@ -199,6 +212,10 @@ def draw_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) 
         parts.append(f'<polyline points="{place(lower):.1f},{down} {place(upper):.1f},{down}" stroke="{color}"/>')
         parts.append(f'<circle cx="{place(value):.1f}" cy="{down}" r="3.5" fill="{color}"/>')
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+
+
+def _show_position(position: float) -> str:
+    return f"{position:.0f}" if abs(position) >= 100 else f"{position:.3g}"
 
 
 def _list_values(curves: Sequence[Curve]) -> list[Sequence[float]]:
