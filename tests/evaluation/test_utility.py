@@ -170,6 +170,13 @@ def test_scores_are_those_of_the_confusion_matrices(real: Path, generated: Path,
     assert "Not shown" in page or "Yes" in page or "No:" in page
 
 
+def test_five_steps_are_as_good_as_any(real: Path, tmp_path: Path) -> None:
+    """A warm-up of a fifth of them is one step, by whose length less one torch's schedule divides."""
+    config = build_config(real, None, tmp_path, codes=["RALLF000"], seeds=[0], training={"steps": 5})
+    cell = run_cell(Cell(parse_code("RALLF000"), "unet", 0), load_study(config), config)
+    assert [step for step, _ in cell["validation"]] == [2, 4, 5]
+
+
 def test_ignored_pixels_count_nowhere(real: Path, tmp_path: Path) -> None:
     from PIL import Image
 

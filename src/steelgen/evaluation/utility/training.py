@@ -88,7 +88,9 @@ def train_network(
     settings, device = config.training, next(network.parameters()).device
     class_weights = compute_class_weights(training_set.masks, data.info.num_classes).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.2)
+    # The schedule divides by its warm-up less one step: by zero, for exactly 0.2 of five steps.
+    warm_up = 0.2 if settings.steps != 5 else 0.2 + 1e-9
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=warm_up)
     validation: list[tuple[int, float]] = []
     best_iou, best_step, best_state = -1.0, 0, network.state_dict()
     for step in range(settings.steps):
