@@ -155,6 +155,14 @@ def test_config_show_and_schema(train_json, tmp_path):
     assert run("config", "schema", "trian").exit_code == 2
 
 
+def test_names_in_brackets_stay_in_tables(capsys):
+    from steelgen.cli.output import print_table
+
+    print_table("runs/[test]", ["class [b]", "share"], [["[bainite]", 0.5], ["[/]", 0.25]])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("runs/[test]", "class [b]", "[bainite]", "[/]", "0.25"))
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from typer.testing import CliRunner; from steelgen.cli.app import app; "

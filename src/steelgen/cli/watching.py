@@ -112,7 +112,7 @@ class _BarObserver(_TimingObserver):
             self._progress.update(self._task, completed=step)
 
     def on_event(self, message: str) -> None:
-        self._progress.console.print(message, highlight=False)
+        self._progress.console.print(message, highlight=False, markup=False)
 
     def close(self) -> None:
         """Gives the terminal back."""
