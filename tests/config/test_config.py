@@ -48,11 +48,23 @@ def parse(values, *overrides):
             {**MINIMAL, "generator": {"noise": {"prediction_type": "epsilon"}}},
             "zero_terminal_snr needs prediction_type",
         ),
+        (
+            {**MINIMAL, "data": {"dataset": "d", "scale_range": [0, 1]}},
+            r"data.scale_range: must be two positive numbers, the smaller one first \(got \[0, 1\]\)",
+        ),
     ],
 )
 def test_mistakes_are_named(values, message):
     with pytest.raises(InputError, match=message):
         parse(values)
+
+
+@pytest.mark.parametrize(("action", "key"), [("segment", "scale_range"), ("evaluate", "geometry.scale_range")])
+@pytest.mark.parametrize("factors", ["[0, 1]", "[1.25, 0.8]", "[-1, 1]"])
+def test_factors_are_positive_and_in_order(action, key, factors):
+    values = {"dataset": "d", "output_dir": "o", **({"generated": "g"} if action == "evaluate" else {})}
+    with pytest.raises(InputError, match=f"{key}: must be two positive numbers"):
+        parse_config(values, ACTIONS[action], [f"{key}={factors}"])
 
 
 def test_overrides_are_typed_and_nested():

@@ -7,9 +7,9 @@ import json
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from steelgen.errors import InputError
 from steelgen.files import load_json
@@ -28,6 +28,16 @@ class Section(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Section)
+
+
+def _check_factors(factors: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < factors[0] <= factors[1]:
+        raise ValueError("must be two positive numbers, the smaller one first")
+    return factors
+
+
+FactorRange = Annotated[tuple[float, float], AfterValidator(_check_factors)]
+"""The lowest and the highest of positive factors."""
 
 
 def load_config(path: Path, kind: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from steelgen.config.base import Section
+from steelgen.config.base import FactorRange, Section
 
 
 class FeaturesSection(Section):
@@ -33,7 +33,7 @@ class GeometrySection(Section):
     """Edge of the images compared, in pixels."""
     crop_size: int | None = Field(default=None, ge=16)
     """Edge of the square cut from a micrograph, in its own pixels."""
-    scale_range: tuple[float, float] | None = None
+    scale_range: FactorRange | None = None
     """Each crop's edge is crop_size times a factor drawn from this range."""
     in_channels: Literal[1, 3] | None = None
     """1 compares grey images, 3 RGB."""

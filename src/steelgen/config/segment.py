@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from steelgen.config.base import Section
+from steelgen.config.base import FactorRange, Section
 from steelgen.config.evaluate import SegmenterSection
 
 
@@ -26,7 +26,7 @@ class SegmentConfig(Section):
     """Edge of the windows that the network sees, px."""
     crop_size: int = Field(default=256, ge=16)
     """Edge of the windows in the micrographs, px; crop_size / image_size is the shrinkage."""
-    scale_range: tuple[float, float] = (0.8, 1.25)
+    scale_range: FactorRange = (0.8, 1.25)
     """In training each crop's edge is crop_size times a factor drawn from this range."""
     in_channels: Literal[1, 3] = 1
     """1 for grey micrographs, 3 for RGB."""
