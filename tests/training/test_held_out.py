@@ -262,6 +262,9 @@ def test_two_processes_judge_like_one_and_the_first_alone_writes(tiny_dataset, t
         assert {name: two[row][name] for name in judged} == pytest.approx(
             {name: one[row][name] for name in judged}, rel=1e-3, abs=1e-4
         )
+    for row in range(4):  # of the crops of both processes
+        logged = [{name: value for name, value in each[row].items() if name.startswith("loss")} for each in (two, one)]
+        assert logged[0] == pytest.approx(logged[1], rel=1e-3, abs=1e-4)
     said, other = (log.read_text() for log in logs)
     assert f"saved {tmp_path / 'two'}/checkpoints/step-000004" in said
     assert f"wrote {tmp_path / 'two'}/metrics.jsonl" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,13 +23,11 @@ class LossMeter:
 
     Args:
         dataset: to name the micrographs of a batch that went wrong.
-        num_processes: processes that train in step.
         bins: equal parts of the noise schedule that the loss is told by.
     """
 
-    def __init__(self, dataset: CropDataset, num_processes: int, bins: int) -> None:
+    def __init__(self, dataset: CropDataset, bins: int) -> None:
         self._dataset = dataset
-        self._num_processes = num_processes
         self._bins = bins
         self._losses: list[Tensor] = []
         self._positions: list[Tensor] = []
@@ -63,16 +62,20 @@ class LossMeter:
                 f"train.learning_rate, raise train.warmup_steps or use mixed_precision bf16 or no; {saved}"
             )
 
-    def read(self, grad_norm: Tensor, learning_rate: float) -> dict[str, float]:
-        """The figures since the last reading, which starts a new one."""
-        losses = torch.cat(self._losses).float()
+    def read(self, grad_norm: Tensor, learning_rate: float, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The figures since the last reading, over all processes; starts a new one.
+
+        Args:
+            gather: concatenates a tensor over the processes, all of which must read.
+        """
+        losses, positions = gather(torch.cat(self._losses).float()), gather(torch.cat(self._positions))
         now = time.perf_counter()
         values = {
             "loss": losses.mean().item(),
             "grad_norm": float(grad_norm),
             "learning_rate": learning_rate,
-            "images_per_second": len(losses) * self._num_processes / (now - self._since),
-            **average_by_bin("loss", losses, torch.cat(self._positions), self._bins),
+            "images_per_second": len(losses) / (now - self._since),
+            **average_by_bin("loss", losses, positions, self._bins),
         }
         self._losses, self._positions, self._numbers, self._steps, self._since = [], [], [], [], now
         return values

@@ -26,6 +26,7 @@ class TrainingResult:
 
     global_step: int
     stopped_by: str
-    """"max_steps", "max_minutes", "patience_steps" or a signal's name."""
+    """"max_steps" (also where max_epochs come first), "max_minutes", "patience_steps", "stop_at_copies" or a signal's
+    name."""
     export: Path | None
     """The exported generator; None where a signal cut training short."""

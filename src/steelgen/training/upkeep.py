@@ -66,7 +66,7 @@ class Upkeep:
         self._last_step = last_step
         self._writes = accelerator.is_main_process
         self._step_crops = effective_batch(config.train, accelerator.num_processes)
-        self._meter = LossMeter(crops, accelerator.num_processes, config.validation.bins)
+        self._meter = LossMeter(crops, config.validation.bins)
         self._log = MetricsLog(config.run_dir, state.step, config.train.trackers) if self._writes else None
 
     def begin(self) -> None:
@@ -102,7 +102,7 @@ class Upkeep:
             self._meter.check(newest_checkpoint(self._config.run_dir))
         shown: dict[str, float] = {}
         if logs:
-            shown = self._meter.read(grad_norm, learning_rate)
+            shown = self._meter.read(grad_norm, learning_rate, self._accelerator.gather)
             shown["epoch"] = step * self._step_crops / self._epoch_crops
             shown |= self._measure_memory()
         judged = self._judge()
