@@ -110,6 +110,8 @@ def _examine_torch() -> list[Finding]:
     try:
         import torch
         import torch.distributed
+
+        from steelgen.devices import resolve_precision
     except ImportError as error:
         return [Finding("torch", "bad", f"does not import: {error}", "install torch for this machine's CUDA or CPU")]
     cuda = torch.version.cuda
@@ -136,7 +138,7 @@ def _examine_torch() -> list[Finding]:
         findings.append(
             Finding("GPUs", "note", "none", f"training runs on the CPU with {torch.get_num_threads()} threads, slowly")
         )
-    bf16 = torch.cuda.is_bf16_supported() if count else _cpu_has_bf16()
+    bf16 = resolve_precision("auto") == "bf16"
     findings.append(
         Finding(
             "bf16",
@@ -163,14 +165,6 @@ def _examine_torch() -> list[Finding]:
         )
     )
     return findings
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
 
 
 def _examine_space(folder: Path) -> Finding:
