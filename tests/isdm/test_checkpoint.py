@@ -187,6 +187,24 @@ def test_what_isdm_cannot_hold_is_named(small):
         export_isdm(generator, small / "back.pt")
 
 
+def test_a_generator_of_masks_that_lose_classes_is_refused(small):
+    """ISDM would draw with clean masks, which the network has never seen at noisy steps."""
+    generator = load_isdm_checkpoint(small / "model000020.pt", settings())
+    generator.mask_noise = True
+    generator.save(small / "own")
+    result = run("export", "isdm", small / "own", small / "back.pt")
+    assert result.exit_code == 2
+    assert result.output == "steelgen: model000020: ISDM cannot hold mask_noise True, only False\n"
+    assert not list(small.glob("back*"))
+
+
+def test_a_generator_without_classes_is_refused(small):
+    generator = load_isdm_checkpoint(small / "model000020.pt", settings())
+    generator.network.register_to_config(num_classes=0)
+    with pytest.raises(InputError, match=r"model000020: ISDM cannot hold it: num_classes: .* than or equal to 1"):
+        export_isdm(generator, small / "back.pt")
+
+
 def test_missing_files_and_used_folders(small):
     assert "no such checkpoint file" in run("import", "isdm", small / "model9.pt", small / "out").output
     shutil.copytree(DATA, small / "used")

@@ -21,7 +21,7 @@ from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_file, save_json
-from steelgen.isdm.network import WHOLE_MICROGRAPH, build_isdm_info, build_isdm_network, convert_noise
+from steelgen.isdm.network import BETA_SCHEDULES, WHOLE_MICROGRAPH, build_isdm_info, build_isdm_network, convert_noise
 from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
 
 
@@ -108,7 +108,7 @@ def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -
     """
     network, noise = generator.network.config, generator.schedule.config
     steps = noise.num_train_timesteps
-    schedules = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+    schedules = {own: theirs for theirs, own in BETA_SCHEDULES.items()}
     limits: list[tuple[str, Any, list[Any]]] = [
         ("in_channels", network.in_channels, [3]),
         ("spade_channels", network.spade_channels, [128]),
@@ -119,34 +119,36 @@ def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -
         ("prediction_type", noise.prediction_type, ["epsilon", "sample"]),
         ("zero_terminal_snr", noise.rescale_betas_zero_snr, [False]),
         ("intensity", tuple(generator.intensity), [(0.0, 1.0)]),
+        ("mask_noise", generator.mask_noise, [False]),
     ]
     for name, value, wanted in limits:
         if value not in wanted:
             known = " or ".join(str(choice) for choice in wanted)
             raise InputError(f"{generator.info.name}: ISDM cannot hold {name} {value}, only {known}")
-    return IsdmNetworkSection(
-        image_size=network.image_size,
-        num_classes=network.num_classes,
-        num_channels=network.base_channels,
-        channel_mult=",".join(f"{factor:g}" for factor in network.channel_mult),
-        num_res_blocks=network.num_res_blocks,
-        num_heads=network.num_heads,
-        num_heads_upsample=network.num_heads_upsample or -1,
-        num_head_channels=network.num_head_channels or -1,
-        attention_resolutions=",".join(str(edge) for edge in network.attention_resolutions),
-        dropout=network.dropout,
-        resblock_updown=network.resample_in_blocks,
-        use_scale_shift_norm=network.scale_shift,
-        use_new_attention_order=new_attention_order,
-        no_instance=not network.instance_edges,
-        learn_sigma=network.learn_sigma,
-        diffusion_steps=steps,
-        noise_schedule=schedules[noise.beta_schedule],
-        predict_xstart=noise.prediction_type == "sample",
-        use_kl=generator.objective == "variational",
-        rescale_learned_sigmas=generator.vlb_weight == 0.001 and steps != 1000,
-        rescale_timesteps=network.timestep_scale != 1,
-    )
+    settings = {
+        "image_size": network.image_size,
+        "num_classes": network.num_classes,
+        "num_channels": network.base_channels,
+        "channel_mult": ",".join(f"{factor:g}" for factor in network.channel_mult),
+        "num_res_blocks": network.num_res_blocks,
+        "num_heads": network.num_heads,
+        "num_heads_upsample": network.num_heads_upsample or -1,
+        "num_head_channels": network.num_head_channels or -1,
+        "attention_resolutions": ",".join(str(edge) for edge in network.attention_resolutions),
+        "dropout": network.dropout,
+        "resblock_updown": network.resample_in_blocks,
+        "use_scale_shift_norm": network.scale_shift,
+        "use_new_attention_order": new_attention_order,
+        "no_instance": not network.instance_edges,
+        "learn_sigma": network.learn_sigma,
+        "diffusion_steps": steps,
+        "noise_schedule": schedules[noise.beta_schedule],
+        "predict_xstart": noise.prediction_type == "sample",
+        "use_kl": generator.objective == "variational",
+        "rescale_learned_sigmas": generator.vlb_weight == 0.001 and steps != 1000,
+        "rescale_timesteps": network.timestep_scale != 1,
+    }
+    return parse_config(settings, IsdmNetworkSection, origin=f"{generator.info.name}: ISDM cannot hold it")
 
 
 def find_step(path: Path) -> int | None:
