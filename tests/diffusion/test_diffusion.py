@@ -6,6 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from steelgen.config.solver import SolverSection
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
+from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.guidance import Guide, compute_guided_features, predict, rescale_contrast
 from steelgen.diffusion.loss import (
     LossOptions,
@@ -264,6 +268,26 @@ def test_autoguidance_extrapolates_from_the_weaker_network():
     strong_output, weak_output = (unet(x, timestep.expand(2), one_hot) for unet in (pipeline.unet, weak))
     guided = predict(pipeline.unet, x, timestep, features, guide, True)
     torch.testing.assert_close(guided, 2 * strong_output - weak_output, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "prediction_type", "message"),
+    [
+        (100, "sample", "weak: autoguidance needs prediction_type v_prediction, this generator has sample"),
+        (50, "v_prediction", "weak: autoguidance needs num_train_timesteps 100, this generator has 50"),
+    ],
+)
+def test_autoguidance_needs_a_network_that_predicts_the_same(tmp_path, steps, prediction_type, message):
+    info, geometry = DatasetInfo(name="x", class_names=["a", "b", "c"]), CropGeometry(16, 16)
+    schedules = (
+        build_noise_schedule(100, "linear", "v_prediction", True),
+        build_noise_schedule(steps, "linear", prediction_type, True),
+    )
+    strong, weak = (SemanticDiffusion(build_network(), schedule, info, geometry) for schedule in schedules)
+    weak.save(tmp_path / "weak")
+    solver = SolverSection(num_inference_steps=1, autoguidance=tmp_path / "weak")
+    with pytest.raises(InputError, match=message):
+        strong.draw(torch.zeros(1, 16, 16, dtype=torch.long), [0], solver)
 
 
 def test_guidance_interval_and_rescale():

@@ -198,20 +198,29 @@ class SemanticDiffusion:
             )
 
     def _load_weak_unet(self, path: Path | None) -> SemanticUNet | None:
-        """Autoguidance's weaker network, loaded once, on the device and in the memory layout of the stronger one."""
+        """Autoguidance's weaker network, loaded once, on the device of the stronger one."""
         if path is None:
             return None
         if self._weak is None or self._weak[0] != path:
-            weak = load_semantic_diffusion(find_generator(path)).network.requires_grad_(False).eval()
-            for name in ("image_size", "in_channels", "num_classes"):
-                wanted, found = self.network.config[name], weak.config[name]
-                if wanted != found:
-                    raise InputError(f"{path}: autoguidance needs {name} {wanted}, this generator has {found}")
-            self._weak = (path, weak.to(self.network.device))
+            weak = load_semantic_diffusion(find_generator(path))
+            found = _describe_prediction(weak)
+            for name, wanted in _describe_prediction(self).items():
+                if found[name] != wanted:
+                    raise InputError(f"{path}: autoguidance needs {name} {wanted}, this generator has {found[name]}")
+            self._weak = (path, weak.network.requires_grad_(False).eval().to(self.network.device))
         return self._weak[1]
 
     def _pipeline(self) -> SemanticDiffusionPipeline:
         return SemanticDiffusionPipeline(self.network, self.schedule)
+
+
+def _describe_prediction(generator: SemanticDiffusion) -> dict[str, Any]:
+    """What two generators must share for the difference of their predictions to mean anything."""
+    network, schedule = generator.network.config, generator.schedule.config
+    return {
+        **{name: network[name] for name in ("image_size", "in_channels", "num_classes")},
+        **{name: schedule[name] for name in ("num_train_timesteps", "prediction_type")},
+    }
 
 
 def build_semantic_diffusion(
