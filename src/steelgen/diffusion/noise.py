@@ -40,6 +40,9 @@ class _HeunFromPureNoise(HeunDiscreteScheduler):
     hundredfold where no signal is left at σ₀.
     """
 
+    timesteps: Tensor
+    sigmas: Tensor
+
     def set_timesteps(self, *arguments: Any, **options: Any) -> None:
         super().set_timesteps(*arguments, **options)
         self.timesteps, self.sigmas = (torch.cat([row[:1], row[2:]]) for row in (self.timesteps, self.sigmas))
