@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from steelgen.evaluation.agreement import compute_mean_iou
 from steelgen.evaluation.utility.statistics import (
     POOLED,
     bootstrap_differences,
-    compute_mean_ious,
     find_baseline,
     find_warnings,
     summarise,
@@ -25,10 +25,10 @@ def make_confusion(iou: float, pixels: int = 1000) -> np.ndarray:
 def test_mean_iou_by_hand():
     # Class 0: 3 / (3+1+2); class 1: 4 / (4+2+1); class 2 occurs nowhere.
     confusion = np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
-    assert compute_mean_ious(confusion) == pytest.approx((3 / 6 + 4 / 7) / 2)
+    assert compute_mean_iou(confusion) == pytest.approx((3 / 6 + 4 / 7) / 2)
     stack = np.stack([confusion, np.zeros((3, 3), int)])
-    assert compute_mean_ious(stack)[0] == pytest.approx((3 / 6 + 4 / 7) / 2)
-    assert np.isnan(compute_mean_ious(stack)[1])
+    assert compute_mean_iou(stack)[0] == pytest.approx((3 / 6 + 4 / 7) / 2)
+    assert np.isnan(compute_mean_iou(stack)[1])
 
 
 def test_t_interval_is_scipys():
@@ -43,7 +43,7 @@ def test_bootstrap_over_seeds_alone_is_scipys():
     # One test micrograph: only seeds are drawn, and the statistic is the mean of the paired differences.
     treated = np.array([[[make_confusion(v, 10**6)] for v in rng.normal(0.6, 0.05, 12)]])
     control = np.array([[[make_confusion(v, 10**6)] for v in rng.normal(0.5, 0.05, 12)]])
-    differences = (compute_mean_ious(treated) - compute_mean_ious(control)).ravel()
+    differences = (compute_mean_iou(treated) - compute_mean_iou(control)).ravel()
     draws = bootstrap_differences(treated, control, 20000)[:, 0]
     expected = scipy.stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=20000, rng=1)
     assert np.percentile(draws, [2.5, 97.5]) == pytest.approx(expected.confidence_interval, abs=1.5e-3)
@@ -62,7 +62,7 @@ def test_bootstrap_over_micrographs_alone_is_scipys():
     )
 
     def difference(indices):
-        return compute_mean_ious(treated[indices].sum(0)) - compute_mean_ious(control[indices].sum(0))
+        return compute_mean_iou(treated[indices].sum(0)) - compute_mean_iou(control[indices].sum(0))
 
     draws = bootstrap_differences(treated[None, None], control[None, None], 4000)[:, 0]
     expected = scipy.stats.bootstrap(

@@ -9,6 +9,7 @@ The key is a digest of every file's name and content, so a changed dataset is ne
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from steelgen.files import default_cache_dir, load_json, new_folder, save_json
 
 
 @dataclass(frozen=True)
-class CachedSplit:
-    """Arrays of one split; from the cache they are mapped and read-only, and processes that fork share them."""
+class Micrographs:
+    """One split of a dataset folder, decoded; from the cache its arrays are mapped, read-only and shared by forks."""
 
     info: DatasetInfo
     stems: list[str]
@@ -32,11 +33,38 @@ class CachedSplit:
     """(H, W) or (H, W, 3) each."""
     masks: list[NDArray[np.uint8]]
     """(H, W) class indices each."""
-    instances: list[NDArray[np.uint16]] | None
-    """(H, W) instance ids each, where every micrograph of the split has them."""
+    instances: list[NDArray[np.uint16]] | None = None
+    """(H, W) instance ids each, where every micrograph has them."""
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def select(self, indices: Iterable[int]) -> Micrographs:
+        """The micrographs of those indices, in their order."""
+        chosen = list(indices)
+        return Micrographs(
+            self.info,
+            [self.stems[index] for index in chosen],
+            [self.images[index] for index in chosen],
+            [self.masks[index] for index in chosen],
+            None if self.instances is None else [self.instances[index] for index in chosen],
+        )
+
+    def without_masks(self) -> Micrographs:
+        """The images alone, of no classes."""
+        info = self.info.model_copy(update={"class_names": [], "palette": []})
+        blank = [np.full(mask.shape, info.ignore_index, np.uint8) for mask in self.masks]
+        return Micrographs(info, self.stems, self.images, blank)
+
+    def compute_intensity(self) -> tuple[float, float]:
+        """Mean and standard deviation of all pixels, in the units of the network's images ([-1, 1])."""
+        counts = np.sum([np.bincount(image.ravel(), minlength=256) for image in self.images], axis=0)
+        levels = np.arange(256) / 127.5 - 1
+        mean = float(np.average(levels, weights=counts))
+        return mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
 
 
-def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: Path | None = None) -> CachedSplit:
+def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: Path | None = None) -> Micrographs:
     """Maps one split, decoding it first where that has not been done yet.
 
     Args:
@@ -54,7 +82,7 @@ def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: 
         _build(folder, info, pairs, in_channels)
     index = load_json(folder / "index.json")
     shapes = [tuple(shape) for shape in index["shapes"]]
-    return CachedSplit(
+    return Micrographs(
         info,
         index["stems"],
         _map(folder / "images.raw", [(*shape, 3) if in_channels == 3 else shape for shape in shapes]),
@@ -63,12 +91,12 @@ def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: 
     )
 
 
-def decode_split(root: Path, split: str, in_channels: int = 1) -> CachedSplit:
+def decode_split(root: Path, split: str, in_channels: int = 1) -> Micrographs:
     """The same as `open_cached_split`, decoded into memory and without a cache."""
     info, pairs = load_dataset_info(root), list_pairs(root, split)
     decoded = [load_pair(pair, info) for pair in pairs]
     has_instances = _have_instances(pairs)
-    return CachedSplit(
+    return Micrographs(
         info,
         [pair.stem for pair in pairs],
         [to_channels(image, in_channels) for image, _ in decoded],

@@ -7,7 +7,6 @@ training resumes in mid-epoch by counting on from the crops already used.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,41 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from steelgen.data.cache import decode_split, open_cached_split
-from steelgen.data.folder import DatasetInfo
+from steelgen.data.cache import Micrographs, decode_split, open_cached_split
 from steelgen.data.instances import compute_instance_edges
 from steelgen.data.placement import CropGeometry, Placement, Variation, draw_placement
 from steelgen.errors import InputError
-
-
-@dataclass(frozen=True)
-class Micrographs:
-    """One split of a dataset folder, decoded."""
-
-    info: DatasetInfo
-    stems: list[str]
-    images: list[NDArray[np.uint8]]
-    """(H, W) or (H, W, 3) each."""
-    masks: list[NDArray[np.uint8]]
-    """(H, W) class indices each."""
-    instances: list[NDArray[np.uint16]] | None = None
-    """(H, W) instance ids each, where every micrograph has them."""
-
-    def __len__(self) -> int:
-        return len(self.stems)
-
-    def without_masks(self) -> Micrographs:
-        """The images alone, of no classes."""
-        info = self.info.model_copy(update={"class_names": [], "palette": []})
-        blank = [np.full(mask.shape, info.ignore_index, np.uint8) for mask in self.masks]
-        return Micrographs(info, self.stems, self.images, blank)
-
-    def compute_intensity(self) -> tuple[float, float]:
-        """Mean and standard deviation of all pixels, in the units of the network's images ([-1, 1])."""
-        counts = np.sum([np.bincount(image.ravel(), minlength=256) for image in self.images], axis=0)
-        levels = np.arange(256) / 127.5 - 1
-        mean = float(np.average(levels, weights=counts))
-        return mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
 
 
 def load_micrographs(root: Path, split: str, in_channels: int = 1) -> Micrographs:
@@ -65,11 +33,10 @@ def load_micrographs(root: Path, split: str, in_channels: int = 1) -> Micrograph
         InputError: if the split is missing, empty or holds a pair that cannot be used.
     """
     try:
-        decoded = open_cached_split(root, split, in_channels)
+        return open_cached_split(root, split, in_channels)
     except OSError:
         # A cache folder that cannot be written, as on some compute nodes: then every process decodes for itself.
-        decoded = decode_split(root, split, in_channels)
-    return Micrographs(decoded.info, decoded.stems, decoded.images, decoded.masks, decoded.instances)
+        return decode_split(root, split, in_channels)
 
 
 def cut_crop(

@@ -95,6 +95,11 @@ def compute_iou(confusion: NDArray) -> NDArray[np.float64]:
     return np.divide(intersection, union, out=np.full(intersection.shape, np.nan), where=union > 0)
 
 
+def compute_mean_iou(confusion: NDArray) -> NDArray[np.float64]:
+    """(..., C, C) confusion matrices → (...) mean IoU over the classes that occur; NaN where none does."""
+    return nanmean_rows(compute_iou(confusion))
+
+
 @dataclass(frozen=True)
 class AgreementIntervals:
     """95 % bootstrap intervals of an `Agreement`, images being what is drawn again."""
@@ -183,10 +188,10 @@ def nanmean(values: NDArray[np.float64]) -> float:
 
 
 def nanmean_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`nanmean` of each row of (B, C): (B,)."""
+    """`nanmean` of each row of (..., C): (...)."""
     defined = ~np.isnan(values)
-    total, count = np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1)
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    total, count = np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 def _count_near(edge: NDArray[np.bool_], other: NDArray[np.bool_], tolerance: float) -> int:

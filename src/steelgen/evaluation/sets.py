@@ -176,16 +176,8 @@ def split_micrographs(micrographs: Micrographs, seed: int) -> tuple[Micrographs,
     if len(micrographs) < 2:
         return None
     order = np.random.default_rng(seed).permutation(len(micrographs))
-    first, second = (
-        Micrographs(
-            micrographs.info,
-            [micrographs.stems[i] for i in half],
-            [micrographs.images[i] for i in half],
-            [micrographs.masks[i] for i in half],
-        )
-        for half in (sorted(order[: len(order) // 2]), sorted(order[len(order) // 2 :]))
-    )
-    return first, second
+    half = len(order) // 2
+    return micrographs.select(sorted(order[:half])), micrographs.select(sorted(order[half:]))
 
 
 def describe_geometry(geometry: CropGeometry) -> str:

@@ -111,22 +111,12 @@ def hold_back(micrographs: Micrographs, share: float) -> list[Micrographs]:
             "held back for validation; name a val_split"
         )
     order = np.random.default_rng(_VALIDATION_STREAM).permutation(len(micrographs))
-    return [select_micrographs(micrographs, sorted(part)) for part in (order[count:], order[:count])]
+    return [micrographs.select(sorted(part)) for part in (order[count:], order[:count])]
 
 
 def count_held_back(total: int, share: float) -> int:
     """How many of `total` micrographs `hold_back` takes."""
     return max(1, round(total * share))
-
-
-def select_micrographs(micrographs: Micrographs, indices: list[int] | NDArray[np.intp]) -> Micrographs:
-    """The micrographs of those indices."""
-    return Micrographs(
-        micrographs.info,
-        [micrographs.stems[i] for i in indices],
-        [micrographs.images[i] for i in indices],
-        [micrographs.masks[i] for i in indices],
-    )
 
 
 def choose_subset(total: int, count: int, seed: int, stream: int = _REAL_STREAM) -> list[int]:
@@ -154,14 +144,12 @@ class TrainingSet:
         self.real: CropDataset | None = None
         self.generated: CropDataset | None = None
         if num_real:
-            chosen = choose_subset(len(data.train), num_real, seed)
-            micrographs = select_micrographs(data.train, chosen)
+            micrographs = data.train.select(choose_subset(len(data.train), num_real, seed))
             self.real = CropDataset(micrographs, data.geometry, seed, settings.augment, variation)
         if num_generated:
             assert data.generated is not None
-            pairs = select_micrographs(
-                data.generated, choose_subset(len(data.generated), num_generated, seed, _GENERATED_STREAM)
-            )
+            chosen = choose_subset(len(data.generated), num_generated, seed, _GENERATED_STREAM)
+            pairs = data.generated.select(chosen)
             whole = replace(data.geometry, crop_size=data.geometry.image_size, scale_range=(1.0, 1.0))
             self.generated = CropDataset(pairs, whole, seed, settings.augment, variation)
         self.real_share = self._mix(settings.real_share)

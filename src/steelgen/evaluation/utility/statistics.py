@@ -9,6 +9,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
+from steelgen.evaluation.agreement import compute_iou, compute_mean_iou
 from steelgen.evaluation.figures import to_json
 
 POOLED = "pooled"
@@ -63,16 +64,6 @@ def find_baseline(code: str, counts: Mapping[str, tuple[int, int]]) -> str | Non
     return next((other for other, real in alone.items() if real == num_real), None)
 
 
-def compute_mean_ious(confusion: NDArray[Any]) -> NDArray[np.float64]:
-    """(…, C, C) confusion matrices → (…) mean IoU over the classes that occur; NaN where none does."""
-    intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - intersection
-    occurs = union > 0
-    iou = np.divide(intersection, union, out=np.zeros_like(intersection), where=occurs)
-    count = occurs.sum(axis=-1)
-    return np.divide(iou.sum(axis=-1), count, out=np.full(count.shape, np.nan), where=count > 0)
-
-
 def t_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
     """95 % interval of the mean of (S,) independent values by Student's t; None for a single one."""
     if len(values) < 2:
@@ -105,7 +96,7 @@ def bootstrap_differences(
     seed_weights = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_draws)
     image_weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_draws)
     values = [
-        compute_mean_ious(np.einsum("dn,asnij->dasij", image_weights, confusion)) for confusion in (treated, control)
+        compute_mean_iou(np.einsum("dn,asnij->dasij", image_weights, confusion)) for confusion in (treated, control)
     ]
     return np.einsum("ds,das->da", seed_weights / num_seeds, values[0] - values[1])
 
@@ -130,9 +121,9 @@ def _score(stack: NDArray[np.int64], architectures: Sequence[str]) -> list[dict[
         stack: (A, S, N, C, C).
     """
     whole = stack.sum(axis=2)  # (A, S, C, C)
-    mean_iou = compute_mean_ious(whole)  # (A, S)
-    image_iou = np.nanmean(compute_mean_ious(stack), axis=2)  # (A, S)
-    class_iou = _class_ious(whole)  # (A, S, C)
+    mean_iou = compute_mean_iou(whole)  # (A, S)
+    image_iou = np.nanmean(compute_mean_iou(stack), axis=2)  # (A, S)
+    class_iou = compute_iou(whole)  # (A, S, C)
     rows = [
         (name, mean_iou[index], image_iou[index], class_iou[index].mean(axis=0))
         for index, name in enumerate(architectures)
@@ -156,7 +147,7 @@ def _compare(
     treated: NDArray[np.int64], control: NDArray[np.int64], architectures: Sequence[str], num_bootstrap: int
 ) -> list[dict[str, Any]]:
     """Differences of one code to its baseline: a row an architecture and one for all."""
-    difference = compute_mean_ious(treated.sum(axis=2)) - compute_mean_ious(control.sum(axis=2))  # (A, S)
+    difference = compute_mean_iou(treated.sum(axis=2)) - compute_mean_iou(control.sum(axis=2))  # (A, S)
     draws = bootstrap_differences(treated, control, num_bootstrap)  # (D, A)
     rows = [(name, difference[index], draws[:, index]) for index, name in enumerate(architectures)]
     if len(architectures) > 1:
@@ -170,10 +161,3 @@ def _compare(
         }
         for name, values, resampled in rows
     ]
-
-
-def _class_ious(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(…, C, C) → (…, C); NaN for a class that does not occur."""
-    intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - intersection
-    return np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
