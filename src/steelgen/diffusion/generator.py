@@ -23,9 +23,9 @@ from steelgen.diffusion.noise import build_noise_schedule, build_solver
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.respaced import build_respaced_process, draw_respaced
 from steelgen.diffusion.timesteps import LogNormalTimesteps
-from steelgen.errors import InputError
+from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import ImageMoments, StartImages, find_generator
+from steelgen.generators import DESCRIPTION_FILE, ImageMoments, StartImages, find_generator
 from steelgen.models.semantic_unet import SemanticUNet
 
 _TRAINING_KEYS = ("snr_gamma", "objective", "vlb_weight", "mask_noise")
@@ -114,36 +114,40 @@ class SemanticDiffusion:
             options["moments"] = ((moments.mean - mean) / deviation, moments.deviation / deviation)
         try:
             if isinstance(solver, RespacedSolverSection):
-                return self._draw_respaced(masks, seeds, solver, options)
-            image = self._pipeline()(
-                masks,
-                seeds,
-                solver.name,
-                solver.num_inference_steps,
-                guidance_scale=solver.guidance_scale,
-                guidance_interval=solver.guidance_interval,
-                guidance_rescale=solver.guidance_rescale,
-                weak_unet=self._load_weak_unet(solver.autoguidance),
-                timestep_spacing=solver.timestep_spacing,
-                spacing_power=solver.spacing_power,
-                karras_sigmas=solver.karras_sigmas,
-                mask_cache_bytes=solver.mask_cache_gib * 2**30,
-                window_overlap=solver.window_overlap,
-                periodic=solver.periodic,
-                mask_noise=self.mask_noise,
-                **options,
-            )
-            return (image * deviation + mean).clamp(-1, 1)
+                image = self._draw_respaced(masks, seeds, solver, options)
+            else:
+                image = self._draw_by_pipeline(masks, seeds, solver, options)
         finally:
             self.network.train(training)
+        return (image * deviation + mean).clamp(-1, 1)
+
+    def _draw_by_pipeline(
+        self, masks: Tensor, seeds: Sequence[int], solver: SolverSection, options: dict[str, Any]
+    ) -> Tensor:
+        """Images as the network sees them."""
+        return self._pipeline()(
+            masks,
+            seeds,
+            solver.name,
+            solver.num_inference_steps,
+            guidance_scale=solver.guidance_scale,
+            guidance_interval=solver.guidance_interval,
+            guidance_rescale=solver.guidance_rescale,
+            weak_unet=self._load_weak_unet(solver.autoguidance),
+            timestep_spacing=solver.timestep_spacing,
+            spacing_power=solver.spacing_power,
+            karras_sigmas=solver.karras_sigmas,
+            mask_cache_bytes=solver.mask_cache_gib * 2**30,
+            window_overlap=solver.window_overlap,
+            periodic=solver.periodic,
+            mask_noise=self.mask_noise,
+            **options,
+        )
 
     def _draw_respaced(
-        self,
-        masks: Tensor,
-        seeds: Sequence[int],
-        solver: RespacedSolverSection,
-        options: dict[str, Any],
+        self, masks: Tensor, seeds: Sequence[int], solver: RespacedSolverSection, options: dict[str, Any]
     ) -> Tensor:
+        """Images as the network sees them."""
         edge = self.geometry.image_size
         if masks.shape[1:] != (edge, edge):
             raise InputError(
@@ -152,8 +156,7 @@ class SemanticDiffusion:
             )
         if self.mask_noise:
             raise InputError(f"the solver {solver.name!r} draws with clean masks; this generator needs mask_noise's")
-        mean, deviation = self.intensity
-        image = draw_respaced(
+        return draw_respaced(
             self.network,
             self.schedule.config.prediction_type,
             masks.to(self.network.device),
@@ -162,7 +165,6 @@ class SemanticDiffusion:
             self.value_range,
             **options,
         )
-        return (image * deviation + mean).clamp(-1, 1)
 
     def compute_first_signal(self, solver: SolverSection | RespacedSolverSection) -> float:
         """See `Generator.compute_first_signal`."""
@@ -183,7 +185,7 @@ class SemanticDiffusion:
         with new_folder(folder) as working:
             self._pipeline().save_pretrained(working)
             save_json(
-                working / "generator.json",
+                working / DESCRIPTION_FILE,
                 {
                     "kind": "semantic_diffusion",
                     "steelgen_version": __version__,
@@ -260,7 +262,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
     Raises:
         InputError: if a file is missing, damaged or belongs to another architecture.
     """
-    description = load_json(folder / "generator.json")
+    description = load_json(folder / DESCRIPTION_FILE)
     diffusers_logging.disable_progress_bar()
     try:
         pipeline = SemanticDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
@@ -270,7 +272,6 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         )
         mean, deviation = description["intensity"]
     except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{folder}: not a complete semantic diffusion model: {reason}") from None
+        raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
     training = {key: description[key] for key in _TRAINING_KEYS if key in description}
     return SemanticDiffusion(pipeline.unet, pipeline.scheduler, info, geometry, (mean, deviation), **training)

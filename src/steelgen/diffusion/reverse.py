@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, repeat
 
 import torch
@@ -162,10 +163,7 @@ def compute_reverse_step(
         variance: "fixed_large" (β) or "fixed_small" (β̃), where the network does not learn it.
         clip_range: limits of the predicted image, or None.
     """
-
-    def at(table: Tensor) -> Tensor:
-        return table.to(noisy_image.device)[steps].to(noisy_image.dtype)[:, None, None, None]
-
+    at = partial(_look_up, steps=steps, like=noisy_image)
     original = predict_original(process, steps, noisy_image, prediction, prediction_type)
     if clip_range is not None:
         original = original.clamp(*clip_range)
@@ -188,11 +186,7 @@ def predict_original(
     process: ReverseProcess, steps: Tensor, noisy_image: Tensor, prediction: Tensor, prediction_type: str
 ) -> Tensor:
     """x_0 from x_t and the network's ε, x_0, v or ε − x_0; shapes as in `compute_reverse_step`."""
-
-    def at(table: Tensor) -> Tensor:
-        return table.to(noisy_image.device)[steps].to(noisy_image.dtype)[:, None, None, None]
-
-    abar = process.alphas_cumprod
+    at, abar = partial(_look_up, steps=steps, like=noisy_image), process.alphas_cumprod
     if prediction_type == "sample":
         return prediction
     if prediction_type == "flow":
@@ -213,3 +207,8 @@ def step_ddim(process: ReverseProcess, index: int, noisy_image: Tensor, step: Re
     # The noise that belongs to the image as it was clipped.
     noise = ((1 / abar).sqrt().float() * noisy_image - step.pred_original) / (1 / abar - 1).sqrt().float()
     return abar_prev.sqrt().float() * step.pred_original + (1 - abar_prev).sqrt().float() * noise
+
+
+def _look_up(table: Tensor, steps: Tensor, like: Tensor) -> Tensor:
+    """A value a step, (S,), at the steps (N,) of images: (N, 1, 1, 1), of their device and type."""
+    return table.to(like.device)[steps].to(like.dtype)[:, None, None, None]

@@ -19,7 +19,7 @@ from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.errors import InputError
+from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_file, save_json
 from steelgen.isdm.network import BETA_SCHEDULES, WHOLE_MICROGRAPH, build_isdm_info, build_isdm_network, convert_noise
 from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
@@ -197,5 +197,4 @@ def load_pickle(path: Path) -> Any:
         what = f" (it names {named[1]})" if named else ""
         raise InputError(f"{path}: refused: holds something else than tensors, which could run code{what}") from None
     except Exception as error:  # torch raises many kinds on files that are no checkpoints
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a PyTorch checkpoint: {reason}") from None
+        raise InputError(f"{path}: not a PyTorch checkpoint: {first_line(error)}") from None

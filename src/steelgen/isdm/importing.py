@@ -9,6 +9,7 @@ from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_folder
+from steelgen.generators import DESCRIPTION_FILE
 from steelgen.isdm.checkpoint import find_step, load_isdm_checkpoint
 from steelgen.isdm.training_state import save_training_state
 
@@ -37,10 +38,7 @@ def import_isdm(path: Path, settings: IsdmNetworkSection, out: Path) -> ImportRe
     generator = load_isdm_checkpoint(path, settings)
     siblings: list[str] = []
     with new_folder(out) as working:
-        generator.save(working / "generator")
-        for item in (working / "generator").iterdir():
-            item.rename(working / item.name)
-        (working / "generator").rmdir()
+        generator.save(working)
         if path.name.startswith("model") and find_step(path) is not None:
             order = settings.use_new_attention_order
             siblings = save_training_state(path, generator.network, order, working / "training")
@@ -53,7 +51,7 @@ def import_once(path: Path, settings: IsdmNetworkSection, out: Path) -> bool:
     Raises:
         InputError: see `import_isdm`.
     """
-    if (out / "generator.json").is_file():
+    if (out / DESCRIPTION_FILE).is_file():
         return False
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
@@ -61,6 +59,6 @@ def import_once(path: Path, settings: IsdmNetworkSection, out: Path) -> bool:
         import_isdm(path, settings, out)
     except (InputError, OSError):
         # Another process of the same job may have done it in the meantime, which is as good.
-        if not (out / "generator.json").is_file():
+        if not (out / DESCRIPTION_FILE).is_file():
             raise
     return True

@@ -78,13 +78,8 @@ def convert_from_isdm(
     Raises:
         InputError: naming the first key that is missing or unknown or has another shape than the network needs.
     """
-    own = network.state_dict()
     rules = list_key_rules(network, new_attention_order)
-    wanted = {
-        name: tuple(part.shape)
-        for rule in rules
-        for name, part in zip(rule.isdm_names, rule.to_isdm(own[rule.name]), strict=True)
-    }
+    wanted = {name: tuple(tensor.shape) for name, tensor in rename_for_isdm(rules, network.state_dict()).items()}
     for name, shape in wanted.items():
         if name not in state:
             raise InputError(f"{origin}: has no {name!r}, which the config's network has with shape {shape}")
@@ -101,10 +96,15 @@ def convert_from_isdm(
 def convert_to_isdm(network: SemanticUNet, state: dict[str, Tensor], new_attention_order: bool) -> dict[str, Tensor]:
     """ISDM's state dict from one of `network`, in ISDM's order."""
     rules = list_key_rules(network, new_attention_order)
-    tensors = {
+    tensors = rename_for_isdm(rules, state)
+    return {name: tensors[name] for name in order_isdm_names(rules)}
+
+
+def rename_for_isdm(rules: list[KeyRule], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is kept by parameter, as ISDM's tensors by ISDM's names, in no particular order."""
+    return {
         name: part for rule in rules for name, part in zip(rule.isdm_names, rule.to_isdm(state[rule.name]), strict=True)
     }
-    return {name: tensors[name] for name in order_isdm_names(rules)}
 
 
 def order_isdm_names(rules: list[KeyRule]) -> list[str]:

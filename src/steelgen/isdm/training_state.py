@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from steelgen.errors import InputError
-from steelgen.files import save_json
+from steelgen.files import save_json, save_tensors
 from steelgen.isdm.checkpoint import find_ema_siblings, find_step, load_pickle, load_tensors
-from steelgen.isdm.state_dict import convert_from_isdm, list_key_rules, order_isdm_names
+from steelgen.isdm.state_dict import convert_from_isdm, list_key_rules, order_isdm_names, rename_for_isdm
 from steelgen.models.semantic_unet import SemanticUNet
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,18 +32,18 @@ def save_training_state(path: Path, network: SemanticUNet, new_attention_order: 
     Raises:
         InputError: if a sibling is damaged or does not fit.
     """
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    weights = network.state_dict()
     averages = find_ema_siblings(path)
     moments = path.with_name(path.name.replace("model", "opt", 1))
     folder.mkdir(parents=True)
-    save_file(weights, folder / "weights.safetensors")
+    save_tensors(folder / "weights.safetensors", weights)
     average = weights
     for rate, sibling in averages.items():  # the slowest comes last
         average = convert_from_isdm(network, load_tensors(sibling), new_attention_order, sibling)
-        save_file(average, folder / f"average-{rate:g}.safetensors")
-    save_file(average, folder / "average.safetensors")
+        save_tensors(folder / f"average-{rate:g}.safetensors", average)
+    save_tensors(folder / "average.safetensors", average)
     flat = load_moments(moments, network, new_attention_order) if moments.is_file() else {}
-    save_file(flat, folder / "optimizer.safetensors")
+    save_tensors(folder / "optimizer.safetensors", flat)
     save_json(folder / "training.json", {"global_step": find_step(path), "scaler": None})
     return [sibling.name for sibling in averages.values()] + ([moments.name] if flat else [])
 
@@ -62,12 +61,7 @@ def load_moments(path: Path, network: SemanticUNet, new_attention_order: bool) -
     if not isinstance(state, dict) or not all(isinstance(entry, dict) for entry in state.values()):
         raise InputError(f"{path}: not the state of an optimizer")
     rules = list_key_rules(network, new_attention_order)
-    own = network.state_dict()
-    shapes = {
-        name: part.shape
-        for rule in rules
-        for name, part in zip(rule.isdm_names, rule.to_isdm(own[rule.name]), strict=True)
-    }
+    shapes = {name: tensor.shape for name, tensor in rename_for_isdm(rules, network.state_dict()).items()}
     names = order_isdm_names(rules)
     if not state:
         return {}
