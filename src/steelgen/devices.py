@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from steelgen.errors import InputError
+from steelgen.errors import InputError, first_line
 
 _CGROUP_FILES = tuple(
     (Path("/sys/fs/cgroup") / limit, Path("/sys/fs/cgroup") / usage)
@@ -34,7 +34,7 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r}: cannot be used ({str(error).splitlines()[0]})") from None
+        raise InputError(f"device {name!r}: cannot be used ({first_line(error)})") from None
 
 
 def resolve_precision(name: str, device: torch.device | None = None) -> str:

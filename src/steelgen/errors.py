@@ -9,3 +9,8 @@ class InputError(ValueError):
     The message is one line that names the file and the value. The command line prints it and exits with 2;
     every other exception is a fault of steelgen's and keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; its type where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

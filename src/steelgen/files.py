@@ -1,18 +1,22 @@
-"""Writing to disk so that nothing half-written ever stands under its final name."""
+"""Reading files, and writing them so that nothing half-written ever stands under its final name."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steelgen.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ASIDE = ".replaced"
@@ -104,6 +108,23 @@ def save_json(path: Path, value: Any) -> None:
     """Writes `value` as indented UTF-8 JSON, atomically."""
     with new_file(path) as working:
         working.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors, of any device and memory layout, as safetensors; not atomically: within a new folder or file."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+
+def hash_files(*paths: Path, algorithm: str = "sha256") -> str:
+    """The hash, in hex, of the content of files one after the other; a MiB at a time, since they may be large."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def load_json(path: Path) -> Any:

@@ -89,7 +89,7 @@ def arm(countdown):
 
         return run
 
-    checkpoint.save_file = deadly(checkpoint.save_file)
+    checkpoint.save_tensors = deadly(checkpoint.save_tensors)
     files._flush = deadly(files._flush)
     Path.rename = deadly(Path.rename)
     shutil.rmtree = deadly(shutil.rmtree)
@@ -177,15 +177,15 @@ def test_a_disk_that_fills_ends_in_one_line_and_training_goes_on_once_there_is_r
 def test_a_checkpoint_that_does_not_fit_names_folder_and_size(tiny_dataset, tmp_path, monkeypatch, error):
     """The second error is how safetensors says it."""
     config = crash_config(tiny_dataset, tmp_path / "run", max_steps=4, checkpoint_every=1)
-    save_file = checkpoint.save_file
+    save_tensors = checkpoint.save_tensors
 
-    def fill_up(tensors, path):
+    def fill_up(path, tensors):
         if path.name == "optimizer.safetensors" and "step-000003" in str(path):
             path.write_bytes(b"half a file")
             raise error
-        save_file(tensors, path)
+        save_tensors(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "save_file", fill_up)
+    monkeypatch.setattr(checkpoint, "save_tensors", fill_up)
     with pytest.raises(InputError, match=r"step-000003: the disk is full: a checkpoint needs (\S+) MiB") as caught:
         train(config, Recorder())
     needed = float(str(caught.value).split("needs ")[1].split(" MiB")[0])

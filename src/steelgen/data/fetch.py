@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import time
 import urllib.error
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from steelgen.errors import InputError
-from steelgen.files import check_output_free, new_folder
+from steelgen.files import check_output_free, hash_files, new_folder
 
 FIGSHARE = "https://ndownloader.figshare.com/files"
 _CHUNK = 1 << 20
@@ -68,7 +67,7 @@ def fetch_files(
     total, before = sum(file.size for file in files), 0
     for file in files:
         target = out / file.name
-        if not (target.is_file() and _compute_md5(target) == file.md5):
+        if not (target.is_file() and hash_files(target, algorithm="md5") == file.md5):
             _fetch(file, target, f"{base_url}/{file.path}", report, before, total, pause_s)
         before += file.size
         if report:
@@ -129,7 +128,7 @@ def _fetch(
         if size < file.size:
             reason = f"the connection ended after {size:,} of {file.size:,} bytes"
             continue
-        found = _compute_md5(part)
+        found = hash_files(part, algorithm="md5")
         if size == file.size and found == file.md5:
             part.replace(target)
             return
@@ -156,11 +155,3 @@ def _continue(
                 have += len(chunk)
                 if report:
                     report(before + min(have, file.size), total)
-
-
-def _compute_md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as reading:
-        while chunk := reading.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

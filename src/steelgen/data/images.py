@@ -1,4 +1,4 @@
-"""Reading single image files, strictly."""
+"""Reading single image files, strictly, and writing them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from steelgen.errors import InputError
+from steelgen.errors import InputError, first_line
+from steelgen.files import new_file
 
 MAX_PIXELS = 400_000_000
 """Larger images are refused before decoding: a few bytes can claim any size."""
@@ -60,6 +61,12 @@ def load_index_image(path: Path) -> NDArray[np.uint8]:
     return array
 
 
+def save_image(path: Path, image: NDArray[np.uint8]) -> None:
+    """Writes an (H, W) or (H, W, 3) uint8 image, whole or not at all; the path's ending says in which format."""
+    with new_file(path) as working:
+        Image.fromarray(image).save(working)
+
+
 def _decode(path: Path, as_indices: bool = False) -> NDArray:
     try:
         with warnings.catch_warnings():
@@ -87,8 +94,7 @@ def _decode(path: Path, as_indices: bool = False) -> NDArray:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable image: {reason}") from None
+        raise InputError(f"{path}: not a readable image: {first_line(error)}") from None
 
 
 def _verify_checksums(path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.data.images import MAX_PIXELS, load_image
-from steelgen.errors import InputError
+from steelgen.errors import InputError, first_line
 
 DeepScaling = Literal["percentiles", "full"]
 
@@ -141,8 +141,7 @@ def _load_tiff(path: Path, page: int) -> tuple[NDArray[Any], float | None, int |
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # tifffile raises nearly anything on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a readable TIFF: {reason}") from None
+        raise InputError(f"{path}: not a readable TIFF: {first_line(error)}") from None
     if array.ndim == 3 and array.shape[0] in (3, 4) and array.shape[2] > 4:
         array = np.moveaxis(array, 0, 2)
     if array.ndim == 3:

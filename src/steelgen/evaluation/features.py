@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import shutil
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steelgen.errors import InputError
-from steelgen.files import default_cache_dir, new_file
+from steelgen.errors import InputError, first_line
+from steelgen.files import default_cache_dir, hash_files, new_file
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_BASE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
@@ -152,18 +153,16 @@ def fetch_inception_weights(cache_dir: Path | None = None, base_url: str = INCEP
     path, url = (cache_dir or default_cache_dir()) / INCEPTION_FILE, f"{base_url}/{INCEPTION_FILE}"
     if path.is_file():
         return path
-    digest = hashlib.sha256()
     with new_file(path) as working:
         try:
             with urllib.request.urlopen(url, timeout=30) as source, open(working, "wb") as target:
-                while block := source.read(1 << 20):
-                    digest.update(block)
-                    target.write(block)
+                shutil.copyfileobj(source, target)
         except OSError as error:
             raise InputError(f"{url}: cannot be downloaded ({getattr(error, 'reason', error)})") from None
         # The first digits of the file's SHA-256 are part of its published name.
-        if not digest.hexdigest().startswith(INCEPTION_FILE.split("-")[-1].removesuffix(".pth")):
-            raise InputError(f"{url}: is not the published {INCEPTION_FILE} (SHA-256 {digest.hexdigest()[:16]}…)")
+        found = hash_files(working)
+        if not found.startswith(INCEPTION_FILE.split("-")[-1].removesuffix(".pth")):
+            raise InputError(f"{url}: is not the published {INCEPTION_FILE} (SHA-256 {found[:16]}…)")
     return path
 
 
@@ -188,7 +187,7 @@ def _build_inception(path: Path, device: str) -> FeatureExtractor:
         )
     network = InceptionFeatures()
     _load_state(network, path)
-    return FeatureExtractor("Inception", _ready(network, device), f"inception-{_hash_file(path)}", device)
+    return FeatureExtractor("Inception", _ready(network, device), f"inception-{hash_files(path)[:16]}", device)
 
 
 def _build_torchscript(path: Path, device: str) -> FeatureExtractor:
@@ -197,8 +196,8 @@ def _build_torchscript(path: Path, device: str) -> FeatureExtractor:
     try:
         network = torch.jit.load(str(path), map_location=device)
     except RuntimeError as error:
-        raise InputError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from None
-    return FeatureExtractor(path.stem, network.eval(), f"torchscript-{_hash_file(path)}", device)
+        raise InputError(f"{path}: not a TorchScript file: {first_line(error)}") from None
+    return FeatureExtractor(path.stem, network.eval(), f"torchscript-{hash_files(path)[:16]}", device)
 
 
 def _import_extractor(module: str, function: str, device: str) -> FeatureExtractor:
@@ -207,7 +206,7 @@ def _import_extractor(module: str, function: str, device: str) -> FeatureExtract
     except (ImportError, AttributeError) as error:
         raise InputError(f"features {module}:{function}: {error}") from None
     source = Path(getattr(importlib.import_module(module), "__file__", None) or "")
-    identity = f"{module}:{function}-{_hash_file(source) if source.is_file() else ''}"
+    identity = f"{module}:{function}-{hash_files(source)[:16] if source.is_file() else ''}"
     return FeatureExtractor(f"{module}:{function}", loaded, identity, device)
 
 
@@ -225,13 +224,4 @@ def _load_state(network: torch.nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
     except Exception as error:  # torch and safetensors raise nearly anything on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not weights of {type(network).__name__}: {reason}") from None
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+        raise InputError(f"{path}: not weights of {type(network).__name__}: {first_line(error)}") from None

@@ -11,20 +11,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 
 from steelgen.config.base import config_to_json, parse_config
 from steelgen.config.segment import SegmentConfig
 from steelgen.data.crops import image_to_tensor, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, save_dataset_info, save_mask
-from steelgen.data.images import load_image, to_channels
+from steelgen.data.images import load_image, save_image, to_channels
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
-from steelgen.errors import InputError
+from steelgen.errors import InputError, first_line
 from steelgen.evaluation.agreement import compute_agreement
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.segmentation import build_segmenter, train_segmenter
-from steelgen.files import check_output_free, load_json, new_file, new_folder, save_json
+from steelgen.files import check_output_free, load_json, new_folder, save_json, save_tensors
 
 _WINDOWS = 32
 
@@ -51,8 +50,6 @@ def train_labeller(config: SegmentConfig, report_progress: Callable[[int, int], 
     Raises:
         InputError: if the dataset or the output folder cannot be used.
     """
-    from safetensors.torch import save_file
-
     check_output_free(config.output_dir)
     train = load_micrographs(config.dataset, config.train_split, config.in_channels)
     test = load_micrographs(config.dataset, config.test_split, config.in_channels)
@@ -67,8 +64,7 @@ def train_labeller(config: SegmentConfig, report_progress: Callable[[int, int], 
         scores.append((mask, predicted))
     result = {"split": config.test_split, "micrographs": test.stems, **_score(scores, train.info)}
     with new_folder(config.output_dir) as folder:
-        state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-        save_file(state, folder / "segmenter.safetensors")
+        save_tensors(folder / "segmenter.safetensors", network.state_dict())
         description = {"config": config_to_json(config), "dataset": train.info.model_dump(mode="json")}
         save_json(folder / "segmenter.json", description)
         save_json(folder / "scores.json", result)
@@ -93,8 +89,7 @@ def load_labeller(folder: Path, device: str = "auto") -> Labeller:
     except InputError:
         raise
     except Exception as error:  # safetensors, torch and pydantic each raise their own on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a segmenter that segmenter.json describes: {reason}") from None
+        raise InputError(f"{path}: not a segmenter that segmenter.json describes: {first_line(error)}") from None
     return Labeller(network.to(pick_device(device)).eval(), config, info)
 
 
@@ -134,8 +129,8 @@ def label_folder(
             image = load_image(path)
             mask, confidence = label_micrograph(labeller, to_channels(image, labeller.config.in_channels))
             save_mask(folder / "masks" / f"{path.stem}.png", mask, labeller.info.palette)
-            _save_png(folder / "confidence" / f"{path.stem}.png", np.rint(255 * confidence).astype(np.uint8))
-            _save_png(folder / "images" / f"{path.stem}.png", image)
+            save_image(folder / "confidence" / f"{path.stem}.png", np.rint(255 * confidence).astype(np.uint8))
+            save_image(folder / "images" / f"{path.stem}.png", image)
             if report_progress:
                 report_progress(number, len(paths))
     return len(paths)
@@ -222,8 +217,3 @@ def _score(pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]], info: Datas
         "image_boundary_f1": to_json([agreement.mean_boundary_f1 for agreement in agreements]),
         "confusion": to_json(whole.confusion),
     }
-
-
-def _save_png(path: Path, array: NDArray[np.uint8]) -> None:
-    with new_file(path) as working:
-        Image.fromarray(array).save(working)

@@ -18,7 +18,7 @@ from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
-from steelgen.files import new_file
+from steelgen.files import new_file, save_tensors
 from steelgen.models.segmenter import SegmenterUNet
 
 _PIXELS_ON_CPU, _PIXELS_ON_GPU = 2**16, 2**23
@@ -35,7 +35,7 @@ def load_or_train_segmenter(
     report_progress: Callable[[int, int], None] | None = None,
 ) -> SegmenterUNet:
     """As `train_segmenter`, kept in `cache_dir` under a hash of micrographs, geometry and settings."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     what = json.dumps([geometry.__dict__, settings.model_dump(), seed, micrographs.info.num_classes])
     path = cache_dir / "segmenters" / f"{hash_arrays(*micrographs.images, *micrographs.masks, text=what)}.safetensors"
@@ -45,7 +45,7 @@ def load_or_train_segmenter(
         return segmenter.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     segmenter = train_segmenter(micrographs, geometry, settings, seed, device, report_progress)
     with new_file(path) as working:
-        save_file({name: value.cpu().contiguous() for name, value in segmenter.state_dict().items()}, working)
+        save_tensors(working, segmenter.state_dict())
     return segmenter
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steelgen.errors import InputError
+from steelgen.errors import InputError, first_line
 from steelgen.models.segmenter import SegmenterUNet
 
 
@@ -156,5 +156,5 @@ def _import(module: str, architecture: str, package: str) -> ModuleType:
         return importlib.import_module(module)
     # An installed package may fail in its own imports, with other errors than ImportError.
     except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"architecture {architecture}: needs `pip install {package}` ({reason})") from None
+        message = f"architecture {architecture}: needs `pip install {package}` ({first_line(error)})"
+        raise InputError(message) from None

@@ -19,7 +19,7 @@ from steelgen.config.sample import SampleConfig
 from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
-from steelgen.files import load_json, new_file
+from steelgen.files import hash_files, load_json, new_file
 from steelgen.generators import find_generator
 from steelgen.sampling.masks import DrawnMask
 from steelgen.sampling.noise_prior import PRIOR_FILE
@@ -119,12 +119,7 @@ def hash_generator(path: Path) -> str:
     files = sorted(folder.rglob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: holds no weights (*.safetensors)")
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return hash_files(*files)
 
 
 def hash_config(settings: dict[str, Any]) -> str:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from steelgen.data.images import save_image
 from steelgen.data.palette import color_mask
-from steelgen.files import new_file
 
 _GAP = 4
 
@@ -45,8 +44,7 @@ def save_sheet(
         rows.append(_join(tiles, axis=1))
     sheet = _join(rows, axis=0)
     factor = max(1, min_tile // generated[0].shape[0])
-    with new_file(path) as working:
-        Image.fromarray(sheet.repeat(factor, axis=0).repeat(factor, axis=1)).save(working)
+    save_image(path, sheet.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
 def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steelgen.errors import InputError
-from steelgen.files import is_disk_full, load_json, new_folder, restore_folders, save_json
+from steelgen.files import is_disk_full, load_json, new_folder, restore_folders, save_json, save_tensors
 from steelgen.training.ema import WeightAverage
 from steelgen.training.state import TrainingState
 
@@ -37,10 +37,10 @@ def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
     folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
     if not folder.exists():
         with _explain_full_disk(folder, state), new_folder(folder, durable=True) as working:
-            save_file(_contiguous(state.generator.network.state_dict()), working / "weights.safetensors")
+            save_tensors(working / "weights.safetensors", state.generator.network.state_dict())
             for name, average in _name_averages(state):
-                save_file(_contiguous(average.state_dict()), working / f"{name}.safetensors")
-            save_file(_flatten_optimizer(state.optimizer), working / "optimizer.safetensors")
+                save_tensors(working / f"{name}.safetensors", average.state_dict())
+            save_tensors(working / "optimizer.safetensors", _flatten_optimizer(state.optimizer))
             with state.average.applied():
                 state.generator.save(working / "generator")
             save_json(
@@ -162,17 +162,9 @@ def _name_averages(state: TrainingState) -> Iterator[tuple[str, WeightAverage]]:
         yield f"average-{average.name}" if index else "average", average
 
 
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": tensor.detach().cpu().contiguous()
-        for index, entries in state.items()
-        for name, tensor in entries.items()
-    }
+    return {f"{index}.{name}": tensor for index, entries in state.items() for name, tensor in entries.items()}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from steelgen.data.images import save_image
 from steelgen.evaluation.plots import COLORS, Curve, paint_chart
-from steelgen.files import new_file
 
 _SCALE = 2
 """px of the picture a px of a chart."""
@@ -50,8 +49,7 @@ def save_curves(metrics: Path, path: Path) -> None:
     if len(charts) > 1 and len(charts) % 2:
         charts.append(np.full_like(charts[0], 255))
     rows = [np.hstack(charts[start : start + 2]) for start in range(0, len(charts), 2)]
-    with new_file(path) as working:
-        Image.fromarray(np.vstack(rows)).save(working)
+    save_image(path, np.vstack(rows))
 
 
 def _load_points(metrics: Path) -> Points:

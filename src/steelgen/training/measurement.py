@@ -9,15 +9,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
-from PIL import Image
 
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import Micrographs, cut_crops, tensor_to_image
+from steelgen.data.images import save_image
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.memorisation import COPY_RATIO, Match, PatchSearch
 from steelgen.evaluation.plots import build_sheet
-from steelgen.files import new_file
 from steelgen.generators import Generator
 
 _SEED = 0
@@ -92,8 +91,7 @@ class Measurement:
     def save_picture(self, step: int, picture: NDArray[np.uint8]) -> Path:
         """Writes previews/copies-<step>.png and returns its path."""
         path = self._folder / f"copies-{step:06d}.png"
-        with new_file(path) as working:
-            Image.fromarray(picture).save(working)
+        save_image(path, picture)
         return path
 
     def _draw(self) -> NDArray[np.uint8]:

@@ -8,17 +8,15 @@ averages suffice to put together any other; see `post_hoc_ema`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from steelgen.errors import InputError
-from steelgen.files import new_file
+from steelgen.files import new_file, save_tensors
 from steelgen.training.ema import WeightAverage
 
 SNAPSHOT_FOLDER = "ema"
@@ -72,24 +70,25 @@ def save_snapshot(run_dir: Path, step: int, average: PowerAverage) -> None:
     """Writes ema/step-<step>-<std>.safetensors of a run."""
     folder = run_dir / SNAPSHOT_FOLDER
     folder.mkdir(exist_ok=True)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in average.state_dict().items()}
     with new_file(folder / f"step-{step:06d}-{average.std:g}.safetensors") as working:
-        save_file(weights, working, {"step": str(step), "std": repr(average.std)})
+        save_tensors(working, average.state_dict(), {"step": str(step), "std": repr(average.std)})
 
 
 def list_snapshots(run_dir: Path) -> list[Snapshot]:
-    """The snapshots of a run, in no particular order."""
-    return list(_read_snapshots(run_dir))
+    """The snapshots of a run, in no particular order.
 
-
-def _read_snapshots(run_dir: Path) -> Iterator[Snapshot]:
+    Raises:
+        InputError: if one is damaged.
+    """
+    snapshots = []
     for path in sorted((run_dir / SNAPSHOT_FOLDER).glob("step-*.safetensors")):
         try:
             with safe_open(path, "pt") as file:
                 described = file.metadata()
         except Exception as error:  # safetensors has an exception type of its own for damaged files
             raise InputError(f"{path}: damaged snapshot: {error}") from None
-        yield Snapshot(path, int(described["step"]), float(described["std"]))
+        snapshots.append(Snapshot(path, int(described["step"]), float(described["std"])))
+    return snapshots
 
 
 def remove_later_snapshots(run_dir: Path, step: int) -> None:

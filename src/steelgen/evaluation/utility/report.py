@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from steelgen.data.images import save_image
 from steelgen.evaluation.plots import Curve, draw_chart, draw_intervals, paint_chart
 from steelgen.evaluation.report import build_lines, build_page, build_verdict, show_number
 from steelgen.evaluation.utility.cells import RESULT_FILE
@@ -27,8 +27,7 @@ def save_report(output_dir: Path, result: dict[str, Any]) -> None:
     charts = list_curves(result["scores"])
     if charts:
         pictures = [paint_chart(name, x, curves, "real micrographs") for name, x, curves in charts]
-        with new_file(output_dir / "data_fraction.png") as working:
-            Image.fromarray(np.hstack(pictures)).save(working)
+        save_image(output_dir / "data_fraction.png", np.hstack(pictures))
     with new_file(output_dir / "utility.html") as working:
         working.write_text(build_utility_page(result), encoding="utf-8")
     save_json(output_dir / RESULT_FILE, result)
