@@ -20,6 +20,8 @@ from steelgen.errors import InputError
 from steelgen.evaluation.utility import study
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_study
+from steelgen.evaluation.utility.report import build_utility_section
+from steelgen.evaluation.utility.statistics import summarise
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.training import run_cell
 from steelgen.hpc.shards import Shard
@@ -168,6 +170,19 @@ def test_scores_are_those_of_the_confusion_matrices(real: Path, generated: Path,
     page = (tmp_path / "out" / "utility.html").read_text()
     assert "<script" not in page
     assert "Not shown" in page or "Yes" in page or "No:" in page
+
+
+def test_long_class_names_fit_on_the_page() -> None:
+    """No table of the report has more columns than that of mIoU, and each class has one in one of them."""
+    names = [f"widmanstaetten_ferrite_{index}" for index in range(6)]
+    confusions = {("RALLF000", "unet"): np.ones((2, 3, 6, 6), np.int64)}
+    result = {**summarise(confusions, {"RALLF000": (4, 0)}, 100), "class_names": names}
+    tables = build_utility_section(result).split("<table>")[1:]
+    assert [table.split("</tr>")[0].count("<th") - 1 for table in tables] == [7, 6, 4]
+    assert [table.count("<td") for table in tables] == [7, 6, 4]
+    assert [sum(table.count(f"IoU {name}<") for table in tables) for name in names] == [1] * 6
+    # 1 of 11 pixels that either has: 1 / (6 + 6 - 1).
+    assert tables[1].count(">0.09091<") == 4
 
 
 def test_five_steps_are_as_good_as_any(real: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def compare_command(
 ) -> None:
     """Put several evaluations side by side."""
     from steelgen.evaluation.compare import build_comparison, compare
-    from steelgen.evaluation.report import show_number, show_value
+    from steelgen.evaluation.page import show_number, show_value
     from steelgen.files import new_file
 
     with errors_as_lines():

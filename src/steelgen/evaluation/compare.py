@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steelgen.errors import InputError
-from steelgen.evaluation.report import build_page, build_verdict, show_number, show_value
+from steelgen.evaluation.page import build_page, build_verdict, show_number, show_value
 from steelgen.files import load_json
 
 

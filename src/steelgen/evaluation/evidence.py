@@ -49,12 +49,16 @@ class Evidence:
         return [(self.held_out, (self.train, self.held_out)), (self.train, self.train_halves)]
 
 
-Section = tuple[list[Figure], dict[str, Any], list[str]]
-"""Figures, details for the JSON file, warnings."""
+Judgement = tuple[list[Figure], dict[str, Any], list[str]]
+"""What a section of an evaluation comes to: figures, details for the JSON file, warnings."""
 
 
 def load_evidence(config: EvaluateConfig) -> tuple[Evidence, list[str]]:
-    """Reads the generated images and cuts the real sets; with notes on what was assumed or converted."""
+    """Reads the generated images and cuts the real sets; with notes on what was assumed or converted.
+
+    Raises:
+        InputError: if images, masks or splits cannot be used, or nothing is held out.
+    """
     if config.held_out_split == config.train_split:
         raise InputError(
             f"held_out_split: {config.held_out_split!r} is also the train_split; nothing would be held out"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.evaluation.agreement import Agreement, bootstrap_agreement, compute_agreement, nanmean
-from steelgen.evaluation.evidence import Evidence, Section
+from steelgen.evaluation.evidence import Evidence, Judgement
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import bootstrap_interval
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
@@ -43,7 +43,7 @@ def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dic
     }
 
 
-def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Section:
+def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgement:
     """Agreement of the masks that the images were drawn for with those that the segmenter sees.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from steelgen.evaluation.evidence import Evidence, Section
+from steelgen.evaluation.evidence import Evidence, Judgement
 from steelgen.evaluation.features import (
     FeatureExtractor,
     build_extractor,
@@ -32,7 +32,7 @@ from steelgen.evaluation.grey import (
 from steelgen.evaluation.intervals import centre_interval, draw_weights, normal_interval, wilson_interval
 
 
-def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -> Section:
+def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -> Judgement:
     """Fréchet distance and KID on every kind of features, against held-out and training images."""
     config, seed = evidence.config, evidence.config.seed
     figures, warnings = [], []

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.data.placement import apply_symmetry
-from steelgen.evaluation.evidence import Evidence, Section
+from steelgen.evaluation.evidence import Evidence, Judgement
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import wilson_interval
@@ -26,7 +26,7 @@ from steelgen.evaluation.memorisation import (
 SHOWN_PAIRS = 20
 
 
-def judge_memorisation(evidence: Evidence, report_progress: Callable[[str], None]) -> Section:
+def judge_memorisation(evidence: Evidence, report_progress: Callable[[str], None]) -> Judgement:
     """Nearest training images in pixels (every place and turn) and in features, with held-out images as the floor."""
     config = evidence.config.memorisation
     generated = evidence.generated.images[: config.max_images]
@@ -34,9 +34,8 @@ def judge_memorisation(evidence: Evidence, report_progress: Callable[[str], None
     report_progress(f"memorisation: {len(generated)} generated and {len(held_out)} held-out images in the training set")
     search = PatchSearch(evidence.train_micrographs, evidence.geometry, config.search_size, evidence.device)
     matches, unseen = search.find(generated), search.find(held_out)
-    places = np.stack([search.cut(match, evidence.geometry.image_size) for match in matches])
-    own = np.array([match.distance for match in search.find(places, own=matches)])
     distances, unseen_distances = _distances(matches), _distances(unseen)
+    own, unseen_own = (_find_own_neighbours(search, part, evidence.geometry.image_size) for part in (matches, unseen))
     ratios, unseen_ratios = (np.array([match.ratio for match in part]) for part in (matches, unseen))
     shared: dict[str, Any] = {
         "section": "memorisation",
@@ -44,8 +43,6 @@ def judge_memorisation(evidence: Evidence, report_progress: Callable[[str], None
         "n": (len(generated), len(held_out)),
         "seed": evidence.config.seed,
     }
-    unseen_places = np.stack([search.cut(match, evidence.geometry.image_size) for match in unseen])
-    unseen_own = np.array([match.distance for match in search.find(unseen_places, own=unseen)])
     copied = float((ratios < COPY_RATIO).mean())
     figures = [
         Figure(
@@ -90,16 +87,13 @@ def _judge_features(evidence: Evidence, generated: NDArray[np.uint8], held_out: 
     library = compute_cached_features(evidence.train.images, extractor, evidence.cache_dir, settings.batch_size)
     own, _ = find_nearest(library, library, skip_self=True)
 
-    def find(turned: NDArray) -> tuple[NDArray, NDArray]:
-        return find_nearest(turned, library)
-
     def turn(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.stack([apply_symmetry(image, symmetry) for image in images for symmetry in range(8)])
 
     features = compute_features(turn(generated), extractor, settings.batch_size)
     unseen = compute_cached_features(turn(held_out), extractor, evidence.cache_dir, settings.batch_size)
-    distances, indices = find(features.reshape(len(generated), 8, -1))
-    unseen_distances, unseen_indices = find(unseen.reshape(len(held_out), 8, -1))
+    distances, indices = find_nearest(features.reshape(len(generated), 8, -1), library)
+    unseen_distances, unseen_indices = find_nearest(unseen.reshape(len(held_out), 8, -1), library)
     shared: dict[str, Any] = {
         "section": "memorisation",
         "compared": f"generated vs {len(library)} {evidence.train.name} crops (floor: {evidence.held_out.name})",
@@ -137,6 +131,12 @@ def _compare_distances(
             **shared,
         ),
     ]
+
+
+def _find_own_neighbours(search: PatchSearch, matches: list[Match], size: int) -> NDArray[np.float64]:
+    """Distance of each match's place to the nearest place that does not overlap it."""
+    places = np.stack([search.cut(match, size) for match in matches])
+    return _distances(search.find(places, own=matches))
 
 
 def _distances(matches: list[Match]) -> NDArray[np.float64]:

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.evaluation.agreement import nanmean_rows
-from steelgen.evaluation.evidence import Evidence, Section
+from steelgen.evaluation.evidence import Evidence, Judgement
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import centre_interval, draw_weights
 from steelgen.evaluation.microstructure import ISLAND_PROPERTIES, compute_grain_size_number, compute_mean_intercept
 from steelgen.evaluation.structure import Resampled, Structure, compute_structure_distances, measure_structure
 
 
-def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Section:
+def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgement:
     """Descriptors of the images through the segmenter, and of the masks where there are any, against held-out ones.
 
     Both sides of a comparison come from the same source, so that the segmenter's own errors cancel to first order.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from steelgen.errors import InputError
-from steelgen.evaluation.evidence import Section
+from steelgen.evaluation.evidence import Judgement
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.utility.cells import RESULT_FILE
 from steelgen.files import load_json
@@ -25,7 +25,7 @@ def load_study_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def judge_utility(study: dict[str, Any]) -> Section:
+def judge_utility(study: dict[str, Any]) -> Judgement:
     """Pooled scores and differences of a study as figures, the study as details, its warnings.
 
     A score has its 95 % interval over seeds; a difference that of the bootstrap, beside 0 as its floor: what data

@@ -78,11 +78,8 @@ class PatchSearch:
         return [self._find_one(image, own[index] if own else None) for index, image in enumerate(turn_grey(images))]
 
     def cut(self, match: Match, size: int) -> NDArray[np.uint8]:
-        """The place of a match as (size, size) or (size, size, 3) uint8, turned the way of the image."""
-        window = slice(match.top, match.top + self.crop_size), slice(match.left, match.left + self.crop_size)
-        patch = np.ascontiguousarray(self.micrographs.images[match.micrograph][window])
-        edge = min(patch.shape[:2])
-        return apply_symmetry(resize_image(np.ascontiguousarray(patch[:edge, :edge]), size, size), match.symmetry)
+        """See `cut_match`."""
+        return cut_match(self.micrographs, match, self.crop_size, size)
 
     def _find_one(self, image: NDArray[np.uint8], own: Match | None) -> Match:
         small = F.interpolate(torch.tensor(image).float()[None, None], (self.size, self.size), mode="area")[0, 0]
@@ -125,6 +122,20 @@ class PatchSearch:
     def _mask(self, squared: torch.Tensor, top: int, left: int) -> None:
         reach = self.size - 1
         squared[:, max(0, top - reach) : top + self.size, max(0, left - reach) : left + self.size] = torch.inf
+
+
+def cut_match(micrographs: Micrographs, match: Match, crop_size: int, size: int) -> NDArray[np.uint8]:
+    """The place of a match as (size, size) or (size, size, 3) uint8, turned the way of the image.
+
+    Args:
+        micrographs: those that were searched.
+        crop_size: edge of the place, px of the micrograph.
+        size: edge of the result, px.
+    """
+    window = slice(match.top, match.top + crop_size), slice(match.left, match.left + crop_size)
+    patch = np.ascontiguousarray(micrographs.images[match.micrograph][window])
+    edge = min(patch.shape[:2])
+    return apply_symmetry(resize_image(np.ascontiguousarray(patch[:edge, :edge]), size, size), match.symmetry)
 
 
 def shrink_windows(field: torch.Tensor, corners: list[tuple[int, int]], edge: int, size: int) -> torch.Tensor:

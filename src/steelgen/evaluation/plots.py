@@ -193,7 +193,8 @@ def draw_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) 
     Returns:
         The <svg> element.
     """
-    width, left, top, step = 700, 250, 26, 18
+    left = max([250, *(16 + 6 * len(row[0]) for row in rows)])
+    width, top, step = left + 450, 26, 18
     height = top + step * len(rows) + 24
     low, high = min(0.0, *(row[2] for row in rows)), max(0.0, *(row[3] for row in rows))
     span = high - low or 1.0

@@ -9,7 +9,7 @@ from typing import Any
 from steelgen import __version__
 from steelgen.config.base import config_to_json
 from steelgen.config.evaluate import EvaluateConfig
-from steelgen.evaluation.evidence import Section, describe_sets, load_evidence
+from steelgen.evaluation.evidence import Judgement, describe_sets, load_evidence
 from steelgen.evaluation.figures import figure_to_json, to_json
 from steelgen.evaluation.judge_faithfulness import judge_faithfulness, see_masks
 from steelgen.evaluation.judge_fidelity import judge_fidelity
@@ -47,7 +47,7 @@ def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = la
     fidelity = judge_fidelity(evidence, report_progress)
     seen = see_masks(evidence, report_progress)
     report_progress("microstructure of masks and of what the segmenter sees in images")
-    sections: dict[str, Section] = {
+    sections: dict[str, Judgement] = {
         "fidelity": fidelity,
         "faithfulness": judge_faithfulness(evidence, seen),
         "microstructure": judge_microstructure(evidence, seen),

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from steelgen.data.images import save_image
+from steelgen.evaluation.page import CLASSES_ABREAST, build_lines, build_page, build_table, build_verdict, show_number
 from steelgen.evaluation.plots import Curve, draw_chart, draw_intervals, paint_chart
-from steelgen.evaluation.report import build_lines, build_page, build_verdict, show_number
 from steelgen.evaluation.utility.cells import RESULT_FILE
 from steelgen.evaluation.verdict import judge_differences
 from steelgen.files import new_file, save_json
@@ -71,7 +71,7 @@ def build_utility_section(result: dict[str, Any]) -> str:
             "weights and order of real crops. The interval comes from drawing seeds and test micrographs again, both "
             "at once and alike for the two codes. Only an interval that leaves 0 out says anything.</p>",
             draw_intervals("difference in mIoU with its 95 % interval", rows),
-            _build_differences(result["differences"]),
+            build_table(*describe_differences(result["differences"]), first_number=3),
         ]
     parts += [
         "<h2>mIoU on held-out real micrographs</h2>",
@@ -165,20 +165,14 @@ def _describe(result: dict[str, Any]) -> str:
     )
 
 
-def _build_differences(differences: Sequence[dict[str, Any]]) -> str:
-    return _build_table(*describe_differences(differences), first_number=3)
-
-
 def _build_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]) -> str:
-    return _build_table(*describe_scores(scores, class_names), first_number=4)
-
-
-def _build_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], first_number: int) -> str:
-    def cells(row: Sequence[Any], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if index >= first_number else ''}>{html.escape(str(value))}</{tag}>"
-            for index, value in enumerate(row)
-        )
-
-    lines = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><tr>{cells(columns, 'th')}</tr>{lines}</table>"
+    """A table of mIoU, then the classes, a few abreast: names may be long."""
+    columns, rows = describe_scores(scores, class_names)
+    first = len(columns) - len(class_names)
+    parts = [build_table(columns[:first], [row[:first] for row in rows], first_number=4)]
+    for start in range(first, len(columns), CLASSES_ABREAST):
+        shown = slice(start, start + CLASSES_ABREAST)
+        titles = ["code", "architecture", *(f"IoU {name}" for name in columns[shown])]
+        cells = [[score["code"], score["architecture"], *row[shown]] for score, row in zip(scores, rows, strict=True)]
+        parts.append(build_table(titles, cells, first_number=2))
+    return "".join(parts)
