@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from steelgen.cli.isdm import import_tree
+from steelgen.cli.isdm import report_conversion
 from steelgen.cli.options import ConfigOption, SetOption
 from steelgen.cli.output import errors_as_lines
 from steelgen.cli.utility import load_utility_settings
@@ -25,7 +25,8 @@ class IsdmAction(str, Enum):
     sample = "sample"
 
 
-ActionArgument = Annotated[str, typer.Argument(help="train, finetune, sample or evaluate.")]
+_ACTION_HELP = "train, finetune, sample, evaluate, segment, utility, pipeline or slurm-profile"
+ActionArgument = Annotated[str, typer.Argument(help=f"{_ACTION_HELP}.")]
 
 
 @config_app.command("show")
@@ -39,9 +40,7 @@ def show_command(action: ActionArgument, config: ConfigOption, overrides: SetOpt
 
 @config_app.command("schema")
 def schema_command(
-    action: Annotated[
-        str | None, typer.Argument(help="train, finetune, sample or evaluate; all of them with --out.")
-    ] = None,
+    action: Annotated[str | None, typer.Argument(help=f"{_ACTION_HELP}; all of them with --out.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write <action>.json for every action into this folder.")] = None,
 ) -> None:
     """Print the JSON Schema of an action's config, or write all schemas into a folder."""
@@ -67,10 +66,12 @@ def reference_command(
 ) -> None:
     """Every field of every config, with its values, default and meaning, as a Markdown page."""
     from steelgen.config.reference import build_reference
+    from steelgen.files import new_file
 
     with errors_as_lines():
         if out:
-            out.write_text(build_reference(), encoding="utf-8")
+            with new_file(out) as working:
+                working.write_text(build_reference(), encoding="utf-8")
         else:
             typer.echo(build_reference())
 
@@ -99,12 +100,7 @@ def convert_command(
         conversion = convert_isdm_config(values, action.value if action else guess_action(values), str(old))
         new = config_to_json(parse_config(conversion.config, ACTIONS[conversion.action], origin=str(old)))
         _write_config(new, out)
-        where = f", written to {out}" if out else ""
-        typer.echo(f"{old}: taken for an ISDM config, read as `steelgen {conversion.action}`{where}", err=True)
-        for note in conversion.notes:
-            typer.echo(f"note: {note}", err=True)
-        if conversion.tree:
-            import_tree(conversion.tree)
+        report_conversion(old, conversion)
         if conversion.checkpoint:
             typer.echo(
                 f"note: it needs `steelgen import isdm {conversion.checkpoint} {conversion.imported} -c {old}`",

@@ -31,13 +31,13 @@ def evaluate_command(config: ConfigOption, overrides: SetOption = None, dry_run:
         result = evaluate(settings, lambda line: typer.echo(line, err=True))
         _print_lines("note", result["notes"])
         _print_lines("warning", result["warnings"])
-        print_figures(result["figures"])
+        _print_figures(result["figures"])
         for answer in result["verdict"]:
             typer.echo(f"{answer['question']} {answer['answer']}")
         typer.echo(f"report: {settings.output_dir / 'report.html'}; figures: {settings.output_dir / 'evaluation.json'}")
 
 
-def print_figures(figures: list[dict[str, Any]]) -> None:
+def _print_figures(figures: list[dict[str, Any]]) -> None:
     """Prints one table a section."""
     from steelgen.evaluation.page import show_number, show_value
 

@@ -11,6 +11,7 @@ import typer
 from steelgen.cli.output import errors_as_lines, progress_bar
 
 if TYPE_CHECKING:
+    from steelgen.isdm.config import Conversion
     from steelgen.isdm.trees import Tree
 
 import_app = typer.Typer(no_args_is_help=True)
@@ -86,11 +87,7 @@ def load_settings(path: Path, action: Literal["train", "finetune", "sample"], ov
 
     settings, conversion = load_any_config(path, action, overrides)
     if conversion:
-        typer.echo(f"{path}: taken for an ISDM config, read as `steelgen {conversion.action}`", err=True)
-        for note in conversion.notes:
-            typer.echo(f"note: {note}", err=True)
-        if conversion.tree:
-            import_tree(conversion.tree)
+        report_conversion(path, conversion)
         if conversion.checkpoint and conversion.imported:
             from steelgen.isdm.importing import import_once
 
@@ -99,7 +96,16 @@ def load_settings(path: Path, action: Literal["train", "finetune", "sample"], ov
     return settings
 
 
-def import_tree(tree: Tree) -> None:
+def report_conversion(path: Path, conversion: Conversion) -> None:
+    """Says on stderr what an ISDM config was taken for and what means nothing any more; imports its data folder."""
+    typer.echo(f"{path}: taken for an ISDM config, read as `steelgen {conversion.action}`", err=True)
+    for note in conversion.notes:
+        typer.echo(f"note: {note}", err=True)
+    if conversion.tree:
+        _import_tree(conversion.tree)
+
+
+def _import_tree(tree: Tree) -> None:
     """Turns the data folder of an ISDM config into a dataset folder in the cache, unless that has been done."""
     from steelgen.isdm.trees import import_tree_once
 

@@ -9,6 +9,7 @@ import typer
 from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
 from steelgen.cli.output import errors_as_lines, print_table, progress_bar
 from steelgen.cli.slurm import ProfileOption
+from steelgen.cli.watching import run_training
 
 if TYPE_CHECKING:
     from steelgen.hpc.pipeline import Stage
@@ -45,22 +46,13 @@ def pipeline_command(
 
 
 def _run_stage(stage: Stage) -> None:
-    from steelgen.cli.watching import watch_training
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.config.sample import SampleConfig
-    from steelgen.config.train import FinetuneConfig, TrainConfig
+    from steelgen.config.train import RunConfig
     from steelgen.config.utility import UtilityConfig
 
-    if isinstance(stage.config, TrainConfig):
-        from steelgen.training.loop import train
-
-        with watch_training(stage.config.train.max_minutes) as observer:
-            train(stage.config, observer, resume=True)
-    elif isinstance(stage.config, FinetuneConfig):
-        from steelgen.training.loop import finetune
-
-        with watch_training(stage.config.train.max_minutes) as observer:
-            finetune(stage.config, observer, resume=True)
+    if isinstance(stage.config, RunConfig):
+        run_training(stage.config, resume=True)
     elif isinstance(stage.config, SampleConfig):
         from steelgen.sampling.run import sample
 

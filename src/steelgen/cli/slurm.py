@@ -15,7 +15,6 @@ from steelgen.cli.utility import load_utility_settings
 
 if TYPE_CHECKING:
     from steelgen.config.base import Section
-    from steelgen.config.slurm import SlurmProfile
     from steelgen.hpc.scripts import Job
 
 slurm_app = typer.Typer(no_args_is_help=True)
@@ -79,7 +78,7 @@ def render_command(
             profile, nodes=nodes, gpus_per_node=gpus_per_node, time=time, partition=partition, account=account
         )
         settings = _load(action, config, overrides)
-        jobs = _build_jobs(action, settings, config, tuple(overrides or ()), array, evaluate, site)
+        jobs = _build_jobs(action, settings, config, tuple(overrides or ()), array, evaluate)
         if out is None:
             typer.echo(render_script(jobs[0], site, Path.cwd()), nl=False)
         else:
@@ -105,6 +104,7 @@ def submit_command(
 
     Sampling and utility studies are submitted as a job array and a job that gathers its shards when all ended well.
     """
+    from steelgen.config.actions import find_output
     from steelgen.config.base import load_config
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.config.train import FinetuneConfig
@@ -118,10 +118,11 @@ def submit_command(
         judge = load_config(evaluate, EvaluateConfig) if evaluate else None
         # An ISDM config that goes on from a checkpoint is a fine-tuning, whatever it was handed to.
         kind = Action.finetune if isinstance(settings, FinetuneConfig) else action
-        frozen = freeze_config(kind.value, settings, _output(settings))
-        frozen_judge = freeze_config("evaluate", judge, _output(settings)) if judge else None
+        output = find_output(settings)
+        frozen = freeze_config(kind.value, settings, output)
+        frozen_judge = freeze_config("evaluate", judge, output) if judge else None
         after = None
-        for job in _build_jobs(kind, settings, frozen, (), array, frozen_judge, site):
+        for job in _build_jobs(kind, settings, frozen, (), array, frozen_judge):
             after = submit_job(job, site, after)
             typer.echo(f"{job.action}: job {after} → {job.output}")
 
@@ -164,12 +165,6 @@ def _load(action: Action, config: Path, overrides: list[str] | None) -> Section:
     return load_settings(config, action.value, overrides or ())
 
 
-def _output(settings: Section) -> Path:
-    from steelgen.config.train import RunConfig
-
-    return settings.run_dir if isinstance(settings, RunConfig) else settings.output_dir  # type: ignore[attr-defined]
-
-
 def _build_jobs(
     action: Action,
     settings: Section,
@@ -177,15 +172,15 @@ def _build_jobs(
     overrides: tuple[str, ...],
     array: str | None,
     evaluate: Path | None,
-    site: SlurmProfile,
 ) -> list[Job]:
     """The jobs of one command: one, or an array and the job that gathers it."""
+    from steelgen.config.actions import find_output
     from steelgen.config.utility import UtilityConfig
     from steelgen.errors import InputError
     from steelgen.evaluation.utility.cells import list_cells
     from steelgen.hpc.scripts import ARRAYS, Job, parse_array
 
-    output = _output(settings)
+    output = find_output(settings)
     if evaluate and action is not Action.sample:
         raise InputError(f"--evaluate {evaluate}: only sample takes it")
     if action.value not in ARRAYS:

@@ -11,13 +11,12 @@ import typer
 from steelgen.cli.isdm import load_settings
 from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
 from steelgen.cli.output import errors_as_lines, print_table
-from steelgen.cli.watching import is_main_process, watch_training
+from steelgen.cli.watching import is_main_process, run_training
 
 if TYPE_CHECKING:
-    from steelgen.config.train import FinetuneConfig, RunConfig
+    from steelgen.config.train import RunConfig
     from steelgen.data.crops import Micrographs
     from steelgen.generators import Generator
-    from steelgen.training.observer import TrainingResult
 
 
 class Resume(str, Enum):
@@ -41,19 +40,7 @@ def train_command(
 ) -> None:
     """Learn a generator from annotated micrographs."""
     with errors_as_lines():
-        settings = load_settings(config, "train", overrides or ())
-        if hasattr(settings, "checkpoint"):  # an ISDM config that goes on from one
-            _finetune(settings, resume, dry_run)
-            return
-        from steelgen.training import loop, setup
-
-        if dry_run:
-            _print_plan(settings, *setup.prepare_training(settings))
-            return
-        _print_config(settings)
-        with watch_training(settings.train.max_minutes) as observer:
-            result = loop.train(settings, observer, resume is Resume.auto)
-        _print_result(settings, result)
+        _run(load_settings(config, "train", overrides or ()), resume, dry_run)
 
 
 def finetune_command(
@@ -64,19 +51,27 @@ def finetune_command(
 ) -> None:
     """Continue training a generator, usually with more mask_dropout, on the same or new data."""
     with errors_as_lines():
-        _finetune(load_settings(config, "finetune", overrides or ()), resume, dry_run)
+        _run(load_settings(config, "finetune", overrides or ()), resume, dry_run)
 
 
-def _finetune(settings: FinetuneConfig, resume: Resume, dry_run: bool) -> None:
-    from steelgen.training import loop, setup
+def _run(settings: RunConfig, resume: Resume, dry_run: bool) -> None:
+    """Trains or fine-tunes by the kind of the config: one of ISDM's for training may go on from a checkpoint."""
+    from steelgen.training.setup import prepare
 
     if dry_run:
-        _print_plan(settings, *setup.prepare_finetuning(settings))
+        _print_plan(settings, *prepare(settings))
         return
     _print_config(settings)
-    with watch_training(settings.train.max_minutes) as observer:
-        result = loop.finetune(settings, observer, resume is Resume.auto)
-    _print_result(settings, result)
+    result = run_training(settings, resume is Resume.auto)
+    if not is_main_process():
+        return
+    if result.export:
+        typer.echo(f"finished at step {result.global_step} ({result.stopped_by}); generator in {result.export}")
+    else:
+        typer.echo(
+            f"stopped by {result.stopped_by} at step {result.global_step}, checkpoint saved in {settings.run_dir}; "
+            "go on with --resume auto"
+        )
 
 
 def _print_config(settings: RunConfig) -> None:
@@ -108,15 +103,3 @@ def _print_plan(settings: RunConfig, generator: Generator, micrographs: Microgra
     for name, share in zip(micrographs.info.class_names, labelled / max(labelled.sum(), 1), strict=True):
         rows.append([f"class {name}", f"{share:.1%}"])
     print_table("dry run", ["what", "value"], rows)
-
-
-def _print_result(settings: RunConfig, result: TrainingResult) -> None:
-    if not is_main_process():
-        return
-    if result.export:
-        typer.echo(f"finished at step {result.global_step} ({result.stopped_by}); generator in {result.export}")
-    else:
-        typer.echo(
-            f"stopped by {result.stopped_by} at step {result.global_step}, checkpoint saved in {settings.run_dir}; "
-            "go on with --resume auto"
-        )

@@ -46,7 +46,7 @@ def utility_command(
         if result is None:
             typer.echo(f"shard {part} is complete in {settings.output_dir}; cells of other shards are missing")
         else:
-            print_study(settings, result)
+            _print_study(settings, result)
 
 
 def load_utility_settings(config: Path, overrides: list[str] | None) -> UtilityConfig:
@@ -66,7 +66,7 @@ def load_utility_settings(config: Path, overrides: list[str] | None) -> UtilityC
     return parse_config(converted, UtilityConfig, overrides or (), origin=str(config))
 
 
-def print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
+def _print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
     """Prints scores, differences and the verdict of a finished study."""
     from steelgen.evaluation.utility.report import describe_differences, describe_scores
     from steelgen.evaluation.verdict import judge_differences

@@ -7,11 +7,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from steelgen.config.train import RunConfig
+    from steelgen.training.observer import TrainingResult
+
 _LINE_EVERY_S = 10
+
+
+def run_training(config: RunConfig, resume: bool) -> TrainingResult:
+    """Trains or fine-tunes, by the kind of the config, and shows how it goes."""
+    from steelgen.config.train import TrainConfig
+    from steelgen.training.loop import finetune, train
+
+    run: Any = train if isinstance(config, TrainConfig) else finetune
+    with watch_training(config.train.max_minutes) as observer:
+        return run(config, observer, resume)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""Every config there is, by its command's name."""
+"""Every config there is, by its command's name, and where each command writes."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from steelgen.config.base import Section
 from steelgen.config.evaluate import EvaluateConfig
@@ -8,7 +10,7 @@ from steelgen.config.pipeline import PipelineConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.slurm import SlurmProfile
-from steelgen.config.train import FinetuneConfig, TrainConfig
+from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.config.utility import UtilityConfig
 
 ACTIONS: dict[str, type[Section]] = {
@@ -21,3 +23,8 @@ ACTIONS: dict[str, type[Section]] = {
     "pipeline": PipelineConfig,
     "slurm-profile": SlurmProfile,
 }
+
+
+def find_output(config: Section) -> Path:
+    """The folder that a command writes by its config: run_dir or output_dir."""
+    return config.run_dir if isinstance(config, RunConfig) else config.output_dir  # type: ignore[attr-defined]

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steelgen.config.actions import find_output
 from steelgen.config.base import Section, config_to_json, parse_config
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.pipeline import PipelineConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.slurm import SlurmProfile
-from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
+from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
@@ -51,7 +52,7 @@ def plan_pipeline(config: PipelineConfig) -> list[Stage]:
         settings = getattr(config, action)
         if settings is None:
             continue
-        output = settings.run_dir if isinstance(settings, RunConfig) else settings.output_dir
+        output = find_output(settings)
         end, done = _END_FILES[action], _is_complete(settings, output)
         for before in stages:
             if before.action != "evaluate":  # of which no other stage makes anything

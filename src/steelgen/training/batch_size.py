@@ -13,13 +13,11 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
-from steelgen.data.crops import Micrographs
+from steelgen.config.train import RunConfig
 from steelgen.devices import autocast, available_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator
 from steelgen.training.failures import split_batch
-from steelgen.training.setup import build_crops, place_network, prepare_finetuning, prepare_training
+from steelgen.training.setup import build_crops, place_network, prepare
 from steelgen.training.state import build_state
 
 _USED_SHARE = 0.9
@@ -140,7 +138,7 @@ def _time_steps(config: RunConfig, batch_size: int, device: torch.device) -> lis
     """Seconds of each step after the first, which also sets up moments and buffers."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    generator, micrographs = _prepare(config)
+    generator, micrographs = prepare(config)
     options = config.train.model_copy(update={"gradient_accumulation_steps": 1})
     crops = build_crops(config, generator, micrographs)
     place_network(generator.network, options, device)
@@ -164,13 +162,6 @@ def _time_steps(config: RunConfig, batch_size: int, device: torch.device) -> lis
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
     return seconds[1:]
-
-
-def _prepare(config: RunConfig) -> tuple[Generator, Micrographs]:
-    if isinstance(config, FinetuneConfig):
-        return prepare_finetuning(config)
-    assert isinstance(config, TrainConfig)
-    return prepare_training(config)
 
 
 def _try_in_child(config: RunConfig, batch_size: int, limit: int, sender: Connection) -> None:

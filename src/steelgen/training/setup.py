@@ -60,6 +60,14 @@ def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
     return generator, micrographs
 
 
+def prepare(config: RunConfig) -> tuple[Generator, Micrographs]:
+    """`prepare_training` or `prepare_finetuning`, by the kind of the config."""
+    if isinstance(config, FinetuneConfig):
+        return prepare_finetuning(config)
+    assert isinstance(config, TrainConfig)
+    return prepare_training(config)
+
+
 def load_held_out(config: RunConfig) -> Micrographs | None:
     """The micrographs to validate on; None where none are held out."""
     data, split = config.data, config.validation.split
