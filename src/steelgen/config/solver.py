@@ -32,7 +32,7 @@ class SolverSection(Section):
     1 is the plain conditional model, above it the mask is obeyed more strictly."""
     guidance_interval: tuple[float, float] | None = (0.2, 2.0)
     """Guide only at noise levels σ between these two, σ = √((1 − ᾱ)/ᾱ); the other steps cost one evaluation
-    (Kynkäänniemi et al. 2024, arXiv 2404.07724). null guides at all, which takes from the variety of the images."""
+    (Kynkäänniemi et al. 2024, arXiv 2404.07724). null guides every step, which takes from the variety of the images."""
     guidance_rescale: float = Field(0.0, ge=0, le=1)
     """Pull the guided image's contrast back to the conditional one's (Lin et al. 2023, arXiv 2305.08891, eq. 15-16)."""
     autoguidance: Path | None = None

@@ -115,6 +115,9 @@ def list_images(folder: Path) -> list[Path]:
     """The image files in `folder` and in its numbered sub-folders, sorted; hidden files are passed over.
 
     Numbered sub-folders (000/, 001/ …) are how `steelgen sample` lays down large sets.
+
+    Raises:
+        InputError: if there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
@@ -179,7 +182,7 @@ def load_mask(path: Path, info: DatasetInfo) -> NDArray[np.uint8]:
     """
     mask = load_index_image(path)
     present = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    if _is_isdm_binary(path, info, present):
+    if _is_isdm_binary(info, present):
         return (mask == 255).astype(np.uint8)
     unknown = present[(present >= info.num_classes) & (present != info.ignore_index)]
     if unknown.size:
@@ -241,7 +244,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _is_isdm_binary(path: Path, info: DatasetInfo, present: NDArray[np.intp]) -> bool:
+def _is_isdm_binary(info: DatasetInfo, present: NDArray[np.intp]) -> bool:
     # With a dataset.json 255 is "ignore" by definition; without one the root was inferred as two classes.
     return info.source == _ISDM_LAYOUT and info.num_classes == 2 and set(present) <= {0, 255}
 
@@ -261,4 +264,6 @@ def _infer_info(root: Path) -> DatasetInfo:
             classes = present[present != 255]
             highest = max(highest, int(classes.max()) if classes.size else 0)
     names = ["background", "foreground"] if binary else [f"class_{index}" for index in range(highest + 1)]
-    return DatasetInfo(name=root.name, class_names=names, palette=isdm_palette(len(names)), source=_ISDM_LAYOUT)
+    return DatasetInfo(
+        name=root.resolve().name, class_names=names, palette=isdm_palette(len(names)), source=_ISDM_LAYOUT
+    )

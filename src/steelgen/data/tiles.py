@@ -27,7 +27,7 @@ from steelgen.data.instances import load_instance_ids, save_instances
 from steelgen.errors import InputError
 from steelgen.files import new_folder
 
-Placement = Literal["grid", "centred"]
+TilePlacement = Literal["grid", "centred"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TileOptions:
     """Edge of a tile in pixels, after scaling."""
     stride: int | None = None
     """Pixels from one tile of the grid to the next; None is `size`."""
-    placement: Placement = "grid"
+    placement: TilePlacement = "grid"
     """`grid` covers the micrograph, `centred` cuts one tile around each island."""
     min_foreground: float = 0.0
     """Least share of pixels of classes other than 0."""

@@ -1,4 +1,4 @@
-"""Shards: which images of a sampling run one task of many draws."""
+"""Shards: which images of a sampling run, or cells of a utility study, one task of many does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Shard:
             raise InputError(f"shard {self.number}/{self.count}: must be I/N with 1 ≤ I ≤ N")
 
     def indices(self, total: int) -> range:
-        """The image numbers below `total` that are this shard's: every count-th."""
+        """The numbers of images or cells below `total` that are this shard's: every count-th."""
         return range(self.number - 1, total, self.count)
 
     def __str__(self) -> str:

@@ -61,7 +61,7 @@ def turn_footprint(footprint: NDArray[np.bool_], angle: float, scale: float) -> 
     matrix = np.array([[cosine, -sine], [sine, cosine]])
     centre = (np.array(padded.shape) - 1) / 2
     turned = scipy.ndimage.affine_transform(distance, matrix, centre - matrix @ centre, order=1, cval=-np.inf)
-    return trim(_take_highest(turned, wanted))
+    return trim(take_highest(turned, wanted))
 
 
 def trim(footprint: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -133,7 +133,7 @@ def meet_area(mask: NDArray[np.uint8], label: int, matrix: int, wanted: int, rng
                 excess -= area
             elif excess > 0:
                 depth = scipy.ndimage.distance_transform_edt(np.pad(island.footprint, 1))[1:-1, 1:-1]
-                view[island.footprint & ~_take_highest(np.where(island.footprint, depth, -np.inf), area - excess)] = (
+                view[island.footprint & ~take_highest(np.where(island.footprint, depth, -np.inf), area - excess)] = (
                     matrix
                 )
                 excess = 0
@@ -141,7 +141,7 @@ def meet_area(mask: NDArray[np.uint8], label: int, matrix: int, wanted: int, rng
         nearness = -scipy.ndimage.distance_transform_edt(mask != label)
         free = mask == matrix
         nearness[~free] = -np.inf
-        mask[_take_highest(nearness, min(-excess, int(free.sum())))] = label
+        mask[take_highest(nearness, min(-excess, int(free.sum())))] = label
 
 
 def smooth_noise(shape: tuple[int, int], length: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -153,7 +153,7 @@ def smooth_noise(shape: tuple[int, int], length: float, rng: np.random.Generator
     return (field - field.mean()) / max(float(field.std()), 1e-12)
 
 
-def _take_highest(values: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+def take_highest(values: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
     """The `count` pixels of the highest values; the earlier of equal ones."""
     chosen = np.zeros(values.size, bool)
     chosen[np.argsort(-values, axis=None, kind="stable")[:count]] = True

@@ -13,7 +13,15 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry, scale_whole
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import resolve_shares
-from steelgen.sampling.islands import find_islands, find_matrix, meet_area, place_island, smooth_noise, trim
+from steelgen.sampling.islands import (
+    find_islands,
+    find_matrix,
+    meet_area,
+    place_island,
+    smooth_noise,
+    take_highest,
+    trim,
+)
 from steelgen.sampling.masks import DrawnMask, load_source_info
 from steelgen.sampling.measured import MIN_ROUGH_AREA, IslandTable, Network, Statistics, measure_masks, pool_tables
 
@@ -121,9 +129,7 @@ def draw_footprint(
     # What an island lacks in convexity is in a bent and wavy axis and in a width that varies along it.
     v = v + min(4 * rough, 1.5) * rng.choice([-1, 1]) * (u**2 - 0.25) + 3 * rough * _wave(u, rng)
     distance = u**4 + (v / np.exp(1.5 * rough * _wave(u, rng))) ** 2
-    chosen = np.zeros(distance.size, bool)
-    chosen[np.argsort(distance, axis=None, kind="stable")[:area]] = True
-    return trim(chosen.reshape(distance.shape))
+    return trim(take_highest(-distance, area))
 
 
 def _wave(u: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from steelgen import __version__
 from steelgen.config.base import config_to_json
 from steelgen.config.sample import NoMasks, SampleConfig, SplitMasks
 from steelgen.data.folder import DatasetInfo, save_dataset_info
-from steelgen.data.images import load_image
+from steelgen.data.images import load_image, load_index_image
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, save_json
@@ -255,7 +252,7 @@ def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
 
 def _save_contact_sheet(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
     images = [load_image(layout.sample_path(out, index)) for index in range(count)]
-    masks = [np.asarray(Image.open(layout.label_path(out, index))) for index in range(count)] if layout.labels else []
+    masks = [load_index_image(layout.label_path(out, index)) for index in range(count)] if layout.labels else []
     real = [
         load_image(path) if layout.images and (path := out / layout.images / layout.name(index)).is_file() else None
         for index in range(count)
