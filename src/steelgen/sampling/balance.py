@@ -24,8 +24,9 @@ _MAX_POOL = 4096
 _MAX_EXCHANGES = 500
 _KEPT_MASKS = 8192
 """Blocks are remembered as far as they hold the latest so many masks; for others all are chosen anew."""
-_SEQUENCE_LENGTH = 10**9
-"""Numbers beyond it are further attempts at the same images, and get the same masks."""
+ATTEMPT_STRIDE = 10**9
+"""Attempt a at image i is drawn as number i + a·10⁹: what is kept depends on no other image. Balanced masks stay what
+they are at further attempts."""
 
 
 def count_classes(mask: NDArray[np.uint8], num_classes: int, by_pixels: bool) -> NDArray[np.int64]:
@@ -168,7 +169,7 @@ class BalancedSource:
 
     def draw(self, index: int) -> DrawnMask:
         """See `MaskSource.draw`."""
-        index %= _SEQUENCE_LENGTH
+        index %= ATTEMPT_STRIDE
         block, position = self._find(index)
         number = int(self._pool[block.chosen[position]])
         config, micrographs = self._config, self._crops.micrographs

@@ -19,7 +19,7 @@ from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator
 from steelgen.hpc.shards import Shard
-from steelgen.sampling.balance import BalancedSource, save_balance
+from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
 from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
 from steelgen.sampling.filtering import build_filter
@@ -43,8 +43,6 @@ _HALF_WRITTEN = re.compile(r"\..+\.\d+\.(png|jsonl?)")
 """Names under which `new_file` writes what a sampling run consists of."""
 _ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
 """Images up to which one folder holds them all, and images of each sub-folder beyond; see files_per_folder."""
-ATTEMPT_STRIDE = 10**9
-"""Attempt a at image i is drawn as number i + a·10⁹: what is kept depends on no other image."""
 
 
 @dataclass
