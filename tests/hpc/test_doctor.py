@@ -48,8 +48,7 @@ def test_doctor_compares_with_constraints(tmp_path):
 def test_doctor_says_of_bf16_what_training_takes(monkeypatch, precision, state):
     """On a GPU without bf16 torch would emulate it, and a CPU's flags do not say whether torch uses them."""
     monkeypatch.setattr("steelgen.devices.resolve_precision", lambda name: precision)
-    (finding,) = (finding for finding in doctor._examine_torch() if finding.name == "bf16")
-    assert finding.state == state
+    assert doctor._examine_bf16(count=0).state == state
 
 
 def test_doctor_finds_no_slurm(monkeypatch):

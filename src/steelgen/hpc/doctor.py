@@ -109,28 +109,11 @@ def _examine_constraints(path: Path) -> list[Finding]:
 def _examine_torch() -> list[Finding]:
     try:
         import torch
-        import torch.distributed
-
-        from steelgen.devices import resolve_precision
     except ImportError as error:
         return [Finding("torch", "bad", f"does not import: {error}", "install torch for this machine's CUDA or CPU")]
-    cuda = torch.version.cuda
+    cuda, count = torch.version.cuda, torch.cuda.device_count()
     findings = [Finding("torch", "ok", f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'a CPU build'}")]
-    driver = _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
-    count = torch.cuda.device_count()
-    if driver and not cuda:
-        findings.append(
-            Finding("driver", "bad", driver, "there is a GPU, but torch is a CPU build: install a CUDA build of torch")
-        )
-    elif cuda and not driver:
-        findings.append(
-            Finding("driver", "note", "no NVIDIA driver", "normal on a login node; look again on a compute node")
-        )
-    elif driver and not count:
-        advice = f"torch's CUDA {cuda} may be newer than the driver, or CUDA_VISIBLE_DEVICES hides the GPUs"
-        findings.append(Finding("driver", "bad", f"{driver}, but torch sees no GPU", advice))
-    elif driver:
-        findings.append(Finding("driver", "ok", driver))
+    findings += _examine_driver(cuda, count)
     for index in range(count):
         properties = torch.cuda.get_device_properties(index)
         findings.append(Finding(f"GPU {index}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
@@ -138,15 +121,38 @@ def _examine_torch() -> list[Finding]:
         findings.append(
             Finding("GPUs", "note", "none", f"training runs on the CPU with {torch.get_num_threads()} threads, slowly")
         )
-    bf16 = resolve_precision("auto") == "bf16"
-    findings.append(
-        Finding(
-            "bf16",
-            "ok" if bf16 else "note",
-            "supported" if bf16 else "not by this hardware",
-            "" if bf16 else ("use mixed_precision fp16 on this GPU" if count else "use mixed_precision no on this CPU"),
-        )
-    )
+    return [*findings, _examine_bf16(count), _examine_backends(count)]
+
+
+def _examine_driver(cuda: str | None, count: int) -> list[Finding]:
+    """The GPU's driver against the CUDA that torch was built for; nothing where there is neither."""
+    driver = _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+    if not driver and not cuda:
+        return []
+    if not cuda:
+        advice = "there is a GPU, but torch is a CPU build: install a CUDA build of torch"
+        return [Finding("driver", "bad", driver, advice)]
+    if not driver:
+        return [Finding("driver", "note", "no NVIDIA driver", "normal on a login node; look again on a compute node")]
+    if not count:
+        advice = f"torch's CUDA {cuda} may be newer than the driver, or CUDA_VISIBLE_DEVICES hides the GPUs"
+        return [Finding("driver", "bad", f"{driver}, but torch sees no GPU", advice)]
+    return [Finding("driver", "ok", driver)]
+
+
+def _examine_bf16(count: int) -> Finding:
+    from steelgen.devices import resolve_precision
+
+    if resolve_precision("auto") == "bf16":
+        return Finding("bf16", "ok", "supported")
+    advice = "use mixed_precision fp16 on this GPU" if count else "use mixed_precision no on this CPU"
+    return Finding("bf16", "note", "not by this hardware", advice)
+
+
+def _examine_backends(count: int) -> Finding:
+    """What several training processes would talk by."""
+    import torch.distributed
+
     backends = [
         name
         for name, available in (
@@ -156,15 +162,12 @@ def _examine_torch() -> list[Finding]:
         if available()
     ]
     short_of = count > 1 and "NCCL" not in backends
-    findings.append(
-        Finding(
-            "processes talk by",
-            "bad" if short_of or not backends else "ok",
-            ", ".join(backends) or "nothing",
-            "several GPUs need a torch with NCCL" if short_of else "",
-        )
+    return Finding(
+        "processes talk by",
+        "bad" if short_of or not backends else "ok",
+        ", ".join(backends) or "nothing",
+        "several GPUs need a torch with NCCL" if short_of else "",
     )
-    return findings
 
 
 def _examine_space(folder: Path) -> Finding:
