@@ -6,6 +6,7 @@ import torch
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
+from steelgen.training.batch_size import tune_batch
 from steelgen.training.setup import build_accelerator, build_crops, place_network, prepare_training
 from steelgen.training.state import build_state
 from tests.conftest import tiny_train_config
@@ -70,6 +71,8 @@ def test_fp16_on_a_cpu_is_refused(tiny_dataset, tmp_path):
     config = parse_config(tiny_train_config(tiny_dataset, tmp_path, mixed_precision="fp16"), TrainConfig)
     with pytest.raises(InputError, match="mixed_precision fp16: training in it needs a GPU"):
         build_accelerator(config.train)
+    with pytest.raises(InputError, match="mixed_precision fp16: training in it needs a GPU"):
+        tune_batch(config)
 
 
 @pytest.mark.parametrize("tf32", [True, False])

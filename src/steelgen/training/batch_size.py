@@ -17,7 +17,7 @@ from steelgen.config.train import RunConfig
 from steelgen.devices import autocast, available_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
 from steelgen.training.failures import split_batch
-from steelgen.training.setup import build_crops, place_network, prepare
+from steelgen.training.setup import build_crops, check_precision, place_network, prepare
 from steelgen.training.state import build_state
 
 _USED_SHARE = 0.9
@@ -61,9 +61,10 @@ def tune_batch(
         report: called after each batch that was tried.
 
     Raises:
-        InputError: if the data cannot be used, or not even one crop fits.
+        InputError: if the data cannot be used, the device cannot train in that precision, or not even one crop fits.
     """
     device = pick_device()
+    check_precision(config.train, device)
     limit = int(memory_gib * 2**30) if memory_gib else int(_USED_SHARE * _free_memory(device))
     trials: list[BatchTrial] = []
 

@@ -101,19 +101,24 @@ def build_accelerator(options: OptimisationSection) -> Accelerator:
     Raises:
         InputError: if there are fewer processes than were asked for, or the device cannot train in that precision.
     """
-    on_cpu = pick_device().type == "cpu"
-    if on_cpu and options.mixed_precision == "fp16":
-        raise InputError("train.mixed_precision fp16: training in it needs a GPU; use bf16, auto or no on a CPU")
+    device = pick_device()
+    check_precision(options, device)
     # Convolutions have TF32 by default in torch, matrix products (attention) have not.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     accelerator = Accelerator(
-        cpu=on_cpu,  # else accelerate waits to be told before several processes use it
+        cpu=device.type == "cpu",  # else accelerate waits to be told before several processes use it
         mixed_precision=resolve_precision(options.mixed_precision),
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
     check_allocation(os.environ, accelerator.num_processes, torch.cuda.device_count())
     return accelerator
+
+
+def check_precision(options: OptimisationSection, device: torch.device) -> None:
+    """Raises InputError if the device cannot train in the precision that is asked for."""
+    if device.type == "cpu" and options.mixed_precision == "fp16":
+        raise InputError("train.mixed_precision fp16: training in it needs a GPU; use bf16, auto or no on a CPU")
 
 
 def build_crops(config: RunConfig, generator: Generator, micrographs: Micrographs) -> CropDataset:
