@@ -90,6 +90,28 @@ def test_ddim_is_that_of_diffusers(zero_terminal_snr):
     torch.testing.assert_close(drawn, image, atol=1e-3, rtol=0)
 
 
+def test_predicted_noise_is_held_to_the_grey_levels_as_by_diffusers():
+    """Limits that a third of the pixels reach; only predictions of noise have them."""
+    limit = 0.5
+    pipeline, network = build(False, "epsilon")
+    theirs = diffusers.DDIMScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=True, clip_sample_range=limit
+    )
+    theirs.set_timesteps(20)
+    features, image = network.compute_mask_features(one_hot(MASKS), 0), NOISE
+    for timestep in theirs.timesteps:
+        prediction = network(image, timestep[None], features)
+        image = theirs.step(prediction, timestep, image, use_clipped_model_output=True).prev_sample
+    options = {"noise": NOISE, "timestep_spacing": "trailing", **PLAIN}
+    clipped = pipeline(MASKS, [0], "ddim", 20, value_range=(-limit, limit), **options)
+    torch.testing.assert_close(clipped, image, atol=1e-3, rtol=0)
+    assert (clipped.abs() > limit - 1e-3).float().mean() > 0.2
+    other, _ = build(prediction_type="v_prediction")
+    assert torch.equal(
+        other(MASKS, [0], "ddim", 20, value_range=(-limit, limit), **options), other(MASKS, [0], "ddim", 20, **options)
+    )
+
+
 @pytest.mark.parametrize("steps", [30, 120, 300])
 def test_ddim_steps_need_not_divide_the_schedule(steps):
     """Steps of ⌊T/steps⌋ would leave noise: 0.09 off at 300, where 200 are 0.014 off. Euler's method is as exact."""

@@ -141,6 +141,7 @@ class SemanticDiffusion:
             window_overlap=solver.window_overlap,
             periodic=solver.periodic,
             mask_noise=self.mask_noise,
+            value_range=self.value_range,
             **options,
         )
 

@@ -142,7 +142,7 @@ def build_solver(
     from_pure_noise = name == "heun" and schedule.config.rescale_betas_zero_snr
     if by_power or from_pure_noise:
         # Heun cannot rescale betas itself either: it gets them rescaled, with ᾱ_T as the others have it.
-        alphas = schedule.alphas_cumprod.clamp(min=_SMALLEST_ALPHA).double()[kept]
+        alphas = _lift_zeros(schedule.alphas_cumprod).double()[kept]
         options["trained_betas"] = (1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])).numpy()
     if from_pure_noise:
         kind = _HeunFromPureNoise
@@ -174,8 +174,13 @@ def compute_snr(schedule: DDPMScheduler, timesteps: Tensor) -> Tensor:
 
 def compute_log_sigmas(schedule: DDPMScheduler) -> Tensor:
     """ln σ = ½ ln((1 − ᾱ)/ᾱ) of every timestep, (T,) float64, ascending; finite also where no signal is left."""
-    alphas = schedule.alphas_cumprod.double().clamp(min=_SMALLEST_ALPHA)
+    alphas = _lift_zeros(schedule.alphas_cumprod).double()
     return 0.5 * ((1 - alphas) / alphas).log()
+
+
+def _lift_zeros(alphas_cumprod: Tensor) -> Tensor:
+    """As diffusers does in its σ-based solvers."""
+    return torch.where(alphas_cumprod > 0, alphas_cumprod, _SMALLEST_ALPHA)
 
 
 def alphas_cumprod_at(schedule: DDPMScheduler, timestep: float) -> Tensor:

@@ -101,6 +101,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         start_images: Tensor | None = None,
         strength: float = 1.0,
         moments: tuple[Tensor, Tensor] | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> Tensor:
         """Draws one image a mask, all in one batch.
 
@@ -120,6 +121,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             strength: where in the noise schedule drawing starts, as a share in (0, 1]; 1 leaves nothing of the images.
             moments: mean and standard deviation, each (N, C, H, W), of the images of which the first step holds a trace
                 (see `add_trace`).
+            value_range: limits of the grey levels, which a network that predicts noise is held to at each step: what
+                it is wrong by, its first step would multiply by the ratio of the two steps' √ᾱ.
 
         Returns:
             (N, in_channels, H, W) float32, in the grey levels that the network was trained on.
@@ -136,6 +139,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             predict_at = self._build_predictor(one_hot, *layout)
         if self.scheduler.config.prediction_type == "flow":
             predict_at = self._predict_velocity_by(predict_at)
+        elif self.scheduler.config.prediction_type == "epsilon" and value_range is not None:
+            predict_at = self._clip_original(predict_at, value_range)
 
         steps = (num_inference_steps, timestep_spacing, spacing_power, karras_sigmas)
         laid_out = build_solver(solver, self.scheduler, *steps, device)
@@ -173,6 +178,17 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             return flow_to_velocity(image, predict_flow(scale_to_flow(image, alpha), timestep, guided), alpha)
 
         return predict_velocity
+
+    def _clip_original(self, predict_noise: Predictor, limits: tuple[float, float]) -> Predictor:
+        """The predictor of the noise that is left when the image that a noise prediction means is clipped."""
+
+        def predict_clipped(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
+            alpha = alphas_cumprod_at(self.scheduler, float(timestep)).to(image)
+            signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
+            original = (image - spread * predict_noise(image, timestep, guided)) / signal
+            return (image - signal * original.clamp(*limits)) / spread
+
+        return predict_clipped
 
     def _build_noisy_mask_predictor(self, one_hot: Tensor, seeds: Sequence[int], *layout: Any) -> Predictor:
         """Like `_build_predictor`, for masks that lose classes by the timestep."""
