@@ -65,6 +65,17 @@ def _list_recipe() -> Iterator[str]:
     yield "benchmarks/recipe.py table"
 
 
+UTILITY_STUDIES = (
+    "main",
+    "augmented",
+    "procedural",
+    "filtered",
+    "unguided",
+    "guided-everywhere",
+    "half-real",
+    "pretrain",
+    "fewer",
+)
 RECIPE_VARIANTS = (
     "default",
     "isdm",
@@ -91,6 +102,10 @@ BENCHMARKS = (
     _sample("curve", "--images 128", threads=1),
     _sample("guide", "--images 256", threads=1),
     Benchmark("recipe", list(_list_recipe())),
+    Benchmark(
+        "utility",
+        [*(f"benchmarks/utility.py run --study {name}" for name in UTILITY_STUDIES), "benchmarks/utility.py table"],
+    ),
     _store("benchmarks/evaluation.py --count 1000 --image-size 256", "evaluation-speed"),
     _store("benchmarks/isdm.py", "isdm", threads=1),
     _store(f"{LAUNCHER} benchmarks/scaling.py", "scaling", threads=1),

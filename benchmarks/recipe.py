@@ -84,6 +84,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """What each changes of CONFIG."""
 
+LAST_WEIGHTS = "last weights, not averaged"
 STORED_STDS, REBUILT_STDS = (0.05, 0.1), (0.03, 0.05, 0.1, 0.15, 0.2, 0.25)
 """Power-function averages that are stored in training, and those put together from them and scored at its end."""
 SOLVERS = {
@@ -228,7 +229,7 @@ def run_variant(arguments: argparse.Namespace) -> None:
         if arguments.own_sampler:
             score("best epoch, its own sampler", run_dir / "best", total, "isdm")
         score("best epoch, our sampler", run_dir / "best", total)
-        score("last weights, not averaged, our sampler", run_dir / "export-ema-0", total)
+        score(f"{LAST_WEIGHTS}, our sampler", run_dir / "export-ema-0", total)
     for std in REBUILT_STDS if stored else ():
         folder = run_dir / f"export-std-{std:g}"
         if not folder.exists():
@@ -242,14 +243,17 @@ def gather_scores(runs: Path) -> list[dict[str, Any]]:
 
 
 def gather_curves(gathered: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """(seconds of training, mean over the seeds of KID above the floor) of each variant."""
+    """(seconds of training, mean over the seeds of KID above the floor) of each variant, of plain weights besides."""
     curves: dict[str, dict[float, list[float]]] = {}
     for run in gathered:
         for label, score in run["scores"].items():
-            if label.startswith("at "):
-                share = float(label.removeprefix("at "))
-                above = max(score["kid"] - run["floor"]["kid"], 1e-4)  # a logarithm is taken of it
-                curves.setdefault(run["variant"], {}).setdefault(share * run["budget_seconds"], []).append(above)
+            if not label.startswith(("at ", LAST_WEIGHTS)):
+                continue
+            plain = label.startswith(LAST_WEIGHTS)
+            share = 1.0 if plain else float(label.removeprefix("at "))
+            above = max(score["kid"] - run["floor"]["kid"], 1e-4)  # a logarithm is taken of it
+            name = run["variant"] + (", not averaged" if plain else "")
+            curves.setdefault(name, {}).setdefault(share * run["budget_seconds"], []).append(above)
     return {
         name: sorted((seconds, float(np.mean(kids))) for seconds, kids in curve.items())
         for name, curve in curves.items()
@@ -287,7 +291,7 @@ def main() -> None:
             gather_curves(gathered),
             "seconds of training",
             "KID above the floor",
-            {"default", "isdm"},
+            {"default", "isdm", "isdm, not averaged"},
             RESULTS / "recipe.png",
         )
         (RESULTS / "recipe.md").write_text("\n".join(tabulate_scores(gathered)) + "\n", encoding="utf-8")

@@ -141,7 +141,7 @@ def tabulate_recipe(stored: Results) -> Lines:
 
 
 def tabulate_utility(stored: Results) -> Lines:
-    """Differences to the real-only codes, then the scores; as `steelgen utility` stores them."""
+    """Differences to the real-only codes, the scores, and what other pairs or another mixture gain."""
     differences = [
         [
             f"{row['code']} − {row['baseline']}",
@@ -156,10 +156,22 @@ def tabulate_utility(stored: Results) -> Lines:
         [row["code"], row["architecture"], f"{row['mean_iou']:.3f}", ", ".join(f"{v:.3f}" for v in row["by_seed"])]
         for row in stored["scores"]
     ]
+    variants = [
+        [
+            row["study"],
+            row["code"],
+            row["architecture"],
+            f"{sum(row['by_seed']) / len(row['by_seed']):+.3f}",
+            ", ".join(f"{gain:+.3f}" for gain in row["by_seed"]),
+        ]
+        for row in stored["variants"]
+    ]
     return [
         *_table(["codes", "architecture", "difference in mIoU", "95 % interval", "by seed"], differences, texts=2),
         "",
         *_table(["code", "architecture", "mIoU", "by seed"], scores, texts=2),
+        "",
+        *_table(["study", "code", "architecture", "mean gain in mIoU", "by seed"], variants, texts=3),
     ]
 
 

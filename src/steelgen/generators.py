@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from steelgen.bundled import resolve_bundled
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import Micrographs
@@ -131,8 +132,8 @@ def load_generator(path: Path) -> Generator:
     """Loads a trained generator.
 
     Args:
-        path: a run folder (its export, or else its newest checkpoint), a checkpoint, an export, or one of ISDM's
-            `.pt` files with its config beside it.
+        path: a run folder (its export, or else its newest checkpoint), a checkpoint, an export, bundled:NAME, or one
+            of ISDM's `.pt` files with its config beside it.
 
     Raises:
         InputError: if there is no generator, or it does not load.
@@ -151,11 +152,12 @@ def load_generator(path: Path) -> Generator:
 
 
 def find_generator(path: Path) -> Path:
-    """The folder with generator.json that a run folder, a checkpoint or an export stands for.
+    """The folder with generator.json that a run folder, a checkpoint, an export or a bundled model stands for.
 
     Raises:
         InputError: if there is none.
     """
+    path = resolve_bundled(path)
     aside = aside_path(path)  # where a kill left it that was about to be replaced
     if not path.is_dir() and not aside.is_dir():
         raise InputError(f"{path}: no such run, checkpoint or export")

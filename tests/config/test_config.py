@@ -127,7 +127,10 @@ def test_schema_files_are_up_to_date(action):
     assert json.loads((CONFIGS / "schema" / f"{action}.json").read_text()) == build_schema(ACTIONS[action])
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.name)
+SHIPPED = [*sorted(CONFIGS.glob("*.json")), *sorted(CONFIGS.glob("bundled/*.json"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_configs_are_valid(path):
     values = json.loads(path.read_text())
     action = Path(values["$schema"]).stem

@@ -17,7 +17,11 @@ from steelgen.cli.output import errors_as_lines, fail, print_table, progress_bar
 def sample_command(
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="JSON config; see configs/ and `steelgen config schema`."),
+        typer.Option(
+            "--config",
+            "-c",
+            help="JSON config; see configs/ and `steelgen config schema`. Without it the bundled steel model draws.",
+        ),
     ] = None,
     overrides: SetOption = None,
     shard: Annotated[
@@ -48,14 +52,13 @@ def sample_command(
             fail("--replay: takes everything from the line; --config, --set, --shard, --dry-run mean nothing beside it")
         _replay(*again, out, generator)
         return
-    if config is None:
-        fail("--config is missing (or --replay METADATA LINE)")
     if out or generator:
         fail("--out and --generator mean something with --replay alone; set output_dir and generator in the config")
+    from steelgen.bundled import BUNDLED_SAMPLE_CONFIG, resolve_bundled
     from steelgen.config.base import config_to_json
 
     with errors_as_lines():
-        settings = load_settings(config, "sample", overrides or ())
+        settings = load_settings(config or resolve_bundled(BUNDLED_SAMPLE_CONFIG), "sample", overrides or ())
         typer.echo(json.dumps(config_to_json(settings), indent=2))
         if dry_run:
             from steelgen.generators import load_generator

@@ -36,7 +36,8 @@ class FolderMasks(Section):
     kind: Literal["folder"] = "folder"
     """Where masks come from."""
     folder: Path
-    """The folder; its images are used in the order of their names, again from the start when they run out."""
+    """The folder; its images are used in the order of their names, again from the start when they run out.
+    bundled:uhcs/masks are those of eight real micrographs that the bundled model has not seen."""
     augment: bool = False
     """Draw one of the 8 flips and rotations for each mask."""
     whole: bool = False
@@ -180,7 +181,7 @@ class SampleConfig(Section):
     """`steelgen sample`: draw labelled synthetic micrographs."""
 
     generator: Path
-    """A run folder, a checkpoint or an export."""
+    """A run folder, a checkpoint, an export, or a model that comes with steelgen: bundled:uhcs."""
     output_dir: Path
     """Gets the images, their masks, metadata.jsonl and a contact sheet; must not be in use."""
     output_format: Literal["folders", "dataset"] = "folders"

@@ -247,6 +247,6 @@ class FinetuneConfig(RunConfig):
     """
 
     checkpoint: Path
-    """A run folder, a checkpoint or an export to start from."""
+    """A run folder, a checkpoint, an export or a bundled model (bundled:uhcs) to start from."""
     continue_training: bool = False
     """Go on with the checkpoint's averages, AdamW moments and step count; else these start afresh."""

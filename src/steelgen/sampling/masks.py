@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from steelgen.bundled import resolve_bundled
 from steelgen.config.sample import (
     AnyMasks,
     AugmentedMasks,
@@ -183,7 +184,7 @@ class _OtherImages:
 
 class _FolderSource:
     def __init__(self, config: FolderMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
-        self._paths = list_images(config.folder)
+        self._paths = list_images(resolve_bundled(config.folder))
         if not self._paths:
             raise InputError(f"{config.folder}: holds no mask images")
         # All are read once, so that a bad one is named before anything is drawn, but none is kept.

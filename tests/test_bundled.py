@@ -1,0 +1,95 @@
+"""Models that come with the package, and drawing with them without a config."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import steelgen
+from steelgen.bundled import list_bundled, resolve_bundled
+from steelgen.cli.app import app
+from steelgen.config.base import load_config
+from steelgen.config.train import TrainConfig
+from steelgen.errors import InputError
+from steelgen.generators import load_generator
+
+ASSETS = Path(steelgen.__file__).parent / "assets"
+CONFIGS = Path(__file__).parents[1] / "configs" / "bundled"
+FAST = ["num_samples=1", "solver.num_inference_steps=2", "solver.window_overlap=0.1"]
+
+
+def invoke(*overrides):
+    arguments = [part for override in overrides for part in ("--set", override)]
+    return CliRunner().invoke(app, ["sample", *arguments])
+
+
+def test_models_are_small_and_safe():
+    assert "uhcs" in list_bundled()
+    for name in list_bundled():
+        files = [path for path in (ASSETS / name).rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) <= 16 * 2**20
+        assert {path.suffix for path in files} <= {".safetensors", ".json", ".png", ".md", ".txt"}
+
+
+@pytest.mark.parametrize("name", list_bundled())
+def test_each_is_what_its_committed_config_trains(name):
+    generator = load_generator(Path(f"bundled:{name}"))
+    config = load_config(CONFIGS / f"{name}.json", TrainConfig)
+    assert {parameter.dtype for parameter in generator.network.parameters()} == {torch.float32}
+    assert all(parameter.isfinite().all() for parameter in generator.network.parameters())
+    for field in ("base_channels", "channel_mult", "num_res_blocks", "spade_channels"):
+        assert generator.network.config[field] == getattr(config.generator.unet, field)
+    assert generator.geometry.image_size == config.data.image_size
+    assert generator.geometry.crop_size == config.data.crop_size
+    recipe = json.loads((ASSETS / name / "bundled.json").read_text())["config"]
+    assert {**recipe["train"], "max_steps": 0} == {**config.model_dump(mode="json")["train"], "max_steps": 0}
+
+
+@pytest.mark.parametrize("name", list_bundled())
+def test_model_card_tells_data_licence_recipe_and_figures(name):
+    card = (ASSETS / name / "README.md").read_text(encoding="utf-8")
+    for part in ("license:", "## Data", "## Recipe", "## Figures", "## Limits", f"configs/bundled/{name}.json", "KID"):
+        assert part in card
+
+
+def test_sample_without_a_config_draws_labelled_steel(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*FAST)
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "steelgen-samples"
+    image = np.asarray(Image.open(folder / "samples" / "000000.png"))
+    mask = np.asarray(Image.open(folder / "labels" / "000000.png"))
+    assert image.shape == mask.shape == (242, 322)
+    real = np.asarray(Image.open(ASSETS / "uhcs" / "masks" / json.loads(_first_line(folder))["source_mask"]))
+    assert set(np.unique(mask)) <= set(np.unique(real))
+    assert image.std() > 10
+
+
+def _first_line(folder):
+    return (folder / "metadata.jsonl").read_text().splitlines()[0]
+
+
+def test_overrides_apply_without_a_config(tmp_path):
+    result = invoke(*FAST, f"output_dir={tmp_path / 'out'}", "mask_source.whole=false", "num_samples=2")
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "out" / "samples" / "000001.png").size == (64, 64)
+
+
+def test_other_paths_are_left_alone():
+    assert resolve_bundled(Path("runs/uhcs")) == Path("runs/uhcs")
+
+
+@pytest.mark.parametrize("path", ["bundled:nothing", "bundled:", "bundled:uhcs/nothing", "bundled:uhcs/../uhcs"])
+def test_what_is_not_bundled_is_named(path):
+    with pytest.raises(InputError, match=path):
+        resolve_bundled(Path(path))
+
+
+def test_an_unknown_model_is_one_line():
+    result = invoke("generator=bundled:nothing")
+    assert result.exit_code == 2
+    assert "there are: uhcs" in result.output
