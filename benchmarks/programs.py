@@ -55,11 +55,13 @@ def _sample(part: str, settings: str, threads: int | None = None) -> Benchmark:
 
 
 def _list_recipe() -> Iterator[str]:
-    """Step times, the two recipes with three seeds at 300 s, every single change with one seed at 150 s."""
+    """Step times, the two recipes with three seeds at 300 and 600 s, every single change with one seed at 150 s."""
     yield "benchmarks/recipe.py time"
     for variant in ("default", "isdm"):
         for seed in range(3):
-            yield f"benchmarks/recipe.py run --variant {variant} --seed {seed} --budget-seconds 300"
+            for budget in (300, 600):
+                run = f"--variant {variant} --seed {seed} --budget-seconds {budget}"
+                yield f"benchmarks/recipe.py run {run} --stages"
     for variant in RECIPE_VARIANTS:
         yield f"benchmarks/recipe.py run --variant {variant} --seed 0 --budget-seconds 150 --stages"
     yield "benchmarks/recipe.py table"
@@ -92,6 +94,8 @@ RECIPE_VARIANTS = (
     "mask-noise",
     "nearest-masks",
     "loss-aware",
+    "cosine-rate",
+    "isdm-our-average",
 )
 BENCHMARKS = (
     _store("benchmarks/data.py import", "data-import"),

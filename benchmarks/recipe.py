@@ -83,6 +83,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "loss-aware": {f"{TRAIN}.timestep_sampling": "loss_second_moment"},
 }
 """What each changes of CONFIG."""
+VARIANTS["cosine-rate"] = {f"{TRAIN}.lr_scheduler": "cosine"}
+VARIANTS["isdm-our-average"] = VARIANTS["isdm"] | {f"{TRAIN}.ema_decay": 0.995, f"{TRAIN}.ema_warmup": True}
+SAME_STEP = {"cosine-rate": "default", "isdm-our-average": "isdm"}
+"""Variants that compute the same in a step as another: equal time is equal steps."""
 
 LAST_WEIGHTS = "last weights, not averaged"
 STORED_STDS, REBUILT_STDS = (0.05, 0.1), (0.03, 0.05, 0.1, 0.15, 0.2, 0.25)
@@ -197,7 +201,7 @@ def run_variant(arguments: argparse.Namespace) -> None:
     """
     runs, variant, seed, budget = arguments.runs, arguments.variant, arguments.seed, arguments.budget_seconds
     times = load_json(runs / "step_times.json")["seconds_a_step"]
-    total = round(budget / times[variant]["median"])
+    total = round(budget / times[SAME_STEP.get(variant, variant)]["median"])
     name = f"{variant}-seed{seed}-{budget:g}s"
     run_dir, path = runs / name, runs / "scores" / f"{name}.json"
     scores = load_json(path) if path.is_file() else {}
@@ -279,7 +283,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.part == "time":
         clock = time.perf_counter if pick_device().type == "cuda" else time.process_time
-        seconds = time_in_turns({name: build_step(name) for name in VARIANTS}, arguments.repeats, clock)
+        seconds = time_in_turns(
+            {name: build_step(name) for name in VARIANTS if name not in SAME_STEP}, arguments.repeats, clock
+        )
         rows = {name: summarise(values) for name, values in seconds.items()}
         save_results(arguments.runs / "step_times.json", {"threads": 1, "seconds_a_step": rows})
     elif arguments.part == "run":

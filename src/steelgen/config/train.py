@@ -169,7 +169,7 @@ class MeasurementSection(Section):
     num_images: int = Field(128, ge=4)
     """Images that are drawn, from the same masks and seeds each time; KID and Fréchet distance against as many."""
     searched_images: int = Field(32, ge=1)
-    """So many of them are looked for in all places of all training micrographs; 0.1 to 0.3 s each on two cores."""
+    """So many of them are looked for in all places of all training micrographs: most of what a measurement costs."""
     solver: SolverSection = SolverSection(num_inference_steps=10)
     """How they are drawn."""
     max_copies: float = Field(0.05, ge=0, le=1)

@@ -20,7 +20,8 @@ def save_sheet(
     generated: Sequence[NDArray[np.uint8]],
     real: Sequence[NDArray[np.uint8] | None],
     palette: list[tuple[int, int, int]],
-    triples_per_row: int = 4,
+    max_per_row: int = 4,
+    max_width: int = 1600,
     min_tile: int = 128,
 ) -> None:
     """Writes a PNG of mask | generated | real triples, row by row; without classes, of generated | real.
@@ -29,22 +30,22 @@ def save_sheet(
         masks: (H, W) uint8 class indices each; not looked at where the palette is empty.
         generated: (H, W) or (H, W, 3) uint8 each.
         real: the micrograph that belongs to the mask, or None where there is none.
+        max_per_row, max_width: so many triples stand side by side at most, in as many pixels (one is always shown).
         min_tile: smaller tiles are enlarged by a whole factor, each pixel a square.
     """
-    rows = []
-    for start in range(0, len(generated), triples_per_row):
-        tiles = []
-        for index in range(start, min(start + triples_per_row, len(generated))):
-            parts = [color_mask(masks[index], palette)] if palette else []
-            parts.append(_as_rgb(generated[index]))
-            original = real[index]
-            if original is not None:
-                parts.append(_as_rgb(original))
-            tiles.append(np.concatenate(parts, axis=1))
-        rows.append(_join(tiles, axis=1))
-    sheet = _join(rows, axis=0)
     factor = max(1, min_tile // generated[0].shape[0])
-    save_image(path, sheet.repeat(factor, axis=0).repeat(factor, axis=1))
+    tiles = []
+    for index, drawn in enumerate(generated):
+        parts = [color_mask(masks[index], palette)] if palette else []
+        parts.append(_as_rgb(drawn))
+        original = real[index]
+        if original is not None:
+            parts.append(_as_rgb(original))
+        tiles.append(np.concatenate(parts, axis=1))
+    widest = factor * max(tile.shape[1] for tile in tiles)
+    across = max(1, min(max_per_row, max_width // widest))
+    rows = [_join(tiles[start : start + across], axis=1) for start in range(0, len(tiles), across)]
+    save_image(path, _join(rows, axis=0).repeat(factor, axis=0).repeat(factor, axis=1))
 
 
 def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
