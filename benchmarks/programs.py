@@ -77,6 +77,7 @@ UTILITY_STUDIES = (
     "half-real",
     "pretrain",
     "fewer",
+    "longer",
 )
 RECIPE_VARIANTS = (
     "default",

@@ -6,9 +6,10 @@
 
 `main` trains three architectures with three seeds on a quarter and on all of the real training micrographs of uhcs,
 with and without pairs that the bundled model has drawn. The others change one thing each, where real data is scarce:
-where masks come from, what is kept, guidance, how many pairs, and how they are mixed with real ones. `run` may be
-killed and started again. The bundled model was trained on all training micrographs, also where networks see a quarter
-of them: so this asks what a laboratory gains from a model of another that shares no micrographs.
+where masks come from, what is kept, guidance, how many pairs, how they are mixed with real ones, and for how long
+networks train. `run` may be killed and started again. The bundled model was trained on all training micrographs, also
+where networks see a quarter of them: so this asks what a laboratory gains from a model of another that shares no
+micrographs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
 ARCHITECTURES = ["upernet", "segformer", "deeplabv3plus"]
 PAIRS = 256
+LONGER_STEPS = 900
 
 SETS: dict[str, dict[str, Any]] = {
     "split": {},
@@ -51,8 +53,12 @@ STUDIES: dict[str, tuple[str, dict[str, Any]]] = {
     "half-real": ("split", {"training": {"real_share": 0.5}}),
     "pretrain": ("split", {"training": {"schedule": "pretrain"}}),
     "fewer": ("split", {"codes": ["R25%F64"]}),
+    "longer": (
+        "split",
+        {"codes": ["R25%F000", "R25%FALL", "RALLF000", "RALLFALL"], "training": {"steps": LONGER_STEPS}},
+    ),
 }
-"""(set, changes of: the code R25%FALL, SegFormer alone, three seeds, 300 steps)."""
+"""(set, changes of: the code R25%FALL, SegFormer alone, three seeds, --steps steps)."""
 
 
 def draw(runs: Path, name: str) -> Path:
@@ -100,8 +106,9 @@ def gather(runs: Path) -> dict[str, Any]:
     variants = []
     for name, (pairs, _) in STUDIES.items():
         gains: dict[tuple[str, str], list[float]] = {}
-        for (code, architecture, seed), cell in read_cells(runs / "studies" / name).items():
-            baseline = main[f"{code.split('F')[0]}F000", architecture, seed]
+        cells = read_cells(runs / "studies" / name)
+        for (code, architecture, seed), cell in cells.items():
+            baseline = (main | cells)[f"{code.split('F')[0]}F000", architecture, seed]
             if cell["num_generated"]:
                 gain = cell["test"]["mean_iou"] - baseline["test"]["mean_iou"]
                 gains.setdefault((code, architecture), []).append(gain)
