@@ -19,7 +19,7 @@ def draw_curves(
     Args:
         curves: (x, y) points by name, at least one, in the order of x.
         x_label, y_label: what the axes show.
-        bold: names of the curves to draw thicker.
+        bold: names of the curves to draw thicker, in strong colours.
         path: the .png file.
     """
     points = np.log10([point for curve in curves.values() for point in curve])
@@ -41,8 +41,13 @@ def draw_curves(
     for x in sorted({x for curve in curves.values() for x, _ in curve}):
         pen.text((place((x, 10 ** low[1]))[0] - 10, _HEIGHT - _MARGIN + 6), f"{x:g}", fill="black")
     # By the last point, so that the legend stands in the order of the curves' ends.
-    for index, (name, curve) in enumerate(sorted(curves.items(), key=lambda item: -item[1][-1][1])):
-        hue = Image.new("HSV", (1, 1), (index * 255 // len(curves), 230, 190)).convert("RGB").getpixel((0, 0))
+    ordered = sorted(curves.items(), key=lambda item: -item[1][-1][1])
+    thick = [name for name, _ in ordered if name in bold]
+    thin = [name for name, _ in ordered if name not in bold]
+    for index, (name, curve) in enumerate(ordered):
+        alike, saturation = (thick, 230) if name in bold else (thin, 90)
+        angle = alike.index(name) * 255 // len(alike)
+        hue = Image.new("HSV", (1, 1), (angle, saturation, 170)).convert("RGB").getpixel((0, 0))
         pen.line([place(point) for point in curve], fill=hue, width=4 if name in bold else 2)
         for point in curve:
             x, y = place(point)

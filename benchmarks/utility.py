@@ -15,6 +15,7 @@ micrographs.
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ def main() -> None:
         run_study(arguments.runs, arguments.study, arguments.steps)
         return
     save_results(RESULTS / "utility.json", gather(arguments.runs))
+    shutil.copyfile(arguments.runs / "studies" / "main" / "data_fraction.png", RESULTS / "utility.png")
 
 
 if __name__ == "__main__":
