@@ -61,7 +61,7 @@ def _list_recipe() -> Iterator[str]:
         for seed in range(3):
             for budget in (300, 600):
                 run = f"--variant {variant} --seed {seed} --budget-seconds {budget}"
-                yield f"benchmarks/recipe.py run {run} --stages"
+                yield f"benchmarks/recipe.py run {run} --own-sampler {50 if budget == 600 else 0} --stages"
     for variant in RECIPE_VARIANTS:
         yield f"benchmarks/recipe.py run --variant {variant} --seed 0 --budget-seconds 150 --stages"
     yield "benchmarks/recipe.py table"
