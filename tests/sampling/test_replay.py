@@ -93,7 +93,6 @@ def test_replay_on_the_command_line(trained, tmp_path):
         (["--replay", metadata, "7"], "has no line 7"),
         (["--replay", str(tmp_path / "none.jsonl"), "1"], "no such file"),
         (["--replay", metadata, "1", "--set", "seed=1"], "takes everything from the line"),
-        ([], "--config is missing"),
         (["-c", metadata, "--out", "x.png"], "with --replay alone"),
     ]:
         result = CliRunner().invoke(app, ["sample", *arguments])
