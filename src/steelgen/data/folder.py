@@ -58,6 +58,7 @@ class DatasetInfo(BaseModel):
 
     @property
     def num_classes(self) -> int:
+        """Classes that have names; masks hold 0 … num_classes − 1 and ignore_index."""
         return len(self.class_names)
 
 

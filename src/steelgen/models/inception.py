@@ -68,6 +68,7 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, H', W'), not negative."""
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -85,6 +86,7 @@ class BlockA(nn.Module):
         self.branch_pool = ConvNorm(in_channels, pool_features, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) → (N, 224 + pool_features, H, W)."""
         branches = [
             self.branch1x1(x),
             self.branch5x5_2(self.branch5x5_1(x)),
@@ -105,6 +107,7 @@ class ReductionA(nn.Module):
         self.branch3x3dbl_3 = ConvNorm(96, 96, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) → (N, in_channels + 480, ⌊(H − 1)/2⌋, ⌊(W − 1)/2⌋)."""
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], dim=1)
 
@@ -128,6 +131,7 @@ class BlockB(nn.Module):
         self.branch_pool = ConvNorm(768, 192, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 768, H, W) → (N, 768, H, W)."""
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         branches = [
             self.branch1x1(x),
@@ -151,6 +155,7 @@ class ReductionB(nn.Module):
         self.branch7x7x3_4 = ConvNorm(192, 192, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) → (N, in_channels + 512, ⌊(H − 1)/2⌋, ⌊(W − 1)/2⌋)."""
         wide = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
         return torch.cat([self.branch3x3_2(self.branch3x3_1(x)), wide, F.max_pool2d(x, 3, stride=2)], dim=1)
 
@@ -172,6 +177,7 @@ class BlockC(nn.Module):
         self.branch_pool = ConvNorm(in_channels, 192, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, in_channels, H, W) → (N, 2048, H, W)."""
         single = self.branch3x3_1(x)
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.pool == "max" else _average_pool(x)

@@ -134,6 +134,7 @@ class NoSource:
         self._mask = np.full((geometry.image_size, geometry.image_size), info.ignore_index, np.uint8)
 
     def draw(self, index: int) -> DrawnMask:
+        """See `MaskSource.draw`; the same for every index."""
         return DrawnMask(self._mask, None, "")
 
 
