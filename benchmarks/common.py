@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, medians, and the record of machine and versions."""
+"""What the benchmarks share: timing in turns, medians, lines for a log, and the record of machine and versions."""
 
 from __future__ import annotations
 
@@ -49,6 +49,22 @@ def save_results(path: Path, results: dict[str, Any]) -> None:
     environment["command"] = [*_name_launcher(), *_drop_output(sys.argv)]
     save_json(path, {"environment": environment, **results})
     print(json.dumps(results, indent=2))
+
+
+class LinePrinter:
+    """Tells of training in lines that reach a log at once."""
+
+    def on_start(self, first_step: int, last_step: int) -> None:
+        """See `TrainingObserver`."""
+        print(f"steps {first_step} to {last_step}", flush=True)
+
+    def on_step(self, step: int, values: dict[str, float]) -> None:
+        """See `TrainingObserver`."""
+        if values and step % 100 == 0:
+            print(f"step {step}: loss {values['loss']:.4f}", flush=True)
+
+    def on_event(self, message: str) -> None:
+        """See `TrainingObserver`."""
 
 
 def _name_launcher() -> list[str]:

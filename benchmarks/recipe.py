@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from charts import draw_curves
-from common import save_results, summarise, time_in_turns
+from common import LinePrinter, save_results, summarise, time_in_turns
 from numpy.typing import NDArray
 from tables import tabulate_scores
 
@@ -172,22 +172,6 @@ class Judge:
     def _compare(self, features: NDArray[np.float32]) -> dict[str, float]:
         kid, spread = compute_kid(self._real, features)
         return {"kid": kid, "kid_std": spread, "fd": compute_frechet_distance(self._real, features)}
-
-
-class LinePrinter:
-    """Tells of training in lines that reach a log at once."""
-
-    def on_start(self, first_step: int, last_step: int) -> None:
-        """See `TrainingObserver`."""
-        print(f"steps {first_step} to {last_step}", flush=True)
-
-    def on_step(self, step: int, values: dict[str, float]) -> None:
-        """See `TrainingObserver`."""
-        if values and step % 100 == 0:
-            print(f"step {step}: loss {values['loss']:.4f}", flush=True)
-
-    def on_event(self, message: str) -> None:
-        """See `TrainingObserver`."""
 
 
 def run_variant(arguments: argparse.Namespace) -> None:
