@@ -48,20 +48,19 @@ def _store(command: str, name: str, threads: int | None = None, needs_generator:
     return Benchmark(name, [f"{command} --out benchmarks/results/{name}.json"], threads, needs_generator)
 
 
-def _sample(part: str, settings: str, threads: int | None = None) -> Benchmark:
-    return _store(
-        f"benchmarks/sampling.py {part} --generator {GENERATOR} {settings}", f"sampling-{part}", threads, True
-    )
+def _sample(part: str, settings: str, threads: int | None = None, generator: str = GENERATOR) -> Benchmark:
+    command = f"benchmarks/sampling.py {part} --generator {generator} {settings}"
+    return _store(command, f"sampling-{part}", threads, generator == GENERATOR)
 
 
 def _list_recipe() -> Iterator[str]:
-    """Step times, the two recipes with three seeds at 300 and 600 s, every single change with one seed at 150 s."""
+    """Step times, the two recipes with three seeds at 300, 600 and 1,200 s, every change with one seed at 150 s."""
     yield "benchmarks/recipe.py time"
     for variant in ("default", "isdm"):
         for seed in range(3):
-            for budget in (300, 600):
+            for budget in (300, 600, 1200):
                 run = f"--variant {variant} --seed {seed} --budget-seconds {budget}"
-                yield f"benchmarks/recipe.py run {run} --own-sampler {50 if budget == 600 else 0} --stages"
+                yield f"benchmarks/recipe.py run {run} --own-sampler {50 if budget >= 600 else 0} --stages"
     for variant in RECIPE_VARIANTS:
         yield f"benchmarks/recipe.py run --variant {variant} --seed 0 --budget-seconds 150 --stages"
     yield "benchmarks/recipe.py table"
@@ -78,6 +77,7 @@ UTILITY_STUDIES = (
     "pretrain",
     "fewer",
     "longer",
+    "own",
 )
 RECIPE_VARIANTS = (
     "default",
@@ -105,7 +105,7 @@ BENCHMARKS = (
     _sample("speed", "--images 2 --repeats 3"),
     _sample("quality", "--images 256", threads=1),
     _sample("curve", "--images 128", threads=1),
-    _sample("guide", "--images 256", threads=1),
+    _sample("guide", "--images 128", threads=1, generator="bundled:uhcs"),
     Benchmark("recipe", list(_list_recipe())),
     Benchmark(
         "utility",

@@ -142,36 +142,27 @@ def tabulate_recipe(stored: Results) -> Lines:
 
 def tabulate_utility(stored: Results) -> Lines:
     """Differences to the real-only codes, the scores, and what other pairs or another mixture gain."""
-    differences = [
-        [
-            f"{row['code']} − {row['baseline']}",
-            row["architecture"],
-            f"{row['difference']:+.3f}",
-            " to ".join(f"{end:+.3f}" for end in row["interval"]),
-            ", ".join(f"{value:+.3f}" for value in row["by_seed"]),
-        ]
-        for row in stored["differences"]
-    ]
     scores = [
         [row["code"], row["architecture"], f"{row['mean_iou']:.3f}", ", ".join(f"{v:.3f}" for v in row["by_seed"])]
         for row in stored["scores"]
     ]
-    variants = [
-        [
-            row["study"],
-            row["code"],
-            row["architecture"],
-            f"{sum(row['by_seed']) / len(row['by_seed']):+.3f}",
-            ", ".join(f"{gain:+.3f}" for gain in row["by_seed"]),
-        ]
-        for row in stored["variants"]
-    ]
+    columns = ["codes", "architecture", "difference in mIoU", "95 % interval", "by seed"]
     return [
-        *_table(["codes", "architecture", "difference in mIoU", "95 % interval", "by seed"], differences, texts=2),
+        *_table(columns, [_show_difference(row) for row in stored["differences"]], texts=2),
         "",
         *_table(["code", "architecture", "mIoU", "by seed"], scores, texts=2),
         "",
-        *_table(["study", "code", "architecture", "mean gain in mIoU", "by seed"], variants, texts=3),
+        *_table(["study", *columns], [[row["study"], *_show_difference(row)] for row in stored["variants"]], texts=3),
+    ]
+
+
+def _show_difference(row: Results) -> list[str]:
+    return [
+        f"{row['code']} − {row['baseline']}",
+        row["architecture"],
+        f"{row['difference']:+.3f}",
+        " to ".join(f"{end:+.3f}" for end in row["interval"]),
+        ", ".join(f"{value:+.3f}" for value in row["by_seed"]),
     ]
 
 

@@ -107,12 +107,12 @@ def test_utility_shows_differences_with_intervals(tmp_path):
         "by_seed": [0.01, 0.015],
     }
     score = {"code": "RALLF000", "architecture": "unet", "mean_iou": 0.5, "by_seed": [0.49, 0.51]}
-    variant = {"study": "pretrain", "code": "RALLFALL", "architecture": "unet", "by_seed": [0.01, 0.03]}
+    variant = {"study": "pretrain", **difference, "difference": 0.02, "by_seed": [0.01, 0.03]}
     store(tmp_path, "utility", {"differences": [difference], "scores": [score], "variants": [variant]})
     lines = gather(tmp_path, tmp_path).splitlines()
     assert "| RALLFALL − RALLF000 | unet | +0.012 | -0.002 to +0.030 | +0.010, +0.015 |" in lines
     assert "| RALLF000 | unet | 0.500 | 0.490, 0.510 |" in lines
-    assert "| pretrain | RALLFALL | unet | +0.020 | +0.010, +0.030 |" in lines
+    assert "| pretrain | RALLFALL − RALLF000 | unet | +0.020 | -0.002 to +0.030 | +0.010, +0.030 |" in lines
 
 
 def test_results_without_a_section_are_named(tmp_path):
