@@ -31,6 +31,7 @@ def test_import_tells_splits_bars_and_pixel_sizes(tmp_path: Path) -> None:
     done = _run("import", "folder", tmp_path / "set", tmp_path / "out", "--split", "0.5,0,0.5")
     assert done.exit_code == 0, done.output
     assert "1 images in train, 1 images in test" in done.output
+    assert "nothing in val; `steelgen data split" in done.output
     assert "a data bar was cropped from 1 images" in done.output
     assert "known for 1 of 2 images" in done.output
     rows = {Path(name).stem: row for name, row in load_metadata(tmp_path / "out").items()}

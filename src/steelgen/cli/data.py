@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -182,7 +183,7 @@ def tile_command(
         options = TileOptions(size, stride, "centred" if centred else "grid", min_foreground, whole, scale)
         with progress_bar("tile") as report:
             counts = tile_dataset(folder, out, options, report)
-        typer.echo(f"{out}: {', '.join(f'{count} tiles in {split}' for split, count in counts.items())}")
+        typer.echo(f"{out}: {_describe_counts(counts, 'tiles')}")
 
 
 @data_app.command("split")
@@ -203,9 +204,11 @@ def split_command(
 
         with progress_bar("split") as report:
             counts, leaks = resplit_dataset(folder, out, parse_fractions(fractions), by, stratify, seed, report)
-        typer.echo(f"{out}: {', '.join(f'{count} images in {split}' for split, count in counts.items())}")
+        typer.echo(f"{out}: {_describe_counts(counts, 'images')}")
         if leaks:
-            print_table(f"{len(leaks)} pairs look alike across splits", ("image", "looks like", "correlation"), leaks)
+            print_table(
+                f"pairs that look alike across splits: {len(leaks)}", ("image", "looks like", "correlation"), leaks
+            )
 
 
 @data_app.command("fetch")
@@ -240,19 +243,26 @@ def _print_import(out: Path, info: DatasetInfo) -> None:
     """What was written, and what was done to the images that nobody asked for by name."""
     from collections import Counter
 
-    from steelgen.data.folder import load_metadata
+    from steelgen.data.folder import SPLITS, load_metadata
 
     metadata = load_metadata(out)
     shown = ", ".join(info.class_names[:8]) + (" …" if info.num_classes > 8 else "")
     counts = Counter(name.split("/")[0] for name in metadata)
-    images = ", ".join(f"{counts[split]} images in {split}" for split in sorted(counts, reverse=True))
-    typer.echo(f"{out}: {info.num_classes} classes ({shown}); {images}")
+    typer.echo(f"{out}: {info.num_classes} classes ({shown}); {_describe_counts(counts, 'images')}")
+    if missing := [split for split in SPLITS if split not in counts]:
+        typer.echo(f"{out}: nothing in {' and '.join(missing)}; `steelgen data split {out} FOLDER` makes all three")
     bars = sum("data_bar_height" in row for row in metadata.values())
     if bars:
         typer.echo(f"{out}: a data bar was cropped from {bars} images; --data-bar none keeps it")
     sized = sum("pixel_size_um" in row for row in metadata.values())
     if 0 < sized < len(metadata):
         typer.echo(f"{out}: the pixel size is known for {sized} of {len(metadata)} images only")
+
+
+def _describe_counts(counts: Mapping[str, int], what: str) -> str:
+    from steelgen.data.folder import SPLITS
+
+    return ", ".join(f"{counts[split]} {what} in {split}" for split in SPLITS if split in counts)
 
 
 def _print_report(result: CheckReport) -> None:
@@ -287,7 +297,7 @@ def _print_report(result: CheckReport) -> None:
     columns = ("split", "images", "size px", "mean grey", "class", "area %", "islands", "median area px")
     print_table(str(result.root), columns, rows)
     if result.problems:
-        print_table(f"{len(result.problems)} problems", ("file", "problem"), result.problems)
+        print_table(f"problems: {len(result.problems)}", ("file", "problem"), result.problems)
 
 
 def _parse_pair(option: str, text: str) -> tuple[str, str]:

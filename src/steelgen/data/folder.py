@@ -139,7 +139,8 @@ def list_pairs(root: Path, split: str) -> list[Pair]:
     """
     present, folder = list_splits(root), root / split
     if split not in present and not folder.is_dir():
-        raise InputError(f"{root}: no split {split!r} (present: {', '.join(present) or 'none'})")
+        known = f"{', '.join(present)}; `steelgen data split` makes others" if present else "none"
+        raise InputError(f"{root}: no split {split!r} (present: {known})")
     images = _by_stem(find_images(root, split) if split in present else folder / "images")
     if images and not (folder / "masks").is_dir():
         return [Pair(stem, path, None) for stem, path in images.items()]
