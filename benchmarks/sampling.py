@@ -47,16 +47,20 @@ ISDM = RespacedSolverSection(
 )
 CURVE_STEPS = (5, 8, 12, 20, 50)
 CURVE_SOLVERS = ("dpmsolver++", "unipc", "ddim", "euler", "heun", "ddpm")
-GUIDES: tuple[tuple[float, tuple[float, float] | None], ...] = (
-    (1.0, None),
-    (1.5, None),
-    (2.0, None),
-    (1.5, (0.2, 2.0)),
-    (1.5, (0.4, 4.0)),
-    (1.5, (0.5, 10.0)),
-    (2.0, (0.4, 4.0)),
-    (2.0, (0.5, 10.0)),
+GUIDES: tuple[tuple[float, tuple[float, float] | None, bool], ...] = (
+    (1.0, None, False),
+    (1.5, None, False),
+    (2.0, None, False),
+    (1.5, (0.2, 2.0), False),
+    (2.0, (0.2, 2.0), False),
+    (3.0, (0.2, 2.0), False),
+    (1.5, (0.4, 4.0), False),
+    (2.0, (0.4, 4.0), False),
+    (1.5, (0.5, 10.0), False),
+    (1.0, None, True),
+    (1.5, (0.2, 2.0), True),
 )
+"""Guidance scale, the noise levels at which there is guidance, and whether the steps are spaced as by Karras."""
 Draw = Callable[[Tensor, list[int]], Tensor]
 
 
@@ -177,21 +181,20 @@ def measure_curve(generator: SemanticDiffusion, images: int, solvers: Sequence[s
 
 
 def measure_guides(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
-    """Guidance scales and intervals, at 12 steps, with and without Karras's spacing."""
+    """Guidance scales and intervals, at 12 steps; the first and the default also with Karras's spacing."""
     judge = Judge(generator, images)
     rows = []
-    for karras in (False, True):
-        for scale, interval in GUIDES:
-            changes = {
-                "num_inference_steps": 12,
-                "guidance_scale": scale,
-                "guidance_interval": interval,
-                "karras_sigmas": karras,
-            }
-            solver = SolverSection().model_copy(update=changes)
-            score = judge.score(lambda masks, seeds, solver=solver: judge.draw(solver, masks, seeds), 0)
-            rows.append({**changes, **score})
-            print(rows[-1], flush=True)
+    for scale, interval, karras in GUIDES:
+        changes = {
+            "num_inference_steps": 12,
+            "guidance_scale": scale,
+            "guidance_interval": interval,
+            "karras_sigmas": karras,
+        }
+        solver = SolverSection().model_copy(update=changes)
+        score = judge.score(lambda masks, seeds, solver=solver: judge.draw(solver, masks, seeds), 0)
+        rows.append({**changes, **score})
+        print(rows[-1], flush=True)
     return {"images": images, "floor": judge.floor, "guides": rows}
 
 
