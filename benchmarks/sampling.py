@@ -46,7 +46,7 @@ ISDM = RespacedSolverSection(
     name="respaced_ddpm", beta_schedule="squaredcos_cap_v2", respacing="300", guidance_scale=GUIDANCE
 )
 CURVE_STEPS = (5, 8, 12, 20, 50)
-CURVE_SOLVERS = ("dpmsolver++", "unipc", "ddim", "euler", "heun", "ddpm")
+CURVE_SOLVERS = ("dpmsolver++", "sde-dpmsolver++", "unipc", "ddim", "euler", "heun", "ddpm")
 GUIDES: tuple[tuple[float, tuple[float, float] | None, bool], ...] = (
     (1.0, None, False),
     (1.5, None, False),

@@ -16,6 +16,7 @@ from tests.diffusion.gaussian import EDGE, GaussianNetwork
 
 FIRST_ORDER = ["ddim", "euler"]
 FLOWS = [*FIRST_ORDER, "dpmsolver++", "unipc", "heun"]
+RANDOM = ["ddpm", "sde-dpmsolver++"]
 MASKS = torch.arange(3).repeat_interleave(22)[: EDGE * EDGE].view(1, EDGE, EDGE)
 NOISE = randn_by_seed((1, EDGE, EDGE), [0])
 PLAIN = {"guidance_scale": 1.0}
@@ -132,12 +133,12 @@ def test_second_order_solvers_need_fewer_steps():
     assert worst < 0.5 * min(errors[solver] for solver in FIRST_ORDER)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "respaced_ddpm"])
-def test_ancestral_steps_draw_from_the_distribution(name):
+@pytest.mark.parametrize("name", [*RANDOM, "respaced_ddpm"])
+def test_random_steps_draw_from_the_distribution(name):
     """Mean and standard deviation of 4,096 pixels: N(μ, 0.5²) to three standard errors."""
     pipeline, network = build(False, "epsilon", "linear")
     masks, seeds = torch.zeros(64, EDGE, EDGE, dtype=torch.long), list(range(64))
-    if name == "ddpm":
+    if name in RANDOM:
         drawn = pipeline.draw_batch(masks, seeds, name, 100, guidance_scale=1.0)
     else:
         solver = RespacedSolverSection(
@@ -146,6 +147,28 @@ def test_ancestral_steps_draw_from_the_distribution(name):
         drawn = draw_respaced(network, "epsilon", masks, seeds, solver)
     assert drawn.mean().item() == pytest.approx(0.3, abs=3 * 0.5 / 64)
     assert drawn.std().item() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_noise_of_a_step_is_not_that_of_the_start(name):
+    """From pure noise the first step keeps next to nothing of it: what it leads to is the mean and noise of its own."""
+    pipeline, network = build(edge=32)
+    seen = []
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten()))
+    pipeline(torch.zeros(1, 32, 32, dtype=torch.long), [7], name, 8, timestep_spacing="trailing", **PLAIN)
+    first, second, third = seen[:3]
+    assert second.std() > 0.9
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.15  # 1,024 pixels: 0.03 by chance
+    assert torch.corrcoef(torch.stack([second, third]))[0, 1] > 0.3  # further down a part of it stays
+
+
+def test_without_a_name_networks_that_predict_noise_get_fresh_noise_at_each_step():
+    for zero_terminal_snr, name in [(True, "dpmsolver++"), (False, "sde-dpmsolver++")]:
+        generator = build_generator(zero_terminal_snr)
+        by_default, by_name = (
+            generator.draw(MASKS, [0], solver) for solver in (SolverSection(), SolverSection(name=name))
+        )
+        assert torch.equal(by_default, by_name)
 
 
 def test_guidance_moves_the_mean_as_computed():
@@ -170,7 +193,7 @@ def test_steps_outside_the_guidance_interval_cost_one_pass():
         assert network.passes == expected
 
 
-@pytest.mark.parametrize("solver", [*FLOWS, "ddpm"])
+@pytest.mark.parametrize("solver", [*FLOWS, *RANDOM])
 @pytest.mark.parametrize("spacing", ["power", "trailing", "linspace"])
 def test_without_terminal_signal_drawing_starts_at_the_last_step(solver, spacing):
     pipeline, network = build()
@@ -243,7 +266,7 @@ def test_the_first_signal_is_that_of_the_first_step():
 STARTERS = [
     *(
         SolverSection(name=name, num_inference_steps=200, guidance_scale=1, timestep_spacing="trailing")
-        for name in [*FLOWS, "ddpm"]
+        for name in [*FLOWS, *RANDOM]
     ),
     RespacedSolverSection(name="respaced_ddpm", respacing="200", clip_denoised=False, guidance_scale=1),
     RespacedSolverSection(name="respaced_ddim", respacing="200", clip_denoised=False, guidance_scale=1),
@@ -261,7 +284,9 @@ def test_image_to_image_goes_from_the_image_to_plain_drawing(solver):
     assert (plain - RAMP).abs().max() > 0.5
 
 
-@pytest.mark.parametrize("solver", [s for s in STARTERS if "ddpm" not in s.name], ids=lambda solver: solver.name)
+@pytest.mark.parametrize(
+    "solver", [s for s in STARTERS if "ddpm" not in s.name and s.name not in RANDOM], ids=lambda solver: solver.name
+)
 def test_image_to_image_follows_the_flow_from_the_noised_image(solver):
     """At strength ½: x = √ᾱ·start + √(1 − ᾱ)·noise at the middle step, then the closed form of the flow."""
     generator = build_generator(False)

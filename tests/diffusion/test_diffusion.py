@@ -24,7 +24,7 @@ from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.errors import InputError
 from tests.models.test_semantic_unet import build_network
 
-SOLVERS = ["dpmsolver++", "unipc", "ddim", "ddpm", "euler", "heun"]
+SOLVERS = ["dpmsolver++", "sde-dpmsolver++", "unipc", "ddim", "ddpm", "euler", "heun"]
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2", "sigmoid", "scaled_linear"])

@@ -19,7 +19,7 @@ def pixels(path):
     return np.asarray(Image.open(path))
 
 
-@pytest.mark.parametrize("solver", ["dpmsolver++", "ddpm", "heun"])
+@pytest.mark.parametrize("solver", ["dpmsolver++", "sde-dpmsolver++", "ddpm", "heun"])
 def test_every_line_is_drawn_again_bit_by_bit(trained, tmp_path, solver):
     out = draw(
         trained, tmp_path / "out", num_samples=4, batch_size=3, solver={"name": solver, "num_inference_steps": 3}

@@ -81,7 +81,7 @@ def test_labels_are_exact_crops_of_the_masks_named(trained, tmp_path):
             assert np.median(inside) == pytest.approx(60 + 60 * index, abs=35)
 
 
-@pytest.mark.parametrize("solver", ["dpmsolver++", "ddpm"])
+@pytest.mark.parametrize("solver", ["dpmsolver++", "sde-dpmsolver++", "ddpm"])
 def test_batch_size_changes_nothing(trained, tmp_path, solver):
     options = {"solver": {"name": solver, "num_inference_steps": 3}}
     one = draw(trained, tmp_path / "one", batch_size=1, **options)

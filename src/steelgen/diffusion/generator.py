@@ -128,7 +128,7 @@ class SemanticDiffusion:
         return self._pipeline()(
             masks,
             seeds,
-            solver.name,
+            solver.choose_name(self.schedule.config.prediction_type),
             solver.num_inference_steps,
             guidance_scale=solver.guidance_scale,
             guidance_interval=solver.guidance_interval,
@@ -172,7 +172,7 @@ class SemanticDiffusion:
         if isinstance(solver, RespacedSolverSection):
             return float(build_respaced_process(solver).alphas_cumprod[-1].sqrt())
         laid_out = build_solver(
-            solver.name,
+            solver.choose_name(self.schedule.config.prediction_type),
             self.schedule,
             solver.num_inference_steps,
             solver.timestep_spacing,

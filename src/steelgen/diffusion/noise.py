@@ -25,6 +25,7 @@ _SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
     # DPM-Solver++'s first-order step is DDIM's (Lu et al. 2022, arXiv 2211.01095, section 4.1), and this one goes from
     # each step to the next also where their number does not divide T; diffusers' own goes by T // steps.
     "ddim": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 1}),
+    "sde-dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
     "ddpm": (DDPMScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
     "heun": (HeunDiscreteScheduler, {}),
@@ -197,3 +198,14 @@ def randn_by_seed(shape: Sequence[int], seeds: Sequence[int], device: torch.devi
     """
     rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows).to(device)
+
+
+def build_noise_sources(shape: Sequence[int], seeds: Sequence[int]) -> list[torch.Generator]:
+    """Where solvers that draw noise between steps take it from: one source an image, behind its `randn_by_seed`.
+
+    A fresh source of the same seed would give the noise that the image started from once more.
+    """
+    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for source in sources:
+        torch.randn(*shape, generator=source)
+    return sources

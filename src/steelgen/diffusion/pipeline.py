@@ -15,7 +15,7 @@ from steelgen.diffusion.flow import flow_to_velocity, scale_to_flow
 from steelgen.diffusion.guidance import Guide, compute_guided_features, predict
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.mask_noise import absorb_classes, draw_lifetimes
-from steelgen.diffusion.noise import Solver, alphas_cumprod_at, build_solver, randn_by_seed
+from steelgen.diffusion.noise import Solver, alphas_cumprod_at, build_noise_sources, build_solver, randn_by_seed
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.models.semantic_unet import SemanticUNet
 
@@ -158,11 +158,11 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             image = noise.to(device) * scheduler.init_noise_sigma
         else:
             image = scheduler.add_noise(start_images.to(device), noise.to(device), timesteps[:1])
-        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        sources = build_noise_sources(noise.shape[1:], seeds)
         for timestep, time in zip(timesteps, times, strict=True):
             guided = guide.acts_at(self._sigma(time))
             prediction = predict_at(scheduler.scale_model_input(image, timestep), time, guided)
-            image = scheduler.step(prediction, timestep, image, **_step_options(solver, rngs)).prev_sample
+            image = scheduler.step(prediction, timestep, image, **_step_options(solver, sources)).prev_sample
         return image
 
     def _find_start(self, solver: Solver, strength: float) -> int:
@@ -248,6 +248,6 @@ def add_trace(scheduler: Any, mean: Tensor, deviation: Tensor, noise: Tensor) ->
     return signal * mean + ((signal * deviation).square() + spread.square()).sqrt() * noise
 
 
-def _step_options(solver: str, rngs: list[torch.Generator]) -> dict[str, Any]:
-    """Only the ancestral solver draws noise between steps; each image has its own source of it."""
-    return {"generator": rngs} if solver == "ddpm" else {}
+def _step_options(solver: str, sources: list[torch.Generator]) -> dict[str, Any]:
+    """Only these solvers draw noise between steps; each image has its own source of it."""
+    return {"generator": sources} if solver in ("ddpm", "sde-dpmsolver++") else {}

@@ -16,7 +16,7 @@ from steelgen.config.solver import RespacedSolverSection
 from steelgen.diffusion.flow import scale_to_flow
 from steelgen.diffusion.guidance import Guide, compute_guided_features
 from steelgen.diffusion.loss import one_hot_with_dropout
-from steelgen.diffusion.noise import randn_by_seed
+from steelgen.diffusion.noise import build_noise_sources, randn_by_seed
 from steelgen.diffusion.reverse import (
     ReverseProcess,
     build_reverse_process,
@@ -107,7 +107,7 @@ def draw_respaced(
 
     shape = (unet.config.in_channels, *masks.shape[1:])
     image = randn_by_seed(shape, seeds, device) if noise is None else noise.to(device)
-    rngs = [torch.Generator().manual_seed((seed * 2 + 1) % 2**63) for seed in seeds]
+    sources = build_noise_sources(shape, seeds)
     steps = len(process) if start_images is None else max(1, round(len(process) * strength))
     if moments is not None:
         abar = float(process.alphas_cumprod[-1])
@@ -134,6 +134,6 @@ def draw_respaced(
         if solver.name == "respaced_ddim":
             image = step_ddim(process, index, image, step)
         else:
-            fresh = [torch.randn(shape, generator=rng) for rng in rngs] if index else None
+            fresh = [torch.randn(shape, generator=source) for source in sources] if index else None
             image = step_ancestral(step, torch.stack(fresh).to(device) if fresh else None)
     return image
