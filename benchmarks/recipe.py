@@ -15,7 +15,8 @@ Images are drawn by dpmsolver++, for all variants alike. The ISDM recipe (epsilo
 plain grey levels, picked mask pixels, weights averaged with 0.9999 from the first step on, the epoch of lowest training
 loss) is also scored by its last weights, averaged and not, since in short runs its choice may not be its best. Solvers
 that draw fresh noise at every step forgive a network more: so the default's weights and ISDM's last ones are scored by
-sde-dpmsolver++ too, and with --own-sampler the latter by ISDM's own ancestral sampler, which takes longer.
+sde-dpmsolver++ too, the latter by ddpm with the variance that it has learned, and with --own-sampler by ISDM's own
+procedure, which takes longer.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ LAST_WEIGHTS = "last weights, not averaged"
 STORED_STDS, REBUILT_STDS = (0.05, 0.1), (0.03, 0.05, 0.1, 0.15, 0.2, 0.25)
 """Power-function averages that are stored in training, and those put together from them and scored at its end."""
 SOLVERS: dict[str, SolverSection | RespacedSolverSection] = {
-    name: SolverSection(name=name) for name in ("dpmsolver++", "sde-dpmsolver++")
+    name: SolverSection(name=name) for name in ("dpmsolver++", "sde-dpmsolver++", "ddpm")
 }
 
 
@@ -218,7 +219,7 @@ def run_variant(arguments: argparse.Namespace) -> None:
             SOLVERS["isdm"] = RespacedSolverSection(name="respaced_ddpm", beta_schedule="linear", respacing=str(steps))
             score(f"{LAST_WEIGHTS}, its own sampler, {steps} steps", run_dir / "export-ema-0", total, "isdm")
         score("best epoch", run_dir / "best", total)
-        for solver in ("dpmsolver++", "sde-dpmsolver++"):
+        for solver in ("dpmsolver++", "sde-dpmsolver++", "ddpm"):
             score(f"{LAST_WEIGHTS}, {solver}", run_dir / "export-ema-0", total, solver)
     if variant == "default":
         score("by sde-dpmsolver++", result.export, total, "sde-dpmsolver++")
@@ -287,7 +288,7 @@ def main() -> None:
             gather_curves(gathered),
             "seconds of training",
             "KID above the floor",
-            {"default", "isdm", "isdm, not averaged, sde-dpmsolver++", "isdm, not averaged, its own sampler, 50 steps"},
+            {"default", "isdm", "isdm, not averaged, ddpm", "isdm, not averaged, its own sampler, 50 steps"},
             RESULTS / "recipe.png",
         )
         (RESULTS / "recipe.md").write_text("\n".join(tabulate_scores(gathered)) + "\n", encoding="utf-8")

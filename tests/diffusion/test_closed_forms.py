@@ -165,10 +165,10 @@ def test_the_noise_of_a_step_is_not_that_of_the_start(name):
 def test_without_a_name_networks_that_predict_noise_get_fresh_noise_at_each_step():
     for zero_terminal_snr, name in [(True, "dpmsolver++"), (False, "sde-dpmsolver++")]:
         generator = build_generator(zero_terminal_snr)
-        by_default, by_name = (
-            generator.draw(MASKS, [0], solver) for solver in (SolverSection(), SolverSection(name=name))
-        )
+        by_default, by_name = (generator.draw(MASKS, [0], SolverSection(**kind)) for kind in ({}, {"name": name}))
         assert torch.equal(by_default, by_name)
+    assert SolverSection().choose_name("epsilon", learned_variance=True) == "ddpm"
+    assert SolverSection(name="heun").choose_name("epsilon", learned_variance=True) == "heun"
 
 
 def test_guidance_moves_the_mean_as_computed():

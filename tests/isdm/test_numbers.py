@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steelgen.config.isdm import IsdmNetworkSection
-from steelgen.config.solver import RespacedSolverSection
+from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.diffusion import respaced, reverse
 from steelgen.isdm.checkpoint import load_isdm_checkpoint
 from steelgen.isdm.network import build_isdm_network, convert_solver
@@ -113,6 +113,21 @@ def test_ddim_by_a_network_that_scales_its_own_timesteps(expected):
         expected["label"][:, 0].long(), [0, 1], convert_solver(settings, True, 1.5), noise=expected["ddim_noise"]
     )
     assert (image - expected["ddim50_sample"].clamp(-1, 1)).abs().max() < 1e-4
+
+
+def test_the_default_solver_takes_isdms_steps(generator, expected):
+    """Evenly spaced and guided throughout, it is ancestral sampling with the learned variance."""
+    steps, masks = 10, expected["label"][:, 0].long()
+    default = SolverSection(num_inference_steps=steps, timestep_spacing="linspace", guidance_interval=None)
+    isdm = RespacedSolverSection(
+        name="respaced_ddpm",
+        num_train_timesteps=generator.schedule.config.num_train_timesteps,
+        respacing=str(steps),
+        rescale_timesteps=generator.network.config.timestep_scale == 1 and reference_settings().rescale_timesteps,
+    )
+    ours, theirs = (generator.draw(masks, [3, 4], solver) for solver in (default, isdm))
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+    assert (ours[0] - ours[1]).std() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ class SolverSection(Section):
     name: Literal["auto", "dpmsolver++", "sde-dpmsolver++", "unipc", "ddim", "ddpm", "euler", "heun"] = "auto"
     """DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095), the same with fresh noise at each step (sde), UniPC (arXiv
     2302.04867), DDIM (arXiv 2010.02502), ancestral DDPM (arXiv 2006.11239), Euler, or Heun's second-order method
-    (Karras et al. 2022, arXiv 2206.00364). auto: sde-dpmsolver++ for networks that predict noise (ISDM's), since fresh
-    noise covers what they mistake, dpmsolver++ for all others."""
+    (Karras et al. 2022, arXiv 2206.00364). auto: networks that predict noise are drawn by solvers whose fresh noise
+    covers what they mistake, ddpm where they have learned its variance (ISDM's), else sde-dpmsolver++; all others by
+    dpmsolver++."""
     num_inference_steps: int = Field(12, ge=1)
     """Steps of the solver; each costs one network evaluation (Heun: two), twice that under guidance."""
     timestep_spacing: Literal["power", "trailing", "linspace", "leading"] = "power"
@@ -57,11 +58,13 @@ class SolverSection(Section):
             )
         return self
 
-    def choose_name(self, prediction_type: str) -> str:
-        """The solver for a network that predicts this: `name`, or what auto stands for."""
+    def choose_name(self, prediction_type: str, learned_variance: bool) -> str:
+        """The solver for a network that predicts this, and perhaps a variance: `name`, or what auto stands for."""
         if self.name != "auto":
             return self.name
-        return "sde-dpmsolver++" if prediction_type == "epsilon" else "dpmsolver++"
+        if prediction_type != "epsilon":
+            return "dpmsolver++"
+        return "ddpm" if learned_variance else "sde-dpmsolver++"
 
 
 def check_schedule(beta_schedule: str, num_train_timesteps: int) -> None:

@@ -128,7 +128,7 @@ class SemanticDiffusion:
         return self._pipeline()(
             masks,
             seeds,
-            solver.choose_name(self.schedule.config.prediction_type),
+            self._choose_solver(solver),
             solver.num_inference_steps,
             guidance_scale=solver.guidance_scale,
             guidance_interval=solver.guidance_interval,
@@ -167,12 +167,15 @@ class SemanticDiffusion:
             **options,
         )
 
+    def _choose_solver(self, solver: SolverSection) -> str:
+        return solver.choose_name(self.schedule.config.prediction_type, self.network.config.learn_sigma)
+
     def compute_first_signal(self, solver: SolverSection | RespacedSolverSection) -> float:
         """See `Generator.compute_first_signal`."""
         if isinstance(solver, RespacedSolverSection):
             return float(build_respaced_process(solver).alphas_cumprod[-1].sqrt())
         laid_out = build_solver(
-            solver.choose_name(self.schedule.config.prediction_type),
+            self._choose_solver(solver),
             self.schedule,
             solver.num_inference_steps,
             solver.timestep_spacing,

@@ -58,12 +58,13 @@ def predict(
 ) -> Tensor:
     """The network's prediction for noisy images (N, C, H, W), as float32 of the same shape.
 
+    Where the network has learned the reverse variance, the conditional pass's channels of it follow: (N, 2·C, H, W).
     Conditional and null pass of classifier-free guidance run as one batch.
 
     Args:
         guided: False runs the conditional pass alone.
     """
-    n = len(image)
+    n, channels = image.shape[:2]
     timesteps = timestep.expand(2 * n).to(image.device)
     if not guided or features.weak is not None:
         conditional = _run(unet, image, timesteps[:n], features.strong.select(slice(n)))
@@ -74,8 +75,11 @@ def predict(
         weak = _run(guide.weak_unet, image, timesteps[:n], features.weak)
     else:
         conditional, weak = _run(unet, torch.cat([image, image]), timesteps, features.strong).chunk(2)
-    prediction = weak + guide.scale * (conditional - weak)
-    return rescale_contrast(prediction, conditional, guide.rescale) if guide.rescale else prediction
+    conditional, variance = conditional[:, :channels], conditional[:, channels:]
+    prediction = weak[:, :channels] + guide.scale * (conditional - weak[:, :channels])
+    if guide.rescale:
+        prediction = rescale_contrast(prediction, conditional, guide.rescale)
+    return torch.cat([prediction, variance], dim=1)
 
 
 def rescale_contrast(prediction: Tensor, conditional: Tensor, strength: float) -> Tensor:
@@ -86,5 +90,4 @@ def rescale_contrast(prediction: Tensor, conditional: Tensor, strength: float) -
 
 
 def _run(unet: SemanticUNet, image: Tensor, timesteps: Tensor, features: MaskFeatures) -> Tensor:
-    prediction = unet(image.to(unet.dtype), timesteps, mask_features=features).float()
-    return prediction[:, : unet.config.in_channels]  # without the channels of a learned variance
+    return unet(image.to(unet.dtype), timesteps, mask_features=features).float()

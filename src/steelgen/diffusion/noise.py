@@ -113,6 +113,7 @@ def build_solver(
     spacing_power: float = 1.8,
     karras_sigmas: bool = False,
     device: torch.device | str = "cpu",
+    learned_variance: bool = False,
 ) -> Solver:
     """A solver of the reverse process of `schedule`.
 
@@ -121,6 +122,8 @@ def build_solver(
         timestep_spacing: power, trailing, linspace or leading.
         spacing_power: see `space_by_power`.
         karras_sigmas: space the noise levels by Karras et al. 2022 (arXiv 2206.00364, eq. 5) instead of by power.
+        learned_variance: ddpm alone: its steps are given (N, 2·C, H, W), the prediction and the interpolation of the
+            reverse variance (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15).
 
     Raises:
         InputError: if there are more steps than in the schedule.
@@ -137,11 +140,19 @@ def build_solver(
         options["use_karras_sigmas"] = True
     kept = list(range(total))
     if by_power:
-        # A schedule of the kept steps alone, all of which are run: so every solver can have this spacing.
         kept = space_by_power(total, num_inference_steps, spacing_power)
+    elif learned_variance:
+        laid_out = kind.from_config(schedule.config, **options)
+        laid_out.set_timesteps(num_inference_steps)
+        kept = sorted(laid_out.timesteps.tolist())
+    if learned_variance:
+        options["variance_type"] = "learned_range"
+    if len(kept) < total:
+        # A schedule of the kept steps alone, all of which are run: so every solver can have the spacing by power, and
+        # no step that leads to the image itself adds noise of a learned variance.
         options |= {"num_train_timesteps": len(kept), "rescale_betas_zero_snr": False}
     from_pure_noise = name == "heun" and schedule.config.rescale_betas_zero_snr
-    if by_power or from_pure_noise:
+    if len(kept) < total or from_pure_noise:
         # Heun cannot rescale betas itself either: it gets them rescaled, with ᾱ_T as the others have it.
         alphas = _lift_zeros(schedule.alphas_cumprod).double()[kept]
         options["trained_betas"] = (1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])).numpy()
@@ -150,7 +161,7 @@ def build_solver(
     scheduler = kind.from_config(schedule.config, **options)
     scheduler.set_timesteps(num_inference_steps, device=device)
     timesteps = scheduler.timesteps
-    return Solver(scheduler, torch.tensor(kept, device=device)[timesteps.long()] if by_power else timesteps)
+    return Solver(scheduler, torch.tensor(kept, device=device)[timesteps.long()] if len(kept) < total else timesteps)
 
 
 def space_by_power(num_train_timesteps: int, num_inference_steps: int, power: float) -> list[int]:

@@ -143,7 +143,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             predict_at = self._clip_original(predict_at, value_range)
 
         steps = (num_inference_steps, timestep_spacing, spacing_power, karras_sigmas)
-        laid_out = build_solver(solver, self.scheduler, *steps, device)
+        learned_variance = solver == "ddpm" and config.learn_sigma
+        laid_out = build_solver(solver, self.scheduler, *steps, device, learned_variance)
         scheduler = laid_out.scheduler
         if noise is None:
             noise = randn_by_seed((config.in_channels, height, width), seeds, device)
@@ -162,6 +163,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         for timestep, time in zip(timesteps, times, strict=True):
             guided = guide.acts_at(self._sigma(time))
             prediction = predict_at(scheduler.scale_model_input(image, timestep), time, guided)
+            if not learned_variance:
+                prediction = prediction[:, : config.in_channels]
             image = scheduler.step(prediction, timestep, image, **_step_options(solver, sources)).prev_sample
         return image
 
@@ -175,7 +178,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
 
         def predict_velocity(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
             alpha = alphas_cumprod_at(self.scheduler, float(timestep)).to(image)
-            return flow_to_velocity(image, predict_flow(scale_to_flow(image, alpha), timestep, guided), alpha)
+            flow, variance = _split(predict_flow(scale_to_flow(image, alpha), timestep, guided), image)
+            return torch.cat([flow_to_velocity(image, flow, alpha), variance], dim=1)
 
         return predict_velocity
 
@@ -185,8 +189,9 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         def predict_clipped(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
             alpha = alphas_cumprod_at(self.scheduler, float(timestep)).to(image)
             signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
-            original = (image - spread * predict_noise(image, timestep, guided)) / signal
-            return (image - signal * original.clamp(*limits)) / spread
+            noise, variance = _split(predict_noise(image, timestep, guided), image)
+            original = (image - spread * noise) / signal
+            return torch.cat([(image - signal * original.clamp(*limits)) / spread, variance], dim=1)
 
         return predict_clipped
 
@@ -246,6 +251,11 @@ def add_trace(scheduler: Any, mean: Tensor, deviation: Tensor, noise: Tensor) ->
     first, one, zero = scheduler.timesteps[:1], torch.ones(1, device=noise.device), torch.zeros(1, device=noise.device)
     signal, spread = scheduler.add_noise(one, zero, first), scheduler.add_noise(zero, one, first)
     return signal * mean + ((signal * deviation).square() + spread.square()).sqrt() * noise
+
+
+def _split(output: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """A prediction of the shape of the image, and the channels of a learned variance, of which there may be none."""
+    return output[:, : image.shape[1]], output[:, image.shape[1] :]
 
 
 def _step_options(solver: str, sources: list[torch.Generator]) -> dict[str, Any]:
