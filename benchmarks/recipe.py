@@ -14,9 +14,9 @@ of the training split against the same; a figure "above the floor" has it taken 
 Images are drawn by dpmsolver++, for all variants alike. The ISDM recipe (epsilon, linear schedule, learned variance,
 plain grey levels, picked mask pixels, weights averaged with 0.9999 from the first step on, the epoch of lowest training
 loss) is also scored by its last weights, averaged and not, since in short runs its choice may not be its best. Solvers
-that draw fresh noise at every step forgive a network more: so the default's weights and ISDM's last ones are scored by
-sde-dpmsolver++ too, the latter by ddpm with the variance that it has learned, and with --own-sampler by ISDM's own
-procedure, which takes longer.
+that draw fresh noise at every step forgive a network more: so some variants' weights and ISDM's last ones are scored by
+sde-dpmsolver++ or, where they have learned the variance, by ddpm too, and with --own-sampler the latter also by ISDM's
+own procedure, which takes longer.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ VARIANTS["cosine-rate"] = {f"{TRAIN}.lr_scheduler": "cosine"}
 VARIANTS["isdm-our-average"] = VARIANTS["isdm"] | {f"{TRAIN}.ema_decay": 0.995, f"{TRAIN}.ema_warmup": True}
 SAME_STEP = {"cosine-rate": "default", "isdm-our-average": "isdm"}
 """Variants that compute the same in a step as another: equal time is equal steps."""
+FRESH_NOISE = {"default": "sde-dpmsolver++", "epsilon": "sde-dpmsolver++", "isdm-our-average": "ddpm"}
+"""Variants whose averaged weights are scored by a solver of fresh noise too."""
 
 LAST_WEIGHTS = "last weights, not averaged"
 STORED_STDS, REBUILT_STDS = (0.05, 0.1), (0.03, 0.05, 0.1, 0.15, 0.2, 0.25)
@@ -221,8 +223,8 @@ def run_variant(arguments: argparse.Namespace) -> None:
         score("best epoch", run_dir / "best", total)
         for solver in ("dpmsolver++", "sde-dpmsolver++", "ddpm"):
             score(f"{LAST_WEIGHTS}, {solver}", run_dir / "export-ema-0", total, solver)
-    if variant == "default":
-        score("by sde-dpmsolver++", result.export, total, "sde-dpmsolver++")
+    if solver := FRESH_NOISE.get(variant):
+        score(f"by {solver}", result.export, total, solver)
     for std in REBUILT_STDS if stored else ():
         folder = run_dir / f"export-std-{std:g}"
         if not folder.exists():

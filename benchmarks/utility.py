@@ -69,11 +69,7 @@ STUDIES: dict[str, tuple[str, dict[str, Any]]] = {
     "fewer": ("split", {"codes": ["R25%F64"]}),
     "longer": (
         "split",
-        {
-            "codes": ["R25%F000", "R25%FALL", "RALLF000", "RALLFALL"],
-            "architectures": ARCHITECTURES,
-            "training": {"steps": LONGER_STEPS},
-        },
+        {"codes": ["R25%F000", "R25%FALL", "RALLF000", "RALLFALL"], "training": {"steps": LONGER_STEPS}},
     ),
     "own": ("own", {"architectures": ARCHITECTURES}),
 }
