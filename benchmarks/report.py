@@ -109,7 +109,8 @@ SECTIONS = (
     Section(
         "sampling-guide",
         "Sampling: guidance",
-        "Guidance scales and the noise levels at which there is guidance, with two spacings of the steps.",
+        "Guidance scales and the noise levels at which there is guidance, with two spacings of the steps; by the "
+        "bundled model of 64 px.",
         tables.tabulate_guide,
     ),
     Section(
