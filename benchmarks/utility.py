@@ -130,16 +130,13 @@ def draw_own(runs: Path, seed: int) -> Path:
 def run_study(runs: Path, name: str, steps: int) -> None:
     """Trains the networks of a study that are missing."""
     pairs, changes = STUDIES[name]
-    folder = runs / "studies" / name
-    if pairs == "own":
-        parts = {folder / f"seed{seed}": (lambda seed=seed: draw_own(runs, seed), [seed]) for seed in SEEDS}
-    else:
-        parts = {folder: (lambda: draw(runs / "sets" / pairs, **SETS[pairs]), list(SEEDS))}
-    for output_dir, (draw_pairs, seeds) in parts.items():
+    own = pairs == "own"
+    for seeds in [[seed] for seed in SEEDS] if own else [list(SEEDS)]:
+        drawn = draw_own(runs, seeds[0]) if own else draw(runs / "sets" / pairs, **SETS[pairs])
         values = {
             "dataset": str(DATASET),
-            "generated": str(draw_pairs()),
-            "output_dir": str(output_dir),
+            "generated": str(drawn),
+            "output_dir": str(runs / "studies" / name / (f"seed{seeds[0]}" if own else "")),
             "codes": ["R25%FALL"],
             "architectures": ["segformer"],
             "seeds": seeds,

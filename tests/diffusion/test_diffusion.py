@@ -180,6 +180,15 @@ def test_even_power_spacing_is_diffusers_trailing(solver, kind):
     torch.testing.assert_close(drawn, oracle, atol=2e-3, rtol=1e-2 if solver == "heun" else 1e-3)
 
 
+@pytest.mark.parametrize(("spacing", "first"), [("trailing", 99), ("linspace", 0), ("power", 15)])
+def test_with_a_learned_variance_the_last_step_adds_no_noise(spacing, first):
+    """Timestep 0 of its scheduler is the one that adds none."""
+    schedule = build_noise_schedule(1000, "linear", "epsilon", False)
+    solver = build_solver("ddpm", schedule, 10, spacing, learned_variance=True)
+    assert (int(solver.times[0]), int(solver.times[-1])) == (999, first)
+    assert int(solver.scheduler.timesteps[-1]) == 0
+
+
 def test_images_do_not_depend_on_the_number_of_threads():
     pipeline, masks = build_pipeline(), torch.zeros(4, 16, 16, dtype=torch.long)
     alone, before = pipeline(masks, [0, 1, 2, 3], num_inference_steps=3), torch.get_num_threads()

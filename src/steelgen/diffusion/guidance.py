@@ -75,11 +75,16 @@ def predict(
         weak = _run(guide.weak_unet, image, timesteps[:n], features.weak)
     else:
         conditional, weak = _run(unet, torch.cat([image, image]), timesteps, features.strong).chunk(2)
-    conditional, variance = conditional[:, :channels], conditional[:, channels:]
-    prediction = weak[:, :channels] + guide.scale * (conditional - weak[:, :channels])
+    (conditional, variance), (weak, _) = (split_variance(output, channels) for output in (conditional, weak))
+    prediction = weak + guide.scale * (conditional - weak)
     if guide.rescale:
         prediction = rescale_contrast(prediction, conditional, guide.rescale)
     return torch.cat([prediction, variance], dim=1)
+
+
+def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """The prediction (N, channels, H, W) of an output, and the channels of a learned variance: as many, or none."""
+    return output[:, :channels], output[:, channels:]
 
 
 def rescale_contrast(prediction: Tensor, conditional: Tensor, strength: float) -> Tensor:

@@ -30,6 +30,8 @@ _SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {}),
     "heun": (HeunDiscreteScheduler, {}),
 }
+NOISY_SOLVERS = frozenset({"ddpm", "sde-dpmsolver++"})
+"""Those that draw noise between steps."""
 _SMALLEST_ALPHA = 2.0**-24
 """ᾱ that diffusers' σ-based solvers take for "no signal", whose σ would be infinite."""
 
@@ -147,12 +149,13 @@ def build_solver(
         kept = sorted(laid_out.timesteps.tolist())
     if learned_variance:
         options["variance_type"] = "learned_range"
-    if len(kept) < total:
+    kept_alone = by_power or learned_variance
+    if kept_alone:
         # A schedule of the kept steps alone, all of which are run: so every solver can have the spacing by power, and
-        # no step that leads to the image itself adds noise of a learned variance.
+        # the step that leads to the image itself adds no noise of a learned variance.
         options |= {"num_train_timesteps": len(kept), "rescale_betas_zero_snr": False}
     from_pure_noise = name == "heun" and schedule.config.rescale_betas_zero_snr
-    if len(kept) < total or from_pure_noise:
+    if kept_alone or from_pure_noise:
         # Heun cannot rescale betas itself either: it gets them rescaled, with ᾱ_T as the others have it.
         alphas = _lift_zeros(schedule.alphas_cumprod).double()[kept]
         options["trained_betas"] = (1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])).numpy()
@@ -161,7 +164,7 @@ def build_solver(
     scheduler = kind.from_config(schedule.config, **options)
     scheduler.set_timesteps(num_inference_steps, device=device)
     timesteps = scheduler.timesteps
-    return Solver(scheduler, torch.tensor(kept, device=device)[timesteps.long()] if len(kept) < total else timesteps)
+    return Solver(scheduler, torch.tensor(kept, device=device)[timesteps.long()] if kept_alone else timesteps)
 
 
 def space_by_power(num_train_timesteps: int, num_inference_steps: int, power: float) -> list[int]:

@@ -12,15 +12,22 @@ from torch import Tensor
 
 from steelgen.devices import map_on_single_threads
 from steelgen.diffusion.flow import flow_to_velocity, scale_to_flow
-from steelgen.diffusion.guidance import Guide, compute_guided_features, predict
+from steelgen.diffusion.guidance import Guide, compute_guided_features, predict, split_variance
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.mask_noise import absorb_classes, draw_lifetimes
-from steelgen.diffusion.noise import Solver, alphas_cumprod_at, build_noise_sources, build_solver, randn_by_seed
+from steelgen.diffusion.noise import (
+    NOISY_SOLVERS,
+    Solver,
+    alphas_cumprod_at,
+    build_noise_sources,
+    build_solver,
+    randn_by_seed,
+)
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.models.semantic_unet import SemanticUNet
 
 Predictor = Callable[[Tensor, Tensor, bool], Tensor]
-"""(noisy images (N, C, H, W), timestep, guided) → prediction (N, C, H, W)."""
+"""(noisy images (N, C, H, W), timestep, guided) → what `guidance.predict` returns."""
 
 
 class SemanticDiffusionPipeline(DiffusionPipeline):
@@ -159,13 +166,13 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             image = noise.to(device) * scheduler.init_noise_sigma
         else:
             image = scheduler.add_noise(start_images.to(device), noise.to(device), timesteps[:1])
-        sources = build_noise_sources(noise.shape[1:], seeds)
+        options = {"generator": build_noise_sources(noise.shape[1:], seeds)} if solver in NOISY_SOLVERS else {}
         for timestep, time in zip(timesteps, times, strict=True):
             guided = guide.acts_at(self._sigma(time))
             prediction = predict_at(scheduler.scale_model_input(image, timestep), time, guided)
             if not learned_variance:
-                prediction = prediction[:, : config.in_channels]
-            image = scheduler.step(prediction, timestep, image, **_step_options(solver, sources)).prev_sample
+                prediction, _ = split_variance(prediction, config.in_channels)
+            image = scheduler.step(prediction, timestep, image, **options).prev_sample
         return image
 
     def _find_start(self, solver: Solver, strength: float) -> int:
@@ -178,7 +185,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
 
         def predict_velocity(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
             alpha = alphas_cumprod_at(self.scheduler, float(timestep)).to(image)
-            flow, variance = _split(predict_flow(scale_to_flow(image, alpha), timestep, guided), image)
+            output = predict_flow(scale_to_flow(image, alpha), timestep, guided)
+            flow, variance = split_variance(output, image.shape[1])
             return torch.cat([flow_to_velocity(image, flow, alpha), variance], dim=1)
 
         return predict_velocity
@@ -189,7 +197,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         def predict_clipped(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
             alpha = alphas_cumprod_at(self.scheduler, float(timestep)).to(image)
             signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
-            noise, variance = _split(predict_noise(image, timestep, guided), image)
+            noise, variance = split_variance(predict_noise(image, timestep, guided), image.shape[1])
             original = (image - spread * noise) / signal
             return torch.cat([(image - signal * original.clamp(*limits)) / spread, variance], dim=1)
 
@@ -251,13 +259,3 @@ def add_trace(scheduler: Any, mean: Tensor, deviation: Tensor, noise: Tensor) ->
     first, one, zero = scheduler.timesteps[:1], torch.ones(1, device=noise.device), torch.zeros(1, device=noise.device)
     signal, spread = scheduler.add_noise(one, zero, first), scheduler.add_noise(zero, one, first)
     return signal * mean + ((signal * deviation).square() + spread.square()).sqrt() * noise
-
-
-def _split(output: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """A prediction of the shape of the image, and the channels of a learned variance, of which there may be none."""
-    return output[:, : image.shape[1]], output[:, image.shape[1] :]
-
-
-def _step_options(solver: str, sources: list[torch.Generator]) -> dict[str, Any]:
-    """Only these solvers draw noise between steps; each image has its own source of it."""
-    return {"generator": sources} if solver in ("ddpm", "sde-dpmsolver++") else {}
