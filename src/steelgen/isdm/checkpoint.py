@@ -119,7 +119,6 @@ def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -
         ("prediction_type", noise.prediction_type, ["epsilon", "sample"]),
         ("zero_terminal_snr", noise.rescale_betas_zero_snr, [False]),
         ("intensity", tuple(generator.intensity), [(0.0, 1.0)]),
-        ("mask_noise", generator.mask_noise, [False]),
     ]
     for name, value, wanted in limits:
         if value not in wanted:

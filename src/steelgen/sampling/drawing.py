@@ -17,7 +17,6 @@ from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_d
 from steelgen.errors import InputError
 from steelgen.generators import Generator, StartImages, load_generator
 from steelgen.sampling.masks import DrawnMask
-from steelgen.sampling.noise_prior import NoisePrior
 
 Start = tuple[Sequence[NDArray[np.uint8]], float]
 """N images, each as large as its mask, and the strength of the noise that they get (see `StartImages`)."""
@@ -30,7 +29,7 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
         InputError: if there is no generator, or it does not load.
     """
     generator = load_generator(path)
-    network = generator.network.to(pick_device()).requires_grad_(False)
+    network = generator.network.to(pick_device())
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
@@ -54,7 +53,6 @@ def draw_images(
     solver: AnySolverSection,
     mixed_precision: str = "no",
     start: Start | None = None,
-    prior: NoisePrior | None = None,
     noise: Tensor | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Draws one image a mask.
@@ -66,7 +64,6 @@ def draw_images(
         solver: how they are drawn.
         mixed_precision: no, bf16 or fp16.
         start: images that drawing starts from.
-        prior: moments of the noise that drawing starts from.
         noise: (N, C, H, W) standard normal noise in place of what the seeds give.
 
     Returns:
@@ -78,10 +75,9 @@ def draw_images(
     device = next(generator.network.parameters()).device
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
     start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
-    moments = prior.look_up(batch) if prior else None
     try:
         with autocast(mixed_precision, device):
-            images = generator.draw(batch, seeds, solver, start_images, noise, moments)
+            images = generator.draw(batch, seeds, solver, start_images, noise)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -22,7 +22,6 @@ from steelgen.errors import InputError
 from steelgen.files import hash_files, load_json, new_file
 from steelgen.generators import find_generator
 from steelgen.sampling.masks import DrawnMask
-from steelgen.sampling.noise_prior import PRIOR_FILE
 from steelgen.sampling.places import describe_place
 
 PNG_KEY = "steelgen"
@@ -157,8 +156,6 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: Draw
         assert drawn.image is not None
         assert drawn.place is not None
         row["start_image"] = describe_place(drawn.place, drawn.image)
-    if "noise_prior_sha256" in origin.draw:
-        row["noise_prior"] = PRIOR_FILE
     return row
 
 
@@ -217,6 +214,6 @@ def save_rows(out: Path, layout: Layout, count: int) -> None:
     for folder in dict.fromkeys([Path(), split]):
         with new_file(out / folder / "metadata.jsonl") as working, open(working, "w", encoding="utf-8") as file:
             for row in iterate_rows(out, layout, count):
-                present = [key for key in ("file_name", "mask", "noise_prior") if key in row]
+                present = [key for key in ("file_name", "mask") if key in row]
                 paths = {key: Path(os.path.relpath(row[key], folder)).as_posix() for key in present}
                 file.write(json.dumps({**row, **paths}) + "\n")

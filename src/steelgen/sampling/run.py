@@ -35,7 +35,6 @@ from steelgen.sampling.formats import (
 )
 from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source, replace_images
 from steelgen.sampling.names import build_stems
-from steelgen.sampling.noise_prior import PRIOR_FILE, NoisePrior, build_noise_prior, load_noise_prior
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
@@ -82,16 +81,13 @@ def sample(
     origin = describe_origin(config)
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     info, geometry = generator.info, generator.geometry
-    prior = build_noise_prior(config.noise_prior, generator, config.solver) if config.noise_prior else None
-    if prior:
-        origin = replace(origin, draw={**origin.draw, "noise_prior_sha256": prior.sha256})
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
     pair_filter = build_filter(config.filter, info, geometry) if config.filter else None
     out = config.output_dir
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # refuses before anything is written
-    _open_folder(config, generator, prior, shared=shard is not None)
+    _open_folder(config, generator, shared=shard is not None)
     layout = load_layout(out)
     if config.file_stems == "source":
         layout = replace(
@@ -107,7 +103,7 @@ def sample(
         masks = [candidate.drawn.mask for candidate in batch]
         seeds = [config.seed + candidate.number for candidate in batch]
         start = take_start(config, [candidate.drawn for candidate in batch])
-        images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision, start, prior)
+        images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision, start)
         for candidate, seed, image in zip(batch, seeds, images, strict=True):
             reason = pair_filter.judge(image, candidate.drawn.mask) if pair_filter else None
             if reason:
@@ -156,7 +152,7 @@ def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts:
     return _Candidate(candidate.image, number, source.draw(number), dropped)
 
 
-def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior | None, shared: bool) -> None:
+def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> None:
     """Starts an output folder or checks that the one present was begun with the same config.
 
     Args:
@@ -167,8 +163,6 @@ def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior |
         try:
             with new_folder(config.output_dir) as working:
                 _describe_folder(working, config, generator, _choose_files_per_folder(config), config.batch_size)
-                if prior:
-                    (working / PRIOR_FILE).write_bytes(prior.to_bytes())
         except (InputError, OSError):
             if not (shared and path.is_file()):
                 raise
@@ -188,8 +182,6 @@ def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior |
                 f"{config.output_dir}: the output folder is already in use by a run with another "
                 f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
             )
-    if prior:
-        load_noise_prior(config.output_dir / PRIOR_FILE, prior.sha256)
     if not shared:
         _describe_folder(config.output_dir, config, generator, files_per_folder, sampling["stem_batch_size"])
 
