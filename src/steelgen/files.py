@@ -23,10 +23,29 @@ _ASIDE = ".replaced"
 
 
 def default_cache_dir() -> Path:
-    """Where decoded micrographs, features and weights are kept: $STEELGEN_CACHE, or the user's cache folder."""
+    """Where decoded micrographs, features and weights are kept: $STEELGEN_CACHE, or the user's cache folder.
+
+    Raises:
+        InputError: if nothing says where that is.
+    """
     if chosen := os.environ.get("STEELGEN_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelgen"
+    return Path(os.environ.get("XDG_CACHE_HOME") or find_home() / ".cache") / "steelgen"
+
+
+def find_home() -> Path:
+    """The user's home folder.
+
+    Raises:
+        InputError: if there is none, as for a user of a container that has no entry in its list of users.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise InputError(
+            "HOME: is not set, and this machine's list of users does not know the user; set HOME, or STEELGEN_CACHE to "
+            "a folder for what steelgen keeps"
+        ) from None
 
 
 def check_output_free(folder: Path) -> None:

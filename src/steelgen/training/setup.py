@@ -23,7 +23,7 @@ from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
-from steelgen.hpc.allocation import check_allocation
+from steelgen.hpc.allocation import check_allocation, check_launch
 
 _PATIENCE = timedelta(minutes=10)
 """How long a process waits for another that says nothing; one whose connection breaks is noticed at once."""
@@ -103,6 +103,7 @@ def build_accelerator(options: OptimisationSection) -> Accelerator:
     """
     device = pick_device()
     check_precision(options, device)
+    check_launch(os.environ)
     # Convolutions have TF32 by default in torch, matrix products (attention) have not.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     accelerator = Accelerator(
