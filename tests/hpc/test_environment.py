@@ -36,7 +36,7 @@ def bare(monkeypatch):
         ({"WORLD_SIZE": "2", "RANK": "2"}, "shard 3/2"),
         ({"SLURM_ARRAY_TASK_COUNT": "3"}, "SLURM_ARRAY_TASK_ID: is not set"),
         ({f"SLURM_ARRAY_TASK_{name}": "2" for name in ("COUNT", "ID", "MIN", "MAX")}, "SLURM_ARRAY_TASK_STEP: is not"),
-        ({f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("COUNT", "ID", "MIN", "MAX", "STEP"), "21120", strict=True)}, "has gaps"),
+        ({f"SLURM_ARRAY_TASK_{name}": "2" for name in ("COUNT", "ID", "MIN", "MAX", "STEP")}, "has gaps"),
     ],
 )
 def test_shards_of_half_an_environment(environment, named):

@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import signal
+import time
 import traceback
 
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from torch._dynamo.testing import CompileCounter
 from typer.testing import CliRunner
@@ -51,6 +53,27 @@ def fork_sampling(config, log, shard=None, kill_at=None):
     except BaseException:
         log.write_text(traceback.format_exc())
         os._exit(1)
+
+
+def fork_command(arguments, log):
+    """A child process that runs a command, what it says going to the file `log`."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        stream = log.open("w")
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+        app(arguments, standalone_mode=False)
+        code = 0
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except BaseException:
+        stream.write(traceback.format_exc())
+        stream.flush()
+    finally:
+        os._exit(code)
 
 
 def arm(kill_at):
@@ -109,6 +132,54 @@ def test_two_writers_in_one_folder_leave_what_one_leaves(trained, tmp_path):
     assert codes == [0, 0], [path.read_text() for path in tmp_path.glob("log*")]
     sample(config)
     check_like(tmp_path / "both", whole)
+
+
+def test_two_calls_without_shards_leave_what_one_leaves(trained, tmp_path):
+    """Both open the folder, draw all that is missing and gather, with a filter and a contact sheet, at the same time.
+
+    Six rounds, the second call a little later each time, so that it meets the first one at all of its doings.
+    """
+    dataset, _ = trained
+    options = {
+        "coco": True,
+        "filter": {"dataset": str(dataset), "min_iou": 0.0, "max_correlation": 1.0, "segmenter": {"steps": 1}},
+    }
+    begun = time.monotonic()
+    whole = sample(parse_config(build_values(trained, tmp_path / "whole", **options), SampleConfig))
+    lasts = time.monotonic() - begun
+    for round_ in range(6):
+        values = build_values(trained, tmp_path / f"both{round_}", **options)
+        (tmp_path / "sample.json").write_text(json.dumps(values))
+        children = []
+        for number in (0, 1):
+            children.append(fork_command(["sample", "-c", str(tmp_path / "sample.json")], tmp_path / f"log{number}"))
+            time.sleep(lasts * round_ / 6 * (1 - number))
+        codes = [wait_for(child) for child in children]
+        assert codes == [0, 0], [path.read_text() for path in sorted(tmp_path.glob("log*"))]
+        check_like(tmp_path / f"both{round_}", whole)
+
+
+def test_leftovers_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
+    """What a living process is writing stays, here and, as long as it is young, on another machine."""
+    child = os.fork()
+    if not child:
+        with files.new_file(tmp_path / "sub" / "dead.png") as working:
+            working.write_bytes(b"half")
+            os._exit(0)
+    wait_for(child)
+    (dead,) = (tmp_path / "sub").iterdir()
+    elsewhere = tmp_path / ".sheet.1-1.png"
+    elsewhere.write_bytes(b"half")
+    with files.new_file(tmp_path / "alive.png") as working:
+        working.write_bytes(b"half")
+        files.remove_leftovers(tmp_path)
+        assert not dead.exists()
+        assert working.exists()
+        assert elsewhere.exists()
+        os.utime(elsewhere, (0, 0))
+        files.remove_leftovers(tmp_path)
+        assert not elsewhere.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["alive.png"]
 
 
 def test_a_disk_that_fills_up_is_one_line(trained, tmp_path, monkeypatch):
