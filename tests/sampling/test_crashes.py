@@ -6,11 +6,11 @@ import os
 import signal
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
 from torch._dynamo.testing import CompileCounter
 from typer.testing import CliRunner
@@ -40,7 +40,7 @@ def build_values(trained, out, **options):
     }
 
 
-def fork_sampling(config, log, shard=None, kill_at=None):
+def fork_sampling(config, log, shard=None, kill_at=None, prepare=lambda: None):
     """A child process that draws, and kills itself before or after its `kill_at`-th file is flushed."""
     child = os.fork()
     if child:
@@ -48,32 +48,12 @@ def fork_sampling(config, log, shard=None, kill_at=None):
     try:
         if kill_at is not None:
             arm(kill_at)
+        prepare()
         sample(config, shard=shard)
         os._exit(0)
     except BaseException:
         log.write_text(traceback.format_exc())
         os._exit(1)
-
-
-def fork_command(arguments, log):
-    """A child process that runs a command, what it says going to the file `log`."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        stream = log.open("w")
-        for descriptor in (1, 2):
-            os.dup2(stream.fileno(), descriptor)
-        app(arguments, standalone_mode=False)
-        code = 0
-    except typer.Exit as leave:
-        code = leave.exit_code
-    except BaseException:
-        stream.write(traceback.format_exc())
-        stream.flush()
-    finally:
-        os._exit(code)
 
 
 def arm(kill_at):
@@ -134,29 +114,51 @@ def test_two_writers_in_one_folder_leave_what_one_leaves(trained, tmp_path):
     check_like(tmp_path / "both", whole)
 
 
-def test_two_calls_without_shards_leave_what_one_leaves(trained, tmp_path):
-    """Both open the folder, draw all that is missing and gather, with a filter and a contact sheet, at the same time.
+def hold(operation, wanted, folder):
+    """The operation, which the first time its path is `wanted` says so in `folder` and waits there to be let go on."""
 
-    Six rounds, the second call a little later each time, so that it meets the first one at all of its doings.
-    """
+    def held(path, *arguments):
+        if wanted(path) and not (folder / "held").exists():
+            (folder / "held").touch()
+            wait_until((folder / "go").exists)
+        return operation(path, *arguments)
+
+    return held
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+@pytest.mark.parametrize("moment", ["opening", "labels", "samples", "metadata", "coco", "contact_sheet"])
+def test_two_calls_without_shards_leave_what_one_leaves(trained, tmp_path, moment):
+    """One is held while it makes the folder or writes a file; the other does everything meanwhile, and gathers."""
     dataset, _ = trained
     options = {
         "coco": True,
         "filter": {"dataset": str(dataset), "min_iou": 0.0, "max_correlation": 1.0, "segmenter": {"steps": 1}},
     }
-    begun = time.monotonic()
     whole = sample(parse_config(build_values(trained, tmp_path / "whole", **options), SampleConfig))
-    lasts = time.monotonic() - begun
-    for round_ in range(6):
-        values = build_values(trained, tmp_path / f"both{round_}", **options)
-        (tmp_path / "sample.json").write_text(json.dumps(values))
-        children = []
-        for number in (0, 1):
-            children.append(fork_command(["sample", "-c", str(tmp_path / "sample.json")], tmp_path / f"log{number}"))
-            time.sleep(lasts * round_ / 6 * (1 - number))
-        codes = [wait_for(child) for child in children]
-        assert codes == [0, 0], [path.read_text() for path in sorted(tmp_path.glob("log*"))]
-        check_like(tmp_path / f"both{round_}", whole)
+    config = parse_config(build_values(trained, tmp_path / "both", **options), SampleConfig)
+
+    def prepare():
+        if moment == "opening":
+            Path.rename = hold(Path.rename, lambda path: path.name.startswith(".both."), tmp_path)
+        else:
+            inside = str(tmp_path / "both")
+            files._flush = hold(files._flush, lambda path: moment in str(path).removeprefix(inside), tmp_path)
+
+    slow = fork_sampling(config, tmp_path / "slow", prepare=prepare)
+    wait_until((tmp_path / "held").exists)
+    quick = fork_sampling(config, tmp_path / "quick")
+    code = wait_for(quick)
+    (tmp_path / "go").touch()
+    assert code == 0, (tmp_path / "quick").read_text()
+    assert wait_for(slow) == 0, (tmp_path / "slow").read_text()
+    check_like(tmp_path / "both", whole)
 
 
 def test_leftovers_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
