@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
@@ -25,11 +27,15 @@ from steelgen.diffusion.respaced import build_respaced_process, draw_respaced
 from steelgen.diffusion.timesteps import LogNormalTimesteps
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import DESCRIPTION_FILE, ImageMoments, StartImages, find_generator
+from steelgen.generators import DESCRIPTION_FILE, ImageMoments, StartImages, load_generator
 from steelgen.models.semantic_unet import SemanticUNet
 
 _TRAINING_KEYS = ("snr_gamma", "objective", "vlb_weight", "mask_noise")
 """Fields of a `SemanticDiffusion` in generator.json that older ones may lack."""
+_COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
+"""The components of a pipeline folder: the module and the class of each."""
+_LARGEST_WEIGHT = 1e6
+"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
 
 
 @dataclass
@@ -119,7 +125,9 @@ class SemanticDiffusion:
                 image = self._draw_by_pipeline(masks, seeds, solver, options)
         finally:
             self.network.train(training)
-        return (image * deviation + mean).clamp(-1, 1)
+        image = image * deviation + mean
+        # An infinite pixel must not pass for a white one: whoever brings the image to the host looks for NaN.
+        return image.clamp(-1, 1).where(image.isfinite(), math.nan)
 
     def _draw_by_pipeline(
         self, masks: Tensor, seeds: Sequence[int], solver: SolverSection, options: dict[str, Any]
@@ -208,7 +216,8 @@ class SemanticDiffusion:
         if path is None:
             return None
         if self._weak is None or self._weak[0] != path:
-            weak = load_semantic_diffusion(find_generator(path))
+            weak = load_generator(path)
+            assert isinstance(weak, SemanticDiffusion)
             found = _describe_prediction(weak)
             for name, wanted in _describe_prediction(self).items():
                 if found[name] != wanted:
@@ -267,6 +276,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         InputError: if a file is missing, damaged or belongs to another architecture.
     """
     description = load_json(folder / DESCRIPTION_FILE)
+    _check_components(folder / DiffusionPipeline.config_name)
     diffusers_logging.disable_progress_bar()
     try:
         pipeline = SemanticDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
@@ -277,5 +287,35 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         mean, deviation = description["intensity"]
     except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
         raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
+    check_weights(pipeline.unet, folder / "unet")
     training = {key: description[key] for key in _TRAINING_KEYS if key in description}
     return SemanticDiffusion(pipeline.unet, pipeline.scheduler, info, geometry, (mean, deviation), **training)
+
+
+def check_weights(network: nn.Module, origin: Path) -> None:
+    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
+
+    Args:
+        network: just loaded.
+        origin: the file or folder it came from.
+    """
+    for name, tensor in network.state_dict().items():
+        largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
+        if not largest <= _LARGEST_WEIGHT:
+            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
+            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
+
+
+def _check_components(path: Path) -> None:
+    """Raises InputError if a model_index.json names other components than `SemanticDiffusion.save` writes.
+
+    diffusers would import whatever stands there, and pass over what the pipeline has no use for.
+    """
+    index = load_json(path)
+    if not isinstance(index, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(index).__name__}")
+    found = {name: value for name, value in index.items() if not name.startswith("_")}
+    for name in sorted(found.keys() | _COMPONENTS.keys()):
+        there, wanted = found.get(name), _COMPONENTS.get(name)
+        if there != wanted:
+            raise InputError(f"{path}: {name} is {json.dumps(there)}, must be {json.dumps(wanted)}")
