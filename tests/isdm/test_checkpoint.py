@@ -1,13 +1,16 @@
 """ISDM checkpoints in and out: bit-exact round trips, siblings by step, and files that are refused."""
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from steelgen.cli.app import app
@@ -209,3 +212,45 @@ def test_missing_files_and_used_folders(small):
     result = run("import", "isdm", small / "model000020.pt", small / "used")
     assert result.exit_code == 2
     assert "already in use" in result.output
+
+
+def test_sample_and_replay_take_a_pt_file(small):
+    """Beside its config, as `load_generator` does; what is drawn is what the imported generator draws."""
+    masks = small / "masks"
+    masks.mkdir()
+    Image.fromarray(np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 3).save(masks / "mask.png")
+    assert run("import", "isdm", small / "ema_0.999_000020.pt", small / "imported").exit_code == 0
+    for name, generator in (("direct", "ema_0.999_000020.pt"), ("through", "imported")):
+        values = {
+            "generator": str(small / generator),
+            "output_dir": str(small / name),
+            "mask_source": {"kind": "folder", "folder": str(masks)},
+            "num_samples": 2,
+            "solver": {"num_inference_steps": 1, "autoguidance": str(small / "model000020.pt")},
+        }
+        (small / f"{name}.json").write_text(json.dumps(values))
+        result = run("sample", "-c", small / f"{name}.json")
+        assert result.exit_code == 0, result.output
+    for index in range(2):
+        direct, through = (
+            np.asarray(Image.open(small / name / f"samples/{index:06d}.png")) for name in ("direct", "through")
+        )
+        assert np.array_equal(direct, through)
+    rows = [json.loads(line) for line in (small / "direct/metadata.jsonl").read_text().splitlines()]
+    assert {row["model_sha256"] for row in rows} == {
+        hashlib.sha256((small / "ema_0.999_000020.pt").read_bytes()).hexdigest()
+    }
+    replayed = run("sample", "--replay", small / "direct/metadata.jsonl", 2)
+    assert "the same pixels as the original" in replayed.output, replayed.output
+    (small / "ema_0.999_000020.pt").unlink()
+    result = run("sample", "-c", small / "direct.json")
+    assert result.exit_code == 2
+    assert "ema_0.999_000020.pt: no such checkpoint file" in result.stderr
+
+
+def test_a_pt_file_with_weights_that_are_not_finite_is_refused(small):
+    state = random_state(0)
+    state["out.2.bias"][0] = torch.nan
+    torch.save(state, small / "model000020.pt")
+    with pytest.raises(InputError, match=r"model000020\.pt: '\S+' holds NaN"):
+        load_generator(small / "model000020.pt")

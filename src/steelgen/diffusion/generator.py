@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
@@ -26,11 +29,15 @@ from steelgen.diffusion.reverse import ReverseProcess, build_reverse_process
 from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, TimestepDistribution
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import DESCRIPTION_FILE, StartImages, find_generator
+from steelgen.generators import DESCRIPTION_FILE, StartImages, load_generator
 from steelgen.models.semantic_unet import SemanticUNet
 
 _TRAINING_KEYS = ("snr_gamma", "objective", "vlb_weight")
 """Fields of a `SemanticDiffusion` in generator.json that older ones may lack."""
+_COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
+"""The components of a pipeline folder: the module and the class of each."""
+_LARGEST_WEIGHT = 1e6
+"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
 
 
 @dataclass
@@ -116,7 +123,9 @@ class SemanticDiffusion:
             )
         finally:
             self.network.train(training)
-        return (image * deviation + mean).clamp(-1, 1)
+        image = image * deviation + mean
+        # An infinite pixel must not pass for a white one: whoever brings the image to the host looks for NaN.
+        return image.clamp(-1, 1).where(image.isfinite(), math.nan)
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers pipeline folder with a generator.json in it."""
@@ -141,7 +150,8 @@ class SemanticDiffusion:
         if path is None:
             return None
         if self._weak is None or self._weak[0] != path:
-            weak = load_semantic_diffusion(find_generator(path))
+            weak = load_generator(path)
+            assert isinstance(weak, SemanticDiffusion)
             found = _describe_prediction(weak)
             for name, wanted in _describe_prediction(self).items():
                 if found[name] != wanted:
@@ -205,6 +215,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         InputError: if a file is missing, damaged or belongs to another architecture.
     """
     description = load_json(folder / DESCRIPTION_FILE)
+    _check_components(folder / DiffusionPipeline.config_name)
     diffusers_logging.disable_progress_bar()
     try:
         pipeline = SemanticDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
@@ -217,5 +228,35 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
     if description.get("mask_noise"):
         raise InputError(f"{folder / DESCRIPTION_FILE}: mask_noise was removed; older versions draw with it")
+    check_weights(pipeline.unet, folder / "unet")
     training = {key: description[key] for key in _TRAINING_KEYS if key in description}
     return SemanticDiffusion(pipeline.unet, pipeline.schedule, info, geometry, (mean, deviation), **training)
+
+
+def check_weights(network: nn.Module, origin: Path) -> None:
+    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
+
+    Args:
+        network: just loaded.
+        origin: the file or folder it came from.
+    """
+    for name, tensor in network.state_dict().items():
+        largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
+        if not largest <= _LARGEST_WEIGHT:
+            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
+            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
+
+
+def _check_components(path: Path) -> None:
+    """Raises InputError if a model_index.json names other components than `SemanticDiffusion.save` writes.
+
+    diffusers would import whatever stands there, and pass over what the pipeline has no use for.
+    """
+    index = load_json(path)
+    if not isinstance(index, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(index).__name__}")
+    found = {name: value for name, value in index.items() if not name.startswith("_")}
+    for name in sorted(found.keys() | _COMPONENTS.keys()):
+        there, wanted = found.get(name), _COMPONENTS.get(name)
+        if there != wanted:
+            raise InputError(f"{path}: {name} is {json.dumps(there)}, must be {json.dumps(wanted)}")

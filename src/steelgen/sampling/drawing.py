@@ -70,19 +70,29 @@ def draw_images(
         N images (H, W) or (H, W, 3) uint8.
 
     Raises:
-        InputError: if they do not fit into memory; what to change is said in numbers.
+        InputError: if they do not fit into memory; what to change is said in numbers. Also if a pixel is not finite.
     """
     device = next(generator.network.parameters()).device
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
     start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
     try:
         with autocast(mixed_precision, device):
-            images = generator.draw(batch, seeds, solver, start_images, noise)
+            images = generator.draw(batch, seeds, solver, start_images, noise).cpu()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise InputError(_advise_on_memory(batch, solver, mixed_precision)) from error
+    for seed, image in zip(seeds, images, strict=True):
+        if not image.isfinite().all():
+            raise InputError(_explain_infinite(generator, seed, mixed_precision))
     return [tensor_to_image(image) for image in images]
+
+
+def _explain_infinite(generator: Generator, seed: int, mixed_precision: str) -> str:
+    cause = "a training that diverged has weights like that"
+    if mixed_precision == "fp16":
+        cause = "fp16 holds no numbers above 65504: try mixed_precision=bf16 or no"
+    return f"{generator.info.name}: the image of seed {seed} has pixels that are not finite; {cause}"
 
 
 def _advise_on_memory(masks: Tensor, solver: AnySolverSection, mixed_precision: str) -> str:

@@ -106,14 +106,18 @@ def describe_origin(config: SampleConfig) -> Origin:
 
 
 def hash_generator(path: Path) -> str:
-    """SHA-256 of a generator's weights, in hex: of the one safetensors file, or of all of them in the order of names.
+    """SHA-256 of a generator's weights, in hex: of the one file of weights, or of all of them in the order of names.
 
     Args:
-        path: a run folder, a checkpoint or an export.
+        path: what `load_generator` takes.
 
     Raises:
         InputError: if there is no generator, or it has no weights.
     """
+    if path.suffix == ".pt":
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint file")
+        return hash_files(path)
     folder = find_generator(path)
     files = sorted(folder.rglob("*.safetensors"))
     if not files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ from steelgen.data.folder import DatasetInfo, save_dataset_info
 from steelgen.data.images import load_image, load_index_image
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
-from steelgen.files import load_json, new_folder, save_json
+from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator
 from steelgen.hpc.shards import Shard
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
@@ -38,8 +37,8 @@ from steelgen.sampling.names import build_stems
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
-_HALF_WRITTEN = re.compile(r"\..+\.\d+\.(png|jsonl?)")
-"""Names under which `new_file` writes what a sampling run consists of."""
+_FOUND_KEYS = ("kept", "dropped")
+"""In sampling.json once the filter has judged every image."""
 _ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
 """Images up to which one folder holds them all, and images of each sub-folder beyond; see files_per_folder."""
 
@@ -155,8 +154,10 @@ def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts:
 def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> None:
     """Starts an output folder or checks that the one present was begun with the same config.
 
+    Another call may open it at this very moment: the first one makes it.
+
     Args:
-        shared: other shards may open it at this very moment: the first one makes it, the others leave it as it is.
+        shared: leave it as it is, for the call without a shard to describe.
     """
     path = config.output_dir / "sampling.json"
     if not path.is_file():
@@ -164,7 +165,7 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
             with new_folder(config.output_dir) as working:
                 _describe_folder(working, config, generator, _choose_files_per_folder(config), config.batch_size)
         except (InputError, OSError):
-            if not (shared and path.is_file()):
+            if not path.is_file():
                 raise
         else:
             return
@@ -208,9 +209,13 @@ def _describe_folder(
             }
         ),
     )
+    path = folder / "sampling.json"
+    # What another call has found about the whole folder stays: it may be about to read it.
+    found = {key: value for key, value in load_json(path).items() if key in _FOUND_KEYS} if path.is_file() else {}
     save_json(
-        folder / "sampling.json",
+        path,
         {
+            **found,
             **asdict(generator.geometry),
             "source_split": split,
             "files_per_folder": files_per_folder,
@@ -224,10 +229,7 @@ def _describe_folder(
 def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
     """What describes the whole folder, from what lies in it."""
     out, count = config.output_dir, config.num_samples
-    for leftover in out.rglob(".*"):
-        # Half-written files of calls that were killed; every image is there, so none is in use.
-        if _HALF_WRITTEN.fullmatch(leftover.name):
-            leftover.unlink(missing_ok=True)
+    remove_leftovers(out)
     save_rows(out, layout, count)
     if config.coco:
         save_coco(out, layout, count, info)

@@ -23,7 +23,7 @@ from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
-from steelgen.hpc.allocation import check_allocation
+from steelgen.hpc.allocation import check_allocation, check_launch
 
 _MAX_WORKERS = 8
 _PATIENCE = timedelta(minutes=10)
@@ -104,6 +104,7 @@ def build_accelerator(options: OptimisationSection) -> Accelerator:
     """
     device = pick_device()
     check_precision(options, device)
+    check_launch(os.environ)
     # Convolutions have TF32 by default in torch, matrix products (attention) have not.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     torch.backends.cudnn.benchmark = not options.deterministic  # shapes stay the same from step to step
