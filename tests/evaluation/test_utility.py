@@ -308,7 +308,7 @@ def test_without_a_validation_split_a_share_is_held_back(real: Path, tmp_path: P
         ({"test_split": "train"}, "nothing is held out"),
         ({"val_split": "train"}, "val_split 'train' is also the train_split"),
         ({"num_classes": 3}, "has 2 classes, not 3"),
-        ({"seeds": [-1]}, "seeds must not be negative"),
+        ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0"),
     ],
 )
 def test_unusable_configs_are_one_line(

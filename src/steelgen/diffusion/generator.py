@@ -17,6 +17,7 @@ from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
+from steelgen.diffusion.description import load_description
 from steelgen.diffusion.loss import CropLosses, LossOptions, compute_diffusion_loss
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.noise import build_noise_schedule, build_solver
@@ -24,12 +25,9 @@ from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.respaced import build_respaced_process, draw_respaced
 from steelgen.diffusion.timesteps import LogNormalTimesteps
 from steelgen.errors import InputError, first_line
-from steelgen.files import load_json, new_folder, save_json
+from steelgen.files import new_folder, save_json
 from steelgen.generators import DESCRIPTION_FILE, ImageMoments, StartImages, find_generator
 from steelgen.models.semantic_unet import SemanticUNet
-
-_TRAINING_KEYS = ("snr_gamma", "objective", "vlb_weight", "mask_noise")
-"""Fields of a `SemanticDiffusion` in generator.json that older ones may lack."""
 
 
 @dataclass
@@ -266,16 +264,20 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
     Raises:
         InputError: if a file is missing, damaged or belongs to another architecture.
     """
-    description = load_json(folder / DESCRIPTION_FILE)
+    description = load_description(folder)
     diffusers_logging.disable_progress_bar()
     try:
         pipeline = SemanticDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
-        info = DatasetInfo.model_validate(description["dataset"])
-        geometry = CropGeometry(
-            **{**description["geometry"], "scale_range": tuple(description["geometry"]["scale_range"])}
-        )
-        mean, deviation = description["intensity"]
     except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
         raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
-    training = {key: description[key] for key in _TRAINING_KEYS if key in description}
-    return SemanticDiffusion(pipeline.unet, pipeline.scheduler, info, geometry, (mean, deviation), **training)
+    return SemanticDiffusion(
+        pipeline.unet,
+        pipeline.scheduler,
+        description.dataset,
+        description.geometry,
+        description.intensity,
+        description.snr_gamma,
+        description.objective,
+        description.vlb_weight,
+        description.mask_noise,
+    )
