@@ -21,6 +21,9 @@ def compare_command(
 
     with errors_as_lines():
         columns, rows, differences = compare(runs)
+        if out is not None:
+            with new_file(out) as working:
+                working.write_text(build_comparison(runs), encoding="utf-8")
         for line in differences:
             typer.echo(f"not alike: {line}", err=True)
         shown = [
@@ -34,6 +37,4 @@ def compare_command(
         ]
         print_table("evaluations side by side", columns, shown)
         if out is not None:
-            with new_file(out) as working:
-                working.write_text(build_comparison(runs), encoding="utf-8")
             typer.echo(f"page: {out}")

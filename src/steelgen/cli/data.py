@@ -149,11 +149,11 @@ def check_command(
 
         with progress_bar("check") as report:
             result = check_dataset(folder, report)
-        _print_report(result)
         target = out or folder / "check"
         legend = list(zip(result.info.class_names, result.info.palette, strict=True))[1:]
         save_contact_sheet(target / "contact_sheet.png", result.thumbnails, legend)
         save_page(target / "check.html", result)
+        _print_report(result)
         typer.echo(f"overlays: {target / 'contact_sheet.png'}, page: {target / 'check.html'}")
         if result.problems:
             raise typer.Exit(1)
