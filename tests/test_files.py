@@ -96,7 +96,7 @@ class _Outer(Record):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("null", "Input should be a valid dictionary"),
+        ("null", "must be a JSON object"),
         ("{}", "parts: is missing"),
         ('{"parts": [{"size": 1}, {"size": 0}]}', r"parts\.1\.size: .*greater than or equal to 1 \(got 0\)"),
         ('{"parts": [], "share": 1e999}', r"share: Input should be a finite number"),

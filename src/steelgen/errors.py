@@ -30,7 +30,9 @@ def describe_problem(problem: ErrorDetails) -> str:
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"{location}: is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    # pydantic would name the class.
+    message = "must be a JSON object" if problem["type"] == "model_type" else problem["msg"]
+    message = message.removeprefix("Value error, ")
     if not isinstance(problem["input"], dict):
         text = json.dumps(problem["input"], default=str)
         message += f" (got {text if len(text) <= _LONGEST else text[:_LONGEST] + ' …'})"

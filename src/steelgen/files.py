@@ -174,22 +174,23 @@ def load_text(path: Path) -> str:
         raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def load_json(path: Path) -> Any:
+def load_json(path: Path, finite: bool = True) -> Any:
     """Reads a JSON file; see `load_text` and `parse_json`.
 
     Raises:
         InputError: if the file is missing, too large, not UTF-8 or not JSON; the message gives file, line and column.
     """
-    return parse_json(load_text(path), str(path))
+    return parse_json(load_text(path), str(path), finite=finite)
 
 
-def parse_json(text: str, origin: str, line: int | None = None) -> Any:
-    """A JSON document as Python values, by the letter of RFC 8259: without NaN and Infinity.
+def parse_json(text: str, origin: str, line: int | None = None, finite: bool = True) -> Any:
+    """A JSON document as Python values.
 
     Args:
         text: the document.
         origin: where it stands, for messages.
         line: the line of a file that it stands in, where it is but one of many.
+        finite: refuse NaN and Infinity, which are no JSON by the letter (RFC 8259) but are written by Python.
 
     Raises:
         InputError: if it is not JSON, is nested too deeply, holds an integer of thousands of digits, or text that no
@@ -197,7 +198,7 @@ def parse_json(text: str, origin: str, line: int | None = None) -> Any:
     """
     where = origin if line is None else f"{origin}:{line}"
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant if finite else None)
     except json.JSONDecodeError as error:
         place = f"{origin}:{line or error.lineno}:{error.colno}"
         raise InputError(f"{place}: not valid JSON: {error.msg}") from None
@@ -217,13 +218,13 @@ def is_writable(text: str) -> bool:
     return "\0" not in text and text == text.encode("utf-8", "replace").decode()
 
 
-def load_record(path: Path, kind: type[RecordT]) -> RecordT:
+def load_record(path: Path, kind: type[RecordT], finite: bool = True) -> RecordT:
     """Reads a JSON file that steelgen wrote itself.
 
     Raises:
         InputError: see `load_json`; or if a field is missing or not what it should be: the first one is named.
     """
-    return parse_record(load_json(path), kind, str(path))
+    return parse_record(load_json(path, finite), kind, str(path))
 
 
 def parse_record(values: Any, kind: type[RecordT], origin: str) -> RecordT:

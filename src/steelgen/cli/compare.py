@@ -15,9 +15,9 @@ def compare_command(
     out: Annotated[Path | None, typer.Option(help="Also write the comparison as a page (.html).")] = None,
 ) -> None:
     """Put several evaluations side by side."""
-    from steelgen.evaluation.compare import build_comparison, compare
-    from steelgen.evaluation.page import show_number, show_value
+    from steelgen.evaluation.comparison import build_comparison, compare
     from steelgen.files import new_file
+    from steelgen.pages import show_number, show_value
 
     with errors_as_lines():
         columns, rows, differences = compare(runs)

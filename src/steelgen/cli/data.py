@@ -144,7 +144,7 @@ def check_command(
     """Open every file of a dataset folder and show what is in it; exit code 1 where something is wrong."""
     with errors_as_lines():
         from steelgen.data.check import check_dataset
-        from steelgen.data.page import save_page
+        from steelgen.data.check_page import save_page
         from steelgen.data.sheets import save_contact_sheet
 
         with progress_bar("check") as report:
