@@ -8,8 +8,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +31,10 @@ _LARGEST_TEXT = 512 << 20
 """Bytes; the annotations of some ten thousand micrographs take a fifth of it."""
 _ODD_ESCAPES = re.compile(r"\\u(0000|[dD][89a-fA-F])")
 """Escapes in a JSON document that may stand for what is not `is_writable`."""
+_WORKING_NAME = re.compile(r"\..+\.(?P<machine>\d+)-(?P<process>\d+)(\.\w+)?")
+"""Names under which `new_file` writes."""
+_ABANDONED_S = 3600
+"""Age, in seconds, of a half-written file that no living process of another machine leaves lying for so long."""
 
 
 class Record(BaseModel):
@@ -40,10 +47,29 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def default_cache_dir() -> Path:
-    """Where decoded micrographs, features and weights are kept: $STEELGEN_CACHE, or the user's cache folder."""
+    """Where decoded micrographs, features and weights are kept: $STEELGEN_CACHE, or the user's cache folder.
+
+    Raises:
+        InputError: if nothing says where that is.
+    """
     if chosen := os.environ.get("STEELGEN_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steelgen"
+    return Path(os.environ.get("XDG_CACHE_HOME") or find_home() / ".cache") / "steelgen"
+
+
+def find_home() -> Path:
+    """The user's home folder.
+
+    Raises:
+        InputError: if there is none, as for a user of a container that has no entry in its list of users.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise InputError(
+            "HOME: is not set, and this machine's list of users does not know the user; set HOME, or STEELGEN_CACHE to "
+            "a folder for what steelgen keeps"
+        ) from None
 
 
 def check_output_free(folder: Path) -> None:
@@ -110,8 +136,8 @@ def restore_folders(parent: Path) -> None:
 def new_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` that replaces it, flushed to disk, when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: Pillow and others choose the format by it.
-    working = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Two machines may write the same file at once. The suffix stays last: Pillow and others choose the format by it.
+    working = path.with_name(f".{path.stem}.{_machine_number()}-{os.getpid()}{path.suffix}")
     try:
         yield working
         _flush(working)
@@ -119,6 +145,34 @@ def new_file(path: Path) -> Iterator[Path]:
     except BaseException:
         working.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes below `folder` what `new_file` was writing in processes that are gone.
+
+    Of a process of another machine only the age of what it wrote tells whether it is.
+    """
+    for path in folder.rglob(".*"):
+        found = _WORKING_NAME.fullmatch(path.name)
+        if not found:
+            continue
+        if found["machine"] == str(_machine_number()):
+            gone = not is_alive(int(found["process"]))
+        else:
+            gone = time.time() - path.lstat().st_mtime > _ABANDONED_S
+        if gone:
+            path.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether this machine runs a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def save_json(path: Path, value: Any) -> None:
@@ -253,6 +307,10 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _machine_number() -> int:
+    return zlib.crc32(socket.gethostname().encode())
 
 
 def _umask() -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from steelgen.errors import InputError, describe_problem
 from steelgen.files import is_writable, load_json, parse_json
@@ -24,6 +24,18 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+    removed: ClassVar[Mapping[str, str]] = {}
+    """Fields that older configs hold, and why they are gone; where they were off, the config goes on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for name in cls.removed.keys() & values.keys():
+            if values[name] not in (None, False, []):
+                raise ValueError(f"{name} was removed: {cls.removed[name]}")
+        return {name: value for name, value in values.items() if name not in cls.removed}
 
 
 MAX_SEED = 2**62

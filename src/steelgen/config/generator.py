@@ -72,6 +72,8 @@ class UNetSection(Section):
 class NoiseSection(Section):
     """The noise schedule and what the network predicts."""
 
+    removed = {"mask_noise": "with sound masks it doubled the distance to real images (KID·10³ 70.9 against 35.7)"}
+
     num_train_timesteps: int = Field(1000, ge=2, le=MAX_TIMESTEPS)
     """Steps of the forward process."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "flow"] = "squaredcos_cap_v2"
@@ -89,9 +91,6 @@ class NoiseSection(Section):
     most of its steps on noise that drowns them."""
     snr_gamma: float | None = Field(None, gt=0, le=1000000)
     """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556) with this gamma; null weighs all steps alike."""
-    mask_noise: bool = False
-    """For masks with errors: each pixel of the mask loses its class with probability t/T, in training and in sampling,
-    where mask features are then computed at every step (SCDM, Ko et al. 2024, arXiv 2402.16506)."""
     objective: Literal["simple", "variational"] = "simple"
     """The squared error of the prediction, or the variational bound L_vlb (ISDM's use_kl)."""
     vlb_weight: float = Field(0.001, ge=0, le=1000000)

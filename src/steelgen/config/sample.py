@@ -154,25 +154,13 @@ class StartImagesSection(Section):
     """Draw one of the 8 flips and rotations for each of its micrographs."""
 
 
-class NoisePriorSection(Section):
-    """Start from noise about the training images' mean, not about 0 (SCP-Diff, Gao et al. 2024, arXiv 2403.09638).
-
-    For noise schedules that leave signal at their last step, as ISDM's linear one does: the network has seen a trace of
-    the image there, and takes noise without one for an image of other brightness.
-    """
-
-    dataset: Path
-    """The real dataset folder that the generator was trained on."""
-    split: Literal["train", "val", "test"] = "train"
-    """The split it was trained on."""
-    kind: Literal["spatial", "class", "joint"] = "joint"
-    """Mean and standard deviation by place in the image, by the class of each pixel, or by both."""
-    num_crops: int = Field(1024, ge=2, le=MAX_IMAGES)
-    """Crops that are measured."""
-
-
 class SampleConfig(Section):
     """`steelgen sample`: draw labelled synthetic micrographs."""
+
+    removed = {
+        "noise_prior": "schedules without signal at their last step, the default, have no use for it; train with "
+        "generator.noise.zero_terminal_snr"
+    }
 
     generator: Path
     """A run folder, a checkpoint, an export, or a model that comes with steelgen: bundled:uhcs."""
@@ -203,8 +191,6 @@ class SampleConfig(Section):
     """How they are drawn."""
     start_images: StartImagesSection | None = None
     """What drawing starts from beside noise; null: nothing."""
-    noise_prior: NoisePriorSection | None = None
-    """Moments of the noise that drawing starts from; null: mean 0 and variance 1."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the network; auto takes bf16 where the machine has it, and is recorded as what it took."""
     channels_last: bool = True
@@ -229,20 +215,9 @@ class SampleConfig(Section):
     @model_validator(mode="after")
     def _check_start(self) -> SampleConfig:
         start = self.start_images
-        if start and self.noise_prior:
-            raise ValueError("start_images and noise_prior exclude each other: both say what drawing starts from")
         if start and start.dataset is None and self.mask_source.kind not in ("split", "balanced"):
             raise ValueError(
                 f"start_images.dataset: is missing, and masks of the source {self.mask_source.kind!r} belong to no "
                 "micrograph"
-            )
-        if self.noise_prior and self.noise_prior.kind != "spatial" and isinstance(self.mask_source, NoMasks):
-            raise ValueError(
-                f"noise_prior.kind {self.noise_prior.kind!r}: needs masks, not mask_source 'none'; take 'spatial'"
-            )
-        if self.noise_prior and self.noise_prior.kind != "class" and getattr(self.mask_source, "whole", False):
-            raise ValueError(
-                f"noise_prior.kind {self.noise_prior.kind!r}: knows places in the network's own images, not in whole "
-                "micrographs; take 'class'"
             )
         return self

@@ -52,8 +52,8 @@ class DataSection(Section):
     """Add or take away up to this share of the grey range, at random."""
     contrast: float = Field(0.0, ge=0, le=1)
     """Multiply contrast by a random factor between exp(-contrast) and exp(contrast)."""
-    num_workers: int = Field(0, ge=0, le=1024)
-    """Processes that cut crops; micrographs are held in memory, so 0 is enough for small networks."""
+    num_workers: int | None = Field(None, ge=0, le=1024)
+    """Processes that cut crops and draw their noise; null: none on a CPU, up to 8 beside a GPU."""
 
 
 class OptimisationSection(Section):
@@ -116,6 +116,9 @@ class OptimisationSection(Section):
     it where the machine has it."""
     tf32: bool = True
     """Let GPUs from Ampere on multiply fp32 numbers with 10 bits of mantissa: much faster, at no known loss."""
+    deterministic: bool = False
+    """Let GPUs use deterministic kernels alone, so that runs repeat and resume bit by bit, at some loss of speed; CPUs
+    always do."""
     gradient_checkpointing: bool = False
     """Keep activations at the ends of blocks alone and compute the others again in the backward pass: much less memory
     for one more forward pass a step."""

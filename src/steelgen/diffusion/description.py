@@ -26,13 +26,7 @@ class Description(Record):
     objective: Literal["simple", "variational"] = "simple"
     vlb_weight: float = Field(0.001, ge=0)
     mask_noise: bool = False
-
-
-class _Pipeline(Record):
-    """model_index.json: library and class of each part."""
-
-    unet: tuple[str, str]
-    scheduler: tuple[str, str]
+    """Of a way to train that is gone."""
 
 
 class _Schedule(Record):
@@ -74,7 +68,6 @@ def load_description(folder: Path) -> Description:
         InputError: if one is missing or damaged, or they are not of one generator; file and field are named.
     """
     description = load_record(folder / DESCRIPTION_FILE, Description)
-    load_record(folder / "model_index.json", _Pipeline)
     load_record(folder / "scheduler" / "scheduler_config.json", _Schedule)
     path = folder / "unet" / "config.json"
     network = load_record(path, _Network)

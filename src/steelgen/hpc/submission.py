@@ -15,7 +15,7 @@ from pydantic import Field, RootModel
 from steelgen.config.base import Section, config_to_json, load_config, parse_config
 from steelgen.config.slurm import SlurmProfile
 from steelgen.errors import InputError
-from steelgen.files import Record, load_record, new_file, save_json
+from steelgen.files import Record, find_home, load_record, new_file, save_json
 from steelgen.hpc.scripts import Job, render_script, slurm_folder
 
 PROFILE_VARIABLE = "STEELGEN_SLURM_PROFILE"
@@ -33,7 +33,7 @@ def load_profile(name: str | None, **given: Any) -> SlurmProfile:
         InputError: if there is no such profile or a value is out of limits.
     """
     wanted = name or os.environ.get(PROFILE_VARIABLE)
-    folder = Path.home() / ".config" / "steelgen" / "slurm"
+    folder = find_home() / ".config" / "steelgen" / "slurm"
     path = Path(wanted) if wanted else folder / "default.json"
     if wanted and not path.is_file() and os.sep not in wanted:
         path = folder / f"{wanted}.json"

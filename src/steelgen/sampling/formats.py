@@ -23,7 +23,6 @@ from steelgen.errors import InputError, first_line
 from steelgen.files import Record, hash_files, load_record, new_file, parse_json, parse_record
 from steelgen.generators import find_generator
 from steelgen.sampling.masks import DrawnMask
-from steelgen.sampling.noise_prior import PRIOR_FILE
 from steelgen.sampling.places import describe_place
 
 PNG_KEY = "steelgen"
@@ -151,14 +150,18 @@ def describe_origin(config: SampleConfig) -> Origin:
 
 
 def hash_generator(path: Path) -> str:
-    """SHA-256 of a generator's weights, in hex: of the one safetensors file, or of all of them in the order of names.
+    """SHA-256 of a generator's weights, in hex: of the one file of weights, or of all of them in the order of names.
 
     Args:
-        path: a run folder, a checkpoint or an export.
+        path: what `load_generator` takes.
 
     Raises:
         InputError: if there is no generator, or it has no weights.
     """
+    if path.suffix == ".pt":
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint file")
+        return hash_files(path)
     folder = find_generator(path)
     files = sorted(folder.rglob("*.safetensors"))
     if not files:
@@ -201,8 +204,6 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: Draw
         assert drawn.image is not None
         assert drawn.place is not None
         row["start_image"] = describe_place(drawn.place, drawn.image)
-    if "noise_prior_sha256" in origin.draw:
-        row["noise_prior"] = PRIOR_FILE
     return row
 
 
@@ -266,6 +267,6 @@ def save_rows(out: Path, layout: Layout, count: int) -> None:
     for folder in dict.fromkeys([Path(), split]):
         with new_file(out / folder / "metadata.jsonl") as working, open(working, "w", encoding="utf-8") as file:
             for row in iterate_rows(out, layout, count):
-                present = [key for key in ("file_name", "mask", "noise_prior") if key in row]
+                present = [key for key in ("file_name", "mask") if key in row]
                 paths = {key: Path(os.path.relpath(row[key], folder)).as_posix() for key in present}
                 file.write(json.dumps({**row, **paths}) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ from steelgen.data.folder import DatasetInfo, save_dataset_info
 from steelgen.data.images import load_image, load_index_image
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
-from steelgen.files import load_json, new_folder, save_json
+from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator
 from steelgen.hpc.shards import Shard
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
@@ -36,12 +35,11 @@ from steelgen.sampling.formats import (
 )
 from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source, replace_images
 from steelgen.sampling.names import build_stems
-from steelgen.sampling.noise_prior import PRIOR_FILE, NoisePrior, build_noise_prior, load_noise_prior
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
-_HALF_WRITTEN = re.compile(r"\..+\.\d+\.(png|jsonl?)")
-"""Names under which `new_file` writes what a sampling run consists of."""
+_FOUND_KEYS = ("kept", "dropped")
+"""In sampling.json once the filter has judged every image."""
 _ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
 """Images up to which one folder holds them all, and images of each sub-folder beyond; see files_per_folder."""
 
@@ -83,16 +81,13 @@ def sample(
     origin = describe_origin(config)
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     info, geometry = generator.info, generator.geometry
-    prior = build_noise_prior(config.noise_prior, generator, config.solver) if config.noise_prior else None
-    if prior:
-        origin = replace(origin, draw={**origin.draw, "noise_prior_sha256": prior.sha256})
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
     pair_filter = build_filter(config.filter, info, geometry) if config.filter else None
     out = config.output_dir
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # refuses before anything is written
-    _open_folder(config, generator, prior, shared=shard is not None)
+    _open_folder(config, generator, shared=shard is not None)
     layout = load_layout(out)
     if config.file_stems == "source":
         layout = replace(layout, name_stem=build_stems(mask_source, load_sampling(out).stem_batch_size))
@@ -106,7 +101,7 @@ def sample(
         masks = [candidate.drawn.mask for candidate in batch]
         seeds = [config.seed + candidate.number for candidate in batch]
         start = take_start(config, [candidate.drawn for candidate in batch])
-        images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision, start, prior)
+        images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision, start)
         for candidate, seed, image in zip(batch, seeds, images, strict=True):
             reason = pair_filter.judge(image, candidate.drawn.mask) if pair_filter else None
             if reason:
@@ -155,21 +150,21 @@ def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts:
     return _Candidate(candidate.image, number, source.draw(number), dropped)
 
 
-def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior | None, shared: bool) -> None:
+def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> None:
     """Starts an output folder or checks that the one present was begun with the same config.
 
+    Another call may open it at this very moment: the first one makes it.
+
     Args:
-        shared: other shards may open it at this very moment: the first one makes it, the others leave it as it is.
+        shared: leave it as it is, for the call without a shard to describe.
     """
     path = config.output_dir / "sampling.json"
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:
                 _describe_folder(working, config, generator, _choose_files_per_folder(config), config.batch_size)
-                if prior:
-                    (working / PRIOR_FILE).write_bytes(prior.to_bytes())
         except (InputError, OSError):
-            if not (shared and path.is_file()):
+            if not path.is_file():
                 raise
         else:
             return
@@ -187,8 +182,6 @@ def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior |
                 f"{config.output_dir}: the output folder is already in use by a run with another "
                 f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
             )
-    if prior:
-        load_noise_prior(config.output_dir / PRIOR_FILE, prior.sha256)
     if not shared:
         _describe_folder(config.output_dir, config, generator, files_per_folder, sampling.stem_batch_size)
 
@@ -215,9 +208,13 @@ def _describe_folder(
             }
         ),
     )
+    path = folder / "sampling.json"
+    # What another call has found about the whole folder stays: it may be about to read it.
+    found = {key: value for key, value in load_json(path).items() if key in _FOUND_KEYS} if path.is_file() else {}
     save_json(
-        folder / "sampling.json",
+        path,
         {
+            **found,
             **asdict(generator.geometry),
             "source_split": split,
             "files_per_folder": files_per_folder,
@@ -231,10 +228,7 @@ def _describe_folder(
 def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
     """What describes the whole folder, from what lies in it."""
     out, count = config.output_dir, config.num_samples
-    for leftover in out.rglob(".*"):
-        # Half-written files of calls that were killed; every image is there, so none is in use.
-        if _HALF_WRITTEN.fullmatch(leftover.name):
-            leftover.unlink(missing_ok=True)
+    remove_leftovers(out)
     save_rows(out, layout, count)
     if config.coco:
         save_coco(out, layout, count, info)

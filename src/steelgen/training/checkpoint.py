@@ -43,19 +43,22 @@ def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
             for name, average in _name_averages(state):
                 save_tensors(working / f"{name}.safetensors", average.state_dict())
             save_tensors(working / "optimizer.safetensors", _flatten_optimizer(state.optimizer))
-            with state.average.applied():
+            with state.averaged():
                 state.generator.save(working / "generator")
-            save_json(
-                working / "training.json",
-                {
-                    "global_step": state.step,
-                    "scaler": state.scaler.state_dict() if state.scaler is not None else None,
-                    "progress": state.progress(),
-                },
-            )
+            _save_progress(working, state)
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def note_progress(run_dir: Path, state: TrainingState) -> None:
+    """Brings the newest checkpoint, that of the state's step, up to what was learnt of the step after it was saved."""
+    _save_progress(run_dir / "checkpoints" / f"step-{state.step:06d}", state)
+
+
+def _save_progress(folder: Path, state: TrainingState) -> None:
+    scaler = state.scaler.state_dict() if state.scaler is not None else None
+    save_json(folder / "training.json", {"global_step": state.step, "scaler": scaler, "progress": state.progress()})
 
 
 def remove_unfinished(run_dir: Path) -> None:
