@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -22,10 +22,14 @@ from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.loss import CropLosses
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.errors import InputError
-from steelgen.files import aside_path, load_json
+from steelgen.files import Record, aside_path, load_record
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
+
+
+class _Kind(Record):
+    kind: Literal["semantic_diffusion"]
 
 
 @dataclass(frozen=True)
@@ -129,12 +133,10 @@ def load_generator(path: Path) -> Generator:
 
         return load_isdm_checkpoint(path, find_isdm_settings(path))
     folder = find_generator(path)
-    kind = load_json(folder / DESCRIPTION_FILE).get("kind")
-    if kind == "semantic_diffusion":
-        from steelgen.diffusion.generator import load_semantic_diffusion
+    load_record(folder / DESCRIPTION_FILE, _Kind)
+    from steelgen.diffusion.generator import load_semantic_diffusion
 
-        return load_semantic_diffusion(folder)
-    raise InputError(f"{folder / DESCRIPTION_FILE}: unknown kind of generator {kind!r}")
+    return load_semantic_diffusion(folder)
 
 
 def find_generator(path: Path) -> Path:

@@ -20,6 +20,7 @@ from steelgen.config.solver import AnySolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
+from steelgen.diffusion.description import load_description
 from steelgen.diffusion.loss import CropLosses, LossOptions, compute_diffusion_loss
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
@@ -32,8 +33,6 @@ from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import DESCRIPTION_FILE, StartImages, load_generator
 from steelgen.models.semantic_unet import SemanticUNet
 
-_TRAINING_KEYS = ("snr_gamma", "objective", "vlb_weight")
-"""Fields of a `SemanticDiffusion` in generator.json that older ones may lack."""
 _COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
 """The components of a pipeline folder: the module and the class of each."""
 _LARGEST_WEIGHT = 1e6
@@ -214,23 +213,26 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
     Raises:
         InputError: if a file is missing, damaged or belongs to another architecture.
     """
-    description = load_json(folder / DESCRIPTION_FILE)
+    description = load_description(folder)
     _check_components(folder / DiffusionPipeline.config_name)
     diffusers_logging.disable_progress_bar()
     try:
         pipeline = SemanticDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
-        info = DatasetInfo.model_validate(description["dataset"])
-        geometry = CropGeometry(
-            **{**description["geometry"], "scale_range": tuple(description["geometry"]["scale_range"])}
-        )
-        mean, deviation = description["intensity"]
     except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
         raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
-    if description.get("mask_noise"):
+    if description.mask_noise:
         raise InputError(f"{folder / DESCRIPTION_FILE}: mask_noise was removed; older versions draw with it")
     check_weights(pipeline.unet, folder / "unet")
-    training = {key: description[key] for key in _TRAINING_KEYS if key in description}
-    return SemanticDiffusion(pipeline.unet, pipeline.schedule, info, geometry, (mean, deviation), **training)
+    return SemanticDiffusion(
+        pipeline.unet,
+        pipeline.schedule,
+        description.dataset,
+        description.geometry,
+        description.intensity,
+        description.snr_gamma,
+        description.objective,
+        description.vlb_weight,
+    )
 
 
 def check_weights(network: nn.Module, origin: Path) -> None:

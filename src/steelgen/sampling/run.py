@@ -32,6 +32,7 @@ from steelgen.sampling.formats import (
     describe_origin,
     iterate_rows,
     load_layout,
+    load_sampling,
     save_pair,
     save_rows,
     select_decisive,
@@ -81,9 +82,7 @@ def sample(
     _open_folder(config, generator, shared=shard is not None)
     layout = load_layout(out)
     if config.file_stems == "source":
-        layout = replace(
-            layout, name_stem=build_stems(mask_source, load_json(out / "sampling.json")["stem_batch_size"])
-        )
+        layout = replace(layout, name_stem=build_stems(mask_source, load_sampling(out).stem_batch_size))
 
     wanted = shard.indices(config.num_samples) if shard else range(config.num_samples)
     done, total = sum(layout.sample_path(out, index).is_file() for index in wanted), len(wanted)
@@ -170,8 +169,8 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
                 raise
         else:
             return
-    sampling = load_json(path)
-    begun, files_per_folder = sampling["config"], sampling.get("files_per_folder", 0)
+    sampling = load_sampling(config.output_dir)
+    begun, files_per_folder = sampling.config.model_dump(), sampling.files_per_folder
     if config.files_per_folder not in (None, files_per_folder):
         raise InputError(
             f"{config.output_dir}: was begun with files_per_folder {files_per_folder}, which cannot be changed to "
@@ -185,7 +184,7 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
                 f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
             )
     if not shared:
-        _describe_folder(config.output_dir, config, generator, files_per_folder, sampling["stem_batch_size"])
+        _describe_folder(config.output_dir, config, generator, files_per_folder, sampling.stem_batch_size)
 
 
 def _choose_files_per_folder(config: SampleConfig) -> int:
