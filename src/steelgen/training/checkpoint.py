@@ -162,6 +162,7 @@ class _Progress(Record):
     best: _Best | None = None
     copies: _Copies | None = None
     loss_history: list[list[_Loss]] | None = None
+    unseen: dict[str, _Loss] | None = None
 
 
 class _Training(Record):
