@@ -29,7 +29,7 @@ from torch import Tensor
 from steelgen.config.evaluate import SegmenterSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
-from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
 from steelgen.diffusion.solvers import RespacedSolver

@@ -32,7 +32,7 @@ from torch.utils.data import default_collate
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import autocast, resolve_precision
-from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.noise import NoiseSchedule
 from steelgen.diffusion.randomness import CropRandomness
 from steelgen.isdm.network import build_isdm_info, build_isdm_network

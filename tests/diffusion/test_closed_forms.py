@@ -7,9 +7,9 @@ import torch
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.randomness import randn_by_seed
 from steelgen.generators import StartImages
 from tests.diffusion.calls import draw

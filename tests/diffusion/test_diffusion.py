@@ -9,11 +9,11 @@ from torch import nn
 from steelgen.config.solver import SolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.guidance import Guide, GuidedNetwork, rescale_contrast
 from steelgen.diffusion.loss import compute_loss_weights, compute_target, one_hot_with_dropout
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.randomness import draw_fractions, randn_by_seed
 from steelgen.diffusion.solvers import DiffusersSolver, space_by_power
 from steelgen.diffusion.timesteps import EvenTimesteps

@@ -10,7 +10,7 @@ from steelgen.config.solver import SolverSection
 from steelgen.diffusion.flow import flow_to_original, flow_to_velocity, scale_to_flow
 from steelgen.diffusion.loss import compute_loss_weights
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.randomness import draw_fractions
 from steelgen.diffusion.solvers import DiffusersSolver
 from steelgen.diffusion.timesteps import LogNormalTimesteps

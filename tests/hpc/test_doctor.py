@@ -8,7 +8,7 @@ import pytest
 
 from steelgen.errors import InputError
 from steelgen.hpc import doctor
-from steelgen.hpc.allocation import check_allocation
+from steelgen.allocation import check_allocation
 
 
 def test_doctor_speaks_json_and_leaves_nothing(tmp_path):

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from steelgen.cli.app import app
 from steelgen.errors import InputError
 from steelgen.files import default_cache_dir
-from steelgen.hpc.allocation import check_launch, read_count
-from steelgen.hpc.shards import find_shard
+from steelgen.allocation import check_launch, read_count
+from steelgen.shards import find_shard
 from steelgen.hpc.submission import load_profile
 from tests.conftest import tiny_train_config
 

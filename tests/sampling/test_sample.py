@@ -167,7 +167,7 @@ def test_whole_micrographs_are_drawn_from_windows(trained, tmp_path):
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_what_is_drawn(trained, tmp_path, monkeypatch):
-    from steelgen.diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
     drawn = SemanticDiffusion.draw
 

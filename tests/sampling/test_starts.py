@@ -16,7 +16,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import load_json
 from steelgen.generators import build_generator
-from steelgen.hpc.shards import Shard
+from steelgen.shards import Shard
 from steelgen.sampling.replay import replay
 from steelgen.sampling.run import sample
 from tests.conftest import tiny_train_config, write_tiny_dataset

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from steelgen.cli.app import app
 from steelgen.config.base import load_config, parse_config
 from steelgen.config.train import TrainConfig
-from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.errors import InputError
 from steelgen.training import batch_size
 from steelgen.training.batch_size import BatchTrial, find_largest, take_steps, tune_batch

@@ -21,7 +21,7 @@ from steelgen import files
 from steelgen.cli.output import errors_as_lines
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
-from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.errors import InputError
 from steelgen.generators import find_generator
 from steelgen.training import checkpoint

@@ -158,7 +158,7 @@ def test_copies_begin_once():
 def test_measurement_tells_copies_and_stops(tiny_dataset, tmp_path, few_features, monkeypatch):
     """A generator that hands out pieces of training micrographs."""
     from steelgen.data.crops import CropDataset, image_to_tensor, load_micrographs
-    from steelgen.diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
     rng = np.random.default_rng(0)
     for path in tiny_dataset.glob("*/images/*.png"):  # every place of these is like no other
@@ -185,7 +185,7 @@ def test_measurement_tells_copies_and_stops(tiny_dataset, tmp_path, few_features
 
 def test_kid_falls_when_images_are_drawn_from_the_held_out_ones(tiny_dataset, tmp_path, few_features, monkeypatch):
     from steelgen.data.crops import CropDataset, image_to_tensor, load_micrographs
-    from steelgen.diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
     def draw(self, masks, seeds, solver, *rest):
         crops = CropDataset(load_micrographs(tiny_dataset, "val"), self.geometry, seed=0, augment=False)

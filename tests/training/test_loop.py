@@ -296,7 +296,7 @@ def test_signal_to_the_command_saves_and_leaves_cleanly(tiny_dataset, tmp_path, 
 
 
 def test_exploding_loss_names_step_micrographs_and_checkpoint(tiny_dataset, tmp_path, monkeypatch):
-    from steelgen.diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
     compute_loss = SemanticDiffusion.compute_loss
 

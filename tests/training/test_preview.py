@@ -8,7 +8,7 @@ from PIL import Image
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.data.folder import load_dataset_info
-from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder
