@@ -115,10 +115,10 @@ def train_anew(config: TrainConfig, observer: LinePrinter, resume: bool = False)
 
 
 class Watch(LinePrinter):
-    """Counts waits of some steps of a training, then times blocks of them."""
+    """Counts waits of some steps of a training, within `stack`, then times blocks of steps."""
 
-    def __init__(self, scale: Scale) -> None:
-        self._scale, self._stack = scale, ExitStack()
+    def __init__(self, scale: Scale, stack: ExitStack) -> None:
+        self._scale, self._stack = scale, stack
         self.waits: Counter[str] = Counter()
         self.seconds: list[float] = []
         """Of a step, one value a block."""
@@ -177,8 +177,8 @@ def watch_memory(row: Results) -> Iterator[None]:
 
 def measure_training(scale: Scale, folder: Path, save: Save) -> None:
     """Steps of every size in fp32 (with TF32) and bf16, in both memory layouts."""
-    kinds = itertools.product(scale.batches, scale.precisions, (True, False))
-    _measure_steps(scale, folder, save, [(*kind, False) for kind in kinds])
+    kinds = itertools.product((True, False), scale.precisions, scale.batches)
+    _measure_steps(scale, folder, save, [(size, precision, last, False) for last, precision, size in kinds])
 
 
 def measure_compiled(scale: Scale, folder: Path, save: Save) -> None:
@@ -189,13 +189,14 @@ def measure_compiled(scale: Scale, folder: Path, save: Save) -> None:
 
 def _measure_steps(scale: Scale, folder: Path, save: Save, kinds: list[tuple[int, str, bool, bool]]) -> None:
     rows: list[Results] = []
-    for number, (size, precision, channels_last, compiled) in enumerate(kinds):
+    for size, precision, channels_last, compiled in kinds:
         options = {"mixed_precision": precision, "channels_last": channels_last, "compile": compiled}
         row = {"image_size": size, "batch_size": scale.batches[size], **options}
-        watch, begun = Watch(scale), time.perf_counter()
+        begun = time.perf_counter()
         try:
-            with watch_memory(row):
-                train_anew(build_config(scale, folder / str(number), size, **options), watch)
+            with ExitStack() as stack, watch_memory(row), tempfile.TemporaryDirectory(dir=folder) as place:
+                watch = Watch(scale, stack)
+                train_anew(build_config(scale, Path(place) / "run", size, **options), watch)
         except Exception as error:
             if not is_out_of_memory(error.__cause__ or error):
                 raise
@@ -221,20 +222,22 @@ def measure_resume(scale: Scale, folder: Path, save: Save) -> None:
     rows: list[Results] = []
     for deterministic, precision in itertools.product((True, False), scale.precisions):
         options = {"mixed_precision": precision, "deterministic": deterministic, "max_steps": 2 * half}
-        place = folder / f"{precision}-{deterministic}"
-        configs = {name: build_config(scale, place / name, size, **options) for name in ("whole", "again", "parts")}
         row = {"image_size": size, "steps": 2 * half, "mixed_precision": precision, "deterministic": deterministic}
         rows.append(row)
-        try:
-            train_anew(configs["whole"], LinePrinter())
-            train_anew(configs["again"], LinePrinter())
-            train_anew(configs["parts"], _Stop(half))
-            train_anew(configs["parts"], LinePrinter(), resume=True)
-        except RuntimeError as error:  # an operator that torch has no deterministic kernel of
-            row["failed"] = first_line(error)
-        else:
-            for name, other in (("resumed", "parts"), ("repeated", "again")):
-                row[name] = _compare(*(_load_weights(place / each, 2 * half) for each in ("whole", other)))
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            names = ("whole", "again", "parts")
+            whole, again, parts = (build_config(scale, Path(place) / name, size, **options) for name in names)
+            try:
+                train_anew(whole, LinePrinter())
+                train_anew(again, LinePrinter())
+                train_anew(parts, _Stop(half))
+                train_anew(parts, LinePrinter(), resume=True)
+            except RuntimeError as error:  # an operator that torch has no deterministic kernel of
+                row["failed"] = first_line(error)
+            else:
+                weights = _load_weights(whole.run_dir, 2 * half)
+                row["resumed"] = _compare(weights, _load_weights(parts.run_dir, 2 * half))
+                row["repeated"] = _compare(weights, _load_weights(again.run_dir, 2 * half))
         save(rows)
 
 
@@ -346,7 +349,7 @@ def measure_processes(scale: Scale, folder: Path, save: Save) -> None:
 
 PARTS: dict[str, tuple[Callable[[Scale, Path, Save], None], int]] = {
     "resume": (measure_resume, 4),
-    "training": (measure_training, 8),
+    "training": (measure_training, 9),
     "sampling": (measure_sampling, 4),
     "memory": (measure_memory, 3),
     "compiled": (measure_compiled, 7),
@@ -420,10 +423,9 @@ def main() -> int:
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        measure = PARTS[arguments.part][0]
-        with tempfile.TemporaryDirectory() as folder:
-            scale = DRY if arguments.dry else FULL
-            measure(scale, Path(folder), lambda measured: save_json(arguments.out, {"measured": measured}))
+        measure, scale = PARTS[arguments.part][0], DRY if arguments.dry else FULL
+        # In the folder that the caller removes, also where this process is killed.
+        measure(scale, arguments.out.parent, lambda measured: save_json(arguments.out, {"measured": measured}))
         return 0
     on_cpu = pick_device().type == "cpu"
     if on_cpu and not arguments.dry:

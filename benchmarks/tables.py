@@ -265,7 +265,8 @@ def tabulate_gpu(stored: Results) -> Lines:
 
 
 def _describe_gpu(gpu: Results) -> str:
-    versions = [f"{label} {gpu[key]}" for label, key in (("driver", "driver"), ("CUDA", "cuda"), ("cuDNN", "cudnn"))]
+    labels = (("driver", "driver"), ("CUDA", "cuda"), ("cuDNN", "cudnn"))
+    versions = [f"{label} {gpu[key]}" for label, key in labels if gpu[key]]
     return f"{gpu['count']} × {gpu['name']}, {_number(gpu['memory_gib'])} GiB, {', '.join(versions)}."
 
 
@@ -338,13 +339,13 @@ def _tabulate_gpu_memory(rows: Sequence[Results]) -> Lines:
     row, planned = rows[0], _number(rows[0]["planned_gib"])
     cells = [
         ["limit", _number(row["limit_gib"])],
-        [f"planned by `steelgen tune-batch` for {row['batch_size']} crops of {row['image_size']} px", planned],
+        [f"planned by `steelgen tune-batch` for a batch of {row['batch_size']} at {row['image_size']} px", planned],
     ]
     if "weights_gib" in row:
         reserved = _number(row["reserved_gib"]) if "reserved_gib" in row else "–"
-        cells += [["reserved by training with them", reserved], ["tensors of training at once", _show_memory(row)]]
+        cells += [["reserved by training with it", reserved], ["tensors of training at once", _show_memory(row)]]
         cells += [["weights, gradients, moments and average alone", _number(row["weights_gib"])]]
-    return [f"The largest batch under the limit is of {row['largest']} crops.", "", *_table(["GiB", ""], cells)]
+    return [f"Largest batch under a limit of memory: {row['largest']}.", "", *_table(["GiB", ""], cells)]
 
 
 def _tabulate_gpu_processes(rows: Sequence[Results]) -> Lines:
@@ -353,9 +354,8 @@ def _tabulate_gpu_processes(rows: Sequence[Results]) -> Lines:
         return [f"Two processes were not tried: {row['skipped']}."]
     rates = [row[key] for key in ("images_per_second_of_1", "images_per_second_of_2") if key in row]
     shown = " and ".join(_number(rate) for rate in rates)
-    return [
-        f"{row['batch_size']} crops of {row['image_size']} px a process: {shown} images/s by one and two processes."
-    ]
+    batch = f"A batch of {row['batch_size']} at {row['image_size']} px a process"
+    return [f"{batch}: {shown} images/s by one and two processes."]
 
 
 _GPU_TABLES = {
