@@ -10,6 +10,7 @@ A kind of generator is a folder of this one with the name of its kind. Its packa
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from steelgen.files import Record, aside_path, load_record
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
+
+_LARGEST_WEIGHT = 1e6
+"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
 
 Batch = dict[str, Tensor]
 """`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and what
@@ -94,6 +98,11 @@ class Generator(Protocol):
     @property
     def needs(self) -> frozenset[str]:
         """What a request must hold besides seeds: "masks", "images"."""
+        ...
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """What else a request may hold: "solver", "start", "noise"."""
         ...
 
     @property
@@ -229,7 +238,8 @@ def draw_for_masks(
     generator: Generator, masks: Tensor, seeds: Sequence[int], solver: AnySolverSection | None = None
 ) -> Tensor:
     """Images for masks (N, H, W), (N, C, H, W) in [-1, 1]; as many of its own where the generator needs no masks."""
-    drawn = generator.draw(DrawRequest(seeds, masks if "masks" in generator.needs else None, solver))
+    given = masks if "masks" in generator.needs else None
+    drawn = generator.draw(DrawRequest(seeds, given, solver if "solver" in generator.takes else None))
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
 
@@ -273,6 +283,20 @@ def load_generator(path: Path) -> Generator:
     if kind not in GENERATOR_KINDS:
         raise InputError(f"{folder / DESCRIPTION_FILE}: kind {kind!r}: must be one of {', '.join(GENERATOR_KINDS)}")
     return _find_family(kind).load(folder)
+
+
+def check_weights(network: nn.Module, origin: Path) -> None:
+    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
+
+    Args:
+        network: just loaded.
+        origin: the file or folder it came from.
+    """
+    for name, tensor in network.state_dict().items():
+        largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
+        if not largest <= _LARGEST_WEIGHT:
+            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
+            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
 
 
 def find_generator(path: Path) -> Path:

@@ -82,7 +82,7 @@ def _run(
     accelerator = build_accelerator(options, broadcast_buffers=len(trainable.networks) == 1)
     crops = build_crops(config, trainable, micrographs)
     place_networks(trainable.networks, options, accelerator.device)
-    held_out = load_held_out(config)
+    held_out = load_held_out(config, generator)
     criterion = resolve_criterion(config, held_out is not None, trainable.criteria)
     state = build_state(config, trainable, accelerator.scaler, len(crops), criterion, accelerator.is_main_process)
     checks = HeldOutChecks(config, state, held_out, micrographs, accelerator) if held_out else None

@@ -23,15 +23,13 @@ from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import DESCRIPTION_FILE, Drawn, DrawRequest, load_generator
+from steelgen.generators import DESCRIPTION_FILE, Drawn, DrawRequest, check_weights, load_generator
 from steelgen.generators.semantic_diffusion.description import load_description
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.models.semantic_unet import SemanticUNet
 
 _COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
 """The components of a pipeline folder: the module and the class of each."""
-_LARGEST_WEIGHT = 1e6
-"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
 
 
 @dataclass
@@ -51,6 +49,7 @@ class SemanticDiffusion:
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
 
     kind = "semantic_diffusion"
+    takes = frozenset({"solver", "start", "noise"})
     makes = frozenset({"images"})
 
     @property
@@ -200,20 +199,6 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         description.objective,
         description.vlb_weight,
     )
-
-
-def check_weights(network: nn.Module, origin: Path) -> None:
-    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
-
-    Args:
-        network: just loaded.
-        origin: the file or folder it came from.
-    """
-    for name, tensor in network.state_dict().items():
-        largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
-        if not largest <= _LARGEST_WEIGHT:
-            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
-            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
 
 
 def _check_components(path: Path) -> None:
