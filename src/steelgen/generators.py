@@ -6,10 +6,12 @@ A new kind of generator is a folder of its own with a class that satisfies `Gene
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.loss import CropLosses
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.errors import InputError
-from steelgen.files import aside_path, load_json
+from steelgen.files import aside_path, hash_files, load_json
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
@@ -174,3 +176,48 @@ def find_generator(path: Path) -> Path:
     raise InputError(
         f"{path}: holds no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)"
     )
+
+
+def hash_weights(path: Path) -> str:
+    """SHA-256 of a generator's weights, in hex: of the one file of weights, or of all of them in the order of names.
+
+    Args:
+        path: what `load_generator` takes.
+
+    Raises:
+        InputError: if there is no generator, or it has no weights.
+    """
+    if path.suffix == ".pt":
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint file")
+        return hash_files(path)
+    folder = find_generator(path)
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: holds no weights (*.safetensors)")
+    return hash_files(*files)
+
+
+def hash_generator(path: Path, weights: str | None = None) -> str:
+    """SHA-256, in hex, of all that a generator draws by: its weights and every setting saved beside them.
+
+    What names versions and places in these settings does not count, so that a copy, or one saved again, is the same.
+
+    Args:
+        path: what `load_generator` takes.
+        weights: what `hash_weights` gives, where that is known.
+
+    Raises:
+        InputError: if there is no generator, or it has no weights.
+    """
+    described: list[Any] = [weights or hash_weights(path)]
+    if path.suffix == ".pt":
+        from steelgen.isdm.checkpoint import find_isdm_settings
+
+        described.append(find_isdm_settings(path).model_dump(mode="json"))
+    else:
+        folder = find_generator(path)
+        for file in [folder / DESCRIPTION_FILE, *sorted(folder.glob("*/*.json"))]:
+            settings = load_json(file)
+            described.append({key: settings[key] for key in settings if key[0] != "_" and key != "steelgen_version"})
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -121,7 +121,8 @@ def test_killed_at_any_moment_training_ends_bit_identical(tiny_dataset, tmp_path
         unfinished += bool(list(folder.glob(".step-*")))
         said = log.read_text()
         if before and said:
-            assert said.startswith(f"resumed from {before}\n")
+            assert f"resumed from {before}\n" in said
+            assert said.startswith((f"resumed from {before}\n", f"{tmp_path / 'cut' / 'run.lock'}: taken over from "))
             resumed += 1
     print(
         f"{killed} kills, {unfinished} left an unfinished checkpoint, {resumed} resumed, at step "

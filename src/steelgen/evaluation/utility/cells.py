@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,13 @@ def cell_path(output_dir: Path, cell: Cell) -> Path:
     return output_dir / "cells" / f"{cell.name}.json"
 
 
-def load_cell(output_dir: Path, cell: Cell, study: str) -> dict[str, Any] | None:
+def load_cell(output_dir: Path, cell: Cell, studies: Sequence[str]) -> dict[str, Any] | None:
     """A finished cell; None where there is none.
 
     Args:
         output_dir: of the study.
         cell: which one.
-        study: hash of the study that it must belong to.
+        studies: hashes of the studies that it may belong to.
 
     Raises:
         InputError: if it was made by another config or from other data.
@@ -60,6 +61,6 @@ def load_cell(output_dir: Path, cell: Cell, study: str) -> dict[str, Any] | None
     if not path.is_file():
         return None
     values = load_json(path)
-    if values["study"] != study:
+    if values["study"] not in studies:
         raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
     return values
