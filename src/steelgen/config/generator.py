@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
 from steelgen.config.solver import check_schedule
@@ -150,6 +150,18 @@ class GanSection(Section):
     """AdamW's moment decays, in place of train.adam_betas."""
 
 
-AnyGeneratorSection = Annotated[SemanticDiffusionSection | GanSection, Discriminator("kind")]
+def _find_kind(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return str(kind) if kind is not None else GENERATOR_KINDS[0]
+
+
+AnyGeneratorSection = Annotated[
+    Annotated[SemanticDiffusionSection, Tag("semantic_diffusion")] | Annotated[GanSection, Tag("gan")],
+    Discriminator(
+        _find_kind,
+        custom_error_type="unknown_kind",
+        custom_error_message="kind must be semantic_diffusion or gan",
+    ),
+]
 """One section a kind of generator; a new kind is a section here and a folder of its name in `generators/`."""
 GENERATOR_KINDS = ("semantic_diffusion", "gan")

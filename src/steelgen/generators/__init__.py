@@ -9,7 +9,9 @@ A kind of generator is a folder of this one with the name of its kind. Its packa
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.files import Record, aside_path, load_record
+from steelgen.files import Record, aside_path, hash_files, load_json, load_record
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
@@ -322,6 +324,51 @@ def find_generator(path: Path) -> Path:
     raise InputError(
         f"{path}: holds no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)"
     )
+
+
+def hash_weights(path: Path) -> str:
+    """SHA-256 of a generator's weights, in hex: of the one file of weights, or of all of them in the order of names.
+
+    Args:
+        path: what `load_generator` takes.
+
+    Raises:
+        InputError: if there is no generator, or it has no weights.
+    """
+    if path.suffix == ".pt":
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint file")
+        return hash_files(path)
+    folder = find_generator(path)
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: holds no weights (*.safetensors)")
+    return hash_files(*files)
+
+
+def hash_generator(path: Path, weights: str | None = None) -> str:
+    """SHA-256, in hex, of all that a generator draws by: its weights and every setting saved beside them.
+
+    What names versions and places in these settings does not count, so that a copy, or one saved again, is the same.
+
+    Args:
+        path: what `load_generator` takes.
+        weights: what `hash_weights` gives, where that is known.
+
+    Raises:
+        InputError: if there is no generator, or it has no weights.
+    """
+    described: list[Any] = [weights or hash_weights(path)]
+    if path.suffix == ".pt":
+        from steelgen.isdm.checkpoint import find_isdm_settings
+
+        described.append(find_isdm_settings(path).model_dump(mode="json"))
+    else:
+        folder = find_generator(path)
+        for file in [folder / DESCRIPTION_FILE, *sorted(folder.glob("*/*.json"))]:
+            settings = load_json(file)
+            described.append({key: settings[key] for key in settings if key[0] != "_" and key != "steelgen_version"})
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _find_family(kind: str) -> ModuleType:

@@ -14,8 +14,9 @@ from steelgen.config.solver import AnySolverSection
 from steelgen.data.folder import load_mask
 from steelgen.data.images import load_image
 from steelgen.errors import InputError
+from steelgen.generators import hash_weights
 from steelgen.sampling.drawing import draw_images, prepare_generator
-from steelgen.sampling.formats import hash_generator, save_png
+from steelgen.sampling.formats import save_png
 from steelgen.sampling.masks import NoSource
 from steelgen.sampling.places import load_place
 
@@ -100,7 +101,7 @@ def load_row(metadata: Path, line: int) -> dict[str, Any]:
 
 
 def _check_weights(generator: Path, expected: str, where: str) -> None:
-    found = hash_generator(generator)
+    found = hash_weights(generator)
     if found != expected:
         raise InputError(
             f"{generator}: these are not the weights of {where} (SHA-256 {found[:16]}…, there {expected[:16]}…); "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen import __version__
+from steelgen.changes import Change, list_changes, note_changes, refresh_config, refuse_changes
 from steelgen.config.base import config_to_json
 from steelgen.config.sample import NoMasks, SampleConfig, SplitMasks
 from steelgen.data.folder import DatasetInfo, save_dataset_info
@@ -28,6 +28,7 @@ from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
     Layout,
     build_row,
+    describe_models,
     describe_origin,
     iterate_rows,
     load_layout,
@@ -52,6 +53,7 @@ def sample(
     config: SampleConfig,
     report: Callable[[int, int], None] = lambda done, total: None,
     shard: Shard | None = None,
+    allow_changed: Sequence[str] = (),
 ) -> Path:
     """Draws labelled images with matching masks, and metadata.jsonl.
 
@@ -62,6 +64,8 @@ def sample(
         report: called with (images done, images wanted) after every batch.
         shard: draw this part alone and leave metadata.jsonl and the contact sheet to a call without a shard; any
             number of shards may be drawn at once, on all machines that share the folder.
+        allow_changed: fields and sections of the config that may differ from those the folder was begun with;
+            `generator` also stands for what lies there.
 
     Returns:
         The output folder.
@@ -79,7 +83,7 @@ def sample(
     out = config.output_dir
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # refuses before anything is written
-    _open_folder(config, generator, shared=shard is not None)
+    _open_folder(config, generator, describe_models(config, origin), shard is not None, allow_changed)
     layout = load_layout(out)
     if config.file_stems == "source":
         layout = replace(layout, name_stem=build_stems(mask_source, load_sampling(out).stem_batch_size))
@@ -151,19 +155,24 @@ def _retry(candidate: Candidate, reason: str, source: MaskSource, max_attempts: 
     return Candidate(candidate.image, number, source.draw(number), dropped)
 
 
-def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> None:
+def _open_folder(
+    config: SampleConfig, generator: Generator, drawn_by: dict[str, str], shared: bool, allow_changed: Sequence[str]
+) -> None:
     """Starts an output folder or checks that the one present was begun with the same config.
 
     Another call may open it at this very moment: the first one makes it.
 
     Args:
+        drawn_by: see `describe_models`.
         shared: leave it as it is, for the call without a shard to describe.
     """
     path = config.output_dir / "sampling.json"
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:
-                _describe_folder(working, config, generator, _choose_files_per_folder(config), config.batch_size)
+                _describe_folder(
+                    working, config, generator, drawn_by, _choose_files_per_folder(config), config.batch_size
+                )
         except (InputError, OSError):
             if not path.is_file():
                 raise
@@ -176,15 +185,16 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
             f"{config.output_dir}: was begun with files_per_folder {files_per_folder}, which cannot be changed to "
             f"{config.files_per_folder}"
         )
-    decisive, present = select_decisive(config_to_json(config)), select_decisive(begun)
-    for key in sorted(decisive):
-        if present.get(key) != decisive[key]:
-            raise InputError(
-                f"{config.output_dir}: the output folder is already in use by a run with another "
-                f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
-            )
+    known = sampling.drawn_by
+    changes = [
+        *(Change(field, known[field], drawn_by[field]) for field in known.keys() & drawn_by.keys()),
+        *list_changes(select_decisive(refresh_config(begun, SampleConfig)), select_decisive(config_to_json(config))),
+    ]
+    changes = [change for change in changes if change.before != change.now]
+    refuse_changes(config.output_dir, changes, allow_changed)
+    note_changes(config.output_dir, changes)
     if not shared:
-        _describe_folder(config.output_dir, config, generator, files_per_folder, sampling.stem_batch_size)
+        _describe_folder(config.output_dir, config, generator, drawn_by, files_per_folder, sampling.stem_batch_size)
 
 
 def _choose_files_per_folder(config: SampleConfig) -> int:
@@ -194,7 +204,12 @@ def _choose_files_per_folder(config: SampleConfig) -> int:
 
 
 def _describe_folder(
-    folder: Path, config: SampleConfig, generator: Generator, files_per_folder: int, stem_batch_size: int
+    folder: Path,
+    config: SampleConfig,
+    generator: Generator,
+    drawn_by: dict[str, str],
+    files_per_folder: int,
+    stem_batch_size: int,
 ) -> None:
     """Writes dataset.json and sampling.json."""
     split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
@@ -220,6 +235,7 @@ def _describe_folder(
             "source_split": split,
             "files_per_folder": files_per_folder,
             "stem_batch_size": stem_batch_size,
+            "drawn_by": drawn_by,
             "config": config_to_json(config),
             "steelgen_version": __version__,
         },

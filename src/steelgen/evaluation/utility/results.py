@@ -22,9 +22,14 @@ class StudyStart(Record):
 
     study: str
     config: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+    """Digests of the data; not in studies of older versions."""
+    earlier: list[str] = []
+    """Hashes of the study before what was allowed to change."""
 
 
 class _Test(Record):
+    micrographs: list[str]
     confusion: list[list[list[_Count]]] = Field(min_length=1)
     """(N, C, C)."""
 
