@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from steelgen import __version__
@@ -28,7 +29,7 @@ from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.randomness import CropRandomness
 from steelgen.diffusion.reverse import ReverseProcess, build_reverse_process
 from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, TimestepDistribution
-from steelgen.errors import InputError, first_line
+from steelgen.errors import InputError, first_line, quote_value
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import DESCRIPTION_FILE, StartImages, load_generator
 from steelgen.models.semantic_unet import SemanticUNet
@@ -222,6 +223,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
     if description.mask_noise:
         raise InputError(f"{folder / DESCRIPTION_FILE}: mask_noise was removed; older versions draw with it")
+    _check_complete(pipeline.unet, folder / "unet")
     check_weights(pipeline.unet, folder / "unet")
     return SemanticDiffusion(
         pipeline.unet,
@@ -249,6 +251,14 @@ def check_weights(network: nn.Module, origin: Path) -> None:
             raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
 
 
+def _check_complete(network: SemanticUNet, folder: Path) -> None:
+    """Raises InputError naming a tensor that files or network lack; diffusers would fill it in or pass over it."""
+    stored = {name for path in folder.glob("*.safetensors") for name in safe_open(path, "pt").keys()}  # noqa: SIM118
+    if differing := sorted(stored ^ network.state_dict().keys()):
+        lacking = "the network of its config.json" if differing[0] in stored else "its files of weights"
+        raise InputError(f"{folder}: {lacking} has no {differing[0]!r}")
+
+
 def _check_components(path: Path) -> None:
     """Raises InputError if a model_index.json names other components than `SemanticDiffusion.save` writes.
 
@@ -261,4 +271,4 @@ def _check_components(path: Path) -> None:
     for name in sorted(found.keys() | _COMPONENTS.keys()):
         there, wanted = found.get(name), _COMPONENTS.get(name)
         if there != wanted:
-            raise InputError(f"{path}: {name} is {json.dumps(there)}, must be {json.dumps(wanted)}")
+            raise InputError(f"{path}: {name} is {quote_value(there)}, must be {json.dumps(wanted)}")

@@ -58,5 +58,5 @@ def load_cell(output_dir: Path, cell: Cell, study: str) -> CellResult | None:
     if found.study != study:
         raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
     if (found.code, found.architecture, found.seed) != (cell.code.text, cell.architecture, cell.seed):
-        raise InputError(f"{path}: holds another cell: {found.code}, {found.architecture}, seed {found.seed}")
+        raise InputError(f"{path}: holds another cell: {found.code!r}, {found.architecture!r}, seed {found.seed}")
     return found
