@@ -152,7 +152,7 @@ def remove_leftovers(folder: Path) -> None:
 
     Of a process of another machine only the age of what it wrote tells whether it is.
     """
-    for path in folder.rglob(".*"):
+    for path in _iterate_files(folder):
         found = _WORKING_NAME.fullmatch(path.name)
         if not found:
             continue
@@ -162,6 +162,16 @@ def remove_leftovers(folder: Path) -> None:
             gone = time.time() - path.lstat().st_mtime > _ABANDONED_S
         if gone:
             path.unlink(missing_ok=True)
+
+
+def _iterate_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, one at a time: there may be a million."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _iterate_files(Path(entry.path))
+            else:
+                yield Path(entry.path)
 
 
 def is_alive(process: int) -> bool:

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from steelgen.cli.app import app
 from steelgen.config.solver import SolverSection
-from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.errors import InputError
 from steelgen.generators import load_generator
+from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from tests.sampling.test_crashes import MASKS, build_values
 
@@ -78,14 +78,14 @@ def test_what_diffusers_adds_to_the_index_is_no_component(export):
 def test_a_pixel_that_is_not_finite_is_named_by_its_seed(trained, monkeypatch, value):
     """As the network gives it, in the second of three images; one infinite pixel is not clamped to white."""
     generator = prepare_generator(trained[1])
-    draw = SemanticDiffusion._draw_by_pipeline
+    draw = SemanticDiffusionPipeline.__call__
 
-    def spoil(*arguments):
-        images = draw(*arguments)
+    def spoil(*arguments, **options):
+        images = draw(*arguments, **options)
         images[1, 0, 5, 7] = value
         return images
 
-    monkeypatch.setattr(SemanticDiffusion, "_draw_by_pipeline", spoil)
+    monkeypatch.setattr(SemanticDiffusionPipeline, "__call__", spoil)
     with pytest.raises(InputError, match="the image of seed 8 has pixels that are not finite"):
         draw_images(generator, MASKS, [7, 8, 9], SolverSection(num_inference_steps=1))
     with pytest.raises(InputError, match="fp16 holds no numbers above 65504"):

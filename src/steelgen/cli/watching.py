@@ -78,10 +78,9 @@ class _TimingObserver(_SilentObserver):
     def _describe(self, step: int, values: dict[str, float]) -> str:
         elapsed = time.monotonic() - self._begun
         remaining = min(elapsed / (step - self._first) * (self._last - step), self._max_seconds - elapsed)
-        return (
-            f"loss {values['loss']:.4f}  {values['images_per_second']:.1f} images/s  "
-            f"{max(remaining, 0) / 60:.1f} min left"
-        )
+        phases = (name for name in values if name.split("_")[0] == "loss" and "_bin_" not in name)
+        losses = "".join(f"{name.replace('_', ' ')} {values[name]:.4f}  " for name in phases)
+        return f"{losses}{values['images_per_second']:.1f} images/s  {max(remaining, 0) / 60:.1f} min left"
 
 
 class _LineObserver(_TimingObserver):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, model_validator
 
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
 from steelgen.config.solver import check_schedule
@@ -109,12 +109,47 @@ class NoiseSection(Section):
         return self
 
 
+class DiffusionTrainingSection(Section):
+    """How diffusion models are trained, whatever their network."""
+
+    mask_dropout: float = Field(0.1, ge=0, le=1)
+    """Probability that a crop's mask is replaced by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
+    timestep_sampling: Literal["even", "loss_second_moment", "lognormal"] = "even"
+    """Draw all timesteps alike; those of large loss more often, weighing them down (Nichol & Dhariwal 2021,
+    arXiv 2102.09672, section 3.3); or noise levels σ = √((1 − ᾱ)/ᾱ) from a log-normal distribution (Karras et al. 2022,
+    arXiv 2206.00364, table 1: with v-prediction of standardised images the rest of its training is the same)."""
+    lognormal_mean: float = Field(-0.5, ge=-20, le=20)
+    """Mean of ln σ for lognormal: the paper's P_mean is -1.2 at its σ_data of 0.5, which here is 1. Mean 0 and
+    deviation 1 are the logit-normal times of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206)."""
+    lognormal_std: float = Field(1.2, gt=0, le=20)
+    """Standard deviation of ln σ (P_std)."""
+
+
 class SemanticDiffusionSection(Section):
     """Mask-conditioned diffusion with a SPADE U-Net."""
 
     kind: Literal["semantic_diffusion"] = "semantic_diffusion"
-    """Which generator; so far the only one."""
+    """Which generator."""
     unet: UNetSection = UNetSection()
     """The network."""
     noise: NoiseSection = NoiseSection()
     """The noise schedule."""
+
+
+class GanSection(Section):
+    """DCGAN (Radford et al. 2016, arXiv 1511.06434): micrographs without masks, each in one pass; the baseline of
+    adversarial generators. image_size must be a power of two."""
+
+    kind: Literal["gan"] = "gan"
+    """Which generator."""
+    latent_dim: int = Field(100, ge=1, le=4096)
+    """Length of the random vector that an image is drawn from."""
+    base_channels: int = Field(64, ge=1, le=1024)
+    """Channels of the finest feature maps; each coarser level has twice as many."""
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
+    """AdamW's moment decays, in place of train.adam_betas."""
+
+
+AnyGeneratorSection = Annotated[SemanticDiffusionSection | GanSection, Discriminator("kind")]
+"""One section a kind of generator; a new kind is a section here and a folder of its name in `generators/`."""
+GENERATOR_KINDS = ("semantic_diffusion", "gan")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from steelgen import __version__
 from steelgen.config.base import config_to_json
@@ -17,8 +20,8 @@ from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator
-from steelgen.hpc.shards import Shard
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
+from steelgen.sampling.beside import Candidate, PairWriter, iterate_masks
 from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
 from steelgen.sampling.filtering import build_filter
@@ -33,27 +36,16 @@ from steelgen.sampling.formats import (
     save_rows,
     select_decisive,
 )
-from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source, replace_images
+from steelgen.sampling.masks import MaskSource, build_mask_source, replace_images
 from steelgen.sampling.names import build_stems
 from steelgen.sampling.sheet import save_sheet
+from steelgen.shards import Shard
 
 _SHEET_IMAGES = 24
 _FOUND_KEYS = ("kept", "dropped")
 """In sampling.json once the filter has judged every image."""
 _ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
 """Images up to which one folder holds them all, and images of each sub-folder beyond; see files_per_folder."""
-
-
-@dataclass
-class _Candidate:
-    """One attempt at one image."""
-
-    image: int
-    number: int
-    """Its place in the endless sequence of masks and seeds."""
-    drawn: DrawnMask
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Why the attempts before it were dropped."""
 
 
 def sample(
@@ -95,25 +87,35 @@ def sample(
     wanted = shard.indices(config.num_samples) if shard else range(config.num_samples)
     done, total = sum(layout.sample_path(out, index).is_file() for index in wanted), len(wanted)
     report(done, total)
-    missing = (index for index in wanted if not layout.sample_path(out, index).is_file())
-    waiting: deque[_Candidate] = deque()
-    while batch := _next_batch(waiting, missing, source, config.batch_size):
-        masks = [candidate.drawn.mask for candidate in batch]
-        seeds = [config.seed + candidate.number for candidate in batch]
-        start = take_start(config, [candidate.drawn for candidate in batch])
-        images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision, start)
-        for candidate, seed, image in zip(batch, seeds, images, strict=True):
-            reason = pair_filter.judge(image, candidate.drawn.mask) if pair_filter else None
-            if reason:
-                assert config.filter is not None
-                waiting.append(_retry(candidate, reason, source, config.filter.max_attempts))
-                continue
-            row = build_row(layout, origin, candidate.image, seed, candidate.drawn)
-            if pair_filter:
-                row["dropped"] = dict(candidate.dropped)
-            save_pair(out, layout, row, candidate.drawn, image, info)
-            done += 1
-        report(done, total)
+    missing = [index for index in wanted if not layout.sample_path(out, index).is_file()]
+    first = iterate_masks(source, missing, beside=len(missing) > config.batch_size)
+
+    def finish(candidate: Candidate, image: NDArray[np.uint8]) -> str | None:
+        """Why a pair is dropped; None once it is written."""
+        if pair_filter and (reason := pair_filter.judge(image, candidate.drawn.mask)):
+            return reason
+        row = build_row(layout, origin, candidate.image, config.seed + candidate.number, candidate.drawn)
+        if pair_filter:
+            row["dropped"] = dict(candidate.dropped)
+        save_pair(out, layout, row, candidate.drawn, image, info)
+        return None
+
+    waiting: deque[Candidate] = deque()
+    with PairWriter(finish) as writer:
+        while (batch := _next_batch(waiting, first, config.batch_size)) or writer.busy:
+            if batch:
+                masks = [candidate.drawn.mask for candidate in batch]
+                seeds = [config.seed + candidate.number for candidate in batch]
+                start = take_start(config, [candidate.drawn for candidate in batch])
+                images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision, start)
+                for candidate, image in zip(batch, images, strict=True):
+                    writer.put(candidate, image)
+            for candidate, dropped in writer.take(left=len(batch)):
+                if dropped and config.filter:
+                    waiting.append(_retry(candidate, dropped, source, config.filter.max_attempts))
+                else:
+                    done += 1
+            report(done, total)
     if shard is None:
         _finish(config, layout, info)
         if isinstance(mask_source, BalancedSource):
@@ -121,24 +123,23 @@ def sample(
     return out
 
 
-def _next_batch(
-    waiting: deque[_Candidate], missing: Iterator[int], source: MaskSource, batch_size: int
-) -> list[_Candidate]:
-    """At most `batch_size` candidates whose masks have the same size; those to be drawn again come first."""
-    batch: list[_Candidate] = []
+def _next_batch(waiting: deque[Candidate], first: Iterator[Candidate], batch_size: int) -> list[Candidate]:
+    """At most `batch_size` candidates whose masks have the same size; those to be drawn again come first.
+
+    Args:
+        first: the first attempts that are left.
+    """
+    batch: list[Candidate] = []
     while len(batch) < batch_size:
-        if not waiting:
-            image = next(missing, None)
-            if image is None:
-                break
-            waiting.append(_Candidate(image, image, source.draw(image)))
-        if batch and waiting[0].drawn.mask.shape != batch[0].drawn.mask.shape:
+        if not waiting and (candidate := next(first, None)):
+            waiting.append(candidate)
+        if not waiting or (batch and waiting[0].drawn.mask.shape != batch[0].drawn.mask.shape):
             break
         batch.append(waiting.popleft())
     return batch
 
 
-def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts: int) -> _Candidate:
+def _retry(candidate: Candidate, reason: str, source: MaskSource, max_attempts: int) -> Candidate:
     dropped = candidate.dropped + Counter([reason])
     if dropped.total() >= max_attempts:
         reasons = ", ".join(f"{count} {name}" for name, count in sorted(dropped.items()))
@@ -147,7 +148,7 @@ def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts:
             "lower filter.min_iou, raise filter.max_attempts, or train the generator for longer"
         )
     number = candidate.image + dropped.total() * ATTEMPT_STRIDE
-    return _Candidate(candidate.image, number, source.draw(number), dropped)
+    return Candidate(candidate.image, number, source.draw(number), dropped)
 
 
 def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> None:
