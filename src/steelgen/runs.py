@@ -11,14 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, RootModel
 
 from steelgen import __version__
 from steelgen.changes import Change, is_among, list_changes, note_changes, refresh_config, refuse_changes
 from steelgen.config.base import config_to_json
 from steelgen.config.train import RunConfig
 from steelgen.errors import InputError
-from steelgen.files import Record, load_json, load_record, new_file, save_json
+from steelgen.files import Record, load_json, load_record, load_text, new_file, parse_json, parse_record, save_json
 from steelgen.locks import LOCK_FILE, FolderLock
 from steelgen.trackers import open_trackers
 
@@ -221,13 +221,27 @@ class MetricsLog:
             tracker.close()
 
 
-def _drop_later_lines(path: Path, last_step: int) -> None:
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+class _Values(RootModel[dict[str, float]]):
+    """A line of metrics.jsonl."""
+
+
+def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """The lines of a metrics.jsonl and what they hold, `step` among it; lines that a kill cut short are passed over.
+
+    Raises:
+        InputError: if the file is missing or no text.
+    """
+    for number, line in enumerate(load_text(path).splitlines(), start=1):
         try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue  # a line cut short by a kill
+            # The gradient norm of a step that fp16's scaler skips is infinite.
+            values = parse_record(parse_json(line, str(path), number, finite=False), _Values, str(path)).root
+        except InputError:
+            continue
+        if "step" in values:
+            yield line, values
+
+
+def _drop_later_lines(path: Path, last_step: int) -> None:
+    kept = [line + "\n" for line, values in read_metrics(path) if values["step"] <= last_step]
     with new_file(path) as working:
         working.write_text("".join(kept), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from steelgen.data.images import save_image
 from steelgen.evaluation.plots import COLORS, Curve, paint_chart
+from steelgen.runs import read_metrics
 
 _SCALE = 2
 """px of the picture a px of a chart."""
@@ -54,12 +54,10 @@ def save_curves(metrics: Path, path: Path) -> None:
 
 def _load_points(metrics: Path) -> Points:
     points: Points = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for _, row in read_metrics(metrics):
         for name, value in row.items():
-            # The gradient norm of a step that fp16's scaler skips is infinite.
             if math.isfinite(value):
-                points.setdefault(name, {})[row["step"]] = value
+                points.setdefault(name, {})[int(row["step"])] = value
     return points
 
 

@@ -59,5 +59,5 @@ def load_cell(output_dir: Path, cell: Cell, studies: Sequence[str]) -> CellResul
     if found.study not in studies:
         raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
     if (found.code, found.architecture, found.seed) != (cell.code.text, cell.architecture, cell.seed):
-        raise InputError(f"{path}: holds another cell: {found.code}, {found.architecture}, seed {found.seed}")
+        raise InputError(f"{path}: holds another cell: {found.code!r}, {found.architecture!r}, seed {found.seed}")
     return found

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from torch import nn
 
 from steelgen import __version__
@@ -21,7 +22,7 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
-from steelgen.errors import InputError, first_line
+from steelgen.errors import InputError, first_line, quote_value
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import DESCRIPTION_FILE, Drawn, DrawRequest, check_weights, load_generator
 from steelgen.generators.semantic_diffusion.description import load_description
@@ -188,6 +189,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
     if description.mask_noise:
         raise InputError(f"{folder / DESCRIPTION_FILE}: mask_noise was removed; older versions draw with it")
+    _check_complete(pipeline.unet, folder / "unet")
     check_weights(pipeline.unet, folder / "unet")
     return SemanticDiffusion(
         pipeline.unet,
@@ -199,6 +201,14 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         description.objective,
         description.vlb_weight,
     )
+
+
+def _check_complete(network: SemanticUNet, folder: Path) -> None:
+    """Raises InputError naming a tensor that files or network lack; diffusers would fill it in or pass over it."""
+    stored = {name for path in folder.glob("*.safetensors") for name in safe_open(path, "pt").keys()}  # noqa: SIM118
+    if differing := sorted(stored ^ network.state_dict().keys()):
+        lacking = "the network of its config.json" if differing[0] in stored else "its files of weights"
+        raise InputError(f"{folder}: {lacking} has no {differing[0]!r}")
 
 
 def _check_components(path: Path) -> None:
@@ -213,4 +223,4 @@ def _check_components(path: Path) -> None:
     for name in sorted(found.keys() | _COMPONENTS.keys()):
         there, wanted = found.get(name), _COMPONENTS.get(name)
         if there != wanted:
-            raise InputError(f"{path}: {name} is {json.dumps(there)}, must be {json.dumps(wanted)}")
+            raise InputError(f"{path}: {name} is {quote_value(there)}, must be {json.dumps(wanted)}")
