@@ -65,6 +65,15 @@ def encode_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.stack([changes[::2], changes[1::2] - changes[::2]], axis=1)
 
 
+def encode_counts(mask: NDArray[np.bool_]) -> list[int]:
+    """COCO's uncompressed counts of an (H, W) mask: lengths of background and foreground in turn, down the columns."""
+    runs = encode_runs(mask)
+    ends = np.concatenate([[0], runs.sum(axis=1)])
+    counts = np.stack([runs[:, 0] - ends[:-1], runs[:, 1]], axis=1).ravel().tolist()
+    rest = mask.size - int(ends[-1])
+    return [*counts, rest] if rest or not counts else counts
+
+
 def _whole_numbers(values: Sequence[object]) -> NDArray[np.int64]:
     numbers = np.empty(len(values), np.int64)
     for index, value in enumerate(values):

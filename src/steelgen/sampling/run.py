@@ -12,7 +12,8 @@ from pathlib import Path
 from steelgen import __version__
 from steelgen.config.base import config_to_json
 from steelgen.config.sample import NoMasks, SampleConfig, SplitMasks
-from steelgen.data.folder import DatasetInfo, save_dataset_info
+from steelgen.data.exporters.coco import CocoImage, save_coco
+from steelgen.data.folder import DatasetInfo, load_mask, save_dataset_info
 from steelgen.data.images import load_image, load_index_image
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
@@ -20,7 +21,6 @@ from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator
 from steelgen.hpc.shards import Shard
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
-from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
@@ -238,7 +238,11 @@ def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
             leftover.unlink(missing_ok=True)
     save_rows(out, layout, count)
     if config.coco:
-        save_coco(out, layout, count, info)
+        images = (
+            CocoImage(layout.sample_path(Path(), index).as_posix(), load_mask(layout.label_path(out, index), info))
+            for index in range(count)
+        )
+        save_coco(out / "coco.json", info, images, synthetic=True)
     if config.filter:
         dropped: Counter[str] = Counter()
         for row in iterate_rows(out, layout, count):
