@@ -19,3 +19,5 @@ SetOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
