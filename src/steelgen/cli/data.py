@@ -43,9 +43,22 @@ class DeepScaling(str, Enum):
     full = "full"
 
 
+class ClassBy(str, Enum):
+    """What tells the class of an ImageJ ROI."""
+
+    name = "name"
+    group = "group"
+
+
 @data_app.command("import")
 def import_command(
-    kind: Annotated[str, typer.Argument(help="ma-islands, coco, labelme, voc, rle-csv or folder.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="coco, voc, cvat, labelme, yolo, roi, via, geojson, label-studio, nnunet, labels, folder, rle-csv or "
+            "ma-islands; see docs/data.md."
+        ),
+    ],
     src: Annotated[Path, typer.Argument(help="The annotated micrographs: a folder, or one annotation file.")],
     out: Annotated[Path, typer.Argument(help="The dataset folder to write; must not exist yet.")],
     split: Annotated[
@@ -91,10 +104,22 @@ def import_command(
     class_names: Annotated[
         str,
         typer.Option(
-            help="labelme, voc, rle-csv, folder: the names of the classes in order, like background,pore,crack."
+            help="The names of the classes in order, like background,pore,crack; not for coco, nnunet and ma-islands."
         ),
     ] = "",
     layout: Annotated[str, typer.Option(help="folder: auto, isdm, cityscapes, ade20k or celeba.")] = "auto",
+    class_by: Annotated[ClassBy, typer.Option(help="roi: what tells the class of an ROI.")] = ClassBy.name,
+    attribute: Annotated[
+        str, typer.Option(help="via: the region attribute that holds the class, where there are several.")
+    ] = "",
+    objects: Annotated[bool, typer.Option("--objects", help="labels: values are ids of objects of one class.")] = False,
+    colors: Annotated[
+        str,
+        typer.Option(help="folder, labels, voc: what the colours of masks mean, like 255,0,0=oxide,#00ff00=pore."),
+    ] = "",
+    color_tolerance: Annotated[
+        int, typer.Option(min=0, max=255, help="folder, labels, voc: how much each channel may differ.")
+    ] = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -115,6 +140,11 @@ def import_command(
             poi_columns=_parse_pair("--poi-columns", poi_columns),
             class_names=tuple(name.strip() for name in class_names.split(",") if name.strip()),
             layout=layout,
+            class_by=class_by.value,
+            attribute=attribute,
+            objects=objects,
+            colors=_parse_colors(colors),
+            color_tolerance=color_tolerance,
         )
         images = ImageOptions(
             deep_scaling=deep_scaling.value,
@@ -305,6 +335,7 @@ def _describe_import(out: Path, info: DatasetInfo) -> dict[str, Any]:
         "class_names": info.class_names,
         "images": dict(Counter(name.split("/")[0] for name in rows)),
         "pixel_size_um": info.pixel_size_um,
+        "cropped_to_masks": sum("mask_height" in row for row in rows.values()),
         "data_bars_cropped": sum("data_bar_height" in row for row in rows.values()),
     }
 
@@ -324,6 +355,10 @@ def _print_import(out: Path, info: DatasetInfo) -> None:
     bars = sum("data_bar_height" in row for row in metadata.values())
     if bars:
         typer.echo(f"{out}: a data bar was cropped from {bars} images; --data-bar none keeps it")
+    if shorter := sum("mask_height" in row for row in metadata.values()):
+        typer.echo(
+            f"{out}: {shorter} images were cropped at the bottom to the height of their masks, which lack the bar"
+        )
     sized = sum("pixel_size_um" in row for row in metadata.values())
     if 0 < sized < len(metadata):
         typer.echo(f"{out}: the pixel size is known for {sized} of {len(metadata)} images only")
@@ -396,6 +431,15 @@ def _print_report(result: CheckReport) -> None:
     print_table(str(result.root), columns, rows)
     if result.problems:
         print_table(f"problems: {len(result.problems)}", ("file", "problem"), result.problems)
+
+
+def _parse_colors(text: str) -> tuple[tuple[tuple[int, int, int], str], ...]:
+    from steelgen.data.importers.legend import parse_colors
+
+    try:
+        return parse_colors(text)
+    except InputError as error:
+        raise InputError(f"--colors {error}") from None
 
 
 def _parse_pair(option: str, text: str) -> tuple[str, str]:

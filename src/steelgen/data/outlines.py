@@ -85,14 +85,47 @@ def join_rings(outline: NDArray, holes: Sequence[NDArray]) -> NDArray:
     """
     joined = outline
     for hole in holes:
-        if _signed_area(hole) * _signed_area(outline) > 0:
-            hole = hole[::-1]
-        # Ring and hole are rectilinear paths of few corners: all pairs is little work.
-        distance = np.abs(joined[:, None] - hole[None]).sum(axis=2)
-        at, first = np.unravel_index(int(distance.argmin()), distance.shape)
-        there = np.concatenate([hole[first:], hole[: first + 1]])
-        joined = np.concatenate([joined[: at + 1], there, joined[at:]])
+        joined = _bridge(joined, hole[::-1] if _signed_area(hole) * _signed_area(outline) > 0 else hole)
     return joined
+
+
+def join_even_odd(rings: Sequence[NDArray]) -> NDArray:
+    """One ring, (N, 2), that winds around what an odd number of rings go around: outlines, holes, parts in holes.
+
+    Rings may touch but not cross.
+    """
+    order = sorted((ring for ring in rings if _signed_area(ring)), key=lambda ring: -abs(_signed_area(ring)))
+    joined = np.empty((0, 2))
+    for number, ring in enumerate(order):
+        inside = _find_inside(ring)
+        depth = sum(_goes_around(larger, inside) for larger in order[:number])
+        turned = ring if (_signed_area(ring) > 0) == (depth % 2 == 0) else ring[::-1]
+        joined = _bridge(joined, turned) if len(joined) else turned
+    return joined
+
+
+def _bridge(ring: NDArray, other: NDArray) -> NDArray:
+    """Walks from a ring to another one, around it, and back."""
+    # Rings are paths of few corners: all pairs is little work.
+    distance = np.abs(ring[:, None] - other[None]).sum(axis=2)
+    at, first = np.unravel_index(int(distance.argmin()), distance.shape)
+    return np.concatenate([ring[: at + 1], other[first:], other[: first + 1], ring[at:]])
+
+
+def _find_inside(ring: NDArray) -> tuple[float, float]:
+    import shapely
+
+    point = shapely.make_valid(shapely.Polygon(ring)).representative_point()
+    return point.x, point.y
+
+
+def _goes_around(ring: NDArray, point: tuple[float, float]) -> bool:
+    """Whether a ray from the point to the right crosses the ring an odd number of times."""
+    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
+    crosses = (y0 <= point[1]) != (y1 <= point[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x = x0 + (point[1] - y0) / (y1 - y0) * (x1 - x0)
+    return bool((crosses & (x > point[0])).sum() % 2)
 
 
 def trace_rings(island: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
