@@ -93,8 +93,11 @@ def is_colored(path: Path) -> bool:
     """
     try:
         load_whole_numbers(path)
-    except InputError:
-        rgba = load_rgba(path)
+    except InputError as error:
+        try:
+            rgba = load_rgba(path)
+        except InputError:
+            raise error from None
         return bool((rgba[..., :1] != rgba[..., :3]).any() or (rgba[..., 3] < 255).any())
     return False
 
