@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.ndimage
+from PIL import Image
 
-from steelgen.data.outlines import iterate_regions, join_rings, trace_rings
+from steelgen.data.outlines import iterate_regions, join_even_odd, join_rings, trace_outlines
 from steelgen.data.rasterise import rasterise_polygons
 from steelgen.data.runlength import encode_counts
-from tests.data.samples import decode_counts, random_mask
+from tests.data.samples import BUNDLED, decode_counts, random_mask
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.7, 2.0, 5.0])
@@ -48,12 +49,50 @@ def test_instances_everywhere() -> None:
 def test_outline_of_a_ring_has_the_area_of_the_ring() -> None:
     ring = np.ones((5, 6), bool)
     ring[1:4, 2:4] = False
-    outline, *holes = trace_rings(ring)
-    for given in (holes, [hole[::-1] for hole in holes]):
-        x, y = join_rings(outline, given).T
+    (traced,) = trace_outlines(ring)
+    outline, hole = (np.array(corners, float) for corners in (_box(0, 0, 6, 5), _box(2, 1, 4, 4)))
+    for joined in (traced, join_rings(outline, [hole]), join_rings(outline, [hole[::-1]])):
+        x, y = joined.T
         assert abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2 == ring.sum()
-    (square,) = trace_rings(np.ones((2, 3), bool))
+    (square,) = trace_outlines(np.ones((2, 3), bool))
     assert sorted(map(tuple, square.tolist())) == [(0, 0), (0, 2), (3, 0), (3, 2)]
+
+
+def test_bridges_stay_within_their_part() -> None:
+    """What fills borders, too, as many tools do, then fills no pixel of a hole along a bridge."""
+    for seed in range(3):
+        pixels = random_mask(seed, (60, 70), smooth=1.0) > 0
+        for ring in trace_outlines(pixels):
+            for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+                assert (x0 == x1) != (y0 == y1)
+                if y0 == y1:
+                    # A step along a row has the part above or below it everywhere.
+                    columns = slice(min(x0, x1), max(x0, x1))
+                    below = pixels[y0, columns] if y0 < 60 else np.zeros(columns.stop - columns.start, bool)
+                    assert (below | (pixels[y0 - 1, columns] if y0 else False)).all()
+
+
+def test_even_odd_rings_in_any_direction() -> None:
+    rings = [np.array(_box(low, low, high, high), float) for low, high in ((0, 20), (2, 16), (4, 12), (6, 9), (17, 19))]
+    for turned in (rings, [ring[::-1] for ring in rings], [rings[0][::-1], *rings[1:]]):
+        mask = rasterise_polygons([join_even_odd(turned)], 20, 20)
+        assert mask.sum() == 20**2 - 14**2 + 8**2 - 3**2 - 2**2
+        assert mask[4, 4]
+        assert not mask[7, 7]
+    assert len(join_even_odd([])) == 0
+
+
+def test_a_real_micrograph_is_traced_in_seconds() -> None:
+    """A network with thousands of holes, whose outline is one ring."""
+    mask = np.asarray(Image.open(BUNDLED / "uhcs" / "train" / "masks" / "uhcs0007.png"))
+    drawn = np.zeros_like(mask)
+    for region in iterate_regions(mask, (1, 2, 3)):
+        drawn[rasterise_polygons(region.trace(), *mask.shape)] = region.class_index
+    np.testing.assert_array_equal(drawn, np.where(mask == 255, 0, mask))
+
+
+def _box(left: int, top: int, right: int, bottom: int) -> list[tuple[int, int]]:
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
 def test_counts_start_with_background_and_fill_the_image() -> None:

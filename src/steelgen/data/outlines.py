@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.ndimage
+import scipy.spatial
 from numpy.typing import NDArray
 
-from steelgen.data.runlength import encode_counts
+from steelgen.data.runlength import count_runs, encode_runs
 
 _STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
 """(x, y) along a pixel border: right, down, left, up."""
@@ -31,22 +32,22 @@ class Region(NamedTuple):
         """In pixels."""
         return int(self.pixels.sum())
 
-    def trace_parts(self) -> list[list[NDArray[np.int64]]]:
-        """Of each part its outline and, running the other way round, its holes; (N, 2) corners in the whole mask."""
-        labels, count = scipy.ndimage.label(self.pixels)
-        corner = np.array((self.left, self.top))
-        return [[ring + corner for ring in trace_rings(labels == part)] for part in range(1, count + 1)]
+    def trace_rings(self) -> list[NDArray[np.int64]]:
+        """Outlines and, running the other way round, holes: (N, 2) corners (x, y) each, in the whole mask."""
+        return [_drop_straight(ring) + np.array((self.left, self.top)) for ring in _follow_borders(self.pixels).rings]
 
     def trace(self) -> list[NDArray[np.int64]]:
-        """One ring a part, its holes joined to it by bridges; see `join_rings`."""
-        return [join_rings(outline, holes) for outline, *holes in self.trace_parts()]
+        """One ring a part, the holes joined to it by bridges; the area it winds around is the part's, exactly."""
+        return [ring + np.array((self.left, self.top)) for ring in trace_outlines(self.pixels)]
 
     def encode(self) -> list[int]:
         """COCO's uncompressed counts."""
-        whole = np.zeros(self.size, bool)
-        height, width = self.pixels.shape
-        whole[self.top : self.top + height, self.left : self.left + width] = self.pixels
-        return encode_counts(whole)
+        # A row more keeps the runs of neighbouring columns apart.
+        runs = encode_runs(np.pad(self.pixels, ((0, 1), (0, 0))))
+        column, row = np.divmod(runs[:, 0], self.pixels.shape[0] + 1)
+        height, width = self.size
+        runs[:, 0] = (self.left + column) * height + self.top + row
+        return count_runs(runs, height * width)
 
 
 def iterate_regions(
@@ -83,10 +84,8 @@ def join_rings(outline: NDArray, holes: Sequence[NDArray]) -> NDArray:
     Holes are turned to run the other way round than the outline: the area that the ring winds around is that of the
     outline less the holes, exactly.
     """
-    joined = outline
-    for hole in holes:
-        joined = _bridge(joined, hole[::-1] if _signed_area(hole) * _signed_area(outline) > 0 else hole)
-    return joined
+    turned = [hole[::-1] if _signed_area(hole) * _signed_area(outline) > 0 else hole for hole in holes]
+    return _bridge(outline, turned)
 
 
 def join_even_odd(rings: Sequence[NDArray]) -> NDArray:
@@ -95,21 +94,34 @@ def join_even_odd(rings: Sequence[NDArray]) -> NDArray:
     Rings may touch but not cross.
     """
     order = sorted((ring for ring in rings if _signed_area(ring)), key=lambda ring: -abs(_signed_area(ring)))
-    joined = np.empty((0, 2))
+    turned = []
     for number, ring in enumerate(order):
         inside = _find_inside(ring)
         depth = sum(_goes_around(larger, inside) for larger in order[:number])
-        turned = ring if (_signed_area(ring) > 0) == (depth % 2 == 0) else ring[::-1]
-        joined = _bridge(joined, turned) if len(joined) else turned
-    return joined
+        turned.append(ring if (_signed_area(ring) > 0) == (depth % 2 == 0) else ring[::-1])
+    return _bridge(turned[0], turned[1:]) if turned else np.empty((0, 2))
 
 
-def _bridge(ring: NDArray, other: NDArray) -> NDArray:
-    """Walks from a ring to another one, around it, and back."""
-    # Rings are paths of few corners: all pairs is little work.
-    distance = np.abs(ring[:, None] - other[None]).sum(axis=2)
-    at, first = np.unravel_index(int(distance.argmin()), distance.shape)
-    return np.concatenate([ring[: at + 1], other[first:], other[: first + 1], ring[at:]])
+def _bridge(ring: NDArray, others: Sequence[NDArray]) -> NDArray:
+    """Walks along a ring and on the way, from its nearest vertex, to each other one, around it, and back."""
+    tree = scipy.spatial.cKDTree(ring)
+    detours: dict[int, list[NDArray]] = {}
+    for other in others:
+        distance, nearest = tree.query(other)
+        first = int(distance.argmin())
+        detours.setdefault(int(nearest[first]), []).append(np.roll(other, -first, axis=0))
+    return _insert(ring, detours)
+
+
+def _insert(ring: NDArray, detours: Mapping[int, Sequence[NDArray]]) -> NDArray:
+    """The ring with detours from its vertices around other rings, each closed and left where it was entered."""
+    pieces, done = [], 0
+    for at in sorted(detours):
+        pieces.append(ring[done : at + 1])
+        for other in detours[at]:
+            pieces += [other, other[:1], ring[at : at + 1]]
+        done = at + 1
+    return np.concatenate([*pieces, ring[done:]])
 
 
 def _find_inside(ring: NDArray) -> tuple[float, float]:
@@ -128,15 +140,52 @@ def _goes_around(ring: NDArray, point: tuple[float, float]) -> bool:
     return bool((crosses & (x > point[0])).sum() % 2)
 
 
-def trace_rings(island: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Closed rings along the pixel borders of a 4-connected island, (N, 2) corners (x, y) each.
+def trace_outlines(pixels: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """The borders of the 4-connected parts of an (h, w) mask, one ring of pixel corners (x, y) a part.
 
-    The island lies on the right of the direction walked (y points down). The outline comes first, then the
-    holes, which run the other way round.
+    From its top left corner a hole is joined, straight through the part, to the border on the left of it, by a bridge
+    of no width that is walked there and back: the area the ring winds around is that of the part, exactly.
     """
-    padded = np.pad(island, 1)
-    here = padded[1:, 1:], padded[1:, :-1], padded[:-1, :-1], padded[:-1, 1:]
-    below_right, below_left, above_left, above_right = here
+    borders = _follow_borders(pixels)
+    # Of each pixel the column of the last border on its left.
+    lefts = np.maximum.accumulate(np.where(pixels, 0, np.arange(1, pixels.shape[1] + 1)), axis=1)
+    firsts = {}
+    for number, ring in enumerate(borders.rings):
+        if _signed_area(ring) < 0:
+            firsts[number] = int(np.lexsort((ring[:, 1], ring[:, 0]))[0])
+    detours: list[dict[int, list[NDArray]]] = [{} for _ in borders.rings]
+    # A hole begins on the right of what it is joined to: from right to left each is whole before it is joined.
+    for number in sorted(firsts, key=lambda number: -borders.rings[number][firsts[number], 0]):
+        ring, first = borders.rings[number], firsts[number]
+        x, y = ring[first]
+        left = lefts[y, x - 1]
+        parent = borders.ring[y, left]
+        at = int(borders.position[y, left] + 1) % len(borders.rings[parent])
+        whole = _insert(np.roll(ring, -first, axis=0), _roll_keys(detours[number], first, len(ring)))
+        detours[parent].setdefault(at, []).append(whole)
+    outlines = [number for number in range(len(borders.rings)) if number not in firsts]
+    return [_drop_straight(_insert(borders.rings[number], detours[number])) for number in outlines]
+
+
+def _roll_keys(detours: Mapping[int, Sequence[NDArray]], first: int, count: int) -> dict[int, Sequence[NDArray]]:
+    return {(at - first) % count: others for at, others in detours.items()}
+
+
+class _Borders(NamedTuple):
+    """The borders between the pixels that are in and those that are out, as closed rings of unit steps."""
+
+    rings: list[NDArray[np.int64]]
+    """(N, 2) corners (x, y) each; what is in lies on the right of the direction walked (y points down)."""
+    ring: NDArray[np.int64]
+    """(h, w + 1) the ring that walks up along the left border of the pixel in row y and column x."""
+    position: NDArray[np.int64]
+    """(h, w + 1) where in that ring the step begins."""
+
+
+def _follow_borders(pixels: NDArray[np.bool_]) -> _Borders:
+    padded = np.pad(pixels, 1)
+    below_right, below_left = padded[1:, 1:], padded[1:, :-1]
+    above_left, above_right = padded[:-1, :-1], padded[:-1, 1:]
     # From the corner (x, y), a step along a border is taken where the pixel to its right is in, that to its left out.
     leaves = np.stack(
         [
@@ -146,28 +195,35 @@ def trace_rings(island: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
             above_right & ~above_left,
         ]
     )
-    rings = []
-    while leaves.any():
-        direction, y, x = (int(value) for value in np.argwhere(leaves)[0])
-        corners = []
-        while leaves[direction, y, x]:
-            leaves[direction, y, x] = False
-            corners.append((x, y))
-            dx, dy = _STEPS[direction]
-            x, y = x + int(dx), y + int(dy)
-            # Turning right first keeps pixels that touch at a corner apart.
-            direction = next(
-                (turn for turn in ((direction + 1) % 4, direction, (direction + 3) % 4) if leaves[turn, y, x]),
-                direction,
-            )
-        rings.append(_drop_straight(np.array(corners)))
-    return sorted(rings, key=lambda ring: -abs(_signed_area(ring)))
+    direction, y, x = np.nonzero(leaves)
+    number = np.full(leaves.shape, -1)
+    number[direction, y, x] = np.arange(len(x))
+    dx, dy = _STEPS[direction].T
+    # Turning right first keeps pixels that touch at a corner apart.
+    right, ahead, left = (number[(direction + turn) % 4, y + dy, x + dx] for turn in (1, 0, 3))
+    following = np.where(right >= 0, right, np.where(ahead >= 0, ahead, left)).tolist()
+    seen = bytearray(len(following))
+    rings: list[NDArray[np.int64]] = []
+    ring_of, position_of = np.zeros((2, len(x)), np.int64)
+    for start in range(len(following)):
+        steps = []
+        step = start
+        while not seen[step]:
+            seen[step] = 1
+            steps.append(step)
+            step = following[step]
+        if steps:
+            ring_of[steps], position_of[steps] = len(rings), np.arange(len(steps))
+            rings.append(np.stack([x[steps], y[steps]], axis=1))
+    # A step up begins one row below the pixel.
+    upward = number[3, 1:]
+    return _Borders(rings, ring_of[upward], position_of[upward])
 
 
 def _drop_straight(ring: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ring without the corners at which it goes straight on."""
+    """A ring of steps along the axes without the corners at which it goes straight on."""
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    return ring[(before != after).any(axis=1)]
+    return ring[(np.sign(before) != np.sign(after)).any(axis=1)]
 
 
 def _signed_area(ring: NDArray[np.int64]) -> float:

@@ -123,10 +123,16 @@ def encode_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def encode_counts(mask: NDArray[np.bool_]) -> list[int]:
     """COCO's uncompressed counts of an (H, W) mask: lengths of background and foreground in turn, down the columns."""
-    runs = encode_runs(mask)
-    ends = np.concatenate([[0], runs.sum(axis=1)])
-    counts = np.stack([runs[:, 0] - ends[:-1], runs[:, 1]], axis=1).ravel().tolist()
-    rest = mask.size - int(ends[-1])
+    return count_runs(encode_runs(mask), mask.size)
+
+
+def count_runs(runs: NDArray[np.int64], size: int) -> list[int]:
+    """COCO's uncompressed counts of runs in their order that do not overlap, of an image of `size` pixels."""
+    touch = runs[1:, 0] == runs[:-1].sum(axis=1)
+    starts = runs[np.concatenate([[True], ~touch])[: len(runs)], 0]
+    ends = runs[np.concatenate([~touch, [True]])[: len(runs)]].sum(axis=1)
+    counts = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0).tolist()
+    rest = size - int(ends[-1]) if len(ends) else size
     return [*counts, rest] if rest or not counts else counts
 
 

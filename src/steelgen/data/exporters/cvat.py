@@ -62,10 +62,10 @@ def _write_label(xml: XMLGenerator, name: str, color: str) -> None:
 
 
 def _write_region(xml: XMLGenerator, region: Region, label: str) -> None:
-    parts = region.trace_parts()
+    rings = region.trace_rings()
     shared = {"label": label, "source": "file", "occluded": 0, "z_order": 0}
-    if len(parts) == 1 and len(parts[0]) == 1:
-        with _element(xml, "polygon", points=";".join(f"{x},{y}" for x, y in parts[0][0]), **shared):
+    if len(rings) == 1:
+        with _element(xml, "polygon", points=";".join(f"{x},{y}" for x, y in rings[0]), **shared):
             return
     # CVAT's masks run along the rows of their box, background first.
     changes = np.flatnonzero(np.diff(region.pixels.ravel().astype(np.int8), prepend=0))

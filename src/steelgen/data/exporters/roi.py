@@ -38,14 +38,14 @@ def build_roi(region: Region) -> Any:
     """An ImageJ polygon along the region's pixel borders; a composite of paths where it has holes or parts."""
     import roifile
 
-    parts = region.trace_parts()
-    if len(parts) == 1 and len(parts[0]) == 1:
-        roi = roifile.ImagejRoi.frompoints(parts[0][0])
+    rings = region.trace_rings()
+    if len(rings) == 1:
+        roi = roifile.ImagejRoi.frompoints(rings[0])
         roi.roitype = roifile.ROI_TYPE.POLYGON
         roi.options = roifile.ROI_OPTIONS(0)
         return roi
     path: list[float] = []
-    for ring in (ring for part in parts for ring in part):
+    for ring in rings:
         # 0: move to, 1: line to, 4: close.
         steps = np.concatenate([np.ones((len(ring), 1)), ring], axis=1)
         steps[0, 0] = 0
