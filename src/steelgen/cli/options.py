@@ -28,3 +28,5 @@ AllowChangedOption = Annotated[
         "begun, e.g. train.learning_rate; repeatable. changes.jsonl keeps what has.",
     ),
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,16 @@ from steelgen import __version__
 from steelgen.changes import Change, list_changes, note_changes, refresh_config, refuse_changes
 from steelgen.config.base import config_to_json
 from steelgen.config.sample import NoMasks, SampleConfig, SplitMasks
-from steelgen.data.folder import DatasetInfo, save_dataset_info
+from steelgen.data.exporters.coco import CocoImage, save_coco
+from steelgen.data.folder import DatasetInfo, load_mask, save_dataset_info
 from steelgen.data.images import load_image, load_index_image
+from steelgen.data.rejects import load_rejects
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
 from steelgen.sampling.beside import Candidate, PairWriter, iterate_masks
-from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
@@ -248,21 +250,32 @@ def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
     remove_leftovers(out)
     save_rows(out, layout, count)
     if config.coco:
-        save_coco(out, layout, count, info)
+        images = (
+            CocoImage(layout.sample_path(Path(), index).as_posix(), load_mask(layout.label_path(out, index), info))
+            for index in range(count)
+        )
+        save_coco(out / "coco.json", info, images, synthetic=True)
     if config.filter:
         dropped: Counter[str] = Counter()
         for row in iterate_rows(out, layout, count):
             dropped.update(row["dropped"])
         path = out / "sampling.json"
         save_json(path, {**load_json(path), "kept": count, "dropped": dict(dropped)})
-    _save_contact_sheet(out, layout, min(count, _SHEET_IMAGES), info)
+    save_contact_sheet(out, layout, count, info)
 
 
-def _save_contact_sheet(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
-    images = [load_image(layout.sample_path(out, index)) for index in range(count)]
-    masks = [load_index_image(layout.label_path(out, index)) for index in range(count)] if layout.labels else []
+def save_contact_sheet(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
+    """Writes contact_sheet.png of the first of `count` pairs that are not rejected; where all are, it goes."""
+    rejects = load_rejects(out / layout.samples)
+    kept = (index for index in range(count) if layout.name_stem(index) not in rejects)
+    shown = list(islice(kept, _SHEET_IMAGES))
+    if not shown:
+        (out / "contact_sheet.png").unlink(missing_ok=True)
+        return
+    images = [load_image(layout.sample_path(out, index)) for index in shown]
+    masks = [load_index_image(layout.label_path(out, index)) for index in shown] if layout.labels else []
     real = [
         load_image(path) if layout.images and (path := out / layout.images / layout.name(index)).is_file() else None
-        for index in range(count)
+        for index in shown
     ]
     save_sheet(out / "contact_sheet.png", masks, images, real, info.palette if layout.labels else [])
