@@ -3,6 +3,7 @@
     dataset.json                          name, class names, palette, ignore_index, pixel size, licence, source
     metadata.jsonl                        optional; one line an image: file_name, parent micrograph, anything else known
     train/ val/ test/  images/  masks/    paired by file stem; without masks/ the dataset has no classes
+    train/rejects.txt                     optional; stems that `list_pairs` passes over, one a line
 
 Masks are single-channel 8-bit palette PNGs: class indices on disk, colours in any viewer, 255 is "ignore".
 ISDM's own layout (train|test/{images,masks}, no dataset.json, binary masks of 0 and 255) reads too, and so does a plain
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from steelgen.data.images import load_image, load_index_image
 from steelgen.data.palette import default_palette, isdm_palette
+from steelgen.data.rejects import REJECTS_FILE, load_rejects
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_file, save_json
 
@@ -131,26 +133,35 @@ def list_images(folder: Path) -> list[Path]:
     )
 
 
-def list_pairs(root: Path, split: str) -> list[Pair]:
+def list_pairs(root: Path, split: str, with_rejects: bool = False) -> list[Pair]:
     """The image/mask pairs of one split, sorted by stem; without a folder of masks the images alone.
 
+    Args:
+        with_rejects: also those that the split's rejects.txt names.
+
     Raises:
-        InputError: if the split is missing or empty, a stem occurs twice, or an image or a mask lacks its partner.
+        InputError: if the split is missing or empty, all of it is rejected, a stem occurs twice, or an image or a mask
+            lacks its partner.
     """
     present, folder = list_splits(root), root / split
     if split not in present and not folder.is_dir():
         known = f"{', '.join(present)}; `steelgen data split` makes others" if present else "none"
         raise InputError(f"{root}: no split {split!r} (present: {known})")
-    images = _by_stem(find_images(root, split) if split in present else folder / "images")
-    if images and not (folder / "masks").is_dir():
-        return [Pair(stem, path, None) for stem, path in images.items()]
-    masks = _by_stem(folder / "masks")
-    for stem in images.keys() ^ masks.keys():
-        path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
-        raise InputError(f"{path}: has no {other} of the same name")
+    image_folder = find_images(root, split) if split in present else folder / "images"
+    images = _by_stem(image_folder)
+    masks: dict[str, Path] | None = None
+    if not images or (folder / "masks").is_dir():
+        masks = _by_stem(folder / "masks")
+        for stem in images.keys() ^ masks.keys():
+            path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
+            raise InputError(f"{path}: has no {other} of the same name")
     if not images:
         raise InputError(f"{folder}: the split is empty")
-    return [Pair(stem, images[stem], masks[stem]) for stem in images]
+    rejects = frozenset() if with_rejects else load_rejects(image_folder)
+    pairs = [Pair(stem, images[stem], masks[stem] if masks else None) for stem in images if stem not in rejects]
+    if not pairs:
+        raise InputError(f"{image_folder}: {REJECTS_FILE} names every image of the split")
+    return pairs
 
 
 def load_pair(pair: Pair, info: DatasetInfo) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

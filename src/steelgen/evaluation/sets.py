@@ -14,6 +14,7 @@ from steelgen.data.crops import CropDataset, Micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.data.placement import CropGeometry, resize_image, resize_mask
+from steelgen.data.rejects import load_rejects
 from steelgen.errors import InputError
 from steelgen.files import load_json
 
@@ -64,7 +65,8 @@ def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedF
         masks_folder: where the masks are, if not in the folder.
 
     Raises:
-        InputError: if the folder is missing, holds fewer than 4 images, or an image lacks its mask.
+        InputError: if the folder is missing, holds fewer than 4 images that are not rejected, or an image lacks its
+            mask.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of generated images")
@@ -73,7 +75,8 @@ def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedF
     image_folder = next((root / name for name in ("samples", "images") if (root / name).is_dir()), root)
     inside = next((root / name for name in ("labels", "masks") if (root / name).is_dir()), None)
     mask_folder = masks_folder or inside
-    images = list_images(image_folder)
+    rejects = load_rejects(image_folder)
+    images = [path for path in list_images(image_folder) if path.stem not in rejects]
     if len(images) < MIN_IMAGES:
         raise InputError(f"{image_folder}: {len(images)} images; at least {MIN_IMAGES} are needed")
     masks = None if mask_folder is None else _pair_masks(images, image_folder, mask_folder)

@@ -66,7 +66,8 @@ def load_place(described: dict[str, Any], in_channels: int, where: str) -> NDArr
         expected = values.pop("sha256")
         place = ImagePlace(**values)
         name = f"{place.dataset}/{place.split}/images/{place.stem}"
-        paths = [pair.image for pair in list_pairs(Path(place.dataset), place.split) if pair.stem == place.stem]
+        pairs = list_pairs(Path(place.dataset), place.split, with_rejects=True)
+        paths = [pair.image for pair in pairs if pair.stem == place.stem]
         if not paths:
             raise InputError(f"{where}: the micrograph {name} is not there any more")
         image = place.cut_image(to_channels(load_image(paths[0]), in_channels))

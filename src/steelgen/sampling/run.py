@@ -7,6 +7,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from steelgen import __version__
@@ -14,6 +15,7 @@ from steelgen.config.base import config_to_json
 from steelgen.config.sample import NoMasks, SampleConfig, SplitMasks
 from steelgen.data.folder import DatasetInfo, save_dataset_info
 from steelgen.data.images import load_image, load_index_image
+from steelgen.data.rejects import load_rejects
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, save_json
@@ -245,14 +247,21 @@ def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
             dropped.update(row["dropped"])
         path = out / "sampling.json"
         save_json(path, {**load_json(path), "kept": count, "dropped": dict(dropped)})
-    _save_contact_sheet(out, layout, min(count, _SHEET_IMAGES), info)
+    save_contact_sheet(out, layout, count, info)
 
 
-def _save_contact_sheet(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
-    images = [load_image(layout.sample_path(out, index)) for index in range(count)]
-    masks = [load_index_image(layout.label_path(out, index)) for index in range(count)] if layout.labels else []
+def save_contact_sheet(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
+    """Writes contact_sheet.png of the first of `count` pairs that are not rejected; where all are, it goes."""
+    rejects = load_rejects(out / layout.samples)
+    kept = (index for index in range(count) if layout.name_stem(index) not in rejects)
+    shown = list(islice(kept, _SHEET_IMAGES))
+    if not shown:
+        (out / "contact_sheet.png").unlink(missing_ok=True)
+        return
+    images = [load_image(layout.sample_path(out, index)) for index in shown]
+    masks = [load_index_image(layout.label_path(out, index)) for index in shown] if layout.labels else []
     real = [
         load_image(path) if layout.images and (path := out / layout.images / layout.name(index)).is_file() else None
-        for index in range(count)
+        for index in shown
     ]
     save_sheet(out / "contact_sheet.png", masks, images, real, info.palette if layout.labels else [])
