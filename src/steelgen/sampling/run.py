@@ -168,7 +168,7 @@ def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior |
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:
-                _describe_folder(working, config, generator, _choose_files_per_folder(config), config.batch_size)
+                describe_folder(working, config, generator, _choose_files_per_folder(config), config.batch_size)
                 if prior:
                     (working / PRIOR_FILE).write_bytes(prior.to_bytes())
         except (InputError, OSError):
@@ -193,7 +193,7 @@ def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior |
     if prior:
         load_noise_prior(config.output_dir / PRIOR_FILE, prior.sha256)
     if not shared:
-        _describe_folder(config.output_dir, config, generator, files_per_folder, sampling["stem_batch_size"])
+        describe_folder(config.output_dir, config, generator, files_per_folder, sampling["stem_batch_size"])
 
 
 def _choose_files_per_folder(config: SampleConfig) -> int:
@@ -202,7 +202,7 @@ def _choose_files_per_folder(config: SampleConfig) -> int:
     return _FILES_PER_FOLDER if config.num_samples > _ONE_FOLDER else 0
 
 
-def _describe_folder(
+def describe_folder(
     folder: Path, config: SampleConfig, generator: Generator, files_per_folder: int, stem_batch_size: int
 ) -> None:
     """Writes dataset.json and sampling.json."""

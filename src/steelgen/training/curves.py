@@ -42,20 +42,30 @@ def save_curves(metrics: Path, path: Path) -> None:
         metrics: one JSON object a line, with `step`.
         path: the PNG.
     """
-    points = _load_points(metrics)
+    picture = paint_curves(load_points(metrics))
+    if picture is not None:
+        save_image(path, picture)
+
+
+def paint_curves(points: Points) -> NDArray[np.uint8] | None:
+    """The charts of the figures of a run as (H, W, 3) RGB, two a row; None without any."""
     charts = [_paint(panel, points) for panel in _PANELS if any(name in points for name in panel.names)]
     if not charts:
-        return
+        return None
     if len(charts) > 1 and len(charts) % 2:
         charts.append(np.full_like(charts[0], 255))
     rows = [np.hstack(charts[start : start + 2]) for start in range(0, len(charts), 2)]
-    save_image(path, np.vstack(rows))
+    return np.vstack(rows)
 
 
-def _load_points(metrics: Path) -> Points:
+def load_points(metrics: Path) -> Points:
+    """The finite values of a metrics.jsonl; a last line that is just being written is passed over."""
     points: Points = {}
     for line in metrics.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
         for name, value in row.items():
             # The gradient norm of a step that fp16's scaler skips is infinite.
             if math.isfinite(value):
