@@ -74,7 +74,7 @@ def test_soft_edges_of_a_painted_picture_go_to_the_nearest_class(tmp_path):
 
 def test_a_larger_file_is_brought_to_scale(tmp_path):
     save_mask(tmp_path / "big.png", blocks(100, 200), INFO.palette)
-    mask, note = read_mask(tmp_path / "big.png", INFO, GEOMETRY)
+    mask, _ = read_mask(tmp_path / "big.png", INFO, GEOMETRY)
     assert mask.shape == (32, 32)
     assert (mask == blocks(100, 200)[::2, ::2][9:41, 34:66]).mean() > 0.95
     save_mask(tmp_path / "between.png", blocks(48, 48), INFO.palette)

@@ -1,5 +1,5 @@
 // The canvas of the studio: hard pixels of class indices at the network's size. Runs once, when the page has loaded it.
-// props.value is JSON as `encode_mask` writes it, props.classes a list of {name, color}, props.size the edge in px.
+// props.value is JSON as `encode_mask` writes it, or "" at first, props.classes a list of {name, color}, props.size the edge in px.
 const size = props.size, classes = props.classes, value_key = "steelgen-mask-" + props.store;
 const find = (name) => element.querySelector("." + name);
 const board = find("board"), cursor = find("cursor"), brushes = find("brushes"), said = find("said");
@@ -211,7 +211,7 @@ for (const button of element.querySelectorAll("[data-tool]")) button.addEventLis
 
 watch("value", () => {
   const found = decode(props.value);
-  if (!found) return;
+  if (!found) return hand_over();  // the page has only now set what it began with: nothing
   begin();
   mask = found;
   show();
@@ -220,7 +220,7 @@ watch("value", () => {
 
 let stored = null;
 try { stored = sessionStorage.getItem(value_key); } catch { /* as above */ }
-mask = decode(stored) ?? decode(props.value) ?? mask;
+mask = decode(stored) ?? mask;
 choose_tool("brush");
 choose_radius(radius);
 show();

@@ -63,13 +63,12 @@ class Requests:
 def build_paint_tab(studio: Studio, requests: Requests) -> None:
     """Adds the tab's content to the page that is being built."""
     info, geometry = studio.info, studio.geometry
-    blank = np.zeros((geometry.image_size,) * 2, np.uint8)
     results, kept, taken, number = gr.State([]), gr.State({}), gr.State(None), gr.State(0)
 
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             canvas = gr.HTML(
-                encode_mask(blank),
+                "",
                 html_template=_CANVAS,
                 js_on_load=(_HERE / "canvas.js").read_text(encoding="utf-8"),
                 elem_classes="studio-canvas",
