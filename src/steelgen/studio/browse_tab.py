@@ -96,7 +96,7 @@ def _select(part: Part, which: str) -> list[Pair]:
 def _describe(part: Part, info: DatasetInfo, rejects: frozenset[str]) -> str:
     kept = [pair for pair in part.pairs if pair.stem not in rejects]
     figures, count = measure_classes(kept, info)
-    note = f"figures of {count} of {len(kept)} masks; {len(part.pairs) - len(kept)} pairs are rejected"
+    note = f"figures of {count} of {len(kept)} masks; rejected: {len(part.pairs) - len(kept)}"
     return show_classes(figures, info, note) if count else f'<p class="note">{show_legend(info)}</p>'
 
 

@@ -4,7 +4,9 @@ const size = props.size, classes = props.classes, value_key = "steelgen-mask-" +
 const find = (name) => element.querySelector("." + name);
 const board = find("board"), cursor = find("cursor"), brushes = find("brushes"), said = find("said");
 const paint = board.getContext("2d"), marks = cursor.getContext("2d");
-for (const layer of [board, cursor]) { layer.width = size; layer.height = size; }
+const fine = Math.max(1, Math.floor(512 / size));  // pixels of the cursor's layer a pixel of the mask
+board.width = board.height = size;
+cursor.width = cursor.height = size * fine;
 
 let mask = new Uint8Array(size * size), label = Math.min(1, classes.length - 1), radius = Math.max(1, Math.round(size / 20));
 let tool = "brush", past = [], future = [], last = null, at = [size >> 1, size >> 1], by_keys = false, held = false;
@@ -80,13 +82,15 @@ function apply(place) {
 }
 
 function mark() {
-  marks.clearRect(0, 0, size, size);
+  marks.clearRect(0, 0, cursor.width, cursor.height);
   if (!by_keys) return;
-  const reach = tool === "fill" ? 1 : radius, [x, y] = at;
-  for (const [color, more] of [["#000", 0.5], ["#fff", 0]]) {
+  const reach = tool === "fill" ? 0.5 : radius - 0.5, [x, y] = at.map((place) => (place + 0.5) * fine);
+  for (const [color, width] of [["#000", 5], ["#fff", 2]]) {
     marks.strokeStyle = color;
-    marks.lineWidth = 0.5 + more;
-    marks.strokeRect(x - reach + 0.5, y - reach + 0.5, 2 * reach, 2 * reach);
+    marks.lineWidth = width;
+    marks.beginPath();
+    marks.arc(x, y, Math.max(4, reach * fine + 2), 0, 2 * Math.PI);
+    marks.stroke();
   }
 }
 

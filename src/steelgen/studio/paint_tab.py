@@ -88,7 +88,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
             with gr.Row():
                 press = gr.Button("Draw", variant="primary", elem_id="draw", min_width=120)
                 stop = gr.Button("Stop", elem_id="stop", min_width=80)
-            status = gr.HTML(elem_id="paint-status", elem_classes="studio-status", min_height=40)
+            status = gr.HTML(elem_id="paint-status", elem_classes="studio-status", min_height=56)
             with gr.Accordion("Masks that are there", open=True):
                 with gr.Row():
                     if studio.sources:
