@@ -80,7 +80,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mask-dropout-0.2": {f"{TRAIN}.mask_dropout": 0.2},
     "dropout-0.1": {f"{NETWORK}.dropout": 0.1},
     "augmentation-conditioning": {f"{NETWORK}.augmentation_conditioning": True},
-    "mask-noise": {f"{NOISE}.mask_noise": True},
     "nearest-masks": {f"{NETWORK}.mask_resize": "nearest"},
     "loss-aware": {f"{TRAIN}.timestep_sampling": "loss_second_moment"},
 }
@@ -133,7 +132,7 @@ def build_step(variant: str) -> Callable[[], None]:
 
     def step() -> None:
         with autocast("bf16", device):
-            losses = generator.compute_loss(generator.network, batch, 0, config.train.mask_dropout).losses
+            losses = generator.compute_loss(generator.network, batch).losses
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(generator.network.parameters(), config.train.max_grad_norm or np.inf)
         state.optimizer.step()

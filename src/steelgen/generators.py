@@ -6,26 +6,30 @@ A new kind of generator is a folder of its own with a class that satisfies `Gene
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
 from steelgen.bundled import resolve_bundled
 from steelgen.config.generator import SemanticDiffusionSection
-from steelgen.config.solver import RespacedSolverSection, SolverSection
+from steelgen.config.solver import AnySolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.loss import CropLosses
 from steelgen.diffusion.loss_history import LossHistory
 from steelgen.errors import InputError
-from steelgen.files import aside_path, load_json
+from steelgen.files import Record, aside_path, load_record
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
+
+
+class _Kind(Record):
+    kind: Literal["semantic_diffusion"]
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,6 @@ class StartImages:
     """(N, C, H, W) in [-1, 1]."""
     strength: float
     """In (0, 1]: how much noise they get; 1 leaves nothing of them."""
-
-
-@dataclass(frozen=True)
-class ImageMoments:
-    """What the training images are like on average, for the noise that drawing starts from (arXiv 2403.09638)."""
-
-    mean: Tensor
-    """(N, C, H, W) in [-1, 1]."""
-    deviation: Tensor
-    """(N, C, H, W), standard deviations in the same units."""
 
 
 class Generator(Protocol):
@@ -61,22 +55,24 @@ class Generator(Protocol):
         """Everything trainable: what the optimizer, the EMA and the checkpoints see."""
         ...
 
-    def compute_loss(
-        self,
-        network: nn.Module,
-        batch: dict[str, Tensor],
-        seed: int,
-        mask_dropout: float,
-        positions: Tensor | None = None,
-    ) -> CropLosses:
-        """The loss of each crop of a batch.
+    def randomness(self, seed: int, mask_dropout: float) -> Callable[[int], dict[str, Tensor]]:
+        """What is random of training crop number n besides its place: tensors by name, a function of (seed, n).
+
+        Called in the loader's workers, which it is sent to.
+
+        Args:
+            mask_dropout: probability of replacing a mask by the null mask.
+        """
+        ...
+
+    def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], validates: bool = False) -> CropLosses:
+        """The loss of each crop of a batch: tensors alone, for which the host waits nowhere.
 
         Args:
             network: `self.network`, possibly wrapped for distributed training; gradients flow through it.
-            batch: `image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64.
-            seed: with the crop numbers it determines everything random, except dropout inside the network.
-            mask_dropout: probability of replacing a mask by the null mask.
-            positions: (N,) in [0, 1): at which shares of the noise schedule; None draws them.
+            batch: `image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and what
+                `randomness` gives, on the network's device.
+            validates: whether the loss is to be compared with that of other steps, not trained on.
         """
         ...
 
@@ -92,10 +88,9 @@ class Generator(Protocol):
         self,
         masks: Tensor,
         seeds: Sequence[int],
-        solver: SolverSection | RespacedSolverSection,
+        solver: AnySolverSection,
         start: StartImages | None = None,
         noise: Tensor | None = None,
-        moments: ImageMoments | None = None,
     ) -> Tensor:
         """Draws images for masks; image i depends on masks[i] and seeds[i] alone.
 
@@ -105,15 +100,10 @@ class Generator(Protocol):
             solver: how they are drawn.
             start: real images to start from.
             noise: (N, C, H, W) standard normal noise in place of what the seeds give.
-            moments: of the images whose trace the noise at the first step is to hold; means nothing beside `start`.
 
         Returns:
             (N, C, H, W) in [-1, 1].
         """
-        ...
-
-    def compute_first_signal(self, solver: SolverSection | RespacedSolverSection) -> float:
-        """√ᾱ of the first step of a solver: how much of an image is in what drawing starts from, in [0, 1)."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -143,12 +133,10 @@ def load_generator(path: Path) -> Generator:
 
         return load_isdm_checkpoint(path, find_isdm_settings(path))
     folder = find_generator(path)
-    kind = load_json(folder / DESCRIPTION_FILE).get("kind")
-    if kind == "semantic_diffusion":
-        from steelgen.diffusion.generator import load_semantic_diffusion
+    load_record(folder / DESCRIPTION_FILE, _Kind)
+    from steelgen.diffusion.generator import load_semantic_diffusion
 
-        return load_semantic_diffusion(folder)
-    raise InputError(f"{folder / DESCRIPTION_FILE}: unknown kind of generator {kind!r}")
+    return load_semantic_diffusion(folder)
 
 
 def find_generator(path: Path) -> Path:

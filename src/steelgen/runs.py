@@ -10,10 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from steelgen import __version__
 from steelgen.config.base import Section, config_to_json
 from steelgen.errors import InputError
-from steelgen.files import check_output_free, new_file, save_json
+from steelgen.files import Record, check_output_free, load_record, new_file, save_json
 from steelgen.trackers import open_trackers
 
 RESULT_FILE = "result.json"
@@ -63,6 +65,42 @@ def open_run(run_dir: Path, config: Section, resume: bool) -> None:
 def save_result(run_dir: Path, result: dict[str, Any]) -> None:
     """Writes how a run ended; a batch script and the pipeline read from it whether training is to go on."""
     save_json(run_dir / RESULT_FILE, result)
+
+
+class RunResult(Record):
+    """result.json."""
+
+    global_step: int = Field(ge=0)
+    stopped_by: str
+    finished: bool
+
+
+class _Length(Record):
+    max_steps: int | None
+
+
+class RunSettings(Record):
+    """config.json of a training run, as far as it says how long that is to be."""
+
+    train: _Length
+
+
+def load_settings(run_dir: Path) -> RunSettings:
+    """Reads the resolved config of a training run, perhaps of an older steelgen.
+
+    Raises:
+        InputError: if config.json is missing or damaged.
+    """
+    return load_record(run_dir / "config.json", RunSettings)
+
+
+def load_result(run_dir: Path) -> RunResult:
+    """Reads how a run ended.
+
+    Raises:
+        InputError: if result.json is missing or damaged.
+    """
+    return load_record(run_dir / RESULT_FILE, RunResult)
 
 
 class MetricsLog:

@@ -20,9 +20,9 @@ from steelgen.errors import InputError
 from steelgen.evaluation.utility import study
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_study
-from steelgen.evaluation.utility.report import build_utility_section
 from steelgen.evaluation.utility.statistics import summarise
 from steelgen.evaluation.utility.study import utility
+from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.utility.training import run_cell
 from steelgen.hpc.shards import Shard
 from tests.evaluation.conftest import INFO, save_pairs
@@ -308,7 +308,7 @@ def test_without_a_validation_split_a_share_is_held_back(real: Path, tmp_path: P
         ({"test_split": "train"}, "nothing is held out"),
         ({"val_split": "train"}, "val_split 'train' is also the train_split"),
         ({"num_classes": 3}, "has 2 classes, not 3"),
-        ({"seeds": [-1]}, "seeds must not be negative"),
+        ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0"),
     ],
 )
 def test_unusable_configs_are_one_line(
@@ -364,7 +364,7 @@ def test_command(real: Path, generated: Path, tmp_path: Path) -> None:
 
 def test_an_evaluation_shows_a_finished_study(real: Path, generated: Path, tmp_path: Path, cache: Path) -> None:
     from steelgen.config.evaluate import EvaluateConfig
-    from steelgen.evaluation.compare import compare
+    from steelgen.evaluation.comparison import compare
     from steelgen.evaluation.run import evaluate
 
     out = tmp_path / "study"

@@ -1,6 +1,7 @@
 """Shards: together they draw what one call draws, at once and in any order."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -70,7 +71,9 @@ def test_shards_at_once_draw_what_one_call_draws(tiny_dataset, tmp_path):
     assert not (shards / "metadata.jsonl").exists()
     assert not (shards / "contact_sheet.png").exists()
     (shards / "samples/000004.png").unlink()
-    (shards / "samples/.000004.77.png").write_bytes(b"half")
+    half = shards / "samples/.000004.1-77.png"  # of process 77 of another machine
+    half.write_bytes(b"half")
+    os.utime(half, (0, 0))
     states = [(part.done, part.wanted, part.state) for part in run_status(shards, 3)[:3]]
     assert states == [(3, 3, "complete"), (1, 2, "partial"), (2, 2, "complete")]
     whole = sample(parse_config({**values, "output_dir": str(tmp_path / "whole")}, SampleConfig))

@@ -32,10 +32,21 @@ def test_run_is_seen_as_it_goes(tmp_path):
     assert view.curves is not None
     assert [path.stem for path in view.previews] == ["step-000000", "step-000020"]
     assert [path.stem for path in view.copies] == ["copies-000020"]
-    (run / "result.json").write_text(json.dumps({"stopped_by": "max_steps"}))
+    (run / "result.json").write_text(json.dumps({"global_step": 40, "stopped_by": "max_steps", "finished": True}))
     assert read_run(run).ended_by == "max_steps"
 
 
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(InputError, match="not a run folder"):
         read_run(tmp_path)
+    (tmp_path / "config.json").write_text('{"train": []}')
+    with pytest.raises(InputError, match=r"config\.json: train"):
+        read_run(tmp_path)
+
+
+def test_lines_without_figures_are_passed_over(tmp_path):
+    run = begin_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text(
+        '7\n[]\n{"loss": 1}\n{"step": 5, "loss": "x", "kid": NaN}\n{"step": 6, "loss": 2}\n'
+    )
+    assert read_run(run).latest == {"loss": 2}

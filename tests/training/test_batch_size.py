@@ -41,10 +41,10 @@ def test_gpu_that_runs_out(tiny_dataset, tmp_path, monkeypatch):
     """CUDA's exception, raised in place of a GPU: real steps of more than 5 crops run out."""
     compute_loss = SemanticDiffusion.compute_loss
 
-    def run_out(self, network, batch, seed, mask_dropout):
+    def run_out(self, network, batch, **options):
         if len(batch["image"]) > 5:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return compute_loss(self, network, batch, seed, mask_dropout)
+        return compute_loss(self, network, batch, **options)
 
     monkeypatch.setattr(SemanticDiffusion, "compute_loss", run_out)
     monkeypatch.setattr(

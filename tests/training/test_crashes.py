@@ -212,10 +212,10 @@ def test_a_checkpoint_that_does_not_fit_names_folder_and_size(tiny_dataset, tmp_
 def test_out_of_memory_says_what_to_change(tiny_dataset, tmp_path, monkeypatch, error):
     compute_loss = SemanticDiffusion.compute_loss
 
-    def run_out(self, network, batch, seed, mask_dropout):
+    def run_out(self, network, batch, **options):
         if int(batch["number"][0]) >= 24:  # in step 3
             raise error
-        return compute_loss(self, network, batch, seed, mask_dropout)
+        return compute_loss(self, network, batch, **options)
 
     monkeypatch.setattr(SemanticDiffusion, "compute_loss", run_out)
     options = dict(max_steps=4, train_batch_size=6, gradient_accumulation_steps=2, checkpoint_every=1)
@@ -239,10 +239,10 @@ def test_training_that_dies_in_mid_accumulation_goes_on_bit_identically(tiny_dat
     compute_loss = SemanticDiffusion.compute_loss
     dies_at = [0]
 
-    def die(self, network, batch, seed, mask_dropout):
+    def die(self, network, batch, **options):
         if int(batch["number"][0]) // 2 == dies_at[0]:
             raise KeyboardInterrupt
-        return compute_loss(self, network, batch, seed, mask_dropout)
+        return compute_loss(self, network, batch, **options)
 
     monkeypatch.setattr(SemanticDiffusion, "compute_loss", die)
     config = crash_config(tiny_dataset, tmp_path / "cut", **options)

@@ -300,8 +300,8 @@ def test_exploding_loss_names_step_micrographs_and_checkpoint(tiny_dataset, tmp_
 
     compute_loss = SemanticDiffusion.compute_loss
 
-    def explode(self, network, batch, seed, mask_dropout):
-        found = compute_loss(self, network, batch, seed, mask_dropout)
+    def explode(self, network, batch, **options):
+        found = compute_loss(self, network, batch, **options)
         exploded = found._replace(losses=found.losses * float("nan"))
         return exploded if int(batch["number"][0]) == 8 else found  # step 5 of two crops each
 

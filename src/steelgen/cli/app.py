@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -73,4 +74,7 @@ app.add_typer(export_app, name="export", help="Write checkpoints for other progr
 
 def main() -> None:
     """Entry point of the console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8 shows "?" for what it lacks; stderr is made so by Python itself.
+        sys.stdout.reconfigure(errors="replace")
     app(prog_name="steelgen" if sys.argv[0].endswith("__main__.py") else None)

@@ -144,16 +144,16 @@ def check_command(
     """Open every file of a dataset folder and show what is in it; exit code 1 where something is wrong."""
     with errors_as_lines():
         from steelgen.data.check import check_dataset
-        from steelgen.data.page import save_page
+        from steelgen.data.check_page import save_page
         from steelgen.data.sheets import save_contact_sheet
 
         with progress_bar("check") as report:
             result = check_dataset(folder, report)
-        _print_report(result)
         target = out or folder / "check"
         legend = list(zip(result.info.class_names, result.info.palette, strict=True))[1:]
         save_contact_sheet(target / "contact_sheet.png", result.thumbnails, legend)
         save_page(target / "check.html", result)
+        _print_report(result)
         typer.echo(f"overlays: {target / 'contact_sheet.png'}, page: {target / 'check.html'}")
         if result.problems:
             raise typer.Exit(1)

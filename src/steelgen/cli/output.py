@@ -25,6 +25,8 @@ def errors_as_lines() -> Iterator[None]:
         yield
     except InputError as error:
         fail(str(error))
+    except BrokenPipeError:
+        raise  # `| head` has read enough; typer and rich end quietly then, with Python's exit code 1
     except OSError as error:
         fail(f"{error.filename or 'file system'}: {error.strerror or error}")
 

@@ -98,11 +98,11 @@ def _replay(metadata: Path, line: int, out: Path | None, generator: Path | None)
 
 
 def _print_filter(folder: Path) -> None:
-    from steelgen.files import load_json
+    from steelgen.sampling.formats import load_sampling
 
-    sampling = load_json(folder / "sampling.json")
-    rows = [(reason, count) for reason, count in sorted(sampling["dropped"].items())]
-    print_table("filter", ("outcome", "images"), [("kept", sampling["kept"]), *rows])
+    sampling = load_sampling(folder)
+    rows = [(reason, count) for reason, count in sorted(sampling.dropped.items())]
+    print_table("filter", ("outcome", "images"), [("kept", sampling.kept), *rows])
 
 
 def _print_balance(folder: Path) -> None:

@@ -68,7 +68,7 @@ def load_utility_settings(config: Path, overrides: list[str] | None) -> UtilityC
 
 def _print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
     """Prints scores, differences and the verdict of a finished study."""
-    from steelgen.evaluation.utility.report import describe_differences, describe_scores
+    from steelgen.evaluation.utility.study_page import describe_differences, describe_scores
     from steelgen.evaluation.verdict import judge_differences
 
     for kind in ("notes", "warnings"):

@@ -26,7 +26,7 @@ class PipelineConfig(Section):
     """The config of `steelgen evaluate`; null ends with the images."""
     utility: UtilityConfig | None = None
     """The config of `steelgen utility`; null asks for no study."""
-    shards: int = Field(1, ge=1)
+    shards: int = Field(1, ge=1, le=100000)
     """Tasks of the job arrays of sampling and study under --slurm; on a workstation one batch comes after another."""
 
     @model_validator(mode="after")

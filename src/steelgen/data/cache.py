@@ -20,7 +20,7 @@ from steelgen.data.folder import DatasetInfo, Pair, list_pairs, load_dataset_inf
 from steelgen.data.images import to_channels
 from steelgen.data.instances import load_instance_ids
 from steelgen.errors import InputError
-from steelgen.files import default_cache_dir, load_json, new_folder, save_json
+from steelgen.files import Record, default_cache_dir, load_record, new_folder, save_json
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: 
     folder = (cache_root or default_cache_dir()) / _compute_key(root, pairs, in_channels)
     if not (folder / "index.json").is_file():
         _build(folder, info, pairs, in_channels)
-    index = load_json(folder / "index.json")
-    shapes = [tuple(shape) for shape in index["shapes"]]
+    index = load_record(folder / "index.json", _Index)
+    shapes = index.shapes
     return Micrographs(
         info,
-        index["stems"],
+        index.stems,
         _map(folder / "images.raw", [(*shape, 3) if in_channels == 3 else shape for shape in shapes]),
         _map(folder / "masks.raw", shapes),
-        _map(folder / "instances.raw", shapes) if index["has_instances"] else None,
+        _map(folder / "instances.raw", shapes) if index.has_instances else None,
     )
 
 
@@ -105,6 +105,14 @@ def decode_split(root: Path, split: str, in_channels: int = 1) -> Micrographs:
         if has_instances
         else None,
     )
+
+
+class _Index(Record):
+    """index.json of a cache."""
+
+    stems: list[str]
+    shapes: list[tuple[int, ...]]
+    has_instances: bool
 
 
 def _compute_key(root: Path, pairs: list[Pair], in_channels: int) -> str:

@@ -15,36 +15,40 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from steelgen.data.images import load_image, load_index_image
 from steelgen.data.palette import default_palette, isdm_palette
 from steelgen.data.rejects import REJECTS_FILE, load_rejects
 from steelgen.errors import InputError
-from steelgen.files import load_json, new_file, save_json
+from steelgen.files import Record, load_record, load_text, new_file, parse_json, parse_record, save_json
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
 
+Channel = Annotated[int, Field(ge=0, le=255)]
+"""Of a colour."""
+
+
 class DatasetInfo(BaseModel):
     """The content of dataset.json."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
     class_names: list[str] = Field(max_length=255)
     """None for images without masks."""
-    palette: list[tuple[int, int, int]] = []
+    palette: list[tuple[Channel, Channel, Channel]] = []
     """One RGB colour (0-255) a class, for viewing only; colours that all can tell apart where none are given."""
     ignore_index: int = Field(255, ge=0, le=255)
     """Mask value of pixels that belong to no class and count nowhere."""
-    pixel_size_um: float | None = Field(None, gt=0)
+    pixel_size_um: float | None = Field(None, gt=0, lt=1e6)
     """Edge length of a pixel in µm, where known."""
     licence: str = ""
     source: str = ""
@@ -84,11 +88,7 @@ def load_dataset_info(root: Path) -> DatasetInfo:
         raise InputError(f"{root}: no such dataset folder")
     path = root / "dataset.json"
     if path.is_file():
-        try:
-            return DatasetInfo.model_validate(load_json(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from None
+        return load_record(path, DatasetInfo)
     if not list_splits(root):
         raise InputError(
             f"{root}: not a dataset folder (no dataset.json, no train/, val/ or test/ with images/, and no images)"
@@ -223,28 +223,23 @@ def load_metadata(root: Path) -> dict[str, dict[str, Any]]:
     """Reads metadata.jsonl as {file_name: row}; empty where there is none.
 
     Raises:
-        InputError: if a line is not a JSON object with a file_name.
+        InputError: if a line is not a JSON object with a file_name; the message gives the line.
     """
     path = root / "metadata.jsonl"
     if not path.is_file():
         return {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(load_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            name = row["file_name"]
-        except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
-            name = None
-        if not isinstance(name, str) or "\0" in name:
-            raise InputError(f"{path}:{number}: not a JSON object with a file_name")
-        rows[name] = row
+        row = parse_json(line, str(path), number)
+        rows[parse_record(row, _MetadataRow, f"{path}:{number}").file_name] = row
     return rows
+
+
+class _MetadataRow(Record):
+    file_name: str
+    pixel_size_um: float | None = Field(None, gt=0, lt=1e6, strict=True)
 
 
 def save_metadata(root: Path, rows: list[dict[str, Any]]) -> None:

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler
+import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from steelgen import __version__
 from steelgen.config.generator import SemanticDiffusionSection
-from steelgen.config.solver import RespacedSolverSection, SolverSection
+from steelgen.config.solver import AnySolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
+from steelgen.diffusion.description import load_description
 from steelgen.diffusion.loss import CropLosses, LossOptions, compute_diffusion_loss
 from steelgen.diffusion.loss_history import LossHistory
-from steelgen.diffusion.noise import build_noise_schedule, build_solver
+from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
-from steelgen.diffusion.respaced import build_respaced_process, draw_respaced
-from steelgen.diffusion.timesteps import LogNormalTimesteps
+from steelgen.diffusion.randomness import CropRandomness
+from steelgen.diffusion.reverse import ReverseProcess, build_reverse_process
+from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, TimestepDistribution
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import DESCRIPTION_FILE, ImageMoments, StartImages, find_generator
+from steelgen.generators import DESCRIPTION_FILE, StartImages, load_generator
 from steelgen.models.semantic_unet import SemanticUNet
 
-_TRAINING_KEYS = ("snr_gamma", "objective", "vlb_weight", "mask_noise")
-"""Fields of a `SemanticDiffusion` in generator.json that older ones may lack."""
+_COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
+"""The components of a pipeline folder: the module and the class of each."""
+_LARGEST_WEIGHT = 1e6
+"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
 
 
 @dataclass
@@ -37,7 +44,7 @@ class SemanticDiffusion:
     """A SPADE U-Net with its noise schedule, the classes of its masks and the geometry of its images."""
 
     network: SemanticUNet
-    schedule: DDPMScheduler
+    schedule: NoiseSchedule
     info: DatasetInfo
     geometry: CropGeometry
     intensity: tuple[float, float] = (0.0, 1.0)
@@ -46,16 +53,15 @@ class SemanticDiffusion:
     objective: str = "simple"
     vlb_weight: float = 0.001
     """What training minimises; see `NoiseSection`."""
-    mask_noise: bool = False
-    """Masks lose classes by the timestep, in training and in sampling."""
-    timestep_distribution: LossHistory | LogNormalTimesteps | None = None
-    """Where given, training draws timesteps by it, else all alike."""
+    timestep_distribution: TimestepDistribution | None = None
+    """By which training draws timesteps; None: all alike."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
+    _process: dict[torch.device, ReverseProcess] = field(default_factory=dict, repr=False)
 
     def start_loss_history(self) -> LossHistory:
         """See `Generator.start_loss_history`."""
-        self.timestep_distribution = LossHistory(self.schedule.config.num_train_timesteps)
-        return self.timestep_distribution
+        self.timestep_distribution = history = LossHistory(len(self.schedule))
+        return history
 
     def draw_timesteps_lognormally(self, mean: float, std: float) -> None:
         """See `Generator.draw_timesteps_lognormally`."""
@@ -67,122 +73,58 @@ class SemanticDiffusion:
         mean, deviation = self.intensity
         return (-1 - mean) / deviation, (1 - mean) / deviation
 
-    def compute_loss(
-        self,
-        network: nn.Module,
-        batch: dict[str, Tensor],
-        seed: int,
-        mask_dropout: float,
-        positions: Tensor | None = None,
-    ) -> CropLosses:
+    def randomness(self, seed: int, mask_dropout: float) -> CropRandomness:
+        """See `Generator.randomness`."""
+        edge = self.geometry.image_size
+        return CropRandomness(seed, (self.geometry.in_channels, edge, edge), mask_dropout)
+
+    def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], validates: bool = False) -> CropLosses:
         """See `Generator.compute_loss`."""
         mean, deviation = self.intensity
         batch = {**batch, "image": (batch["image"] - mean) / deviation}
-        options = LossOptions(self.snr_gamma, self.objective, self.vlb_weight, self.value_range, self.mask_noise)
+        even = EvenTimesteps(len(self.schedule))
         return compute_diffusion_loss(
             network,
             self.schedule,
             batch,
             self.info.num_classes,
-            seed,
-            mask_dropout,
-            options,
-            self.timestep_distribution,
-            positions,
+            LossOptions(self.snr_gamma, self.objective, self.vlb_weight, self.value_range),
+            even if validates else self.timestep_distribution or even,
+            self._reverse_process(batch["image"].device),
         )
 
     def draw(
         self,
         masks: Tensor,
         seeds: Sequence[int],
-        solver: SolverSection | RespacedSolverSection,
+        solver: AnySolverSection,
         start: StartImages | None = None,
         noise: Tensor | None = None,
-        moments: ImageMoments | None = None,
     ) -> Tensor:
         """See `Generator.draw`."""
         training = self.network.training
         self.network.eval()
-        if getattr(solver, "autoguidance", None) is None and not (masks < self.info.num_classes).any():
+        autoguidance = getattr(solver, "autoguidance", None)
+        if autoguidance is None and not (masks < self.info.num_classes).any():
             # Without a mask the conditional prediction is the null one: guidance would compute it twice.
             solver = solver.model_copy(update={"guidance_scale": 1.0})
         mean, deviation = self.intensity
-        options: dict[str, Any] = {"noise": noise}
-        if start:
-            options |= {"start_images": (start.images - mean) / deviation, "strength": start.strength}
-        if moments:
-            options["moments"] = ((moments.mean - mean) / deviation, moments.deviation / deviation)
         try:
-            if isinstance(solver, RespacedSolverSection):
-                image = self._draw_respaced(masks, seeds, solver, options)
-            else:
-                image = self._draw_by_pipeline(masks, seeds, solver, options)
+            image = self._pipeline()(
+                masks,
+                seeds,
+                solver,
+                noise=noise,
+                start_images=(start.images - mean) / deviation if start else None,
+                strength=start.strength if start else 1.0,
+                value_range=self.value_range,
+                weak_unet=self._load_weak_unet(autoguidance),
+            )
         finally:
             self.network.train(training)
-        return (image * deviation + mean).clamp(-1, 1)
-
-    def _draw_by_pipeline(
-        self, masks: Tensor, seeds: Sequence[int], solver: SolverSection, options: dict[str, Any]
-    ) -> Tensor:
-        """Images as the network sees them."""
-        return self._pipeline()(
-            masks,
-            seeds,
-            self._choose_solver(solver),
-            solver.num_inference_steps,
-            guidance_scale=solver.guidance_scale,
-            guidance_interval=solver.guidance_interval,
-            guidance_rescale=solver.guidance_rescale,
-            weak_unet=self._load_weak_unet(solver.autoguidance),
-            timestep_spacing=solver.timestep_spacing,
-            spacing_power=solver.spacing_power,
-            karras_sigmas=solver.karras_sigmas,
-            mask_cache_bytes=solver.mask_cache_gib * 2**30,
-            window_overlap=solver.window_overlap,
-            periodic=solver.periodic,
-            mask_noise=self.mask_noise,
-            value_range=self.value_range,
-            **options,
-        )
-
-    def _draw_respaced(
-        self, masks: Tensor, seeds: Sequence[int], solver: RespacedSolverSection, options: dict[str, Any]
-    ) -> Tensor:
-        """Images as the network sees them."""
-        edge = self.geometry.image_size
-        if masks.shape[1:] != (edge, edge):
-            raise InputError(
-                f"the solver {solver.name!r} draws images of the network's own {edge}x{edge} px; for larger images "
-                "choose another, for instance dpmsolver++"
-            )
-        if self.mask_noise:
-            raise InputError(f"the solver {solver.name!r} draws with clean masks; this generator needs mask_noise's")
-        return draw_respaced(
-            self.network,
-            self.schedule.config.prediction_type,
-            masks.to(self.network.device),
-            seeds,
-            solver,
-            self.value_range,
-            **options,
-        )
-
-    def _choose_solver(self, solver: SolverSection) -> str:
-        return solver.choose_name(self.schedule.config.prediction_type, self.network.config.learn_sigma)
-
-    def compute_first_signal(self, solver: SolverSection | RespacedSolverSection) -> float:
-        """See `Generator.compute_first_signal`."""
-        if isinstance(solver, RespacedSolverSection):
-            return float(build_respaced_process(solver).alphas_cumprod[-1].sqrt())
-        laid_out = build_solver(
-            self._choose_solver(solver),
-            self.schedule,
-            solver.num_inference_steps,
-            solver.timestep_spacing,
-            solver.spacing_power,
-            solver.karras_sigmas,
-        )
-        return float(self.schedule.alphas_cumprod[round(float(laid_out.times[0]))].sqrt())
+        image = image * deviation + mean
+        # An infinite pixel must not pass for a white one: whoever brings the image to the host looks for NaN.
+        return image.clamp(-1, 1).where(image.isfinite(), math.nan)
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers pipeline folder with a generator.json in it."""
@@ -198,7 +140,6 @@ class SemanticDiffusion:
                     "snr_gamma": self.snr_gamma,
                     "objective": self.objective,
                     "vlb_weight": self.vlb_weight,
-                    "mask_noise": self.mask_noise,
                     "intensity": self.intensity,
                 },
             )
@@ -208,16 +149,23 @@ class SemanticDiffusion:
         if path is None:
             return None
         if self._weak is None or self._weak[0] != path:
-            weak = load_semantic_diffusion(find_generator(path))
+            weak = load_generator(path)
+            assert isinstance(weak, SemanticDiffusion)
             found = _describe_prediction(weak)
             for name, wanted in _describe_prediction(self).items():
                 if found[name] != wanted:
                     raise InputError(f"{path}: autoguidance needs {name} {wanted}, this generator has {found[name]}")
-            self._weak = (path, weak.network.requires_grad_(False).eval().to(self.network.device))
+            self._weak = (path, weak.network.eval().to(self.network.device))
         return self._weak[1]
 
     def _pipeline(self) -> SemanticDiffusionPipeline:
-        return SemanticDiffusionPipeline(self.network, self.schedule)
+        return SemanticDiffusionPipeline(self.network, self.schedule.scheduler)
+
+    def _reverse_process(self, device: torch.device) -> ReverseProcess:
+        """Of all steps, kept on each device where it was needed."""
+        if device not in self._process:
+            self._process[device] = build_reverse_process(self.schedule.betas).to(device)
+        return self._process[device]
 
 
 def _describe_prediction(generator: SemanticDiffusion) -> dict[str, Any]:
@@ -256,7 +204,6 @@ def build_semantic_diffusion(
         noise.snr_gamma,
         noise.objective,
         noise.vlb_weight,
-        noise.mask_noise,
     )
 
 
@@ -266,16 +213,52 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
     Raises:
         InputError: if a file is missing, damaged or belongs to another architecture.
     """
-    description = load_json(folder / DESCRIPTION_FILE)
+    description = load_description(folder)
+    _check_components(folder / DiffusionPipeline.config_name)
     diffusers_logging.disable_progress_bar()
     try:
         pipeline = SemanticDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
-        info = DatasetInfo.model_validate(description["dataset"])
-        geometry = CropGeometry(
-            **{**description["geometry"], "scale_range": tuple(description["geometry"]["scale_range"])}
-        )
-        mean, deviation = description["intensity"]
     except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
         raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
-    training = {key: description[key] for key in _TRAINING_KEYS if key in description}
-    return SemanticDiffusion(pipeline.unet, pipeline.scheduler, info, geometry, (mean, deviation), **training)
+    if description.mask_noise:
+        raise InputError(f"{folder / DESCRIPTION_FILE}: mask_noise was removed; older versions draw with it")
+    check_weights(pipeline.unet, folder / "unet")
+    return SemanticDiffusion(
+        pipeline.unet,
+        pipeline.schedule,
+        description.dataset,
+        description.geometry,
+        description.intensity,
+        description.snr_gamma,
+        description.objective,
+        description.vlb_weight,
+    )
+
+
+def check_weights(network: nn.Module, origin: Path) -> None:
+    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
+
+    Args:
+        network: just loaded.
+        origin: the file or folder it came from.
+    """
+    for name, tensor in network.state_dict().items():
+        largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
+        if not largest <= _LARGEST_WEIGHT:
+            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
+            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
+
+
+def _check_components(path: Path) -> None:
+    """Raises InputError if a model_index.json names other components than `SemanticDiffusion.save` writes.
+
+    diffusers would import whatever stands there, and pass over what the pipeline has no use for.
+    """
+    index = load_json(path)
+    if not isinstance(index, dict):
+        raise InputError(f"{path}: must hold a JSON object, not {type(index).__name__}")
+    found = {name: value for name, value in index.items() if not name.startswith("_")}
+    for name in sorted(found.keys() | _COMPONENTS.keys()):
+        there, wanted = found.get(name), _COMPONENTS.get(name)
+        if there != wanted:
+            raise InputError(f"{path}: {name} is {json.dumps(there)}, must be {json.dumps(wanted)}")

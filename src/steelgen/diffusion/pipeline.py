@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
+from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.devices import map_on_single_threads
-from steelgen.diffusion.flow import flow_to_velocity, scale_to_flow
-from steelgen.diffusion.guidance import Guide, compute_guided_features, predict, split_variance
+from steelgen.diffusion.guidance import Guide, GuidedNetwork
 from steelgen.diffusion.loss import one_hot_with_dropout
-from steelgen.diffusion.mask_noise import absorb_classes, draw_lifetimes
-from steelgen.diffusion.noise import (
-    NOISY_SOLVERS,
-    Solver,
-    alphas_cumprod_at,
-    build_noise_sources,
-    build_solver,
-    randn_by_seed,
-)
+from steelgen.diffusion.noise import NoiseSchedule
+from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
+from steelgen.diffusion.solvers import build_solver
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.models.semantic_unet import SemanticUNet
-
-Predictor = Callable[[Tensor, Tensor, bool], Tensor]
-"""(noisy images (N, C, H, W), timestep, guided) → what `guidance.predict` returns."""
 
 
 class SemanticDiffusionPipeline(DiffusionPipeline):
@@ -44,218 +33,130 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
     def __init__(self, unet: SemanticUNet, scheduler: DDPMScheduler) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.schedule = NoiseSchedule(scheduler)
 
     def __call__(
         self,
         masks: Tensor,
         seeds: Sequence[int],
-        solver: str = "dpmsolver++",
-        num_inference_steps: int = 12,
+        solver: AnySolverSection | None = None,
         *,
         noise: Tensor | None = None,
         start_images: Tensor | None = None,
-        moments: tuple[Tensor, Tensor] | None = None,
-        **options: Any,
+        strength: float = 1.0,
+        value_range: tuple[float, float] | None = None,
+        weak_unet: SemanticUNet | None = None,
     ) -> Tensor:
         """Draws one image a mask; see `draw_batch` for the arguments.
 
         On the CPU every image is drawn by itself: its kernels choose the order of their sums by the size of the batch,
         and an image would differ in the last bit from batch to batch. Images of the network's size are drawn side by
-        side, one thread each; `mask_cache_bytes` is shared among these.
+        side, one thread each, larger ones window by window; the solver's mask_cache_gib is shared among these.
         """
-        options |= {"solver": solver, "num_inference_steps": num_inference_steps}
-        if self.unet.device.type != "cpu":
-            return self.draw_batch(masks, seeds, noise=noise, start_images=start_images, moments=moments, **options)
+        solver = solver or SolverSection()
 
-        def row(tensor: Tensor | None, index: int) -> Tensor | None:
-            return None if tensor is None else tensor[index : index + 1]
-
-        def draw(index: int) -> Tensor:
+        def draw(rows: slice, cache_share: float = 1.0) -> Tensor:
             return self.draw_batch(
-                masks[index : index + 1],
-                [seeds[index]],
-                noise=row(noise, index),
-                start_images=row(start_images, index),
-                moments=moments and (moments[0][index : index + 1], moments[1][index : index + 1]),
-                **options,
+                masks[rows],
+                seeds[rows],
+                solver,
+                noise=None if noise is None else noise[rows],
+                start_images=None if start_images is None else start_images[rows],
+                strength=strength,
+                value_range=value_range,
+                weak_unet=weak_unet,
+                cache_share=cache_share,
             )
 
-        in_windows = options.get("periodic") or masks.shape[1:] != (self.unet.config.image_size,) * 2
-        if in_windows or self.unet._compiled_call_impl is not None:  # dynamo traces in one thread alone
-            return torch.cat([draw(index) for index in range(len(seeds))])
-        options["mask_cache_bytes"] = options.get("mask_cache_bytes", math.inf) / torch.get_num_threads()
-        return torch.cat(map_on_single_threads(draw, len(seeds)))
+        if self.unet.device.type != "cpu":
+            return draw(slice(None))
+        rows = [slice(index, index + 1) for index in range(len(seeds))]
+        if not self._fits_network(masks, solver) or _is_compiled(self.unet):
+            return torch.cat([draw(row) for row in rows])
+        share = 1 / torch.get_num_threads()
+        return torch.cat(map_on_single_threads(lambda index: draw(rows[index], share), len(rows)))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def draw_batch(
         self,
         masks: Tensor,
         seeds: Sequence[int],
-        solver: str = "dpmsolver++",
-        num_inference_steps: int = 12,
-        guidance_scale: float = 1.5,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_rescale: float = 0.0,
-        weak_unet: SemanticUNet | None = None,
-        timestep_spacing: str = "power",
-        spacing_power: float = 1.8,
-        karras_sigmas: bool = False,
-        mask_cache_bytes: float = math.inf,
-        window_overlap: float = 0.5,
-        periodic: bool = False,
-        mask_noise: bool = False,
+        solver: AnySolverSection,
         noise: Tensor | None = None,
         start_images: Tensor | None = None,
         strength: float = 1.0,
-        moments: tuple[Tensor, Tensor] | None = None,
         value_range: tuple[float, float] | None = None,
+        weak_unet: SemanticUNet | None = None,
+        cache_share: float = 1.0,
     ) -> Tensor:
-        """Draws one image a mask, all in one batch.
+        """Draws one image a mask, all in one batch; the host waits for the device at most once a step.
 
         Images larger than the network's image_size are drawn in overlapping windows (see `WindowLayout`).
 
         Args:
             masks: (N, H, W) int64 class indices; indices ≥ num_classes are ignored pixels.
             seeds: N seeds; an image depends on its mask and seed, not on the batch it is drawn in.
-            solver, num_inference_steps, timestep_spacing, spacing_power, karras_sigmas: see `build_solver`.
-            guidance_scale, guidance_interval, guidance_rescale, weak_unet: see `Guide`.
-            mask_cache_bytes: memory for mask features that are kept over the steps.
-            window_overlap, periodic: see `WindowLayout`.
-            mask_noise: for networks trained with it: masks lose classes by the timestep (see `mask_noise`), and their
-                features are computed anew at each step.
+            solver: the steps and their guidance.
             noise: (N, C, H, W) standard normal noise to start from, instead of the seeds' own.
-            start_images: (N, C, H, W) images to start from, noised to `strength` (Meng et al. 2022, arXiv 2108.01073).
-            strength: where in the noise schedule drawing starts, as a share in (0, 1]; 1 leaves nothing of the images.
-            moments: mean and standard deviation, each (N, C, H, W), of the images of which the first step holds a trace
-                (see `add_trace`).
-            value_range: limits of the grey levels, which a network that predicts noise is held to at each step: what
-                it is wrong by, its first step would multiply by the ratio of the two steps' √ᾱ.
+            start_images, strength: images to start from; see `Solver.start`.
+            value_range: limits of the grey levels, as the network sees them; None: not clipped.
+            weak_unet: autoguidance's weaker network.
+            cache_share: share of the solver's mask_cache_gib that this call may take.
 
         Returns:
             (N, in_channels, H, W) float32, in the grey levels that the network was trained on.
         """
         config, device = self.unet.config, self.unet.device
-        height, width = masks.shape[1:]
-        guide = Guide(guidance_scale, guidance_interval, guidance_rescale, weak_unet)
-        kept = torch.zeros(len(masks), dtype=torch.bool, device=device)
-        one_hot = one_hot_with_dropout(masks.to(device), config.num_classes, kept).to(self.unet.dtype)
-        layout = (guide, mask_cache_bytes, window_overlap, periodic)
-        if mask_noise:
-            predict_at = self._build_noisy_mask_predictor(one_hot, seeds, *layout)
+        one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)
+        guide = Guide.of(solver, weak_unet)
+        max_bytes = cache_share * solver.mask_cache_gib * 2**30
+        if self._fits_network(masks, solver):
+            predict: Callable[..., Tensor] = GuidedNetwork(self.unet, one_hot, guide, max_bytes).predict
         else:
-            predict_at = self._build_predictor(one_hot, *layout)
-        if self.scheduler.config.prediction_type == "flow":
-            predict_at = self._predict_velocity_by(predict_at)
-        elif self.scheduler.config.prediction_type == "epsilon" and value_range is not None:
-            predict_at = self._clip_original(predict_at, value_range)
-
-        steps = (num_inference_steps, timestep_spacing, spacing_power, karras_sigmas)
-        learned_variance = solver == "ddpm" and config.learn_sigma
-        laid_out = build_solver(solver, self.scheduler, *steps, device, learned_variance)
-        scheduler = laid_out.scheduler
-        if noise is None:
-            noise = randn_by_seed((config.in_channels, height, width), seeds, device)
-        first = 0 if start_images is None else self._find_start(laid_out, strength)
-        timesteps, times = scheduler.timesteps[first:], laid_out.times[first:]
-        if hasattr(scheduler, "set_begin_index"):
-            # DDPM finds its place by the timestep; Karras et al.'s noise levels can lie so close that timesteps repeat.
-            scheduler.set_begin_index(first)
-        if moments is not None:
-            image = add_trace(scheduler, moments[0].to(device), moments[1].to(device), noise.to(device))
-        elif start_images is None or first == 0:
-            image = noise.to(device) * scheduler.init_noise_sigma
-        else:
-            image = scheduler.add_noise(start_images.to(device), noise.to(device), timesteps[:1])
-        options = {"generator": build_noise_sources(noise.shape[1:], seeds)} if solver in NOISY_SOLVERS else {}
-        for timestep, time in zip(timesteps, times, strict=True):
-            guided = guide.acts_at(self._sigma(time))
-            prediction = predict_at(scheduler.scale_model_input(image, timestep), time, guided)
-            if not learned_variance:
-                prediction, _ = split_variance(prediction, config.in_channels)
-            image = scheduler.step(prediction, timestep, image, **options).prev_sample
+            predict = self._build_window_predictor(one_hot, guide, max_bytes, solver)
+        steps = build_solver(solver, self.schedule, self.unet, value_range)
+        shape = (config.in_channels, *masks.shape[1:])
+        noise = (randn_by_seed(shape, seeds) if noise is None else noise).to(device)
+        sources = build_noise_sources(shape, seeds)
+        first, image = steps.start(noise, None if start_images is None else start_images.to(device), strength)
+        times = steps.times.to(device)
+        for step in range(first, len(times)):
+            time, guided = times[step : step + 1], guide.acts_at(steps.sigmas[step])
+            image = steps.advance(image, step, lambda noisy: predict(noisy, time, guided), sources)  # noqa: B023
         return image
 
-    def _find_start(self, solver: Solver, strength: float) -> int:
-        """The place in a solver's timesteps that is nearest to t = strength·T."""
-        shares = (solver.times[solver.starts].double() + 1) / self.scheduler.config.num_train_timesteps
-        return solver.starts[int((shares - strength).abs().argmin())]
+    def _fits_network(self, masks: Tensor, solver: AnySolverSection) -> bool:
+        """Whether images are drawn as one piece."""
+        return masks.shape[1:] == (self.unet.config.image_size,) * 2 and not solver.periodic
 
-    def _predict_velocity_by(self, predict_flow: Predictor) -> Predictor:
-        """The predictor of v that a predictor of the flow amounts to."""
-
-        def predict_velocity(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
-            alpha = alphas_cumprod_at(self.scheduler, float(timestep)).to(image)
-            output = predict_flow(scale_to_flow(image, alpha), timestep, guided)
-            flow, variance = split_variance(output, image.shape[1])
-            return torch.cat([flow_to_velocity(image, flow, alpha), variance], dim=1)
-
-        return predict_velocity
-
-    def _clip_original(self, predict_noise: Predictor, limits: tuple[float, float]) -> Predictor:
-        """The predictor of the noise that is left when the image that a noise prediction means is clipped."""
-
-        def predict_clipped(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
-            alpha = alphas_cumprod_at(self.scheduler, float(timestep)).to(image)
-            signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
-            noise, variance = split_variance(predict_noise(image, timestep, guided), image.shape[1])
-            original = (image - spread * noise) / signal
-            return torch.cat([(image - signal * original.clamp(*limits)) / spread, variance], dim=1)
-
-        return predict_clipped
-
-    def _build_noisy_mask_predictor(self, one_hot: Tensor, seeds: Sequence[int], *layout: Any) -> Predictor:
-        """Like `_build_predictor`, for masks that lose classes by the timestep."""
-        lifetimes = draw_lifetimes(seeds, *one_hot.shape[2:])
-        total = self.scheduler.config.num_train_timesteps
-
-        def predict_noisy(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
-            noisy_mask = absorb_classes(one_hot, lifetimes, (timestep.to(one_hot.device) + 1) / total)
-            return self._build_predictor(noisy_mask, *layout)(image, timestep, guided)
-
-        return predict_noisy
-
-    def _build_predictor(
-        self, one_hot: Tensor, guide: Guide, max_bytes: float, overlap: float, periodic: bool
-    ) -> Predictor:
-        """The network's prediction for masks (N, num_classes, H, W), whose features are computed beforehand."""
+    def _build_window_predictor(
+        self, one_hot: Tensor, guide: Guide, max_bytes: float, solver: AnySolverSection
+    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        """Like `GuidedNetwork.predict`, for masks (N, num_classes, H, W) larger than the network's image_size."""
         unet, edge = self.unet, self.unet.config.image_size
-        count, _, height, width = one_hot.shape
-        if (height, width) == (edge, edge) and not periodic:
-            features = compute_guided_features(unet, one_hot, guide, max_bytes)
-            return lambda image, timestep, guided: predict(unet, image, timestep, features, guide, guided)
+        height, width = one_hot.shape[2:]
+        layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, one_hot.device)
+        masks = layout.cut(one_hot)  # (N·windows, num_classes, edge, edge)
+        chunk, alone = 1, one_hot.device.type == "cpu"
+        if not alone:
+            passes = 1 if guide.scale == 1 else 2
+            chunk = max(1, int(solver.window_memory_gib * 2**30 / (passes * unet.estimate_activation_bytes())))
+        rows = [slice(start, start + chunk) for start in range(0, len(masks), chunk)]
+        networks = [GuidedNetwork(unet, masks[part], guide, max_bytes / len(rows)) for part in rows]
 
-        layout = WindowLayout(height, width, edge, overlap, periodic)
-        # One window position of all images at a time bounds the memory of activations by that of a normal batch.
-        windows = layout.cut(one_hot).unflatten(0, (count, -1)).unbind(1)
-        share = max_bytes / len(windows)
-        all_features = [compute_guided_features(unet, window, guide, share) for window in windows]
+        def predict(image: Tensor, time: Tensor, guided: bool) -> Tensor:
+            pieces = layout.cut(image)
 
-        def predict_windows(image: Tensor, timestep: Tensor, guided: bool) -> Tensor:
-            pieces = layout.cut(image).unflatten(0, (count, -1)).unbind(1)
-            predictions = [
-                predict(unet, piece, timestep, features, guide, guided)
-                for piece, features in zip(pieces, all_features, strict=True)
-            ]
-            return layout.blend(torch.stack(predictions, dim=1).flatten(0, 1))
+            def predict_part(index: int) -> Tensor:
+                return networks[index].predict(pieces[rows[index]], time, guided)
 
-        return predict_windows
+            if alone and not _is_compiled(unet):
+                return layout.blend(torch.cat(map_on_single_threads(predict_part, len(rows))))
+            return layout.blend(torch.cat([predict_part(index) for index in range(len(rows))]))
 
-    def _sigma(self, timestep: Tensor) -> float:
-        """Noise level σ = √((1 − ᾱ)/ᾱ) of a timestep, infinite where no signal is left."""
-        alpha = float(self.scheduler.alphas_cumprod[min(round(float(timestep)), len(self.scheduler.betas) - 1)])
-        return math.sqrt((1 - alpha) / alpha) if alpha > 0 else math.inf
+        return predict
 
 
-def add_trace(scheduler: Any, mean: Tensor, deviation: Tensor, noise: Tensor) -> Tensor:
-    """What a solver starts from where the images have the given moments: √ᾱ·mean + √(ᾱ·deviation² + 1 − ᾱ)·noise.
-
-    Source: Gao et al. 2024, "SCP-Diff" (arXiv 2403.09638): there x_T = √ᾱ·x̃ + √(1 − ᾱ)·ε with x̃ ~ N(mean, deviation²);
-    two independent normal variables make one.
-
-    Args:
-        scheduler: a solver whose steps are set; ᾱ is that of its first, in its own scale.
-        mean, deviation, noise: (N, C, H, W).
-    """
-    first, one, zero = scheduler.timesteps[:1], torch.ones(1, device=noise.device), torch.zeros(1, device=noise.device)
-    signal, spread = scheduler.add_noise(one, zero, first), scheduler.add_noise(zero, one, first)
-    return signal * mean + ((signal * deviation).square() + spread.square()).sqrt() * noise
+def _is_compiled(unet: SemanticUNet) -> bool:
+    """Whether it is traced, which dynamo does in one thread alone."""
+    return unet._compiled_call_impl is not None

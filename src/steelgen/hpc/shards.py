@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from steelgen.errors import InputError
+from steelgen.hpc.allocation import read_count
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,17 @@ def find_shard(environment: Mapping[str, str]) -> Shard | None:
 
     A task of an array that is run again alone cannot be told how many shards there were, so a script names its
     shard with --shard; the environment is for a job array made by hand.
+
+    Raises:
+        InputError: if a variable is missing or no number, or the array has gaps.
     """
-    if int(environment.get("WORLD_SIZE", 1)) > 1:
-        return Shard(int(environment["RANK"]) + 1, int(environment["WORLD_SIZE"]))
-    if int(environment.get("SLURM_ARRAY_TASK_COUNT", 1)) > 1:
-        first, last, step = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "MAX", "STEP"))
-        count = (last - first) // step + 1
-        if count == int(environment["SLURM_ARRAY_TASK_COUNT"]):
-            return Shard((int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step + 1, count)
+    if (processes := read_count(environment, "WORLD_SIZE", 1)) > 1:
+        return Shard(read_count(environment, "RANK") + 1, processes)
+    if (tasks := read_count(environment, "SLURM_ARRAY_TASK_COUNT", 1)) > 1:
+        task, first, last, step = (
+            read_count(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "MIN", "MAX", "STEP")
+        )
+        if step and (last - first) // step + 1 == tasks:
+            return Shard((task - first) // step + 1, tasks)
         raise InputError("SLURM_ARRAY_TASK_ID: the job array has gaps, so its shards cannot be numbered; give --shard")
     return None

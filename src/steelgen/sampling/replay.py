@@ -17,7 +17,6 @@ from steelgen.errors import InputError
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.formats import hash_generator, save_png
 from steelgen.sampling.masks import NoSource
-from steelgen.sampling.noise_prior import load_noise_prior
 from steelgen.sampling.places import load_place
 
 _ValueT = TypeVar("_ValueT")
@@ -29,7 +28,7 @@ def replay(
     """Draws the image of one line of a metadata.jsonl again: on a CPU in fp32 the very same bits.
 
     Only the line, the mask that it names and the generator are needed; for image to image also the micrograph that it
-    started from, with a noise prior also that one's file.
+    started from.
 
     Args:
         metadata: the file; the masks lie below its folder.
@@ -64,15 +63,14 @@ def replay(
     else:
         mask = NoSource(model.info, model.geometry).draw(0).mask
     precision = _read(draw, "mixed_precision", str, where)
-    start = prior = None
+    start = None
     if "strength" in draw:
         described = _read(row, "start_image", dict, where)
         image = load_place(described, model.geometry.in_channels, where)
         start = ([image], _read(draw, "strength", float, where))
     if "noise_prior_sha256" in draw:
-        path = metadata.parent / _read(row, "noise_prior", str, where)
-        prior = load_noise_prior(path, _read(draw, "noise_prior_sha256", str, where))
-    image = draw_images(model, [mask], [_read(row, "seed", int, where)], solver, precision, start, prior)[0]
+        raise InputError(f"{where}: started from a noise prior, which was removed; older versions draw it")
+    image = draw_images(model, [mask], [_read(row, "seed", int, where)], solver, precision, start)[0]
     save_png(out, image, row)
     original = metadata.parent / name
     return out, bool(np.array_equal(load_image(original), load_image(out))) if original.is_file() else None

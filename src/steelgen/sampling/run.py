@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from steelgen import __version__
 from steelgen.config.base import config_to_json
@@ -18,10 +20,11 @@ from steelgen.data.images import load_image, load_index_image
 from steelgen.data.rejects import load_rejects
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
-from steelgen.files import load_json, new_folder, save_json
+from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator
 from steelgen.hpc.shards import Shard
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
+from steelgen.sampling.beside import Candidate, PairWriter, iterate_masks
 from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
 from steelgen.sampling.filtering import build_filter
@@ -31,32 +34,20 @@ from steelgen.sampling.formats import (
     describe_origin,
     iterate_rows,
     load_layout,
+    load_sampling,
     save_pair,
     save_rows,
     select_decisive,
 )
-from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source, replace_images
+from steelgen.sampling.masks import MaskSource, build_mask_source, replace_images
 from steelgen.sampling.names import build_stems
-from steelgen.sampling.noise_prior import PRIOR_FILE, NoisePrior, build_noise_prior, load_noise_prior
 from steelgen.sampling.sheet import save_sheet
 
 _SHEET_IMAGES = 24
-_HALF_WRITTEN = re.compile(r"\..+\.\d+\.(png|jsonl?)")
-"""Names under which `new_file` writes what a sampling run consists of."""
+_FOUND_KEYS = ("kept", "dropped")
+"""In sampling.json once the filter has judged every image."""
 _ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
 """Images up to which one folder holds them all, and images of each sub-folder beyond; see files_per_folder."""
-
-
-@dataclass
-class _Candidate:
-    """One attempt at one image."""
-
-    image: int
-    number: int
-    """Its place in the endless sequence of masks and seeds."""
-    drawn: DrawnMask
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Why the attempts before it were dropped."""
 
 
 def sample(
@@ -84,44 +75,49 @@ def sample(
     origin = describe_origin(config)
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     info, geometry = generator.info, generator.geometry
-    prior = build_noise_prior(config.noise_prior, generator, config.solver) if config.noise_prior else None
-    if prior:
-        origin = replace(origin, draw={**origin.draw, "noise_prior_sha256": prior.sha256})
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
     pair_filter = build_filter(config.filter, info, geometry) if config.filter else None
     out = config.output_dir
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # refuses before anything is written
-    _open_folder(config, generator, prior, shared=shard is not None)
+    _open_folder(config, generator, shared=shard is not None)
     layout = load_layout(out)
     if config.file_stems == "source":
-        layout = replace(
-            layout, name_stem=build_stems(mask_source, load_json(out / "sampling.json")["stem_batch_size"])
-        )
+        layout = replace(layout, name_stem=build_stems(mask_source, load_sampling(out).stem_batch_size))
 
     wanted = shard.indices(config.num_samples) if shard else range(config.num_samples)
     done, total = sum(layout.sample_path(out, index).is_file() for index in wanted), len(wanted)
     report(done, total)
-    missing = (index for index in wanted if not layout.sample_path(out, index).is_file())
-    waiting: deque[_Candidate] = deque()
-    while batch := _next_batch(waiting, missing, source, config.batch_size):
-        masks = [candidate.drawn.mask for candidate in batch]
-        seeds = [config.seed + candidate.number for candidate in batch]
-        start = take_start(config, [candidate.drawn for candidate in batch])
-        images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision, start, prior)
-        for candidate, seed, image in zip(batch, seeds, images, strict=True):
-            reason = pair_filter.judge(image, candidate.drawn.mask) if pair_filter else None
-            if reason:
-                assert config.filter is not None
-                waiting.append(_retry(candidate, reason, source, config.filter.max_attempts))
-                continue
-            row = build_row(layout, origin, candidate.image, seed, candidate.drawn)
-            if pair_filter:
-                row["dropped"] = dict(candidate.dropped)
-            save_pair(out, layout, row, candidate.drawn, image, info)
-            done += 1
-        report(done, total)
+    missing = [index for index in wanted if not layout.sample_path(out, index).is_file()]
+    first = iterate_masks(source, missing, beside=len(missing) > config.batch_size)
+
+    def finish(candidate: Candidate, image: NDArray[np.uint8]) -> str | None:
+        """Why a pair is dropped; None once it is written."""
+        if pair_filter and (reason := pair_filter.judge(image, candidate.drawn.mask)):
+            return reason
+        row = build_row(layout, origin, candidate.image, config.seed + candidate.number, candidate.drawn)
+        if pair_filter:
+            row["dropped"] = dict(candidate.dropped)
+        save_pair(out, layout, row, candidate.drawn, image, info)
+        return None
+
+    waiting: deque[Candidate] = deque()
+    with PairWriter(finish) as writer:
+        while (batch := _next_batch(waiting, first, config.batch_size)) or writer.busy:
+            if batch:
+                masks = [candidate.drawn.mask for candidate in batch]
+                seeds = [config.seed + candidate.number for candidate in batch]
+                start = take_start(config, [candidate.drawn for candidate in batch])
+                images = draw_images(generator, masks, seeds, config.solver, config.mixed_precision, start)
+                for candidate, image in zip(batch, images, strict=True):
+                    writer.put(candidate, image)
+            for candidate, dropped in writer.take(left=len(batch)):
+                if dropped and config.filter:
+                    waiting.append(_retry(candidate, dropped, source, config.filter.max_attempts))
+                else:
+                    done += 1
+            report(done, total)
     if shard is None:
         _finish(config, layout, info)
         if isinstance(mask_source, BalancedSource):
@@ -129,24 +125,23 @@ def sample(
     return out
 
 
-def _next_batch(
-    waiting: deque[_Candidate], missing: Iterator[int], source: MaskSource, batch_size: int
-) -> list[_Candidate]:
-    """At most `batch_size` candidates whose masks have the same size; those to be drawn again come first."""
-    batch: list[_Candidate] = []
+def _next_batch(waiting: deque[Candidate], first: Iterator[Candidate], batch_size: int) -> list[Candidate]:
+    """At most `batch_size` candidates whose masks have the same size; those to be drawn again come first.
+
+    Args:
+        first: the first attempts that are left.
+    """
+    batch: list[Candidate] = []
     while len(batch) < batch_size:
-        if not waiting:
-            image = next(missing, None)
-            if image is None:
-                break
-            waiting.append(_Candidate(image, image, source.draw(image)))
-        if batch and waiting[0].drawn.mask.shape != batch[0].drawn.mask.shape:
+        if not waiting and (candidate := next(first, None)):
+            waiting.append(candidate)
+        if not waiting or (batch and waiting[0].drawn.mask.shape != batch[0].drawn.mask.shape):
             break
         batch.append(waiting.popleft())
     return batch
 
 
-def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts: int) -> _Candidate:
+def _retry(candidate: Candidate, reason: str, source: MaskSource, max_attempts: int) -> Candidate:
     dropped = candidate.dropped + Counter([reason])
     if dropped.total() >= max_attempts:
         reasons = ", ".join(f"{count} {name}" for name, count in sorted(dropped.items()))
@@ -155,29 +150,29 @@ def _retry(candidate: _Candidate, reason: str, source: MaskSource, max_attempts:
             "lower filter.min_iou, raise filter.max_attempts, or train the generator for longer"
         )
     number = candidate.image + dropped.total() * ATTEMPT_STRIDE
-    return _Candidate(candidate.image, number, source.draw(number), dropped)
+    return Candidate(candidate.image, number, source.draw(number), dropped)
 
 
-def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior | None, shared: bool) -> None:
+def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> None:
     """Starts an output folder or checks that the one present was begun with the same config.
 
+    Another call may open it at this very moment: the first one makes it.
+
     Args:
-        shared: other shards may open it at this very moment: the first one makes it, the others leave it as it is.
+        shared: leave it as it is, for the call without a shard to describe.
     """
     path = config.output_dir / "sampling.json"
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:
                 describe_folder(working, config, generator, _choose_files_per_folder(config), config.batch_size)
-                if prior:
-                    (working / PRIOR_FILE).write_bytes(prior.to_bytes())
         except (InputError, OSError):
-            if not (shared and path.is_file()):
+            if not path.is_file():
                 raise
         else:
             return
-    sampling = load_json(path)
-    begun, files_per_folder = sampling["config"], sampling.get("files_per_folder", 0)
+    sampling = load_sampling(config.output_dir)
+    begun, files_per_folder = sampling.config.model_dump(), sampling.files_per_folder
     if config.files_per_folder not in (None, files_per_folder):
         raise InputError(
             f"{config.output_dir}: was begun with files_per_folder {files_per_folder}, which cannot be changed to "
@@ -190,10 +185,8 @@ def _open_folder(config: SampleConfig, generator: Generator, prior: NoisePrior |
                 f"{config.output_dir}: the output folder is already in use by a run with another "
                 f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
             )
-    if prior:
-        load_noise_prior(config.output_dir / PRIOR_FILE, prior.sha256)
     if not shared:
-        describe_folder(config.output_dir, config, generator, files_per_folder, sampling["stem_batch_size"])
+        describe_folder(config.output_dir, config, generator, files_per_folder, sampling.stem_batch_size)
 
 
 def _choose_files_per_folder(config: SampleConfig) -> int:
@@ -218,9 +211,13 @@ def describe_folder(
             }
         ),
     )
+    path = folder / "sampling.json"
+    # What another call has found about the whole folder stays: it may be about to read it.
+    found = {key: value for key, value in load_json(path).items() if key in _FOUND_KEYS} if path.is_file() else {}
     save_json(
-        folder / "sampling.json",
+        path,
         {
+            **found,
             **asdict(generator.geometry),
             "source_split": split,
             "files_per_folder": files_per_folder,
@@ -234,10 +231,7 @@ def describe_folder(
 def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
     """What describes the whole folder, from what lies in it."""
     out, count = config.output_dir, config.num_samples
-    for leftover in out.rglob(".*"):
-        # Half-written files of calls that were killed; every image is there, so none is in use.
-        if _HALF_WRITTEN.fullmatch(leftover.name):
-            leftover.unlink(missing_ok=True)
+    remove_leftovers(out)
     save_rows(out, layout, count)
     if config.coco:
         save_coco(out, layout, count, info)

@@ -9,8 +9,9 @@ import gradio as gr
 
 from steelgen.data.folder import DatasetInfo, Pair
 from steelgen.errors import InputError
+from steelgen.pages import render
 from steelgen.studio.browsing import Part, measure_classes, open_collection, set_rejected, show_pair
-from steelgen.studio.html import escape, show_classes, show_figure, show_grid, show_legend, show_status
+from steelgen.studio.pictures import build_figure, show_status
 
 _PAGE = 24
 """Pairs shown at a time."""
@@ -54,9 +55,8 @@ def build_browse_tab(folders: list[Path], tab: gr.Tab) -> None:
             last = max(1, -(-len(pairs) // _PAGE))
             number = max(1, min(int(page or 1), last))
             visible = pairs[(number - 1) * _PAGE : number * _PAGE]
-            grid = show_grid(
-                [_show(pair, collection.info, view, pair.stem in rejects, at) for at, pair in enumerate(visible)], 220
-            )
+            cards = [_show(pair, collection.info, view, pair.stem in rejects) for pair in visible]
+            grid = render("studio_pairs.html", cards=cards)
             table = _describe(chosen, collection.info, rejects)
         except (InputError, OSError) as error:
             return gr.skip(), [], "", "", gr.skip(), show_status(str(error), bad=True)
@@ -95,17 +95,14 @@ def _select(part: Part, which: str) -> list[Pair]:
 
 def _describe(part: Part, info: DatasetInfo, rejects: frozenset[str]) -> str:
     kept = [pair for pair in part.pairs if pair.stem not in rejects]
-    figures, count = measure_classes(kept, info)
-    note = f"figures of {count} of {len(kept)} masks; rejected: {len(part.pairs) - len(kept)}"
-    return show_classes(figures, info, note) if count else f'<p class="note">{show_legend(info)}</p>'
+    figures, measured = measure_classes(kept, info)
+    counts = {"measured": measured, "kept": len(kept), "rejected": len(part.pairs) - len(kept)}
+    return render("studio_classes.html", figures=figures, palette=info.palette, **counts)
 
 
-def _show(pair: Pair, info: DatasetInfo, view: str, rejected: bool, number: int) -> str:
+def _show(pair: Pair, info: DatasetInfo, view: str, rejected: bool) -> dict[str, Any]:
     try:
-        picture = show_figure(show_pair(pair, info, view), pair.stem)
+        figure, problem = build_figure(show_pair(pair, info, view), pair.stem), ""
     except InputError as error:
-        picture = f'<p class="note">{escape(str(error))}</p>'
-    what = "Take back" if rejected else "Reject"
-    button = f'<button type="button" data-number="{number}" aria-pressed="{str(rejected).lower()}">{what}</button>'
-    css = "card rejected" if rejected else "card"
-    return f'<div class="{css}">{picture}<div class="below">{button}</div></div>'
+        figure, problem = None, str(error)
+    return {"figure": figure, "problem": problem, "rejected": rejected}

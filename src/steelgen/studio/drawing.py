@@ -29,7 +29,7 @@ from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import list_splits, load_dataset_info
 from steelgen.errors import InputError
 from steelgen.evaluation.memorisation import COPY_RATIO, PatchSearch
-from steelgen.files import check_output_free, load_json
+from steelgen.files import check_output_free
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.formats import (
     LAYOUTS,
@@ -37,6 +37,7 @@ from steelgen.sampling.formats import (
     build_row,
     describe_origin,
     hash_config,
+    load_sampling,
     save_pair,
     save_rows,
 )
@@ -220,12 +221,10 @@ class Studio:
         )
 
     def _check_out(self) -> None:
-        path = self.out / "sampling.json"
-        if not path.is_file():
+        if not (self.out / "sampling.json").is_file():
             check_output_free(self.out)
             return
-        sampling = load_json(path)
-        own, begun = config_to_json(self._configure(SolverSection(), 1)), sampling.get("config", {})
+        own, begun = config_to_json(self._configure(SolverSection(), 1)), load_sampling(self.out).config.model_dump()
         for key in ("mask_source", "generator"):
             if begun.get(key) != own[key]:
                 raise InputError(f"{self.out}: holds samples with another {key}; name another folder to keep pairs in")

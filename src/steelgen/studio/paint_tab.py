@@ -11,14 +11,16 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from steelgen.data.folder import build_index_image
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
+from steelgen.pages import render
 from steelgen.sampling.masks import DrawnMask
 from steelgen.studio.drawing import Cancelled, Drawn, Studio
-from steelgen.studio.html import encode_image, encode_picture, escape, show_figure, show_grid, show_status
 from steelgen.studio.masks import decode_mask, encode_mask, lay_out, read_mask
+from steelgen.studio.pictures import build_figure, encode_picture, show_status
 
 _HERE = Path(__file__).parent
 _MAX_VARIANTS = 8
@@ -238,34 +240,25 @@ def _name_source(mask: np.ndarray, taken: DrawnMask | None) -> DrawnMask:
 
 
 def _show_results(studio: Studio, pairs: list[Drawn], kept: dict[int, str]) -> str:
-    cards = [_show_card(studio, index, drawn, kept.get(index)) for index, drawn in enumerate(pairs)]
-    note = "" if studio.knows_training else "Start with --dataset to see the nearest training micrographs here."
-    return show_grid(cards, 380 if studio.knows_training else 300) + f'<p class="note">{note}</p>'
+    cards = [_describe(studio, drawn, kept.get(index)) for index, drawn in enumerate(pairs)]
+    return render("studio_drawn.html", cards=cards, knows_training=studio.knows_training)
 
 
-def _show_card(studio: Studio, index: int, drawn: Drawn, stem: str | None) -> str:
-    palette = studio.info.palette
-    figures = [show_figure(color_mask(drawn.mask.mask, palette), "mask"), show_figure(drawn.image, "drawn")]
+def _describe(studio: Studio, drawn: Drawn, stem: str | None) -> dict[str, Any]:
+    palette, nearest = studio.info.palette, drawn.nearest
+    figures = [build_figure(color_mask(drawn.mask.mask, palette), "mask"), build_figure(drawn.image, "drawn")]
     if drawn.mask.image is not None:
-        figures.append(show_figure(drawn.mask.image, "real, of this mask"))
-    note = ""
-    if nearest := drawn.nearest:
-        figures.append(show_figure(nearest.image, f"nearest real: {nearest.stem}"))
-        distances = f"{nearest.distance:.1f} grey levels away, the next place {nearest.second_distance:.1f}"
-        verdict = '<span class="copy">a copy</span>' if nearest.is_copy else "not a copy"
-        note = f'<p class="note">nearest training place: {distances}: {verdict}</p>'
-    keep = f'<button type="button" data-number="{index}" {"disabled" if stem else ""}>'
-    keep += f"kept as {escape(stem)}</button>" if stem else "Keep</button>"
-    name = f"seed-{drawn.seed}"
-    mask_png = encode_picture(build_index_image(drawn.mask.mask, palette))
-    links = (
-        f'<a download="{name}.png" href="{encode_image(drawn.image)}">image</a>'
-        f'<a download="{name}-mask.png" href="{mask_png}">mask</a>'
-    )
-    below = f'<span class="name">seed {drawn.seed}</span><span class="actions">{links}{keep}</span>'
-    return (
-        f'<div class="card"><div class="pictures">{"".join(figures)}</div>{note}<div class="below">{below}</div></div>'
-    )
+        figures.append(build_figure(drawn.mask.image, "real, of this mask"))
+    if nearest:
+        figures.append(build_figure(nearest.image, f"nearest real: {nearest.stem}"))
+    return {
+        "figures": figures,
+        "nearest": nearest,
+        "seed": drawn.seed,
+        "stem": stem,
+        "image": encode_picture(Image.fromarray(drawn.image)),
+        "mask": encode_picture(build_index_image(drawn.mask.mask, palette)),
+    }
 
 
 def _load_cards_script() -> str:

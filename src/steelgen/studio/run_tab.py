@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
+from numpy.typing import NDArray
 
 from steelgen.data.images import load_image
 from steelgen.errors import InputError
-from steelgen.studio.html import show_figure, show_grid, show_status
+from steelgen.pages import render
+from steelgen.studio.pictures import Figure, build_figure, show_status
 from steelgen.studio.watching import RunView, fingerprint, read_run
 
 _EVERY_S = 5
@@ -44,13 +47,12 @@ def build_run_tab(run: Path | None, tab: gr.Tab) -> None:
             if now == seen:
                 return gr.skip(), gr.skip(), seen, gr.skip()
             view = read_run(path)
-            charts = "" if view.curves is None else show_figure(view.curves, "by step", exact=True)
-            pictures = [
-                _show_picture(picture) for picture in [*view.copies[-1:], *view.previews[: -_PREVIEWS - 1 : -1]]
-            ]
+            charts = "" if view.curves is None else _show_curves(view.curves)
+            newest = [*view.copies[-1:], *view.previews[: -_PREVIEWS - 1 : -1]]
+            pictures = render("studio_previews.html", figures=[_load_figure(path) for path in newest])
         except (InputError, OSError) as error:
             return "", "", "", show_status(str(error), bad=True)
-        return charts, show_grid(pictures, 560), now, show_status(_describe(view))
+        return charts, pictures, now, show_status(_describe(view))
 
     def look_anew(folder: str) -> Any:
         return look(folder, "")
@@ -62,10 +64,14 @@ def build_run_tab(run: Path | None, tab: gr.Tab) -> None:
     timer.tick(look, [folder, seen], outputs, **quiet)
 
 
-def _show_picture(path: Path) -> str:
+def _show_curves(curves: NDArray[np.uint8]) -> str:
+    return render("studio_curves.html", figure=build_figure(curves, "by step", exact=True))
+
+
+def _load_figure(path: Path) -> Figure:
     kind, _, step = path.stem.partition("-")
     text = f"{'drawn beside what it copies' if kind == 'copies' else 'preview'}, step {step.lstrip('0') or '0'}"
-    return f'<div class="card">{show_figure(load_image(path), text, exact=True)}</div>'
+    return build_figure(load_image(path), text, exact=True)
 
 
 def _describe(view: RunView) -> str:

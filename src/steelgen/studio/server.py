@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import socket
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -20,7 +21,6 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from steelgen.errors import InputError
 from steelgen.studio.browse_tab import build_browse_tab
 from steelgen.studio.drawing import Studio
-from steelgen.studio.html import escape
 from steelgen.studio.paint_tab import Requests, build_paint_tab
 from steelgen.studio.run_tab import build_run_tab
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.errors import InputError
-from steelgen.files import load_json
-from steelgen.runs import RESULT_FILE
+from steelgen.runs import RESULT_FILE, load_result, load_settings
 from steelgen.training.curves import load_points, paint_curves
 
 
@@ -43,15 +41,14 @@ def read_run(folder: Path) -> RunView:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: not a run folder (no config.json)")
-    train: dict[str, Any] = load_json(folder / "config.json").get("train", {})
+    settings = load_settings(folder)
     metrics = folder / "metrics.jsonl"
     points = load_points(metrics) if metrics.is_file() else {}
     latest = {name: values[max(values)] for name, values in points.items() if name != "step"}
-    result = folder / RESULT_FILE
     return RunView(
         step=max((max(values) for values in points.values()), default=0),
-        last_step=train.get("max_steps"),
-        ended_by=load_json(result).get("stopped_by") if result.is_file() else None,
+        last_step=settings.train.max_steps,
+        ended_by=load_result(folder).stopped_by if (folder / RESULT_FILE).is_file() else None,
         latest=latest,
         curves=paint_curves(points),
         previews=sorted((folder / "previews").glob("step-*.png")),

@@ -151,7 +151,7 @@ def _time_steps(config: RunConfig, batch_size: int, device: torch.device) -> lis
     for _ in range(1 + _TIMED_STEPS):
         begun = time.perf_counter()
         with autocast(options.mixed_precision, device):
-            losses = generator.compute_loss(generator.network, batch, config.seed, options.mask_dropout).losses
+            losses = generator.compute_loss(generator.network, batch).losses
         scaler.scale(losses.mean()).backward()
         scaler.step(state.optimizer)
         scaler.update()

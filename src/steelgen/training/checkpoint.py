@@ -17,13 +17,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steelgen.errors import InputError
-from steelgen.files import is_disk_full, load_json, new_folder, restore_folders, save_json, save_tensors
+from steelgen.files import Record, is_disk_full, load_record, new_folder, restore_folders, save_json, save_tensors
 from steelgen.training.ema import WeightAverage
 from steelgen.training.state import TrainingState
 
@@ -41,19 +43,22 @@ def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
             for name, average in _name_averages(state):
                 save_tensors(working / f"{name}.safetensors", average.state_dict())
             save_tensors(working / "optimizer.safetensors", _flatten_optimizer(state.optimizer))
-            with state.average.applied():
+            with state.averaged():
                 state.generator.save(working / "generator")
-            save_json(
-                working / "training.json",
-                {
-                    "global_step": state.step,
-                    "scaler": state.scaler.state_dict() if state.scaler is not None else None,
-                    "progress": state.progress(),
-                },
-            )
+            _save_progress(working, state)
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def note_progress(run_dir: Path, state: TrainingState) -> None:
+    """Brings the newest checkpoint, that of the state's step, up to what was learnt of the step after it was saved."""
+    _save_progress(run_dir / "checkpoints" / f"step-{state.step:06d}", state)
+
+
+def _save_progress(folder: Path, state: TrainingState) -> None:
+    scaler = state.scaler.state_dict() if state.scaler is not None else None
+    save_json(folder / "training.json", {"global_step": state.step, "scaler": scaler, "progress": state.progress()})
 
 
 def remove_unfinished(run_dir: Path) -> None:
@@ -110,12 +115,61 @@ def load_checkpoint(folder: Path, state: TrainingState, with_progress: bool = Tr
         path = folder / f"{name}.safetensors"
         average.load_state_dict(load_file(path) if path.is_file() else averages)
     _restore_optimizer(state.optimizer, moments)
-    training = load_json(folder / "training.json")
-    if state.scaler is not None and training["scaler"] is not None:
-        state.scaler.load_state_dict(training["scaler"])
-    state.step = training["global_step"]
+    training = load_record(folder / "training.json", _Training, finite=False)
+    if state.scaler is not None and training.scaler is not None:
+        state.scaler.load_state_dict(training.scaler.model_dump(by_alias=True))
+    state.step = training.global_step
     if with_progress:
-        state.restore_progress(training.get("progress", {}))
+        state.restore_progress(training.progress.model_dump(exclude_unset=True))
+
+
+_Loss = Annotated[float, Field(allow_inf_nan=True)]
+"""That of a run that diverges is not finite."""
+
+
+class _Scaler(Record):
+    """The state of torch's gradient scaler."""
+
+    scale: float = Field(gt=0)
+    growth_factor: float = Field(gt=1)
+    backoff_factor: float = Field(gt=0, lt=1)
+    growth_interval: int = Field(ge=1)
+    growth_tracker: int = Field(ge=0, alias="_growth_tracker")
+
+
+class _Epochs(Record):
+    epoch: int = Field(ge=0)
+    sum: _Loss
+    count: int = Field(ge=0)
+
+
+class _Best(Record):
+    criterion: str | None
+    best_value: float | None
+    best_step: int = Field(ge=0)
+    last_step: int = Field(ge=0)
+
+
+class _Copies(Record):
+    in_a_row: int = Field(ge=0)
+    begun_at: int | None
+
+
+class _Progress(Record):
+    """What `TrainingState.progress` gives; older checkpoints have less of it."""
+
+    epochs: _Epochs | None = None
+    best: _Best | None = None
+    copies: _Copies | None = None
+    loss_history: list[list[_Loss]] | None = None
+
+
+class _Training(Record):
+    """training.json."""
+
+    global_step: int = Field(ge=0)
+    scaler: _Scaler | None = None
+    progress: _Progress = _Progress()
 
 
 def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

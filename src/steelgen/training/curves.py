@@ -59,16 +59,18 @@ def paint_curves(points: Points) -> NDArray[np.uint8] | None:
 
 
 def load_points(metrics: Path) -> Points:
-    """The finite values of a metrics.jsonl; a last line that is just being written is passed over."""
+    """The finite values of a metrics.jsonl; lines that hold none, as one just being written, are passed over."""
     points: Points = {}
     for line in metrics.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            continue
         for name, value in row.items():
             # The gradient norm of a step that fp16's scaler skips is infinite.
-            if math.isfinite(value):
+            if isinstance(value, int | float) and math.isfinite(value):
                 points.setdefault(name, {})[row["step"]] = value
     return points
 

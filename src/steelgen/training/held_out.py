@@ -50,7 +50,7 @@ class HeldOutChecks:
         if not validates and not measures:
             return {}
         values: dict[str, float] = {}
-        with self._state.average.applied():
+        with self._state.averaged():
             if validates:
                 values |= self._validation.measure()
             if measures:

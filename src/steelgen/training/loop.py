@@ -82,7 +82,7 @@ def _run(
     place_network(network, options, accelerator.device)
     held_out = load_held_out(config)
     criterion = resolve_criterion(config, held_out is not None)
-    state = build_state(config, generator, accelerator.scaler, len(crops), criterion)
+    state = build_state(config, generator, accelerator.scaler, len(crops), criterion, accelerator.is_main_process)
     checks = HeldOutChecks(config, state, held_out, micrographs, accelerator) if held_out else None
     _open(config, state, accelerator, observer, resume, start_from)
     last_step = count_steps(options, len(crops), accelerator.num_processes)
@@ -102,7 +102,7 @@ def _run(
                 batch = next(batches)
                 with accelerator.accumulate(wrapped):
                     with accelerator.autocast():
-                        found = generator.compute_loss(wrapped, batch, config.seed, options.mask_dropout)
+                        found = generator.compute_loss(wrapped, batch)
                     accelerator.backward(found.losses.mean())
                     upkeep.note_losses(batch["number"], found)
                     if accelerator.sync_gradients:

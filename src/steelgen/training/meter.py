@@ -49,8 +49,10 @@ class LossMeter:
             InputError: if one is not finite or above MAX_LOSS; the step, the micrographs of that batch and the
                 checkpoint to go back to are named.
         """
+        if not self._losses or bool((torch.cat(self._losses).abs() <= MAX_LOSS).all()):  # False for NaN too
+            return
         for step, numbers, losses in zip(self._steps, self._numbers, self._losses, strict=True):
-            if bool((losses.abs() <= MAX_LOSS).all()):  # False for NaN too
+            if bool((losses.abs() <= MAX_LOSS).all()):
                 continue
             stems = self._dataset.micrographs.stems
             names = sorted({stems[self._dataset.micrograph_index(int(number))] for number in numbers})
@@ -68,7 +70,7 @@ class LossMeter:
         Args:
             gather: concatenates a tensor over the processes, all of which must read.
         """
-        losses, positions = gather(torch.cat(self._losses).float()), gather(torch.cat(self._positions))
+        losses, positions = (gather(torch.cat(kept).float()).cpu() for kept in (self._losses, self._positions))
         now = time.perf_counter()
         values = {
             "loss": losses.mean().item(),

@@ -10,6 +10,8 @@ from steelgen.errors import InputError
 
 NO_IMPROVEMENT = "patience_steps"
 """Why training stopped when nothing got better for long."""
+EPOCH_LOSS = "train_epoch_loss"
+"""The criterion that is the mean training loss of an epoch."""
 COPIES = "stop_at_copies"
 """Why training stopped when the generator began to copy."""
 
@@ -114,7 +116,7 @@ def resolve_criterion(config: RunConfig, holds_out: bool) -> str | None:
         )
     if criterion in ("auto", "none"):
         return "val_loss" if criterion == "auto" and holds_out else None
-    if criterion == "train_epoch_loss":
+    if criterion == EPOCH_LOSS:
         return criterion
     if not holds_out:
         raise InputError(

@@ -20,11 +20,12 @@ from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
 from steelgen.data.folder import list_splits
 from steelgen.data.placement import CropGeometry, Variation
-from steelgen.devices import pick_device, resolve_precision
+from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
 from steelgen.generators import Generator, build_generator, load_generator
-from steelgen.hpc.allocation import check_allocation
+from steelgen.hpc.allocation import check_allocation, check_launch
 
+_MAX_WORKERS = 8
 _PATIENCE = timedelta(minutes=10)
 """How long a process waits for another that says nothing; one whose connection breaks is noticed at once."""
 
@@ -103,8 +104,13 @@ def build_accelerator(options: OptimisationSection) -> Accelerator:
     """
     device = pick_device()
     check_precision(options, device)
+    check_launch(os.environ)
     # Convolutions have TF32 by default in torch, matrix products (attention) have not.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
+    torch.backends.cudnn.benchmark = not options.deterministic  # shapes stay the same from step to step
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts, which reads it
+        torch.use_deterministic_algorithms(True)
     accelerator = Accelerator(
         cpu=device.type == "cpu",  # else accelerate waits to be told before several processes use it
         mixed_precision=resolve_precision(options.mixed_precision),
@@ -132,6 +138,7 @@ def build_crops(config: RunConfig, generator: Generator, micrographs: Micrograph
         Variation(data.any_angle, data.brightness, data.contrast),
         instance_edges=getattr(generator.network.config, "instance_edges", False),
         augmentation=getattr(generator.network.config, "augmentation_channels", 0) > 0,
+        randomness=generator.randomness(config.seed, config.train.mask_dropout),
     )
 
 
@@ -149,8 +156,15 @@ def place_network(network: torch.nn.Module, options: OptimisationSection, device
 def iterate_batches(
     crops: CropDataset, config: RunConfig, accelerator: Accelerator, step: int
 ) -> Iterator[dict[str, Tensor]]:
-    """The batches of this process from optimizer step `step` on, on its device, endlessly."""
-    options = config.train
+    """The batches of this process from optimizer step `step` on, on its device, endlessly.
+
+    Workers cut the crops and draw all that is random of them. Batches for a GPU are pinned, so that nothing waits for
+    their copies.
+    """
+    options, device = config.train, accelerator.device
+    workers = config.data.num_workers
+    if workers is None:
+        workers = 0 if device.type == "cpu" else min(_MAX_WORKERS, max(1, usable_cores() - 1))
     sampler = CropSampler(
         options.train_batch_size,
         accelerator.process_index,
@@ -158,8 +172,8 @@ def iterate_batches(
         start=step * options.gradient_accumulation_steps,
     )
     # Starting the loader draws from the global generator: it is done here and now, not within the first step.
-    loaded = iter(DataLoader(crops, batch_sampler=sampler, num_workers=config.data.num_workers))
-    return ({key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()} for batch in loaded)
+    loaded = iter(DataLoader(crops, batch_sampler=sampler, num_workers=workers, pin_memory=device.type != "cpu"))
+    return ({key: value.to(device, non_blocking=True) for key, value in batch.items()} for batch in loaded)
 
 
 def build_learning_rate(

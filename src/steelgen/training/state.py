@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +36,25 @@ class TrainingState:
     """Where timesteps are drawn by it."""
     step: int = 0
     """Optimizer steps taken."""
+    unseen: dict[str, float] | None = None
+    """Figures of this step, where it was saved before it was looked at: validated, measured, drawn, logged."""
 
     @property
     def average(self) -> WeightAverage:
         """The average that images are drawn with."""
         return self.averages[0]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the network carries the averaged weights, and runs as it is: graphs that torch.compile made
+        for training steps would be made anew for other shapes and modes, and soon not at all."""
+        network = self.generator.network
+        compiled, network._compiled_call_impl = network._compiled_call_impl, None
+        try:
+            with self.average.applied():
+                yield
+        finally:
+            network._compiled_call_impl = compiled
 
     def progress(self) -> dict[str, Any]:
         """What is neither weights nor moments, as JSON values."""
@@ -47,6 +63,7 @@ class TrainingState:
             "best": self.best.state(),
             "copies": self.copy_watch.state(),
             "loss_history": self.loss_history.state() if self.loss_history else None,
+            "unseen": self.unseen,
         }
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
@@ -59,12 +76,18 @@ class TrainingState:
             self.best.start_at(self.step)
         if "copies" in progress:
             self.copy_watch.restore(progress["copies"])
+        self.unseen = progress.get("unseen")
         if self.loss_history and progress.get("loss_history"):
             self.loss_history.restore(progress["loss_history"])
 
 
 def build_state(
-    config: RunConfig, generator: Generator, scaler: Any, epoch_crops: int, criterion: str | None
+    config: RunConfig,
+    generator: Generator,
+    scaler: Any,
+    epoch_crops: int,
+    criterion: str | None,
+    is_main: bool = True,
 ) -> TrainingState:
     """A run before its first step.
 
@@ -73,6 +96,7 @@ def build_state(
         scaler: see `TrainingState.scaler`.
         epoch_crops: crops of an epoch.
         criterion: see `resolve_criterion`.
+        is_main: whether this is the process that writes.
     """
     options = config.train
     optimizer = torch.optim.AdamW(
@@ -92,7 +116,7 @@ def build_state(
         [*averages, *powers],
         optimizer,
         scaler,
-        EpochTracker(epoch_crops),
+        EpochTracker(epoch_crops, is_main),
         BestTracker(criterion, config.selection.patience_steps),
         CopyWatch(config.measurement.max_copies, config.measurement.checks),
         generator.start_loss_history() if options.timestep_sampling == "loss_second_moment" else None,

@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset, Micrographs
-from steelgen.diffusion.loss import draw_fractions
+from steelgen.diffusion.randomness import draw_fractions
 from steelgen.generators import Generator
 
 _SEED = 0
@@ -32,17 +32,25 @@ class Validation:
         self._accelerator = accelerator
         self._bins = config.validation.bins
         edges = getattr(generator.network.config, "instance_edges", False)
-        crops = CropDataset(held_out, generator.geometry, _SEED, augment=False, instance_edges=edges)
+        crops = CropDataset(
+            held_out,
+            generator.geometry,
+            _SEED,
+            augment=False,
+            instance_edges=edges,
+            randomness=generator.randomness(_SEED, 0.0),
+        )
         count = config.validation.crops
         # Ranks of the golden-ratio sequence: exactly even over the noise schedule, and each micrograph all over it.
         ranks = draw_fractions(torch.arange(count), _SEED).argsort().argsort()
         self._positions = (ranks + 0.5) / count
         own = range(accelerator.process_index, count, accelerator.num_processes)
         size = config.train.train_batch_size
-        self._batches = [
-            (list(numbers), default_collate([crops[number] for number in numbers]))
-            for numbers in (own[start : start + size] for start in range(0, len(own), size))
-        ]
+        self._batches: list[tuple[list[int], dict[str, Tensor]]] = []
+        for start in range(0, len(own), size):
+            numbers = list(own[start : start + size])
+            batch = default_collate([crops[number] for number in numbers])
+            self._batches.append((numbers, {**batch, "fraction": self._positions[numbers]}))
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -53,7 +61,7 @@ class Validation:
         for numbers, batch in self._batches:
             on_device = {key: value.to(device) for key, value in batch.items()}
             with self._accelerator.autocast():
-                found = self._generator.compute_loss(network, on_device, _SEED, 0.0, self._positions[numbers])
+                found = self._generator.compute_loss(network, on_device, validates=True)
             losses[numbers] = found.losses.float()
         network.train()
         losses = self._accelerator.reduce(losses, "sum").cpu()  # each process has zeros for the crops of the others

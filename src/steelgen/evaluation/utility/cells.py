@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from steelgen.config.utility import DataCode, UtilityConfig, parse_code
 from steelgen.errors import InputError
-from steelgen.files import load_json
-
-STUDY_FILE = "study.json"
-"""In a study's folder from its beginning: the config."""
-RESULT_FILE = "utility.json"
-"""In a study's folder once all cells are there."""
+from steelgen.evaluation.utility.results import CellResult
+from steelgen.files import load_record
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ def cell_path(output_dir: Path, cell: Cell) -> Path:
     return output_dir / "cells" / f"{cell.name}.json"
 
 
-def load_cell(output_dir: Path, cell: Cell, study: str) -> dict[str, Any] | None:
+def load_cell(output_dir: Path, cell: Cell, study: str) -> CellResult | None:
     """A finished cell; None where there is none.
 
     Args:
@@ -54,12 +49,14 @@ def load_cell(output_dir: Path, cell: Cell, study: str) -> dict[str, Any] | None
         study: hash of the study that it must belong to.
 
     Raises:
-        InputError: if it was made by another config or from other data.
+        InputError: if it is damaged, or was made by another config or from other data.
     """
     path = cell_path(output_dir, cell)
     if not path.is_file():
         return None
-    values = load_json(path)
-    if values["study"] != study:
+    found = load_record(path, CellResult)
+    if found.study != study:
         raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
-    return values
+    if (found.code, found.architecture, found.seed) != (cell.code.text, cell.architecture, cell.seed):
+        raise InputError(f"{path}: holds another cell: {found.code}, {found.architecture}, seed {found.seed}")
+    return found

@@ -229,9 +229,9 @@ def _compare_scales(found: GeneratedFolder, geometry: CropGeometry, smallest: in
         geometry: of the study.
         smallest: edge of the smallest micrograph, px, which bounds every crop.
     """
-    if not {"image_size", "crop_size"} <= found.sampling.keys():
+    if found.sampling.crop_size is None or found.sampling.image_size is None:
         return []
-    drawn = min(found.sampling["crop_size"], smallest) / found.sampling["image_size"]
+    drawn = min(found.sampling.crop_size, smallest) / found.sampling.image_size
     cut = min(geometry.crop_size, smallest) / geometry.image_size
     if math.isclose(drawn, cut):
         return []

@@ -16,11 +16,12 @@ from steelgen.config.utility import UtilityConfig, parse_code
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.evaluation.sets import describe_geometry
-from steelgen.evaluation.utility.cells import STUDY_FILE, cell_path, list_cells, load_cell
+from steelgen.evaluation.utility.cells import cell_path, list_cells, load_cell
 from steelgen.evaluation.utility.data import StudyData, count_data, load_study
+from steelgen.evaluation.utility.results import STUDY_FILE, load_study_start
 from steelgen.evaluation.utility.statistics import find_warnings, summarise
 from steelgen.evaluation.utility.training import run_cell
-from steelgen.files import load_json, new_folder, save_json
+from steelgen.files import new_folder, save_json
 from steelgen.hpc.shards import Shard
 from steelgen.models.architectures import build_architecture
 from steelgen.runs import describe_environment
@@ -72,19 +73,19 @@ def utility(
 
 def gather(config: UtilityConfig, data: StudyData, study: str) -> dict[str, Any] | None:
     """Writes utility.json and utility.html if every cell is there; returns the content of the former, else None."""
-    from steelgen.evaluation.utility.report import save_report
+    from steelgen.evaluation.utility.study_page import save_report
 
     found = [load_cell(config.output_dir, cell, study) for cell in list_cells(config)]
     cells = [cell for cell in found if cell is not None]
     if len(cells) < len(found):
         return None
+    shape = (len(data.test), data.info.num_classes, data.info.num_classes)
+    for cell, path in zip(cells, (cell_path(config.output_dir, cell) for cell in list_cells(config)), strict=True):
+        if (measured := np.shape(cell.test.confusion)) != shape:
+            raise InputError(f"{path}: test.confusion: is {measured}, not {shape}")
     confusions = {
         (code, architecture): np.array(
-            [
-                cell["test"]["confusion"]
-                for cell in cells
-                if (cell["code"], cell["architecture"]) == (code, architecture)
-            ]
+            [cell.test.confusion for cell in cells if (cell.code, cell.architecture) == (code, architecture)]
         )
         for code in config.codes
         for architecture in config.architectures
@@ -99,7 +100,7 @@ def gather(config: UtilityConfig, data: StudyData, study: str) -> dict[str, Any]
         "class_names": data.info.class_names,
         "micrographs": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "num_generated": data.num_generated,
-        "seconds": sum(cell["seconds"] for cell in cells),
+        "seconds": sum(cell.seconds for cell in cells),
         "notes": data.notes,
         "warnings": find_warnings(len(config.seeds), len(data.test)),
         **summarise(confusions, counts, config.num_bootstrap),
@@ -131,15 +132,15 @@ def _open_study(config: UtilityConfig, study: str) -> None:
             # Another shard may have begun it at this very moment.
             if not path.is_file():
                 raise
-    begun = load_json(path)
-    present, wanted = _select_decisive(begun["config"]), _select_decisive(settings)
+    begun = load_study_start(config.output_dir)
+    present, wanted = _select_decisive(begun.config), _select_decisive(settings)
     for key in sorted(wanted):
         if present.get(key) != wanted[key]:
             raise InputError(
                 f"{config.output_dir}: holds a study with another {key} ({json.dumps(present.get(key))}); "
                 "name another folder or remove it"
             )
-    if begun["study"] != study:
+    if begun.study != study:
         raise InputError(f"{config.output_dir}: holds a study of other data; name another folder or remove it")
-    if begun["config"] != settings:
+    if begun.config != settings:
         save_json(path, described)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from steelgen.data.check import Problem, check_dataset
-from steelgen.data.page import build_page, save_page
+from steelgen.data.check_page import build_page, save_page
 from tests.data.samples import BUNDLED
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import html
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from steelgen.data.images import save_image
-from steelgen.evaluation.page import CLASSES_ABREAST, build_lines, build_page, build_table, build_verdict, show_number
+from steelgen.evaluation.figures import CLASSES_ABREAST
 from steelgen.evaluation.plots import Curve, draw_chart, draw_intervals, paint_chart
-from steelgen.evaluation.utility.cells import RESULT_FILE
+from steelgen.evaluation.utility.results import RESULT_FILE
 from steelgen.evaluation.verdict import judge_differences
 from steelgen.files import new_file, save_json
+from steelgen.pages import render, show_number
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 """Of the curves: real micrographs alone, then one a number of generated pairs."""
@@ -42,49 +42,33 @@ def build_utility_page(result: dict[str, Any]) -> str:
     Returns:
         HTML without anything from outside.
     """
-    config = result["config"]
-    body = [
-        "<h1>Does generated data help?</h1>",
-        f'<p class="muted">{html.escape(_describe(result))}</p>',
-        build_verdict([answer.model_dump() for answer in judge_differences(result["differences"])]),
-        build_lines("Warnings", result["warnings"]),
-        build_lines("Notes", result["notes"]),
-        build_utility_section(result),
-        "<h2>How it was made</h2>",
-        f"<pre>{html.escape(json.dumps(config, indent=2))}</pre>",
-        f"<pre>{html.escape(json.dumps(result['environment'], indent=2))}</pre>",
-    ]
-    return build_page("Does generated data help?", body)
+    return render(
+        "study.html",
+        title="Does generated data help?",
+        result=result,
+        verdict=judge_differences(result["differences"]),
+        section=build_utility_section(result),
+    )
 
 
-def build_utility_section(result: dict[str, Any]) -> str:
+def build_utility_section(result: dict[str, Any]) -> Markup:
     """Differences, scores and curves of a study, as a part of a page."""
-    parts = []
-    if result["differences"]:
-        rows = [
-            (f"{row['code']} − {row['baseline']}, {row['architecture']}", row["difference"], *row["interval"])
-            for row in result["differences"]
-        ]
-        parts += [
-            "<h2>Difference to real micrographs alone</h2>",
-            '<p class="muted">Mean over seeds of the difference in mIoU, paired by seed: the same micrographs, first '
-            "weights and order of real crops. The interval comes from drawing seeds and test micrographs again, both "
-            "at once and alike for the two codes. Only an interval that leaves 0 out says anything.</p>",
-            draw_intervals("difference in mIoU with its 95 % interval", rows),
-            build_table(*describe_differences(result["differences"]), first_number=3),
-        ]
-    parts += [
-        "<h2>mIoU on held-out real micrographs</h2>",
-        '<p class="muted">mIoU from one confusion matrix over all test micrographs, mean over seeds with the 95 % '
-        "interval of Student's t; then the mean of the micrographs' own mIoU, and the IoU of each class.</p>",
-        _build_scores(result["scores"], result["class_names"]),
+    differences = [
+        (f"{row['code']} − {row['baseline']}, {row['architecture']}", row["difference"], *row["interval"])
+        for row in result["differences"]
     ]
     charts = list_curves(result["scores"])
-    if charts:
-        drawn = "".join(draw_chart(name, x, curves, "real micrographs") for name, x, curves in charts)
-        legend = " ".join(f'<b style="color:{curve.color}">{html.escape(curve.name)}</b>' for curve in charts[0][2])
-        parts += ["<h2>Data-fraction curve</h2>", f"<p>{legend}</p>", f'<div class="charts">{drawn}</div>']
-    return "".join(parts)
+    section = render(
+        "study_section.html",
+        differences_chart=Markup(draw_intervals("difference in mIoU with its 95 % interval", differences))
+        if differences
+        else None,
+        differences=describe_differences(result["differences"]),
+        scores=_split_scores(result["scores"], result["class_names"]),
+        legend=charts[0][2] if charts else [],
+        charts=[Markup(draw_chart(name, x, curves, "real micrographs")) for name, x, curves in charts],
+    )
+    return Markup(section)
 
 
 def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float], list[Curve]]]:
@@ -154,25 +138,20 @@ def describe_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]
     return columns, rows
 
 
-def _describe(result: dict[str, Any]) -> str:
-    config, counts, seeds = result["config"], result["micrographs"], result["config"]["seeds"]
-    return (
-        f"{len(config['codes'])} codes × {len(config['architectures'])} architectures × {len(seeds)} seeds "
-        f"({', '.join(map(str, seeds))}), each trained for {config['training']['steps']} steps; "
-        f"{counts['train']} training, {counts['val']} validation and {counts['test']} test micrographs of "
-        f"{config['dataset']}, {result['num_generated']} generated pairs of {config['generated']}; "
-        f"{result['geometry']}; steelgen {result['steelgen']}."
-    )
+def _split_scores(
+    scores: Sequence[dict[str, Any]], class_names: Sequence[str]
+) -> list[tuple[list[str], list[list[Any]], int]]:
+    """The table of mIoU, then of the classes, a few abreast, since names may be long.
 
-
-def _build_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]) -> str:
-    """A table of mIoU, then the classes, a few abreast: names may be long."""
+    Returns:
+        Column titles, rows, and the number of the first column of numbers, of each.
+    """
     columns, rows = describe_scores(scores, class_names)
     first = len(columns) - len(class_names)
-    parts = [build_table(columns[:first], [row[:first] for row in rows], first_number=4)]
+    tables = [(columns[:first], [row[:first] for row in rows], 4)]
     for start in range(first, len(columns), CLASSES_ABREAST):
         shown = slice(start, start + CLASSES_ABREAST)
         titles = ["code", "architecture", *(f"IoU {name}" for name in columns[shown])]
         cells = [[score["code"], score["architecture"], *row[shown]] for score, row in zip(scores, rows, strict=True)]
-        parts.append(build_table(titles, cells, first_number=2))
-    return "".join(parts)
+        tables.append((titles, cells, 2))
+    return tables
