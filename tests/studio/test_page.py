@@ -310,7 +310,9 @@ def test_closed_tab_and_stop_cancel(visit, slow):
     page.click("#draw")
     page.wait_for_selector("#results .card")
     page.click("#stop")
+    wait_for(page, "#paint-status", "stopped")
     wait_until_quiet()
+    page.wait_for_selector("#keep-all:not([disabled])")
     assert 12 <= len(slow) < 80
     draw(page)
 

@@ -39,6 +39,7 @@ def studio_command(
     """Paint masks in the browser and draw micrographs for them; look through folders; watch a run."""
     if find_spec("gradio") is None:
         fail("studio needs gradio, which is not installed: pip install 'steelgen[studio]'")
+    typer.echo(f"loading {generator}", err=True)
     with errors_as_lines():
         from steelgen.studio.drawing import Studio
         from steelgen.studio.server import LOOPBACK, build_app, build_page, serve

@@ -11,7 +11,7 @@ from steelgen.data.folder import DatasetInfo, Pair
 from steelgen.errors import InputError
 from steelgen.pages import render
 from steelgen.studio.browsing import Part, measure_classes, open_collection, set_rejected, show_pair
-from steelgen.studio.pictures import build_figure, show_status
+from steelgen.studio.pictures import build_figure, load_script, show_status
 
 _PAGE = 24
 """Pairs shown at a time."""
@@ -43,8 +43,7 @@ def build_browse_tab(folders: list[Path], tab: gr.Tab) -> None:
         page = gr.Number(1, label="Page", precision=0, minimum=1, elem_id="page", min_width=90)
     status = gr.HTML(elem_id="browse-status", elem_classes="studio-status")
     figures = gr.HTML(elem_id="figures", elem_classes="studio-figures")
-    script = (Path(__file__).parent / "cards.js").read_text(encoding="utf-8")
-    cards = gr.HTML(js_on_load=script, elem_id="pairs", elem_classes="studio-cards")
+    cards = gr.HTML(js_on_load=load_script("cards.js"), elem_id="pairs", elem_classes="studio-cards")
 
     def look(folder: str | None, part: str | None, view: str, which: str, page: float | None) -> Any:
         try:

@@ -13,7 +13,16 @@ import scipy.ndimage
 from numpy.typing import NDArray
 from PIL import Image
 
-from steelgen.data.folder import DatasetInfo, Pair, list_images, list_pairs, list_splits, load_dataset_info, load_pair
+from steelgen.data.folder import (
+    DatasetInfo,
+    Pair,
+    find_images,
+    list_images,
+    list_pairs,
+    list_splits,
+    load_dataset_info,
+    load_pair,
+)
 from steelgen.data.palette import color_mask
 from steelgen.data.rejects import load_rejects, save_rejects
 from steelgen.data.sheets import build_thumbnail
@@ -33,13 +42,18 @@ class Part:
 
     name: str
     pairs: list[Pair]
-    folder: Path
-    """Of its rejects.txt."""
+    images: Path
+    """The folder of their images, which numbered ones may lie in."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the rejects.txt is written: beside the folder of images, or in a plain one."""
+        return self.images.parent if self.images.name in ("images", _SAMPLES) else self.images
 
     @property
     def rejects(self) -> frozenset[str]:
         """The stems that are rejected now."""
-        return load_rejects(self.pairs[0].image.parent) | load_rejects(self.folder)
+        return load_rejects(self.images)
 
 
 @dataclass(frozen=True)
@@ -73,13 +87,12 @@ def open_collection(folder: Path) -> Collection:
         if not images:
             raise InputError(f"{folder / _SAMPLES}: holds no images yet")
         pairs = [Pair(path.stem, path, masks.get(path.stem)) for path in images]
-        return Collection(load_dataset_info(folder), {_SAMPLES: Part(_SAMPLES, pairs, folder)})
+        return Collection(load_dataset_info(folder), {_SAMPLES: Part(_SAMPLES, pairs, folder / _SAMPLES)})
     info = load_dataset_info(folder)
-    parts = {}
-    for split in list_splits(folder):
-        own = folder / split
-        place = own if own.is_dir() else folder
-        parts[split] = Part(split, list_pairs(folder, split, with_rejects=True), place)
+    parts = {
+        split: Part(split, list_pairs(folder, split, with_rejects=True), find_images(folder, split))
+        for split in list_splits(folder)
+    }
     if not parts:
         raise InputError(f"{folder}: has no train/, val/ or test/ with images/")
     return Collection(info, parts)

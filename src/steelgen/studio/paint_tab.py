@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,8 @@ from steelgen.pages import render
 from steelgen.sampling.masks import DrawnMask
 from steelgen.studio.drawing import Cancelled, Drawn, Studio
 from steelgen.studio.masks import decode_mask, encode_mask, lay_out, read_mask
-from steelgen.studio.pictures import build_figure, encode_picture, show_status
+from steelgen.studio.pictures import build_figure, encode_picture, load_script, show_status
 
-_HERE = Path(__file__).parent
 _MAX_VARIANTS = 8
 _MAX_SEED = 2**31 - 1
 _CANVAS = """
@@ -65,6 +65,7 @@ class Requests:
 def build_paint_tab(studio: Studio, requests: Requests) -> None:
     """Adds the tab's content to the page that is being built."""
     info, geometry = studio.info, studio.geometry
+    archives = tempfile.TemporaryDirectory(prefix="steelgen-studio-")
     results, kept, taken, number = gr.State([]), gr.State({}), gr.State(None), gr.State(0)
 
     with gr.Row(equal_height=False):
@@ -72,7 +73,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
             canvas = gr.HTML(
                 "",
                 html_template=_CANVAS,
-                js_on_load=(_HERE / "canvas.js").read_text(encoding="utf-8"),
+                js_on_load=load_script("canvas.js"),
                 elem_classes="studio-canvas",
                 elem_id="canvas",
                 classes=[
@@ -119,7 +120,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
                 diameter = gr.Slider(2, longest, min(10, longest), step=1, label="Island diameter, px")
                 aspect = gr.Slider(1, 6, 1.5, step=0.1, label="Aspect: length over width")
                 scatter = gr.Button("Lay islands over the mask", elem_id="scatter")
-    cards = gr.HTML(js_on_load=_load_cards_script(), elem_classes="studio-cards", elem_id="results")
+    cards = gr.HTML(js_on_load=load_script("cards.js"), elem_classes="studio-cards", elem_id="results")
     with gr.Row():
         keep_all = gr.Button("Keep all", elem_id="keep-all", interactive=False, min_width=120)
         download = gr.DownloadButton("Download all as ZIP", elem_id="zip", interactive=False, min_width=160)
@@ -151,21 +152,26 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
                 line = show_status(f"{len(pairs)} of {len(seeds)} drawn")
                 yield _show_results(studio, pairs, {}), pairs, {}, nothing, nothing, line
             line = show_status(f"drew {len(pairs)}; mask: {mask.source}")
+            yield nothing, nothing, nothing, *hand_out(pairs, request), line
         except Cancelled:
-            line = show_status(f"stopped; {len(pairs)} were drawn")
+            return
         except InputError as error:
             yield nothing, nothing, nothing, nothing, nothing, show_status(str(error), bad=True)
-            return
         finally:
             requests.forget(session, flag)
-        if not pairs:
-            yield nothing, nothing, nothing, nothing, nothing, line
-            return
-        with tempfile.TemporaryDirectory(prefix="steelgen-studio-") as folder:
-            path = Path(folder) / "samples.zip"
-            path.write_bytes(studio.pack(pairs))
-            archive = gr.DownloadButton(value=str(path), interactive=True)
-            yield _show_results(studio, pairs, {}), pairs, {}, archive, gr.Button(interactive=True), line
+
+    def hand_out(pairs: list[Drawn], request: gr.Request) -> tuple[Any, Any]:
+        """The buttons for all pairs of a browser's tab, which has one ZIP at a time."""
+        tab = hashlib.sha256(str(request.session_hash).encode()).hexdigest()  # what a browser sends may be any path
+        path = Path(archives.name) / tab / "samples.zip"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(studio.pack(pairs))
+        return gr.DownloadButton(value=str(path), interactive=True), gr.Button(interactive=True)
+
+    def stop_drawing(pairs: list[Drawn], request: gr.Request) -> Any:
+        requests.cancel(request)
+        buttons = hand_out(pairs, request) if pairs else (gr.skip(), gr.skip())
+        return *buttons, show_status("stopped")
 
     def keep(pairs: list[Drawn], kept: dict[int, str], chosen: list[int]) -> Any:
         try:
@@ -219,7 +225,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         api_visibility="private",
     )
     quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
-    stop.click(requests.cancel, cancels=[drawing], queue=False, **quiet)
+    stop.click(stop_drawing, results, [download, keep_all, status], cancels=[drawing], queue=False, **quiet)
     cards.press(keep_one, [results, kept], [cards, kept, status], **quiet)
     keep_all.click(keep_them, [results, kept], [cards, kept, status], **quiet)
     upload.upload(load, upload, [canvas, taken, status], **quiet)
@@ -259,7 +265,3 @@ def _describe(studio: Studio, drawn: Drawn, stem: str | None) -> dict[str, Any]:
         "image": encode_picture(Image.fromarray(drawn.image)),
         "mask": encode_picture(build_index_image(drawn.mask.mask, palette)),
     }
-
-
-def _load_cards_script() -> str:
-    return (_HERE / "cards.js").read_text(encoding="utf-8")

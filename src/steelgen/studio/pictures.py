@@ -1,9 +1,10 @@
-"""Pictures and lines as the page's templates show them."""
+"""Pictures, lines and scripts as the page takes them."""
 
 from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -46,3 +47,8 @@ def encode_picture(picture: Image.Image, kind: str = "PNG") -> str:
 def show_status(text: str, bad: bool = False) -> str:
     """One line below a form, as HTML."""
     return render("studio_status.html", text=" ".join(text.split()), bad=bad)
+
+
+def load_script(name: str) -> str:
+    """One of the page's scripts."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
