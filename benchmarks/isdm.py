@@ -22,6 +22,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.diffusion import reverse
 from steelgen.diffusion.guidance import Guide, GuidedNetwork
 from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.generators import DrawRequest
 from steelgen.isdm.checkpoint import load_isdm_checkpoint, load_isdm_settings
 from steelgen.isdm.network import convert_solver
 from steelgen.sampling.balance import BalancedSource
@@ -54,7 +55,7 @@ def compare_with_reference() -> dict[str, dict[str, float]]:
         "guided_mean": step.mean,
         "guided_log_variance": step.log_variance,
         "guided_pred_xstart": step.pred_original,
-        "ddim50_sample": generator.draw(masks, [0, 1], solver, noise=expected["ddim_noise"]),
+        "ddim50_sample": generator.draw(DrawRequest([0, 1], masks, solver, noise=expected["ddim_noise"])).images,
     }
     expected["ddim50_sample"] = expected["ddim50_sample"].clamp(-1, 1)
     return {name: _compare(value, expected[name]) for name, value in found.items()}

@@ -29,7 +29,6 @@ from torch import Tensor
 from steelgen.config.evaluate import SegmenterSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
-from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
 from steelgen.diffusion.solvers import RespacedSolver
@@ -37,7 +36,8 @@ from steelgen.evaluation.agreement import compute_agreement
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
-from steelgen.generators import load_generator
+from steelgen.generators import draw_for_masks, load_generator
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 GUIDANCE = 1.5
@@ -107,7 +107,7 @@ def measure_speed(generator: SemanticDiffusion, images: int, repeats: int) -> di
     def ours(solver: SolverSection, bf16: bool) -> None:
         generator.network.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            generator.draw(masks, seeds, solver)
+            draw_for_masks(generator, masks, seeds, solver)
 
     plain, last = torch.contiguous_format, torch.channels_last
     seconds = time_in_turns(
@@ -204,7 +204,7 @@ class Judge:
 
     def draw(self, solver: SolverSection, masks: Tensor, seeds: list[int]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return self.generator.draw(masks, seeds, solver)
+            return draw_for_masks(self.generator, masks, seeds, solver)
 
     def score(self, draw: Draw, seed: int, batch: int = 32) -> dict[str, float]:
         drawn = []

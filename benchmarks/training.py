@@ -29,12 +29,14 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from steelgen.config.generator import DiffusionTrainingSection
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import autocast, resolve_precision
-from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.noise import NoiseSchedule
 from steelgen.diffusion.randomness import CropRandomness
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.training import SemanticDiffusionTraining
 from steelgen.isdm.network import build_isdm_info, build_isdm_network
 from steelgen.models.semantic_unet import MaskFeatures, SemanticUNet
 from steelgen.models.spade import Modulation, SpadeNorm, mark_edges
@@ -102,12 +104,13 @@ def build_batch(arguments: argparse.Namespace) -> dict[str, Tensor]:
 def build_isdm_step(arguments: argparse.Namespace) -> Step:
     """A training step as ISDM takes it."""
     generator, batch = build_generator(arguments), build_batch(arguments)
+    trainable = SemanticDiffusionTraining(generator, DiffusionTrainingSection())
     forward, parameters = IsdmForward(generator.network), list(generator.network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, foreach=False, fused=False)
     averages = [parameter.detach().clone() for parameter in parameters]
 
     def step() -> Tensor:
-        loss = generator.compute_loss(forward, batch).losses.mean()
+        loss = trainable.compute_loss(trainable.phases[0], {"unet": forward}, batch).losses.mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
@@ -122,6 +125,7 @@ def build_isdm_step(arguments: argparse.Namespace) -> Step:
 def build_our_step(arguments: argparse.Namespace, compiled: bool = False) -> Step:
     """A training step as `steelgen train` takes it."""
     generator, batch = build_generator(arguments), build_batch(arguments)
+    trainable = SemanticDiffusionTraining(generator, DiffusionTrainingSection())
     network = generator.network.to(memory_format=torch.channels_last)
     if compiled:
         network.compile()
@@ -130,7 +134,7 @@ def build_our_step(arguments: argparse.Namespace, compiled: bool = False) -> Ste
 
     def step() -> Tensor:
         with autocast("auto", torch.device(arguments.device)):
-            loss = generator.compute_loss(network, batch).losses.mean()
+            loss = trainable.compute_loss(trainable.phases[0], {"unet": network}, batch).losses.mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -7,11 +7,11 @@ import torch
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.randomness import randn_by_seed
-from steelgen.generators import StartImages
+from steelgen.generators import DrawRequest, StartImages, draw_for_masks
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from tests.diffusion.calls import draw
 from tests.diffusion.gaussian import EDGE, GaussianNetwork
 
@@ -170,7 +170,9 @@ def test_the_noise_of_a_step_is_not_that_of_the_start(name):
 def test_without_a_name_networks_that_predict_noise_get_fresh_noise_at_each_step():
     for zero_terminal_snr, name in [(True, "dpmsolver++"), (False, "sde-dpmsolver++")]:
         generator = build_generator(zero_terminal_snr)
-        by_default, by_name = (generator.draw(MASKS, [0], SolverSection(**kind)) for kind in ({}, {"name": name}))
+        by_default, by_name = (
+            draw_for_masks(generator, MASKS, [0], SolverSection(**kind)) for kind in ({}, {"name": name})
+        )
         assert torch.equal(by_default, by_name)
     assert SolverSection().choose_name("epsilon", learned_variance=True) == "ddpm"
     assert SolverSection(name="heun").choose_name("epsilon", learned_variance=True) == "heun"
@@ -227,13 +229,17 @@ STARTERS = [
 RAMP = torch.linspace(-0.8, 0.8, EDGE * EDGE).view(1, 1, EDGE, EDGE)
 
 
+def start_from(generator, solver, strength, noise=None):
+    return generator.draw(DrawRequest([0], MASKS, solver, StartImages(RAMP, strength), noise)).images
+
+
 @pytest.mark.parametrize("solver", STARTERS, ids=lambda solver: solver.name)
 def test_image_to_image_goes_from_the_image_to_plain_drawing(solver):
     generator = build_generator(False)
-    kept = generator.draw(MASKS, [0], solver, StartImages(RAMP, 0.001))
+    kept = start_from(generator, solver, 0.001)
     assert (kept - RAMP).abs().max() < 0.1  # one step is run, from σ = 0.03
-    plain = generator.draw(MASKS, [0], solver)
-    assert torch.equal(generator.draw(MASKS, [0], solver, StartImages(RAMP, 1.0)), plain)
+    plain = draw_for_masks(generator, MASKS, [0], solver)
+    assert torch.equal(start_from(generator, solver, 1.0), plain)
     assert (plain - RAMP).abs().max() > 0.5
 
 
@@ -247,5 +253,5 @@ def test_image_to_image_follows_the_flow_from_the_noised_image(solver):
     abar = float(generator.schedule.alphas_cumprod[timestep])
     noisy = abar**0.5 * RAMP + (1 - abar) ** 0.5 * NOISE
     expected = generator.network.solve(noisy, generator.network.compute_mean(one_hot(MASKS)), abar).clamp(-1, 1)
-    drawn = generator.draw(MASKS, [0], solver, StartImages(RAMP, 0.5), NOISE)
+    drawn = start_from(generator, solver, 0.5, NOISE)
     assert (drawn - expected).abs().max() < (0.03 if solver.name.endswith(("ddim", "euler")) else 0.003)

@@ -9,15 +9,16 @@ from torch import nn
 from steelgen.config.solver import SolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.guidance import Guide, GuidedNetwork, rescale_contrast
 from steelgen.diffusion.loss import compute_loss_weights, compute_target, one_hot_with_dropout
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.randomness import draw_fractions, randn_by_seed
 from steelgen.diffusion.solvers import DiffusersSolver, space_by_power
 from steelgen.diffusion.timesteps import EvenTimesteps
 from steelgen.errors import InputError
+from steelgen.generators import draw_for_masks
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from tests.diffusion.calls import compute_loss, draw
 from tests.models.test_semantic_unet import build_network
 
@@ -297,7 +298,7 @@ def test_autoguidance_needs_a_network_that_predicts_the_same(tmp_path, steps, pr
     weak.save(tmp_path / "weak")
     solver = SolverSection(num_inference_steps=1, autoguidance=tmp_path / "weak")
     with pytest.raises(InputError, match=message):
-        strong.draw(torch.zeros(1, 16, 16, dtype=torch.long), [0], solver)
+        draw_for_masks(strong, torch.zeros(1, 16, 16, dtype=torch.long), [0], solver)
 
 
 def test_guidance_interval_and_rescale():

@@ -10,10 +10,10 @@ from steelgen.config.solver import SolverSection
 from steelgen.diffusion.flow import flow_to_original, flow_to_velocity, scale_to_flow
 from steelgen.diffusion.loss import compute_loss_weights
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.diffusion.randomness import draw_fractions
 from steelgen.diffusion.solvers import DiffusersSolver
 from steelgen.diffusion.timesteps import LogNormalTimesteps
+from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from tests.diffusion.calls import compute_loss, draw
 from tests.models.test_semantic_unet import build_network
 

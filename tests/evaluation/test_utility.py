@@ -24,7 +24,7 @@ from steelgen.evaluation.utility.statistics import summarise
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.utility.training import run_cell
-from steelgen.hpc.shards import Shard
+from steelgen.shards import Shard
 from tests.evaluation.conftest import INFO, save_pairs
 
 TRAINING = {"steps": 4, "batch_size": 4, "base_channels": 8, "validate_every": 2, "learning_rate": 1e-2}

@@ -7,12 +7,12 @@ import pwd
 import pytest
 from typer.testing import CliRunner
 
+from steelgen.allocation import check_launch, read_count
 from steelgen.cli.app import app
 from steelgen.errors import InputError
 from steelgen.files import default_cache_dir
-from steelgen.hpc.allocation import check_launch, read_count
-from steelgen.hpc.shards import find_shard
 from steelgen.hpc.submission import load_profile
+from steelgen.shards import find_shard
 from tests.conftest import tiny_train_config
 
 RENDEZVOUS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}

@@ -14,9 +14,9 @@ from steelgen.config.utility import UtilityConfig
 from steelgen.errors import InputError
 from steelgen.evaluation.utility.cells import cell_path, list_cells
 from steelgen.files import save_json
-from steelgen.hpc.shards import Shard, find_shard, parse_shard
 from steelgen.hpc.status import run_status
 from steelgen.sampling.run import sample
+from steelgen.shards import Shard, find_shard, parse_shard
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder

@@ -14,6 +14,7 @@ from steelgen.diffusion import reverse, solvers
 from steelgen.diffusion.guidance import Guide, GuidedNetwork
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
+from steelgen.generators import DrawRequest, draw_for_masks
 from steelgen.isdm.checkpoint import load_isdm_checkpoint
 from steelgen.isdm.network import build_isdm_network, convert_solver
 from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
@@ -104,7 +105,7 @@ def test_first_step_of_both_fixed_variances_is_the_second_posterior_one():
 def test_ddim_over_50_steps(generator, expected):
     solver = convert_solver(reference_settings(diffusion_steps=50, rescale_timesteps=True), True, 1.5)
     masks = expected["label"][:, 0].long()
-    image = generator.draw(masks, [0, 1], solver, noise=expected["ddim_noise"])
+    image = generator.draw(DrawRequest([0, 1], masks, solver, noise=expected["ddim_noise"])).images
     assert (image - expected["ddim50_sample"].clamp(-1, 1)).abs().max() < 1e-4
 
 
@@ -112,9 +113,8 @@ def test_ddim_by_a_network_that_scales_its_own_timesteps(expected):
     settings = reference_settings(diffusion_steps=50, rescale_timesteps=True)
     generator = load_isdm_checkpoint(CHECKPOINT, settings)
     assert generator.network.config.timestep_scale == 20
-    image = generator.draw(
-        expected["label"][:, 0].long(), [0, 1], convert_solver(settings, True, 1.5), noise=expected["ddim_noise"]
-    )
+    masks, solver = expected["label"][:, 0].long(), convert_solver(settings, True, 1.5)
+    image = generator.draw(DrawRequest([0, 1], masks, solver, noise=expected["ddim_noise"])).images
     assert (image - expected["ddim50_sample"].clamp(-1, 1)).abs().max() < 1e-4
 
 
@@ -128,7 +128,7 @@ def test_the_default_solver_takes_isdms_steps(generator, expected):
         respacing=str(steps),
         rescale_timesteps=generator.network.config.timestep_scale == 1 and reference_settings().rescale_timesteps,
     )
-    ours, theirs = (generator.draw(masks, [3, 4], solver) for solver in (default, isdm))
+    ours, theirs = (draw_for_masks(generator, masks, [3, 4], solver) for solver in (default, isdm))
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
     assert (ours[0] - ours[1]).std() > 0.1
 

@@ -20,9 +20,9 @@ from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import SolverSection
-from steelgen.hpc.shards import Shard
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.run import sample
+from steelgen.shards import Shard
 
 MASKS = [np.arange(256, dtype=np.uint8).reshape(16, 16) // 86 for _ in range(3)]
 

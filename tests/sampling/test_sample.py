@@ -167,14 +167,14 @@ def test_whole_micrographs_are_drawn_from_windows(trained, tmp_path):
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_what_is_drawn(trained, tmp_path, monkeypatch):
-    from steelgen.diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
     drawn = SemanticDiffusion.draw
 
-    def run_out(self, masks, seeds, *rest):
-        if seeds[0] >= 4:
+    def run_out(self, request):
+        if request.seeds[0] >= 4:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return drawn(self, masks, seeds, *rest)
+        return drawn(self, request)
 
     monkeypatch.setattr(SemanticDiffusion, "draw", run_out)
     with pytest.raises(InputError, match=r"^out of memory: 4 images of 16x16 px at once need more than") as caught:

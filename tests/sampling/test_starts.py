@@ -16,9 +16,9 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import load_json
 from steelgen.generators import build_generator
-from steelgen.hpc.shards import Shard
 from steelgen.sampling.replay import replay
 from steelgen.sampling.run import sample
+from steelgen.shards import Shard
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.sampling.test_sample import draw, read_all
 

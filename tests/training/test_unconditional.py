@@ -21,7 +21,7 @@ from steelgen.data.importing import READERS
 from steelgen.data.resplit import resplit_dataset
 from steelgen.errors import InputError
 from steelgen.evaluation.run import evaluate
-from steelgen.generators import load_generator
+from steelgen.generators import draw_for_masks, load_generator
 from steelgen.models.norm import GroupNorm
 from steelgen.models.semantic_unet import SemanticUNet
 from steelgen.models.spade import SpadeNorm
@@ -107,7 +107,7 @@ def test_a_conditional_generator_draws_with_the_null_mask(tiny_dataset, tmp_path
         {"generator": "x", "output_dir": "y", "mask_source": {"kind": "none"}, "solver": {"num_inference_steps": 2}},
         SampleConfig,
     ).solver
-    drawn = generator.draw(null, [3], solver.model_copy(update={"guidance_scale": 1.0}))[0, 0]
+    drawn = draw_for_masks(generator, null, [3], solver.model_copy(update={"guidance_scale": 1.0}))[0, 0]
     expected = ((drawn + 1) * 127.5).round().numpy()
     assert np.array_equal(np.asarray(Image.open(out / "samples/000003.png")), expected)
 
@@ -136,7 +136,7 @@ def test_without_masks_an_image_costs_one_evaluation_a_step(unlabelled, tmp_path
     generator.network.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
     solver = parse_config(tiny_train_config("x", "y"), TrainConfig).preview.solver
     assert solver.guidance_scale == 1.5
-    generator.draw(torch.full((1, 16, 16), 255), [0], solver)
+    draw_for_masks(generator, torch.full((1, 16, 16), 255), [0], solver)
     assert rows == [1, 1]
 
 

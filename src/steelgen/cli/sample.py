@@ -64,12 +64,12 @@ def sample_command(
             from steelgen.generators import load_generator
 
             loaded = load_generator(settings.generator)
-            parameters = sum(parameter.numel() for parameter in loaded.network.parameters())
+            parameters = sum(weight.numel() for network in loaded.networks.values() for weight in network.parameters())
             names = ", ".join(loaded.info.class_names)
             typer.echo(f"{parameters:,} parameters, {loaded.geometry.image_size} px, classes: {names}")
             return
-        from steelgen.hpc.shards import find_shard, parse_shard
         from steelgen.sampling.run import sample
+        from steelgen.shards import find_shard, parse_shard
 
         part = parse_shard(shard) if shard else find_shard(os.environ)
         with progress_bar("sampling") as report:

@@ -89,7 +89,7 @@ def _print_plan(settings: RunConfig, generator: Generator, micrographs: Microgra
 
     _print_config(settings)
     epoch = len(CropDataset(micrographs, generator.geometry, settings.seed, settings.data.augment))
-    parameters = sum(parameter.numel() for parameter in generator.network.parameters())
+    parameters = sum(parameter.numel() for network in generator.networks.values() for parameter in network.parameters())
     counts = np.sum([np.bincount(mask.ravel(), minlength=256) for mask in micrographs.masks], axis=0)
     labelled = counts[: micrographs.info.num_classes]
     sizes = sorted({f"{mask.shape[1]}x{mask.shape[0]}" for mask in micrographs.masks})

@@ -39,7 +39,7 @@ def utility_command(
             _describe_study(settings)
             return
         from steelgen.evaluation.utility.study import utility
-        from steelgen.hpc.shards import find_shard, parse_shard
+        from steelgen.shards import find_shard, parse_shard
 
         part = parse_shard(shard) if shard else find_shard(os.environ)
         result = utility(settings, lambda line: typer.echo(line, err=True), part)

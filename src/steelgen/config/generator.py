@@ -109,6 +109,22 @@ class NoiseSection(Section):
         return self
 
 
+class DiffusionTrainingSection(Section):
+    """How diffusion models are trained, whatever their network."""
+
+    mask_dropout: float = Field(0.1, ge=0, le=1)
+    """Probability that a crop's mask is replaced by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
+    timestep_sampling: Literal["even", "loss_second_moment", "lognormal"] = "even"
+    """Draw all timesteps alike; those of large loss more often, weighing them down (Nichol & Dhariwal 2021,
+    arXiv 2102.09672, section 3.3); or noise levels σ = √((1 − ᾱ)/ᾱ) from a log-normal distribution (Karras et al. 2022,
+    arXiv 2206.00364, table 1: with v-prediction of standardised images the rest of its training is the same)."""
+    lognormal_mean: float = Field(-0.5, ge=-20, le=20)
+    """Mean of ln σ for lognormal: the paper's P_mean is -1.2 at its σ_data of 0.5, which here is 1. Mean 0 and
+    deviation 1 are the logit-normal times of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206)."""
+    lognormal_std: float = Field(1.2, gt=0, le=20)
+    """Standard deviation of ln σ (P_std)."""
+
+
 class SemanticDiffusionSection(Section):
     """Mask-conditioned diffusion with a SPADE U-Net."""
 
@@ -118,3 +134,7 @@ class SemanticDiffusionSection(Section):
     """The network."""
     noise: NoiseSection = NoiseSection()
     """The noise schedule."""
+
+
+AnyGeneratorSection = SemanticDiffusionSection
+GENERATOR_KINDS = ("semantic_diffusion",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,7 @@ from steelgen.config.base import (
     FactorRange,
     Section,
 )
-from steelgen.config.generator import SemanticDiffusionSection
+from steelgen.config.generator import DiffusionTrainingSection, SemanticDiffusionSection
 from steelgen.config.solver import SolverSection
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -88,8 +88,6 @@ class OptimisationSection(Section):
     """AdamW's moment decays."""
     max_grad_norm: float | None = Field(1.0, gt=0, le=1000000000)
     """Gradients are clipped to this norm; null: never."""
-    mask_dropout: float = Field(0.1, ge=0, le=1)
-    """Probability that a crop's mask is replaced by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay of the exponential moving average of the weights."""
     ema_warmup: bool = True
@@ -102,15 +100,6 @@ class OptimisationSection(Section):
     and a file of the size of the weights a snapshot."""
     ema_snapshots_every: int = Field(1000, ge=1, le=MAX_STEPS)
     """Steps between snapshots of the power-function averages; there is one at the end too."""
-    timestep_sampling: Literal["even", "loss_second_moment", "lognormal"] = "even"
-    """Draw all timesteps alike; those of large loss more often, weighing them down (Nichol & Dhariwal 2021,
-    arXiv 2102.09672, section 3.3); or noise levels σ = √((1 − ᾱ)/ᾱ) from a log-normal distribution (Karras et al. 2022,
-    arXiv 2206.00364, table 1: with v-prediction of standardised images the rest of its training is the same)."""
-    lognormal_mean: float = Field(-0.5, ge=-20, le=20)
-    """Mean of ln σ for lognormal: the paper's P_mean is -1.2 at its σ_data of 0.5, which here is 1. Mean 0 and
-    deviation 1 are the logit-normal times of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206)."""
-    lognormal_std: float = Field(1.2, gt=0, le=20)
-    """Standard deviation of ln σ (P_std)."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the forward and backward pass; weights stay fp32. bf16 also speeds up CPUs that have it; auto takes
     it where the machine has it."""
@@ -222,6 +211,8 @@ class RunConfig(Section):
     """The training data."""
     train: OptimisationSection
     """The training loop."""
+    diffusion: DiffusionTrainingSection = DiffusionTrainingSection()
+    """What only the training of diffusion models knows."""
     preview: PreviewSection = PreviewSection()
     """Pictures during training."""
     validation: ValidationSection = ValidationSection()
@@ -230,6 +221,20 @@ class RunConfig(Section):
     """Quality and originality of what is drawn."""
     selection: SelectionSection = SelectionSection()
     """The best generator, and stopping early."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_diffusion(cls, values: Any) -> Any:
+        """Older configs have in train what belongs to diffusion alone."""
+        train = values.get("train") if isinstance(values, dict) else None
+        if not isinstance(train, dict) or not (moved := DiffusionTrainingSection.model_fields.keys() & train.keys()):
+            return values
+        kept = {name: value for name, value in train.items() if name not in moved}
+        return {
+            **values,
+            "train": kept,
+            "diffusion": {name: train[name] for name in moved} | values.get("diffusion", {}),
+        }
 
     @model_validator(mode="after")
     def _check_held_out(self) -> RunConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,15 +52,6 @@ def compute_loss_weights(schedule: NoiseSchedule, timesteps: Tensor, snr_gamma: 
     }[schedule.prediction_type]
 
 
-class CropLosses(NamedTuple):
-    """What a batch of N crops cost."""
-
-    losses: Tensor
-    """(N,) float32, as they are minimised."""
-    positions: Tensor
-    """(N,) in [0, 1): where in the noise schedule each crop's timestep lies; 0 is the clean end."""
-
-
 @dataclass(frozen=True)
 class LossOptions:
     """What is minimised; see `NoiseSection`."""
@@ -83,7 +73,7 @@ def compute_diffusion_loss(
     options: LossOptions,
     distribution: TimestepDistribution,
     process: ReverseProcess | None = None,
-) -> CropLosses:
+) -> tuple[Tensor, Tensor]:
     """Denoising loss of each crop.
 
     With a learned variance it is L_simple + λ·L_vlb (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 16), the mean held
@@ -94,6 +84,9 @@ def compute_diffusion_loss(
             see them also `instance_edges` (N, H, W) bool and `augmentation` (N, 6).
         distribution: draws the timesteps; a `LossHistory` by the losses so far, which it notes.
         process: the whole schedule's reverse process, on the device of the batch, where the bound needs it.
+
+    Returns:
+        The losses as they are minimised, (N,) float32, and the timesteps (N,) int64.
     """
     image, noise = batch["image"], batch["noise"]
     timesteps, importance = distribution.draw(batch["fraction"])
@@ -124,7 +117,7 @@ def compute_diffusion_loss(
         distribution.record(timesteps, loss)
     if importance is not None:
         loss = loss * importance
-    return CropLosses(loss, timesteps / len(schedule))
+    return loss, timesteps
 
 
 def _build_mask_input(batch: dict[str, Tensor], num_classes: int) -> Tensor:

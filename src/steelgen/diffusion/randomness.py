@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN_RATIO = 0.6180339887498949
+_HELD_OUT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,23 @@ class CropRandomness:
             "fraction": draw_fractions(torch.tensor(number), self.seed),
             "dropped": torch.tensor(np.random.default_rng((seed, 4)).random() < self.mask_dropout),
         }
+
+
+@dataclass(frozen=True)
+class HeldOutRandomness:
+    """The same for crops 0 to count - 1 of held-out micrographs, none of whose masks is dropped.
+
+    Timesteps are ranks of the golden-ratio sequence: exactly even over the schedule, each micrograph all over it.
+    """
+
+    count: int
+    shape: tuple[int, int, int]
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """See `CropRandomness`."""
+        ranks = draw_fractions(torch.arange(self.count), _HELD_OUT_SEED).argsort().argsort()
+        drawn = CropRandomness(_HELD_OUT_SEED, self.shape, 0.0)(number)
+        return {**drawn, "fraction": (ranks[number] + 0.5) / self.count}
 
 
 def draw_fractions(numbers: Tensor, seed: int) -> Tensor:

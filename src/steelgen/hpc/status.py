@@ -13,10 +13,10 @@ from steelgen.errors import InputError
 from steelgen.evaluation.utility.cells import cell_path, list_cells
 from steelgen.evaluation.utility.results import RESULT_FILE as UTILITY_FILE
 from steelgen.evaluation.utility.results import STUDY_FILE, load_study_start
-from steelgen.hpc.shards import Shard
 from steelgen.hpc.submission import submitted_jobs
 from steelgen.runs import RESULT_FILE, load_result, load_settings
 from steelgen.sampling.formats import load_layout, load_sampling, read_row
+from steelgen.shards import Shard
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 from steelgen.config.base import parse_config
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.data.placement import CropGeometry
-from steelgen.diffusion.generator import SemanticDiffusion, check_weights
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_file, save_json
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion, check_weights
 from steelgen.isdm.network import BETA_SCHEDULES, WHOLE_MICROGRAPH, build_isdm_info, build_isdm_network, convert_noise
 from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
 

@@ -15,7 +15,7 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator, StartImages, load_generator
+from steelgen.generators import DrawRequest, Generator, StartImages, join_networks, load_generator
 from steelgen.sampling.masks import DrawnMask
 
 Start = tuple[Sequence[NDArray[np.uint8]], float]
@@ -29,11 +29,12 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
         InputError: if there is no generator, or it does not load.
     """
     generator = load_generator(path)
-    network = generator.network.to(pick_device())
-    if channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compiled:
-        network.compile(dynamic=False)  # shapes do not change within a run, but at its last batch
+    for network in generator.networks.values():
+        network.to(pick_device())
+        if channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled:
+            network.compile(dynamic=False)  # shapes do not change within a run, but at its last batch
     return generator
 
 
@@ -72,12 +73,15 @@ def draw_images(
     Raises:
         InputError: if they do not fit into memory; what to change is said in numbers. Also if a pixel is not finite.
     """
-    device = next(generator.network.parameters()).device
+    device = next(join_networks(generator.networks).parameters()).device
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
     start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
     try:
         with autocast(mixed_precision, device):
-            images = generator.draw(batch, seeds, solver, start_images, noise).cpu()
+            given = batch if "masks" in generator.needs else None
+            images = generator.draw(DrawRequest(seeds, given, solver, start_images, noise)).images
+            assert images is not None, f"{generator.kind} makes no images"
+            images = images.cpu()
     except Exception as error:
         if not is_out_of_memory(error):
             raise

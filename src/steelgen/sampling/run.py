@@ -22,7 +22,6 @@ from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator
-from steelgen.hpc.shards import Shard
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
 from steelgen.sampling.beside import Candidate, PairWriter, iterate_masks
 from steelgen.sampling.coco import save_coco
@@ -42,6 +41,7 @@ from steelgen.sampling.formats import (
 from steelgen.sampling.masks import MaskSource, build_mask_source, replace_images
 from steelgen.sampling.names import build_stems
 from steelgen.sampling.sheet import save_sheet
+from steelgen.shards import Shard
 
 _SHEET_IMAGES = 24
 _FOUND_KEYS = ("kept", "dropped")

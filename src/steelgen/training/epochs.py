@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Gather = Callable[[Tensor], Tensor]
-"""Concatenates a tensor over the processes."""
+from steelgen.generators import Gather
 
 
 class EpochTracker:

@@ -1,4 +1,4 @@
-"""The training loop: batch → loss → step → EMA → upkeep."""
+"""The training loop, one for every kind of generator: batch → loss → step, phase by phase, → EMA → upkeep."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.data.crops import Micrographs
-from steelgen.generators import Generator
+from steelgen.generators import Generator, build_trainable
 from steelgen.runs import open_run
 from steelgen.trackers import check_trackers
 from steelgen.training.checkpoint import (
@@ -22,6 +22,7 @@ from steelgen.training.checkpoint import (
 from steelgen.training.failures import explain_failures
 from steelgen.training.held_out import HeldOutChecks
 from steelgen.training.observer import TrainingObserver, TrainingResult
+from steelgen.training.players import Players
 from steelgen.training.preview import PreviewDrawer
 from steelgen.training.selection import resolve_criterion
 from steelgen.training.setup import (
@@ -32,7 +33,7 @@ from steelgen.training.setup import (
     effective_batch,
     iterate_batches,
     load_held_out,
-    place_network,
+    place_networks,
     prepare_finetuning,
     prepare_training,
 )
@@ -75,19 +76,20 @@ def _run(
     resume: bool,
     start_from: Path | None = None,
 ) -> TrainingResult:
-    options, network = config.train, generator.network
+    options = config.train
     check_trackers(options.trackers)
-    accelerator = build_accelerator(options)
-    crops = build_crops(config, generator, micrographs)
-    place_network(network, options, accelerator.device)
+    trainable = build_trainable(generator, config)
+    accelerator = build_accelerator(options, broadcast_buffers=len(trainable.networks) == 1)
+    crops = build_crops(config, trainable, micrographs)
+    place_networks(trainable.networks, options, accelerator.device)
     held_out = load_held_out(config)
-    criterion = resolve_criterion(config, held_out is not None)
-    state = build_state(config, generator, accelerator.scaler, len(crops), criterion, accelerator.is_main_process)
+    criterion = resolve_criterion(config, held_out is not None, trainable.criteria)
+    state = build_state(config, trainable, accelerator.scaler, len(crops), criterion, accelerator.is_main_process)
     checks = HeldOutChecks(config, state, held_out, micrographs, accelerator) if held_out else None
     _open(config, state, accelerator, observer, resume, start_from)
     last_step = count_steps(options, len(crops), accelerator.num_processes)
-    wrapped, optimizer = accelerator.prepare(network, state.optimizer)
-    learning_rate = build_learning_rate(options, optimizer, last_step)
+    players = Players(state, accelerator)
+    learning_rate = build_learning_rate(options, state.optimizers[trainable.phases[0].name], last_step)
     batches = iterate_batches(crops, config, accelerator, state.step)
     previews = PreviewDrawer(config, generator, held_out or micrographs) if config.preview.num_images else None
     upkeep = Upkeep(config, state, crops, previews, checks, accelerator, observer, last_step)
@@ -95,26 +97,27 @@ def _run(
     reason = None
     with StopRequest(options.max_minutes) as stop:
         while state.step < last_step and not (reason := upkeep.find_reason_to_stop(stop)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(state.step)
+            rate = learning_rate(state.step)
             _seed_step(config.seed, state.step, accelerator)
-            for _ in range(options.gradient_accumulation_steps):
-                batch = next(batches)
-                with accelerator.accumulate(wrapped):
-                    with accelerator.autocast():
-                        found = generator.compute_loss(wrapped, batch)
-                    accelerator.backward(found.losses.mean())
-                    upkeep.note_losses(batch["number"], found)
-                    if accelerator.sync_gradients:
-                        grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm or math.inf)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+            micro_batches = players.share(batches, options.gradient_accumulation_steps)
+            for phase in players.due(state.step):
+                optimizer, networks = players.prepare(phase, rate)
+                for batch in micro_batches:
+                    with accelerator.accumulate(*networks.trained):
+                        with accelerator.autocast():
+                            found = trainable.compute_loss(phase, networks.all, batch)
+                        accelerator.backward(found.losses.mean())
+                        upkeep.note_losses(phase, batch["number"], found)
+                        if accelerator.sync_gradients:
+                            norm = accelerator.clip_grad_norm_(networks.parameters, options.max_grad_norm or math.inf)
+                            upkeep.note_norm(phase, norm)
+                        optimizer.step()
+                        optimizer.zero_grad(set_to_none=True)
             state.step += 1
             for average in state.averages:
                 average.update(state.step)
-            if state.loss_history:
-                state.loss_history.absorb(accelerator.gather)
-            upkeep.after_step(grad_norm, optimizer.param_groups[0]["lr"])
+            trainable.end_step(accelerator.gather)
+            upkeep.after_step(rate)
         return upkeep.finish(reason)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers.optimization import get_scheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from steelgen.allocation import check_allocation, check_launch
 from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig, TrainConfig
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
@@ -22,8 +23,7 @@ from steelgen.data.folder import list_splits
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
-from steelgen.generators import Generator, build_generator, load_generator
-from steelgen.hpc.allocation import check_allocation, check_launch
+from steelgen.generators import Generator, Trainable, build_generator, load_generator
 
 _MAX_WORKERS = 8
 _PATIENCE = timedelta(minutes=10)
@@ -96,8 +96,12 @@ def effective_batch(options: OptimisationSection, num_processes: int) -> int:
     return options.train_batch_size * options.gradient_accumulation_steps * num_processes
 
 
-def build_accelerator(options: OptimisationSection) -> Accelerator:
+def build_accelerator(options: OptimisationSection, broadcast_buffers: bool = True) -> Accelerator:
     """This process's place among those that train.
+
+    Args:
+        broadcast_buffers: whether each forward pass of several processes begins by copying the first one's buffers;
+            where networks play against each other, some run twice before their backward pass, which that spoils.
 
     Raises:
         InputError: if there are fewer processes than were asked for, or the device cannot train in that precision.
@@ -115,7 +119,10 @@ def build_accelerator(options: OptimisationSection) -> Accelerator:
         cpu=device.type == "cpu",  # else accelerate waits to be told before several processes use it
         mixed_precision=resolve_precision(options.mixed_precision),
         gradient_accumulation_steps=options.gradient_accumulation_steps,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+            DistributedDataParallelKwargs(broadcast_buffers=broadcast_buffers),
+        ],
     )
     check_allocation(os.environ, accelerator.num_processes, torch.cuda.device_count())
     return accelerator
@@ -127,30 +134,36 @@ def check_precision(options: OptimisationSection, device: torch.device) -> None:
         raise InputError("train.mixed_precision fp16: training in it needs a GPU; use bf16, auto or no on a CPU")
 
 
-def build_crops(config: RunConfig, generator: Generator, micrographs: Micrographs) -> CropDataset:
+def build_crops(config: RunConfig, trainable: Trainable, micrographs: Micrographs) -> CropDataset:
     """The crops that are trained on."""
     data = config.data
     return CropDataset(
         micrographs,
-        generator.geometry,
+        trainable.generator.geometry,
         config.seed,
         data.augment,
         Variation(data.any_angle, data.brightness, data.contrast),
-        instance_edges=getattr(generator.network.config, "instance_edges", False),
-        augmentation=getattr(generator.network.config, "augmentation_channels", 0) > 0,
-        randomness=generator.randomness(config.seed, config.train.mask_dropout),
+        randomness=trainable.randomness(config.seed),
+        **trainable.crop_options,
     )
 
 
-def place_network(network: torch.nn.Module, options: OptimisationSection, device: torch.device) -> None:
-    """Makes a network ready to be trained on a device."""
-    if options.gradient_checkpointing:
-        network.enable_gradient_checkpointing()  # type: ignore[operator]
-    if options.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.to(device).train()
-    if options.compile:
-        network.compile()
+def place_networks(networks: Mapping[str, nn.Module], options: OptimisationSection, device: torch.device) -> None:
+    """Makes networks ready to be trained on a device.
+
+    Raises:
+        InputError: if they cannot save memory as they are asked to.
+    """
+    for name, network in networks.items():
+        if options.gradient_checkpointing and not hasattr(network, "enable_gradient_checkpointing"):
+            raise InputError(f"train.gradient_checkpointing: not applicable to the network {name!r} of this generator")
+        if options.gradient_checkpointing:
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
+        if options.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(device).train()
+        if options.compile:
+            network.compile()
 
 
 def iterate_batches(
@@ -179,7 +192,7 @@ def iterate_batches(
 def build_learning_rate(
     options: OptimisationSection, optimizer: torch.optim.Optimizer, last_step: int
 ) -> Callable[[int], float]:
-    """The learning rate of the optimizer step that follows on so many."""
+    """The learning rate of the optimizer step that follows on so many, before the phases' own factors."""
     factor = get_scheduler(
         options.lr_scheduler,
         optimizer,

@@ -11,9 +11,9 @@ from torch import Tensor
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset
 from steelgen.devices import resident_memory
-from steelgen.diffusion.loss import CropLosses
 from steelgen.errors import first_line
 from steelgen.files import new_folder, save_json
+from steelgen.generators import Losses, Phase
 from steelgen.runs import MetricsLog, save_result
 from steelgen.training.checkpoint import newest_checkpoint, note_progress, save_checkpoint
 from steelgen.training.curves import save_curves
@@ -67,7 +67,9 @@ class Upkeep:
         self._last_step = last_step
         self._writes = accelerator.is_main_process
         self._step_crops = effective_batch(config.train, accelerator.num_processes)
-        self._meter = LossMeter(crops, config.validation.bins)
+        phases = [phase.name for phase in state.trainable.phases]
+        self._first_phase = phases[0]
+        self._meter = LossMeter(crops, phases, config.validation.bins)
         # Lines of a step that was saved but not looked at are written anew.
         known_step = state.step if state.unseen is None else state.step - 1
         self._log = MetricsLog(config.run_dir, known_step, config.train.trackers) if self._writes else None
@@ -90,13 +92,21 @@ class Upkeep:
             return COPIES
         return NO_IMPROVEMENT if self._state.best.given_up else None
 
-    def note_losses(self, numbers: Tensor, found: CropLosses) -> None:
-        """Takes in the losses of crops `numbers` (N,) in the step that is being taken; waits for nothing."""
-        self._meter.add(self._state.step + 1, numbers, found)
-        self._state.epochs.add(found.losses)
+    def note_losses(self, phase: Phase, numbers: Tensor, found: Losses) -> None:
+        """Takes in the losses of crops `numbers` (N,) in a phase of the step that is being taken, without a wait."""
+        self._meter.add(self._state.step + 1, phase.name, numbers, found)
+        if phase.name == self._first_phase:
+            self._state.epochs.add(found.losses)
 
-    def after_step(self, grad_norm: Tensor, learning_rate: float) -> None:
+    def note_norm(self, phase: Phase, grad_norm: Tensor) -> None:
+        """Takes in the norm of a phase's gradients; waits for nothing."""
+        self._meter.note_norm(phase.name, grad_norm)
+
+    def after_step(self, learning_rate: float) -> None:
         """Everything that is due after the step that the state has now.
+
+        Args:
+            learning_rate: of that step, before the phases' own factors.
 
         Raises:
             InputError: if the loss is not finite or has exploded.
@@ -107,7 +117,7 @@ class Upkeep:
             self._meter.check(newest_checkpoint(self._config.run_dir))
         shown: dict[str, float] = {}
         if logs:
-            shown = self._meter.read(grad_norm, learning_rate, self._accelerator.gather)
+            shown = self._meter.read(learning_rate, self._accelerator.gather)
             shown["epoch"] = step * self._step_crops / self._epoch_crops
             shown |= self._measure_memory()
         if self._state.epochs.end_step(step, step * self._step_crops) and self._state.best.criterion == EPOCH_LOSS:

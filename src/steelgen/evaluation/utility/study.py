@@ -22,9 +22,9 @@ from steelgen.evaluation.utility.results import STUDY_FILE, load_study_start
 from steelgen.evaluation.utility.statistics import find_warnings, summarise
 from steelgen.evaluation.utility.training import run_cell
 from steelgen.files import new_folder, save_json
-from steelgen.hpc.shards import Shard
 from steelgen.models.architectures import build_architecture
 from steelgen.runs import describe_environment
+from steelgen.shards import Shard
 
 _FREE_KEYS = ("output_dir", "codes", "architectures", "seeds", "num_bootstrap", "device")
 """Config keys by which no cell changes: codes, architectures and seeds may be added to a study."""

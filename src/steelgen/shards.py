@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from steelgen.allocation import read_count
 from steelgen.errors import InputError
-from steelgen.hpc.allocation import read_count
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,20 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor, nn
+from torch import nn
 
 from steelgen import __version__
 from steelgen.config.generator import SemanticDiffusionSection
-from steelgen.config.solver import AnySolverSection
+from steelgen.config.solver import SolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
-from steelgen.diffusion.description import load_description
-from steelgen.diffusion.loss import CropLosses, LossOptions, compute_diffusion_loss
-from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
-from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
-from steelgen.diffusion.randomness import CropRandomness
-from steelgen.diffusion.reverse import ReverseProcess, build_reverse_process
-from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, TimestepDistribution
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import DESCRIPTION_FILE, StartImages, load_generator
+from steelgen.generators import DESCRIPTION_FILE, Drawn, DrawRequest, load_generator
+from steelgen.generators.semantic_diffusion.description import load_description
+from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.models.semantic_unet import SemanticUNet
 
 _COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
@@ -53,19 +48,20 @@ class SemanticDiffusion:
     objective: str = "simple"
     vlb_weight: float = 0.001
     """What training minimises; see `NoiseSection`."""
-    timestep_distribution: TimestepDistribution | None = None
-    """By which training draws timesteps; None: all alike."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
-    _process: dict[torch.device, ReverseProcess] = field(default_factory=dict, repr=False)
 
-    def start_loss_history(self) -> LossHistory:
-        """See `Generator.start_loss_history`."""
-        self.timestep_distribution = history = LossHistory(len(self.schedule))
-        return history
+    kind = "semantic_diffusion"
+    makes = frozenset({"images"})
 
-    def draw_timesteps_lognormally(self, mean: float, std: float) -> None:
-        """See `Generator.draw_timesteps_lognormally`."""
-        self.timestep_distribution = LogNormalTimesteps(self.schedule, mean, std)
+    @property
+    def needs(self) -> frozenset[str]:
+        """Masks, unless it was trained without."""
+        return frozenset({"masks"}) if self.info.num_classes else frozenset()
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """See `Generator.networks`."""
+        return {"unet": self.network}
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -73,35 +69,12 @@ class SemanticDiffusion:
         mean, deviation = self.intensity
         return (-1 - mean) / deviation, (1 - mean) / deviation
 
-    def randomness(self, seed: int, mask_dropout: float) -> CropRandomness:
-        """See `Generator.randomness`."""
+    def draw(self, request: DrawRequest) -> Drawn:
+        """See `Generator.draw`; without masks it draws as if all pixels were to be ignored."""
         edge = self.geometry.image_size
-        return CropRandomness(seed, (self.geometry.in_channels, edge, edge), mask_dropout)
-
-    def compute_loss(self, network: nn.Module, batch: dict[str, Tensor], validates: bool = False) -> CropLosses:
-        """See `Generator.compute_loss`."""
-        mean, deviation = self.intensity
-        batch = {**batch, "image": (batch["image"] - mean) / deviation}
-        even = EvenTimesteps(len(self.schedule))
-        return compute_diffusion_loss(
-            network,
-            self.schedule,
-            batch,
-            self.info.num_classes,
-            LossOptions(self.snr_gamma, self.objective, self.vlb_weight, self.value_range),
-            even if validates else self.timestep_distribution or even,
-            self._reverse_process(batch["image"].device),
-        )
-
-    def draw(
-        self,
-        masks: Tensor,
-        seeds: Sequence[int],
-        solver: AnySolverSection,
-        start: StartImages | None = None,
-        noise: Tensor | None = None,
-    ) -> Tensor:
-        """See `Generator.draw`."""
+        masks, solver, start = request.masks, request.solver or SolverSection(), request.start
+        if masks is None:
+            masks = torch.full((len(request.seeds), edge, edge), self.info.ignore_index)
         training = self.network.training
         self.network.eval()
         autoguidance = getattr(solver, "autoguidance", None)
@@ -112,9 +85,9 @@ class SemanticDiffusion:
         try:
             image = self._pipeline()(
                 masks,
-                seeds,
+                request.seeds,
                 solver,
-                noise=noise,
+                noise=request.noise,
                 start_images=(start.images - mean) / deviation if start else None,
                 strength=start.strength if start else 1.0,
                 value_range=self.value_range,
@@ -124,7 +97,7 @@ class SemanticDiffusion:
             self.network.train(training)
         image = image * deviation + mean
         # An infinite pixel must not pass for a white one: whoever brings the image to the host looks for NaN.
-        return image.clamp(-1, 1).where(image.isfinite(), math.nan)
+        return Drawn(image.clamp(-1, 1).where(image.isfinite(), math.nan))
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers pipeline folder with a generator.json in it."""
@@ -133,7 +106,7 @@ class SemanticDiffusion:
             save_json(
                 working / DESCRIPTION_FILE,
                 {
-                    "kind": "semantic_diffusion",
+                    "kind": self.kind,
                     "steelgen_version": __version__,
                     "dataset": self.info.model_dump(mode="json"),
                     "geometry": asdict(self.geometry),
@@ -160,12 +133,6 @@ class SemanticDiffusion:
 
     def _pipeline(self) -> SemanticDiffusionPipeline:
         return SemanticDiffusionPipeline(self.network, self.schedule.scheduler)
-
-    def _reverse_process(self, device: torch.device) -> ReverseProcess:
-        """Of all steps, kept on each device where it was needed."""
-        if device not in self._process:
-            self._process[device] = build_reverse_process(self.schedule.betas).to(device)
-        return self._process[device]
 
 
 def _describe_prediction(generator: SemanticDiffusion) -> dict[str, Any]:
