@@ -267,7 +267,8 @@ def slow(site):
         times.append(time.monotonic())
         time.sleep(0.1)
 
-    hook = site.studio.generator.network.register_forward_pre_hook(wait)
+    (network,) = site.studio.generator.networks.values()
+    hook = network.register_forward_pre_hook(wait)
     yield times
     hook.remove()
 

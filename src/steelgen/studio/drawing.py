@@ -67,7 +67,7 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnPair:
     """One drawn pair, with all that its row of metadata.jsonl needs."""
 
     image: NDArray[np.uint8]
@@ -135,14 +135,14 @@ class Studio:
         guidance_scale: float = 1.5,
         report: Callable[[int, int], None] = lambda done, total: None,
         is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Drawn]:
+    ) -> Iterator[DrawnPair]:
         """Draws one image a seed, each handed over as soon as it is there.
 
         Args:
             mask: (image_size, image_size) class indices.
             seeds: of the variants.
             guidance_scale: see `SolverSection`.
-            report: told (network evaluations done, expected), from any thread.
+            report: told (network evaluations done, expected: one a step of the solver), from any thread.
             is_cancelled: asked before every evaluation.
 
         Raises:
@@ -166,15 +166,17 @@ class Studio:
 
         for seed in seeds:
             with self._drawing:
-                hook = self.generator.network.register_forward_pre_hook(before_evaluation)
+                networks = self.generator.networks.values()
+                hooks = [network.register_forward_pre_hook(before_evaluation) for network in networks]
                 try:
                     image = draw_images(self.generator, [mask.mask], [seed], solver)[0]
                 finally:
-                    hook.remove()
-            yield Drawn(image, mask, seed, origin, self._find_nearest(image))
+                    for hook in hooks:
+                        hook.remove()
+            yield DrawnPair(image, mask, seed, origin, self._find_nearest(image))
         report(total, total)
 
-    def keep(self, pairs: Sequence[Drawn]) -> list[str]:
+    def keep(self, pairs: Sequence[DrawnPair]) -> list[str]:
         """Adds pairs to the folder of samples, as `steelgen sample` writes them.
 
         Returns:
@@ -187,7 +189,7 @@ class Studio:
             self._check_out()
             return self._save(self.out, pairs)
 
-    def pack(self, pairs: Sequence[Drawn]) -> bytes:
+    def pack(self, pairs: Sequence[DrawnPair]) -> bytes:
         """A ZIP of a folder of samples with these pairs alone."""
         buffer = io.BytesIO()
         with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -198,7 +200,7 @@ class Studio:
                     archive.write(path, path.relative_to(out.parent))
         return buffer.getvalue()
 
-    def _save(self, out: Path, pairs: Sequence[Drawn]) -> list[str]:
+    def _save(self, out: Path, pairs: Sequence[DrawnPair]) -> list[str]:
         count, stems = 0, []
         while _LAYOUT.sample_path(out, count).is_file():
             count += 1

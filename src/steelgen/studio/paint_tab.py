@@ -19,7 +19,7 @@ from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
 from steelgen.pages import render
 from steelgen.sampling.masks import DrawnMask
-from steelgen.studio.drawing import Cancelled, Drawn, Studio
+from steelgen.studio.drawing import Cancelled, DrawnPair, Studio
 from steelgen.studio.masks import decode_mask, encode_mask, lay_out, read_mask
 from steelgen.studio.pictures import build_figure, encode_picture, load_script, show_status
 
@@ -160,7 +160,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         finally:
             requests.forget(session, flag)
 
-    def hand_out(pairs: list[Drawn], request: gr.Request) -> tuple[Any, Any]:
+    def hand_out(pairs: list[DrawnPair], request: gr.Request) -> tuple[Any, Any]:
         """The buttons for all pairs of a browser's tab, which has one ZIP at a time."""
         tab = hashlib.sha256(str(request.session_hash).encode()).hexdigest()  # what a browser sends may be any path
         path = Path(archives.name) / tab / "samples.zip"
@@ -168,12 +168,12 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         path.write_bytes(studio.pack(pairs))
         return gr.DownloadButton(value=str(path), interactive=True), gr.Button(interactive=True)
 
-    def stop_drawing(pairs: list[Drawn], request: gr.Request) -> Any:
+    def stop_drawing(pairs: list[DrawnPair], request: gr.Request) -> Any:
         requests.cancel(request)
         buttons = hand_out(pairs, request) if pairs else (gr.skip(), gr.skip())
         return *buttons, show_status("stopped")
 
-    def keep(pairs: list[Drawn], kept: dict[int, str], chosen: list[int]) -> Any:
+    def keep(pairs: list[DrawnPair], kept: dict[int, str], chosen: list[int]) -> Any:
         try:
             new = [index for index in chosen if 0 <= index < len(pairs) and index not in kept]
             stems = studio.keep([pairs[index] for index in new]) if new else []
@@ -183,10 +183,10 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         line = f"kept {', '.join(stems)} in {studio.out}" if stems else "nothing new to keep"
         return _show_results(studio, pairs, kept), kept, show_status(line)
 
-    def keep_one(pairs: list[Drawn], kept: dict[int, str], event: gr.EventData) -> Any:
+    def keep_one(pairs: list[DrawnPair], kept: dict[int, str], event: gr.EventData) -> Any:
         return keep(pairs, kept, [int(event.number)])
 
-    def keep_them(pairs: list[Drawn], kept: dict[int, str]) -> Any:
+    def keep_them(pairs: list[DrawnPair], kept: dict[int, str]) -> Any:
         return keep(pairs, kept, list(range(len(pairs))))
 
     def take_next(name: str, number: int) -> Any:
@@ -245,12 +245,12 @@ def _name_source(mask: np.ndarray, taken: DrawnMask | None) -> DrawnMask:
     return DrawnMask(mask, None, f"painted over {taken.source}")
 
 
-def _show_results(studio: Studio, pairs: list[Drawn], kept: dict[int, str]) -> str:
+def _show_results(studio: Studio, pairs: list[DrawnPair], kept: dict[int, str]) -> str:
     cards = [_describe(studio, drawn, kept.get(index)) for index, drawn in enumerate(pairs)]
     return render("studio_drawn.html", cards=cards, knows_training=studio.knows_training)
 
 
-def _describe(studio: Studio, drawn: Drawn, stem: str | None) -> dict[str, Any]:
+def _describe(studio: Studio, drawn: DrawnPair, stem: str | None) -> dict[str, Any]:
     palette, nearest = studio.info.palette, drawn.nearest
     figures = [build_figure(color_mask(drawn.mask.mask, palette), "mask"), build_figure(drawn.image, "drawn")]
     if drawn.mask.image is not None:
