@@ -77,10 +77,11 @@ def map_on_single_threads(function: Callable[[int], _ResultT], count: int) -> li
         with torch.autocast("cpu", dtype, enabled=casts), torch.inference_mode(inference):
             return function(index)
 
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        results = list(pool.map(call, range(count)))
-    torch.set_num_threads(threads)  # threads that begin later take over what was set last, anywhere
-    return results
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(call, range(count)))
+    finally:
+        torch.set_num_threads(threads)  # threads that begin later take over what was set last, anywhere
 
 
 def usable_cores() -> int:

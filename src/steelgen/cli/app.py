@@ -21,6 +21,7 @@ from steelgen.cli.pipeline import pipeline_command
 from steelgen.cli.sample import sample_command
 from steelgen.cli.segment import segment_app
 from steelgen.cli.slurm import slurm_app
+from steelgen.cli.studio import studio_command
 from steelgen.cli.train import finetune_command, train_command
 from steelgen.cli.tune_batch import tune_batch_command
 from steelgen.cli.utility import utility_command
@@ -57,6 +58,7 @@ app.command("tune-batch")(tune_batch_command)
 app.command("ema")(ema_command)
 app.command("sample")(sample_command)
 app.command("interpolate")(interpolate_command)
+app.command("studio")(studio_command)
 app.command("evaluate")(evaluate_command)
 app.command("utility")(utility_command)
 app.command("pipeline")(pipeline_command)

@@ -208,10 +208,15 @@ def load_mask(path: Path, info: DatasetInfo) -> NDArray[np.uint8]:
 
 def save_mask(path: Path, mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> None:
     """Writes (H, W) uint8 class indices as a palette PNG; index 255 shows as white."""
+    with new_file(path) as working:
+        build_index_image(mask, palette).save(working, optimize=True)
+
+
+def build_index_image(mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> Image.Image:
+    """(H, W) uint8 class indices as a palette image; index 255 shows as white."""
     image = Image.fromarray(mask)
     image.putpalette(bytes(channel for colour in palette for channel in colour) + b"\xff" * (768 - 3 * len(palette)))
-    with new_file(path) as working:
-        image.save(working, optimize=True)
+    return image
 
 
 def load_metadata(root: Path) -> dict[str, dict[str, Any]]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from steelgen.errors import InputError
-from steelgen.files import new_file
+from steelgen.files import load_text, new_file
 
 REJECTS_FILE = "rejects.txt"
 """In a split of a dataset (train/), in a folder of samples, or in a plain folder of images."""
@@ -19,7 +18,7 @@ def load_rejects(images: Path) -> frozenset[str]:
     """The stems that a rejects.txt beside or in a folder of images or masks names; none where there is no such file.
 
     Raises:
-        InputError: if the file is no UTF-8 text.
+        InputError: if the file is no text.
     """
     return _read(images / REJECTS_FILE) | _read(images.parent / REJECTS_FILE)
 
@@ -35,10 +34,5 @@ def save_rejects(folder: Path, stems: Iterable[str]) -> None:
 
 
 def _read(path: Path) -> frozenset[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        return frozenset()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    lines = load_text(path).splitlines() if path.is_file() else []
     return frozenset(line.strip() for line in lines if line.strip())

@@ -172,7 +172,7 @@ def _open_folder(
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:
-                _describe_folder(
+                describe_folder(
                     working, config, generator, drawn_by, _choose_files_per_folder(config), config.batch_size
                 )
         except (InputError, OSError):
@@ -196,7 +196,7 @@ def _open_folder(
     refuse_changes(config.output_dir, changes, allow_changed)
     note_changes(config.output_dir, changes)
     if not shared:
-        _describe_folder(config.output_dir, config, generator, drawn_by, files_per_folder, sampling.stem_batch_size)
+        describe_folder(config.output_dir, config, generator, drawn_by, files_per_folder, sampling.stem_batch_size)
 
 
 def _choose_files_per_folder(config: SampleConfig) -> int:
@@ -205,7 +205,7 @@ def _choose_files_per_folder(config: SampleConfig) -> int:
     return _FILES_PER_FOLDER if config.num_samples > _ONE_FOLDER else 0
 
 
-def _describe_folder(
+def describe_folder(
     folder: Path,
     config: SampleConfig,
     generator: Generator,
