@@ -23,8 +23,8 @@ from steelgen.diffusion import reverse
 from steelgen.diffusion.guidance import Guide, GuidedNetwork
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.generators import DrawRequest
-from steelgen.isdm.checkpoint import load_isdm_checkpoint, load_isdm_settings
-from steelgen.isdm.network import convert_solver
+from steelgen.generators.semantic_diffusion.isdm.checkpoint import load_isdm_checkpoint, load_isdm_settings
+from steelgen.generators.semantic_diffusion.isdm.network import convert_solver
 from steelgen.sampling.balance import BalancedSource
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "isdm" / "data"

@@ -29,8 +29,9 @@ from torch import Tensor
 from steelgen.config.evaluate import SegmenterSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
+from steelgen.devices import randn_by_seed
 from steelgen.diffusion.loss import one_hot_with_dropout
-from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
+from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import RespacedSolver
 from steelgen.evaluation.agreement import compute_agreement
 from steelgen.evaluation.features import build_extractor, compute_features

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from steelgen.errors import InputError, first_line
 
@@ -82,6 +83,15 @@ def map_on_single_threads(function: Callable[[int], _ResultT], count: int) -> li
             return list(pool.map(call, range(count)))
     finally:
         torch.set_num_threads(threads)  # threads that begin later take over what was set last, anywhere
+
+
+def randn_by_seed(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise (len(seeds), *shape) in which row i depends on seeds[i] alone.
+
+    Drawn on the CPU, so that a seed means the same noise on every device.
+    """
+    rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(device)
 
 
 def usable_cores() -> int:

@@ -7,8 +7,8 @@ import torch
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
+from steelgen.devices import randn_by_seed
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.randomness import randn_by_seed
 from steelgen.generators import DrawRequest, StartImages, draw_for_masks
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline

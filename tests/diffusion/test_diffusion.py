@@ -9,10 +9,11 @@ from torch import nn
 from steelgen.config.solver import SolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
+from steelgen.devices import randn_by_seed
 from steelgen.diffusion.guidance import Guide, GuidedNetwork, rescale_contrast
 from steelgen.diffusion.loss import compute_loss_weights, compute_target, one_hot_with_dropout
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.randomness import draw_fractions, randn_by_seed
+from steelgen.diffusion.randomness import draw_fractions
 from steelgen.diffusion.solvers import DiffusersSolver, space_by_power
 from steelgen.diffusion.timesteps import EvenTimesteps
 from steelgen.errors import InputError

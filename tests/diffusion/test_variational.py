@@ -8,9 +8,10 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
+from steelgen.devices import randn_by_seed
 from steelgen.diffusion.loss import LossOptions
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.randomness import crop_seed, draw_fractions, randn_by_seed
+from steelgen.diffusion.randomness import crop_seed, draw_fractions
 from steelgen.diffusion.reverse import build_reverse_process
 from steelgen.diffusion.timesteps import EvenTimesteps
 from steelgen.diffusion.variational import compute_discrete_log_likelihood, compute_variational_bound

@@ -18,11 +18,16 @@ from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.errors import InputError
 from steelgen.files import load_json, save_json
 from steelgen.generators import load_generator
-from steelgen.isdm.checkpoint import export_isdm, find_ema_siblings, find_step, load_isdm_checkpoint
-from steelgen.isdm.importing import import_isdm
-from steelgen.isdm.network import build_isdm_network
-from steelgen.isdm.state_dict import list_key_rules, order_isdm_names
-from steelgen.isdm.training_state import load_moments
+from steelgen.generators.semantic_diffusion.isdm.checkpoint import (
+    export_isdm,
+    find_ema_siblings,
+    find_step,
+    load_isdm_checkpoint,
+)
+from steelgen.generators.semantic_diffusion.isdm.importing import import_isdm
+from steelgen.generators.semantic_diffusion.isdm.network import build_isdm_network
+from steelgen.generators.semantic_diffusion.isdm.state_dict import list_key_rules, order_isdm_names
+from steelgen.generators.semantic_diffusion.isdm.training_state import load_moments
 from tests.isdm.functional import Network
 
 DATA = Path(__file__).parent / "data"

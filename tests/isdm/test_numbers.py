@@ -10,14 +10,15 @@ import torch
 
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
+from steelgen.devices import randn_by_seed
 from steelgen.diffusion import reverse, solvers
 from steelgen.diffusion.guidance import Guide, GuidedNetwork
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
+from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.generators import DrawRequest, draw_for_masks
-from steelgen.isdm.checkpoint import load_isdm_checkpoint
-from steelgen.isdm.network import build_isdm_network, convert_solver
-from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
+from steelgen.generators.semantic_diffusion.isdm.checkpoint import load_isdm_checkpoint
+from steelgen.generators.semantic_diffusion.isdm.network import build_isdm_network, convert_solver
+from steelgen.generators.semantic_diffusion.isdm.state_dict import convert_from_isdm, convert_to_isdm
 from tests.isdm.functional import Network, outline
 
 DATA = Path(__file__).parent / "data"

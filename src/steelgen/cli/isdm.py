@@ -38,8 +38,8 @@ def import_command(
 ) -> None:
     """Turn an ISDM checkpoint into a generator folder that computes the same numbers."""
     with errors_as_lines():
-        from steelgen.isdm.checkpoint import find_isdm_settings, load_isdm_settings
-        from steelgen.isdm.importing import import_isdm
+        from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings, load_isdm_settings
+        from steelgen.generators.semantic_diffusion.isdm.importing import import_isdm
 
         settings = load_isdm_settings(config) if config else find_isdm_settings(checkpoint)
         result = import_isdm(checkpoint, settings, out)
@@ -64,7 +64,7 @@ def export_command(
         from steelgen.errors import InputError
         from steelgen.generators import load_generator
         from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
-        from steelgen.isdm.checkpoint import export_isdm
+        from steelgen.generators.semantic_diffusion.isdm.checkpoint import export_isdm
 
         loaded = load_generator(generator)
         if not isinstance(loaded, SemanticDiffusion):
@@ -89,7 +89,7 @@ def load_settings(path: Path, action: Literal["train", "finetune", "sample"], ov
     if conversion:
         report_conversion(path, conversion)
         if conversion.checkpoint and conversion.imported:
-            from steelgen.isdm.importing import import_once
+            from steelgen.generators.semantic_diffusion.isdm.importing import import_once
 
             if import_once(conversion.checkpoint, conversion.settings, conversion.imported):
                 typer.echo(f"imported {conversion.checkpoint} as {conversion.imported}", err=True)

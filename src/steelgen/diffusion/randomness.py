@@ -65,15 +65,6 @@ def crop_seed(number: int, seed: int) -> int:
     return int(np.random.default_rng((seed, number, 3)).integers(2**63))
 
 
-def randn_by_seed(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise (len(seeds), *shape) in which row i depends on seeds[i] alone.
-
-    Drawn on the CPU, so that a seed means the same noise on every device.
-    """
-    rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows).to(device)
-
-
 def build_noise_sources(shape: Sequence[int], seeds: Sequence[int]) -> list[torch.Generator]:
     """Where solvers that draw noise between steps take it from: one source an image, behind its `randn_by_seed`.
 

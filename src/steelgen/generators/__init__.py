@@ -277,7 +277,7 @@ def load_generator(path: Path) -> Generator:
         InputError: if there is no generator, or it does not load.
     """
     if path.suffix == ".pt":
-        from steelgen.isdm.checkpoint import find_isdm_settings, load_isdm_checkpoint
+        from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings, load_isdm_checkpoint
 
         return load_isdm_checkpoint(path, find_isdm_settings(path))
     folder = find_generator(path)
@@ -360,7 +360,7 @@ def hash_generator(path: Path, weights: str | None = None) -> str:
     """
     described: list[Any] = [weights or hash_weights(path)]
     if path.suffix == ".pt":
-        from steelgen.isdm.checkpoint import find_isdm_settings
+        from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings
 
         described.append(find_isdm_settings(path).model_dump(mode="json"))
     else:

@@ -1,1 +1,1 @@
-"""What is ISDM's (Rabensteiner 2023): its configs and its checkpoints, both ways."""
+"""What is ISDM's (Rabensteiner 2023) besides its checkpoints: configs, trees of images, studies."""

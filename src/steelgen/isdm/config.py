@@ -13,7 +13,12 @@ from steelgen.config.base import Section, config_to_json, load_config, parse_con
 from steelgen.config.isdm import IsdmConfig, IsdmNetworkSection
 from steelgen.errors import InputError
 from steelgen.files import load_json
-from steelgen.isdm.network import WHOLE_MICROGRAPH, convert_network, convert_noise, convert_solver
+from steelgen.generators.semantic_diffusion.isdm.network import (
+    WHOLE_MICROGRAPH,
+    convert_network,
+    convert_noise,
+    convert_solver,
+)
 from steelgen.isdm.trees import TREE_MODES, Tree, find_tree
 
 PATIENCE_STEPS = 100_000

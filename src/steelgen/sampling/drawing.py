@@ -79,7 +79,8 @@ def draw_images(
     try:
         with autocast(mixed_precision, device):
             given = batch if "masks" in generator.needs else None
-            images = generator.draw(DrawRequest(seeds, given, solver, start_images, noise)).images
+            steps = solver if "solver" in generator.takes else None
+            images = generator.draw(DrawRequest(seeds, given, steps, start_images, noise)).images
             assert images is not None, f"{generator.kind} makes no images"
             images = images.cpu()
     except Exception as error:

@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from steelgen.config.sample import SampleConfig
-from steelgen.devices import resolve_precision
-from steelgen.diffusion.randomness import randn_by_seed
+from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
 from steelgen.sampling.drawing import draw_images, prepare_generator, take_start

@@ -79,6 +79,7 @@ def sample(
     origin = describe_origin(config)
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     info, geometry = generator.info, generator.geometry
+    _check_taken(config, generator)
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
     pair_filter = build_filter(config.filter, info, geometry) if config.filter else None
@@ -127,6 +128,14 @@ def sample(
         if isinstance(mask_source, BalancedSource):
             save_balance(out, mask_source.report(total))
     return out
+
+
+def _check_taken(config: SampleConfig, generator: Generator) -> None:
+    """Raises InputError if the config asks for what the generator makes no use of."""
+    for section, name in (("solver", "solver"), ("start_images", "start")):
+        asked = section in config.model_fields_set and getattr(config, section) is not None
+        if asked and name not in generator.takes:
+            raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
 
 
 def _next_batch(waiting: deque[Candidate], first: Iterator[Candidate], batch_size: int) -> list[Candidate]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from pydantic import Field
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from steelgen import __version__
 from steelgen.config.generator import GanSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.devices import map_on_single_threads
+from steelgen.devices import map_on_single_threads, randn_by_seed
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
 from steelgen.generators import DESCRIPTION_FILE, Drawn, DrawRequest, check_weights
@@ -48,7 +48,7 @@ class Gan:
     @torch.inference_mode()
     def draw(self, request: DrawRequest) -> Drawn:
         """See `Generator.draw`; on the CPU each image by itself, since its last bits would depend on the batch."""
-        latents = draw_latents(request.seeds, self.section.latent_dim)
+        latents = randn_by_seed((self.section.latent_dim,), request.seeds)
         device = next(self.network.parameters()).device
         training = self.network.training
         self.network.eval()
@@ -80,12 +80,6 @@ class _Description(Record):
     dataset: DatasetInfo
     geometry: CropGeometry
     section: GanSection = Field(GanSection())
-
-
-def draw_latents(seeds: Sequence[int], latent_dim: int) -> Tensor:
-    """(N, latent_dim), standard normal; row i depends on seeds[i] alone."""
-    rows = [torch.randn(latent_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)
 
 
 def build_gan(section: GanSection, micrographs: Micrographs, geometry: CropGeometry) -> Gan:

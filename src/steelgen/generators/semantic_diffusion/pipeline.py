@@ -9,11 +9,11 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from steelgen.config.solver import AnySolverSection, SolverSection
-from steelgen.devices import map_on_single_threads
+from steelgen.devices import map_on_single_threads, randn_by_seed
 from steelgen.diffusion.guidance import Guide, GuidedNetwork
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.noise import NoiseSchedule
-from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
+from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import build_solver
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.models.semantic_unet import SemanticUNet

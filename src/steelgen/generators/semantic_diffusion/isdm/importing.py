@@ -10,8 +10,8 @@ from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_folder
 from steelgen.generators import DESCRIPTION_FILE
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
-from steelgen.isdm.checkpoint import find_step, load_isdm_checkpoint
-from steelgen.isdm.training_state import save_training_state
+from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_step, load_isdm_checkpoint
+from steelgen.generators.semantic_diffusion.isdm.training_state import save_training_state
 
 
 @dataclass(frozen=True)

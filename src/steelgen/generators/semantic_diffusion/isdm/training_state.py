@@ -10,8 +10,18 @@ from torch import Tensor
 
 from steelgen.errors import InputError
 from steelgen.files import save_json, save_tensors
-from steelgen.isdm.checkpoint import find_ema_siblings, find_step, load_pickle, load_tensors
-from steelgen.isdm.state_dict import convert_from_isdm, list_key_rules, order_isdm_names, rename_for_isdm
+from steelgen.generators.semantic_diffusion.isdm.checkpoint import (
+    find_ema_siblings,
+    find_step,
+    load_pickle,
+    load_tensors,
+)
+from steelgen.generators.semantic_diffusion.isdm.state_dict import (
+    convert_from_isdm,
+    list_key_rules,
+    order_isdm_names,
+    rename_for_isdm,
+)
 from steelgen.models.semantic_unet import SemanticUNet
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

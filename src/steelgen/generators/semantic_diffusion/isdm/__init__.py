@@ -1,0 +1,1 @@
+"""Checkpoints of ISDM, read and written."""
