@@ -382,18 +382,22 @@ def run_part(name: str, dry: bool, limit: float) -> Results:
             sys.stderr.write(errors if process.returncode else "")
         except subprocess.TimeoutExpired:
             ended = {"cut_after_seconds": round(limit)}
-        finally:  # the loader's workers and torchrun's processes too
-            _kill_group(process)
+        finally:
+            _end_group(process)
         measured = load_json(out)["measured"] if out.is_file() else None
         return {"measured": measured, "seconds": round(time.monotonic() - begun, 1), **ended}
 
 
-def _kill_group(process: subprocess.Popen) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.communicate()
+def _end_group(process: subprocess.Popen) -> None:
+    """Ends a part and what it has started: torchrun passes SIGTERM on to processes that are not of its group."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sent)
+            process.communicate(timeout=5)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def describe_gpu() -> Results:

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import accelerate
 import pytest
@@ -322,8 +322,16 @@ def on_device() -> Iterator[Waits]:
     waits, before = Waits(), torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) then copies, which is seen
     _watching.append(waits)
+    run_thread = threading.Thread.run
+
+    def run_thread_with_factories(thread: threading.Thread) -> None:  # a mode is its thread's alone
+        with _Factories():
+            run_thread(thread)
+
     try:
-        with mock.patch.object(torch.Tensor, "pin_memory", _pin), _Factories():
+        with pytest.MonkeyPatch.context() as patch, _Factories():
+            patch.setattr(torch.Tensor, "pin_memory", _pin)
+            patch.setattr(threading.Thread, "run", run_thread_with_factories)
             yield waits
     finally:
         _watching.remove(waits)
