@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -34,6 +34,11 @@ def describe_problem(problem: ErrorDetails) -> str:
     message = "must be a JSON object" if problem["type"] == "model_type" else problem["msg"]
     message = message.removeprefix("Value error, ")
     if not isinstance(problem["input"], dict):
-        text = json.dumps(problem["input"], default=str)
-        message += f" (got {text if len(text) <= _LONGEST else text[:_LONGEST] + ' …'})"
+        message += f" (got {quote_value(problem['input'])})"
     return f"{location}: {message}" if location else message
+
+
+def quote_value(value: Any) -> str:
+    """A value as JSON, its beginning where it is long."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"

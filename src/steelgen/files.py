@@ -119,7 +119,7 @@ def new_folder(folder: Path, durable: bool = False, replace: bool = False) -> It
 
 def aside_path(folder: Path) -> Path:
     """Where a folder lies while another takes its place; whole as long as `folder` itself is missing."""
-    return folder.with_name(f".{folder.name}{_ASIDE}")
+    return folder.parent / f".{folder.name}{_ASIDE}"
 
 
 def restore_folders(parent: Path) -> None:

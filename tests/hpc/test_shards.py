@@ -93,7 +93,7 @@ def test_status_of_a_study_counts_cells_by_code_and_by_shard(tmp_path):
         "seeds": [0, 1],
     }
     config = parse_config(values, UtilityConfig)
-    save_json(tmp_path / "study.json", {"config": config_to_json(config)})
+    save_json(tmp_path / "study.json", {"study": "a hash", "config": config_to_json(config)})
     for cell in list_cells(config)[:3]:
         save_json(cell_path(tmp_path, cell), {})
     states = {part.name: (part.done, part.wanted, part.state) for part in run_status(tmp_path, 4)}

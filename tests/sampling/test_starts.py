@@ -151,5 +151,5 @@ def test_a_changed_or_missing_micrograph_is_named_in_replay(trained, tmp_path):
         replay(out / "metadata.jsonl", 1)
     row = json.loads((out / "metadata.jsonl").read_text())
     (out / "metadata.jsonl").write_text(json.dumps({**row, "start_image": {"sha256": "x"}}))
-    with pytest.raises(InputError, match="'start_image' is not what"):
+    with pytest.raises(InputError, match="start_image: dataset: is missing"):
         replay(out / "metadata.jsonl", 1)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from steelgen.cli.isdm import load_settings
-from steelgen.cli.options import DryRunOption, SetOption
+from steelgen.cli.options import AllowChangedOption, DryRunOption, SetOption
 from steelgen.cli.output import errors_as_lines, fail, print_table, progress_bar
 
 
@@ -32,6 +32,7 @@ def sample_command(
             "torchrun and in a Slurm job array it follows from the environment.",
         ),
     ] = None,
+    allow_changed: AllowChangedOption = None,
     dry_run: DryRunOption = False,
     again: Annotated[
         tuple[Path, int] | None,
@@ -48,8 +49,8 @@ def sample_command(
 ) -> None:
     """Draw labelled synthetic micrographs with a trained generator."""
     if again:
-        if config or overrides or shard or dry_run:
-            fail("--replay: takes everything from the line; --config, --set, --shard, --dry-run mean nothing beside it")
+        if config or overrides or shard or allow_changed or dry_run:
+            fail("--replay: takes everything from the line; of all options only --out and --generator go with it")
         _replay(*again, out, generator)
         return
     if out or generator:
@@ -73,7 +74,7 @@ def sample_command(
 
         part = parse_shard(shard) if shard else find_shard(os.environ)
         with progress_bar("sampling") as report:
-            folder = sample(settings, report, part)
+            folder = sample(settings, report, part, allow_changed or ())
         if part:
             typer.echo(f"shard {part} is complete in {folder}; the same command without a shard gathers all")
             return

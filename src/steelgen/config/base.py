@@ -46,6 +46,7 @@ MAX_IMAGE_SIZE = 8192
 MAX_CROP_SIZE = 2**16
 """px, of the edge of what is cut from a micrograph."""
 MAX_BATCH_SIZE = 2**16
+MAX_SHARDS = 10**5
 MAX_LEARNING_RATE = 10
 MAX_TIMESTEPS = 10**5
 """Steps of a forward process; with more, neighbouring ones differ by less than fp32 can tell."""

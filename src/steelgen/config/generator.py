@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
 from steelgen.config.solver import check_schedule
@@ -129,12 +129,39 @@ class SemanticDiffusionSection(Section):
     """Mask-conditioned diffusion with a SPADE U-Net."""
 
     kind: Literal["semantic_diffusion"] = "semantic_diffusion"
-    """Which generator; so far the only one."""
+    """Which generator."""
     unet: UNetSection = UNetSection()
     """The network."""
     noise: NoiseSection = NoiseSection()
     """The noise schedule."""
 
 
-AnyGeneratorSection = SemanticDiffusionSection
-GENERATOR_KINDS = ("semantic_diffusion",)
+class GanSection(Section):
+    """DCGAN (Radford et al. 2016, arXiv 1511.06434): micrographs without masks, each in one pass; the baseline of
+    adversarial generators. image_size must be a power of two."""
+
+    kind: Literal["gan"] = "gan"
+    """Which generator."""
+    latent_dim: int = Field(100, ge=1, le=4096)
+    """Length of the random vector that an image is drawn from."""
+    base_channels: int = Field(64, ge=1, le=1024)
+    """Channels of the finest feature maps; each coarser level has twice as many."""
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
+    """AdamW's moment decays, in place of train.adam_betas."""
+
+
+def _find_kind(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return str(kind) if kind is not None else GENERATOR_KINDS[0]
+
+
+AnyGeneratorSection = Annotated[
+    Annotated[SemanticDiffusionSection, Tag("semantic_diffusion")] | Annotated[GanSection, Tag("gan")],
+    Discriminator(
+        _find_kind,
+        custom_error_type="unknown_kind",
+        custom_error_message="kind must be semantic_diffusion or gan",
+    ),
+]
+"""One section a kind of generator; a new kind is a section here and a folder of its name in `generators/`."""
+GENERATOR_KINDS = ("semantic_diffusion", "gan")

@@ -18,7 +18,12 @@ from steelgen.config.base import (
     FactorRange,
     Section,
 )
-from steelgen.config.generator import DiffusionTrainingSection, SemanticDiffusionSection
+from steelgen.config.generator import (
+    AnyGeneratorSection,
+    DiffusionTrainingSection,
+    GanSection,
+    SemanticDiffusionSection,
+)
 from steelgen.config.solver import SolverSection
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -246,11 +251,21 @@ class RunConfig(Section):
 class TrainConfig(RunConfig):
     """`steelgen train`: learn a generator from annotated micrographs."""
 
-    generator: SemanticDiffusionSection = SemanticDiffusionSection()
+    generator: AnyGeneratorSection = SemanticDiffusionSection()
     """What is trained."""
 
     @model_validator(mode="after")
-    def _check_levels(self) -> TrainConfig:
+    def _check_generator(self) -> TrainConfig:
+        if isinstance(self.generator, GanSection):
+            edge = self.data.image_size
+            if edge & (edge - 1):
+                raise ValueError(f"data.image_size {edge} is not a power of two, as generator.kind gan needs")
+            unused = [name for name in ("preview", "measurement") if "solver" in getattr(self, name).model_fields_set]
+            unused += ["diffusion"] if self.diffusion != DiffusionTrainingSection() else []
+            if unused:
+                field = unused[0] if unused[0] == "diffusion" else f"{unused[0]}.solver"
+                raise ValueError(f"{field}: not applicable to generator.kind gan")
+            return self
         factor = 2 ** (len(self.generator.unet.channel_mult) - 1)
         if self.data.image_size % factor:
             raise ValueError(

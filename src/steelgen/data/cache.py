@@ -35,6 +35,8 @@ class Micrographs:
     """(H, W) class indices each."""
     instances: list[NDArray[np.uint16]] | None = None
     """(H, W) instance ids each, where every micrograph has them."""
+    digest: str = ""
+    """Of all files of the split, in hex; empty for other sets of micrographs."""
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -54,7 +56,7 @@ class Micrographs:
         """The images alone, of no classes."""
         info = self.info.model_copy(update={"class_names": [], "palette": []})
         blank = [np.full(mask.shape, info.ignore_index, np.uint8) for mask in self.masks]
-        return Micrographs(info, self.stems, self.images, blank)
+        return Micrographs(info, self.stems, self.images, blank, digest=self.digest)
 
     def compute_intensity(self) -> tuple[float, float]:
         """Mean and standard deviation of all pixels, in the units of the network's images ([-1, 1])."""
@@ -77,7 +79,8 @@ def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: 
         InputError: if the split is missing, empty or holds a pair that cannot be used.
     """
     info, pairs = load_dataset_info(root), list_pairs(root, split)
-    folder = (cache_root or default_cache_dir()) / _compute_key(root, pairs, in_channels)
+    digest = _compute_key(root, pairs, in_channels)
+    folder = (cache_root or default_cache_dir()) / digest
     if not (folder / "index.json").is_file():
         _build(folder, info, pairs, in_channels)
     index = load_record(folder / "index.json", _Index)
@@ -88,6 +91,7 @@ def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: 
         _map(folder / "images.raw", [(*shape, 3) if in_channels == 3 else shape for shape in shapes]),
         _map(folder / "masks.raw", shapes),
         _map(folder / "instances.raw", shapes) if index.has_instances else None,
+        digest,
     )
 
 
@@ -104,6 +108,7 @@ def decode_split(root: Path, split: str, in_channels: int = 1) -> Micrographs:
         [_load_instances(pair, mask.shape) for pair, (_, mask) in zip(pairs, decoded, strict=True)]
         if has_instances
         else None,
+        _compute_key(root, pairs, in_channels),
     )
 
 

@@ -9,7 +9,10 @@ A kind of generator is a folder of this one with the name of its kind. Its packa
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +29,13 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.files import Record, aside_path, load_record
+from steelgen.files import Record, aside_path, hash_files, load_json, load_record
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
+
+_LARGEST_WEIGHT = 1e6
+"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
 
 Batch = dict[str, Tensor]
 """`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and what
@@ -94,6 +100,11 @@ class Generator(Protocol):
     @property
     def needs(self) -> frozenset[str]:
         """What a request must hold besides seeds: "masks", "images"."""
+        ...
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """What else a request may hold: "solver", "start", "noise"."""
         ...
 
     @property
@@ -229,7 +240,8 @@ def draw_for_masks(
     generator: Generator, masks: Tensor, seeds: Sequence[int], solver: AnySolverSection | None = None
 ) -> Tensor:
     """Images for masks (N, H, W), (N, C, H, W) in [-1, 1]; as many of its own where the generator needs no masks."""
-    drawn = generator.draw(DrawRequest(seeds, masks if "masks" in generator.needs else None, solver))
+    given = masks if "masks" in generator.needs else None
+    drawn = generator.draw(DrawRequest(seeds, given, solver if "solver" in generator.takes else None))
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
 
@@ -275,6 +287,20 @@ def load_generator(path: Path) -> Generator:
     return _find_family(kind).load(folder)
 
 
+def check_weights(network: nn.Module, origin: Path) -> None:
+    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
+
+    Args:
+        network: just loaded.
+        origin: the file or folder it came from.
+    """
+    for name, tensor in network.state_dict().items():
+        largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
+        if not largest <= _LARGEST_WEIGHT:
+            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
+            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
+
+
 def find_generator(path: Path) -> Path:
     """The folder with generator.json that a run folder, a checkpoint, an export or a bundled model stands for.
 
@@ -298,6 +324,51 @@ def find_generator(path: Path) -> Path:
     raise InputError(
         f"{path}: holds no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)"
     )
+
+
+def hash_weights(path: Path) -> str:
+    """SHA-256 of a generator's weights, in hex: of the one file of weights, or of all of them in the order of names.
+
+    Args:
+        path: what `load_generator` takes.
+
+    Raises:
+        InputError: if there is no generator, or it has no weights.
+    """
+    if path.suffix == ".pt":
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint file")
+        return hash_files(path)
+    folder = find_generator(path)
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: holds no weights (*.safetensors)")
+    return hash_files(*files)
+
+
+def hash_generator(path: Path, weights: str | None = None) -> str:
+    """SHA-256, in hex, of all that a generator draws by: its weights and every setting saved beside them.
+
+    What names versions and places in these settings does not count, so that a copy, or one saved again, is the same.
+
+    Args:
+        path: what `load_generator` takes.
+        weights: what `hash_weights` gives, where that is known.
+
+    Raises:
+        InputError: if there is no generator, or it has no weights.
+    """
+    described: list[Any] = [weights or hash_weights(path)]
+    if path.suffix == ".pt":
+        from steelgen.isdm.checkpoint import find_isdm_settings
+
+        described.append(find_isdm_settings(path).model_dump(mode="json"))
+    else:
+        folder = find_generator(path)
+        for file in [folder / DESCRIPTION_FILE, *sorted(folder.glob("*/*.json"))]:
+            settings = load_json(file)
+            described.append({key: settings[key] for key in settings if key[0] != "_" and key != "steelgen_version"})
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _find_family(kind: str) -> ModuleType:

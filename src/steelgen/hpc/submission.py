@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, RootModel
 
-from steelgen.config.base import Section, config_to_json, load_config, parse_config
+from steelgen.config.base import MAX_SHARDS, Section, config_to_json, load_config, parse_config
 from steelgen.config.slurm import SlurmProfile
 from steelgen.errors import InputError
 from steelgen.files import Record, find_home, load_record, new_file, save_json
@@ -94,7 +94,7 @@ def submit_job(job: Job, profile: SlurmProfile, after: str | None = None) -> str
 class _Job(Record):
     job_id: str
     script: str
-    shards: int = Field(1, ge=1)
+    shards: int = Field(1, ge=1, le=MAX_SHARDS)
 
 
 class _Jobs(RootModel[dict[str, _Job]]):

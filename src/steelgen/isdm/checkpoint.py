@@ -20,7 +20,8 @@ from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_file, save_json
-from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion, check_weights
+from steelgen.generators import check_weights
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.isdm.network import BETA_SCHEDULES, WHOLE_MICROGRAPH, build_isdm_info, build_isdm_network, convert_noise
 from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
 

@@ -20,8 +20,8 @@ from steelgen.config.sample import SampleConfig
 from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError, first_line
-from steelgen.files import Record, hash_files, load_record, new_file, parse_json, parse_record
-from steelgen.generators import find_generator
+from steelgen.files import Record, load_record, new_file, parse_json, parse_record
+from steelgen.generators import hash_generator, hash_weights
 from steelgen.sampling.masks import DrawnMask
 from steelgen.sampling.places import describe_place
 
@@ -91,6 +91,8 @@ class Sampling(Record):
     config: _Settings
     files_per_folder: int = Field(0, ge=0, le=MAX_IMAGES)
     stem_batch_size: int = Field(1, ge=1, le=MAX_BATCH_SIZE)
+    drawn_by: dict[str, str] = {}
+    """Digests of the generators; not in folders of older versions."""
     kept: int = 0
     dropped: dict[str, int] = {}
 
@@ -143,30 +145,18 @@ def describe_origin(config: SampleConfig) -> Origin:
     settings = config_to_json(config)
     draw = {key: settings[key] for key in ("solver", "mixed_precision", "channels_last")}
     if guide := settings["solver"].get("autoguidance"):
-        draw["autoguidance_sha256"] = hash_generator(Path(guide))
+        draw["autoguidance_sha256"] = hash_weights(Path(guide))
     if config.start_images:
         draw["strength"] = config.start_images.strength
-    return Origin(config.generator, hash_generator(config.generator), hash_config(settings), draw)
+    return Origin(config.generator, hash_weights(config.generator), hash_config(settings), draw)
 
 
-def hash_generator(path: Path) -> str:
-    """SHA-256 of a generator's weights, in hex: of the one file of weights, or of all of them in the order of names.
-
-    Args:
-        path: what `load_generator` takes.
-
-    Raises:
-        InputError: if there is no generator, or it has no weights.
-    """
-    if path.suffix == ".pt":
-        if not path.is_file():
-            raise InputError(f"{path}: no such checkpoint file")
-        return hash_files(path)
-    folder = find_generator(path)
-    files = sorted(folder.rglob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: holds no weights (*.safetensors)")
-    return hash_files(*files)
+def describe_models(config: SampleConfig, origin: Origin) -> dict[str, str]:
+    """By dotted field of the config, the digest of the generator that lies there."""
+    models = {"generator": hash_generator(config.generator, origin.model_sha256)}
+    if guide := getattr(config.solver, "autoguidance", None):
+        models["solver.autoguidance"] = hash_generator(guide)
+    return models
 
 
 def hash_config(settings: dict[str, Any]) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -13,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen import __version__
+from steelgen.changes import Change, list_changes, note_changes, refresh_config, refuse_changes
 from steelgen.config.base import config_to_json
 from steelgen.config.sample import NoMasks, SampleConfig, SplitMasks
-from steelgen.data.folder import DatasetInfo, save_dataset_info
+from steelgen.data.exporters.coco import CocoImage, save_coco
+from steelgen.data.folder import DatasetInfo, load_mask, save_dataset_info
 from steelgen.data.images import load_image, load_index_image
 from steelgen.data.rejects import load_rejects
 from steelgen.devices import resolve_precision
@@ -24,12 +25,12 @@ from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
 from steelgen.sampling.beside import Candidate, PairWriter, iterate_masks
-from steelgen.sampling.coco import save_coco
 from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
     Layout,
     build_row,
+    describe_models,
     describe_origin,
     iterate_rows,
     load_layout,
@@ -54,6 +55,7 @@ def sample(
     config: SampleConfig,
     report: Callable[[int, int], None] = lambda done, total: None,
     shard: Shard | None = None,
+    allow_changed: Sequence[str] = (),
 ) -> Path:
     """Draws labelled images with matching masks, and metadata.jsonl.
 
@@ -64,6 +66,8 @@ def sample(
         report: called with (images done, images wanted) after every batch.
         shard: draw this part alone and leave metadata.jsonl and the contact sheet to a call without a shard; any
             number of shards may be drawn at once, on all machines that share the folder.
+        allow_changed: fields and sections of the config that may differ from those the folder was begun with;
+            `generator` also stands for what lies there.
 
     Returns:
         The output folder.
@@ -81,7 +85,7 @@ def sample(
     out = config.output_dir
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # refuses before anything is written
-    _open_folder(config, generator, shared=shard is not None)
+    _open_folder(config, generator, describe_models(config, origin), shard is not None, allow_changed)
     layout = load_layout(out)
     if config.file_stems == "source":
         layout = replace(layout, name_stem=build_stems(mask_source, load_sampling(out).stem_batch_size))
@@ -153,19 +157,24 @@ def _retry(candidate: Candidate, reason: str, source: MaskSource, max_attempts: 
     return Candidate(candidate.image, number, source.draw(number), dropped)
 
 
-def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> None:
+def _open_folder(
+    config: SampleConfig, generator: Generator, drawn_by: dict[str, str], shared: bool, allow_changed: Sequence[str]
+) -> None:
     """Starts an output folder or checks that the one present was begun with the same config.
 
     Another call may open it at this very moment: the first one makes it.
 
     Args:
+        drawn_by: see `describe_models`.
         shared: leave it as it is, for the call without a shard to describe.
     """
     path = config.output_dir / "sampling.json"
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:
-                describe_folder(working, config, generator, _choose_files_per_folder(config), config.batch_size)
+                describe_folder(
+                    working, config, generator, drawn_by, _choose_files_per_folder(config), config.batch_size
+                )
         except (InputError, OSError):
             if not path.is_file():
                 raise
@@ -178,15 +187,16 @@ def _open_folder(config: SampleConfig, generator: Generator, shared: bool) -> No
             f"{config.output_dir}: was begun with files_per_folder {files_per_folder}, which cannot be changed to "
             f"{config.files_per_folder}"
         )
-    decisive, present = select_decisive(config_to_json(config)), select_decisive(begun)
-    for key in sorted(decisive):
-        if present.get(key) != decisive[key]:
-            raise InputError(
-                f"{config.output_dir}: the output folder is already in use by a run with another "
-                f"{key} ({json.dumps(begun.get(key))}); name another folder or remove it"
-            )
+    known = sampling.drawn_by
+    changes = [
+        *(Change(field, known[field], drawn_by[field]) for field in known.keys() & drawn_by.keys()),
+        *list_changes(select_decisive(refresh_config(begun, SampleConfig)), select_decisive(config_to_json(config))),
+    ]
+    changes = [change for change in changes if change.before != change.now]
+    refuse_changes(config.output_dir, changes, allow_changed)
+    note_changes(config.output_dir, changes)
     if not shared:
-        describe_folder(config.output_dir, config, generator, files_per_folder, sampling.stem_batch_size)
+        describe_folder(config.output_dir, config, generator, drawn_by, files_per_folder, sampling.stem_batch_size)
 
 
 def _choose_files_per_folder(config: SampleConfig) -> int:
@@ -196,7 +206,12 @@ def _choose_files_per_folder(config: SampleConfig) -> int:
 
 
 def describe_folder(
-    folder: Path, config: SampleConfig, generator: Generator, files_per_folder: int, stem_batch_size: int
+    folder: Path,
+    config: SampleConfig,
+    generator: Generator,
+    drawn_by: dict[str, str],
+    files_per_folder: int,
+    stem_batch_size: int,
 ) -> None:
     """Writes dataset.json and sampling.json."""
     split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
@@ -222,6 +237,7 @@ def describe_folder(
             "source_split": split,
             "files_per_folder": files_per_folder,
             "stem_batch_size": stem_batch_size,
+            "drawn_by": drawn_by,
             "config": config_to_json(config),
             "steelgen_version": __version__,
         },
@@ -234,7 +250,11 @@ def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
     remove_leftovers(out)
     save_rows(out, layout, count)
     if config.coco:
-        save_coco(out, layout, count, info)
+        images = (
+            CocoImage(layout.sample_path(Path(), index).as_posix(), load_mask(layout.label_path(out, index), info))
+            for index in range(count)
+        )
+        save_coco(out / "coco.json", info, images, synthetic=True)
     if config.filter:
         dropped: Counter[str] = Counter()
         for row in iterate_rows(out, layout, count):

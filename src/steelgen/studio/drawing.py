@@ -35,6 +35,7 @@ from steelgen.sampling.formats import (
     LAYOUTS,
     Origin,
     build_row,
+    describe_models,
     describe_origin,
     hash_config,
     load_sampling,
@@ -210,7 +211,8 @@ class Studio:
             stems.append(_LAYOUT.name_stem(count))
             count += 1
         solver = SolverSection.model_validate(pairs[-1].origin.draw["solver"])
-        describe_folder(out, self._configure(solver, count), self.generator, 0, 1)
+        config = self._configure(solver, count)
+        describe_folder(out, config, self.generator, describe_models(config, self._origin), 0, 1)
         save_rows(out, _LAYOUT, count)
         save_contact_sheet(out, _LAYOUT, count, self.info)
         return stems

@@ -168,7 +168,7 @@ def _time_steps(config: RunConfig, batch_size: int, device: torch.device) -> lis
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
-    _look(config, state, held_out=load_held_out(config) or micrographs, device=device)
+    _look(config, state, held_out=load_held_out(config, generator) or micrographs, device=device)
     return seconds[1:]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from steelgen.data.images import save_image
 from steelgen.evaluation.plots import COLORS, Curve, paint_chart
+from steelgen.runs import read_metrics
 
 _SCALE = 2
 """px of the picture a px of a chart."""
@@ -61,17 +61,10 @@ def paint_curves(points: Points) -> NDArray[np.uint8] | None:
 def load_points(metrics: Path) -> Points:
     """The finite values of a metrics.jsonl; lines that hold none, as one just being written, are passed over."""
     points: Points = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            continue
+    for _, row in read_metrics(metrics):
         for name, value in row.items():
-            # The gradient norm of a step that fp16's scaler skips is infinite.
-            if isinstance(value, int | float) and math.isfinite(value):
-                points.setdefault(name, {})[row["step"]] = value
+            if math.isfinite(value):
+                points.setdefault(name, {})[int(row["step"])] = value
     return points
 
 

@@ -34,7 +34,8 @@ def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
     """The untrained generator and the micrographs of a training config."""
     micrographs = _load_training_data(config)
     torch.manual_seed(config.seed)
-    return build_generator(config.generator, micrographs, crop_geometry(config)), micrographs
+    generator = build_generator(config.generator, micrographs, crop_geometry(config))
+    return generator, _hide_masks(micrographs, generator)
 
 
 def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
@@ -51,7 +52,7 @@ def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
                 f"{config.checkpoint}: was trained with {name} {getattr(trained, name)}, "
                 f"data.{name} is {getattr(wanted, name)}"
             )
-    micrographs = _load_training_data(config)
+    micrographs = _hide_masks(_load_training_data(config), generator)
     if micrographs.info.num_classes != generator.info.num_classes:
         raise InputError(
             f"{config.data.dataset}: has {micrographs.info.num_classes} classes, "
@@ -69,12 +70,12 @@ def prepare(config: RunConfig) -> tuple[Generator, Micrographs]:
     return prepare_training(config)
 
 
-def load_held_out(config: RunConfig) -> Micrographs | None:
-    """The micrographs to validate on; None where none are held out."""
+def load_held_out(config: RunConfig, generator: Generator) -> Micrographs | None:
+    """The micrographs to validate a generator on; None where none are held out."""
     data, split = config.data, config.validation.split
     if split is None or split not in list_splits(data.dataset):
         return None
-    return _load_split(config, split)
+    return _hide_masks(_load_split(config, split), generator)
 
 
 def crop_geometry(config: RunConfig) -> CropGeometry:
@@ -210,6 +211,11 @@ def _load_training_data(config: RunConfig) -> Micrographs:
     if data.num_classes is None or not micrographs.info.num_classes:
         return micrographs
     return replace(micrographs, info=declare_classes(micrographs.info, data.num_classes, data.dataset))
+
+
+def _hide_masks(micrographs: Micrographs, generator: Generator) -> Micrographs:
+    """The images alone, for a generator that does not see masks."""
+    return micrographs if generator.info.num_classes else micrographs.without_masks()
 
 
 def _load_split(config: RunConfig, split: str) -> Micrographs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +41,13 @@ def cell_path(output_dir: Path, cell: Cell) -> Path:
     return output_dir / "cells" / f"{cell.name}.json"
 
 
-def load_cell(output_dir: Path, cell: Cell, study: str) -> CellResult | None:
+def load_cell(output_dir: Path, cell: Cell, studies: Sequence[str]) -> CellResult | None:
     """A finished cell; None where there is none.
 
     Args:
         output_dir: of the study.
         cell: which one.
-        study: hash of the study that it must belong to.
+        studies: hashes of the studies that it may belong to.
 
     Raises:
         InputError: if it is damaged, or was made by another config or from other data.
@@ -55,8 +56,8 @@ def load_cell(output_dir: Path, cell: Cell, study: str) -> CellResult | None:
     if not path.is_file():
         return None
     found = load_record(path, CellResult)
-    if found.study != study:
+    if found.study not in studies:
         raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
     if (found.code, found.architecture, found.seed) != (cell.code.text, cell.architecture, cell.seed):
-        raise InputError(f"{path}: holds another cell: {found.code}, {found.architecture}, seed {found.seed}")
+        raise InputError(f"{path}: holds another cell: {found.code!r}, {found.architecture!r}, seed {found.seed}")
     return found

@@ -45,8 +45,12 @@ class StudyData:
     def compute_hash(self) -> str:
         """SHA-256 of everything that networks see, in the order in which they see it."""
         sets = [self.train, self.val, self.test, *([self.generated] if self.generated else [])]
-        arrays = [array for part in sets for array in (*part.images, *part.masks)]
-        return hash_arrays(*arrays, text=str([part.stems for part in sets]))
+        return _hash_sets(sets)
+
+    def describe_inputs(self) -> dict[str, str]:
+        """By field of the config, the hash of what networks see of it."""
+        hashes = {"dataset": _hash_sets([self.train, self.val, self.test])}
+        return {**hashes, "generated": _hash_sets([self.generated])} if self.generated else hashes
 
 
 def load_study(config: UtilityConfig) -> StudyData:
@@ -192,6 +196,11 @@ class TrainingSet:
         if self.real is None or self.generated is None:
             return 0.0 if self.real is None else 1.0
         return wanted or len(self.real) / (len(self.real) + len(self.generated))
+
+
+def _hash_sets(sets: list[Micrographs]) -> str:
+    arrays = [array for part in sets for array in (*part.images, *part.masks)]
+    return hash_arrays(*arrays, text=str([part.stems for part in sets]))
 
 
 def _resolve_geometry(config: UtilityConfig, found: GeneratedFolder | None) -> tuple[CropGeometry, list[str]]:

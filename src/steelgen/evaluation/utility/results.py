@@ -14,7 +14,12 @@ STUDY_FILE = "study.json"
 RESULT_FILE = "utility.json"
 """In a study's folder once all cells are there."""
 
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, lt=2**31)]
+_Pixels = Annotated[int, Field(ge=0, lt=2**53)]
+_Iou = Annotated[float, Field(ge=0, le=1)]
+_Change = Annotated[float, Field(ge=-1, le=1)]
+_Interval = tuple[Annotated[float, Field(ge=-100, le=100)], Annotated[float, Field(ge=-100, le=100)]]
+"""Student's t of two seeds reaches far beyond what the mean can be."""
 
 
 class StudyStart(Record):
@@ -22,10 +27,15 @@ class StudyStart(Record):
 
     study: str
     config: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+    """Digests of the data; not in studies of older versions."""
+    earlier: list[str] = []
+    """Hashes of the study before what was allowed to change."""
 
 
 class _Test(Record):
-    confusion: list[list[list[_Count]]] = Field(min_length=1)
+    micrographs: list[str]
+    confusion: list[list[list[_Pixels]]] = Field(min_length=1)
     """(N, C, C)."""
 
     @model_validator(mode="after")
@@ -57,17 +67,17 @@ class _Row(Record):
 
 
 class _Score(_Row):
-    mean_iou: float
-    image_iou: float
-    interval: tuple[float, float] | None
-    class_iou: list[float | None]
+    mean_iou: _Iou
+    image_iou: _Iou
+    interval: _Interval | None
+    class_iou: list[_Iou | None]
 
 
 class _Difference(_Row):
     baseline: str
-    difference: float
-    interval: tuple[float, float]
-    by_seed: list[float]
+    difference: _Change
+    interval: _Interval
+    by_seed: list[_Change]
 
 
 class _Micrographs(Record):

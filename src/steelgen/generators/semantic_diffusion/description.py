@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -32,6 +32,8 @@ class Description(Record):
 class _Schedule(Record):
     """scheduler_config.json, as far as steelgen depends on it."""
 
+    model_config = ConfigDict(strict=True)
+
     num_train_timesteps: int = Field(ge=2, le=MAX_TIMESTEPS)
     beta_start: float = Field(gt=0, lt=1)
     beta_end: float = Field(gt=0, lt=1)
@@ -51,14 +53,21 @@ class _Schedule(Record):
 
 
 class _Network(UNetSection):
-    """config.json of the network: the section of a config, and what follows from the data."""
+    """config.json of the network: the section of a config, what follows from the data, and notes of diffusers' own."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(strict=True)
 
     image_size: int
-    in_channels: Literal[1, 3]
+    in_channels: int = Field(ge=1, le=3)
     num_classes: int
     augmentation_channels: int = Field(0, ge=0, le=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_notes(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if not name.startswith("_")}
 
 
 def load_description(folder: Path) -> Description:

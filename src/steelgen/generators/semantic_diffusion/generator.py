@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from torch import nn
 
 from steelgen import __version__
@@ -21,17 +22,15 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
-from steelgen.errors import InputError, first_line
+from steelgen.errors import InputError, first_line, quote_value
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import DESCRIPTION_FILE, Drawn, DrawRequest, load_generator
+from steelgen.generators import DESCRIPTION_FILE, Drawn, DrawRequest, check_weights, load_generator
 from steelgen.generators.semantic_diffusion.description import load_description
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.models.semantic_unet import SemanticUNet
 
 _COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
 """The components of a pipeline folder: the module and the class of each."""
-_LARGEST_WEIGHT = 1e6
-"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
 
 
 @dataclass
@@ -51,6 +50,7 @@ class SemanticDiffusion:
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
 
     kind = "semantic_diffusion"
+    takes = frozenset({"solver", "start", "noise"})
     makes = frozenset({"images"})
 
     @property
@@ -189,6 +189,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
     if description.mask_noise:
         raise InputError(f"{folder / DESCRIPTION_FILE}: mask_noise was removed; older versions draw with it")
+    _check_complete(pipeline.unet, folder / "unet")
     check_weights(pipeline.unet, folder / "unet")
     return SemanticDiffusion(
         pipeline.unet,
@@ -202,18 +203,12 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
     )
 
 
-def check_weights(network: nn.Module, origin: Path) -> None:
-    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
-
-    Args:
-        network: just loaded.
-        origin: the file or folder it came from.
-    """
-    for name, tensor in network.state_dict().items():
-        largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
-        if not largest <= _LARGEST_WEIGHT:
-            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
-            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
+def _check_complete(network: SemanticUNet, folder: Path) -> None:
+    """Raises InputError naming a tensor that files or network lack; diffusers would fill it in or pass over it."""
+    stored = {name for path in folder.glob("*.safetensors") for name in safe_open(path, "pt").keys()}  # noqa: SIM118
+    if differing := sorted(stored ^ network.state_dict().keys()):
+        lacking = "the network of its config.json" if differing[0] in stored else "its files of weights"
+        raise InputError(f"{folder}: {lacking} has no {differing[0]!r}")
 
 
 def _check_components(path: Path) -> None:
@@ -228,4 +223,4 @@ def _check_components(path: Path) -> None:
     for name in sorted(found.keys() | _COMPONENTS.keys()):
         there, wanted = found.get(name), _COMPONENTS.get(name)
         if there != wanted:
-            raise InputError(f"{path}: {name} is {json.dumps(there)}, must be {json.dumps(wanted)}")
+            raise InputError(f"{path}: {name} is {quote_value(there)}, must be {json.dumps(wanted)}")
