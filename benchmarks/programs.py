@@ -109,6 +109,7 @@ BENCHMARKS = (
     _sample("quality", "--images 256", threads=1),
     _sample("curve", "--images 128", threads=1),
     _sample("guide", "--images 128", threads=1, generator="bundled:uhcs"),
+    _sample("beside", "--images 16 --repeats 3", generator="bundled:uhcs"),
     Benchmark("recipe", list(_list_recipe())),
     Benchmark(
         "utility",

@@ -97,6 +97,13 @@ SECTIONS = (
         tables.tabulate_speed,
     ),
     Section(
+        "sampling-beside",
+        "Sampling: what goes on beside drawing",
+        "`steelgen sample` by the bundled model (64 px): masks made, pairs judged and written in turn with drawing, as "
+        "before, and in processes and threads beside it.",
+        tables.tabulate_beside,
+    ),
+    Section(
         "sampling-quality",
         "Sampling: quality",
         "ISDM's procedure and steelgen's default on the same weights, by distance to held-out crops and by how well a "

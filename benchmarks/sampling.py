@@ -15,18 +15,24 @@ over the number of steps for each solver, `guide` over guidance scales and inter
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from common import save_results, summarise, time_in_turns
+from numpy.typing import NDArray
 from torch import Tensor
 
+from steelgen.config.base import parse_config
 from steelgen.config.evaluate import SegmenterSection
+from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
 from steelgen.devices import randn_by_seed
@@ -39,6 +45,8 @@ from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
 from steelgen.generators import draw_for_masks, load_generator
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+from steelgen.sampling import run as sampling_run
+from steelgen.sampling.beside import Candidate, iterate_masks
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 GUIDANCE = 1.5
@@ -227,6 +235,62 @@ class Judge:
         return compute_agreement(self.masks, seen, info.num_classes, info.ignore_index).mean_iou
 
 
+class _InTurn:
+    """In place of a `PairWriter`: judges and writes each pair as soon as it is drawn, before the next ones."""
+
+    def __init__(self, finish: Callable[[Candidate, NDArray[np.uint8]], str | None]) -> None:
+        self._finish = finish
+        self._outcomes: list[tuple[Candidate, str | None]] = []
+
+    def __enter__(self) -> _InTurn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._outcomes)
+
+    def put(self, candidate: Candidate, image: NDArray[np.uint8]) -> None:
+        self._outcomes.append((candidate, self._finish(candidate, image)))
+
+    def take(self, left: int) -> list[tuple[Candidate, str | None]]:
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+
+def measure_beside(generator: Path, images: int, repeats: int) -> dict[str, Any]:
+    """Images a second of `steelgen sample`, with masks, judgement and files in turn with drawing and beside it."""
+
+    def build(folder: str, **values: Any) -> SampleConfig:
+        masks = {"kind": "procedural", "dataset": str(DATASET), "split": "train"}
+        described = {"generator": str(generator), "output_dir": f"{folder}/out", "num_samples": images, "batch_size": 8}
+        return parse_config({**described, "mask_source": masks, **values}, SampleConfig)
+
+    copies = {"filter": {"dataset": str(DATASET), "min_iou": 0, "max_correlation": 0.999}}
+
+    def draw(beside: bool, values: dict[str, Any]) -> None:
+        in_turn = [
+            mock.patch.object(sampling_run, "PairWriter", _InTurn),
+            mock.patch.object(sampling_run, "iterate_masks", partial(iterate_masks, beside=False)),
+        ]
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            for patch in [] if beside else in_turn:
+                stack.enter_context(patch)
+            sampling_run.sample(build(folder, **values))
+
+    seconds = time_in_turns(
+        {
+            f"{what}, {how}": partial(draw, how == "beside", values)
+            for what, values in (("procedural masks", {}), ("procedural masks and copy filter", copies))
+            for how in ("in turn", "beside")
+        },
+        repeats,
+    )
+    return {"images": images, "seconds": {name: summarise(values) for name, values in seconds.items()}}
+
+
 def draw_masks(generator: SemanticDiffusion, count: int) -> Tensor:
     """Masks of held-out crops, (count, S, S) int64."""
     _, masks = cut_crops(load_micrographs(DATASET, "test"), generator.geometry, count)
@@ -236,13 +300,19 @@ def draw_masks(generator: SemanticDiffusion, count: int) -> Tensor:
 def main() -> None:
     """Measures one part and writes its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("speed", "quality", "curve", "guide"))
+    parser.add_argument("part", choices=("speed", "quality", "curve", "guide", "beside"))
     parser.add_argument("--generator", type=Path, required=True, help="run folder, checkpoint or export")
     parser.add_argument("--images", type=int)
     parser.add_argument("--solvers", nargs="+", choices=CURVE_SOLVERS, default=CURVE_SOLVERS, help="of the curve")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/sampling-PART.json")
     arguments = parser.parse_args()
+    default = Path(__file__).parent / "results" / f"sampling-{arguments.part}.json"
+    if arguments.part == "beside":
+        save_results(
+            arguments.out or default, measure_beside(arguments.generator, arguments.images or 16, arguments.repeats)
+        )
+        return
     generator = load_generator(arguments.generator)
     assert isinstance(generator, SemanticDiffusion)
     generator.network.requires_grad_(False).eval()
@@ -254,7 +324,6 @@ def main() -> None:
         measure = {"quality": measure_quality, "curve": curve, "guide": measure_guides}[arguments.part]
         results = measure(generator, arguments.images or 256)
     results["threads"] = int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
-    default = Path(__file__).parent / "results" / f"sampling-{arguments.part}.json"
     save_results(arguments.out or default, results)
 
 

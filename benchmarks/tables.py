@@ -70,6 +70,21 @@ def tabulate_speed(stored: Results) -> Lines:
     ]
 
 
+def tabulate_beside(stored: Results) -> Lines:
+    """Images a second with everything in turn, and beside drawing."""
+    seconds, images = stored["seconds"], stored["images"]
+    rows = []
+    for what in dict.fromkeys(name.rpartition(", ")[0] for name in seconds):
+        in_turn, beside = (seconds[f"{what}, {how}"] for how in ("in turn", "beside"))
+        rates = [f"{images / row['median']:.2f}" for row in (in_turn, beside)]
+        rows.append([what, *rates, f"{in_turn['median'] / beside['median']:.2f}"])
+    return [
+        f"Medians of turns of {images} images.",
+        "",
+        *_table(["what is sampled", "images/s in turn", "images/s beside", "times faster"], rows),
+    ]
+
+
 _JUDGED = ["KID·10³", "FD", "mIoU with the masks"]
 
 
