@@ -20,7 +20,7 @@ from steelgen.data.folder import list_pairs, list_splits, load_dataset_info, loa
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importing import WriteOptions, import_dataset
 from steelgen.data.instances import load_instance_ids
-from steelgen.data.runlength import decode_brush
+from steelgen.data.runlength import decode_brush, encode_counts
 from steelgen.errors import InputError
 from tests.data.samples import random_mask, save_indices, save_noise
 
@@ -263,6 +263,30 @@ class TestCvat:
         root = self._save(tmp_path / "set", "<annotations><track id='0' label='pore'></track></annotations>")
         with pytest.raises(InputError, match="CVAT for video"):
             _import("cvat", root)
+
+    def test_its_coco_has_masks_as_crowds(self, tmp_path: Path) -> None:
+        # https://docs.cvat.ai/docs/manual/advanced/formats/format-coco/: images/default/ beside
+        # annotations/instances_default.json, masks as uncompressed run lengths with iscrowd 1.
+        root = tmp_path / "set"
+        save_noise(root / "images" / "default" / "a.png")
+        mask = random_mask(3, smooth=2.0)
+        annotations = [
+            {"id": index, "image_id": 1, "category_id": index, "iscrowd": 1, "bbox": [0, 0, 50, 40], "area": 1.0,
+             "segmentation": {"counts": encode_counts(mask == index), "size": [40, 50]},
+             "attributes": {"occluded": False}}
+            for index in (1, 2)
+        ]  # fmt: skip
+        document = {
+            "licenses": [{"name": "", "id": 0, "url": ""}],
+            "info": {"contributor": "", "date_created": ""},
+            "categories": [{"id": index, "name": name, "supercategory": ""} for index, name in ((1, "b"), (2, "a"))],
+            "images": [{"id": 1, "width": 50, "height": 40, "file_name": "a.png", "license": 0, "coco_url": ""}],
+            "annotations": annotations,
+        }
+        (root / "annotations").mkdir()
+        (root / "annotations" / "instances_default.json").write_text(json.dumps(document))
+        np.testing.assert_array_equal(_import("coco", root)["a"], mask)
+        assert _names(root) == ["background", "b", "a"]
 
     def test_its_segmentation_masks_are_voc_in_colours(self, tmp_path: Path) -> None:
         # https://docs.cvat.ai/docs/manual/advanced/formats/format-smask/

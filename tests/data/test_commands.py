@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from steelgen.cli.app import app
 from steelgen.data.folder import load_dataset_info, load_metadata
-from tests.data.samples import BUNDLED, save_indices
+from tests.data.samples import BUNDLED, save_indices, save_noise
 
 _UHCS = str(BUNDLED / "uhcs")
 
@@ -51,6 +52,39 @@ def test_tile_and_split(tmp_path: Path) -> None:
     assert "images in train" in split.output
     by_fold = _run("split", _UHCS, tmp_path / "folds", "--by", "cv_fold", "--fractions", "0.5,0.25,0.25")
     assert by_fold.exit_code == 0
+
+
+def test_quiet_and_json(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "test")):
+        save_noise(tmp_path / "set" / split / "images" / f"{split}.png", seed=number)
+        mask = np.zeros((40, 50), np.uint8)
+        mask[3:7, 3:8] = mask[20:24, 9:12] = 1
+        save_indices(tmp_path / "set" / split / "masks" / f"{split}.png", mask)
+    imported = _run("import", "folder", tmp_path / "set", tmp_path / "out", "--json")
+    assert json.loads(imported.stdout) == {
+        "folder": str(tmp_path / "out"),
+        "class_names": ["class_0", "class_1"],
+        "images": {"train": 1, "test": 1},
+        "pixel_size_um": None,
+        "cropped_to_masks": 0,
+        "data_bars_cropped": 0,
+    }
+    checked = _run("check", tmp_path / "out", "--json", "--out", tmp_path / "page")
+    found = json.loads(checked.stdout)
+    assert found["problems"] == []
+    assert found["splits"]["test"]["sizes"] == [[50, 40]]
+    assert found["splits"]["test"]["classes"]["class_1"] == {"share": 32 / 2000, "islands": 2, "median_area_px": 16}
+    assert (tmp_path / "page" / "check.html").is_file()
+    for arguments in (("import", "folder", tmp_path / "set", tmp_path / "again"), ("check", tmp_path / "out")):
+        quiet = _run(*arguments, "--quiet")
+        assert (quiet.exit_code, quiet.output) == (0, "")
+    (tmp_path / "out" / "test" / "images" / "test.png").write_bytes(b"none")
+    broken = _run("check", tmp_path / "out", "--json")
+    assert broken.exit_code == 1
+    assert json.loads(broken.stdout)["problems"][0]["file"] == "test/images/test.png"
+    refused = _run("import", "folder", tmp_path / "set", tmp_path / "again", "--quiet")
+    assert refused.exit_code == 2
+    assert "already in use" in refused.output
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,11 @@ def test_nnunet_wants_its_names_and_one_kind_of_image(tmp_path: Path) -> None:
     out = tmp_path / "Dataset007_steel"
     export_dataset("nnunet", root, out)
     described = json.loads((out / "dataset.json").read_text())
+    info = load_dataset_info(root)
+    save_dataset_info(root, info.model_copy(update={"class_names": ["a", "b", "ignore"]}))
+    with pytest.raises(InputError, match="class 'ignore' that nnU-Net takes for another one"):
+        export_dataset("nnunet", root, tmp_path / "Dataset009_steel")
+    save_dataset_info(root, info)
     assert described["labels"] == {"background": 0, _NAMES[1]: 1, _NAMES[2]: 2, "ignore": 3}
     assert described["channel_names"] == {"0": "R", "1": "G", "2": "B"}
     assert described["numTraining"] == 4

@@ -43,8 +43,11 @@ class Region(NamedTuple):
     def encode(self) -> list[int]:
         """COCO's uncompressed counts."""
         # A row more keeps the runs of neighbouring columns apart.
-        runs = encode_runs(np.pad(self.pixels, ((0, 1), (0, 0))))
-        column, row = np.divmod(runs[:, 0], self.pixels.shape[0] + 1)
+        rows, columns = self.pixels.shape
+        apart = np.zeros((rows + 1, columns), bool)
+        apart[:rows] = self.pixels
+        runs = encode_runs(apart)
+        column, row = np.divmod(runs[:, 0], rows + 1)
         height, width = self.size
         runs[:, 0] = (self.left + column) * height + self.top + row
         return count_runs(runs, height * width)
@@ -183,7 +186,8 @@ class _Borders(NamedTuple):
 
 
 def _follow_borders(pixels: NDArray[np.bool_]) -> _Borders:
-    padded = np.pad(pixels, 1)
+    padded = np.zeros((pixels.shape[0] + 2, pixels.shape[1] + 2), bool)
+    padded[1:-1, 1:-1] = pixels
     below_right, below_left = padded[1:, 1:], padded[1:, :-1]
     above_left, above_right = padded[:-1, :-1], padded[:-1, 1:]
     # From the corner (x, y), a step along a border is taken where the pixel to its right is in, that to its left out.

@@ -66,3 +66,7 @@ def check_nnunet(out: Path, info: DatasetInfo) -> None:
         raise InputError(f"{out}: nnU-Net wants its folders called DatasetNNN_NAME, like Dataset042_steel")
     if info.num_classes < 2:
         raise InputError(f"nnunet: {info.name} has no class but {info.class_names[0]!r}")
+    names = ["background", "ignore", *info.class_names[1:]]
+    for name in info.class_names[1:]:
+        if names.count(name) > 1:
+            raise InputError(f"nnunet: {info.name} has a class {name!r} that nnU-Net takes for another one")

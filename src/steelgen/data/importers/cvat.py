@@ -86,6 +86,8 @@ def _find_file(src: Path) -> Path:
 
 
 def _read_shape(shape: Element, names: list[str], size: tuple[int, int]) -> Annotation:
+    if shape.tag not in _AREAS:
+        raise InputError(f"a shape <{shape.tag:.40}> is not known")
     class_index = find_index(shape.get("label", ""), names)
     is_instance = class_index not in (0, 255)
     if shape.tag == "mask":
@@ -97,11 +99,9 @@ def _read_shape(shape: Element, names: list[str], size: tuple[int, int]) -> Anno
     elif shape.tag == "box":
         left, top, right, bottom = (_number(shape, key) for key in ("xtl", "ytl", "xbr", "ybr"))
         ring = build_box(left, top, right - left, bottom - top, degrees, "centre")
-    elif shape.tag == "ellipse":
+    else:
         x, y, radius_x, radius_y = (_number(shape, key) for key in ("cx", "cy", "rx", "ry"))
         ring = build_ellipse(x, y, radius_x, radius_y, degrees)
-    else:
-        raise InputError(f"a shape <{shape.tag:.40}> is not known")
     return Annotation(class_index, (ring,), is_instance=is_instance)
 
 
