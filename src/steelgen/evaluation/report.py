@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.data.palette import color_mask
+from steelgen.evaluation.copy_search import Match, cut_match
 from steelgen.evaluation.evidence import Evidence
-from steelgen.evaluation.memorisation import Match, cut_match
 from steelgen.evaluation.page import CLASSES_ABREAST, build_lines, build_page, build_verdict, show_number, show_value
 from steelgen.evaluation.plots import COLORS, Curve, build_sheet, draw_chart, embed_png
 
