@@ -55,7 +55,7 @@ def test_islands_as_run_lengths_and_outlines_are_the_mask(smooth):
             assert np.array_equal(rasterise_polygons([outline], *mask.shape), region)
             left, top, width, height = island["bbox"]
             assert region[top : top + height, left : left + width].sum() == region.sum() == island["area"]
-            assert scipy.ndimage.label(region)[1] == 1
+            assert scipy.ndimage.label(region, np.ones((3, 3)))[1] == 1
             assert (drawn[region] == 0).all()
             drawn[region] = island["category_id"]
         assert np.array_equal(drawn, mask)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from steelgen.config.sample import BalancedMasks
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.islands import label_islands
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import new_file, save_json
@@ -30,11 +30,10 @@ they are at further attempts."""
 
 
 def count_classes(mask: NDArray[np.uint8], num_classes: int, by_pixels: bool) -> NDArray[np.int64]:
-    """Pixels of each class in a mask (H, W), or its objects: regions connected by edges or corners; (num_classes,)."""
+    """Pixels of each class in a mask (H, W), or its objects: islands; (num_classes,)."""
     if by_pixels:
         return np.bincount(mask.ravel(), minlength=256)[:num_classes]
-    corners_too = np.ones((3, 3))
-    return np.array([ndimage.label(mask == index, corners_too)[1] for index in range(num_classes)])
+    return np.array([label_islands(mask == index)[1] for index in range(num_classes)])
 
 
 def compute_class_difference(counts: NDArray[np.int64] | NDArray[np.float64]) -> float:

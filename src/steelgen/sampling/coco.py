@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 from steelgen.data.folder import DatasetInfo, load_mask
+from steelgen.data.islands import find_islands
 from steelgen.data.runlength import encode_runs
 from steelgen.files import new_file
 from steelgen.sampling.formats import Layout
@@ -59,24 +59,23 @@ def save_coco(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
 
 
 def iterate_islands(mask: NDArray[np.uint8], info: DatasetInfo) -> Iterator[dict[str, Any]]:
-    """The islands of a mask as COCO objects, without ids; an island's pixels touch along edges, not at corners alone.
+    """The islands of a mask as COCO objects, without ids.
 
     Args:
         mask: (H, W) class indices or ignore_index.
     """
     for category in range(1, info.num_classes):
-        labels, _ = scipy.ndimage.label(mask == category)
-        for number, window in enumerate(scipy.ndimage.find_objects(labels), start=1):
-            island = labels[window] == number
-            top, left = window[0].start, window[1].start
+        for island in find_islands(mask, category):
+            top, left = island.window[0].start, island.window[1].start
+            height, width = island.footprint.shape
             whole = np.zeros(mask.shape, bool)
-            whole[window] = island
+            whole[island.window] = island.footprint
             yield {
                 "category_id": category,
                 "iscrowd": 0,
-                "area": int(island.sum()),
-                "bbox": [left, top, island.shape[1], island.shape[0]],
-                "segmentation": [(trace_outline(island) + np.array((left, top))).ravel().tolist()],
+                "area": int(island.footprint.sum()),
+                "bbox": [left, top, width, height],
+                "segmentation": [(trace_outline(island.footprint) + np.array((left, top))).ravel().tolist()],
                 "segmentation_rle": {"size": list(mask.shape), "counts": encode_counts(whole)},
             }
 
@@ -91,10 +90,10 @@ def encode_counts(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def trace_outline(island: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The border of a 4-connected island as one ring of (x, y) pixel corners, (N, 2).
+    """The border of an island as one ring of (x, y) pixel corners, (N, 2).
 
-    Holes run the other way round and are joined to the outline by a bridge that is walked there and back, so that the
-    area the ring winds around is that of the island, exactly.
+    Holes run the other way round and are joined to the outline by a bridge that is walked there and back, parts that
+    touch at a corner by that corner, so that the area the ring winds around is that of the island, exactly.
     """
     rings = sorted(_trace_rings(island), key=lambda ring: -abs(_signed_area(ring)))
     joined = rings[0]
