@@ -84,7 +84,7 @@ def draw_chart(
     Returns:
         The <svg> element.
     """
-    with _style(title):
+    with chart_style(title):
         figure, axes = _plot(title, x, curves, x_label)
         if band:
             axes.fill_between(x, *band, color=COLORS["held_out"], alpha=0.18, linewidth=0)
@@ -108,7 +108,7 @@ def paint_chart(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with _style():
+    with chart_style():
         figure, axes = _plot(title, x, curves, x_label)
         for line in axes.lines:
             line.set_marker("o" if len(line.get_xdata()) <= _MARKED else "")  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def draw_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) 
     names, values, lower, upper = zip(*rows, strict=True)
     left = max([250, *(16 + 6.5 * len(name) for name in names)])
     colors = [INTERVAL_COLORS[0 if low > 0 else 2 if high < 0 else 1] for _, _, low, high in rows]
-    with _style(title):
+    with chart_style(title):
         figure, axes = _open(title, (left + 450, 50 + 18 * len(rows)), left, 24, 26, 20)
         axes.axvline(0, color="#888888", linewidth=1)
         axes.hlines(names, lower, upper, colors)
@@ -143,7 +143,7 @@ def draw_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) 
 
 
 @contextmanager
-def _style(salt: str = "") -> Iterator[None]:
+def chart_style(salt: str = "") -> Iterator[None]:
     """What charts look like; `salt` makes the ids of an SVG its own."""
     from matplotlib import rc_context
 

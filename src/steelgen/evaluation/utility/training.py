@@ -14,7 +14,7 @@ from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import Micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import autocast, pick_device
-from steelgen.evaluation.agreement import compute_confusion, compute_iou, nanmean
+from steelgen.evaluation.agreement import compute_confusion, compute_iou, compute_mean_iou
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.labelling import label_by_windows
 from steelgen.evaluation.segmentation import compute_class_weights, compute_segmentation_loss, run_one_cycle
@@ -64,9 +64,9 @@ def run_cell(
         **best,
         "test": {
             "micrographs": data.test.stems,
-            "mean_iou": to_json(nanmean(compute_iou(confusion.sum(axis=0)))),
+            "mean_iou": to_json(float(compute_mean_iou(confusion.sum(axis=0)))),
             "class_iou": to_json(compute_iou(confusion.sum(axis=0))),
-            "image_iou": to_json([nanmean(compute_iou(matrix)) for matrix in confusion]),
+            "image_iou": to_json(compute_mean_iou(confusion)),
             "confusion": to_json(confusion),
         },
     }
@@ -97,7 +97,7 @@ def train_network(
     for done in run_one_cycle(network, draw_batch, loss, *optimisation):
         if done % settings.validate_every == 0 or done == settings.steps:
             confusion = count_confusion(network, data.val, data.geometry, config.mixed_precision)
-            mean_iou = nanmean(compute_iou(confusion.sum(axis=0)))
+            mean_iou = float(compute_mean_iou(confusion.sum(axis=0)))
             validation.append((done, mean_iou))
             if mean_iou > best_iou:
                 best_iou, best_step = mean_iou, done
