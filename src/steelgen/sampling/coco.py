@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from steelgen.data.folder import DatasetInfo, load_mask
@@ -19,8 +20,6 @@ from steelgen.files import new_file
 from steelgen.sampling.formats import Layout
 
 COCO_FILE = "coco.json"
-_STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
-"""(x, y) along a pixel border: right, down, left, up."""
 
 
 def save_coco(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
@@ -95,55 +94,16 @@ def trace_outline(island: NDArray[np.bool_]) -> NDArray[np.int64]:
     Holes run the other way round and are joined to the outline by a bridge that is walked there and back, parts that
     touch at a corner by that corner, so that the area the ring winds around is that of the island, exactly.
     """
-    rings = sorted(_trace_rings(island), key=lambda ring: -abs(_signed_area(ring)))
-    joined = rings[0]
-    for hole in rings[1:]:
-        # Ring and hole are rectilinear paths of few corners: all pairs is little work.
-        distance = np.abs(joined[:, None] - hole[None]).sum(axis=2)
+    y, x = np.nonzero(island)
+    # Pixels share whole edges, so that their union takes no noding.
+    outline = shapely.coverage_union_all(shapely.box(x, y, x + 1, y + 1))
+    # Normalized, outlines run one way round and holes the other.
+    rings = shapely.get_rings(shapely.get_parts(shapely.normalize(shapely.simplify(outline, 0))))
+    joined, *others = (shapely.get_coordinates(ring)[:-1].astype(np.int64) for ring in rings)
+    for other in others:
+        # Rectilinear paths have few corners: all pairs is little work.
+        distance = np.abs(joined[:, None] - other[None]).sum(axis=2)
         at, first = np.unravel_index(int(distance.argmin()), distance.shape)
-        there = np.concatenate([hole[first:], hole[: first + 1]])
+        there = np.concatenate([other[first:], other[: first + 1]])
         joined = np.concatenate([joined[: at + 1], there, joined[at:]])
     return joined
-
-
-def _trace_rings(island: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Closed rings of corners along pixel borders, the island on the right of the direction walked (y points down)."""
-    padded = np.pad(island, 1)
-    here = padded[1:, 1:], padded[1:, :-1], padded[:-1, :-1], padded[:-1, 1:]
-    below_right, below_left, above_left, above_right = here
-    # From the corner (x, y), a step along a border is taken where the pixel to its right is in, that to its left out.
-    leaves = np.stack(
-        [
-            below_right & ~above_right,
-            below_left & ~below_right,
-            above_left & ~below_left,
-            above_right & ~above_left,
-        ]
-    )
-    rings = []
-    while leaves.any():
-        direction, y, x = (int(value) for value in np.argwhere(leaves)[0])
-        corners = []
-        while leaves[direction, y, x]:
-            leaves[direction, y, x] = False
-            corners.append((x, y))
-            dx, dy = _STEPS[direction]
-            x, y = x + int(dx), y + int(dy)
-            # Turning right first keeps pixels that touch at a corner apart.
-            direction = next(
-                (turn for turn in ((direction + 1) % 4, direction, (direction + 3) % 4) if leaves[turn, y, x]),
-                direction,
-            )
-        rings.append(_drop_straight(np.array(corners)))
-    return rings
-
-
-def _drop_straight(ring: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ring without the corners at which it goes straight on."""
-    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    return ring[(before != after).any(axis=1)]
-
-
-def _signed_area(ring: NDArray[np.int64]) -> float:
-    following = np.roll(ring, -1, axis=0)
-    return float((ring[:, 0] * following[:, 1] - ring[:, 1] * following[:, 0]).sum()) / 2
