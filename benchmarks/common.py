@@ -43,12 +43,13 @@ def summarise(seconds: list[float]) -> dict[str, float]:
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
-def save_results(path: Path, results: dict[str, Any]) -> None:
-    """Writes results with machine, versions, command and date."""
+def save_results(path: Path, results: dict[str, Any], show: bool = True) -> None:
+    """Writes results with machine, versions, command and date; prints them too, unless not to `show`."""
     environment = {**describe_environment(), "cpu": _cpu_name(), "date": date.today().isoformat()}
     environment["command"] = [*_name_launcher(), *_drop_output(sys.argv)]
     save_json(path, {"environment": environment, **results})
-    print(json.dumps(results, indent=2))
+    if show:
+        print(json.dumps(results, indent=2))
 
 
 class LinePrinter:

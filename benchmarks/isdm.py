@@ -19,7 +19,10 @@ from torch import Tensor
 from steelgen.config.sample import BalancedMasks
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
-from steelgen.diffusion import respaced, reverse
+from steelgen.diffusion import reverse
+from steelgen.diffusion.guidance import Guide, GuidedNetwork
+from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.generators import DrawRequest
 from steelgen.isdm.checkpoint import load_isdm_checkpoint, load_isdm_settings
 from steelgen.isdm.network import convert_solver
 from steelgen.sampling.balance import BalancedSource
@@ -37,9 +40,10 @@ def compare_with_reference() -> dict[str, dict[str, float]]:
     expected = {key: torch.from_numpy(value) for key, value in np.load(REFERENCE / "expected.npz").items()}
     masks = expected["label"][:, 0].long()
     one_hot = torch.nn.functional.one_hot(masks, settings.num_classes).permute(0, 3, 1, 2).float()
-    predict = respaced.build_predictor(generator.network, one_hot, GUIDANCE_SCALE)
-    prediction, variance_output = predict(expected["x"], expected["scaled_t"])
-    process = reverse.build_reverse_process(reverse.compute_betas("linear", settings.diffusion_steps))
+    network = GuidedNetwork(generator.network, one_hot, Guide(GUIDANCE_SCALE))
+    prediction, variance_output = network.predict(expected["x"], expected["scaled_t"], True).chunk(2, dim=1)
+    schedule = build_noise_schedule(settings.diffusion_steps, "linear", "epsilon", False)
+    process = reverse.build_reverse_process(schedule.betas)
     step = reverse.compute_reverse_step(
         process, expected["t"], expected["x"], prediction, variance_output, "epsilon", clip_range=(-1.0, 1.0)
     )
@@ -51,7 +55,7 @@ def compare_with_reference() -> dict[str, dict[str, float]]:
         "guided_mean": step.mean,
         "guided_log_variance": step.log_variance,
         "guided_pred_xstart": step.pred_original,
-        "ddim50_sample": generator.draw(masks, [0, 1], solver, noise=expected["ddim_noise"]),
+        "ddim50_sample": generator.draw(DrawRequest([0, 1], masks, solver, noise=expected["ddim_noise"])).images,
     }
     expected["ddim50_sample"] = expected["ddim50_sample"].clamp(-1, 1)
     return {name: _compare(value, expected[name]) for name, value in found.items()}

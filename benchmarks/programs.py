@@ -2,6 +2,7 @@
 
     benchmarks/run                                   all: many hours on 2 CPU cores, most of them recipe and curve
     benchmarks/run --only training sampling-speed    some
+    benchmarks/run --only gpu                        on a GPU, which benchmarks/gpu has more options for
     benchmarks/run --gather                          RESULTS.md alone, from benchmarks/results/*.json
 
 Results replace those in benchmarks/results. Sampling needs a trained generator: benchmarks/configs/uhcs_32.json is
@@ -36,12 +37,14 @@ class Benchmark:
 
     Attributes:
         threads: of torch, where the committed results were measured with other than all cores.
+        needs_gpu: left out unless it is asked for.
     """
 
     name: str
     commands: Sequence[str]
     threads: int | None = None
     needs_generator: bool = False
+    needs_gpu: bool = False
 
 
 def _store(command: str, name: str, threads: int | None = None, needs_generator: bool = False) -> Benchmark:
@@ -114,6 +117,7 @@ BENCHMARKS = (
     _store("benchmarks/evaluation.py --count 1000 --image-size 256", "evaluation-speed"),
     _store("benchmarks/isdm.py", "isdm", threads=1),
     _store(f"{LAUNCHER} benchmarks/scaling.py", "scaling", threads=1),
+    Benchmark("gpu", ["benchmarks/gpu.py"], needs_gpu=True),
 )
 
 
@@ -151,7 +155,8 @@ def main() -> int:
         prog="benchmarks/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [benchmark.name for benchmark in BENCHMARKS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="see --list")
+    on_cpu = [benchmark.name for benchmark in BENCHMARKS if not benchmark.needs_gpu]
+    parser.add_argument("--only", nargs="+", choices=names, default=on_cpu, metavar="NAME", help="see --list")
     parser.add_argument("--list", action="store_true", help="print names and commands, run nothing")
     parser.add_argument("--gather", action="store_true", help="write RESULTS.md from what is stored, run nothing")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder to gather from")

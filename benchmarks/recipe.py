@@ -45,10 +45,10 @@ from steelgen.errors import InputError
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.files import default_cache_dir, load_json, save_json
-from steelgen.generators import Generator, load_generator
+from steelgen.generators import Generator, build_trainable, draw_for_masks, load_generator
 from steelgen.training.loop import train
 from steelgen.training.post_hoc_ema import export_average
-from steelgen.training.setup import build_crops, place_network, prepare_training
+from steelgen.training.setup import build_crops, place_networks, prepare_training
 from steelgen.training.state import build_state
 
 CONFIG = Path(__file__).parent / "configs" / "recipe_32.json"
@@ -80,7 +80,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mask-dropout-0.2": {f"{TRAIN}.mask_dropout": 0.2},
     "dropout-0.1": {f"{NETWORK}.dropout": 0.1},
     "augmentation-conditioning": {f"{NETWORK}.augmentation_conditioning": True},
-    "mask-noise": {f"{NOISE}.mask_noise": True},
     "nearest-masks": {f"{NETWORK}.mask_resize": "nearest"},
     "loss-aware": {f"{TRAIN}.timestep_sampling": "loss_second_moment"},
 }
@@ -123,21 +122,24 @@ def build_step(variant: str) -> Callable[[], None]:
     """A training step of a variant, again and again on the same batch, with all that `train` does in it."""
     config = build_config(variant, 0, Path("unused"))
     generator, micrographs = prepare_training(config)
-    crops = build_crops(config, generator, micrographs)
+    trainable = build_trainable(generator, config)
+    crops = build_crops(config, trainable, micrographs)
     items = [crops[number] for number in range(config.train.train_batch_size)]
     batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
     device = pick_device()
     batch = {key: value.to(device) for key, value in batch.items()}
-    place_network(generator.network, config.train, device)
-    state = build_state(config, generator, None, len(crops), criterion=None)
+    place_networks(trainable.networks, config.train, device)
+    state = build_state(config, trainable, None, len(crops), criterion=None)
+
+    (phase,), (optimizer,) = trainable.phases, state.optimizers.values()
 
     def step() -> None:
         with autocast("bf16", device):
-            losses = generator.compute_loss(generator.network, batch, 0, config.train.mask_dropout).losses
+            losses = trainable.compute_loss(phase, trainable.networks, batch).losses
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(generator.network.parameters(), config.train.max_grad_norm or np.inf)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         state.step += 1
         for average in state.averages:
             average.update(state.step)
@@ -172,7 +174,7 @@ class Judge:
             masks = torch.from_numpy(self._masks[start : start + 32].astype(np.int64))
             seeds = [10_000 * seed + start + index for index in range(len(masks))]
             with autocast("bf16", device):
-                drawn += [tensor_to_image(image) for image in generator.draw(masks, seeds, SOLVERS[solver])]
+                drawn += [tensor_to_image(image) for image in draw_for_masks(generator, masks, seeds, SOLVERS[solver])]
         return self._compare(compute_features(np.stack(drawn), self._extractor))
 
     def _compare(self, features: NDArray[np.float32]) -> dict[str, float]:

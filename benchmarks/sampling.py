@@ -29,16 +29,15 @@ from torch import Tensor
 from steelgen.config.evaluate import SegmenterSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
-from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.loss import one_hot_with_dropout
-from steelgen.diffusion.noise import randn_by_seed
-from steelgen.diffusion.respaced import build_respaced_process, compute_network_times
-from steelgen.diffusion.reverse import compute_reverse_step, step_ancestral
+from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
+from steelgen.diffusion.solvers import RespacedSolver
 from steelgen.evaluation.agreement import compute_agreement
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
-from steelgen.generators import load_generator
+from steelgen.generators import draw_for_masks, load_generator
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 GUIDANCE = 1.5
@@ -70,37 +69,26 @@ def draw_as_isdm(
 ) -> Tensor:
     """Ancestral sampling over 300 steps; each measure that does not change the image can be turned on."""
     unet, n, channels = generator.network, len(masks), generator.geometry.in_channels
-    process = build_respaced_process(ISDM)
-    times = compute_network_times(process, ISDM) / unet.config.timestep_scale
-    kept = torch.zeros(n, dtype=torch.bool)
-    conditional = one_hot_with_dropout(masks, generator.info.num_classes, kept)
+    schedule = generator.schedule
+    steps = RespacedSolver(ISDM, schedule.prediction_type, unet.config.timestep_scale, generator.value_range)
+    conditional = one_hot_with_dropout(masks, generator.info.num_classes)
     null = torch.zeros_like(conditional)
     both = torch.cat([conditional, null])
     features = [unet.compute_mask_features(mask) if cached else None for mask in (conditional, null, both)]
-    rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = (channels, *masks.shape[1:])
-    image = randn_by_seed(shape, seeds)
-    for index in reversed(range(len(process))):
-        time = times[index].expand(2 * n)
+
+    def predict(image: Tensor, time: Tensor) -> Tensor:
         if batched:
-            first, second = unet(torch.cat([image, image]), time, both, features[2]).chunk(2)
+            first, second = unet(torch.cat([image, image]), time.expand(2 * n), both, features[2]).chunk(2)
         else:
-            first = unet(image, time[:n], conditional, features[0])
-            second = unet(image, time[:n], null, features[1])
+            first = unet(image, time.expand(n), conditional, features[0])
+            second = unet(image, time.expand(n), null, features[1])
         prediction = second[:, :channels] + GUIDANCE * (first - second)[:, :channels]
-        variance = first[:, channels:] if unet.config.learn_sigma else None
-        step = compute_reverse_step(
-            process,
-            torch.full((n,), index),
-            image,
-            prediction,
-            variance,
-            generator.schedule.config.prediction_type,
-            clip_range=generator.value_range,
-        )
-        image = step_ancestral(
-            step, torch.stack([torch.randn(shape, generator=rng) for rng in rngs]) if index else None
-        )
+        return torch.cat([prediction, first[:, channels:]], dim=1)
+
+    shape = (channels, *masks.shape[1:])
+    image, sources = randn_by_seed(shape, seeds), build_noise_sources(shape, seeds)
+    for step, time in enumerate(steps.times):
+        image = steps.advance(image, step, partial(predict, time=time), sources)
     mean, deviation = generator.intensity
     return (image * deviation + mean).clamp(-1, 1)
 
@@ -119,7 +107,7 @@ def measure_speed(generator: SemanticDiffusion, images: int, repeats: int) -> di
     def ours(solver: SolverSection, bf16: bool) -> None:
         generator.network.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            generator.draw(masks, seeds, solver)
+            draw_for_masks(generator, masks, seeds, solver)
 
     plain, last = torch.contiguous_format, torch.channels_last
     seconds = time_in_turns(
@@ -216,7 +204,7 @@ class Judge:
 
     def draw(self, solver: SolverSection, masks: Tensor, seeds: list[int]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return self.generator.draw(masks, seeds, solver)
+            return draw_for_masks(self.generator, masks, seeds, solver)
 
     def score(self, draw: Draw, seed: int, batch: int = 32) -> dict[str, float]:
         drawn = []

@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from steelgen.config.base import load_config
 from steelgen.config.train import TrainConfig
-from steelgen.data.crops import CropDataset
-from steelgen.training.setup import prepare_training
+from steelgen.generators import build_trainable
+from steelgen.training.setup import build_crops, prepare_training
 
 GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 GPUS_PER_NODE = 8
@@ -41,13 +41,14 @@ OVERLAP = 0.5
 def measure(config: TrainConfig, batch_size: int, repeats: int) -> dict[str, Any]:
     """Bytes, seconds and operations of a training step of this process."""
     generator, micrographs = prepare_training(config)
-    crops = CropDataset(micrographs, generator.geometry, config.seed, config.data.augment)
+    trainable = build_trainable(generator, config)
+    crops = build_crops(config, trainable, micrographs)
     items = [crops[number] for number in range(batch_size)]
     batch = {key: torch.stack([torch.as_tensor(item[key]) for item in items]) for key in items[0]}
-    network = generator.network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    network = trainable.networks["unet"].to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     counter = FlopCounterMode(display=False)
     with counter:
-        generator.compute_loss(network, batch, config.seed, 0.1).losses.mean().backward()
+        trainable.compute_loss(trainable.phases[0], {"unet": network}, batch).losses.mean().backward()
     sent = [0]
 
     def count_bytes(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -59,7 +60,7 @@ def measure(config: TrainConfig, batch_size: int, repeats: int) -> dict[str, Any
 
     def step() -> float:
         begun = time.perf_counter()
-        generator.compute_loss(wrapped, batch, config.seed, 0.1).losses.mean().backward()
+        trainable.compute_loss(trainable.phases[0], {"unet": wrapped}, batch).losses.mean().backward()
         return time.perf_counter() - begun
 
     def step_alone() -> float:

@@ -243,3 +243,125 @@ def tabulate_scaling(stored: Results) -> Lines:
         "",
         *_table(["predicted efficiency (%) on GPUs", *counts], efficiencies),
     ]
+
+
+def tabulate_gpu(stored: Results) -> Lines:
+    """Resumption, steps, sampling, memory and several processes, as far as they were measured."""
+    gpu, parts = stored["gpu"], stored["parts"]
+    lines = [_describe_gpu(gpu) if gpu["name"] else "On a CPU."]
+    if stored["dry"]:
+        lines += ["", "A dry run of tiny networks: that every part works; the figures say nothing."]
+    for names, tabulate in _GPU_TABLES.items():
+        measured = [parts[name]["measured"] for name in names if name in parts and parts[name]["measured"]]
+        rows = [row for found in measured for row in (found if isinstance(found, list) else [found])]
+        if rows:
+            lines += ["", *tabulate(rows)]
+    for name, part in parts.items():
+        if "cut_after_seconds" in part:
+            lines += ["", f"The part “{name}” was cut short after {part['cut_after_seconds']} s."]
+        if "failed" in part:
+            lines += ["", f"The part “{name}” failed: {' '.join(part['failed'])}"]
+    return lines
+
+
+def _describe_gpu(gpu: Results) -> str:
+    labels = (("driver", "driver"), ("CUDA", "cuda"), ("cuDNN", "cudnn"))
+    versions = [f"{label} {gpu[key]}" for label, key in labels if gpu[key]]
+    return f"{gpu['count']} × {gpu['name']}, {_number(gpu['memory_gib'])} GiB, {', '.join(versions)}."
+
+
+def _name_precision(row: Results) -> str:
+    return "fp32 (TF32)" if row["mixed_precision"] == "no" else row["mixed_precision"]
+
+
+def _tabulate_resumption(rows: Sequence[Results]) -> Lines:
+    columns = ["precision", "deterministic", "steps", "differing after a stop", "largest", "differing anew", "largest"]
+    cells = [
+        [
+            _name_precision(row),
+            "yes" if row["deterministic"] else "no",
+            str(row["steps"]),
+            *_show_differences(row["resumed"]),
+            *_show_differences(row["repeated"]),
+        ]
+        for row in rows
+    ]
+    heading = (
+        "Tensors of a checkpoint that differ from the undisturbed run's, after a stop halfway and in a second run:"
+    )
+    return [heading, "", *_table(columns, cells, texts=2)]
+
+
+def _show_differences(found: Results) -> list[str]:
+    return [f"{found['differing']} of {found['tensors']}", f"{found['largest_difference']:.1e}"]
+
+
+def _tabulate_gpu_steps(rows: Sequence[Results]) -> Lines:
+    columns = ["px", "crops", "precision", "layout", "compiled", "steps/s", "images/s", "memory (GiB)", "waits a step"]
+    cells = []
+    for row in rows:
+        layout, compiled = "channels last" if row["channels_last"] else "NCHW", "yes" if row["compile"] else "no"
+        shown = [str(row["image_size"]), str(row["batch_size"]), _name_precision(row), layout, compiled]
+        if "failed" in row:
+            cells.append([*shown, row["failed"], "", "", ""])
+            continue
+        rates = [_spread(row["steps_per_second"]), _spread(row["images_per_second"])]
+        cells.append([*shown, *rates, _show_memory(row), _number(row["waits_a_step"])])
+    return [
+        "Training steps through `steelgen train`; medians of blocks of steps:",
+        "",
+        *_table(columns, cells, texts=5),
+    ]
+
+
+def _show_memory(row: Results) -> str:
+    return _number(row["allocated_gib"]) if "allocated_gib" in row else "–"
+
+
+def _tabulate_gpu_sampling(rows: Sequence[Results]) -> Lines:
+    columns = ["network (px)", "images", "precision", "images/s", "memory (GiB)", "waits a batch"]
+    cells = [
+        [
+            str(row["network_size"]),
+            f"{row['images']} of {row['height']}×{row['width']} px",
+            _name_precision(row),
+            _spread(row["images_per_second"]),
+            _show_memory(row),
+            str(row["waits_a_batch"]),
+        ]
+        for row in rows
+    ]
+    heading = f"Sampling by the default solver in {rows[0]['solver_steps']} steps, larger images in windows:"
+    return [heading, "", *_table(columns, cells, texts=3)]
+
+
+def _tabulate_gpu_memory(rows: Sequence[Results]) -> Lines:
+    row, planned = rows[0], _number(rows[0]["planned_gib"])
+    cells = [
+        ["limit", _number(row["limit_gib"])],
+        [f"planned by `steelgen tune-batch` for a batch of {row['batch_size']} at {row['image_size']} px", planned],
+    ]
+    if "weights_gib" in row:
+        reserved = _number(row["reserved_gib"]) if "reserved_gib" in row else "–"
+        cells += [["reserved by training with it", reserved], ["tensors of training at once", _show_memory(row)]]
+        cells += [["weights, gradients, moments and average alone", _number(row["weights_gib"])]]
+    return [f"Largest batch under a limit of memory: {row['largest']}.", "", *_table(["GiB", ""], cells)]
+
+
+def _tabulate_gpu_processes(rows: Sequence[Results]) -> Lines:
+    row = rows[0]
+    if "skipped" in row:
+        return [f"Two processes were not tried: {row['skipped']}."]
+    rates = [row[key] for key in ("images_per_second_of_1", "images_per_second_of_2") if key in row]
+    shown = " and ".join(_number(rate) for rate in rates)
+    batch = f"A batch of {row['batch_size']} at {row['image_size']} px a process"
+    return [f"{batch}: {shown} images/s by one and two processes."]
+
+
+_GPU_TABLES = {
+    ("resume",): _tabulate_resumption,
+    ("training", "compiled"): _tabulate_gpu_steps,
+    ("sampling",): _tabulate_gpu_sampling,
+    ("memory",): _tabulate_gpu_memory,
+    ("processes",): _tabulate_gpu_processes,
+}

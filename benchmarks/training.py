@@ -27,11 +27,16 @@ import torch.nn.functional as F
 from common import save_results, summarise, time_in_turns
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
+from steelgen.config.generator import DiffusionTrainingSection
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import autocast, resolve_precision
-from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.diffusion.noise import NoiseSchedule
+from steelgen.diffusion.randomness import CropRandomness
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.training import SemanticDiffusionTraining
 from steelgen.isdm.network import build_isdm_info, build_isdm_network
 from steelgen.models.semantic_unet import MaskFeatures, SemanticUNet
 from steelgen.models.spade import Modulation, SpadeNorm, mark_edges
@@ -79,7 +84,9 @@ def build_generator(arguments: argparse.Namespace) -> SemanticDiffusion:
     )
     network = build_isdm_network(settings).to(arguments.device).train()
     geometry = CropGeometry(arguments.image_size, arguments.image_size, (1.0, 1.0), in_channels=3)
-    return SemanticDiffusion(network, DDPMScheduler(1000), build_isdm_info(CLASSES, "benchmark"), geometry)
+    return SemanticDiffusion(
+        network, NoiseSchedule(DDPMScheduler(1000)), build_isdm_info(CLASSES, "benchmark"), geometry
+    )
 
 
 def build_batch(arguments: argparse.Namespace) -> dict[str, Tensor]:
@@ -88,19 +95,22 @@ def build_batch(arguments: argparse.Namespace) -> dict[str, Tensor]:
     coarse = rng.integers(0, CLASSES, (size[0], -(-size[1] // 8), -(-size[2] // 8)))
     mask = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, : size[1], : size[2]]
     image = rng.uniform(-1, 1, (size[0], 3, *size[1:])).astype(np.float32)
-    batch = {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "number": torch.arange(size[0])}
+    randomness = CropRandomness(0, image.shape[1:], mask_dropout=0.2)
+    drawn = default_collate([randomness(number) for number in range(size[0])])
+    batch = {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "number": torch.arange(size[0]), **drawn}
     return {name: tensor.to(arguments.device) for name, tensor in batch.items()}
 
 
 def build_isdm_step(arguments: argparse.Namespace) -> Step:
     """A training step as ISDM takes it."""
     generator, batch = build_generator(arguments), build_batch(arguments)
+    trainable = SemanticDiffusionTraining(generator, DiffusionTrainingSection())
     forward, parameters = IsdmForward(generator.network), list(generator.network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, foreach=False, fused=False)
     averages = [parameter.detach().clone() for parameter in parameters]
 
     def step() -> Tensor:
-        loss = generator.compute_loss(forward, batch, 0, 0.2).losses.mean()
+        loss = trainable.compute_loss(trainable.phases[0], {"unet": forward}, batch).losses.mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
@@ -115,6 +125,7 @@ def build_isdm_step(arguments: argparse.Namespace) -> Step:
 def build_our_step(arguments: argparse.Namespace, compiled: bool = False) -> Step:
     """A training step as `steelgen train` takes it."""
     generator, batch = build_generator(arguments), build_batch(arguments)
+    trainable = SemanticDiffusionTraining(generator, DiffusionTrainingSection())
     network = generator.network.to(memory_format=torch.channels_last)
     if compiled:
         network.compile()
@@ -123,7 +134,7 @@ def build_our_step(arguments: argparse.Namespace, compiled: bool = False) -> Ste
 
     def step() -> Tensor:
         with autocast("auto", torch.device(arguments.device)):
-            loss = generator.compute_loss(network, batch, 0, 0.2).losses.mean()
+            loss = trainable.compute_loss(trainable.phases[0], {"unet": network}, batch).losses.mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""benchmarks/run: names every program, survives one that fails, and makes RESULTS.md from what is stored."""
+"""benchmarks/run names every program, survives one that fails, makes RESULTS.md from what is stored; benchmarks/gpu."""
 
 import importlib
 import json
@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STORED = sorted((BENCHMARKS / "results").glob("*.json"))
@@ -53,7 +55,7 @@ def test_list_names_every_program():
     variants = re.findall(
         r'^    "([\w.-]+)": {', sources["recipe.py"].split("VARIANTS:")[1].split("\n}")[0], re.MULTILINE
     )
-    assert len(variants) >= 15
+    assert len(variants) >= 14
     assert [variant for variant in variants if f"--variant {variant} " not in listed] == []
 
 
@@ -67,7 +69,7 @@ def test_a_missing_result_leaves_its_section_out(path, tmp_path):
     results = shutil.copytree(path.parent, tmp_path / "results")
     (results / path.name).unlink()
     report = gather(results, tmp_path)
-    assert report.count("\n## ") == whole.count("\n## ") - 1
+    assert report.count("\n## ") == whole.count("\n## ") - (path.stem != "gpu")  # which says that there was none
     assert path.stem in report.splitlines()[-1]
 
 
@@ -150,3 +152,59 @@ def test_sampling_trains_its_generator_first(tmp_path, monkeypatch):
     (tmp_path / programs.GENERATOR / "export").mkdir(parents=True)
     programs.run_benchmarks(sampling)
     assert commands[2:] == list(sampling[0].commands)
+
+
+def run_on_gpu(*arguments):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [str(BENCHMARKS / "gpu"), *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+
+def test_every_part_of_the_gpu_benchmark_runs_dry(tmp_path):
+    """On the CPU; then one of them is cut short, and leaves what the others have measured."""
+    out = tmp_path / "gpu.json"
+    done = run_on_gpu("--dry", "--out", out)
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(out.read_text())["parts"]
+    assert {"resume", "training", "sampling", "memory", "processes"} <= set(parts)
+    assert [name for name, part in parts.items() if "failed" in part or "cut_after_seconds" in part] == []
+    resume = parts["resume"]["measured"]
+    assert [row["resumed"]["differing"] for row in resume] == [0] * len(resume)
+    assert resume[0]["resumed"]["tensors"] > 100
+    assert {row["channels_last"] for row in parts["training"]["measured"]} == {True, False}
+    assert min(row["steps_per_second"]["min"] for row in parts["training"]["measured"]) > 0
+    assert min(row["images_per_second"]["min"] for row in parts["sampling"]["measured"]) > 0
+    assert parts["memory"]["measured"]["planned_gib"] > parts["memory"]["measured"]["weights_gib"] > 0
+    assert parts["processes"]["measured"]["images_per_second_of_2"] > 0
+
+    assert run_on_gpu("--dry", "--out", out, "--only", "sampling", "--minutes", "0.1").returncode == 0
+    cut = json.loads(out.read_text())["parts"]
+    assert "cut_after_seconds" in cut.pop("sampling")
+    assert cut == {name: part for name, part in parts.items() if name != "sampling"}
+    report = gather(tmp_path, tmp_path)
+    assert "## On a GPU\n" in report
+    assert "The part “sampling” was cut short" in report
+    assert report.count("| fp32 (TF32) | ") >= len(resume) + len(parts["training"]["measured"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_gpu_benchmark_needs_a_gpu_or_a_dry_run():
+    done = run_on_gpu()
+    assert done.returncode == 2
+    assert done.stderr == "there is no GPU here; --dry tries every part on the CPU\n"
+
+
+def test_waits_are_counted_by_line(monkeypatch):
+    """torch's debug mode for synchronisation warns at each; other warnings are none."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu = importlib.import_module("gpu")
+    modes = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with gpu.count_waits() as waits:
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert modes == ["warn", "default"]
+    assert list(waits.values()) == [3]
+    assert next(iter(waits)).startswith("test_benchmarks.py:")

@@ -40,3 +40,32 @@ def test_calls_side_by_side_have_one_thread_and_the_callers_precision():
 def test_errors_side_by_side_reach_the_caller():
     with pytest.raises(InputError, match="call 0"):
         devices.map_on_single_threads(lambda index: (_ for _ in ()).throw(InputError(f"call {index}")), 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, 0), ({"LOCAL_RANK": "2"}, 2), ({"SLURM_LOCALID": "3"}, 3), ({"LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, 1)],
+)
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_takes_a_gpu_of_its_own(monkeypatch, environment, expected, name):
+    chosen = [0]
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("SLURM_LOCALID", raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: chosen.append(index))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+    assert devices.pick_device(name) == torch.device("cuda", expected)
+    assert chosen[-1] == expected
+    # As under srun with a GPU a task, where each sees its own alone.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert devices.pick_device(name) == torch.device("cuda", 0)
+
+
+def test_a_rank_that_is_no_number_is_one_line(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "x")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match="device 'cuda': cannot be used"):
+        devices.pick_device()

@@ -20,6 +20,7 @@ ELSEWHERE = {
     "a cluster; tests/hpc has one": r"slurm (submit|status)|--slurm",
     "a network; tests/data serves it": r"data fetch",
     "the user's own files": r"data/mine|runs/mine|annotations/|isdm|lemons|/path/",
+    "it serves until it is interrupted; tests/studio visits it": r"steelgen studio",
     "minutes, even small": r"steelgen (tune-batch|segment|compare|doctor)|--resume",
 }
 """What a command needs that is not here, and how such commands are known; they are parsed alone."""

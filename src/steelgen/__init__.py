@@ -12,7 +12,7 @@ def __getattr__(name: str) -> Any:
 
         return SemanticUNet
     if name == "SemanticDiffusionPipeline":
-        from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
+        from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 
         return SemanticDiffusionPipeline
     raise AttributeError(f"module 'steelgen' has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,16 +25,23 @@ _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The torch device of that name; auto is the GPU where there is one, else the CPU.
+    """The torch device of that name; auto is a GPU where there is one, else the CPU.
+
+    Of several GPUs each process of a node takes its own, by the rank that torchrun (LOCAL_RANK) or srun (SLURM_LOCALID)
+    gave it, and makes it torch's current one.
 
     Raises:
         InputError: if the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if name == "cuda" and torch.cuda.is_available():
+            rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+            torch.cuda.set_device(int(rank) % torch.cuda.device_count())
+            return torch.device("cuda", torch.cuda.current_device())
         return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(f"device {name!r}: cannot be used ({first_line(error)})") from None
 
 
@@ -62,16 +70,23 @@ def map_on_single_threads(function: Callable[[int], _ResultT], count: int) -> li
     on count. It is also faster than all threads together on one call after the other, where tensors are small.
     """
     threads, casts = torch.get_num_threads(), torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype, inference = torch.get_autocast_dtype("cpu"), torch.is_inference_mode_enabled()
 
     def call(index: int) -> _ResultT:
-        with torch.autocast("cpu", dtype, enabled=casts):  # like the number of threads, it holds for one thread alone
+        # Like the number of threads, these modes hold for one thread alone.
+        with torch.autocast("cpu", dtype, enabled=casts), torch.inference_mode(inference):
             return function(index)
 
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        results = list(pool.map(call, range(count)))
-    torch.set_num_threads(threads)  # threads that begin later take over what was set last, anywhere
-    return results
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(call, range(count)))
+    finally:
+        torch.set_num_threads(threads)  # threads that begin later take over what was set last, anywhere
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

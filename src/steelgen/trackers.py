@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from steelgen.errors import InputError
-from steelgen.files import load_json, save_json
+from steelgen.files import Record, load_json, load_record, save_json
 
 WANDB_FILE = "wandb.json"
 """In a run folder: the id under which Weights & Biases knows the run."""
@@ -65,6 +65,12 @@ class _TensorBoard:
         self._writer.close()
 
 
+class _Known(Record):
+    """wandb.json."""
+
+    id: str
+
+
 class _Wandb:
     """One run of Weights & Biases, whatever the number of attempts; it drops steps that it has got already."""
 
@@ -72,7 +78,7 @@ class _Wandb:
         import wandb
 
         path = run_dir / WANDB_FILE
-        known = load_json(path)["id"] if path.is_file() else None
+        known = load_record(path, _Known).id if path.is_file() else None
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "steelgen"),

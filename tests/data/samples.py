@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from PIL import Image
 
 BUNDLED = Path(__file__).parents[2] / "data"
@@ -60,3 +61,18 @@ def save_ma(
 def square(left: float, top: float, edge: float) -> list[float]:
     """COCO's flat list of a square's corners."""
     return [left, top, left + edge, top, left + edge, top + edge, left, top + edge]
+
+
+def random_mask(seed: int, size: tuple[int, int] = (40, 50), smooth: float = 1.0) -> np.ndarray:
+    """A mask of classes 0 to 2, of single pixels (smooth 0) to large islands with holes."""
+    field = scipy.ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=size), smooth)
+    return np.digitize(field, np.quantile(field, [0.4, 0.75])).astype(np.uint8)
+
+
+def decode_counts(counts: list[int], height: int, width: int) -> np.ndarray:
+    """COCO's definition, pixel by pixel: runs of background and foreground in turn, down the columns."""
+    pixels = []
+    for number, count in enumerate(counts):
+        pixels += [number % 2] * count
+    assert len(pixels) == height * width
+    return np.array(pixels, bool).reshape(width, height).T

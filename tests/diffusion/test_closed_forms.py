@@ -1,4 +1,4 @@
-"""Solvers, guidance and noise priors with an exact denoiser of normally distributed images, against closed forms."""
+"""Solvers and guidance with an exact denoiser of normally distributed images, against closed forms."""
 
 import diffusers
 import pytest
@@ -7,11 +7,12 @@ import torch
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.diffusion.generator import SemanticDiffusion
-from steelgen.diffusion.noise import build_noise_schedule, randn_by_seed
-from steelgen.diffusion.pipeline import SemanticDiffusionPipeline
-from steelgen.diffusion.respaced import draw_respaced
-from steelgen.generators import ImageMoments, StartImages
+from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.diffusion.randomness import randn_by_seed
+from steelgen.generators import DrawRequest, StartImages, draw_for_masks
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
+from tests.diffusion.calls import draw
 from tests.diffusion.gaussian import EDGE, GaussianNetwork
 
 FIRST_ORDER = ["ddim", "euler"]
@@ -29,7 +30,7 @@ def one_hot(masks):
 def build(zero_terminal_snr=True, prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", **options):
     schedule = build_noise_schedule(1000, beta_schedule, prediction_type, zero_terminal_snr)
     network = GaussianNetwork(schedule, **options)
-    return SemanticDiffusionPipeline(network, schedule), network
+    return SemanticDiffusionPipeline(network, schedule.scheduler), network
 
 
 @pytest.mark.parametrize("solver", FLOWS)
@@ -42,7 +43,7 @@ def test_solvers_converge_to_the_same_image(solver, zero_terminal_snr, predictio
     mean, abar = network.compute_mean(one_hot(MASKS)), float(pipeline.scheduler.alphas_cumprod[-1])
     expected = network.solve(NOISE, mean, abar)
     few, many = (
-        (pipeline(MASKS, [0], solver, steps, noise=NOISE, **PLAIN) - expected).abs().max() for steps in (10, 120)
+        (draw(pipeline, MASKS, [0], solver, steps, noise=NOISE, **PLAIN) - expected).abs().max() for steps in (10, 120)
     )
     assert many < (0.05 if solver in FIRST_ORDER else 0.02)
     assert many < few / 5
@@ -59,7 +60,8 @@ def test_the_second_order_pays_from_the_first_steps_on(solver, prediction_type, 
     mean, abar = network.compute_mean(one_hot(MASKS)), float(pipeline.scheduler.alphas_cumprod[-1])
     expected = network.solve(NOISE, mean, abar)
     second, first = (
-        (pipeline(MASKS, [0], name, steps, noise=NOISE, **PLAIN) - expected).abs().max() for name in (solver, "ddim")
+        (draw(pipeline, MASKS, [0], name, steps, noise=NOISE, **PLAIN) - expected).abs().max()
+        for name in (solver, "ddim")
     )
     assert second < 0.6 * first
 
@@ -68,7 +70,7 @@ def test_the_second_order_pays_from_the_first_steps_on(solver, prediction_type, 
 def test_karras_sigmas_lead_to_the_same_image(solver):
     pipeline, network = build(False, "epsilon", "linear")
     expected = network.solve(NOISE, network.compute_mean(one_hot(MASKS)), float(pipeline.scheduler.alphas_cumprod[-1]))
-    drawn = pipeline(MASKS, [0], solver, 100, noise=NOISE, karras_sigmas=True, **PLAIN)
+    drawn = draw(pipeline, MASKS, [0], solver, 100, noise=NOISE, karras_sigmas=True, **PLAIN)
     assert (drawn - expected).abs().max() < (0.06 if solver in FIRST_ORDER else 0.01)
 
 
@@ -76,7 +78,7 @@ def test_karras_sigmas_lead_to_the_same_image(solver):
 def test_karras_sigmas_may_lie_closer_than_timesteps(solver):
     """Without terminal signal they start at σ = 4096, and some of them round to the same timestep."""
     pipeline, _ = build()
-    assert pipeline(MASKS, [0], solver, 5, karras_sigmas=True, **PLAIN).isfinite().all()
+    assert draw(pipeline, MASKS, [0], solver, 5, karras_sigmas=True, **PLAIN).isfinite().all()
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
@@ -87,7 +89,7 @@ def test_ddim_is_that_of_diffusers(zero_terminal_snr):
     features, image = network.compute_mask_features(one_hot(MASKS), 0), NOISE
     for timestep in theirs.timesteps:
         image = theirs.step(network(image, timestep[None], features), timestep, image).prev_sample
-    drawn = pipeline(MASKS, [0], "ddim", 20, noise=NOISE, timestep_spacing="trailing", **PLAIN)
+    drawn = draw(pipeline, MASKS, [0], "ddim", 20, noise=NOISE, timestep_spacing="trailing", **PLAIN)
     torch.testing.assert_close(drawn, image, atol=1e-3, rtol=0)
 
 
@@ -104,12 +106,13 @@ def test_predicted_noise_is_held_to_the_grey_levels_as_by_diffusers():
         prediction = network(image, timestep[None], features)
         image = theirs.step(prediction, timestep, image, use_clipped_model_output=True).prev_sample
     options = {"noise": NOISE, "timestep_spacing": "trailing", **PLAIN}
-    clipped = pipeline(MASKS, [0], "ddim", 20, value_range=(-limit, limit), **options)
+    clipped = draw(pipeline, MASKS, [0], "ddim", 20, value_range=(-limit, limit), **options)
     torch.testing.assert_close(clipped, image, atol=1e-3, rtol=0)
     assert (clipped.abs() > limit - 1e-3).float().mean() > 0.2
     other, _ = build(prediction_type="v_prediction")
     assert torch.equal(
-        other(MASKS, [0], "ddim", 20, value_range=(-limit, limit), **options), other(MASKS, [0], "ddim", 20, **options)
+        draw(other, MASKS, [0], "ddim", 20, value_range=(-limit, limit), **options),
+        draw(other, MASKS, [0], "ddim", 20, **options),
     )
 
 
@@ -119,7 +122,7 @@ def test_ddim_steps_need_not_divide_the_schedule(steps):
     pipeline, network = build()
     expected = network.solve(NOISE, network.compute_mean(one_hot(MASKS)), 0.0)
     ddim, euler = (
-        (pipeline(MASKS, [0], solver, steps, noise=NOISE, **PLAIN) - expected).abs().max().item()
+        (draw(pipeline, MASKS, [0], solver, steps, noise=NOISE, **PLAIN) - expected).abs().max().item()
         for solver in ("ddim", "euler")
     )
     assert ddim == pytest.approx(euler, rel=0.02)
@@ -128,7 +131,9 @@ def test_ddim_steps_need_not_divide_the_schedule(steps):
 def test_second_order_solvers_need_fewer_steps():
     pipeline, network = build(False, "epsilon", "linear")
     expected = network.solve(NOISE, network.compute_mean(one_hot(MASKS)), float(pipeline.scheduler.alphas_cumprod[-1]))
-    errors = {solver: (pipeline(MASKS, [0], solver, 20, noise=NOISE, **PLAIN) - expected).std() for solver in FLOWS}
+    errors = {
+        solver: (draw(pipeline, MASKS, [0], solver, 20, noise=NOISE, **PLAIN) - expected).std() for solver in FLOWS
+    }
     worst = max(error for solver, error in errors.items() if solver not in FIRST_ORDER)
     assert worst < 0.5 * min(errors[solver] for solver in FIRST_ORDER)
 
@@ -136,15 +141,15 @@ def test_second_order_solvers_need_fewer_steps():
 @pytest.mark.parametrize("name", [*RANDOM, "respaced_ddpm"])
 def test_random_steps_draw_from_the_distribution(name):
     """Mean and standard deviation of 4,096 pixels: N(μ, 0.5²) to three standard errors."""
-    pipeline, network = build(False, "epsilon", "linear")
+    pipeline, _ = build(False, "epsilon", "linear")
     masks, seeds = torch.zeros(64, EDGE, EDGE, dtype=torch.long), list(range(64))
     if name in RANDOM:
-        drawn = pipeline.draw_batch(masks, seeds, name, 100, guidance_scale=1.0)
+        drawn = draw(pipeline, masks, seeds, name, 100, batch=True, guidance_scale=1.0)
     else:
         solver = RespacedSolverSection(
             name=name, respacing="100", variance="fixed_small", clip_denoised=False, guidance_scale=1
         )
-        drawn = draw_respaced(network, "epsilon", masks, seeds, solver)
+        drawn = pipeline.draw_batch(masks, seeds, solver)
     assert drawn.mean().item() == pytest.approx(0.3, abs=3 * 0.5 / 64)
     assert drawn.std().item() == pytest.approx(0.5, abs=0.03)
 
@@ -155,7 +160,7 @@ def test_the_noise_of_a_step_is_not_that_of_the_start(name):
     pipeline, network = build(edge=32)
     seen = []
     network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten()))
-    pipeline(torch.zeros(1, 32, 32, dtype=torch.long), [7], name, 8, timestep_spacing="trailing", **PLAIN)
+    draw(pipeline, torch.zeros(1, 32, 32, dtype=torch.long), [7], name, 8, timestep_spacing="trailing", **PLAIN)
     first, second, third = seen[:3]
     assert second.std() > 0.9
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.15  # 1,024 pixels: 0.03 by chance
@@ -165,7 +170,9 @@ def test_the_noise_of_a_step_is_not_that_of_the_start(name):
 def test_without_a_name_networks_that_predict_noise_get_fresh_noise_at_each_step():
     for zero_terminal_snr, name in [(True, "dpmsolver++"), (False, "sde-dpmsolver++")]:
         generator = build_generator(zero_terminal_snr)
-        by_default, by_name = (generator.draw(MASKS, [0], SolverSection(**kind)) for kind in ({}, {"name": name}))
+        by_default, by_name = (
+            draw_for_masks(generator, MASKS, [0], SolverSection(**kind)) for kind in ({}, {"name": name})
+        )
         assert torch.equal(by_default, by_name)
     assert SolverSection().choose_name("epsilon", learned_variance=True) == "ddpm"
     assert SolverSection(name="heun").choose_name("epsilon", learned_variance=True) == "heun"
@@ -175,16 +182,16 @@ def test_guidance_moves_the_mean_as_computed():
     """Guided by s, a one-step solver from noise alone gives null + s·(conditional − null) = s·μ."""
     pipeline, network = build()
     mean = network.compute_mean(one_hot(MASKS)).float()
-    drawn = pipeline(MASKS, [0], "ddim", 1, guidance_scale=3.0, noise=NOISE)
+    drawn = draw(pipeline, MASKS, [0], "ddim", 1, guidance_scale=3.0, noise=NOISE)
     torch.testing.assert_close(drawn, 3 * mean, atol=2e-3, rtol=0)  # ᾱ is 2⁻²⁴, not 0
 
 
 def test_steps_outside_the_guidance_interval_cost_one_pass():
     pipeline, network = build()
-    for interval, expected in [(None, 20), ((0.0, float("inf")), 20), ((0.0, 1e-9), 10), ((0.3, 3.0), None)]:
+    for interval, expected in [(None, 20), ((0.0, 1e-9), 10), ((0.3, 3.0), None)]:
         network.passes = 0
         options = {"guidance_scale": 2.0, "guidance_interval": interval, "timestep_spacing": "trailing"}
-        pipeline(MASKS, [0], "ddim", 10, **options)
+        draw(pipeline, MASKS, [0], "ddim", 10, **options)
         if expected is None:
             alphas = pipeline.scheduler.alphas_cumprod[torch.arange(99, 1000, 100)]
             sigmas = ((1 - alphas) / alphas).sqrt()
@@ -199,7 +206,7 @@ def test_without_terminal_signal_drawing_starts_at_the_last_step(solver, spacing
     pipeline, network = build()
     seen = []
     network.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[1][0])))
-    pipeline(MASKS, [0], solver, 7, timestep_spacing=spacing, **PLAIN)
+    draw(pipeline, MASKS, [0], solver, 7, timestep_spacing=spacing, **PLAIN)
     assert seen[0] == 999
     assert len(seen) == (12 if solver == "heun" else 7)  # two a step, but the first and the last
 
@@ -208,59 +215,7 @@ def build_generator(zero_terminal_snr, intensity=(0.0, 1.0), **options):
     prediction_type = "v_prediction" if zero_terminal_snr else "epsilon"
     pipeline, network = build(zero_terminal_snr, prediction_type, "linear", **options)
     info = DatasetInfo(name="x", class_names=["a", "b", "c"])
-    return SemanticDiffusion(network, pipeline.scheduler, info, CropGeometry(network.config.image_size, 8), intensity)
-
-
-SOLVERS = [
-    *(SolverSection(name=name, num_inference_steps=150, guidance_scale=1) for name in FLOWS),
-    RespacedSolverSection(name="respaced_ddim", respacing="150", clip_denoised=False, guidance_scale=1),
-]
-
-
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.name)
-def test_a_noise_prior_removes_the_brightness_shift(solver):
-    """The median image (noise 0): by √λ·√ᾱ·μ/√(ᾱλ + 1 − ᾱ) too dark from N(0, 1), right from the prior.
-
-    λ = s² + n·b² grows with the number of pixels n: so do the shift, and the harm that a little signal at t=T does.
-    """
-    intensity = (0.1, 0.25)
-    generator = build_generator(False, intensity, deviation=0.5, brightness=4.0)
-    network, masks = generator.network, MASKS
-    mean = network.compute_mean(one_hot(masks))
-    signal = generator.compute_first_signal(solver)
-    assert signal == pytest.approx(float(generator.schedule.alphas_cumprod[-1]) ** 0.5, rel=1e-4)
-    _, large = network.variances(EDGE * EDGE)
-    shift = large**0.5 * signal / (signal**2 * large + 1 - signal**2) ** 0.5 * mean.mean().item()
-    assert shift > 0.04
-    nothing = torch.zeros_like(NOISE)
-    plain = (generator.draw(masks, [0], solver, noise=nothing) - intensity[0]) / intensity[1]
-    wrong = plain - mean
-    assert wrong.mean().item() == pytest.approx(-shift, rel=0.05)
-    moments = ImageMoments(
-        (mean * intensity[1] + intensity[0]).float(), torch.full_like(NOISE, (large**0.5) * intensity[1])
-    )
-    drawn = (generator.draw(masks, [0], solver, noise=nothing, moments=moments) - intensity[0]) / intensity[1]
-    assert abs((drawn - mean).mean().item()) < 0.02 * shift
-    torch.testing.assert_close(drawn, mean.float(), atol=2e-3, rtol=0)
-
-
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.name)
-def test_a_noise_prior_starts_with_the_variance_of_the_noisy_images(solver):
-    """Independent pixels: from the prior of the very distribution, noise z becomes μ + s·z."""
-    generator = build_generator(False, deviation=0.2)
-    mean = generator.network.compute_mean(one_hot(MASKS)).float()
-    moments = ImageMoments(mean, torch.full_like(mean, 0.2))
-    drawn = generator.draw(MASKS, [0], solver, noise=NOISE, moments=moments)
-    torch.testing.assert_close(drawn, (mean + 0.2 * NOISE).clamp(-1, 1), atol=0.03, rtol=0)
-
-
-def test_the_first_signal_is_that_of_the_first_step():
-    zero, linear = build_generator(True), build_generator(False)
-    assert zero.compute_first_signal(SolverSection()) == 0
-    assert zero.compute_first_signal(SolverSection(timestep_spacing="leading")) > 0.004
-    assert linear.compute_first_signal(SolverSection()) == pytest.approx(0.00635, rel=0.01)
-    respaced = RespacedSolverSection(name="respaced_ddpm", num_train_timesteps=300)
-    assert linear.compute_first_signal(respaced) == pytest.approx(0.0061, rel=0.05)
+    return SemanticDiffusion(network, pipeline.schedule, info, CropGeometry(network.config.image_size, 8), intensity)
 
 
 STARTERS = [
@@ -274,13 +229,17 @@ STARTERS = [
 RAMP = torch.linspace(-0.8, 0.8, EDGE * EDGE).view(1, 1, EDGE, EDGE)
 
 
+def start_from(generator, solver, strength, noise=None):
+    return generator.draw(DrawRequest([0], MASKS, solver, StartImages(RAMP, strength), noise)).images
+
+
 @pytest.mark.parametrize("solver", STARTERS, ids=lambda solver: solver.name)
 def test_image_to_image_goes_from_the_image_to_plain_drawing(solver):
     generator = build_generator(False)
-    kept = generator.draw(MASKS, [0], solver, StartImages(RAMP, 0.001))
+    kept = start_from(generator, solver, 0.001)
     assert (kept - RAMP).abs().max() < 0.1  # one step is run, from σ = 0.03
-    plain = generator.draw(MASKS, [0], solver)
-    assert torch.equal(generator.draw(MASKS, [0], solver, StartImages(RAMP, 1.0)), plain)
+    plain = draw_for_masks(generator, MASKS, [0], solver)
+    assert torch.equal(start_from(generator, solver, 1.0), plain)
     assert (plain - RAMP).abs().max() > 0.5
 
 
@@ -294,5 +253,5 @@ def test_image_to_image_follows_the_flow_from_the_noised_image(solver):
     abar = float(generator.schedule.alphas_cumprod[timestep])
     noisy = abar**0.5 * RAMP + (1 - abar) ** 0.5 * NOISE
     expected = generator.network.solve(noisy, generator.network.compute_mean(one_hot(MASKS)), abar).clamp(-1, 1)
-    drawn = generator.draw(MASKS, [0], solver, StartImages(RAMP, 0.5), NOISE)
+    drawn = start_from(generator, solver, 0.5, NOISE)
     assert (drawn - expected).abs().max() < (0.03 if solver.name.endswith(("ddim", "euler")) else 0.003)

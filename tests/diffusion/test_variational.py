@@ -8,15 +8,18 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss, crop_seeds, draw_timesteps
-from steelgen.diffusion.noise import build_noise_schedule, randn_by_seed
-from steelgen.diffusion.reverse import build_reverse_process, compute_betas
+from steelgen.diffusion.loss import LossOptions
+from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.diffusion.randomness import crop_seed, draw_fractions, randn_by_seed
+from steelgen.diffusion.reverse import build_reverse_process
+from steelgen.diffusion.timesteps import EvenTimesteps
 from steelgen.diffusion.variational import compute_discrete_log_likelihood, compute_variational_bound
+from tests.diffusion.calls import compute_loss
 
 
 def test_bound_of_later_steps_is_the_divergence_of_two_gaussians():
     total = 50
-    process = build_reverse_process(compute_betas("linear", total))
+    process = build_reverse_process(build_noise_schedule(total, "linear", "epsilon", False).betas)
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (3, 2, 4, 4))
     noisy, prediction = rng.normal(size=(2, 3, 2, 4, 4))
@@ -80,7 +83,7 @@ def test_the_bound_trains_the_variance_alone(learned):
     gradients = []
     for weight in (0.0, 0.5):
         network = Constant(4 if learned else 2)
-        losses, _ = compute_diffusion_loss(network, schedule, draw_batch(), 2, 0, 0.0, LossOptions(vlb_weight=weight))
+        losses, _ = compute_loss(network, schedule, draw_batch(), LossOptions(vlb_weight=weight))
         assert losses.shape == (6,)
         losses.sum().backward()
         gradients.append(network.output.grad)
@@ -94,7 +97,7 @@ def test_hybrid_loss_is_the_error_plus_the_weighted_bound():
     schedule = build_noise_schedule(100, "linear", "epsilon", False)
     network, batch = Constant(4), draw_batch()
     plain, hybrid, bound = (
-        compute_diffusion_loss(network, schedule, batch, 2, 0, 0.0, options).losses
+        compute_loss(network, schedule, batch, options)[0]
         for options in (LossOptions(vlb_weight=0), LossOptions(vlb_weight=0.25), LossOptions(objective="variational"))
     )
     assert hybrid.tolist() == pytest.approx((plain + 0.25 * bound).tolist(), rel=1e-5)
@@ -105,11 +108,11 @@ def test_gradient_of_the_bound_is_that_of_the_rescaled_kl():
     total = 100
     schedule = build_noise_schedule(total, "linear", "epsilon", False)
     network, batch = Constant(2), draw_batch()
-    losses, _ = compute_diffusion_loss(network, schedule, batch, 2, 0, 0.0, LossOptions(objective="variational"))
+    losses, _ = compute_loss(network, schedule, batch, LossOptions(objective="variational"))
     losses.sum().backward()
-    steps = draw_timesteps(batch["number"], 0, total)
+    steps, _ = EvenTimesteps(total).draw(draw_fractions(batch["number"], 0))
     assert (steps > 0).all()  # the first step's loss is a likelihood
-    noise = randn_by_seed(batch["image"].shape[1:], crop_seeds(batch["number"], 0))
+    noise = randn_by_seed(batch["image"].shape[1:], [crop_seed(number, 0) for number in range(6)])
     betas = torch.linspace(1e-4 * 10, 0.02 * 10, total, dtype=torch.float64)
     factor = total * betas / ((1 - betas) * (1 - torch.cumprod(1 - betas, 0)))
     slopes = factor[steps][:, None, None, None] * (network.output.detach() - noise) / noise[0].numel() / math.log(2)

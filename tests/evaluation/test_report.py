@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from steelgen.errors import InputError
-from steelgen.evaluation.compare import compare
+from steelgen.evaluation.comparison import compare
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.plots import Curve, build_sheet, draw_chart
 from steelgen.evaluation.run import evaluate
@@ -104,7 +104,7 @@ def test_compare_refuses_what_is_no_evaluation(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name two or more"):
         compare([tmp_path])
     (tmp_path / "evaluation.json").write_text("{}")
-    with pytest.raises(InputError, match="holds no evaluation"):
+    with pytest.raises(InputError, match=r"evaluation\.json: config: is missing"):
         compare([tmp_path, tmp_path])
     with pytest.raises(InputError, match="no such file"):
         compare([tmp_path / "a", tmp_path / "b"])

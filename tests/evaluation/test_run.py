@@ -190,7 +190,7 @@ def damage_truncate(folder: Path) -> None:
         (damage_mask_index, "002.png: mask index 7 is not below num_classes 2"),
         (damage_mask_missing, "004.png: has no mask of the same name"),
         (damage_twice, "004.png: 004.bmp has the same stem"),
-        (damage_sampling, "sampling.json: must hold a JSON object"),
+        (damage_sampling, "sampling.json: must be a JSON object"),
         (damage_truncate, "001.png: not a readable image"),
         (shutil.rmtree, "no such folder of generated images"),
     ],

@@ -20,11 +20,11 @@ from steelgen.errors import InputError
 from steelgen.evaluation.utility import study
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_study
-from steelgen.evaluation.utility.report import build_utility_section
 from steelgen.evaluation.utility.statistics import summarise
 from steelgen.evaluation.utility.study import utility
+from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.utility.training import run_cell
-from steelgen.hpc.shards import Shard
+from steelgen.shards import Shard
 from tests.evaluation.conftest import INFO, save_pairs
 
 TRAINING = {"steps": 4, "batch_size": 4, "base_channels": 8, "validate_every": 2, "learning_rate": 1e-2}
@@ -261,11 +261,56 @@ def test_seeds_and_codes_may_be_added_but_nothing_else_changed(real: Path, gener
     assert len(lines) == 1
     assert before.items() <= read_cells(out).items()
     assert (out / "data_fraction.png").is_file()
-    with pytest.raises(InputError, match=r"holds a study with another training \("):
+    with pytest.raises(InputError, match=r"out: training\.steps was 4, is now 5: .*--allow-changed training\.steps"):
         utility(build_config(real, generated, out, training={"steps": 5}))
     (generated / "samples" / "000.png").write_bytes((generated / "samples" / "001.png").read_bytes())
-    with pytest.raises(InputError, match="holds a study of other data"):
+    with pytest.raises(InputError, match=r"out: generated was \"[0-9a-f]{32}\", is now \""):
         utility(build_config(real, generated, out))
+
+
+def test_a_study_goes_on_with_changes_that_are_allowed(real: Path, generated: Path, tmp_path: Path) -> None:
+    """Cells that are done stay, the others are made anew, and the study says so; but all are tested on the same."""
+    data, out = shutil.copytree(real, tmp_path / "discs"), tmp_path / "out"
+    config = build_config(data, generated, out, seeds=[0], codes=["RALLF000"])
+    utility(config)
+    (name, before), *_ = read_cells(out).items()
+    image = data / "train/images/000.png"
+    image.write_bytes((data / "train/images/001.png").read_bytes())
+    longer = build_config(data, generated, out, seeds=[0, 1], codes=["RALLF000"], training={"steps": 5})
+    with pytest.raises(InputError, match=r"dataset was .*; training\.steps was 4, is now 5"):
+        utility(longer)
+    with pytest.raises(InputError, match=r"training\.steps was 4"):
+        utility(longer, allow_changed=["dataset"])
+    result = utility(longer, allow_changed=["dataset", "training"])
+    assert result is not None
+    assert result["warnings"][0] == "1 of 2 cells were made before changes.jsonl tells of changes"
+    cells = read_cells(out)
+    assert cells.pop(name) == before
+    assert [cell["study"] for cell in cells.values()] == [result["study"]]
+    noted = [json.loads(line) for line in (out / "changes.jsonl").read_text().splitlines()]
+    assert [(row["field"], row["now"]) for row in noted if row["field"] != "dataset"] == [("training.steps", 5)]
+    assert utility(longer) == {**result, "environment": utility(longer)["environment"]}  # type: ignore[index]
+    for kind in ("images", "masks"):
+        (data / "test" / kind / "000.png").rename(data / "test" / kind / "other.png")
+    with pytest.raises(InputError, match="cell RALLF000, unet, seed 0 was tested on other micrographs"):
+        utility(longer, allow_changed=["dataset"])
+
+
+def test_studies_of_older_versions_go_on_or_are_refused(real: Path, generated: Path, tmp_path: Path) -> None:
+    """Without hashes of their own for each kind of data, they are known by the one for all."""
+    out = tmp_path / "out"
+    config = build_config(real, generated, out, seeds=[0], codes=["RALLF000"])
+    utility(config)
+    begun = json.loads((out / "study.json").read_text())
+    older = json.dumps({key: value for key, value in begun.items() if key not in ("inputs", "earlier")})
+    (out / "study.json").write_text(older)
+    before = read_cells(out)
+    utility(config)
+    assert read_cells(out) == before
+    (out / "study.json").write_text(older)
+    (generated / "samples" / "000.png").write_bytes((generated / "samples" / "001.png").read_bytes())
+    with pytest.raises(InputError, match="holds a study of other data"):
+        utility(config)
 
 
 def test_both_formats_of_sampling_and_separate_masks_are_read(real: Path, generated: Path, tmp_path: Path) -> None:
@@ -308,7 +353,7 @@ def test_without_a_validation_split_a_share_is_held_back(real: Path, tmp_path: P
         ({"test_split": "train"}, "nothing is held out"),
         ({"val_split": "train"}, "val_split 'train' is also the train_split"),
         ({"num_classes": 3}, "has 2 classes, not 3"),
-        ({"seeds": [-1]}, "seeds must not be negative"),
+        ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0"),
     ],
 )
 def test_unusable_configs_are_one_line(
@@ -364,7 +409,7 @@ def test_command(real: Path, generated: Path, tmp_path: Path) -> None:
 
 def test_an_evaluation_shows_a_finished_study(real: Path, generated: Path, tmp_path: Path, cache: Path) -> None:
     from steelgen.config.evaluate import EvaluateConfig
-    from steelgen.evaluation.compare import compare
+    from steelgen.evaluation.comparison import compare
     from steelgen.evaluation.run import evaluate
 
     out = tmp_path / "study"

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from steelgen.allocation import check_allocation
 from steelgen.errors import InputError
 from steelgen.hpc import doctor
-from steelgen.hpc.allocation import check_allocation
 
 
 def test_doctor_speaks_json_and_leaves_nothing(tmp_path):

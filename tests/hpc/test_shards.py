@@ -1,6 +1,7 @@
 """Shards: together they draw what one call draws, at once and in any order."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,9 +14,9 @@ from steelgen.config.utility import UtilityConfig
 from steelgen.errors import InputError
 from steelgen.evaluation.utility.cells import cell_path, list_cells
 from steelgen.files import save_json
-from steelgen.hpc.shards import Shard, find_shard, parse_shard
 from steelgen.hpc.status import run_status
 from steelgen.sampling.run import sample
+from steelgen.shards import Shard, find_shard, parse_shard
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder
@@ -70,7 +71,9 @@ def test_shards_at_once_draw_what_one_call_draws(tiny_dataset, tmp_path):
     assert not (shards / "metadata.jsonl").exists()
     assert not (shards / "contact_sheet.png").exists()
     (shards / "samples/000004.png").unlink()
-    (shards / "samples/.000004.77.png").write_bytes(b"half")
+    half = shards / "samples/.000004.1-77.png"  # of process 77 of another machine
+    half.write_bytes(b"half")
+    os.utime(half, (0, 0))
     states = [(part.done, part.wanted, part.state) for part in run_status(shards, 3)[:3]]
     assert states == [(3, 3, "complete"), (1, 2, "partial"), (2, 2, "complete")]
     whole = sample(parse_config({**values, "output_dir": str(tmp_path / "whole")}, SampleConfig))
@@ -90,7 +93,7 @@ def test_status_of_a_study_counts_cells_by_code_and_by_shard(tmp_path):
         "seeds": [0, 1],
     }
     config = parse_config(values, UtilityConfig)
-    save_json(tmp_path / "study.json", {"config": config_to_json(config)})
+    save_json(tmp_path / "study.json", {"study": "a hash", "config": config_to_json(config)})
     for cell in list_cells(config)[:3]:
         save_json(cell_path(tmp_path, cell), {})
     states = {part.name: (part.done, part.wanted, part.state) for part in run_status(tmp_path, 4)}

@@ -10,7 +10,11 @@ import torch
 
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
-from steelgen.diffusion import respaced, reverse
+from steelgen.diffusion import reverse, solvers
+from steelgen.diffusion.guidance import Guide, GuidedNetwork
+from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
+from steelgen.generators import DrawRequest, draw_for_masks
 from steelgen.isdm.checkpoint import load_isdm_checkpoint
 from steelgen.isdm.network import build_isdm_network, convert_solver
 from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
@@ -53,9 +57,9 @@ def test_network_output(generator, expected, one_hot):
 
 @torch.no_grad()
 def guided_step(generator, expected, one_hot, learned, **options):
-    predict = respaced.build_predictor(generator.network, one_hot, 1.5)
-    prediction, variance_output = predict(expected["x"], expected["scaled_t"])
-    process = reverse.build_reverse_process(reverse.compute_betas("linear", 1000))
+    network = GuidedNetwork(generator.network, one_hot, Guide(1.5))
+    prediction, variance_output = network.predict(expected["x"], expected["scaled_t"], True).chunk(2, dim=1)
+    process = reverse.build_reverse_process(build_noise_schedule(1000, "linear", "epsilon", False).betas)
     return reverse.compute_reverse_step(
         process,
         expected["t"],
@@ -93,7 +97,7 @@ def test_first_step_of_both_fixed_variances_is_the_second_posterior_one():
     betas = np.linspace(1e-4, 0.02, 1000)
     bar = np.cumprod(1 - betas)
     wanted = math.log(betas[1] * (1 - bar[0]) / (1 - bar[1]))
-    process = reverse.build_reverse_process(reverse.compute_betas("linear", 1000))
+    process = reverse.build_reverse_process(build_noise_schedule(1000, "linear", "epsilon", False).betas)
     assert process.log_variance_small[0].item() == pytest.approx(wanted, rel=1e-9)
     assert process.log_variance_large[0].item() == pytest.approx(wanted, rel=1e-9)
 
@@ -101,7 +105,7 @@ def test_first_step_of_both_fixed_variances_is_the_second_posterior_one():
 def test_ddim_over_50_steps(generator, expected):
     solver = convert_solver(reference_settings(diffusion_steps=50, rescale_timesteps=True), True, 1.5)
     masks = expected["label"][:, 0].long()
-    image = generator.draw(masks, [0, 1], solver, noise=expected["ddim_noise"])
+    image = generator.draw(DrawRequest([0, 1], masks, solver, noise=expected["ddim_noise"])).images
     assert (image - expected["ddim50_sample"].clamp(-1, 1)).abs().max() < 1e-4
 
 
@@ -109,9 +113,8 @@ def test_ddim_by_a_network_that_scales_its_own_timesteps(expected):
     settings = reference_settings(diffusion_steps=50, rescale_timesteps=True)
     generator = load_isdm_checkpoint(CHECKPOINT, settings)
     assert generator.network.config.timestep_scale == 20
-    image = generator.draw(
-        expected["label"][:, 0].long(), [0, 1], convert_solver(settings, True, 1.5), noise=expected["ddim_noise"]
-    )
+    masks, solver = expected["label"][:, 0].long(), convert_solver(settings, True, 1.5)
+    image = generator.draw(DrawRequest([0, 1], masks, solver, noise=expected["ddim_noise"])).images
     assert (image - expected["ddim50_sample"].clamp(-1, 1)).abs().max() < 1e-4
 
 
@@ -125,7 +128,7 @@ def test_the_default_solver_takes_isdms_steps(generator, expected):
         respacing=str(steps),
         rescale_timesteps=generator.network.config.timestep_scale == 1 and reference_settings().rescale_timesteps,
     )
-    ours, theirs = (generator.draw(masks, [3, 4], solver) for solver in (default, isdm))
+    ours, theirs = (draw_for_masks(generator, masks, [3, 4], solver) for solver in (default, isdm))
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
     assert (ours[0] - ours[1]).std() > 0.1
 
@@ -178,7 +181,7 @@ def test_settings_against_the_papers(settings, size):
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("respacing", ["", "10", "4,7", "ddim10"])
 @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small", "learned"])
-def test_ancestral_sampling_by_mean_and_variance_at_every_step(monkeypatch, schedule, respacing, variance):
+def test_ancestral_sampling_by_mean_and_variance_at_every_step(schedule, respacing, variance):
     total, size = 40, 24
     learned = variance == "learned"
     solver = RespacedSolverSection(
@@ -190,26 +193,18 @@ def test_ancestral_sampling_by_mean_and_variance_at_every_step(monkeypatch, sche
         variance="fixed_large" if learned else variance,
         guidance_scale=1,
     )
-    times_seen = []
 
-    def stub_predictor(unet, one_hot_mask, guidance_scale, max_bytes):
-        def predict(image, times):
-            times_seen.append(times[0].item())
-            return 0.9 * image, 0.3 * torch.ones_like(image) if learned else None
+    def predict(image):
+        prediction = 0.9 * image
+        return torch.cat([prediction, 0.3 * torch.ones_like(image)], dim=1) if learned else prediction
 
-        return predict
-
-    taken = []
-    ancestral = respaced.step_ancestral
-    compute = respaced.compute_reverse_step
-    monkeypatch.setattr(respaced, "build_predictor", stub_predictor)
-    monkeypatch.setattr(respaced, "compute_reverse_step", lambda *a, **k: taken.append([a[2]]) or compute(*a, **k))
-    monkeypatch.setattr(
-        respaced, "step_ancestral", lambda step, noise: taken[-1].append(ancestral(step, noise)) or taken[-1][1]
-    )
-    network = build_isdm_network(IsdmNetworkSection(image_size=64, num_channels=32, num_classes=2))
-    masks = torch.zeros(8, size, size, dtype=torch.int64)
-    respaced.draw_respaced(network, "epsilon", masks, list(range(8)), solver)
+    steps, taken = solvers.RespacedSolver(solver, "epsilon", value_range=(-1.0, 1.0)), []
+    image = randn_by_seed((3, size, size), range(8))
+    sources = build_noise_sources((3, size, size), range(8))
+    for step in range(len(steps.times)):
+        following = steps.advance(image, step, predict, sources)
+        taken.append((image, following))
+        image = following
 
     # Bayes' rule on the marginals q(x_t | x_0) of the whole schedule: x_s given x_t and x_0, for kept steps s < t.
     if schedule == "linear":
@@ -220,7 +215,7 @@ def test_ancestral_sampling_by_mean_and_variance_at_every_step(monkeypatch, sche
     kept = {"": list(range(40)), "10": [0, 4, 9, 13, 17, 22, 26, 30, 35, 39], "ddim10": list(range(0, 40, 4))}.get(
         respacing, [0, 6, 13, 19, 20, 23, 26, 30, 33, 36, 39]
     )
-    assert times_seen == pytest.approx([t * 1000 / total for t in reversed(kept)])
+    assert steps.times.tolist() == pytest.approx([t * 1000 / total for t in reversed(kept)])
     for (x_t, x_s), t, s in zip(taken, kept[::-1], [*kept[-2::-1], None], strict=True):
         x_t, x_s = x_t.double().numpy(), x_s.double().numpy()
         x_0 = ((x_t - math.sqrt(1 - bar[t]) * 0.9 * x_t) / math.sqrt(bar[t])).clip(-1, 1)

@@ -153,3 +153,40 @@ def test_augmentation_says_nothing_at_first():
     fresh = SemanticUNet(**{**build_network(augmentation_channels=6).config})
     assert fresh.embed_augmentation.weight.eq(0).all()
     assert sum(p.numel() for p in fresh.parameters()) == sum(p.numel() for p in build_network().parameters()) + 6 * 32
+
+
+def test_norms_compute_in_the_type_of_their_features():
+    """CUDA's autocast would run them in fp32, as it does softmax here; their weights stay fp32."""
+    network = build_network()
+    image, timesteps, mask = draw_inputs()
+    types = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.register_forward_hook(lambda module, inputs, output: types.append((inputs[0].dtype, output.dtype)))
+    exact = network(image, timesteps, mask)
+    assert set(types) == {(torch.float32, torch.float32)}
+    types.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(image, timesteps, mask)
+    assert set(types) == {(torch.bfloat16, torch.bfloat16)}
+    assert (rounded - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+@pytest.mark.parametrize("instance_edges", [False, True])
+def test_checkpointing_keeps_no_modulations(instance_edges):
+    """γ and β, as large as the features, are not among what the backward pass keeps; the gradients are the same."""
+    image, timesteps, mask = draw_inputs()
+    kept, gradients = [], []
+    for checkpoints in (False, True):
+        network = build_network(instance_edges=instance_edges).train()
+        if checkpoints:
+            network.enable_gradient_checkpointing()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            network(image, timesteps, mask).square().sum().backward()
+        # Checkpointed stages save through hooks of their own: what is counted here lives until the backward pass.
+        kept.append(sum(sizes))
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert kept[1] < 0.3 * kept[0]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

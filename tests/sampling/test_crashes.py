@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import signal
+import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +20,9 @@ from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import SolverSection
-from steelgen.hpc.shards import Shard
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.run import sample
+from steelgen.shards import Shard
 
 MASKS = [np.arange(256, dtype=np.uint8).reshape(16, 16) // 86 for _ in range(3)]
 
@@ -38,7 +40,7 @@ def build_values(trained, out, **options):
     }
 
 
-def fork_sampling(config, log, shard=None, kill_at=None):
+def fork_sampling(config, log, shard=None, kill_at=None, prepare=lambda: None):
     """A child process that draws, and kills itself before or after its `kill_at`-th file is flushed."""
     child = os.fork()
     if child:
@@ -46,6 +48,7 @@ def fork_sampling(config, log, shard=None, kill_at=None):
     try:
         if kill_at is not None:
             arm(kill_at)
+        prepare()
         sample(config, shard=shard)
         os._exit(0)
     except BaseException:
@@ -109,6 +112,76 @@ def test_two_writers_in_one_folder_leave_what_one_leaves(trained, tmp_path):
     assert codes == [0, 0], [path.read_text() for path in tmp_path.glob("log*")]
     sample(config)
     check_like(tmp_path / "both", whole)
+
+
+def hold(operation, wanted, folder):
+    """The operation, which the first time its path is `wanted` says so in `folder` and waits there to be let go on."""
+
+    def held(path, *arguments):
+        if wanted(path) and not (folder / "held").exists():
+            (folder / "held").touch()
+            wait_until((folder / "go").exists)
+        return operation(path, *arguments)
+
+    return held
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+@pytest.mark.parametrize("moment", ["opening", "labels", "samples", "metadata", "coco", "contact_sheet"])
+def test_two_calls_without_shards_leave_what_one_leaves(trained, tmp_path, moment):
+    """One is held while it makes the folder or writes a file; the other does everything meanwhile, and gathers."""
+    dataset, _ = trained
+    options = {
+        "coco": True,
+        "filter": {"dataset": str(dataset), "min_iou": 0.0, "max_correlation": 1.0, "segmenter": {"steps": 1}},
+    }
+    whole = sample(parse_config(build_values(trained, tmp_path / "whole", **options), SampleConfig))
+    config = parse_config(build_values(trained, tmp_path / "both", **options), SampleConfig)
+
+    def prepare():
+        if moment == "opening":
+            Path.rename = hold(Path.rename, lambda path: path.name.startswith(".both."), tmp_path)
+        else:
+            inside = str(tmp_path / "both")
+            files._flush = hold(files._flush, lambda path: moment in str(path).removeprefix(inside), tmp_path)
+
+    slow = fork_sampling(config, tmp_path / "slow", prepare=prepare)
+    wait_until((tmp_path / "held").exists)
+    quick = fork_sampling(config, tmp_path / "quick")
+    code = wait_for(quick)
+    (tmp_path / "go").touch()
+    assert code == 0, (tmp_path / "quick").read_text()
+    assert wait_for(slow) == 0, (tmp_path / "slow").read_text()
+    check_like(tmp_path / "both", whole)
+
+
+def test_leftovers_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
+    """What a living process is writing stays, here and, as long as it is young, on another machine."""
+    child = os.fork()
+    if not child:
+        with files.new_file(tmp_path / "sub" / "dead.png") as working:
+            working.write_bytes(b"half")
+            os._exit(0)
+    wait_for(child)
+    (dead,) = (tmp_path / "sub").iterdir()
+    elsewhere = tmp_path / ".sheet.1-1.png"
+    elsewhere.write_bytes(b"half")
+    with files.new_file(tmp_path / "alive.png") as working:
+        working.write_bytes(b"half")
+        files.remove_leftovers(tmp_path)
+        assert not dead.exists()
+        assert working.exists()
+        assert elsewhere.exists()
+        os.utime(elsewhere, (0, 0))
+        files.remove_leftovers(tmp_path)
+        assert not elsewhere.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["alive.png"]
 
 
 def test_a_disk_that_fills_up_is_one_line(trained, tmp_path, monkeypatch):

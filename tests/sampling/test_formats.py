@@ -9,7 +9,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import scipy.ndimage
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,63 +16,16 @@ from steelgen.cli.app import app
 from steelgen.config.train import TrainConfig
 from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, load_metadata
-from steelgen.data.rasterise import rasterise_polygons
 from steelgen.files import load_json
-from steelgen.sampling.coco import encode_counts, iterate_islands, trace_outline
 from steelgen.sampling.formats import PNG_KEY, hash_generator
 from steelgen.sampling.replay import replay
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
+from tests.data.samples import decode_counts
 from tests.sampling.test_sample import draw
 from tests.training.test_loop import Recorder
 
 INFO = DatasetInfo(name="x", class_names=["matrix", "island", "film"])
-
-
-def random_mask(seed, size=(40, 50), smooth=1.0):
-    field = scipy.ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=size), smooth)
-    return np.digitize(field, np.quantile(field, [0.4, 0.75])).astype(np.uint8)
-
-
-def decode_counts(counts, height, width):
-    """COCO's definition, pixel by pixel: runs of background and foreground in turn, down the columns."""
-    pixels = []
-    for number, count in enumerate(counts):
-        pixels += [number % 2] * count
-    assert len(pixels) == height * width
-    return np.array(pixels, bool).reshape(width, height).T
-
-
-@pytest.mark.parametrize("smooth", [0.0, 0.7, 2.0, 5.0])
-def test_islands_as_run_lengths_and_outlines_are_the_mask(smooth):
-    for seed in range(3):
-        mask = random_mask(seed, smooth=smooth)
-        drawn = np.zeros_like(mask)
-        for island in iterate_islands(mask, INFO):
-            region = decode_counts(island["segmentation_rle"]["counts"], *island["segmentation_rle"]["size"])
-            outline = np.array(island["segmentation"][0], float).reshape(-1, 2)
-            assert np.array_equal(rasterise_polygons([outline], *mask.shape), region)
-            left, top, width, height = island["bbox"]
-            assert region[top : top + height, left : left + width].sum() == region.sum() == island["area"]
-            assert scipy.ndimage.label(region, np.ones((3, 3)))[1] == 1
-            assert (drawn[region] == 0).all()
-            drawn[region] = island["category_id"]
-        assert np.array_equal(drawn, mask)
-
-
-def test_outline_of_a_ring_has_the_area_of_the_ring():
-    ring = np.ones((5, 6), bool)
-    ring[1:4, 2:4] = False
-    x, y = trace_outline(ring).T
-    assert abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2 == ring.sum()
-    square = trace_outline(np.ones((2, 3), bool))
-    assert sorted(map(tuple, square.tolist())) == [(0, 0), (0, 2), (3, 0), (3, 2)]
-
-
-def test_counts_start_with_background_and_fill_the_image():
-    assert encode_counts(np.zeros((2, 2), bool)) == [4]
-    assert encode_counts(np.ones((2, 2), bool)) == [0, 4]
-    assert encode_counts(np.array([[False, True], [True, False]])) == [1, 2, 1]
 
 
 def test_coco_file_round_trips_through_the_importer(trained, tmp_path):

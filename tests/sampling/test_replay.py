@@ -72,8 +72,8 @@ def test_other_weights_are_refused(trained, tmp_path):
         (9, "", "has no line 9"),
         (1, "{", "not valid JSON"),
         (1, "[1]", "must be a JSON object, not list"),
-        (1, '{"file_name": "a.png"}', "'draw' is missing"),
-        (1, '{"file_name": "a.png", "draw": {"solver": {"name": "magic"}}}', "solver: "),
+        (1, '{"file_name": "a.png"}', r"metadata\.jsonl:1: draw: is missing"),
+        (1, '{"file_name": "a.png", "draw": {"solver": {"name": "magic"}}}', r"draw\.solver\.solver\.name: "),
     ],
 )
 def test_damaged_lines_are_named(tmp_path, line, text, message):

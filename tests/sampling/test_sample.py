@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.data.folder import load_dataset_info, load_mask
@@ -20,9 +23,9 @@ from tests.conftest import write_tiny_dataset
 FOLDERS = ("samples", "images", "labels", "colored_labels")
 
 
-def draw(trained, out, **options):
+def build_values(trained, out, **options):
     dataset, run = trained
-    values = {
+    return {
         "generator": str(run),
         "output_dir": str(out),
         "mask_source": {"kind": "split", "dataset": str(dataset), "split": "test"},
@@ -30,7 +33,10 @@ def draw(trained, out, **options):
         "solver": {"num_inference_steps": 3},
         **options,
     }
-    return sample(parse_config(values, SampleConfig))
+
+
+def draw(trained, out, **options):
+    return sample(parse_config(build_values(trained, out, **options), SampleConfig))
 
 
 def read_all(out):
@@ -106,7 +112,9 @@ def test_an_unfinished_folder_is_completed_and_left_alone(trained, tmp_path):
 
 def test_used_folders_are_refused(trained, tmp_path):
     out = draw(trained, tmp_path / "out", num_samples=1)
-    with pytest.raises(InputError, match=r"already in use by a run with another seed \(0\)"):
+    with pytest.raises(
+        InputError, match=r"out: seed was 0, is now 7: going on would mix the two; .*--allow-changed seed"
+    ):
         draw(trained, out, num_samples=1, seed=7)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -167,14 +175,14 @@ def test_whole_micrographs_are_drawn_from_windows(trained, tmp_path):
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_what_is_drawn(trained, tmp_path, monkeypatch):
-    from steelgen.diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
     drawn = SemanticDiffusion.draw
 
-    def run_out(self, masks, seeds, *rest):
-        if seeds[0] >= 4:
+    def run_out(self, request):
+        if request.seeds[0] >= 4:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return drawn(self, masks, seeds, *rest)
+        return drawn(self, request)
 
     monkeypatch.setattr(SemanticDiffusion, "draw", run_out)
     with pytest.raises(InputError, match=r"^out of memory: 4 images of 16x16 px at once need more than") as caught:
@@ -183,3 +191,45 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_drawn(trained, tmp_
     assert len(list((tmp_path / "out" / "samples").iterdir())) == 4
     monkeypatch.undo()
     assert draw(trained, tmp_path / "out", num_samples=8, batch_size=2).is_dir()
+
+
+def test_a_folder_goes_on_with_the_generator_it_was_begun_with(trained, tmp_path):
+    """Other weights or settings under the same path are refused, or allowed and noted; a copy is the same."""
+    export = shutil.copytree(trained[1] / "export", tmp_path / "export")
+    other = tmp_path / "export/unet/diffusion_pytorch_model.safetensors"
+    options = {"generator": str(export), "num_samples": 2}
+    out = draw(trained, tmp_path / "out", **options)
+    begun = json.loads((out / "sampling.json").read_text())
+    description = json.loads((export / "generator.json").read_text())
+    (export / "generator.json").write_text(json.dumps({**description, "steelgen_version": "later"}))
+    draw(trained, out, **options)
+    (export / "generator.json").write_text(json.dumps({**description, "intensity": [0.1, 1.0]}))
+    with pytest.raises(InputError, match=r"out: generator was \"[0-9a-f]{64}\", is now .*--allow-changed generator"):
+        draw(trained, out, **options)
+    (export / "generator.json").write_text(json.dumps(description))
+    weights = load_file(other)
+    save_file({**weights, "conv_in.bias": weights["conv_in.bias"] + 1}, other)
+    first = (out / "samples/000000.png").read_bytes()
+    (out / "samples/000001.png").unlink()
+    (tmp_path / "sample.json").write_text(json.dumps(build_values(trained, out, **options)))
+    command = ["sample", "-c", str(tmp_path / "sample.json")]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert "generator was" in refused.stderr
+    assert not (out / "samples/000001.png").exists()
+    allowed = CliRunner().invoke(app, [*command, "--allow-changed", "generator"])
+    assert allowed.exit_code == 0, allowed.output
+    assert (out / "samples/000000.png").read_bytes() == first
+    (noted,) = [json.loads(line) for line in (out / "changes.jsonl").read_text().splitlines()]
+    now = json.loads((out / "sampling.json").read_text())["drawn_by"]
+    assert (noted["field"], noted["before"], noted["now"]) == (
+        "generator",
+        begun["drawn_by"]["generator"],
+        now["generator"],
+    )
+    draw(trained, out, **options)  # as it now is
+
+    del begun["drawn_by"]  # of an older version
+    (out / "sampling.json").write_text(json.dumps(begun))
+    draw(trained, out, **options)
+    assert json.loads((out / "sampling.json").read_text())["drawn_by"] == now

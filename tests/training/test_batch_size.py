@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from steelgen.cli.app import app
 from steelgen.config.base import load_config, parse_config
 from steelgen.config.train import TrainConfig
-from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.errors import InputError
+from steelgen.generators.semantic_diffusion.training import SemanticDiffusionTraining
 from steelgen.training import batch_size
 from steelgen.training.batch_size import BatchTrial, find_largest, take_steps, tune_batch
 from steelgen.training.failures import split_batch
@@ -39,14 +39,14 @@ def test_crops_a_step_stay_by_the_largest_divisor():
 
 def test_gpu_that_runs_out(tiny_dataset, tmp_path, monkeypatch):
     """CUDA's exception, raised in place of a GPU: real steps of more than 5 crops run out."""
-    compute_loss = SemanticDiffusion.compute_loss
+    compute_loss = SemanticDiffusionTraining.compute_loss
 
-    def run_out(self, network, batch, seed, mask_dropout):
+    def run_out(self, phase, networks, batch, **options):
         if len(batch["image"]) > 5:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return compute_loss(self, network, batch, seed, mask_dropout)
+        return compute_loss(self, phase, networks, batch, **options)
 
-    monkeypatch.setattr(SemanticDiffusion, "compute_loss", run_out)
+    monkeypatch.setattr(SemanticDiffusionTraining, "compute_loss", run_out)
     monkeypatch.setattr(
         batch_size, "try_batch", lambda config, size, limit, device: take_steps(config, size, torch.device("cpu"))
     )

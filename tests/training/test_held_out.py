@@ -15,7 +15,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
-from steelgen.generators import load_generator
+from steelgen.generators import Drawn, load_generator
 from steelgen.sampling.run import sample
 from steelgen.training.loop import train
 from steelgen.training.selection import BestTracker, CopyWatch
@@ -158,16 +158,16 @@ def test_copies_begin_once():
 def test_measurement_tells_copies_and_stops(tiny_dataset, tmp_path, few_features, monkeypatch):
     """A generator that hands out pieces of training micrographs."""
     from steelgen.data.crops import CropDataset, image_to_tensor, load_micrographs
-    from steelgen.diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
     rng = np.random.default_rng(0)
     for path in tiny_dataset.glob("*/images/*.png"):  # every place of these is like no other
         Image.fromarray(rng.integers(0, 256, (5, 6), np.uint8).repeat(8, 0).repeat(8, 1)).save(path)
     train_split = load_micrographs(tiny_dataset, "train")
 
-    def copy(self, masks, seeds, solver, *rest):
+    def copy(self, request):
         crops = CropDataset(train_split, self.geometry, seed=7, augment=True)
-        return torch.stack([image_to_tensor(crops.cut(seed)[0]) for seed in seeds])
+        return Drawn(torch.stack([image_to_tensor(crops.cut(seed)[0]) for seed in request.seeds]))
 
     monkeypatch.setattr(SemanticDiffusion, "draw", copy)
     sections = {"measurement": {**MEASURE["measurement"], "searched_images": 4}, "selection": {"stop_at_copies": True}}
@@ -185,12 +185,12 @@ def test_measurement_tells_copies_and_stops(tiny_dataset, tmp_path, few_features
 
 def test_kid_falls_when_images_are_drawn_from_the_held_out_ones(tiny_dataset, tmp_path, few_features, monkeypatch):
     from steelgen.data.crops import CropDataset, image_to_tensor, load_micrographs
-    from steelgen.diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
-    def draw(self, masks, seeds, solver, *rest):
+    def draw(self, request):
         crops = CropDataset(load_micrographs(tiny_dataset, "val"), self.geometry, seed=0, augment=False)
-        shown = torch.stack([image_to_tensor(crops.cut(seed)[0]) for seed in seeds])
-        return shown if self.drawn else -shown
+        shown = torch.stack([image_to_tensor(crops.cut(seed)[0]) for seed in request.seeds])
+        return Drawn(shown if self.drawn else -shown)
 
     monkeypatch.setattr(SemanticDiffusion, "draw", draw)
     monkeypatch.setattr(SemanticDiffusion, "drawn", False, raising=False)

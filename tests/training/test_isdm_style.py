@@ -119,8 +119,34 @@ def test_timesteps_of_large_loss_come_more_often_and_weigh_less():
 
 def test_epochs_that_end_within_a_step():
     tracker = EpochTracker(epoch_crops=5)
-    means = []
+    ended = []
     for step, loss in enumerate([4.0, 2.0, 3.0, 3.0, 3.0], start=1):
         tracker.add(torch.full((3,), loss))
-        means.append(tracker.close_epoch(3 * step))
-    assert means == [None, 3.0, None, 3.0, 3.0]
+        ended.append(tracker.end_step(step, 3 * step))
+    assert ended == [False, True, False, True, True]
+    assert tracker.read(lambda tensor: tensor) == {2: 3.0, 4: 3.0, 5: 3.0}
+    assert tracker.read(lambda tensor: tensor) == {}
+
+
+def test_epochs_of_several_processes_are_one():
+    """A checkpoint holds the sum of all, from which a resumed run goes on as an undisturbed one."""
+    trackers = [EpochTracker(epoch_crops=8, is_main=is_main) for is_main in (True, False)]
+
+    def gather(tensors):
+        return torch.cat(tensors)
+
+    trackers[0].add(torch.tensor([1.0, 2.0]))
+    trackers[1].add(torch.tensor([3.0, 6.0]))
+    pairs = [tracker._pair()[None] for tracker in trackers]
+    for tracker in trackers:
+        tracker.settle(lambda own: gather(pairs))
+    assert trackers[0].state() == {"epoch": 0, "sum": 12.0, "count": 4}
+    resumed = [EpochTracker(epoch_crops=8, is_main=is_main) for is_main in (True, False)]
+    for tracker in resumed:
+        tracker.restore(trackers[0].state())
+    for both in (trackers, resumed):
+        both[0].add(torch.tensor([4.0, 0.0]))
+        both[1].add(torch.tensor([0.0, 0.0]))
+        assert [tracker.end_step(2, 8) for tracker in both] == [True, True]
+        closed = [torch.stack([pair for _, pair in tracker._closed])[None] for tracker in both]
+        assert both[0].read(lambda own, closed=closed: gather(closed)) == {2: 2.0}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.errors import InputError
-from steelgen.generators import load_generator
+from steelgen.generators import draw_for_masks, load_generator
 from steelgen.training.ema import WeightAverage
 from steelgen.training.loop import finetune, train
 from steelgen.training.setup import count_steps
@@ -146,7 +146,9 @@ def test_training_learns_and_the_mask_steers(tiny_dataset, tmp_path):
     masks = torch.zeros(4, 16, 16, dtype=torch.long)
     masks[:, :, 8:] = 2
     config = parse_config(tiny_train_config(tiny_dataset, "x"), TrainConfig)
-    images = generator.draw(masks, [0, 1, 2, 3], config.preview.solver.model_copy(update={"num_inference_steps": 10}))
+    images = draw_for_masks(
+        generator, masks, [0, 1, 2, 3], config.preview.solver.model_copy(update={"num_inference_steps": 10})
+    )
     left, right = images[..., :6].mean(), images[..., 10:].mean()
     # Classes 0 and 2 are 60 and 180 of 255 in the real images.
     assert left.item() == pytest.approx(60 / 127.5 - 1, abs=0.25)
@@ -235,8 +237,10 @@ def test_used_run_folder_and_other_architecture_are_refused(tiny_dataset, tmp_pa
         run_tiny(tiny_dataset, tmp_path / "run", max_steps=1)
     values = tiny_train_config(tiny_dataset, tmp_path / "run", max_steps=2)
     values["generator"]["unet"]["spade_channels"] = 12
-    with pytest.raises(InputError, match=r"another architecture.*\(8, 3, 3, 3\) in it, \(12, 3, 3, 3\)"):
+    with pytest.raises(InputError, match=r"generator\.unet\.spade_channels was 8, is now 12"):
         train(parse_config(values, TrainConfig), Recorder(), resume=True)
+    with pytest.raises(InputError, match=r"another architecture.*\(8, 3, 3, 3\) in it, \(12, 3, 3, 3\)"):
+        train(parse_config(values, TrainConfig), Recorder(), resume=True, allow_changed=["generator.unet"])
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tiny_dataset, tmp_path):
@@ -296,16 +300,16 @@ def test_signal_to_the_command_saves_and_leaves_cleanly(tiny_dataset, tmp_path, 
 
 
 def test_exploding_loss_names_step_micrographs_and_checkpoint(tiny_dataset, tmp_path, monkeypatch):
-    from steelgen.diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.training import SemanticDiffusionTraining
 
-    compute_loss = SemanticDiffusion.compute_loss
+    compute_loss = SemanticDiffusionTraining.compute_loss
 
-    def explode(self, network, batch, seed, mask_dropout):
-        found = compute_loss(self, network, batch, seed, mask_dropout)
+    def explode(self, phase, networks, batch, **options):
+        found = compute_loss(self, phase, networks, batch, **options)
         exploded = found._replace(losses=found.losses * float("nan"))
         return exploded if int(batch["number"][0]) == 8 else found  # step 5 of two crops each
 
-    monkeypatch.setattr(SemanticDiffusion, "compute_loss", explode)
+    monkeypatch.setattr(SemanticDiffusionTraining, "compute_loss", explode)
     with pytest.raises(InputError, match=r"step 5: the loss is nan in a batch from train\d.*step-000004") as caught:
         run_tiny(tiny_dataset, tmp_path / "run", max_steps=20, checkpoint_every=2, log_every=10)
     assert "learning_rate" in str(caught.value)

@@ -6,8 +6,9 @@ import torch
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
+from steelgen.generators import build_trainable
 from steelgen.training.batch_size import tune_batch
-from steelgen.training.setup import build_accelerator, build_crops, place_network, prepare_training
+from steelgen.training.setup import build_accelerator, build_crops, place_networks, prepare_training
 from steelgen.training.state import build_state
 from tests.conftest import tiny_train_config
 
@@ -20,12 +21,13 @@ def compute_gradients(dataset, tmp_path, dropout, **options):
     torch.manual_seed(1)
     for parameter in generator.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # else the zero-initialised output keeps gradients from the rest
-    place_network(generator.network, config.train, torch.device("cpu"))
-    crops = build_crops(config, generator, micrographs)
+    trainable = build_trainable(generator, config)
+    place_networks(trainable.networks, config.train, torch.device("cpu"))
+    crops = build_crops(config, trainable, micrographs)
     items = [crops[number] for number in range(2)]
     batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
     torch.manual_seed(2)
-    generator.compute_loss(generator.network, batch, 0, 0.1).losses.mean().backward()
+    trainable.compute_loss(trainable.phases[0], trainable.networks, batch).losses.mean().backward()
     return {name: parameter.grad for name, parameter in generator.network.named_parameters()}
 
 
@@ -85,4 +87,5 @@ def test_tf32_reaches_torch(tiny_dataset, tmp_path, tf32):
 def test_adamw_is_fused(tiny_dataset, tmp_path):
     config = parse_config(tiny_train_config(tiny_dataset, tmp_path), TrainConfig)
     generator, _ = prepare_training(config)
-    assert build_state(config, generator, None, 4, criterion=None).optimizer.defaults["fused"]
+    state = build_state(config, build_trainable(generator, config), None, 4, criterion=None)
+    assert all(optimizer.defaults["fused"] for optimizer in state.optimizers.values())

@@ -8,7 +8,7 @@ from PIL import Image
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.data.folder import load_dataset_info
-from steelgen.diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder
@@ -19,9 +19,10 @@ def run(tiny_dataset, tmp_path, monkeypatch):
     """(run folder, what `draw` was asked for and gave at each preview) of 4 steps with previews at 0, 2 and 4."""
     calls, draw = [], SemanticDiffusion.draw
 
-    def record(self, masks, seeds, solver, *rest):
-        calls.append((masks.clone(), list(seeds), draw(self, masks, seeds, solver, *rest)))
-        return calls[-1][2]
+    def record(self, request):
+        drawn = draw(self, request)
+        calls.append((request.masks.clone(), list(request.seeds), drawn.images))
+        return drawn
 
     monkeypatch.setattr(SemanticDiffusion, "draw", record)
     values = tiny_train_config(tiny_dataset, tmp_path / "run", max_steps=4, learning_rate=0.05, ema_decay=0.0)

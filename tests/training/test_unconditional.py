@@ -21,7 +21,8 @@ from steelgen.data.importing import READERS
 from steelgen.data.resplit import resplit_dataset
 from steelgen.errors import InputError
 from steelgen.evaluation.run import evaluate
-from steelgen.generators import load_generator
+from steelgen.generators import draw_for_masks, load_generator
+from steelgen.models.norm import GroupNorm
 from steelgen.models.semantic_unet import SemanticUNet
 from steelgen.models.spade import SpadeNorm
 from steelgen.sampling.replay import replay
@@ -53,7 +54,7 @@ def run_tiny(dataset, run_dir, noise=(), **data):
 
 
 def linear_schedule():
-    """One that leaves signal at its last step, which a noise prior needs."""
+    """ISDM's, which leaves signal at its last step."""
     return {"beta_schedule": "linear", "prediction_type": "epsilon", "zero_terminal_snr": False}
 
 
@@ -106,7 +107,7 @@ def test_a_conditional_generator_draws_with_the_null_mask(tiny_dataset, tmp_path
         {"generator": "x", "output_dir": "y", "mask_source": {"kind": "none"}, "solver": {"num_inference_steps": 2}},
         SampleConfig,
     ).solver
-    drawn = generator.draw(null, [3], solver.model_copy(update={"guidance_scale": 1.0}))[0, 0]
+    drawn = draw_for_masks(generator, null, [3], solver.model_copy(update={"guidance_scale": 1.0}))[0, 0]
     expected = ((drawn + 1) * 127.5).round().numpy()
     assert np.array_equal(np.asarray(Image.open(out / "samples/000003.png")), expected)
 
@@ -120,7 +121,7 @@ def test_a_network_without_classes_is_plain_and_calls_nothing_for_masks(monkeypa
     assert shapes == {name: p.shape for name, p in masked.named_parameters() if ".norm_" not in name}
     blocks = [module for name, module in network.named_modules() if name.endswith(("norm_1", "norm_2"))]
     assert blocks
-    assert all(type(module) is nn.GroupNorm for module in blocks)
+    assert all(type(module) is GroupNorm for module in blocks)
     image, timesteps = torch.randn(2, 1, 16, 16), torch.tensor([3, 7])
     nn.init.normal_(network.conv_out.weight)
     output = network(image, timesteps, torch.zeros(2, 0, 16, 16))
@@ -135,7 +136,7 @@ def test_without_masks_an_image_costs_one_evaluation_a_step(unlabelled, tmp_path
     generator.network.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
     solver = parse_config(tiny_train_config("x", "y"), TrainConfig).preview.solver
     assert solver.guidance_scale == 1.5
-    generator.draw(torch.full((1, 16, 16), 255), [0], solver)
+    draw_for_masks(generator, torch.full((1, 16, 16), 255), [0], solver)
     assert rows == [1, 1]
 
 
@@ -174,7 +175,7 @@ def test_masks_for_a_generator_without(unlabelled, tiny_dataset, tmp_path):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_without_masks_from_real_images_and_from_a_noise_prior(tiny_dataset, tmp_path, masked):
+def test_without_masks_from_real_images(tiny_dataset, tmp_path, masked):
     """Of a generator without masks on bare images, and of one with masks on a dataset that has them."""
     if not masked:
         (tiny_dataset / "dataset.json").unlink()
@@ -184,15 +185,11 @@ def test_without_masks_from_real_images_and_from_a_noise_prior(tiny_dataset, tmp
     dataset = {"dataset": str(tiny_dataset)}
     plain = sample_tiny(tmp_path / "run", tmp_path / "plain")
     faint = sample_tiny(tmp_path / "run", tmp_path / "faint", start_images={**dataset, "strength": 0.05})
-    prior = sample_tiny(tmp_path / "run", tmp_path / "prior", noise_prior={**dataset, "kind": "spatial"})
-    for out in (faint, prior):
-        assert not (out / "labels").exists()
-        assert replay(out / "metadata.jsonl", 2)[1]
-        assert (out / "samples/000001.png").read_bytes() != (plain / "samples/000001.png").read_bytes()
+    assert not (faint / "labels").exists()
+    assert replay(faint / "metadata.jsonl", 2)[1]
+    assert (faint / "samples/000001.png").read_bytes() != (plain / "samples/000001.png").read_bytes()
     row = json.loads((faint / "metadata.jsonl").read_text().splitlines()[1])
     assert row["draw"]["strength"] == 0.05
-    with pytest.raises(InputError, match=r"noise_prior\.kind 'joint': needs masks, not mask_source 'none'"):
-        sample_tiny(tmp_path / "run", tmp_path / "refused", noise_prior=dataset)
     with pytest.raises(InputError, match=r"start_images\.dataset: is missing, and masks of the source 'none'"):
         sample_tiny(tmp_path / "run", tmp_path / "refused", start_images={"strength": 0.5})
     assert not (tmp_path / "refused").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from steelgen.cli.pipeline import pipeline_command
 from steelgen.cli.sample import sample_command
 from steelgen.cli.segment import segment_app
 from steelgen.cli.slurm import slurm_app
+from steelgen.cli.studio import studio_command
 from steelgen.cli.train import finetune_command, train_command
 from steelgen.cli.tune_batch import tune_batch_command
 from steelgen.cli.utility import utility_command
@@ -56,6 +58,7 @@ app.command("tune-batch")(tune_batch_command)
 app.command("ema")(ema_command)
 app.command("sample")(sample_command)
 app.command("interpolate")(interpolate_command)
+app.command("studio")(studio_command)
 app.command("evaluate")(evaluate_command)
 app.command("utility")(utility_command)
 app.command("pipeline")(pipeline_command)
@@ -71,4 +74,7 @@ app.add_typer(export_app, name="export", help="Write checkpoints for other progr
 
 def main() -> None:
     """Entry point of the console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8 shows "?" for what it lacks; stderr is made so by Python itself.
+        sys.stdout.reconfigure(errors="replace")
     app(prog_name="steelgen" if sys.argv[0].endswith("__main__.py") else None)

@@ -15,12 +15,15 @@ def compare_command(
     out: Annotated[Path | None, typer.Option(help="Also write the comparison as a page (.html).")] = None,
 ) -> None:
     """Put several evaluations side by side."""
-    from steelgen.evaluation.compare import build_comparison, compare
-    from steelgen.evaluation.page import show_number, show_value
+    from steelgen.evaluation.comparison import build_comparison, compare
     from steelgen.files import new_file
+    from steelgen.pages import show_number, show_value
 
     with errors_as_lines():
         columns, rows, differences = compare(runs)
+        if out is not None:
+            with new_file(out) as working:
+                working.write_text(build_comparison(runs), encoding="utf-8")
         for line in differences:
             typer.echo(f"not alike: {line}", err=True)
         shown = [
@@ -34,6 +37,4 @@ def compare_command(
         ]
         print_table("evaluations side by side", columns, shown)
         if out is not None:
-            with new_file(out) as working:
-                working.write_text(build_comparison(runs), encoding="utf-8")
             typer.echo(f"page: {out}")

@@ -55,7 +55,7 @@ def schema_command(
                 save_json(out / f"{name}.json", build_schema(kind))
             typer.echo(f"{len(ACTIONS)} schemas in {out}")
         elif action is not None:
-            typer.echo(json.dumps(build_schema(_find_action(action)), indent=2, ensure_ascii=False))
+            typer.echo(json.dumps(build_schema(_find_action(action)), indent=2))
         else:
             raise InputError(f"config schema: name an action ({', '.join(ACTIONS)}) or a folder with --out")
 

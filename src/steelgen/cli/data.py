@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from steelgen.cli.output import errors_as_lines, print_table, progress_bar
+from steelgen.cli.options import JsonOption, QuietOption
+from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
 from steelgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,9 +43,22 @@ class DeepScaling(str, Enum):
     full = "full"
 
 
+class ClassBy(str, Enum):
+    """What tells the class of an ImageJ ROI."""
+
+    name = "name"
+    group = "group"
+
+
 @data_app.command("import")
 def import_command(
-    kind: Annotated[str, typer.Argument(help="ma-islands, coco, labelme, voc, rle-csv or folder.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="coco, voc, cvat, labelme, yolo, roi, via, geojson, label-studio, nnunet, labels, folder, rle-csv or "
+            "ma-islands; see docs/data.md."
+        ),
+    ],
     src: Annotated[Path, typer.Argument(help="The annotated micrographs: a folder, or one annotation file.")],
     out: Annotated[Path, typer.Argument(help="The dataset folder to write; must not exist yet.")],
     split: Annotated[
@@ -90,10 +104,24 @@ def import_command(
     class_names: Annotated[
         str,
         typer.Option(
-            help="labelme, voc, rle-csv, folder: the names of the classes in order, like background,pore,crack."
+            help="The names of the classes in order, like background,pore,crack; not for coco, nnunet and ma-islands."
         ),
     ] = "",
     layout: Annotated[str, typer.Option(help="folder: auto, isdm, cityscapes, ade20k or celeba.")] = "auto",
+    class_by: Annotated[ClassBy, typer.Option(help="roi: what tells the class of an ROI.")] = ClassBy.name,
+    attribute: Annotated[
+        str, typer.Option(help="via: the region attribute that holds the class, where there are several.")
+    ] = "",
+    objects: Annotated[bool, typer.Option("--objects", help="labels: values are ids of objects of one class.")] = False,
+    colors: Annotated[
+        str,
+        typer.Option(help="folder, labels, voc: what the colours of masks mean, like 255,0,0=oxide,#00ff00=pore."),
+    ] = "",
+    color_tolerance: Annotated[
+        int, typer.Option(min=0, max=255, help="folder, labels, voc: how much each channel may differ.")
+    ] = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn annotated micrographs into a dataset folder."""
     with errors_as_lines():
@@ -112,6 +140,11 @@ def import_command(
             poi_columns=_parse_pair("--poi-columns", poi_columns),
             class_names=tuple(name.strip() for name in class_names.split(",") if name.strip()),
             layout=layout,
+            class_by=class_by.value,
+            attribute=attribute,
+            objects=objects,
+            colors=_parse_colors(colors),
+            color_tolerance=color_tolerance,
         )
         images = ImageOptions(
             deep_scaling=deep_scaling.value,
@@ -128,9 +161,54 @@ def import_command(
             seed=seed,
             images=images,
         )
-        with progress_bar("import") as report:
+        with progress_bar("import", quiet) as report:
             info = import_dataset(kind, src, out, read, write, report)
-        _print_import(out, info)
+        if as_json:
+            print_json(_describe_import(out, info))
+        elif not quiet:
+            _print_import(out, info)
+
+
+@data_app.command("export")
+def export_command(
+    kind: Annotated[
+        str, typer.Argument(help="coco, yolo, nnunet, voc, labelme, cvat, roi, hf or parquet; see docs/data.md.")
+    ],
+    src: Annotated[Path, typer.Argument(help="A dataset folder, or what `steelgen sample` wrote.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; must not exist yet.")],
+    splits: Annotated[str, typer.Option(help="Only these splits, like train,val.")] = "",
+    added: Annotated[
+        Path | None, typer.Option("--with", help="A folder of samples whose pairs join the training split.")
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Generated pairs for each real training pair, taken at random; without it all of --with."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides which generated pairs are taken.")] = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write pairs, real, generated or both, in the format of another tool; provenance.csv tells which are which."""
+    with errors_as_lines():
+        from dataclasses import asdict
+
+        from steelgen.data.exporting import ExportOptions, export_dataset
+
+        if ratio is not None and not 0 < ratio < 1e6:
+            raise InputError(f"--ratio {ratio}: must be above 0")
+        wanted = tuple(split.strip() for split in splits.split(",") if split.strip())
+        options = ExportOptions(wanted, added, ratio, seed)
+        with progress_bar("export", quiet) as report:
+            summary = export_dataset(kind, src, out, options, report)
+        if as_json:
+            print_json({"folder": str(out), **asdict(summary)})
+        elif not quiet:
+            for split, counts in summary.counts.items():
+                typer.echo(f"{out}: {counts['real']} real and {counts['generated']} generated pairs in {split}")
+            if summary.rejected:
+                typer.echo(f"{out}: {summary.rejected} pairs that a rejects.txt names were left out")
+            if summary.lost_ignored_pixels:
+                typer.echo(f"{out}: {summary.lost_ignored_pixels} pixels to ignore became background in {kind}")
 
 
 @data_app.command("check")
@@ -140,21 +218,26 @@ def check_command(
         Path | None,
         typer.Option("--out", "-o", help="Where to write contact_sheet.png and check.html; FOLDER/check without it."),
     ] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Open every file of a dataset folder and show what is in it; exit code 1 where something is wrong."""
     with errors_as_lines():
         from steelgen.data.check import check_dataset
-        from steelgen.data.page import save_page
+        from steelgen.data.check_page import save_page
         from steelgen.data.sheets import save_contact_sheet
 
-        with progress_bar("check") as report:
+        with progress_bar("check", quiet) as report:
             result = check_dataset(folder, report)
-        _print_report(result)
         target = out or folder / "check"
         legend = list(zip(result.info.class_names, result.info.palette, strict=True))[1:]
         save_contact_sheet(target / "contact_sheet.png", result.thumbnails, legend)
         save_page(target / "check.html", result)
-        typer.echo(f"overlays: {target / 'contact_sheet.png'}, page: {target / 'check.html'}")
+        if as_json:
+            print_json(_describe_report(result))
+        elif not quiet:
+            _print_report(result)
+            typer.echo(f"overlays: {target / 'contact_sheet.png'}, page: {target / 'check.html'}")
         if result.problems:
             raise typer.Exit(1)
 
@@ -239,6 +322,23 @@ def fetch_command(
         typer.echo(f"{out}: complete")
 
 
+def _describe_import(out: Path, info: DatasetInfo) -> dict[str, Any]:
+    """What was written, as JSON values."""
+    from collections import Counter
+
+    from steelgen.data.folder import load_metadata
+
+    rows = load_metadata(out)
+    return {
+        "folder": str(out),
+        "class_names": info.class_names,
+        "images": dict(Counter(name.split("/")[0] for name in rows)),
+        "pixel_size_um": info.pixel_size_um,
+        "cropped_to_masks": sum("mask_height" in row for row in rows.values()),
+        "data_bars_cropped": sum("data_bar_height" in row for row in rows.values()),
+    }
+
+
 def _print_import(out: Path, info: DatasetInfo) -> None:
     """What was written, and what was done to the images that nobody asked for by name."""
     from collections import Counter
@@ -254,6 +354,10 @@ def _print_import(out: Path, info: DatasetInfo) -> None:
     bars = sum("data_bar_height" in row for row in metadata.values())
     if bars:
         typer.echo(f"{out}: a data bar was cropped from {bars} images; --data-bar none keeps it")
+    if shorter := sum("mask_height" in row for row in metadata.values()):
+        typer.echo(
+            f"{out}: {shorter} images were cropped at the bottom to the height of their masks, which lack the bar"
+        )
     sized = sum("pixel_size_um" in row for row in metadata.values())
     if 0 < sized < len(metadata):
         typer.echo(f"{out}: the pixel size is known for {sized} of {len(metadata)} images only")
@@ -263,6 +367,34 @@ def _describe_counts(counts: Mapping[str, int], what: str) -> str:
     from steelgen.data.folder import SPLITS
 
     return ", ".join(f"{counts[split]} {what} in {split}" for split in SPLITS if split in counts)
+
+
+def _describe_report(result: CheckReport) -> dict[str, Any]:
+    """What the check found, as JSON values."""
+    import numpy as np
+
+    return {
+        "folder": str(result.root),
+        "class_names": result.info.class_names,
+        "splits": {
+            split: {
+                "images": summary.num_images,
+                "sizes": sorted(summary.sizes),
+                "mean_grey": summary.mean_intensity,
+                "ignored_share": summary.ignored_pixels / max(summary.num_pixels, 1),
+                "classes": {
+                    name: {
+                        "share": summary.share(index),
+                        "islands": len(areas := summary.island_areas[index]),
+                        "median_area_px": float(np.median(areas)) if len(areas) else None,
+                    }
+                    for index, name in enumerate(result.info.class_names)
+                },
+            }
+            for split, summary in result.splits.items()
+        },
+        "problems": [{"file": file, "problem": problem} for file, problem in result.problems],
+    }
 
 
 def _print_report(result: CheckReport) -> None:
@@ -298,6 +430,15 @@ def _print_report(result: CheckReport) -> None:
     print_table(str(result.root), columns, rows)
     if result.problems:
         print_table(f"problems: {len(result.problems)}", ("file", "problem"), result.problems)
+
+
+def _parse_colors(text: str) -> tuple[tuple[tuple[int, int, int], str], ...]:
+    from steelgen.data.importers.legend import parse_colors
+
+    try:
+        return parse_colors(text)
+    except InputError as error:
+        raise InputError(f"--colors {error}") from None
 
 
 def _parse_pair(option: str, text: str) -> tuple[str, str]:

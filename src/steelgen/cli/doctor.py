@@ -22,7 +22,7 @@ def doctor_command(
     with errors_as_lines():
         findings = examine_machine(run_dir)
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:

@@ -39,7 +39,7 @@ def evaluate_command(config: ConfigOption, overrides: SetOption = None, dry_run:
 
 def _print_figures(figures: list[dict[str, Any]]) -> None:
     """Prints one table a section."""
-    from steelgen.evaluation.page import show_number, show_value
+    from steelgen.pages import show_number, show_value
 
     for section in dict.fromkeys(figure["section"] for figure in figures):
         rows = [

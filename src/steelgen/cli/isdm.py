@@ -61,9 +61,9 @@ def export_command(
 ) -> None:
     """Write a generator as a checkpoint that ISDM loads."""
     with errors_as_lines():
-        from steelgen.diffusion.generator import SemanticDiffusion
         from steelgen.errors import InputError
         from steelgen.generators import load_generator
+        from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
         from steelgen.isdm.checkpoint import export_isdm
 
         loaded = load_generator(generator)

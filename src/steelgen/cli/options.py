@@ -19,3 +19,14 @@ SetOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+AllowChangedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-changed",
+        metavar="FIELD",
+        help="Go on although this field or section of the config, or what lies there, has changed since the folder was "
+        "begun, e.g. train.learning_rate; repeatable. changes.jsonl keeps what has.",
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ def errors_as_lines() -> Iterator[None]:
         yield
     except InputError as error:
         fail(str(error))
+    except BrokenPipeError:
+        raise  # `| head` has read enough; typer and rich end quietly then, with Python's exit code 1
     except OSError as error:
         fail(f"{error.filename or 'file system'}: {error.strerror or error}")
 
@@ -46,13 +49,25 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+def print_json(value: Any) -> None:
+    """Prints a value as indented JSON on stdout, for programs."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function of (done, total) that moves a bar on stderr; in a log it is a line every tenth of the way."""
+def progress_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function of (done, total) that moves a bar on stderr; in a log it is a line every tenth of the way.
+
+    Args:
+        quiet: nothing is shown.
+    """
+    if quiet:
+        yield lambda done, total: None
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from steelgen.cli.isdm import load_settings
-from steelgen.cli.options import DryRunOption, SetOption
+from steelgen.cli.options import AllowChangedOption, DryRunOption, SetOption
 from steelgen.cli.output import errors_as_lines, fail, print_table, progress_bar
 
 
@@ -32,6 +32,7 @@ def sample_command(
             "torchrun and in a Slurm job array it follows from the environment.",
         ),
     ] = None,
+    allow_changed: AllowChangedOption = None,
     dry_run: DryRunOption = False,
     again: Annotated[
         tuple[Path, int] | None,
@@ -48,8 +49,8 @@ def sample_command(
 ) -> None:
     """Draw labelled synthetic micrographs with a trained generator."""
     if again:
-        if config or overrides or shard or dry_run:
-            fail("--replay: takes everything from the line; --config, --set, --shard, --dry-run mean nothing beside it")
+        if config or overrides or shard or allow_changed or dry_run:
+            fail("--replay: takes everything from the line; of all options only --out and --generator go with it")
         _replay(*again, out, generator)
         return
     if out or generator:
@@ -64,16 +65,16 @@ def sample_command(
             from steelgen.generators import load_generator
 
             loaded = load_generator(settings.generator)
-            parameters = sum(parameter.numel() for parameter in loaded.network.parameters())
+            parameters = sum(weight.numel() for network in loaded.networks.values() for weight in network.parameters())
             names = ", ".join(loaded.info.class_names)
             typer.echo(f"{parameters:,} parameters, {loaded.geometry.image_size} px, classes: {names}")
             return
-        from steelgen.hpc.shards import find_shard, parse_shard
         from steelgen.sampling.run import sample
+        from steelgen.shards import find_shard, parse_shard
 
         part = parse_shard(shard) if shard else find_shard(os.environ)
         with progress_bar("sampling") as report:
-            folder = sample(settings, report, part)
+            folder = sample(settings, report, part, allow_changed or ())
         if part:
             typer.echo(f"shard {part} is complete in {folder}; the same command without a shard gathers all")
             return
@@ -98,11 +99,11 @@ def _replay(metadata: Path, line: int, out: Path | None, generator: Path | None)
 
 
 def _print_filter(folder: Path) -> None:
-    from steelgen.files import load_json
+    from steelgen.sampling.formats import load_sampling
 
-    sampling = load_json(folder / "sampling.json")
-    rows = [(reason, count) for reason, count in sorted(sampling["dropped"].items())]
-    print_table("filter", ("outcome", "images"), [("kept", sampling["kept"]), *rows])
+    sampling = load_sampling(folder)
+    rows = [(reason, count) for reason, count in sorted(sampling.dropped.items())]
+    print_table("filter", ("outcome", "images"), [("kept", sampling.kept), *rows])
 
 
 def _print_balance(folder: Path) -> None:

@@ -26,7 +26,7 @@ def train_command(config: ConfigOption, overrides: SetOption = None, dry_run: Dr
         if dry_run:
             return
         from steelgen.evaluation.labelling import train_labeller
-        from steelgen.evaluation.page import show_number
+        from steelgen.pages import show_number
 
         with progress_bar("segmenter") as report:
             scores = train_labeller(settings, report)

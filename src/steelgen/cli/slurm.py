@@ -130,7 +130,9 @@ def submit_command(
 @slurm_app.command("status")
 def status_command(
     run: Annotated[Path, typer.Argument(help="The folder of a training run, of sampled images or of a utility study.")],
-    shards: Annotated[int | None, typer.Option(min=1, help="Number of shards, if not submitted by steelgen.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Number of shards, if not by steelgen.")
+    ] = None,
 ) -> None:
     """Show how far a run is from its own files: steps, or shards done and missing."""
     from steelgen.hpc.scripts import ARRAYS

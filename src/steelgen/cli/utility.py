@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
+from steelgen.cli.options import AllowChangedOption, ConfigOption, DryRunOption, SetOption
 from steelgen.cli.output import errors_as_lines, print_table
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def utility_command(
             "torchrun and in a Slurm job array it follows from the environment.",
         ),
     ] = None,
+    allow_changed: AllowChangedOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
     """Find out whether generated data helps segmentation networks on held-out real micrographs."""
@@ -39,10 +40,10 @@ def utility_command(
             _describe_study(settings)
             return
         from steelgen.evaluation.utility.study import utility
-        from steelgen.hpc.shards import find_shard, parse_shard
+        from steelgen.shards import find_shard, parse_shard
 
         part = parse_shard(shard) if shard else find_shard(os.environ)
-        result = utility(settings, lambda line: typer.echo(line, err=True), part)
+        result = utility(settings, lambda line: typer.echo(line, err=True), part, allow_changed or ())
         if result is None:
             typer.echo(f"shard {part} is complete in {settings.output_dir}; cells of other shards are missing")
         else:
@@ -68,7 +69,7 @@ def load_utility_settings(config: Path, overrides: list[str] | None) -> UtilityC
 
 def _print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
     """Prints scores, differences and the verdict of a finished study."""
-    from steelgen.evaluation.utility.report import describe_differences, describe_scores
+    from steelgen.evaluation.utility.study_page import describe_differences, describe_scores
     from steelgen.evaluation.verdict import judge_differences
 
     for kind in ("notes", "warnings"):

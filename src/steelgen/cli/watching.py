@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 _LINE_EVERY_S = 10
 
 
-def run_training(config: RunConfig, resume: bool) -> TrainingResult:
+def run_training(config: RunConfig, resume: bool, allow_changed: Sequence[str] = ()) -> TrainingResult:
     """Trains or fine-tunes, by the kind of the config, and shows how it goes."""
     from steelgen.config.train import TrainConfig
     from steelgen.training.loop import finetune, train
 
     run: Any = train if isinstance(config, TrainConfig) else finetune
     with watch_training(config.train.max_minutes) as observer:
-        return run(config, observer, resume)
+        return run(config, observer, resume, allow_changed)
 
 
 @contextmanager
@@ -78,10 +78,9 @@ class _TimingObserver(_SilentObserver):
     def _describe(self, step: int, values: dict[str, float]) -> str:
         elapsed = time.monotonic() - self._begun
         remaining = min(elapsed / (step - self._first) * (self._last - step), self._max_seconds - elapsed)
-        return (
-            f"loss {values['loss']:.4f}  {values['images_per_second']:.1f} images/s  "
-            f"{max(remaining, 0) / 60:.1f} min left"
-        )
+        phases = (name for name in values if name.split("_")[0] == "loss" and "_bin_" not in name)
+        losses = "".join(f"{name.replace('_', ' ')} {values[name]:.4f}  " for name in phases)
+        return f"{losses}{values['images_per_second']:.1f} images/s  {max(remaining, 0) / 60:.1f} min left"
 
 
 class _LineObserver(_TimingObserver):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import json
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from steelgen.errors import InputError
-from steelgen.files import load_json
+from steelgen.errors import InputError, describe_problem
+from steelgen.files import is_writable, load_json, parse_json
 
 
 class Section(BaseModel):
@@ -25,18 +24,46 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+    removed: ClassVar[Mapping[str, str]] = {}
+    """Fields that older configs hold, and why they are gone; where they were off, the config goes on."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for name in cls.removed.keys() & values.keys():
+            if values[name] not in (None, False, []):
+                raise ValueError(f"{name} was removed: {cls.removed[name]}")
+        return {name: value for name, value in values.items() if name not in cls.removed}
+
+
+MAX_SEED = 2**62
+"""Half of what torch takes, since numbers of images are added to it."""
+MAX_STEPS = 10**8
+MAX_IMAGE_SIZE = 8192
+"""px, of the edge of a network's images."""
+MAX_CROP_SIZE = 2**16
+"""px, of the edge of what is cut from a micrograph."""
+MAX_BATCH_SIZE = 2**16
+MAX_SHARDS = 10**5
+MAX_LEARNING_RATE = 10
+MAX_TIMESTEPS = 10**5
+"""Steps of a forward process; with more, neighbouring ones differ by less than fp32 can tell."""
+MAX_IMAGES = 10**7
+"""Of a set that is drawn."""
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
 
 def _check_factors(factors: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < factors[0] <= factors[1]:
-        raise ValueError("must be two positive numbers, the smaller one first")
+    if factors[0] > factors[1]:
+        raise ValueError("the smaller factor must come first")
     return factors
 
 
-FactorRange = Annotated[tuple[float, float], AfterValidator(_check_factors)]
+_Factor = Annotated[float, Field(gt=0, le=1000)]
+FactorRange = Annotated[tuple[_Factor, _Factor], AfterValidator(_check_factors)]
 """The lowest and the highest of positive factors."""
 
 
@@ -87,9 +114,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
         raise InputError(f"--set {override}: must be dotted.key=value")
+    if not is_writable(override):
+        raise InputError(f"--set {override!r}: holds what is no character")
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = parse_json(text, f"--set {key}")
+    except InputError:
         value = text
     *sections, name = key.split(".")
     for section in sections:
@@ -109,11 +138,7 @@ def _describe(error: ValidationError, kind: type[Section]) -> str:
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
         return f"unknown key {location!r}; {hint}"
-    if first["type"] == "missing":
-        return f"{location}: is missing"
-    value = "" if isinstance(first["input"], dict) else f" (got {json.dumps(first['input'], default=str)})"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{location}: {message}{value}" if location else message
+    return describe_problem(first)
 
 
 def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:

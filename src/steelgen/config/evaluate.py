@@ -7,7 +7,17 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from steelgen.config.base import FactorRange, Section
+from steelgen.config.base import (
+    MAX_BATCH_SIZE,
+    MAX_CROP_SIZE,
+    MAX_IMAGE_SIZE,
+    MAX_IMAGES,
+    MAX_LEARNING_RATE,
+    MAX_SEED,
+    MAX_STEPS,
+    FactorRange,
+    Section,
+)
 
 
 class FeaturesSection(Section):
@@ -17,7 +27,7 @@ class FeaturesSection(Section):
     """efficientnet-lite0, inception, a TorchScript file (.pt) or module:function; one or several."""
     inception_weights: Path | None = None
     """The published Inception state dict (.pth or .safetensors); null looks in the cache."""
-    batch_size: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1, le=MAX_BATCH_SIZE)
     """Images a forward pass; null takes 4 on a CPU, whose cache larger batches overflow, and 64 on a GPU."""
 
     @field_validator("kinds", mode="before")
@@ -29,9 +39,9 @@ class FeaturesSection(Section):
 class GeometrySection(Section):
     """How real micrographs are cut to be comparable; null takes what sampling.json says."""
 
-    image_size: int | None = Field(default=None, ge=16)
+    image_size: int | None = Field(default=None, ge=16, le=MAX_IMAGE_SIZE)
     """Edge of the images compared, in pixels."""
-    crop_size: int | None = Field(default=None, ge=16)
+    crop_size: int | None = Field(default=None, ge=16, le=MAX_CROP_SIZE)
     """Edge of the square cut from a micrograph, in its own pixels."""
     scale_range: FactorRange | None = None
     """Each crop's edge is crop_size times a factor drawn from this range."""
@@ -42,35 +52,35 @@ class GeometrySection(Section):
 class SegmenterSection(Section):
     """The U-Net that is trained on the real training split and judges whether masks are obeyed."""
 
-    steps: int = Field(default=300, ge=1)
+    steps: int = Field(default=300, ge=1, le=MAX_STEPS)
     """Optimiser steps."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=MAX_BATCH_SIZE)
     """Crops a step."""
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0, le=MAX_LEARNING_RATE)
     """Peak of the one-cycle schedule."""
-    base_channels: int = Field(default=16, ge=8, multiple_of=8)
+    base_channels: int = Field(default=16, ge=8, multiple_of=8, le=1024)
     """Width of the first level; each of the following is twice as wide."""
     num_levels: int = Field(default=3, ge=1, le=6)
     """Levels above the bottleneck."""
-    train_size: int = Field(default=96, ge=16)
+    train_size: int = Field(default=96, ge=16, le=MAX_IMAGE_SIZE)
     """Edge of the training crops, px, at the magnification of the images; smaller images are used whole."""
-    boundary_tolerance: float = Field(default=2.0, ge=0)
+    boundary_tolerance: float = Field(default=2.0, ge=0, le=1000)
     """px within which a boundary pixel counts as met, for the boundary F1."""
 
 
 class MicrostructureSection(Section):
     """Descriptors of the masks, and of what the segmenter sees in the images."""
 
-    max_images: int = Field(default=256, ge=1)
+    max_images: int = Field(default=256, ge=1, le=MAX_IMAGES)
     """Images of each set that are measured; the first ones."""
 
 
 class MemorisationSection(Section):
     """The search for training images among the generated ones."""
 
-    max_images: int = Field(default=128, ge=2)
+    max_images: int = Field(default=128, ge=2, le=MAX_IMAGES)
     """Images of each set that are searched for; the first ones. 0.1 to 0.2 s each on two cores."""
-    search_size: int = Field(default=32, ge=8)
+    search_size: int = Field(default=32, ge=8, le=1024)
     """px edge at which pixels are compared."""
 
 
@@ -87,9 +97,9 @@ class EvaluateConfig(Section):
     """The real split that the generator never saw: the reference that counts."""
     train_split: str = "train"
     """The real split that the generator was trained on."""
-    num_real: int | None = Field(default=None, ge=4)
+    num_real: int | None = Field(default=None, ge=4, le=MAX_IMAGES)
     """Real crops of each split; null takes as many as there are generated images."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Of the crops, the segmenter and the KID subsets."""
     geometry: GeometrySection = GeometrySection()
     features: FeaturesSection = FeaturesSection()

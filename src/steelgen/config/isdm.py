@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from steelgen.config.base import Section
+from steelgen.config.base import (
+    MAX_BATCH_SIZE,
+    MAX_CROP_SIZE,
+    MAX_IMAGE_SIZE,
+    MAX_IMAGES,
+    MAX_LEARNING_RATE,
+    MAX_STEPS,
+    MAX_TIMESTEPS,
+    Section,
+)
 from steelgen.config.solver import check_schedule
 
 _DEFAULT_CHANNEL_MULT: dict[int, list[float]] = {
@@ -20,21 +30,21 @@ _DEFAULT_CHANNEL_MULT: dict[int, list[float]] = {
 class IsdmNetworkSection(Section):
     """What ISDM's files do not say about a checkpoint: the settings of its network and its diffusion."""
 
-    image_size: int = Field(64, ge=8)
+    image_size: int = Field(64, ge=8, le=MAX_IMAGE_SIZE)
     """Edge of the images, in pixels."""
     num_classes: int = Field(151, ge=1, le=255)
     """Classes of the masks."""
-    num_channels: int = Field(128, ge=1)
+    num_channels: int = Field(128, ge=1, le=4096)
     """Channels of the first level, before channel_mult."""
     channel_mult: str = ""
     """One factor a level, as in "1,2,4"; empty: by image_size (512, 256, 128 or 64)."""
-    num_res_blocks: int = Field(2, ge=1)
+    num_res_blocks: int = Field(2, ge=1, le=64)
     """Residual blocks a level."""
-    num_heads: int = Field(4, ge=1)
+    num_heads: int = Field(4, ge=1, le=1024)
     """Attention heads, where num_head_channels is -1."""
-    num_heads_upsample: int = Field(-1, ge=-1)
+    num_heads_upsample: int = Field(-1, ge=-1, le=1024)
     """Attention heads of the decoder; -1: num_heads."""
-    num_head_channels: int = Field(-1, ge=-1)
+    num_head_channels: int = Field(-1, ge=-1, le=4096)
     """Channels an attention head; -1: num_heads decides."""
     attention_resolutions: str = "16,8"
     """Edges, in feature pixels, of the levels with attention, as in "32,16,8"."""
@@ -50,7 +60,7 @@ class IsdmNetworkSection(Section):
     """Without the channel of instance edges beside the classes."""
     learn_sigma: bool = False
     """Learn the reverse variance."""
-    diffusion_steps: int = Field(1000, ge=2)
+    diffusion_steps: int = Field(1000, ge=2, le=MAX_TIMESTEPS)
     """Steps of the forward process."""
     noise_schedule: Literal["linear", "cosine"] = "linear"
     """Noise schedule."""
@@ -106,21 +116,21 @@ class IsdmNetworkSection(Section):
 class IsdmBalanceSection(Section):
     """balance_args."""
 
-    max_class_dif: float = Field(0.1, ge=0)
+    max_class_dif: float = Field(0.1, ge=0, le=1000000)
     """Allowed excess of the most frequent class over the rarest."""
     based_on_generated_data_only: bool = False
     """Balance the drawn masks alone."""
     based_on_pixel_count: bool = True
     """Count pixels, else objects."""
-    ejection_classes: list[int] = [0]
+    ejection_classes: list[Annotated[int, Field(ge=0, le=254)]] = [0]
     """Classes that do not count."""
     use_mask_augmentation: bool = False
     """Turn and flip the masks."""
-    num_classes: int | None = None
+    num_classes: int | None = Field(None, ge=0, le=255)
     """Repeated from above."""
-    height: int | None = None
+    height: int | None = Field(None, ge=0, le=MAX_CROP_SIZE)
     """Size at which ISDM counts."""
-    width: int | None = None
+    width: int | None = Field(None, ge=0, le=MAX_CROP_SIZE)
     """Size at which ISDM counts."""
 
 
@@ -133,13 +143,13 @@ class IsdmConfig(IsdmNetworkSection):
     """Folder with train/images and train/masks."""
     dataset_mode: Literal["", "lemon-binary", "lemon-multi-class", "cityscapes", "ade20k", "celeba"] = ""
     """Layout of data_dir."""
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, le=MAX_LEARNING_RATE)
     """Learning rate."""
-    lr_anneal_steps: int = Field(0, ge=0)
+    lr_anneal_steps: int = Field(0, ge=0, le=MAX_STEPS)
     """Let the learning rate fall to 0 in so many steps and stop; 0: constant."""
-    batch_size: int = Field(1, ge=1)
+    batch_size: int = Field(1, ge=1, le=MAX_BATCH_SIZE)
     """Images a step."""
-    microbatch: int = -1
+    microbatch: int = Field(-1, ge=-1, le=MAX_BATCH_SIZE)
     """Images a forward pass; -1: batch_size."""
     schedule_sampler: Literal["uniform", "loss-second-moment"] = "uniform"
     """How training draws timesteps."""
@@ -149,29 +159,29 @@ class IsdmConfig(IsdmNetworkSection):
     """Recompute activations."""
     use_fp16: bool = False
     """Half precision."""
-    fp16_scale_growth: float = 1e-3
+    fp16_scale_growth: float = Field(1e-3, ge=0, le=1000)
     """Growth of the loss scale."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=1000)
     """AdamW's weight decay."""
-    weights_decay: float | None = Field(None, ge=0)
+    weights_decay: float | None = Field(None, ge=0, le=1000)
     """Misspelt weight_decay of ISDM's own configs."""
     ema_rate: str = "0.9999"
     """Decays of the averages, as in "0.9999,0.999"."""
     drop_rate: float = Field(0.0, ge=0, le=1)
     """Probability of training without the mask."""
-    log_interval: int = Field(10, ge=1)
+    log_interval: int = Field(10, ge=1, le=MAX_STEPS)
     """Steps between log lines."""
-    save_interval: int = Field(10000, ge=1)
+    save_interval: int = Field(10000, ge=1, le=MAX_STEPS)
     """Steps between checkpoints."""
-    max_epochs: int = Field(20000, ge=1)
+    max_epochs: int = Field(20000, ge=1, le=MAX_STEPS)
     """Epochs at most."""
     resume_checkpoint: str = ""
     """model<step>.pt to go on from."""
-    num_samples: int = Field(10000, ge=1)
+    num_samples: int = Field(10000, ge=1, le=MAX_IMAGES)
     """Images to draw."""
     model_path: str = ""
     """Checkpoint to draw with."""
-    s: float = Field(1.0, ge=0)
+    s: float = Field(1.0, ge=0, le=1000)
     """Guidance scale."""
     results_path: str = ""
     """Folder of the images."""
@@ -204,7 +214,7 @@ class IsdmStudyConfig(Section):
     """Folder with images/ and masks/ that is tested on."""
     log: str = "./logs"
     """Folder of the results."""
-    image_size: int = Field(256, ge=16)
+    image_size: int = Field(256, ge=16, le=MAX_IMAGE_SIZE)
     """Edge of the networks' images, in pixels."""
     generated_masks: str = ""
     """Folder of the masks of the generated images."""
@@ -220,14 +230,17 @@ class IsdmStudyConfig(Section):
     """Architectures of segmentation_models_pytorch; null: three of them."""
     action: str | None = None
     """Part of the script that runs."""
-    num_samples: int | None = None
+    num_samples: int | None = Field(None, ge=0, le=MAX_IMAGES)
     """Generated images that must be there."""
-    segmentation_experiment_id: int | None = None
+    segmentation_experiment_id: int | None = Field(None, ge=0, le=10**9)
     """Earlier experiment that is tested."""
 
 
 def _parse_numbers(key: str, text: str, kind: type) -> list[Any]:
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
+        values = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise ValueError(f"{key} {text!r}: must be numbers separated by commas") from None
+        values = [math.inf]
+    if not all(abs(value) <= MAX_IMAGE_SIZE for value in values):
+        raise ValueError(f"{key} {text!r}: must be numbers up to {MAX_IMAGE_SIZE}, separated by commas")
+    return values

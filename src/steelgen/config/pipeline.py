@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from steelgen.config.base import Section
+from steelgen.config.base import MAX_SHARDS, Section
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.train import FinetuneConfig, TrainConfig
@@ -26,7 +26,7 @@ class PipelineConfig(Section):
     """The config of `steelgen evaluate`; null ends with the images."""
     utility: UtilityConfig | None = None
     """The config of `steelgen utility`; null asks for no study."""
-    shards: int = Field(1, ge=1)
+    shards: int = Field(1, ge=1, le=MAX_SHARDS)
     """Tasks of the job arrays of sampling and study under --slurm; on a workstation one batch comes after another."""
 
     @model_validator(mode="after")

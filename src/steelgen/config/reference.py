@@ -92,10 +92,10 @@ def _describe_limits(metadata: Sequence[Any]) -> list[str]:
 
 
 _LIMITS: dict[str, Any] = {
-    "Ge": lambda limit: f"≥ {limit.ge}",
-    "Gt": lambda limit: f"> {limit.gt}",
-    "Le": lambda limit: f"≤ {limit.le}",
-    "Lt": lambda limit: f"< {limit.lt}",
+    "Ge": lambda limit: f"≥ {limit.ge:,}",
+    "Gt": lambda limit: f"> {limit.gt:,}",
+    "Le": lambda limit: f"≤ {limit.le:,}",
+    "Lt": lambda limit: f"< {limit.lt:,}",
     "MinLen": lambda limit: f"at least {limit.min_length}",
 }
 

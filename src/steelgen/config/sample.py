@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from steelgen.config.base import Section
+from steelgen.config.base import MAX_BATCH_SIZE, MAX_CROP_SIZE, MAX_IMAGES, MAX_SEED, FactorRange, Section
 from steelgen.config.evaluate import SegmenterSection
 from steelgen.config.solver import AnySolverSection, SolverSection
 
@@ -57,22 +57,16 @@ class AugmentedMasks(Section):
     """Mirror every other mask."""
     max_rotation: float = Field(180.0, ge=0, le=180)
     """Turn each mask by an angle of up to so many degrees either way."""
-    warp: float = Field(3.0, ge=0)
+    warp: float = Field(3.0, ge=0, le=1000)
     """Elastic warp: standard deviation of the displacement, in px of the micrograph."""
-    warp_length: float = Field(32.0, gt=0)
+    warp_length: float = Field(32.0, gt=0, le=MAX_CROP_SIZE)
     """Distance over which the displacement changes, in px of the micrograph."""
     move_share: float = Field(0.5, ge=0, le=1)
     """Share of the islands that are cut out and placed anew; those cut by the border stay."""
-    island_scale: tuple[float, float] = (0.8, 1.25)
+    island_scale: FactorRange = (0.8, 1.25)
     """Length of an island placed anew, relative to what it was."""
     phase_fraction: dict[str, Annotated[float, Field(ge=0, le=0.6)]] = {}
     """Area share to be met by class name: islands are added from other masks, or taken away."""
-
-    @model_validator(mode="after")
-    def _check_scale(self) -> AugmentedMasks:
-        if not 0 < self.island_scale[0] <= self.island_scale[1]:
-            raise ValueError(f"island_scale {list(self.island_scale)}: must be two positive factors, the lower first")
-        return self
 
 
 class ProceduralMasks(Section):
@@ -97,7 +91,7 @@ class BalancedMasks(Section):
     """A dataset folder with the classes that the generator was trained on."""
     split: Literal["train", "val", "test"] = "train"
     """The split whose masks are used."""
-    max_class_dif: float = Field(0.1, ge=0)
+    max_class_dif: float = Field(0.1, ge=0, le=1000000)
     """By how much the most frequent class may exceed the rarest, relative to the rarest."""
     based_on_generated_data_only: bool = False
     """Balance what is drawn; else what is drawn together with the split's own masks."""
@@ -107,7 +101,7 @@ class BalancedMasks(Section):
     """Indices of classes that are not balanced; a mask that holds nothing else is not drawn."""
     use_mask_augmentation: bool = False
     """Draw one of the 8 flips and rotations each time."""
-    block_size: int = Field(64, ge=1)
+    block_size: int = Field(64, ge=1, le=MAX_IMAGES)
     """Masks that are chosen together; the classes are balanced after each block. Best: num_samples."""
 
 
@@ -137,9 +131,9 @@ class FilterSection(Section):
     max_correlation: float = Field(0.85, gt=0, le=1)
     """An image that correlates more with any place of a real micrograph, at any of 8 flips and rotations, is a copy;
     1 lets all pass."""
-    max_attempts: int = Field(20, ge=1)
+    max_attempts: int = Field(20, ge=1, le=1000000)
     """Attempts at an image before the run stops with a message."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of the segmenter's weights and crops."""
     segmenter: SegmenterSection = SegmenterSection()
     """Size and training of the segmenter; it is kept in the cache."""
@@ -160,25 +154,13 @@ class StartImagesSection(Section):
     """Draw one of the 8 flips and rotations for each of its micrographs."""
 
 
-class NoisePriorSection(Section):
-    """Start from noise about the training images' mean, not about 0 (SCP-Diff, Gao et al. 2024, arXiv 2403.09638).
-
-    For noise schedules that leave signal at their last step, as ISDM's linear one does: the network has seen a trace of
-    the image there, and takes noise without one for an image of other brightness.
-    """
-
-    dataset: Path
-    """The real dataset folder that the generator was trained on."""
-    split: Literal["train", "val", "test"] = "train"
-    """The split it was trained on."""
-    kind: Literal["spatial", "class", "joint"] = "joint"
-    """Mean and standard deviation by place in the image, by the class of each pixel, or by both."""
-    num_crops: int = Field(1024, ge=2)
-    """Crops that are measured."""
-
-
 class SampleConfig(Section):
     """`steelgen sample`: draw labelled synthetic micrographs."""
+
+    removed = {
+        "noise_prior": "schedules without signal at their last step, the default, have no use for it; train with "
+        "generator.noise.zero_terminal_snr"
+    }
 
     generator: Path
     """A run folder, a checkpoint, an export, or a model that comes with steelgen: bundled:uhcs."""
@@ -187,7 +169,7 @@ class SampleConfig(Section):
     output_format: Literal["folders", "dataset"] = "folders"
     """samples/, images/ (real, where there are any), labels/ and colored_labels/; or a dataset folder to train on, with
     train/images/ and train/masks/."""
-    files_per_folder: int | None = Field(None, ge=0)
+    files_per_folder: int | None = Field(None, ge=0, le=MAX_IMAGES)
     """Images of each numbered sub-folder of those folders, 000/, 001/ …; 0: no sub-folders. null: none up to 10,000
     images, else 1,000 in each, since shared file systems are slow with large folders; a folder once begun stays as it
     is."""
@@ -199,18 +181,16 @@ class SampleConfig(Section):
     """Also write coco.json: every island as polygon and as run lengths."""
     mask_source: AnyMasks
     """Where the masks come from."""
-    num_samples: int = Field(64, ge=1)
+    num_samples: int = Field(64, ge=1, le=MAX_IMAGES)
     """Pairs to draw."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Image number i is drawn with seed + i, whatever the batch size."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=MAX_BATCH_SIZE)
     """Images drawn at a time; a matter of memory and speed alone."""
     solver: AnySolverSection = SolverSection()
     """How they are drawn."""
     start_images: StartImagesSection | None = None
     """What drawing starts from beside noise; null: nothing."""
-    noise_prior: NoisePriorSection | None = None
-    """Moments of the noise that drawing starts from; null: mean 0 and variance 1."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the network; auto takes bf16 where the machine has it, and is recorded as what it took."""
     channels_last: bool = True
@@ -235,20 +215,9 @@ class SampleConfig(Section):
     @model_validator(mode="after")
     def _check_start(self) -> SampleConfig:
         start = self.start_images
-        if start and self.noise_prior:
-            raise ValueError("start_images and noise_prior exclude each other: both say what drawing starts from")
         if start and start.dataset is None and self.mask_source.kind not in ("split", "balanced"):
             raise ValueError(
                 f"start_images.dataset: is missing, and masks of the source {self.mask_source.kind!r} belong to no "
                 "micrograph"
-            )
-        if self.noise_prior and self.noise_prior.kind != "spatial" and isinstance(self.mask_source, NoMasks):
-            raise ValueError(
-                f"noise_prior.kind {self.noise_prior.kind!r}: needs masks, not mask_source 'none'; take 'spatial'"
-            )
-        if self.noise_prior and self.noise_prior.kind != "class" and getattr(self.mask_source, "whole", False):
-            raise ValueError(
-                f"noise_prior.kind {self.noise_prior.kind!r}: knows places in the network's own images, not in whole "
-                "micrographs; take 'class'"
             )
         return self

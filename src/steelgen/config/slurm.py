@@ -29,15 +29,15 @@ class SlurmProfile(Section):
     """Node features, e.g. a100."""
     time: str = "24:00:00"
     """Time limit of a job; training goes on in a new one when it is reached."""
-    nodes: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1, le=100000)
     """Nodes of a training job."""
-    gpus_per_node: int = Field(1, ge=0)
+    gpus_per_node: int = Field(1, ge=0, le=1024)
     """GPUs of a node; training runs one process a GPU. 0 asks for none and runs one process a node."""
     gpu_type: Word | None = None
     """Type of GPU in the request, e.g. h100."""
     gpu_option: Literal["gpus-per-node", "gres"] = "gpus-per-node"
     """How the site wants GPUs asked for: --gpus-per-node=N or --gres=gpu:N."""
-    cpus_per_task: int | None = Field(None, ge=1)
+    cpus_per_task: int | None = Field(None, ge=1, le=100000)
     """CPU cores of each node's task; null takes the cluster's default."""
     memory: Word | None = None
     """Memory of a node, e.g. 64G; null takes the cluster's default."""
@@ -52,9 +52,9 @@ class SlurmProfile(Section):
     the command was called from."""
     environment: dict[str, str] = {}
     """Further environment variables, e.g. NCCL_SOCKET_IFNAME."""
-    signal_seconds: int = Field(300, ge=1)
+    signal_seconds: int = Field(300, ge=1, le=65535)
     """How long before its time limit a job is told to save; Slurm may be up to a minute early."""
-    max_requeues: int = Field(100, ge=0)
+    max_requeues: int = Field(100, ge=0, le=1000000)
     """How often a job may put itself back into the queue."""
 
     @field_validator("time")

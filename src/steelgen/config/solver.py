@@ -7,11 +7,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from steelgen.config.base import Section
+from steelgen.config.base import MAX_TIMESTEPS, Section
 from steelgen.errors import InputError
 
+_NoiseLevel = Annotated[float, Field(ge=0, le=1e9)]
 
-class SolverSection(Section):
+
+class DrawingSection(Section):
+    """What all solvers share: memory, and images larger than the network's."""
+
+    mask_cache_gib: float = Field(4.0, ge=0, le=10**6)
+    """Memory for the mask features that are computed once for all steps; what does not fit is recomputed."""
+    window_overlap: float = Field(0.5, ge=0.1, le=0.9)
+    """For images larger than the network's: share by which neighbouring windows overlap at least."""
+    window_memory_gib: float = Field(8.0, gt=0, le=10**6)
+    """GPU memory for the windows that run in one batch; on a CPU each runs by itself."""
+    periodic: bool = False
+    """Windows also reach across the image's edges, so that it can be tiled; for simulation cells."""
+
+
+class SolverSection(DrawingSection):
     """The solver of the reverse process and its guidance."""
 
     name: Literal["auto", "dpmsolver++", "sde-dpmsolver++", "unipc", "ddim", "ddpm", "euler", "heun"] = "auto"
@@ -20,7 +35,7 @@ class SolverSection(Section):
     (Karras et al. 2022, arXiv 2206.00364). auto: networks that predict noise are drawn by solvers whose fresh noise
     covers what they mistake, ddpm where they have learned its variance (ISDM's), else sde-dpmsolver++; all others by
     dpmsolver++."""
-    num_inference_steps: int = Field(12, ge=1)
+    num_inference_steps: int = Field(12, ge=1, le=MAX_TIMESTEPS)
     """Steps of the solver; each costs one network evaluation (Heun: two), twice that under guidance."""
     timestep_spacing: Literal["power", "trailing", "linspace", "leading"] = "power"
     """Where the steps lie: closer together at low noise, where texture is made (power), or evenly; all but leading ones
@@ -30,10 +45,10 @@ class SolverSection(Section):
     karras_sigmas: bool = False
     """Space the steps by Karras et al. 2022 (arXiv 2206.00364, eq. 5) instead of by power; for dpmsolver++, unipc,
     euler, heun."""
-    guidance_scale: float = Field(1.5, ge=0)
+    guidance_scale: float = Field(1.5, ge=0, le=1000)
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): null + s·(conditional − null).
     1 is the plain conditional model, above it the mask is obeyed more strictly."""
-    guidance_interval: tuple[float, float] | None = (0.2, 2.0)
+    guidance_interval: tuple[_NoiseLevel, _NoiseLevel] | None = (0.2, 2.0)
     """Guide only at noise levels σ between these two, σ = √((1 − ᾱ)/ᾱ); the other steps cost one evaluation
     (Kynkäänniemi et al. 2024, arXiv 2404.07724). null guides every step, which takes from the variety of the images."""
     guidance_rescale: float = Field(0.0, ge=0, le=1)
@@ -41,18 +56,12 @@ class SolverSection(Section):
     autoguidance: Path | None = None
     """Guide away from this weaker generator, an early checkpoint of the same run, instead of the null mask
     (Karras et al. 2024, arXiv 2406.02507)."""
-    mask_cache_gib: float = Field(4.0, ge=0)
-    """Memory for the mask features that are computed once for all steps; what does not fit is recomputed."""
-    window_overlap: float = Field(0.5, ge=0.1, le=0.9)
-    """For images larger than the network's: share by which neighbouring windows overlap at least."""
-    periodic: bool = False
-    """Windows also reach across the image's edges, so that it can be tiled; for simulation cells."""
 
     @model_validator(mode="after")
     def _check(self) -> SolverSection:
         if self.karras_sigmas and self.name in ("ddim", "ddpm"):
             raise ValueError(f"karras_sigmas has no meaning for the solver {self.name!r}")
-        if self.guidance_interval and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+        if self.guidance_interval and self.guidance_interval[0] >= self.guidance_interval[1]:
             raise ValueError(
                 f"guidance_interval {list(self.guidance_interval)}: must be two noise levels, the lower first"
             )
@@ -79,13 +88,13 @@ def check_schedule(beta_schedule: str, num_train_timesteps: int) -> None:
         )
 
 
-class RespacedSolverSection(Section):
+class RespacedSolverSection(DrawingSection):
     """Ancestral or DDIM steps over a schedule of their own, with learned or fixed variances (Nichol & Dhariwal 2021,
     arXiv 2102.09672); this is how ISDM draws, number by number."""
 
     name: Literal["respaced_ddpm", "respaced_ddim"]
     """Ancestral sampling, or deterministic DDIM (Song et al. 2020, arXiv 2010.02502)."""
-    num_train_timesteps: int = Field(1000, ge=1)
+    num_train_timesteps: int = Field(1000, ge=1, le=MAX_TIMESTEPS)
     """Steps of the schedule before respacing (ISDM's diffusion_steps)."""
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
     """Linear, with ends scaled by 1000/num_train_timesteps (at least 21 of them), or cosine."""
@@ -97,10 +106,8 @@ class RespacedSolverSection(Section):
     """The reverse variance of networks that do not learn it: β or β̃ (Ho et al. 2020, section 3.2)."""
     clip_denoised: bool = True
     """Clip the predicted image to the range of grey levels in every step."""
-    guidance_scale: float = Field(1.5, ge=1)
+    guidance_scale: float = Field(1.5, ge=1, le=1000)
     """Classifier-free guidance: null + s·(conditional − null); 1 is the plain conditional model."""
-    mask_cache_gib: float = Field(4.0, ge=0)
-    """Memory for the mask features that are computed once for all steps; what does not fit is recomputed."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> RespacedSolverSection:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from steelgen.config.base import Section
+from steelgen.config.base import MAX_BATCH_SIZE, MAX_LEARNING_RATE, MAX_SEED, MAX_STEPS, Section
 from steelgen.config.evaluate import GeometrySection
 
 _CODE = re.compile(r"R(?P<real>ALL|\d+|\d+(?:\.\d+)?%)F(?P<generated>ALL|\d+)")
@@ -74,17 +74,17 @@ def parse_code(text: str) -> DataCode:
 class UtilityTrainingSection(Section):
     """How every segmentation network of the study is trained."""
 
-    steps: int = Field(default=300, ge=1)
+    steps: int = Field(default=300, ge=1, le=MAX_STEPS)
     """Optimiser steps, the same for every code: more data is not more training."""
-    batch_size: int = Field(default=16, ge=2)
+    batch_size: int = Field(default=16, ge=2, le=MAX_BATCH_SIZE)
     """Images a step."""
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0, le=MAX_LEARNING_RATE)
     """AdamW's, at the peak of the one-cycle schedule."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, le=1000)
     """AdamW's decoupled weight decay."""
     loss: Literal["ce", "dice", "ce+dice"] = "ce+dice"
     """Cross-entropy weighted by the inverse root of the class frequencies, soft Dice, or their sum."""
-    base_channels: int = Field(default=16, ge=8, multiple_of=8)
+    base_channels: int = Field(default=16, ge=8, multiple_of=8, le=1024)
     """Width that all built-in architectures are scaled by; those of smp: have their encoder's."""
     augment: bool = True
     """Draw one of the 8 flips and rotations for each image."""
@@ -98,7 +98,7 @@ class UtilityTrainingSection(Section):
     """mixed draws both kinds in every batch; pretrain begins with generated images alone and ends with real ones."""
     pretrain_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of the steps that `pretrain` spends on generated images."""
-    validate_every: int = Field(default=50, ge=1)
+    validate_every: int = Field(default=50, ge=1, le=MAX_STEPS)
     """Steps between validations; the weights with the best validation mIoU are those tested."""
 
 
@@ -117,7 +117,7 @@ class UtilityConfig(Section):
     """Training sets R<n|p%|ALL>F<m|ALL>: n micrographs of the training split, m generated pairs."""
     architectures: list[str] = Field(default=["unetplusplus", "segformer", "deeplabv3plus"], min_length=1)
     """unet, unetplusplus, segformer, deeplabv3plus, upernet, smp:NAME or smp:NAME:ENCODER."""
-    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(default=[0, 1, 2], min_length=1)
     """Of the subset of micrographs, the weights and the crops; cells of one seed are paired."""
     train_split: str = "train"
     """The split that real micrographs are taken from."""
@@ -133,7 +133,7 @@ class UtilityConfig(Section):
     training: UtilityTrainingSection = UtilityTrainingSection()
     mixed_precision: Literal["no", "bf16", "auto"] = "no"
     """Precision of the networks; auto takes bf16 where the machine has it, and is recorded as what it took."""
-    num_bootstrap: int = Field(default=2000, ge=100)
+    num_bootstrap: int = Field(default=2000, ge=100, le=100000)
     """Resamples behind each 95 % interval of a difference."""
     device: str = "auto"
     """A torch device; auto takes a GPU where there is one."""
@@ -155,8 +155,6 @@ class UtilityConfig(Section):
     @field_validator("seeds")
     @classmethod
     def _check_seeds(cls, seeds: list[int]) -> list[int]:
-        if min(seeds) < 0:
-            raise ValueError("seeds must not be negative")
         return _check_unique("seeds", seeds)
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from steelgen.data.folder import DatasetInfo, Pair, list_pairs, load_dataset_inf
 from steelgen.data.images import to_channels
 from steelgen.data.instances import load_instance_ids
 from steelgen.errors import InputError
-from steelgen.files import default_cache_dir, load_json, new_folder, save_json
+from steelgen.files import Record, default_cache_dir, load_record, new_folder, save_json
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Micrographs:
     """(H, W) class indices each."""
     instances: list[NDArray[np.uint16]] | None = None
     """(H, W) instance ids each, where every micrograph has them."""
+    digest: str = ""
+    """Of all files of the split, in hex; empty for other sets of micrographs."""
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -54,7 +56,7 @@ class Micrographs:
         """The images alone, of no classes."""
         info = self.info.model_copy(update={"class_names": [], "palette": []})
         blank = [np.full(mask.shape, info.ignore_index, np.uint8) for mask in self.masks]
-        return Micrographs(info, self.stems, self.images, blank)
+        return Micrographs(info, self.stems, self.images, blank, digest=self.digest)
 
     def compute_intensity(self) -> tuple[float, float]:
         """Mean and standard deviation of all pixels, in the units of the network's images ([-1, 1])."""
@@ -77,17 +79,19 @@ def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: 
         InputError: if the split is missing, empty or holds a pair that cannot be used.
     """
     info, pairs = load_dataset_info(root), list_pairs(root, split)
-    folder = (cache_root or default_cache_dir()) / _compute_key(root, pairs, in_channels)
+    digest = _compute_key(root, pairs, in_channels)
+    folder = (cache_root or default_cache_dir()) / digest
     if not (folder / "index.json").is_file():
         _build(folder, info, pairs, in_channels)
-    index = load_json(folder / "index.json")
-    shapes = [tuple(shape) for shape in index["shapes"]]
+    index = load_record(folder / "index.json", _Index)
+    shapes = index.shapes
     return Micrographs(
         info,
-        index["stems"],
+        index.stems,
         _map(folder / "images.raw", [(*shape, 3) if in_channels == 3 else shape for shape in shapes]),
         _map(folder / "masks.raw", shapes),
-        _map(folder / "instances.raw", shapes) if index["has_instances"] else None,
+        _map(folder / "instances.raw", shapes) if index.has_instances else None,
+        digest,
     )
 
 
@@ -104,7 +108,16 @@ def decode_split(root: Path, split: str, in_channels: int = 1) -> Micrographs:
         [_load_instances(pair, mask.shape) for pair, (_, mask) in zip(pairs, decoded, strict=True)]
         if has_instances
         else None,
+        _compute_key(root, pairs, in_channels),
     )
+
+
+class _Index(Record):
+    """index.json of a cache."""
+
+    stems: list[str]
+    shapes: list[tuple[int, ...]]
+    has_instances: bool
 
 
 def _compute_key(root: Path, pairs: list[Pair], in_channels: int) -> str:

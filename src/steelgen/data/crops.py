@@ -6,7 +6,7 @@ training resumes in mid-epoch by counting on from the crops already used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,7 +59,8 @@ class CropDataset(Dataset):
     """Crop number n of an endless sequence; an epoch visits every micrograph `crops_per_micrograph` times.
 
     Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
-    int64, and where they are asked for `instance_edges` (S, S) bool and `augmentation` (6,) float32.
+    int64, what `randomness` gives, and where they are asked for `instance_edges` (S, S) bool and `augmentation` (6,)
+    float32.
 
     Args:
         micrographs: the split.
@@ -70,6 +71,7 @@ class CropDataset(Dataset):
         instance_edges: items tell where instances meet.
         augmentation: items tell how they were changed; see `Placement.describe_augmentation`.
         in_order: each pass visits the micrographs in the order of their names; else in a fresh random order.
+        randomness: what else is random of crop number n; see `Generator.randomness`.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class CropDataset(Dataset):
         instance_edges: bool = False,
         augmentation: bool = False,
         in_order: bool = False,
+        randomness: Callable[[int], dict[str, torch.Tensor]] | None = None,
     ) -> None:
         smallest = min(min(mask.shape) for mask in micrographs.masks)
         if smallest < geometry.image_size:
@@ -97,6 +100,7 @@ class CropDataset(Dataset):
         self.instance_edges = instance_edges and micrographs.instances is not None
         self.augmentation = augmentation
         self.in_order = in_order
+        self.randomness = randomness
         area = float(np.mean([mask.size for mask in micrographs.masks]))
         self.crops_per_micrograph = max(1, round(area / geometry.crop_size**2))
 
@@ -118,7 +122,7 @@ class CropDataset(Dataset):
         if self.augmentation:
             described = self.place(number).describe_augmentation(self.geometry.crop_size)
             item["augmentation"] = torch.from_numpy(described)
-        return item
+        return item if self.randomness is None else {**item, **self.randomness(number)}
 
     def cut(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Crop number `number` (any integer ≥ 0) as uint8 image and mask."""

@@ -3,6 +3,7 @@
     dataset.json                          name, class names, palette, ignore_index, pixel size, licence, source
     metadata.jsonl                        optional; one line an image: file_name, parent micrograph, anything else known
     train/ val/ test/  images/  masks/    paired by file stem; without masks/ the dataset has no classes
+    train/rejects.txt                     optional; stems that `list_pairs` passes over, one a line
 
 Masks are single-channel 8-bit palette PNGs: class indices on disk, colours in any viewer, 255 is "ignore".
 ISDM's own layout (train|test/{images,masks}, no dataset.json, binary masks of 0 and 255) reads too, and so does a plain
@@ -14,35 +15,40 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from steelgen.data.images import load_image, load_index_image
 from steelgen.data.palette import default_palette, isdm_palette
+from steelgen.data.rejects import REJECTS_FILE, load_rejects
 from steelgen.errors import InputError
-from steelgen.files import load_json, new_file, save_json
+from steelgen.files import Record, load_record, load_text, new_file, parse_json, parse_record, save_json
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
 
+Channel = Annotated[int, Field(ge=0, le=255)]
+"""Of a colour."""
+
+
 class DatasetInfo(BaseModel):
     """The content of dataset.json."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
     class_names: list[str] = Field(max_length=255)
     """None for images without masks."""
-    palette: list[tuple[int, int, int]] = []
+    palette: list[tuple[Channel, Channel, Channel]] = []
     """One RGB colour (0-255) a class, for viewing only; colours that all can tell apart where none are given."""
     ignore_index: int = Field(255, ge=0, le=255)
     """Mask value of pixels that belong to no class and count nowhere."""
-    pixel_size_um: float | None = Field(None, gt=0)
+    pixel_size_um: float | None = Field(None, gt=0, lt=1e6)
     """Edge length of a pixel in µm, where known."""
     licence: str = ""
     source: str = ""
@@ -82,11 +88,7 @@ def load_dataset_info(root: Path) -> DatasetInfo:
         raise InputError(f"{root}: no such dataset folder")
     path = root / "dataset.json"
     if path.is_file():
-        try:
-            return DatasetInfo.model_validate(load_json(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from None
+        return load_record(path, DatasetInfo)
     if not list_splits(root):
         raise InputError(
             f"{root}: not a dataset folder (no dataset.json, no train/, val/ or test/ with images/, and no images)"
@@ -131,26 +133,35 @@ def list_images(folder: Path) -> list[Path]:
     )
 
 
-def list_pairs(root: Path, split: str) -> list[Pair]:
+def list_pairs(root: Path, split: str, with_rejects: bool = False) -> list[Pair]:
     """The image/mask pairs of one split, sorted by stem; without a folder of masks the images alone.
 
+    Args:
+        with_rejects: also those that the split's rejects.txt names.
+
     Raises:
-        InputError: if the split is missing or empty, a stem occurs twice, or an image or a mask lacks its partner.
+        InputError: if the split is missing or empty, all of it is rejected, a stem occurs twice, or an image or a mask
+            lacks its partner.
     """
     present, folder = list_splits(root), root / split
     if split not in present and not folder.is_dir():
         known = f"{', '.join(present)}; `steelgen data split` makes others" if present else "none"
         raise InputError(f"{root}: no split {split!r} (present: {known})")
-    images = _by_stem(find_images(root, split) if split in present else folder / "images")
-    if images and not (folder / "masks").is_dir():
-        return [Pair(stem, path, None) for stem, path in images.items()]
-    masks = _by_stem(folder / "masks")
-    for stem in images.keys() ^ masks.keys():
-        path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
-        raise InputError(f"{path}: has no {other} of the same name")
+    image_folder = find_images(root, split) if split in present else folder / "images"
+    images = _by_stem(image_folder)
+    masks: dict[str, Path] | None = None
+    if not images or (folder / "masks").is_dir():
+        masks = _by_stem(folder / "masks")
+        for stem in images.keys() ^ masks.keys():
+            path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
+            raise InputError(f"{path}: has no {other} of the same name")
     if not images:
         raise InputError(f"{folder}: the split is empty")
-    return [Pair(stem, images[stem], masks[stem]) for stem in images]
+    rejects = frozenset() if with_rejects else load_rejects(image_folder)
+    pairs = [Pair(stem, images[stem], masks[stem] if masks else None) for stem in images if stem not in rejects]
+    if not pairs:
+        raise InputError(f"{image_folder}: {REJECTS_FILE} names every image of the split")
+    return pairs
 
 
 def load_pair(pair: Pair, info: DatasetInfo) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -197,38 +208,38 @@ def load_mask(path: Path, info: DatasetInfo) -> NDArray[np.uint8]:
 
 def save_mask(path: Path, mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> None:
     """Writes (H, W) uint8 class indices as a palette PNG; index 255 shows as white."""
+    with new_file(path) as working:
+        build_index_image(mask, palette).save(working, optimize=True)
+
+
+def build_index_image(mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> Image.Image:
+    """(H, W) uint8 class indices as a palette image; index 255 shows as white."""
     image = Image.fromarray(mask)
     image.putpalette(bytes(channel for colour in palette for channel in colour) + b"\xff" * (768 - 3 * len(palette)))
-    with new_file(path) as working:
-        image.save(working, optimize=True)
+    return image
 
 
 def load_metadata(root: Path) -> dict[str, dict[str, Any]]:
     """Reads metadata.jsonl as {file_name: row}; empty where there is none.
 
     Raises:
-        InputError: if a line is not a JSON object with a file_name.
+        InputError: if a line is not a JSON object with a file_name; the message gives the line.
     """
     path = root / "metadata.jsonl"
     if not path.is_file():
         return {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(load_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            name = row["file_name"]
-        except (json.JSONDecodeError, KeyError, TypeError, RecursionError):
-            name = None
-        if not isinstance(name, str) or "\0" in name:
-            raise InputError(f"{path}:{number}: not a JSON object with a file_name")
-        rows[name] = row
+        row = parse_json(line, str(path), number)
+        rows[parse_record(row, _MetadataRow, f"{path}:{number}").file_name] = row
     return rows
+
+
+class _MetadataRow(Record):
+    file_name: str
+    pixel_size_um: float | None = Field(None, gt=0, lt=1e6, strict=True)
 
 
 def save_metadata(root: Path, rows: list[dict[str, Any]]) -> None:

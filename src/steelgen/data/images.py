@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,73 @@ def load_index_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         InputError: if the file is missing, truncated, too large, no image, or has colour channels that differ.
     """
-    array = _decode(path, as_indices=True)
+    array = load_whole_numbers(path)
+    if array.size and not 0 <= array.min() <= array.max() <= 255:
+        value = array.max() if array.max() > 255 else array.min()
+        raise InputError(f"{path}: mask index {value} does not fit 8 bits")
+    return array.astype(np.uint8)
+
+
+def load_whole_numbers(path: Path) -> NDArray[np.integer[Any]]:
+    """Reads an image of labels: palette indices, or grey levels of any depth; of a TIFF the first page.
+
+    Returns:
+        (H, W), of the type in the file.
+
+    Raises:
+        InputError: if the file is missing, truncated, too large, no image, or has channels that differ.
+    """
+    array = _load_deep_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else None
+    if array is None:
+        array = _decode(path, as_indices=True)
     if array.ndim == 3 and (array[..., :1] == array).all():
         return np.ascontiguousarray(array[..., 0])
     if array.ndim == 3:
         raise InputError(f"{path}: a mask must have one channel of class indices, not RGB colours")
-    if array.dtype == np.uint16:
-        if array.max(initial=0) > 255:
-            raise InputError(f"{path}: mask index {array.max()} does not fit 8 bits")
-        return array.astype(np.uint8)
     return array
+
+
+def load_rgba(path: Path) -> NDArray[np.uint8]:
+    """Reads the colours of an image as (H, W, 4) uint8 RGBA.
+
+    Raises:
+        InputError: see `load_image`.
+    """
+    return _decode(path, mode="RGBA")
+
+
+def is_colored(path: Path) -> bool:
+    """Whether an image has colour channels that differ, or an opacity.
+
+    Raises:
+        InputError: see `load_image`.
+    """
+    try:
+        load_whole_numbers(path)
+    except InputError as error:
+        try:
+            rgba = load_rgba(path)
+        except InputError:
+            raise error from None
+        return bool((rgba[..., :1] != rgba[..., :3]).any() or (rgba[..., 3] < 255).any())
+    return False
+
+
+def load_image_size(path: Path) -> tuple[int, int]:
+    """The (height, width) that an image's header states; the pixels are not read.
+
+    Raises:
+        InputError: if the file is missing or no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return image.height, image.width
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise InputError(f"{path}: not a readable image: {first_line(error)}") from None
 
 
 def save_image(path: Path, image: NDArray[np.uint8]) -> None:
@@ -67,7 +125,28 @@ def save_image(path: Path, image: NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(working)
 
 
-def _decode(path: Path, as_indices: bool = False) -> NDArray:
+def _load_deep_tiff(path: Path) -> NDArray[np.integer[Any]] | None:
+    """The first page of a TIFF of whole numbers that Pillow does not read, such as napari's 32 and 64 bit labels."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            if page.dtype is None or page.dtype.kind not in "iu" or page.dtype in (np.uint8, np.uint16):
+                return None
+            if math.prod(page.shape) > MAX_PIXELS:
+                raise InputError(f"{path}: {page.shape} pixels exceed the limit of {MAX_PIXELS:,}")
+            array = page.asarray().squeeze()
+    except InputError:
+        raise
+    except Exception:  # Pillow says what is wrong with it
+        return None
+    if array.ndim != 2:
+        raise InputError(f"{path}: labels of shape {array.shape} are no 2D image")
+    return array
+
+
+def _decode(path: Path, as_indices: bool = False, mode: str | None = None) -> NDArray:
     try:
         with warnings.catch_warnings():
             # Pillow warns of sizes, which are checked here, and of tags that nobody reads.
@@ -78,6 +157,8 @@ def _decode(path: Path, as_indices: bool = False) -> NDArray:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise InputError(f"{path}: {width}x{height} pixels exceed the limit of {MAX_PIXELS:,}")
+                if mode is not None:
+                    return np.asarray(image.convert(mode))
                 if image.mode in ("I;16", "I;16B", "I;16L", "I"):
                     return _to_uint16(np.asarray(image), path)
                 if image.mode == "1" and as_indices:

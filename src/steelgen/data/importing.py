@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,24 @@ from PIL import Image
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet
 from steelgen.data.compose import Agreement, Overlap, compose_mask, merge_masks
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask, save_metadata
-from steelgen.data.images import load_index_image
 from steelgen.data.importers.coco import read_coco
+from steelgen.data.importers.cvat import read_cvat
+from steelgen.data.importers.geojson import read_geojson
+from steelgen.data.importers.label_images import read_labels
+from steelgen.data.importers.label_studio import read_label_studio
 from steelgen.data.importers.labelme import read_labelme
 from steelgen.data.importers.ma_islands import read_ma_islands
+from steelgen.data.importers.nnunet import read_nnunet
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.rle_csv import read_rle_csv
+from steelgen.data.importers.roi import read_roi
 from steelgen.data.importers.trees import read_trees
+from steelgen.data.importers.via import read_via
 from steelgen.data.importers.voc import read_voc
+from steelgen.data.importers.yolo import read_yolo
 from steelgen.data.instances import load_instance_ids, save_instances
-from steelgen.data.micrograph import ImageOptions, load_micrograph
+from steelgen.data.mask_files import load_mask_file
+from steelgen.data.micrograph import MAX_BAR_SHARE, ImageOptions, Micrograph, load_micrograph
 from steelgen.data.pool import map_on_cores
 from steelgen.data.splits import assign_splits
 from steelgen.errors import InputError
@@ -46,9 +54,17 @@ READERS = {
     "ma-islands": Reader(read_ma_islands, ("skip_missing", "include_excluded", "poi_columns")),
     "coco": Reader(read_coco, ("skip_missing",)),
     "labelme": Reader(read_labelme, ("skip_missing", "class_names")),
-    "voc": Reader(read_voc, ("skip_missing", "class_names")),
+    "voc": Reader(read_voc, ("skip_missing", "class_names", "colors", "color_tolerance")),
+    "cvat": Reader(read_cvat, ("skip_missing", "class_names")),
+    "yolo": Reader(read_yolo, ("class_names",)),
+    "roi": Reader(read_roi, ("skip_missing", "class_names", "class_by")),
+    "via": Reader(read_via, ("skip_missing", "class_names", "attribute")),
+    "geojson": Reader(read_geojson, ("skip_missing", "class_names")),
+    "label-studio": Reader(read_label_studio, ("skip_missing", "class_names")),
+    "nnunet": Reader(read_nnunet, ()),
+    "labels": Reader(read_labels, ("skip_missing", "class_names", "objects", "colors", "color_tolerance")),
     "rle-csv": Reader(read_rle_csv, ("skip_missing", "class_names")),
-    "folder": Reader(read_trees, ("class_names", "layout")),
+    "folder": Reader(read_trees, ("class_names", "layout", "colors", "color_tolerance")),
 }
 
 
@@ -167,41 +183,47 @@ def _write_image(
         stated = f"{image.size[1]}x{image.size[0]}" if image.size else ""
         raise InputError(f"{image.path}: is {width}x{height}, but its annotations are for {stated}")
     try:
-        mask, instances = _draw(image, height, width, info, options)
+        mask, instances = _draw(image, micrograph, info, options)
     except InputError as error:
         raise InputError(f"{image.path}: {error}") from None
-    kept = slice(0, micrograph.image.shape[0])
+    # Masks may lack the data bar of their image.
+    rows = min(micrograph.image.shape[0], mask.shape[0])
+    kept = slice(0, rows)
     file_name = f"{split}/images/{image.stem}.png"
     # Grey levels of micrographs are mostly noise: stronger compression takes five times as long for 3 %.
-    Image.fromarray(micrograph.image).save(root / file_name, compress_level=2)
+    Image.fromarray(micrograph.image[kept]).save(root / file_name, compress_level=2)
     save_mask(root / split / "masks" / f"{image.stem}.png", mask[kept], info.palette)
     if instances is not None:
         save_instances(root / split / "instances" / f"{image.stem}.png", instances[kept])
     row: dict[str, Any] = {"file_name": file_name, "parent": image.parent, "source": image.path.name}
     if micrograph.pixel_size_um:
         row["pixel_size_um"] = micrograph.pixel_size_um
-    if micrograph.data_bar_height:
-        row["data_bar_height"] = micrograph.data_bar_height
+    if rows < height:
+        row["data_bar_height"] = height - rows
+    if mask.shape[0] < height:
+        row["mask_height"] = mask.shape[0]
     if len(image.annotators) > 1:
         row["annotators"] = list(image.annotators)
     return {**image.metadata, **row}
 
 
 def _draw(
-    image: AnnotatedImage, height: int, width: int, info: DatasetInfo, options: WriteOptions
+    image: AnnotatedImage, micrograph: Micrograph, info: DatasetInfo, options: WriteOptions
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
-    """The mask of a whole image; its instance map too, where one annotator drew objects."""
+    """The mask of a whole image, or, where it is a file without the data bar, of what is above; its instance map too,
+    where one annotator drew objects."""
+    height, width = micrograph.full_height, micrograph.image.shape[1]
     if image.masks:
-        masks = [load_index_image(mask.path) for mask in image.masks]
+        masks = [load_mask_file(mask, micrograph, info) for mask in image.masks]
         for mask, source in zip(masks, image.masks, strict=True):
-            if mask.shape != (height, width):
+            lacks_bar = mask.shape == (masks[0].shape[0], width) and _is_bar(
+                height - mask.shape[0], height, options.images.data_bar
+            )
+            if mask.shape != (height, width) and not lacks_bar:
                 raise InputError(f"is {width}x{height}, but its mask {source.path} is {mask.shape[1]}x{mask.shape[0]}")
-        masks = [
-            _look_up(mask, source.lookup, source.path, info) for mask, source in zip(masks, image.masks, strict=True)
-        ]
         first = image.masks[0].instances
         instances = load_instance_ids(first) if first and len(masks) == 1 else None
-        if instances is not None and instances.shape != (height, width):
+        if instances is not None and instances.shape != masks[0].shape:
             raise InputError(f"is {width}x{height}, but {first} is {instances.shape[1]}x{instances.shape[0]}")
         if instances is not None:
             instances[masks[0] == info.ignore_index] = 0
@@ -223,9 +245,6 @@ def _draw(
     return merge_masks(masks, options.agreement, info.ignore_index), None
 
 
-def _look_up(mask: NDArray[np.uint8], lookup: NDArray[np.uint8], path: Path, info: DatasetInfo) -> NDArray[np.uint8]:
-    mapped = lookup[mask]
-    unknown = (mapped >= info.num_classes) & (mapped != info.ignore_index)
-    if unknown.any():
-        raise InputError(f"{path}: the value {mask[unknown][0]} is none of the {info.num_classes} classes")
-    return mapped
+def _is_bar(rows: int, height: int, data_bar: Literal["auto", "none"] | int) -> bool:
+    """Whether `rows` that a mask lacks at the bottom can be the data bar of its image."""
+    return 0 < rows <= MAX_BAR_SHARE * height if data_bar == "auto" else rows == data_bar

@@ -11,20 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from steelgen.data.images import load_image
+from steelgen.data.images import load_whole_numbers
 from steelgen.errors import InputError
 from steelgen.files import new_file
 
+MAX_INSTANCE_ID = 65535
+
 
 def load_instance_ids(path: Path) -> NDArray[np.uint16]:
-    """Reads an instance map, 8 or 16 bit, as (H, W) uint16; ids need not be consecutive.
+    """Reads an instance map as (H, W) uint16; ids need not be consecutive.
 
     Raises:
-        InputError: if the file is unreadable or in colour.
+        InputError: if the file is unreadable or in colour, or an id does not fit 16 bits.
     """
-    ids = load_image(path, keep_depth=True, as_indices=True)
-    if ids.ndim != 2:
-        raise InputError(f"{path}: an instance map must have one channel of ids, not RGB colours")
+    ids = load_whole_numbers(path)
+    if ids.size and not 0 <= ids.min() <= ids.max() <= MAX_INSTANCE_ID:
+        value = ids.max() if ids.max() > MAX_INSTANCE_ID else ids.min()
+        raise InputError(f"{path}: the id {value} is not from 0 to {MAX_INSTANCE_ID}")
     return ids.astype(np.uint16)
 
 

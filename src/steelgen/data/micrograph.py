@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,22 @@ from numpy.typing import NDArray
 from steelgen.data.images import MAX_PIXELS, load_image
 from steelgen.errors import InputError, first_line
 
+MAX_BAR_SHARE = 0.3
+"""Of the height of an image; data bars are lower."""
 DeepScaling = Literal["percentiles", "full"]
+
+
+_MICROMETRES = {
+    "pm": 1e-6,
+    "nm": 1e-3,
+    "µm": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +125,8 @@ def find_data_bar(image: NDArray[np.uint8]) -> int:
     share = (np.abs(grey.astype(np.int16) - plain) <= 2).mean(axis=1)
     # Lines of text and a frame may fill a few rows of a bar, so nine in ten rows need to be plain.
     plain_rows = np.cumsum(share[::-1] >= 0.4) / np.arange(1, height + 1)
-    candidates = np.flatnonzero((plain_rows[: int(0.3 * height)] >= 0.9) & (share[::-1][: int(0.3 * height)] >= 0.4))
+    highest = int(MAX_BAR_SHARE * height)
+    candidates = np.flatnonzero((plain_rows[:highest] >= 0.9) & (share[::-1][:highest] >= 0.4))
     if not len(candidates) or (bar := int(candidates[-1]) + 1) < max(height // 50, 8):
         return 0
     top = height - bar
@@ -154,7 +171,7 @@ def _load_tiff(path: Path, page: int) -> tuple[NDArray[Any], float | None, int |
 
 
 def _read_sem_tags(file: Any) -> tuple[float | None, int | None]:
-    """FEI's and Zeiss' own tags; lengths in them are in m and in the named unit."""
+    """FEI's and Zeiss' own tags; lengths in them are in m and in the named unit. Else the scale of OME and ImageJ."""
     fei, zeiss = file.fei_metadata or {}, file.sem_metadata or {}
     for section in ("Scan", "EScan"):
         width = fei.get(section, {}).get("PixelWidth")
@@ -163,7 +180,27 @@ def _read_sem_tags(file: Any) -> tuple[float | None, int | None]:
             return width * 1e6, rows if isinstance(rows, int) else None
     for key in ("ap_image_pixel_size", "ap_pixel_size"):
         value = zeiss.get(key, ())
-        units = {"pm": 1e-6, "nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3}
-        if len(value) == 3 and isinstance(value[1], int | float) and value[1] > 0 and value[2] in units:
-            return value[1] * units[value[2]], None
-    return None, None
+        if len(value) == 3 and isinstance(value[1], int | float) and (size := _to_micrometres(value[1], value[2])):
+            return size, None
+    return _read_scale(file), None
+
+
+def _read_scale(file: Any) -> float | None:
+    """The pixel size in µm of an OME-TIFF, or of one that ImageJ wrote."""
+    if file.ome_metadata:
+        described = re.search(r"<Pixels\b[^>]*>", file.ome_metadata)
+        attributes = dict(re.findall(r"(\w+)=[\"']([^\"']*)[\"']", described[0])) if described else {}
+        return _to_micrometres(attributes.get("PhysicalSizeX"), attributes.get("PhysicalSizeXUnit", "µm"))
+    if file.imagej_metadata:
+        pixels, length = file.pages[0].tags["XResolution"].value if "XResolution" in file.pages[0].tags else (0, 1)
+        return _to_micrometres(length / pixels if pixels else None, str(file.imagej_metadata.get("unit", "")))
+    return None
+
+
+def _to_micrometres(length: Any, unit: str) -> float | None:
+    scale = _MICROMETRES.get(unit.replace("\\u00B5", "µ").replace("μ", "µ"))
+    try:
+        size = float(length) * scale if scale else 0.0
+    except (TypeError, ValueError):
+        return None
+    return size if 0 < size < 1e6 else None

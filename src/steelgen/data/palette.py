@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,27 @@ def color_mask(mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> 
     table = np.full((256, 3), 255, np.uint8)
     table[: len(palette)] = np.reshape(palette, (-1, 3))
     return table[mask]
+
+
+def match_colors(
+    rgb: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]], tolerance: int = 0
+) -> NDArray[np.int64]:
+    """The nearest colour of each pixel.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        tolerance: how much each channel may differ, 0-255.
+
+    Returns:
+        (H, W) indices into `colors`; −1 where none is within the tolerance.
+    """
+    best = np.full(rgb.shape[:2], -1)
+    least = np.full(rgb.shape[:2], tolerance + 1)
+    for index, color in enumerate(colors):
+        distance = np.abs(rgb.astype(np.int16) - np.array(color, np.int16)).max(axis=2)
+        nearer = distance < least
+        best[nearer], least[nearer] = index, distance[nearer]
+    return best
 
 
 def blend_overlay(

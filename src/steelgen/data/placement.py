@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
+
+from steelgen.config.base import FactorRange
 
 
 @dataclass(frozen=True)
 class CropGeometry:
     """How a micrograph becomes network input: a square of `crop_size` source pixels, resized to `image_size`."""
 
-    image_size: int
+    image_size: Annotated[int, Field(ge=1, le=8192)]
     """Edge of the network's images, in pixels."""
-    crop_size: int
+    crop_size: Annotated[int, Field(ge=1, le=65536)]
     """Edge of the square cut from the micrograph, in pixels of the micrograph."""
-    scale_range: tuple[float, float] = (1.0, 1.0)
+    scale_range: FactorRange = (1.0, 1.0)
     """Each crop's edge is crop_size times a factor drawn log-uniformly from this range."""
-    in_channels: int = 1
+    in_channels: Annotated[int, Field(ge=1, le=3)] = 1
     """1 for grey micrographs, 3 for RGB."""
 
     def scale_pixel_size(self, pixel_size_um: float | None) -> float | None:

@@ -1,6 +1,6 @@
-"""Run lengths → masks: COCO's two kinds and the Severstal competition's.
+"""Run lengths → masks: COCO's two kinds, the Severstal competition's, and those of Label Studio's brushes.
 
-All of them run down the columns of the image. `runs` is (N, 2) int64: start (0-based) and length of each run.
+All but the brushes' run down the columns of the image. `runs` is (N, 2) int64: start (0-based) and length of each run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from steelgen.errors import InputError
 
 MAX_RUN = 2**40
 """No image has a run this long; larger numbers are damage."""
+_AS_DIGITS = bytes((48, 49, *range(2, 256)))
+"""Turns the bits 0 and 1 into the digits 0 and 1."""
 
 
 def parse_pairs(text: str) -> NDArray[np.int64]:
@@ -59,10 +61,79 @@ def decode_runs(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.
     return np.ascontiguousarray((np.cumsum(steps)[:-1] > 0).reshape(width, height).T)
 
 
+def decode_brush(data: bytes, size: int) -> NDArray[np.uint8]:
+    """Decodes Label Studio's brush: bits, first those that say how to read the rest, then runs and single values.
+
+    The format is that of @thi.ng/rle-pack, which label-studio-converter documents in its brush.py: 32 bits for the
+    number of values, 5 for the bits of a value less 1, four times 4 for the bits of a run's length less 1; then, until
+    all values are there, 1 bit (1: one value repeated, 0: different ones), 2 bits for which of the four lengths is
+    used, the length less 1, and the value or values.
+
+    Args:
+        size: how many values there must be.
+
+    Returns:
+        (size,) values.
+
+    Raises:
+        InputError: if the data break off, or hold another number of values.
+    """
+    bits = np.unpackbits(np.frombuffer(data, np.uint8)).tobytes()
+    position = 0
+
+    def read(count: int) -> int:
+        nonlocal position
+        part = bits[position : position + count]
+        if len(part) < count:
+            raise InputError(f"the brush's run lengths break off after {len(data)} bytes")
+        position += count
+        return int(part.translate(_AS_DIGITS), 2)
+
+    if (stated := read(32)) != size:
+        raise InputError(f"the brush's run lengths are of {stated} values, not of {size} (4 a pixel)")
+    word = read(5) + 1
+    if word > 8:
+        raise InputError(f"the brush's run lengths are of values of {word} bits, not of 8")
+    lengths = [read(4) + 1 for _ in range(4)]
+    values = np.zeros(size, np.uint8)
+    start = 0
+    while start < size:
+        repeats = read(1)
+        end = start + 1 + read(lengths[read(2)])
+        if end > size:
+            raise InputError(f"the brush's run lengths reach value {end} of {size}")
+        if repeats:
+            values[start:end] = read(word)
+        else:
+            part = bits[position : position + word * (end - start)]
+            if len(part) < word * (end - start):
+                raise InputError(f"the brush's run lengths break off after {len(data)} bytes")
+            position += len(part)
+            powers = 1 << np.arange(word - 1, -1, -1)
+            values[start:end] = np.frombuffer(part, np.uint8).reshape(-1, word) @ powers
+        start = end
+    return values
+
+
 def encode_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The runs of an (H, W) boolean mask; the inverse of `decode_runs`."""
     changes = np.flatnonzero(np.diff(mask.ravel(order="F").astype(np.int8), prepend=0, append=0))
     return np.stack([changes[::2], changes[1::2] - changes[::2]], axis=1)
+
+
+def encode_counts(mask: NDArray[np.bool_]) -> list[int]:
+    """COCO's uncompressed counts of an (H, W) mask: lengths of background and foreground in turn, down the columns."""
+    return count_runs(encode_runs(mask), mask.size)
+
+
+def count_runs(runs: NDArray[np.int64], size: int) -> list[int]:
+    """COCO's uncompressed counts of runs in their order that do not overlap, of an image of `size` pixels."""
+    touch = runs[1:, 0] == runs[:-1].sum(axis=1)
+    starts = runs[np.concatenate([[True], ~touch])[: len(runs)], 0]
+    ends = runs[np.concatenate([~touch, [True]])[: len(runs)]].sum(axis=1)
+    counts = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0).tolist()
+    rest = size - int(ends[-1]) if len(ends) else size
+    return [*counts, rest] if rest or not counts else counts
 
 
 def _whole_numbers(values: Sequence[object]) -> NDArray[np.int64]:

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 from torch import Tensor
 
+Level = Tensor | float
 
-def scale_to_flow(noisy_image: Tensor, alphas_cumprod: Tensor) -> Tensor:
+
+def scale_to_flow(noisy_image: Tensor, signal: Level, spread: Level) -> Tensor:
     """z_t from x_t.
 
     Args:
         noisy_image: (N, C, H, W).
-        alphas_cumprod: ᾱ_t, broadcasts with the images.
+        signal, spread: √ᾱ_t and √(1 − ᾱ_t); tensors broadcast with the images.
     """
-    return noisy_image / (alphas_cumprod.sqrt() + (1 - alphas_cumprod).sqrt())
+    return noisy_image / (signal + spread)
 
 
-def flow_to_velocity(noisy_image: Tensor, flow: Tensor, alphas_cumprod: Tensor) -> Tensor:
+def flow_to_velocity(noisy_image: Tensor, flow: Tensor, signal: Level, spread: Level) -> Tensor:
     """v = √ᾱ·ε − √(1−ᾱ)·x_0 from x_t and u = ε − x_0; arguments as in `scale_to_flow`."""
-    signal, noise = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-    return ((signal - noise) * noisy_image + flow) / (signal + noise)
+    return ((signal - spread) * noisy_image + flow) / (signal + spread)
 
 
-def flow_to_original(noisy_image: Tensor, flow: Tensor, alphas_cumprod: Tensor) -> Tensor:
+def flow_to_original(noisy_image: Tensor, flow: Tensor, signal: Level, spread: Level) -> Tensor:
     """x_0 from x_t and u = ε − x_0; arguments as in `scale_to_flow`."""
-    signal, noise = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-    return (noisy_image - noise * flow) / (signal + noise)
+    return (noisy_image - spread * flow) / (signal + spread)

@@ -1,12 +1,14 @@
-"""One guided prediction of the network, for one step of a solver."""
+"""Guided predictions of the network, for the steps of a solver."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from steelgen.config.solver import AnySolverSection, RespacedSolverSection
 from steelgen.models.semantic_unet import MaskFeatures, SemanticUNet
 
 
@@ -27,59 +29,68 @@ class Guide:
     rescale: float = 0.0
     weak_unet: SemanticUNet | None = None
 
+    @classmethod
+    def of(cls, solver: AnySolverSection, weak_unet: SemanticUNet | None = None) -> Guide:
+        """What a solver section asks for; respaced ones guide every step."""
+        if isinstance(solver, RespacedSolverSection):
+            return cls(solver.guidance_scale)
+        return cls(solver.guidance_scale, solver.guidance_interval, solver.guidance_rescale, weak_unet)
+
     def acts_at(self, sigma: float) -> bool:
         """Whether a step at noise level σ is guided."""
         inside = self.interval is None or self.interval[0] < sigma <= self.interval[1]
         return self.scale != 1 and inside
 
 
-@dataclass(frozen=True)
-class GuidedFeatures:
-    """Mask features of a batch of N masks, computed once for all steps."""
-
-    strong: MaskFeatures
-    """N rows for the conditional pass and, under classifier-free guidance, one more for the null mask."""
-    weak: MaskFeatures | None
-    """N rows for autoguidance's weaker network."""
-
-
-def compute_guided_features(unet: SemanticUNet, one_hot_mask: Tensor, guide: Guide, max_bytes: float) -> GuidedFeatures:
-    """Computes γ and β of all SPADE norms for masks (N, num_classes, H, W)."""
-    if guide.weak_unet is not None and guide.scale != 1:
-        strong = unet.compute_mask_features(one_hot_mask, max_bytes / 2)
-        return GuidedFeatures(strong, guide.weak_unet.compute_mask_features(one_hot_mask, max_bytes / 2))
-    if guide.scale != 1:
-        one_hot_mask = torch.cat([one_hot_mask, torch.zeros_like(one_hot_mask[:1])])
-    return GuidedFeatures(unet.compute_mask_features(one_hot_mask, max_bytes), None)
-
-
-def predict(
-    unet: SemanticUNet, image: Tensor, timestep: Tensor, features: GuidedFeatures, guide: Guide, guided: bool
-) -> Tensor:
-    """The network's prediction for noisy images (N, C, H, W), as float32 of the same shape.
-
-    Where the network has learned the reverse variance, the conditional pass's channels of it follow: (N, 2·C, H, W).
-    Conditional and null pass of classifier-free guidance run as one batch.
+class GuidedNetwork:
+    """The guided prediction of a network for a batch of masks, whose features are computed once for all steps.
 
     Args:
-        guided: False runs the conditional pass alone.
+        unet: the network.
+        one_hot_mask: (N, num_classes, H, W).
+        guide: what predictions are pushed away from.
+        max_bytes: memory for γ and β that are kept over the steps.
     """
-    n, channels = image.shape[:2]
-    timesteps = timestep.expand(2 * n).to(image.device)
-    if not guided or features.weak is not None:
-        conditional = _run(unet, image, timesteps[:n], features.strong.select(slice(n)))
-        if not guided:
-            return conditional
-        assert guide.weak_unet is not None
-        assert features.weak is not None
-        weak = _run(guide.weak_unet, image, timesteps[:n], features.weak)
-    else:
-        conditional, weak = _run(unet, torch.cat([image, image]), timesteps, features.strong).chunk(2)
-    (conditional, variance), (weak, _) = (split_variance(output, channels) for output in (conditional, weak))
-    prediction = weak + guide.scale * (conditional - weak)
-    if guide.rescale:
-        prediction = rescale_contrast(prediction, conditional, guide.rescale)
-    return torch.cat([prediction, variance], dim=1)
+
+    def __init__(self, unet: SemanticUNet, one_hot_mask: Tensor, guide: Guide, max_bytes: float = math.inf) -> None:
+        self._unet = unet
+        self._guide = guide
+        self._weak: MaskFeatures | None = None
+        """N rows for autoguidance's weaker network."""
+        if guide.weak_unet is not None and guide.scale != 1:
+            max_bytes /= 2
+            self._weak = guide.weak_unet.compute_mask_features(one_hot_mask, max_bytes)
+        elif guide.scale != 1:
+            one_hot_mask = torch.cat([one_hot_mask, torch.zeros_like(one_hot_mask[:1])])
+        self._strong = unet.compute_mask_features(one_hot_mask, max_bytes)
+        """N rows for the conditional pass and, under classifier-free guidance, one more for the null mask."""
+
+    def predict(self, image: Tensor, time: Tensor, guided: bool) -> Tensor:
+        """The network's prediction for noisy images (N, C, H, W), as float32 of the same shape.
+
+        Where the network has learned the reverse variance, the conditional pass's channels of it follow:
+        (N, 2·C, H, W). Conditional and null pass of classifier-free guidance run as one batch.
+
+        Args:
+            time: (1,) or (N,), what the network is told, on the device of the images.
+            guided: False runs the conditional pass alone.
+        """
+        n, channels = image.shape[:2]
+        if not guided or self._weak is not None:
+            conditional = _run(self._unet, image, time.expand(n), self._strong.select(slice(n)))
+            if not guided:
+                return conditional
+            assert self._guide.weak_unet is not None
+            assert self._weak is not None
+            weak = _run(self._guide.weak_unet, image, time.expand(n), self._weak)
+        else:
+            both = _run(self._unet, torch.cat([image, image]), time.expand(n).repeat(2), self._strong)
+            conditional, weak = both.chunk(2)
+        (conditional, variance), (weak, _) = (split_variance(output, channels) for output in (conditional, weak))
+        prediction = weak + self._guide.scale * (conditional - weak)
+        if self._guide.rescale:
+            prediction = rescale_contrast(prediction, conditional, self._guide.rescale)
+        return torch.cat([prediction, variance], dim=1)
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,13 @@ Denoising Diffusion Probabilistic Models" (arXiv 2102.09672) for learned varianc
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import accumulate, repeat
 
 import torch
 from torch import Tensor
 
-from steelgen.config.solver import check_schedule
 from steelgen.diffusion.flow import flow_to_original
 from steelgen.errors import InputError
 
@@ -34,6 +32,10 @@ class ReverseProcess:
 
     def __len__(self) -> int:
         return len(self.betas)
+
+    def to(self, device: torch.device) -> ReverseProcess:
+        """The same with its tables on a device."""
+        return ReverseProcess(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     @property
     def posterior_variance(self) -> Tensor:
@@ -59,29 +61,6 @@ class ReverseStep:
     mean: Tensor
     log_variance: Tensor
     pred_original: Tensor
-
-
-def compute_betas(beta_schedule: str, num_train_timesteps: int) -> Tensor:
-    """β_1 … β_T in float64.
-
-    Args:
-        beta_schedule: "linear", with ends scaled by 1000/T, or "squaredcos_cap_v2", the cosine schedule
-            (Nichol & Dhariwal 2021, eq. 17) with β ≤ 0.999.
-
-    Raises:
-        InputError: if the linear schedule has so few steps that its last β would reach 1.
-    """
-    check_schedule(beta_schedule, num_train_timesteps)
-    if beta_schedule == "linear":
-        scale = 1000 / num_train_timesteps
-        return torch.linspace(1e-4 * scale, 0.02 * scale, num_train_timesteps, dtype=torch.float64)
-
-    def alpha_bar(time: float) -> float:
-        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    total = num_train_timesteps
-    betas = [min(1 - alpha_bar((step + 1) / total) / alpha_bar(step / total), 0.999) for step in range(total)]
-    return torch.tensor(betas, dtype=torch.float64)
 
 
 def select_timesteps(num_train_timesteps: int, respacing: str) -> list[int]:
@@ -154,6 +133,7 @@ def compute_reverse_step(
     """p(x_{t-1} | x_t) from what the network predicts.
 
     Args:
+        process: its tables on the device of the images.
         steps: (N,) int64, each image's step in `process`.
         noisy_image: x_t, (N, C, H, W).
         prediction: the network's ε, x_0, v or ε − x_0, (N, C, H, W).
@@ -190,7 +170,7 @@ def predict_original(
     if prediction_type == "sample":
         return prediction
     if prediction_type == "flow":
-        return flow_to_original(noisy_image, prediction, at(abar))
+        return flow_to_original(noisy_image, prediction, at(abar.sqrt()), at((1 - abar).sqrt()))
     if prediction_type == "v_prediction":
         return at(abar.sqrt()) * noisy_image - at((1 - abar).sqrt()) * prediction
     return at((1 / abar).sqrt()) * noisy_image - at((1 / abar - 1).sqrt()) * prediction
@@ -210,5 +190,5 @@ def step_ddim(process: ReverseProcess, index: int, noisy_image: Tensor, step: Re
 
 
 def _look_up(table: Tensor, steps: Tensor, like: Tensor) -> Tensor:
-    """A value a step, (S,), at the steps (N,) of images: (N, 1, 1, 1), of their device and type."""
-    return table.to(like.device)[steps].to(like.dtype)[:, None, None, None]
+    """A value a step, (S,), at the steps (N,) of images: (N, 1, 1, 1) of their type."""
+    return table[steps].to(like.dtype)[:, None, None, None]

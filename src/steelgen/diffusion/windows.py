@@ -21,39 +21,47 @@ class WindowLayout:
         edge: of the windows.
         overlap: least share of its edge that a window has in common with the next, in (0, 1).
         periodic: windows go on across the image's edges.
+        device: of the images; all that is looked up at each step lies there.
     """
 
-    def __init__(self, height: int, width: int, edge: int, overlap: float, periodic: bool) -> None:
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        edge: int,
+        overlap: float,
+        periodic: bool,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.shape = (height, width)
         self.edge = edge
         rows, columns = (_starts(extent, edge, overlap, periodic) for extent in self.shape)
         self.origins = [(top, left) for top in rows for left in columns]
         # Pixels of each window as flat positions in the image; across the edges they wrap around.
         offsets = torch.arange(edge)
-        self._index = torch.stack(
+        index = torch.stack(
             [
                 ((top + offsets) % height)[:, None] * width + ((left + offsets) % width)[None, :]
                 for top, left in self.origins
             ]
         ).flatten(1)  # (windows, edge²)
-        self._weights = _window_weights(edge)
-        self._total = torch.zeros(height * width).index_add_(
-            0, self._index.flatten(), self._weights.flatten().repeat(len(self.origins))
-        )
+        weights = _window_weights(edge)
+        total = torch.zeros(height * width).index_add_(0, index.flatten(), weights.flatten().repeat(len(self.origins)))
+        self._index, self._weights, self._total = (tensor.to(device) for tensor in (index, weights, total))
 
     def cut(self, image: Tensor) -> Tensor:
         """(N, C, H, W) → (N·windows, C, edge, edge), all windows of an image one after another."""
         channels = image.shape[1]
-        pieces = image.flatten(2)[:, :, self._index.to(image.device)]  # (N, C, windows, edge²)
+        pieces = image.flatten(2)[:, :, self._index]  # (N, C, windows, edge²)
         return pieces.transpose(1, 2).reshape(-1, channels, self.edge, self.edge)
 
     def blend(self, pieces: Tensor) -> Tensor:
         """(N·windows, C, edge, edge) → (N, C, H, W): the weighted mean of the windows at each pixel."""
         channels, device = pieces.shape[1], pieces.device
-        weighted = (pieces * self._weights.to(device)).view(-1, len(self.origins), channels, self.edge**2)
+        weighted = (pieces * self._weights).view(-1, len(self.origins), channels, self.edge**2)
         total = torch.zeros(len(weighted), channels, math.prod(self.shape), device=device, dtype=pieces.dtype)
-        total.index_add_(2, self._index.to(device).flatten(), weighted.transpose(1, 2).flatten(2))
-        return (total / self._total.to(device)).view(-1, channels, *self.shape)
+        total.index_add_(2, self._index.flatten(), weighted.transpose(1, 2).flatten(2))
+        return (total / self._total).view(-1, channels, *self.shape)
 
 
 def _starts(extent: int, edge: int, overlap: float, periodic: bool) -> list[int]:

@@ -75,7 +75,7 @@ def load_evidence(config: EvaluateConfig) -> tuple[Evidence, list[str]]:
     crop_seed = config.seed + 100_003
     if halves is None:
         notes.append(f"{config.dataset}: one training micrograph; the comparison with training images has no floor")
-    if found.sampling.get("source_split") == config.held_out_split:
+    if found.sampling.source_split == config.held_out_split:
         notes.append(f"the masks of the generated images are those of the held-out split {config.held_out_split!r}")
     evidence = Evidence(
         config=config,

@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+CLASSES_ABREAST = 4
+"""In a table that is as wide as a sheet of paper."""
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from steelgen.errors import InputError
 from steelgen.evaluation.evidence import Judgement
 from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.utility.cells import RESULT_FILE
-from steelgen.files import load_json
-
-
-def load_study_result(path: Path) -> dict[str, Any]:
-    """Reads utility.json of an output folder of `utility`, or the file itself.
-
-    Raises:
-        InputError: if it is missing, as while cells are, or holds no study.
-    """
-    file = path if path.suffix == ".json" else path / RESULT_FILE
-    result = load_json(file)
-    if not isinstance(result, dict) or "scores" not in result or "differences" not in result:
-        raise InputError(f"{file}: holds no utility study (no scores and differences)")
-    return result
 
 
 def judge_utility(study: dict[str, Any]) -> Judgement:

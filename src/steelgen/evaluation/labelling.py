@@ -23,7 +23,7 @@ from steelgen.errors import InputError, first_line
 from steelgen.evaluation.agreement import compute_agreement
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.segmentation import build_segmenter, train_segmenter
-from steelgen.files import check_output_free, load_json, new_folder, save_json, save_tensors
+from steelgen.files import Record, check_output_free, load_record, new_folder, save_json, save_tensors
 
 _WINDOWS = 32
 
@@ -71,6 +71,13 @@ def train_labeller(config: SegmentConfig, report_progress: Callable[[int, int], 
     return result
 
 
+class _Description(Record):
+    """segmenter.json."""
+
+    config: dict[str, Any]
+    dataset: DatasetInfo
+
+
 def load_labeller(folder: Path, device: str = "auto") -> Labeller:
     """Reads what `train_labeller` wrote.
 
@@ -79,16 +86,16 @@ def load_labeller(folder: Path, device: str = "auto") -> Labeller:
     """
     from safetensors.torch import load_file
 
-    description = load_json(folder / "segmenter.json")
+    description = load_record(folder / "segmenter.json", _Description)
     path = folder / "segmenter.safetensors"
     try:
-        config = parse_config(description["config"], SegmentConfig, origin=str(folder / "segmenter.json"))
-        info = DatasetInfo.model_validate(description["dataset"])
+        config = parse_config(description.config, SegmentConfig, origin=str(folder / "segmenter.json"))
+        info = description.dataset
         network = build_segmenter(_geometry(config), info.num_classes, config.segmenter)
         network.load_state_dict(load_file(path))
     except InputError:
         raise
-    except Exception as error:  # safetensors, torch and pydantic each raise their own on damaged files
+    except Exception as error:  # safetensors and torch each raise their own on damaged files
         raise InputError(f"{path}: not a segmenter that segmenter.json describes: {first_line(error)}") from None
     return Labeller(network.to(pick_device(device)).eval(), config, info)
 

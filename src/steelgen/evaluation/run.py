@@ -15,9 +15,10 @@ from steelgen.evaluation.judge_faithfulness import judge_faithfulness, see_masks
 from steelgen.evaluation.judge_fidelity import judge_fidelity
 from steelgen.evaluation.judge_memorisation import judge_memorisation
 from steelgen.evaluation.judge_microstructure import judge_microstructure
-from steelgen.evaluation.judge_utility import judge_utility, load_study_result
+from steelgen.evaluation.judge_utility import judge_utility
 from steelgen.evaluation.report import build_report
-from steelgen.evaluation.utility.report import build_utility_section
+from steelgen.evaluation.results import RESULT_FILE
+from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.verdict import Answer, compute_verdict, judge_differences
 from steelgen.files import check_output_free, new_folder, save_json
 from steelgen.runs import describe_environment
@@ -70,8 +71,7 @@ def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = la
         "figures": [figure_to_json(figure) for figure in figures],
         "details": {name: to_json(details) for name, (_, details, _) in sections.items()},
     }
-    utility_section = build_utility_section(study) if study else ""
     with new_folder(config.output_dir) as folder:
-        save_json(folder / "evaluation.json", result)
-        (folder / "report.html").write_text(build_report(result, evidence, seen, utility_section), encoding="utf-8")
+        save_json(folder / RESULT_FILE, result)
+        (folder / "report.html").write_text(build_report(result, evidence, seen, study), encoding="utf-8")
     return result

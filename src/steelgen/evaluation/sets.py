@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from steelgen.config.base import MAX_CROP_SIZE, MAX_IMAGE_SIZE, FactorRange
 from steelgen.config.evaluate import GeometrySection
 from steelgen.data.crops import CropDataset, Micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.data.placement import CropGeometry, resize_image, resize_mask
+from steelgen.data.rejects import load_rejects
 from steelgen.errors import InputError
-from steelgen.files import load_json
+from steelgen.files import Record, load_record
 
 MIN_IMAGES = 4
 """Fewer have no third neighbour and hardly a covariance."""
@@ -43,14 +46,24 @@ class ImageSet:
         return replace(self, images=self.images[indices], masks=masks, names=[self.names[i] for i in indices])
 
 
+class Cut(Record):
+    """How generated images were cut, by a sampling.json; None where it does not say."""
+
+    image_size: int | None = Field(None, ge=1, le=MAX_IMAGE_SIZE)
+    crop_size: int | None = Field(None, ge=1, le=MAX_CROP_SIZE)
+    scale_range: FactorRange | None = None
+    in_channels: Literal[1, 3] | None = None
+    source_split: str | None = None
+
+
 @dataclass(frozen=True)
 class GeneratedFolder:
     """A folder of generated images, found but not read."""
 
     images: list[Path]
     masks: list[Path] | None
-    sampling: dict[str, Any]
-    """Content of sampling.json; empty for a folder made elsewhere."""
+    sampling: Cut
+    """Content of sampling.json; nothing for a folder made elsewhere."""
 
 
 def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedFolder:
@@ -64,7 +77,8 @@ def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedF
         masks_folder: where the masks are, if not in the folder.
 
     Raises:
-        InputError: if the folder is missing, holds fewer than 4 images, or an image lacks its mask.
+        InputError: if the folder is missing, holds fewer than 4 images that are not rejected, or an image lacks its
+            mask.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of generated images")
@@ -73,7 +87,8 @@ def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedF
     image_folder = next((root / name for name in ("samples", "images") if (root / name).is_dir()), root)
     inside = next((root / name for name in ("labels", "masks") if (root / name).is_dir()), None)
     mask_folder = masks_folder or inside
-    images = list_images(image_folder)
+    rejects = load_rejects(image_folder)
+    images = [path for path in list_images(image_folder) if path.stem not in rejects]
     if len(images) < MIN_IMAGES:
         raise InputError(f"{image_folder}: {len(images)} images; at least {MIN_IMAGES} are needed")
     masks = None if mask_folder is None else _pair_masks(images, image_folder, mask_folder)
@@ -93,14 +108,11 @@ def _pair_masks(images: list[Path], image_folder: Path, mask_folder: Path) -> li
     return [masks[stem] for stem in seen]
 
 
-def _load_sampling(root: Path) -> dict[str, Any]:
-    """sampling.json of a folder, or of the dataset folder that it is the train/ of; empty where there is none."""
+def _load_sampling(root: Path) -> Cut:
+    """sampling.json of a folder, or of the dataset folder that it is the train/ of."""
     places = [root, root.parent] if root.name == "train" else [root]
     path = next((place / "sampling.json" for place in places if (place / "sampling.json").is_file()), None)
-    sampling = {} if path is None else load_json(path)
-    if not isinstance(sampling, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(sampling).__name__}")
-    return sampling
+    return Cut() if path is None else load_record(path, Cut)
 
 
 def resolve_geometry(found: GeneratedFolder, section: GeometrySection) -> tuple[CropGeometry, list[str]]:
@@ -110,7 +122,7 @@ def resolve_geometry(found: GeneratedFolder, section: GeometrySection) -> tuple[
         The geometry, and a sentence for each value that had to be assumed.
     """
     notes = []
-    known = {**found.sampling, **{key: value for key, value in section if value is not None}}
+    known = {key: value for known in (found.sampling, section) for key, value in known if value is not None}
     first = load_image(found.images[0])
     if "image_size" not in known:
         known["image_size"] = first.shape[0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steelgen.changes import list_changes, refresh_config
 from steelgen.config.actions import find_output
-from steelgen.config.base import Section, config_to_json, parse_config
+from steelgen.config.base import Section, config_to_json
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.pipeline import PipelineConfig
 from steelgen.config.sample import SampleConfig
@@ -18,13 +18,15 @@ from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
-from steelgen.evaluation.utility.cells import RESULT_FILE as UTILITY_FILE
-from steelgen.evaluation.utility.cells import STUDY_FILE, list_cells
-from steelgen.files import load_json
+from steelgen.evaluation.results import load_evaluation
+from steelgen.evaluation.utility.cells import list_cells
+from steelgen.evaluation.utility.results import RESULT_FILE as UTILITY_FILE
+from steelgen.evaluation.utility.results import STUDY_FILE, load_study_result
 from steelgen.hpc.scripts import Job
 from steelgen.hpc.status import drawn_indices
 from steelgen.hpc.submission import check_not_queued, freeze_config, submit_job
-from steelgen.runs import RESULT_FILE
+from steelgen.runs import RESULT_FILE, load_result, load_settings
+from steelgen.sampling.formats import load_sampling
 
 # Training goes on from its checkpoint when only these have changed.
 _LENGTHS = ("max_steps", "max_epochs", "max_minutes")
@@ -145,17 +147,17 @@ def _is_complete(config: Section, output: Path) -> bool:
     if isinstance(config, TrainConfig | FinetuneConfig):
         if not (output / "config.json").is_file():
             return False
-        written = _refresh(load_json(output / "config.json"), config)
+        written = refresh_config(load_settings(output).model_dump(), type(config))
         _check_same(output, _without_lengths(written), _without_lengths(config_to_json(config)))
         unchanged = written == config_to_json(config)
-        return unchanged and (output / RESULT_FILE).is_file() and load_json(output / RESULT_FILE)["finished"]
+        return unchanged and (output / RESULT_FILE).is_file() and load_result(output).finished
     if isinstance(config, SampleConfig):
         if not (output / "sampling.json").is_file() or not (output / "metadata.jsonl").is_file():
             return False
-        with open(output / "metadata.jsonl", encoding="utf-8") as file:
+        with open(output / "metadata.jsonl", "rb") as file:
             rows = sum(1 for _ in file)
         # What else may differ between two calls on one folder is for `sample` to say: it names the key.
-        written = _refresh(load_json(output / "sampling.json")["config"], config)
+        written = refresh_config(load_sampling(output).config.model_dump(), type(config))
         if config.mixed_precision == "auto":  # is written down as what the machine took
             written["mixed_precision"] = "auto"
         return (
@@ -167,24 +169,16 @@ def _is_complete(config: Section, output: Path) -> bool:
         if not (output / UTILITY_FILE).is_file():
             return False
         # What else may differ between two calls on one folder is for `utility` to say: cells may be added.
-        written = _refresh(load_json(output / UTILITY_FILE)["config"], config)
+        written = refresh_config(load_study_result(output)["config"], type(config))
         wanted = config_to_json(config)
         precision = resolve_precision(config.mixed_precision, pick_device(config.device))
         return written == {**wanted, "mixed_precision": precision}
     assert isinstance(config, EvaluateConfig)
     if not (output / "evaluation.json").is_file():
         return False
-    written = _refresh(load_json(output / "evaluation.json")["config"], config)
+    written = refresh_config(load_evaluation(output)["config"], type(config))
     _check_same(output, written, config_to_json(config))
     return True
-
-
-def _refresh(written: dict[str, Any], config: Section) -> dict[str, Any]:
-    """A config as an older steelgen wrote it, with the defaults of keys that are new since; unreadable, it stays."""
-    try:
-        return config_to_json(parse_config(written, type(config)))
-    except InputError:
-        return written
 
 
 def _without_lengths(values: dict[str, Any]) -> dict[str, Any]:
@@ -193,21 +187,8 @@ def _without_lengths(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(output: Path, written: dict[str, Any], wanted: dict[str, Any]) -> None:
-    difference = _first_difference(written, wanted)
-    if difference:
-        raise InputError(
-            f"{output}: holds the output of another config ({difference}); name another folder or remove it"
-        )
-
-
-def _first_difference(written: Any, wanted: Any, name: str = "") -> str | None:
-    if isinstance(written, dict) and isinstance(wanted, dict):
-        for key in sorted(written.keys() | wanted.keys()):
-            inner = f"{name}.{key}" if name else key
-            if difference := _first_difference(written.get(key), wanted.get(key), inner):
-                return difference
-        return None
-    return None if written == wanted else f"{name} {json.dumps(written)}, now {json.dumps(wanted)}"
+    if change := next(list_changes(written, wanted), None):
+        raise InputError(f"{output}: holds the output of another config ({change}); name another folder or remove it")
 
 
 def _check_not_stale(output: Path, begin: str, before: Stage) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from steelgen.config.slurm import SlurmProfile
 from steelgen.errors import InputError
-from steelgen.hpc.shards import Shard
+from steelgen.shards import Shard
 
 TRAINING = ("train", "finetune")
 ARRAYS = ("sample", "utility")

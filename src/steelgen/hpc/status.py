@@ -10,13 +10,13 @@ from steelgen.config.base import parse_config
 from steelgen.config.utility import UtilityConfig
 from steelgen.data.folder import list_images
 from steelgen.errors import InputError
-from steelgen.evaluation.utility.cells import RESULT_FILE as UTILITY_FILE
-from steelgen.evaluation.utility.cells import STUDY_FILE, cell_path, list_cells
-from steelgen.files import load_json
-from steelgen.hpc.shards import Shard
+from steelgen.evaluation.utility.cells import cell_path, list_cells
+from steelgen.evaluation.utility.results import RESULT_FILE as UTILITY_FILE
+from steelgen.evaluation.utility.results import STUDY_FILE, load_study_start
 from steelgen.hpc.submission import submitted_jobs
-from steelgen.runs import RESULT_FILE
-from steelgen.sampling.formats import load_layout, read_row
+from steelgen.runs import RESULT_FILE, load_result, load_settings
+from steelgen.sampling.formats import load_layout, load_sampling, read_row
+from steelgen.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ def drawn_indices(run: Path) -> set[int]:
     """The numbers of the images that a sampling run has finished."""
     folder = run / load_layout(run).samples
     paths = list_images(folder) if folder.is_dir() else []
-    config = load_json(run / "sampling.json")["config"]
-    if config.get("file_stems") == "source":
-        return {read_row(path)["seed"] - config["seed"] for path in paths}
-    return {int(path.stem) for path in paths if path.stem.isdigit()}
+    config = load_sampling(run).config
+    if config.file_stems == "source":
+        return {read_row(path)["seed"] - config.seed for path in paths}
+    return {int(path.stem) for path in paths if path.stem.isdecimal()}
 
 
 def _sampling_status(run: Path, shards: int | None) -> list[Part]:
     count = shards or submitted_jobs(run).get("sample", {}).get("shards", 1)
-    total = load_json(run / "sampling.json")["config"]["num_samples"]
+    total = load_sampling(run).config.num_samples
     drawn = drawn_indices(run)
     gathered = (run / "metadata.jsonl").is_file()
     return [*_shard_parts(drawn, total, count), _build_part("gathered", int(gathered), 1)]
@@ -74,7 +74,7 @@ def _sampling_status(run: Path, shards: int | None) -> list[Part]:
 def _study_status(run: Path, shards: int | None) -> list[Part]:
     """One part a code and architecture, whose cells are its seeds; then the shards, where there are several."""
     count = shards or submitted_jobs(run).get("utility", {}).get("shards", 1)
-    config = parse_config(load_json(run / STUDY_FILE)["config"], UtilityConfig, origin=str(run / STUDY_FILE))
+    config = parse_config(load_study_start(run).config, UtilityConfig, origin=str(run / STUDY_FILE))
     cells = list_cells(config)
     done = {index for index, cell in enumerate(cells) if cell_path(run, cell).is_file()}
     parts = []
@@ -105,10 +105,10 @@ def _build_part(name: str, done: int, wanted: int) -> Part:
 
 
 def _training_status(run: Path) -> Part:
-    wanted = load_json(run / "config.json")["train"]["max_steps"]
+    wanted = load_settings(run).train.max_steps
     if (run / RESULT_FILE).is_file():
-        result = load_json(run / RESULT_FILE)
-        ended = f"finished ({result['stopped_by']})" if result["finished"] else f"stopped by {result['stopped_by']}"
-        return Part("training", result["global_step"], wanted, ended)
-    steps = [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")]
+        result = load_result(run)
+        ended = f"finished ({result.stopped_by})" if result.finished else f"stopped by {result.stopped_by}"
+        return Part("training", result.global_step, wanted, ended)
+    steps = [int(path.name[5:]) for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
     return Part("training", max(steps, default=0), wanted, "unfinished, newest checkpoint shown")

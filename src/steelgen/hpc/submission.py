@@ -10,10 +10,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from steelgen.config.base import Section, config_to_json, load_config, parse_config
+from pydantic import Field, RootModel
+
+from steelgen.config.base import MAX_SHARDS, Section, config_to_json, load_config, parse_config
 from steelgen.config.slurm import SlurmProfile
 from steelgen.errors import InputError
-from steelgen.files import load_json, new_file, save_json
+from steelgen.files import Record, find_home, load_record, new_file, save_json
 from steelgen.hpc.scripts import Job, render_script, slurm_folder
 
 PROFILE_VARIABLE = "STEELGEN_SLURM_PROFILE"
@@ -31,7 +33,7 @@ def load_profile(name: str | None, **given: Any) -> SlurmProfile:
         InputError: if there is no such profile or a value is out of limits.
     """
     wanted = name or os.environ.get(PROFILE_VARIABLE)
-    folder = Path.home() / ".config" / "steelgen" / "slurm"
+    folder = find_home() / ".config" / "steelgen" / "slurm"
     path = Path(wanted) if wanted else folder / "default.json"
     if wanted and not path.is_file() and os.sep not in wanted:
         path = folder / f"{wanted}.json"
@@ -89,10 +91,24 @@ def submit_job(job: Job, profile: SlurmProfile, after: str | None = None) -> str
     return job_id
 
 
+class _Job(Record):
+    job_id: str
+    script: str
+    shards: int = Field(1, ge=1, le=MAX_SHARDS)
+
+
+class _Jobs(RootModel[dict[str, _Job]]):
+    """jobs.json."""
+
+
 def submitted_jobs(output: Path) -> dict[str, dict[str, Any]]:
-    """What jobs.json notes of an output folder's last jobs, by action."""
+    """What jobs.json notes of an output folder's last jobs, by action.
+
+    Raises:
+        InputError: if it is damaged.
+    """
     path = slurm_folder(output) / "jobs.json"
-    return load_json(path) if path.is_file() else {}
+    return load_record(path, _Jobs).model_dump() if path.is_file() else {}
 
 
 def check_not_queued(output: Path, action: str) -> None:

@@ -17,10 +17,11 @@ from torch import Tensor
 from steelgen.config.base import parse_config
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.data.placement import CropGeometry
-from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_file, save_json
+from steelgen.generators import check_weights
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.isdm.network import BETA_SCHEDULES, WHOLE_MICROGRAPH, build_isdm_info, build_isdm_network, convert_noise
 from steelgen.isdm.state_dict import convert_from_isdm, convert_to_isdm
 
@@ -39,6 +40,7 @@ def load_isdm_checkpoint(path: Path, settings: IsdmNetworkSection) -> SemanticDi
     network = build_isdm_network(settings)
     state = load_tensors(path)
     network.load_state_dict(convert_from_isdm(network, state, settings.use_new_attention_order, path))
+    check_weights(network, path)
     noise = convert_noise(settings)
     schedule = build_noise_schedule(noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, False)
     geometry = CropGeometry(settings.image_size, WHOLE_MICROGRAPH, (1.0, 1.0), in_channels=3)
@@ -119,7 +121,6 @@ def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -
         ("prediction_type", noise.prediction_type, ["epsilon", "sample"]),
         ("zero_terminal_snr", noise.rescale_betas_zero_snr, [False]),
         ("intensity", tuple(generator.intensity), [(0.0, 1.0)]),
-        ("mask_noise", generator.mask_noise, [False]),
     ]
     for name, value, wanted in limits:
         if value not in wanted:

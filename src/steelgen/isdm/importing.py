@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steelgen.config.isdm import IsdmNetworkSection
-from steelgen.diffusion.generator import SemanticDiffusion
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_folder
 from steelgen.generators import DESCRIPTION_FILE
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.isdm.checkpoint import find_step, load_isdm_checkpoint
 from steelgen.isdm.training_state import save_training_state
 

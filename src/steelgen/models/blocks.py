@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steelgen.models.norm import GroupNorm
 from steelgen.models.spade import Modulation, SpadeNorm
 
 Resample = Literal["down", "up"] | None
@@ -67,7 +68,7 @@ class ResidualBlock(nn.Module):
 
         def build_norm(channels: int) -> nn.Module:
             if mask_channels is None:
-                return nn.GroupNorm(num_groups, channels)
+                return GroupNorm(num_groups, channels)
             return SpadeNorm(channels, mask_channels, spade_channels, num_groups)
 
         self.resample_by: Resample = resample_by
@@ -109,7 +110,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int, num_groups: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = nn.GroupNorm(num_groups, channels)
+        self.norm = GroupNorm(num_groups, channels)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.to_out = zero_initialised(nn.Linear(channels, channels))
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, Upsample, zero_initialised
+from steelgen.models.norm import GroupNorm
 from steelgen.models.spade import Modulation, SpadeNorm, build_mask_pyramid, mark_edges
 
 
@@ -50,14 +51,13 @@ class UNetStage(nn.Module):
         self.attention = attention
         self.resampler = resampler
 
-    def forward(self, features: Tensor, time_embedding: Tensor, modulations: Sequence[Tensor] = ()) -> Tensor:
-        """Maps the features; `modulations` is flat (γ, β, γ, β …) for the SPADE norms in here."""
-        pairs = list(zip(modulations[::2], modulations[1::2], strict=True))
-        features = self.block(features, time_embedding, pairs[:2])
+    def forward(self, features: Tensor, time_embedding: Tensor, modulations: Sequence[Modulation] = ()) -> Tensor:
+        """Maps the features; `modulations` are γ and β of the SPADE norms in here."""
+        features = self.block(features, time_embedding, modulations[:2])
         if self.attention is not None:
             features = self.attention(features)
         if isinstance(self.resampler, ResidualBlock):
-            return self.resampler(features, time_embedding, pairs[2:])
+            return self.resampler(features, time_embedding, modulations[2:])
         return features if self.resampler is None else self.resampler(features)
 
 
@@ -118,6 +118,9 @@ class SemanticUNet(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
+        # What the forward pass reads; read from `config`, it would be a guard of torch.compile's graphs each time.
+        self._num_classes, self._levels, self._base_channels = num_classes, len(channel_mult), base_channels
+        self._instance_edges, self._mask_resize, self._timestep_scale = instance_edges, mask_resize, timestep_scale
         widths = [int(factor * base_channels) for factor in channel_mult]
         time_channels = 4 * base_channels
         attended = {image_size // resolution for resolution in attention_resolutions}
@@ -183,13 +186,22 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                 channels = width
         self.decoder = nn.ModuleList(decoder)
 
-        self.norm_out = nn.GroupNorm(norm_groups, channels)
+        self.norm_out = GroupNorm(norm_groups, channels)
         self.conv_out = zero_initialised(nn.Conv2d(channels, in_channels * (2 if learn_sigma else 1), 3, padding=1))
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
+        """See `ModelMixin.save_pretrained`, which adds to the config, on whose length torch.compile's graphs depend."""
+        config: Any = self._internal_dict  # type: ignore[has-type]
+        self._internal_dict = FrozenDict(config)
+        try:
+            super().save_pretrained(*arguments, **options)
+        finally:
+            self._internal_dict = config
 
     @property
     def downsampling_factor(self) -> int:
         """Image edges must be multiples of this."""
-        return 2 ** (len(self.config.channel_mult) - 1)
+        return 2 ** (self._levels - 1)
 
     def compute_mask_features(self, one_hot_mask: Tensor, max_bytes: float = math.inf) -> MaskFeatures:
         """γ and β of every SPADE norm for masks (N, num_classes, H, W); all zeros is the null mask of guidance.
@@ -203,12 +215,12 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         height, width = one_hot_mask.shape[-2:]
         if height % self.downsampling_factor or width % self.downsampling_factor:
             raise ValueError(f"the mask is {width}x{height}, not a multiple of {self.downsampling_factor}")
-        if not self.config.num_classes:
+        if not self._num_classes:
             return MaskFeatures((), ())
-        sizes = [(height >> level, width >> level) for level in range(len(self.config.channel_mult))]
-        if self.config.instance_edges and one_hot_mask.shape[1] == self.config.num_classes:
+        sizes = [(height >> level, width >> level) for level in range(self._levels)]
+        if self._instance_edges and one_hot_mask.shape[1] == self._num_classes:
             one_hot_mask = torch.cat([one_hot_mask, mark_edges(one_hot_mask)], dim=1)
-        pyramid = build_mask_pyramid(one_hot_mask, sizes, self.config.mask_resize)
+        pyramid = build_mask_pyramid(one_hot_mask, sizes, self._mask_resize)
         masks = tuple(pyramid[size] for size in sizes)
         modulations: list[Modulation | None] = []
         for norm, level in self._spade_norms():  # from coarse to fine
@@ -240,14 +252,14 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         if mask_features is None:
             if one_hot_mask is None:
                 raise ValueError("either one_hot_mask or mask_features is needed")
-            mask_features = self.compute_mask_features(one_hot_mask)
-        modulations = self._iterate_modulations(mask_features)
+            # Under checkpointing γ and β, as large as the features, are computed again in the backward pass too.
+            mask_features = self.compute_mask_features(one_hot_mask, 0 if self._checkpoints else math.inf)
+        masks = self._iterate_masks(mask_features)
 
         if not timesteps.is_floating_point():
             timesteps = timesteps.float()
-        scaled = timesteps * self.config.timestep_scale
-        channels = self.config.base_channels
-        embedding = get_timestep_embedding(scaled, channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        scaled = timesteps * self._timestep_scale
+        embedding = get_timestep_embedding(scaled, self._base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
         embedding = self.time_mlp(embedding.to(noisy_image.dtype))
         if augmentation is not None:
             embedding = embedding + self.embed_augmentation(augmentation.to(noisy_image.dtype))
@@ -259,26 +271,52 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             features = stage(features) if isinstance(stage, Downsample) else self._run(stage, features, embedding)
             skips.append(features)
         for stage in self.middle:
-            features = self._run(stage, features, embedding, *_take(modulations, stage))
+            features = self._run(stage, features, embedding, _take(masks, stage))
         for stage in self.decoder:
             features = torch.cat([features, skips.pop()], dim=1)
-            features = self._run(stage, features, embedding, *_take(modulations, stage))
+            features = self._run(stage, features, embedding, _take(masks, stage))
         return self.conv_out(F.silu(self.norm_out(features)))
 
-    def _run(self, stage: nn.Module, features: Tensor, embedding: Tensor, *modulations: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(stage, features, embedding, modulations)
-        return stage(features, embedding, modulations)
+    def estimate_activation_bytes(self) -> int:
+        """About what drawing one image of image_size takes in fp32, besides weights and mask features.
 
-    def _iterate_modulations(self, mask_features: MaskFeatures) -> Iterator[Modulation]:
-        for (norm, level), cached in zip(self._spade_norms(), mask_features.modulations, strict=True):
-            yield cached or norm.compute_modulation(mask_features.pyramid[level])
+        The skip connections of all levels, and at the finest one a residual block's input, hidden features and norms.
+        """
+        area = self.config.image_size**2
+        widths = [int(factor * self._base_channels) for factor in self.config.channel_mult]
+        skips = sum((self.config.num_res_blocks + 1) * width * area / 4**level for level, width in enumerate(widths))
+        return int(4 * (skips + 8 * widths[0] * area))
+
+    @property
+    def _checkpoints(self) -> bool:
+        return torch.is_grad_enabled() and self.gradient_checkpointing
+
+    def _run(
+        self, stage: nn.Module, features: Tensor, embedding: Tensor, masks: Sequence[Modulation | Tensor] = ()
+    ) -> Tensor:
+        """Runs a stage with γ and β of its SPADE norms, or the masks that these are computed from."""
+
+        def run(features: Tensor, embedding: Tensor) -> Tensor:
+            norms = [module for module in stage.modules() if isinstance(module, SpadeNorm)] if masks else []
+            modulations = [
+                norm.compute_modulation(mask) if isinstance(mask, Tensor) else mask
+                for norm, mask in zip(norms, masks, strict=True)
+            ]
+            return stage(features, embedding, modulations)
+
+        if self._checkpoints:
+            return self._gradient_checkpointing_func(run, features, embedding)
+        return run(features, embedding)
+
+    def _iterate_masks(self, mask_features: MaskFeatures) -> Iterator[Modulation | Tensor]:
+        for (_, level), cached in zip(self._spade_norms(), mask_features.modulations, strict=True):
+            yield cached or mask_features.pyramid[level]
 
     def _spade_norms(self) -> Iterator[tuple[SpadeNorm, int]]:
         """Every SPADE norm in the order of the forward pass, with the level (log2 of the downsampling) it works at."""
-        if not self.config.num_classes:
+        if not self._num_classes:
             return
-        level = len(self.config.channel_mult) - 1
+        level = self._levels - 1
         for stage in [*self.middle, *self.decoder]:
             for block in (stage.block, stage.resampler):
                 if isinstance(block, ResidualBlock):
@@ -288,7 +326,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             level -= isinstance(stage.resampler, Upsample)
 
 
-def _take(modulations: Iterator[Modulation], stage: nn.Module) -> list[Tensor]:
-    """The next γ and β for the SPADE norms of a stage, flat."""
+def _take(masks: Iterator[Modulation | Tensor], stage: nn.Module) -> list[Modulation | Tensor]:
+    """What the next SPADE norms, those of a stage, are steered by."""
     count = sum(isinstance(module, SpadeNorm) for module in stage.modules())
-    return [tensor for _ in range(count) for tensor in next(modulations)]
+    return [next(masks) for _ in range(count)]

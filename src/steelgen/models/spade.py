@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from steelgen.models.norm import GroupNorm
+
 Modulation = tuple[Tensor, Tensor]
 """γ and β of one SPADE norm, each (N, channels, h, w)."""
 
@@ -28,7 +30,7 @@ class SpadeNorm(nn.Module):
 
     def __init__(self, channels: int, mask_channels: int, hidden_channels: int = 128, num_groups: int = 32) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(num_groups, channels, affine=False)
+        self.norm = GroupNorm(num_groups, channels, affine=False)
         self.shared = nn.Conv2d(mask_channels, hidden_channels, 3, padding=1)
         self.to_modulation = nn.Conv2d(hidden_channels, 2 * channels, 3, padding=1)
 

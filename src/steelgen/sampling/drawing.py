@@ -15,9 +15,8 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator, StartImages, load_generator
+from steelgen.generators import DrawRequest, Generator, StartImages, join_networks, load_generator
 from steelgen.sampling.masks import DrawnMask
-from steelgen.sampling.noise_prior import NoisePrior
 
 Start = tuple[Sequence[NDArray[np.uint8]], float]
 """N images, each as large as its mask, and the strength of the noise that they get (see `StartImages`)."""
@@ -30,11 +29,12 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
         InputError: if there is no generator, or it does not load.
     """
     generator = load_generator(path)
-    network = generator.network.to(pick_device()).requires_grad_(False)
-    if channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compiled:
-        network.compile(dynamic=False)  # shapes do not change within a run, but at its last batch
+    for network in generator.networks.values():
+        network.to(pick_device())
+        if channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled:
+            network.compile(dynamic=False)  # shapes do not change within a run, but at its last batch
     return generator
 
 
@@ -54,7 +54,6 @@ def draw_images(
     solver: AnySolverSection,
     mixed_precision: str = "no",
     start: Start | None = None,
-    prior: NoisePrior | None = None,
     noise: Tensor | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Draws one image a mask.
@@ -66,27 +65,38 @@ def draw_images(
         solver: how they are drawn.
         mixed_precision: no, bf16 or fp16.
         start: images that drawing starts from.
-        prior: moments of the noise that drawing starts from.
         noise: (N, C, H, W) standard normal noise in place of what the seeds give.
 
     Returns:
         N images (H, W) or (H, W, 3) uint8.
 
     Raises:
-        InputError: if they do not fit into memory; what to change is said in numbers.
+        InputError: if they do not fit into memory; what to change is said in numbers. Also if a pixel is not finite.
     """
-    device = next(generator.network.parameters()).device
+    device = next(join_networks(generator.networks).parameters()).device
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
     start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
-    moments = prior.look_up(batch) if prior else None
     try:
         with autocast(mixed_precision, device):
-            images = generator.draw(batch, seeds, solver, start_images, noise, moments)
+            given = batch if "masks" in generator.needs else None
+            images = generator.draw(DrawRequest(seeds, given, solver, start_images, noise)).images
+            assert images is not None, f"{generator.kind} makes no images"
+            images = images.cpu()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise InputError(_advise_on_memory(batch, solver, mixed_precision)) from error
+    for seed, image in zip(seeds, images, strict=True):
+        if not image.isfinite().all():
+            raise InputError(_explain_infinite(generator, seed, mixed_precision))
     return [tensor_to_image(image) for image in images]
+
+
+def _explain_infinite(generator: Generator, seed: int, mixed_precision: str) -> str:
+    cause = "a training that diverged has weights like that"
+    if mixed_precision == "fp16":
+        cause = "fp16 holds no numbers above 65504: try mixed_precision=bf16 or no"
+    return f"{generator.info.name}: the image of seed {seed} has pixels that are not finite; {cause}"
 
 
 def _advise_on_memory(masks: Tensor, solver: AnySolverSection, mixed_precision: str) -> str:

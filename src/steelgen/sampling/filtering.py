@@ -74,7 +74,7 @@ def build_filter(config: FilterSection, info: DatasetInfo, geometry: CropGeometr
     thresholds = resolve_thresholds(config.min_iou, info)
     load_source_info(config.dataset, info)
     micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
-    device = pick_device().type
+    device = str(pick_device())
     segmenter = None
     if max(thresholds) > 0:
         segmenter = load_or_train_segmenter(

@@ -8,21 +8,21 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
+from pydantic import Field
 
-from steelgen.config.base import config_to_json
+from steelgen.config.base import MAX_BATCH_SIZE, MAX_IMAGES, MAX_SEED, config_to_json
 from steelgen.config.sample import SampleConfig
 from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.palette import color_mask
-from steelgen.errors import InputError
-from steelgen.files import hash_files, load_json, new_file
-from steelgen.generators import find_generator
+from steelgen.errors import InputError, first_line
+from steelgen.files import Record, load_record, new_file, parse_json, parse_record
+from steelgen.generators import hash_generator, hash_weights
 from steelgen.sampling.masks import DrawnMask
-from steelgen.sampling.noise_prior import PRIOR_FILE
 from steelgen.sampling.places import describe_place
 
 PNG_KEY = "steelgen"
@@ -71,13 +71,58 @@ LAYOUTS = {
 """By the config's output_format."""
 
 
+class _Source(Record):
+    kind: str
+
+
+class _Settings(Record):
+    """The config of a run as it was written, perhaps by an older steelgen."""
+
+    output_format: Literal["folders", "dataset"] = "folders"
+    file_stems: Literal["number", "source"] = "number"
+    mask_source: _Source
+    num_samples: int = Field(ge=1, le=MAX_IMAGES)
+    seed: int = Field(ge=0, le=MAX_SEED)
+
+
+class Sampling(Record):
+    """sampling.json: how a folder of drawn images was begun, and what the filter dropped."""
+
+    config: _Settings
+    files_per_folder: int = Field(0, ge=0, le=MAX_IMAGES)
+    stem_batch_size: int = Field(1, ge=1, le=MAX_BATCH_SIZE)
+    drawn_by: dict[str, str] = {}
+    """Digests of the generators; not in folders of older versions."""
+    kept: int = 0
+    dropped: dict[str, int] = {}
+
+
+class _Row(Record):
+    """What is read of a row of metadata.jsonl, besides drawing the image again."""
+
+    file_name: str
+    seed: int = Field(ge=0, strict=True)
+    mask: str | None = None
+    noise_prior: str | None = None
+    dropped: dict[str, int] = {}
+
+
+def load_sampling(out: Path) -> Sampling:
+    """Reads sampling.json of an output folder.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    return load_record(out / "sampling.json", Sampling)
+
+
 def load_layout(out: Path) -> Layout:
     """The layout of an output folder, by its sampling.json; its files are taken to be named by their numbers."""
-    sampling = load_json(out / "sampling.json")
-    layout = LAYOUTS[sampling["config"].get("output_format", "folders")]
-    if sampling["config"]["mask_source"]["kind"] == "none":
+    sampling = load_sampling(out)
+    layout = LAYOUTS[sampling.config.output_format]
+    if sampling.config.mask_source.kind == "none":
         layout = replace(layout, labels=None, images=None, colored_labels=None)
-    return replace(layout, files_per_folder=sampling.get("files_per_folder", 0))
+    return replace(layout, files_per_folder=sampling.files_per_folder)
 
 
 @dataclass(frozen=True)
@@ -100,26 +145,18 @@ def describe_origin(config: SampleConfig) -> Origin:
     settings = config_to_json(config)
     draw = {key: settings[key] for key in ("solver", "mixed_precision", "channels_last")}
     if guide := settings["solver"].get("autoguidance"):
-        draw["autoguidance_sha256"] = hash_generator(Path(guide))
+        draw["autoguidance_sha256"] = hash_weights(Path(guide))
     if config.start_images:
         draw["strength"] = config.start_images.strength
-    return Origin(config.generator, hash_generator(config.generator), hash_config(settings), draw)
+    return Origin(config.generator, hash_weights(config.generator), hash_config(settings), draw)
 
 
-def hash_generator(path: Path) -> str:
-    """SHA-256 of a generator's weights, in hex: of the one safetensors file, or of all of them in the order of names.
-
-    Args:
-        path: a run folder, a checkpoint or an export.
-
-    Raises:
-        InputError: if there is no generator, or it has no weights.
-    """
-    folder = find_generator(path)
-    files = sorted(folder.rglob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: holds no weights (*.safetensors)")
-    return hash_files(*files)
+def describe_models(config: SampleConfig, origin: Origin) -> dict[str, str]:
+    """By dotted field of the config, the digest of the generator that lies there."""
+    models = {"generator": hash_generator(config.generator, origin.model_sha256)}
+    if guide := getattr(config.solver, "autoguidance", None):
+        models["solver.autoguidance"] = hash_generator(guide)
+    return models
 
 
 def hash_config(settings: dict[str, Any]) -> str:
@@ -157,8 +194,6 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: Draw
         assert drawn.image is not None
         assert drawn.place is not None
         row["start_image"] = describe_place(drawn.place, drawn.image)
-    if "noise_prior_sha256" in origin.draw:
-        row["noise_prior"] = PRIOR_FILE
     return row
 
 
@@ -199,13 +234,18 @@ def read_row(path: Path) -> dict[str, Any]:
     """The row of metadata.jsonl that an image carries in its text chunk.
 
     Raises:
-        InputError: if the image is not one of ours.
+        InputError: if the image is not one of ours, or damaged.
     """
-    with Image.open(path) as image:
-        text = image.info.get(PNG_KEY)
-    if text is None:
+    try:
+        with Image.open(path) as image:
+            text = image.info.get(PNG_KEY)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image: {first_line(error)}") from None
+    if not isinstance(text, str):
         raise InputError(f"{path}: was not written by steelgen sample (no {PNG_KEY!r} text chunk)")
-    return json.loads(text)
+    row = parse_json(text, f"{path}: {PNG_KEY}")
+    parse_record(row, _Row, f"{path}: {PNG_KEY}")
+    return row
 
 
 def save_rows(out: Path, layout: Layout, count: int) -> None:
@@ -217,6 +257,6 @@ def save_rows(out: Path, layout: Layout, count: int) -> None:
     for folder in dict.fromkeys([Path(), split]):
         with new_file(out / folder / "metadata.jsonl") as working, open(working, "w", encoding="utf-8") as file:
             for row in iterate_rows(out, layout, count):
-                present = [key for key in ("file_name", "mask", "noise_prior") if key in row]
+                present = [key for key in ("file_name", "mask") if key in row]
                 paths = {key: Path(os.path.relpath(row[key], folder)).as_posix() for key in present}
                 file.write(json.dumps({**row, **paths}) + "\n")

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from steelgen.config.sample import SampleConfig
 from steelgen.devices import resolve_precision
-from steelgen.diffusion.noise import randn_by_seed
+from steelgen.diffusion.randomness import randn_by_seed
 from steelgen.errors import InputError
 from steelgen.files import new_file
 from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
 from steelgen.sampling.masks import build_mask_source, replace_images
-from steelgen.sampling.noise_prior import build_noise_prior
 
 _FRAME_MS = 120
 
@@ -42,7 +41,6 @@ def interpolate(config: SampleConfig, seeds: tuple[int, int], num_frames: int, m
         raise InputError(f"frames {num_frames}: must be at least 2")
     generator = prepare_generator(config.generator, config.channels_last)
     info, geometry = generator.info, generator.geometry
-    prior = build_noise_prior(config.noise_prior, generator, config.solver) if config.noise_prior else None
     masks = build_mask_source(config.mask_source, info, geometry, config.seed)
     drawn = [replace_images(masks, config, info, geometry).draw(mask_index)] * num_frames
     shape = (geometry.in_channels, *drawn[0].mask.shape)
@@ -54,7 +52,6 @@ def interpolate(config: SampleConfig, seeds: tuple[int, int], num_frames: int, m
         config.solver,
         resolve_precision(config.mixed_precision),
         take_start(config, drawn),
-        prior,
         torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)]),
     )
     with new_file(path) as working:

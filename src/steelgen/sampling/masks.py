@@ -24,6 +24,7 @@ from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, cut_crop, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
 from steelgen.data.placement import CropGeometry, apply_symmetry, draw_symmetry, scale_whole
+from steelgen.data.rejects import load_rejects
 from steelgen.errors import InputError
 from steelgen.sampling.places import ImagePlace, place_crop
 
@@ -185,7 +186,9 @@ class _OtherImages:
 
 class _FolderSource:
     def __init__(self, config: FolderMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
-        self._paths = list_images(resolve_bundled(config.folder))
+        folder = resolve_bundled(config.folder)
+        rejects = load_rejects(folder)
+        self._paths = [path for path in list_images(folder) if path.stem not in rejects]
         if not self._paths:
             raise InputError(f"{config.folder}: holds no mask images")
         # All are read once, so that a bad one is named before anything is drawn, but none is kept.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from steelgen.config.base import MAX_CROP_SIZE
 from steelgen.data.folder import list_pairs
 from steelgen.data.images import load_image, to_channels
 from steelgen.data.placement import Placement, apply_symmetry, resize_image
-from steelgen.errors import InputError
+from steelgen.errors import InputError, first_line
+from steelgen.files import Record, parse_record
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,23 @@ def describe_place(place: ImagePlace, image: NDArray[np.uint8]) -> dict[str, Any
     return {**asdict(place), "sha256": hash_pixels(image)}
 
 
-def load_place(described: dict[str, Any], in_channels: int, where: str) -> NDArray[np.uint8]:
+_Offset = Annotated[int, Field(ge=0, le=MAX_CROP_SIZE)]
+_Edge = Annotated[int, Field(ge=1, le=MAX_CROP_SIZE)]
+
+
+class _Described(Record):
+    """What `describe_place` returns."""
+
+    dataset: str
+    split: str
+    stem: str
+    window: tuple[_Offset, _Offset, _Edge, _Edge]
+    size: tuple[_Edge, _Edge]
+    symmetry: int = Field(ge=0, le=7)
+    sha256: str
+
+
+def load_place(described: dict[str, Any] | None, in_channels: int, where: str) -> NDArray[np.uint8]:
     """Cuts an image again.
 
     Args:
@@ -61,19 +80,20 @@ def load_place(described: dict[str, Any], in_channels: int, where: str) -> NDArr
     Raises:
         InputError: if the description is damaged, or the micrograph is missing or has changed.
     """
+    values = parse_record(described, _Described, f"{where}: start_image").model_dump()
+    expected = values["sha256"]
+    place = ImagePlace(**{field.name: values[field.name] for field in fields(ImagePlace)})
     try:
-        values = dict(described)
-        expected = values.pop("sha256")
-        place = ImagePlace(**values)
         name = f"{place.dataset}/{place.split}/images/{place.stem}"
-        paths = [pair.image for pair in list_pairs(Path(place.dataset), place.split) if pair.stem == place.stem]
+        pairs = list_pairs(Path(place.dataset), place.split, with_rejects=True)
+        paths = [pair.image for pair in pairs if pair.stem == place.stem]
         if not paths:
             raise InputError(f"{where}: the micrograph {name} is not there any more")
         image = place.cut_image(to_channels(load_image(paths[0]), in_channels))
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{where}: 'start_image' is not what steelgen sample writes") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: start_image: {first_line(error)}") from None
     if hash_pixels(image) != expected:
         raise InputError(f"{where}: {name} is not the micrograph that drawing started from (its pixels differ)")
     return image

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field
 
 from steelgen.config.solver import AnySolverSection
 from steelgen.data.folder import load_mask
 from steelgen.data.images import load_image
 from steelgen.errors import InputError
+from steelgen.files import Record, parse_json, parse_record
+from steelgen.generators import hash_weights
 from steelgen.sampling.drawing import draw_images, prepare_generator
-from steelgen.sampling.formats import hash_generator, save_png
+from steelgen.sampling.formats import save_png
 from steelgen.sampling.masks import NoSource
-from steelgen.sampling.noise_prior import load_noise_prior
 from steelgen.sampling.places import load_place
 
-_ValueT = TypeVar("_ValueT")
+
+class _Draw(Record):
+    """Everything but mask and seed that an image depends on."""
+
+    solver: AnySolverSection
+    mixed_precision: Literal["no", "bf16", "fp16"]
+    channels_last: bool = False
+    strength: float | None = Field(None, gt=0, le=1)
+    autoguidance_sha256: str | None = None
+    noise_prior_sha256: str | None = None
+
+
+class _DrawnRow(Record):
+    """What of a row of metadata.jsonl its image is drawn again by."""
+
+    file_name: str
+    draw: _Draw
+    generator: Path
+    model_sha256: str
+    seed: int = Field(ge=0, lt=2**63)
+    mask: str | None = None
+    start_image: dict[str, Any] | None = None
 
 
 def replay(
@@ -29,7 +50,7 @@ def replay(
     """Draws the image of one line of a metadata.jsonl again: on a CPU in fp32 the very same bits.
 
     Only the line, the mask that it names and the generator are needed; for image to image also the micrograph that it
-    started from, with a noise prior also that one's file.
+    started from.
 
     Args:
         metadata: the file; the masks lie below its folder.
@@ -43,36 +64,27 @@ def replay(
     Raises:
         InputError: if the line is missing or damaged, the weights are not those it names, or `out` exists.
     """
-    row = load_row(metadata, line)
-    where = f"{metadata}:{line}"
-    draw: dict[str, Any] = _read(row, "draw", dict, where)
-    name = Path(_read(row, "file_name", str, where))
+    row, where = load_row(metadata, line), f"{metadata}:{line}"
+    drawn = parse_record(row, _DrawnRow, where)
+    draw, name = drawn.draw, Path(drawn.file_name)
+    if draw.noise_prior_sha256 is not None:
+        raise InputError(f"{where}: started from a noise prior, which was removed; older versions draw it")
     out = out or metadata.parent / f"replay-{name.name}"
     if out.exists():
         raise InputError(f"{out}: already exists; name another file or remove it")
-    try:
-        solver = TypeAdapter[Any](AnySolverSection).validate_python(_read(draw, "solver", dict, where))
-    except ValidationError as error:
-        raise InputError(f"{where}: solver: {error.errors()[0]['msg']}") from None
-    folder = generator or Path(_read(row, "generator", str, where))
-    _check_weights(folder, _read(row, "model_sha256", str, where), where)
-    if guide := getattr(solver, "autoguidance", None):
-        _check_weights(guide, _read(draw, "autoguidance_sha256", str, where), where)
-    model = prepare_generator(folder, bool(draw.get("channels_last")))
-    if "mask" in row:
-        mask = load_mask(metadata.parent / _read(row, "mask", str, where), model.info)
+    folder = generator or drawn.generator
+    _check_weights(folder, drawn.model_sha256, where)
+    if guide := getattr(draw.solver, "autoguidance", None):
+        _check_weights(guide, draw.autoguidance_sha256 or "", where)
+    model = prepare_generator(folder, draw.channels_last)
+    if drawn.mask is not None:
+        mask = load_mask(metadata.parent / drawn.mask, model.info)
     else:
         mask = NoSource(model.info, model.geometry).draw(0).mask
-    precision = _read(draw, "mixed_precision", str, where)
-    start = prior = None
-    if "strength" in draw:
-        described = _read(row, "start_image", dict, where)
-        image = load_place(described, model.geometry.in_channels, where)
-        start = ([image], _read(draw, "strength", float, where))
-    if "noise_prior_sha256" in draw:
-        path = metadata.parent / _read(row, "noise_prior", str, where)
-        prior = load_noise_prior(path, _read(draw, "noise_prior_sha256", str, where))
-    image = draw_images(model, [mask], [_read(row, "seed", int, where)], solver, precision, start, prior)[0]
+    start = None
+    if draw.strength is not None:
+        start = ([load_place(drawn.start_image, model.geometry.in_channels, where)], draw.strength)
+    image = draw_images(model, [mask], [drawn.seed], draw.solver, draw.mixed_precision, start)[0]
     save_png(out, image, row)
     original = metadata.parent / name
     return out, bool(np.array_equal(load_image(original), load_image(out))) if original.is_file() else None
@@ -92,26 +104,16 @@ def load_row(metadata: Path, line: int) -> dict[str, Any]:
         text = next(islice(file, line - 1, None), None)
     if text is None:
         raise InputError(f"{metadata}: has no line {line}")
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{metadata}:{line}:{error.colno}: not valid JSON: {error.msg}") from None
+    row = parse_json(text, str(metadata), line)
     if not isinstance(row, dict):
         raise InputError(f"{metadata}:{line}: must be a JSON object, not {type(row).__name__}")
     return row
 
 
 def _check_weights(generator: Path, expected: str, where: str) -> None:
-    found = hash_generator(generator)
+    found = hash_weights(generator)
     if found != expected:
         raise InputError(
             f"{generator}: these are not the weights of {where} (SHA-256 {found[:16]}…, there {expected[:16]}…); "
             "name the right ones with --generator"
         )
-
-
-def _read(values: dict[str, Any], key: str, kind: type[_ValueT], where: str) -> _ValueT:
-    value = values.get(key)
-    if not isinstance(value, kind):
-        raise InputError(f"{where}: {key!r} is missing or not what steelgen sample writes; it cannot be drawn again")
-    return value

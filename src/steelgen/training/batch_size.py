@@ -11,14 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from steelgen.config.train import RunConfig
+from steelgen.data.crops import Micrographs, cut_crops
 from steelgen.devices import autocast, available_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
+from steelgen.generators import build_trainable, draw_for_masks
 from steelgen.training.failures import split_batch
-from steelgen.training.setup import build_crops, check_precision, place_network, prepare
-from steelgen.training.state import build_state
+from steelgen.training.measurement import DRAWN_AT_ONCE
+from steelgen.training.setup import build_crops, check_precision, load_held_out, place_networks, prepare
+from steelgen.training.state import TrainingState, build_state
 
 _USED_SHARE = 0.9
 """Of the free memory; previews, fragments and other programs get the rest."""
@@ -140,29 +145,45 @@ def _time_steps(config: RunConfig, batch_size: int, device: torch.device) -> lis
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     generator, micrographs = prepare(config)
-    options = config.train.model_copy(update={"gradient_accumulation_steps": 1})
-    crops = build_crops(config, generator, micrographs)
-    place_network(generator.network, options, device)
+    options = config.train
+    trainable = build_trainable(generator, config)
+    crops = build_crops(config, trainable, micrographs)
+    place_networks(trainable.networks, options, device)
     scaler = torch.amp.GradScaler(device.type, enabled=options.mixed_precision == "fp16")
-    state = build_state(config, generator, scaler, len(crops), criterion=None)
-    items = [crops[number] for number in range(batch_size)]
-    batch = {key: torch.stack([item[key] for item in items]).to(device) for key in items[0]}
+    state = build_state(config, trainable, scaler, len(crops), criterion=None)
+    batch = {key: value.to(device) for key, value in default_collate([crops[n] for n in range(batch_size)]).items()}
     seconds = []
     for _ in range(1 + _TIMED_STEPS):
         begun = time.perf_counter()
-        with autocast(options.mixed_precision, device):
-            losses = generator.compute_loss(generator.network, batch, config.seed, options.mask_dropout).losses
-        scaler.scale(losses.mean()).backward()
-        scaler.step(state.optimizer)
+        for phase in trainable.phases:
+            with autocast(options.mixed_precision, device):
+                losses = trainable.compute_loss(phase, trainable.networks, batch).losses
+            scaler.scale(losses.mean()).backward()
+            scaler.step(state.optimizers[phase.name])
+            state.network.zero_grad(set_to_none=True)
         scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         for average in state.averages:
             average.update(state.step)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
+    _look(config, state, held_out=load_held_out(config, generator) or micrographs, device=device)
     return seconds[1:]
+
+
+def _look(config: RunConfig, state: TrainingState, held_out: Micrographs, device: torch.device) -> None:
+    """Draws as many images at once as previews and measurements do, whose guidance doubles the batch."""
+    drawings = [(config.preview.num_images, config.preview.solver)]
+    if config.measurement.every is not None:
+        drawings.append((min(config.measurement.num_images, DRAWN_AT_ONCE), config.measurement.solver))
+    for count, solver in drawings:
+        if not count:
+            continue
+        _, masks = cut_crops(held_out, state.generator.geometry, count)
+        everywhere = solver.model_copy(update={"num_inference_steps": 1, "guidance_interval": None})
+        with state.averaged(), autocast(config.train.mixed_precision, device):
+            draw_for_masks(state.generator, torch.from_numpy(masks.astype(np.int64)), range(count), everywhere)
 
 
 def _try_in_child(config: RunConfig, batch_size: int, limit: int, sender: Connection) -> None:

@@ -2,10 +2,11 @@
 
 checkpoints/step-000500/
     training.json            global_step, the scaler's state, and what else training goes on from
-    weights.safetensors      the network as it is trained
-    average.safetensors      its exponential moving average; further ones are average-<name>.safetensors
-    optimizer.safetensors    AdamW's moments
-    generator/               the network with averaged weights, ready for sampling
+    weights.safetensors      the networks as they are trained; of several, tensors are called NETWORK.tensor
+    average.safetensors      exponential moving average of those that draw; further ones are average-<name>.safetensors
+    optimizer.safetensors    AdamW's moments; of several phases, optimizer-<phase>.safetensors each
+    trainable.safetensors    other tensors that training goes on from, where there are any
+    generator/               the generator with averaged weights, ready for sampling
 
 No random state is kept: every random number of training is a function of the seed and the step or crop number.
 """
@@ -17,15 +18,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steelgen.errors import InputError
-from steelgen.files import is_disk_full, load_json, new_folder, restore_folders, save_json, save_tensors
+from steelgen.files import Record, is_disk_full, load_record, new_folder, restore_folders, save_json, save_tensors
 from steelgen.training.ema import WeightAverage
 from steelgen.training.state import TrainingState
+
+_TENSORS_FILE = "trainable.safetensors"
 
 
 def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
@@ -37,23 +42,29 @@ def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
     folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
     if not folder.exists():
         with _explain_full_disk(folder, state), new_folder(folder, durable=True) as working:
-            save_tensors(working / "weights.safetensors", state.generator.network.state_dict())
+            save_tensors(working / "weights.safetensors", state.network.state_dict())
             for name, average in _name_averages(state):
                 save_tensors(working / f"{name}.safetensors", average.state_dict())
-            save_tensors(working / "optimizer.safetensors", _flatten_optimizer(state.optimizer))
-            with state.average.applied():
+            for name, optimizer in _name_optimizers(state):
+                save_tensors(working / f"{name}.safetensors", _flatten_optimizer(optimizer))
+            if tensors := state.trainable.tensors():
+                save_tensors(working / _TENSORS_FILE, tensors)
+            with state.averaged():
                 state.generator.save(working / "generator")
-            save_json(
-                working / "training.json",
-                {
-                    "global_step": state.step,
-                    "scaler": state.scaler.state_dict() if state.scaler is not None else None,
-                    "progress": state.progress(),
-                },
-            )
+            _save_progress(working, state)
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def note_progress(run_dir: Path, state: TrainingState) -> None:
+    """Brings the newest checkpoint, that of the state's step, up to what was learnt of the step after it was saved."""
+    _save_progress(run_dir / "checkpoints" / f"step-{state.step:06d}", state)
+
+
+def _save_progress(folder: Path, state: TrainingState) -> None:
+    scaler = state.scaler.state_dict() if state.scaler is not None else None
+    save_json(folder / "training.json", {"global_step": state.step, "scaler": scaler, "progress": state.progress()})
 
 
 def remove_unfinished(run_dir: Path) -> None:
@@ -100,22 +111,77 @@ def load_checkpoint(folder: Path, state: TrainingState, with_progress: bool = Tr
     try:
         weights = load_file(folder / "weights.safetensors")
         averages = load_file(folder / "average.safetensors")
-        moments = load_file(folder / "optimizer.safetensors")
+        moments = {name: load_file(folder / f"{name}.safetensors") for name, _ in _name_optimizers(state)}
+        tensors = load_file(folder / _TENSORS_FILE) if (folder / _TENSORS_FILE).is_file() else {}
     except Exception as error:  # safetensors has an exception type of its own for damaged files
         raise InputError(f"{folder}: damaged checkpoint: {error}") from None
-    network = state.generator.network
+    network = state.network
     check_same_architecture(network, weights, folder)
     network.load_state_dict(weights)
     for name, average in _name_averages(state):
         path = folder / f"{name}.safetensors"
         average.load_state_dict(load_file(path) if path.is_file() else averages)
-    _restore_optimizer(state.optimizer, moments)
-    training = load_json(folder / "training.json")
-    if state.scaler is not None and training["scaler"] is not None:
-        state.scaler.load_state_dict(training["scaler"])
-    state.step = training["global_step"]
+    for name, optimizer in _name_optimizers(state):
+        _restore_optimizer(optimizer, moments[name])
+    training = load_record(folder / "training.json", _Training, finite=False)
+    if state.scaler is not None and training.scaler is not None:
+        state.scaler.load_state_dict(training.scaler.model_dump(by_alias=True))
+    state.step = training.global_step
+    if tensors:
+        state.trainable.restore_tensors(tensors)
     if with_progress:
-        state.restore_progress(training.get("progress", {}))
+        state.restore_progress(training.progress.model_dump(exclude_unset=True))
+
+
+_Loss = Annotated[float, Field(allow_inf_nan=True)]
+"""That of a run that diverges is not finite."""
+
+
+class _Scaler(Record):
+    """The state of torch's gradient scaler."""
+
+    scale: float = Field(gt=0)
+    growth_factor: float = Field(gt=1)
+    backoff_factor: float = Field(gt=0, lt=1)
+    growth_interval: int = Field(ge=1)
+    growth_tracker: int = Field(ge=0, alias="_growth_tracker")
+
+
+class _Epochs(Record):
+    epoch: int = Field(ge=0)
+    sum: _Loss
+    count: int = Field(ge=0)
+
+
+class _Best(Record):
+    criterion: str | None
+    best_value: float | None
+    best_step: int = Field(ge=0)
+    last_step: int = Field(ge=0)
+
+
+class _Copies(Record):
+    in_a_row: int = Field(ge=0)
+    begun_at: int | None
+
+
+class _Progress(Record):
+    """What `TrainingState.progress` gives; older checkpoints have less of it."""
+
+    epochs: _Epochs | None = None
+    best: _Best | None = None
+    copies: _Copies | None = None
+    loss_history: list[list[_Loss]] | None = None
+    trainable: dict[str, Any] | None = None
+    unseen: dict[str, _Loss] | None = None
+
+
+class _Training(Record):
+    """training.json."""
+
+    global_step: int = Field(ge=0)
+    scaler: _Scaler | None = None
+    progress: _Progress = _Progress()
 
 
 def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
@@ -140,12 +206,12 @@ def _explain_full_disk(folder: Path, state: TrainingState) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        weights = state.generator.network.state_dict()
         tensors = [
-            *weights.values(),
+            *state.network.state_dict().values(),
             *(tensor for average in state.averages for tensor in average.state_dict().values()),
-            *_flatten_optimizer(state.optimizer).values(),
-            *weights.values(),  # of generator/
+            *(tensor for _, optimizer in _name_optimizers(state) for tensor in _flatten_optimizer(optimizer).values()),
+            *state.trainable.tensors().values(),
+            *state.average.state_dict().values(),  # of generator/
         ]
         needed = sum(tensor.nbytes for tensor in tensors)
         free = shutil.disk_usage(folder.parent).free
@@ -160,6 +226,12 @@ def _name_averages(state: TrainingState) -> Iterator[tuple[str, WeightAverage]]:
     """Each average with the name of its file."""
     for index, average in enumerate(state.averages):
         yield f"average-{average.name}" if index else "average", average
+
+
+def _name_optimizers(state: TrainingState) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+    """Each phase's optimizer with the name of its file."""
+    for phase, optimizer in state.optimizers.items():
+        yield f"optimizer-{phase}" if len(state.optimizers) > 1 else "optimizer", optimizer
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from steelgen.data.images import save_image
 from steelgen.evaluation.plots import COLORS, Curve, paint_chart
+from steelgen.runs import read_metrics
 
 _SCALE = 2
 """px of the picture a px of a chart."""
@@ -42,24 +42,29 @@ def save_curves(metrics: Path, path: Path) -> None:
         metrics: one JSON object a line, with `step`.
         path: the PNG.
     """
-    points = _load_points(metrics)
+    picture = paint_curves(load_points(metrics))
+    if picture is not None:
+        save_image(path, picture)
+
+
+def paint_curves(points: Points) -> NDArray[np.uint8] | None:
+    """The charts of the figures of a run as (H, W, 3) RGB, two a row; None without any."""
     charts = [_paint(panel, points) for panel in _PANELS if any(name in points for name in panel.names)]
     if not charts:
-        return
+        return None
     if len(charts) > 1 and len(charts) % 2:
         charts.append(np.full_like(charts[0], 255))
     rows = [np.hstack(charts[start : start + 2]) for start in range(0, len(charts), 2)]
-    save_image(path, np.vstack(rows))
+    return np.vstack(rows)
 
 
-def _load_points(metrics: Path) -> Points:
+def load_points(metrics: Path) -> Points:
+    """The finite values of a metrics.jsonl; lines that hold none, as one just being written, are passed over."""
     points: Points = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for _, row in read_metrics(metrics):
         for name, value in row.items():
-            # The gradient norm of a step that fp16's scaler skips is infinite.
             if math.isfinite(value):
-                points.setdefault(name, {})[row["step"]] = value
+                points.setdefault(name, {})[int(row["step"])] = value
     return points
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 class WeightAverage:
     """θ̄ ← θ̄ + (1 − β_t)(θ − θ̄) with β_t = min(decay, (1 + t)/(10 + t)), so that early averages forget the start.
+
+    Buffers, such as the statistics of batch norms, are not averaged: they are those of the latest step.
 
     Args:
         network: the network whose parameters are averaged, in fp32.
@@ -23,6 +25,10 @@ class WeightAverage:
         self._live = list(network.parameters())
         self._names = [name for name, _ in network.named_parameters()]
         self._averages = [parameter.detach().float().clone() for parameter in self._live]
+        saved = network.state_dict().keys()
+        buffers = {name: buffer for name, buffer in network.named_buffers() if name in saved}
+        self._buffer_names, self._live_buffers = list(buffers), list(buffers.values())
+        self._buffers = [buffer.detach().clone() for buffer in self._live_buffers]
 
     @property
     def name(self) -> str:
@@ -38,27 +44,31 @@ class WeightAverage:
         """Takes in the weights after optimizer step number `step` (from 1)."""
         live = [parameter.float() for parameter in self._live]
         torch._foreach_lerp_(self._averages, live, 1 - self.decay_at(step))
+        _copy(self._buffers, self._live_buffers)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside the block the network carries the averaged weights."""
-        live = [parameter.detach().clone() for parameter in self._live]
+        carried = [*self._live, *self._live_buffers]
+        live = [tensor.detach().clone() for tensor in carried]
         try:
-            self._copy_to_network(self._averages)
+            _copy(carried, [*self._averages, *self._buffers])
             yield
         finally:
-            self._copy_to_network(live)
+            _copy(carried, live)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
-        return dict(zip(self._names, self._averages, strict=True))
+        """The averages by parameter name, and the buffers by theirs."""
+        names = [*self._names, *self._buffer_names]
+        return dict(zip(names, [*self._averages, *self._buffers], strict=True))
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores what `state_dict` gave."""
-        for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(state[name])
+        own = self.state_dict()
+        _copy(list(own.values()), [state[name] for name in own])
 
-    @torch.no_grad()
-    def _copy_to_network(self, tensors: list[Tensor]) -> None:
-        for parameter, tensor in zip(self._live, tensors, strict=True):
-            parameter.copy_(tensor)
+
+@torch.no_grad()
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

@@ -60,7 +60,7 @@ def _advise_on_training_memory(config: RunConfig) -> str:
     if not options.gradient_checkpointing:
         advice.append("train.gradient_checkpointing=true")
     if options.mixed_precision == "no":
-        advice.append("train.mixed_precision=bf16")
+        advice.append("train.mixed_precision=bf16 (with --allow-changed train.mixed_precision)")
     if not advice:
         advice.append(f"a data.image_size below {config.data.image_size} or a smaller generator.unet.base_channels")
     return (

@@ -38,20 +38,21 @@ class HeldOutChecks:
         self._held_out = held_out
         self._training = training
         self._accelerator = accelerator
-        self._validation = Validation(config, state.generator, held_out, accelerator)
+        has_loss = "val_loss" in state.trainable.criteria
+        self._validation = Validation(config, state.trainable, held_out, accelerator) if has_loss else None
         self.picture: NDArray | None = None
         """Of the latest measurement; see `Measurement.measure`."""
 
     def run_due(self) -> dict[str, float]:
         """The values that are due at the state's step, by name; none at most steps."""
         step, measure_every = self._state.step, self._config.measurement.every
-        validates = step % self._config.validation.every == 0
+        validates = self._validation is not None and step % self._config.validation.every == 0
         measures = measure_every is not None and step % measure_every == 0
         if not validates and not measures:
             return {}
         values: dict[str, float] = {}
-        with self._state.average.applied():
-            if validates:
+        with self._state.averaged():
+            if validates and self._validation:
                 values |= self._validation.measure()
             if measures:
                 measured, self.picture = self.measurement.measure()

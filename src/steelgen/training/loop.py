@@ -1,8 +1,9 @@
-"""The training loop: batch → loss → step → EMA → upkeep."""
+"""The training loop, one for every kind of generator: batch → loss → step, phase by phase, → EMA → upkeep."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -10,8 +11,8 @@ from accelerate.utils import set_seed
 
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.data.crops import Micrographs
-from steelgen.generators import Generator
-from steelgen.runs import open_run
+from steelgen.generators import Generator, build_trainable
+from steelgen.runs import RunFolder
 from steelgen.trackers import check_trackers
 from steelgen.training.checkpoint import (
     find_training_state,
@@ -21,7 +22,9 @@ from steelgen.training.checkpoint import (
 )
 from steelgen.training.failures import explain_failures
 from steelgen.training.held_out import HeldOutChecks
+from steelgen.training.inputs import describe_inputs
 from steelgen.training.observer import TrainingObserver, TrainingResult
+from steelgen.training.players import Players
 from steelgen.training.preview import PreviewDrawer
 from steelgen.training.selection import resolve_criterion
 from steelgen.training.setup import (
@@ -32,7 +35,7 @@ from steelgen.training.setup import (
     effective_batch,
     iterate_batches,
     load_held_out,
-    place_network,
+    place_networks,
     prepare_finetuning,
     prepare_training,
 )
@@ -41,30 +44,36 @@ from steelgen.training.stopping import StopRequest
 from steelgen.training.upkeep import Upkeep
 
 
-def train(config: TrainConfig, observer: TrainingObserver, resume: bool = False) -> TrainingResult:
+def train(
+    config: TrainConfig, observer: TrainingObserver, resume: bool = False, allow_changed: Sequence[str] = ()
+) -> TrainingResult:
     """Trains a generator on a dataset folder; leaves a run folder with checkpoints, previews, metrics and an export.
 
     Args:
         resume: go on from the newest checkpoint in config.run_dir, or start if there is none.
+        allow_changed: fields and sections of the config that may differ from those the run was begun with.
 
     Raises:
-        InputError: if the data or the run folder cannot be used, or the machine gives out (see `explain_failures`).
+        InputError: if the data or the run folder cannot be used, another process trains in it, it was begun with other
+            settings or data, or the machine gives out (see `explain_failures`).
     """
-    with explain_failures(config):
+    with explain_failures(config), RunFolder(config, resume, allow_changed) as run:
         generator, micrographs = prepare_training(config)
-        return _run(config, generator, micrographs, observer, resume)
+        return _run(config, generator, micrographs, observer, run)
 
 
-def finetune(config: FinetuneConfig, observer: TrainingObserver, resume: bool = False) -> TrainingResult:
+def finetune(
+    config: FinetuneConfig, observer: TrainingObserver, resume: bool = False, allow_changed: Sequence[str] = ()
+) -> TrainingResult:
     """Continues training a generator, on the same or new data; see `train`.
 
     Raises:
         InputError: also if the data's classes, size or channels do not fit the checkpoint.
     """
-    with explain_failures(config):
+    with explain_failures(config), RunFolder(config, resume, allow_changed) as run:
         generator, micrographs = prepare_finetuning(config)
         start_from = find_training_state(config.checkpoint) if config.continue_training else None
-        return _run(config, generator, micrographs, observer, resume, start_from)
+        return _run(config, generator, micrographs, observer, run, start_from)
 
 
 def _run(
@@ -72,22 +81,27 @@ def _run(
     generator: Generator,
     micrographs: Micrographs,
     observer: TrainingObserver,
-    resume: bool,
+    run: RunFolder,
     start_from: Path | None = None,
 ) -> TrainingResult:
-    options, network = config.train, generator.network
+    options = config.train
     check_trackers(options.trackers)
-    accelerator = build_accelerator(options)
-    crops = build_crops(config, generator, micrographs)
-    place_network(network, options, accelerator.device)
-    held_out = load_held_out(config)
-    criterion = resolve_criterion(config, held_out is not None)
-    state = build_state(config, generator, accelerator.scaler, len(crops), criterion)
+    trainable = build_trainable(generator, config)
+    accelerator = build_accelerator(options, broadcast_buffers=len(trainable.networks) == 1)
+    crops = build_crops(config, trainable, micrographs)
+    place_networks(trainable.networks, options, accelerator.device)
+    held_out = load_held_out(config, generator)
+    criterion = resolve_criterion(config, held_out is not None, trainable.criteria)
+    state = build_state(config, trainable, accelerator.scaler, len(crops), criterion, accelerator.is_main_process)
     checks = HeldOutChecks(config, state, held_out, micrographs, accelerator) if held_out else None
-    _open(config, state, accelerator, observer, resume, start_from)
+    if accelerator.is_main_process:
+        run.open(describe_inputs(config, micrographs, held_out, accelerator.num_processes), observer.on_event)
+        remove_unfinished(config.run_dir)
+    accelerator.wait_for_everyone()
+    _restore(config, state, accelerator, observer, run.resume, start_from)
     last_step = count_steps(options, len(crops), accelerator.num_processes)
-    wrapped, optimizer = accelerator.prepare(network, state.optimizer)
-    learning_rate = build_learning_rate(options, optimizer, last_step)
+    players = Players(state, accelerator)
+    learning_rate = build_learning_rate(options, state.optimizers[trainable.phases[0].name], last_step)
     batches = iterate_batches(crops, config, accelerator, state.step)
     previews = PreviewDrawer(config, generator, held_out or micrographs) if config.preview.num_images else None
     upkeep = Upkeep(config, state, crops, previews, checks, accelerator, observer, last_step)
@@ -95,30 +109,32 @@ def _run(
     reason = None
     with StopRequest(options.max_minutes) as stop:
         while state.step < last_step and not (reason := upkeep.find_reason_to_stop(stop)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(state.step)
+            run.lock.check()
+            rate = learning_rate(state.step)
             _seed_step(config.seed, state.step, accelerator)
-            for _ in range(options.gradient_accumulation_steps):
-                batch = next(batches)
-                with accelerator.accumulate(wrapped):
-                    with accelerator.autocast():
-                        found = generator.compute_loss(wrapped, batch, config.seed, options.mask_dropout)
-                    accelerator.backward(found.losses.mean())
-                    upkeep.note_losses(batch["number"], found)
-                    if accelerator.sync_gradients:
-                        grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), options.max_grad_norm or math.inf)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+            micro_batches = players.share(batches, options.gradient_accumulation_steps)
+            for phase in players.due(state.step):
+                optimizer, networks = players.prepare(phase, rate)
+                for batch in micro_batches:
+                    with accelerator.accumulate(*networks.trained):
+                        with accelerator.autocast():
+                            found = trainable.compute_loss(phase, networks.all, batch)
+                        accelerator.backward(found.losses.mean())
+                        upkeep.note_losses(phase, batch["number"], found)
+                        if accelerator.sync_gradients:
+                            norm = accelerator.clip_grad_norm_(networks.parameters, options.max_grad_norm or math.inf)
+                            upkeep.note_norm(phase, norm)
+                        optimizer.step()
+                        optimizer.zero_grad(set_to_none=True)
             state.step += 1
             for average in state.averages:
                 average.update(state.step)
-            if state.loss_history:
-                state.loss_history.absorb(accelerator.gather)
-            upkeep.after_step(grad_norm, optimizer.param_groups[0]["lr"])
+            trainable.end_step(accelerator.gather)
+            upkeep.after_step(rate)
         return upkeep.finish(reason)
 
 
-def _open(
+def _restore(
     config: RunConfig,
     state: TrainingState,
     accelerator: Accelerator,
@@ -126,11 +142,7 @@ def _open(
     resume: bool,
     start_from: Path | None,
 ) -> None:
-    """Opens the run folder and brings the state to the step at which training begins or goes on."""
-    if accelerator.is_main_process:
-        open_run(config.run_dir, config, resume)
-        remove_unfinished(config.run_dir)
-    accelerator.wait_for_everyone()
+    """Brings the state to the step at which training begins or goes on."""
     if resume and (checkpoint := newest_checkpoint(config.run_dir)):
         load_checkpoint(checkpoint, state)
         observer.on_event(f"resumed from {checkpoint}")

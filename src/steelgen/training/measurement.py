@@ -18,9 +18,11 @@ from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.memorisation import COPY_RATIO
 from steelgen.evaluation.plots import build_sheet
-from steelgen.generators import Generator
+from steelgen.generators import Generator, draw_for_masks
 
 _SEED = 0
+DRAWN_AT_ONCE = 16
+"""Images of a process."""
 _MAX_SEARCH_SIZE = 32
 """Edge at which images are searched for, in pixels, where theirs is not smaller."""
 _SHOWN_PAIRS = 8
@@ -97,14 +99,14 @@ class Measurement:
 
     def _draw(self) -> NDArray[np.uint8]:
         """All images, (N, S, S) or (N, S, S, 3); each process draws some, and has zeros for the others."""
-        accelerator, size = self._accelerator, 16
+        accelerator, size = self._accelerator, DRAWN_AT_ONCE
         own = range(accelerator.process_index, len(self._masks), accelerator.num_processes)
         drawn = torch.zeros(self._real.shape, device=accelerator.device)
         for start in range(0, len(own), size):
             seeds = list(own[start : start + size])
             masks = torch.from_numpy(self._masks[seeds].astype(np.int64))
             with accelerator.autocast():
-                images = self._generator.draw(masks, seeds, self._options.solver)
+                images = draw_for_masks(self._generator, masks, seeds, self._options.solver)
             drawn[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(drawn)
         return accelerator.reduce(drawn, "sum").to(torch.uint8).cpu().numpy()
 

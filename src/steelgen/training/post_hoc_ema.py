@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steelgen.errors import InputError
 from steelgen.files import check_output_free
-from steelgen.generators import load_generator
+from steelgen.generators import join_networks, load_generator
 from steelgen.training.checkpoint import check_same_architecture
 from steelgen.training.power_ema import SNAPSHOT_FOLDER, compute_gamma, list_snapshots
 
@@ -98,8 +98,9 @@ def export_average(run_dir: Path, std: float, step: int | None, out: Path) -> tu
     check_output_free(out)
     weights, found, error = reconstruct_average(run_dir, std, step)
     generator = load_generator(run_dir)
-    check_same_architecture(generator.network, weights, run_dir / SNAPSHOT_FOLDER)
-    generator.network.load_state_dict(weights)
+    network = join_networks(generator.networks)
+    check_same_architecture(network, weights, run_dir / SNAPSHOT_FOLDER)
+    network.load_state_dict(weights)
     generator.save(out)
     return found, error
 

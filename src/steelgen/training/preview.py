@@ -9,7 +9,7 @@ import torch
 
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset, Micrographs, tensor_to_image
-from steelgen.generators import Generator
+from steelgen.generators import Generator, draw_for_masks
 from steelgen.sampling.sheet import save_sheet
 
 
@@ -34,7 +34,8 @@ class PreviewDrawer:
     def draw(self, step: int) -> Path:
         """Draws the preview of a step and returns its path."""
         seeds = list(range(len(self._real)))
-        drawn = self._generator.draw(torch.from_numpy(self._masks.astype(np.int64)), seeds, self._solver)
+        masks = torch.from_numpy(self._masks.astype(np.int64))
+        drawn = draw_for_masks(self._generator, masks, seeds, self._solver)
         path = self._folder / f"step-{step:06d}.png"
         save_sheet(
             path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from steelgen.config.train import RunConfig
@@ -10,6 +11,8 @@ from steelgen.errors import InputError
 
 NO_IMPROVEMENT = "patience_steps"
 """Why training stopped when nothing got better for long."""
+EPOCH_LOSS = "train_epoch_loss"
+"""The criterion that is the mean training loss of an epoch."""
 COPIES = "stop_at_copies"
 """Why training stopped when the generator began to copy."""
 
@@ -97,11 +100,12 @@ class CopyWatch:
         self._in_a_row, self.begun_at = state["in_a_row"], state["begun_at"]
 
 
-def resolve_criterion(config: RunConfig, holds_out: bool) -> str | None:
+def resolve_criterion(config: RunConfig, holds_out: bool, criteria: Sequence[str]) -> str | None:
     """The name of the value by which best/ is chosen; None for no best/.
 
     Args:
         holds_out: whether there are micrographs to validate on.
+        criteria: see `Trainable.criteria`.
 
     Raises:
         InputError: if the criterion is never measured, or there is none for patience_steps.
@@ -112,9 +116,16 @@ def resolve_criterion(config: RunConfig, holds_out: bool) -> str | None:
             f"{data.dataset}: has no split {config.validation.split!r} to validate on, so selection.patience_steps "
             "needs selection.criterion train_epoch_loss"
         )
-    if criterion in ("auto", "none"):
-        return "val_loss" if criterion == "auto" and holds_out else None
-    if criterion == "train_epoch_loss":
+    if criterion == "none" or (criterion == "auto" and not holds_out):
+        return None
+    if criterion == "auto":
+        measured = [name for name in criteria if name != "kid" or config.measurement.every is not None]
+        return measured[0] if measured else None
+    if criterion not in criteria:
+        raise InputError(
+            f"selection.criterion {criterion!r}: not applicable to this generator; {', '.join(criteria)} are"
+        )
+    if criterion == EPOCH_LOSS:
         return criterion
     if not holds_out:
         raise InputError(

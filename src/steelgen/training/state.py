@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from steelgen.config.train import RunConfig
-from steelgen.diffusion.loss_history import LossHistory
-from steelgen.generators import Generator
+from steelgen.config.train import OptimisationSection, RunConfig
+from steelgen.generators import Generator, Phase, Trainable, join_networks
 from steelgen.training.ema import WeightAverage
 from steelgen.training.epochs import EpochTracker
 from steelgen.training.power_ema import PowerAverage
@@ -20,25 +22,51 @@ from steelgen.training.selection import BestTracker, CopyWatch
 class TrainingState:
     """A run in progress; a checkpoint holds all of it."""
 
-    generator: Generator
+    trainable: Trainable
     """With the weights as they are trained."""
     averages: list[WeightAverage]
     """Moving averages of the weights; the first is the one that images are drawn with."""
-    optimizer: torch.optim.Optimizer
+    optimizers: dict[str, torch.optim.Optimizer]
+    """One a phase."""
     scaler: Any
     """The gradient scaler of fp16, else None."""
     epochs: EpochTracker
     best: BestTracker
     copy_watch: CopyWatch
-    loss_history: LossHistory | None
-    """Where timesteps are drawn by it."""
     step: int = 0
     """Optimizer steps taken."""
+    unseen: dict[str, float] | None = None
+    """Figures of this step, where it was saved before it was looked at: validated, measured, drawn, logged."""
+
+    @property
+    def generator(self) -> Generator:
+        """Draws with the weights as they are trained."""
+        return self.trainable.generator
+
+    @property
+    def network(self) -> nn.Module:
+        """All networks as one."""
+        return join_networks(self.trainable.networks)
 
     @property
     def average(self) -> WeightAverage:
         """The average that images are drawn with."""
         return self.averages[0]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the generator's networks carry the averaged weights, and all run as they are: graphs that
+        torch.compile made for training steps would be made anew for other shapes and modes, and soon not at all."""
+        networks = list(self.trainable.networks.values())
+        compiled = [network._compiled_call_impl for network in networks]
+        try:
+            for network in networks:
+                network._compiled_call_impl = None
+            with self.average.applied():
+                yield
+        finally:
+            for network, call in zip(networks, compiled, strict=True):
+                network._compiled_call_impl = call
 
     def progress(self) -> dict[str, Any]:
         """What is neither weights nor moments, as JSON values."""
@@ -46,7 +74,8 @@ class TrainingState:
             "epochs": self.epochs.state(),
             "best": self.best.state(),
             "copies": self.copy_watch.state(),
-            "loss_history": self.loss_history.state() if self.loss_history else None,
+            "trainable": self.trainable.state(),
+            "unseen": self.unseen,
         }
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
@@ -59,41 +88,49 @@ class TrainingState:
             self.best.start_at(self.step)
         if "copies" in progress:
             self.copy_watch.restore(progress["copies"])
-        if self.loss_history and progress.get("loss_history"):
-            self.loss_history.restore(progress["loss_history"])
+        self.unseen = progress.get("unseen")
+        # Older checkpoints have the history of losses here.
+        self.trainable.restore(progress.get("trainable") or {"loss_history": progress.get("loss_history")})
 
 
 def build_state(
-    config: RunConfig, generator: Generator, scaler: Any, epoch_crops: int, criterion: str | None
+    config: RunConfig,
+    trainable: Trainable,
+    scaler: Any,
+    epoch_crops: int,
+    criterion: str | None,
+    is_main: bool = True,
 ) -> TrainingState:
     """A run before its first step.
 
     Args:
-        generator: on the device that it is trained on.
+        trainable: on the device that it is trained on.
         scaler: see `TrainingState.scaler`.
         epoch_crops: crops of an epoch.
         criterion: see `resolve_criterion`.
+        is_main: whether this is the process that writes.
     """
     options = config.train
-    optimizer = torch.optim.AdamW(
-        generator.network.parameters(),
-        lr=options.learning_rate,
-        betas=options.adam_betas,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    averaged = join_networks(trainable.networks, trainable.averaged)
     decays = (options.ema_decay, *options.further_ema_decays)
-    averages = [WeightAverage(generator.network, decay, options.ema_warmup) for decay in decays]
-    powers = [PowerAverage(generator.network, std) for std in options.ema_power_stds]
-    if options.timestep_sampling == "lognormal":
-        generator.draw_timesteps_lognormally(options.lognormal_mean, options.lognormal_std)
+    averages = [WeightAverage(averaged, decay, options.ema_warmup) for decay in decays]
+    powers = [PowerAverage(averaged, std) for std in options.ema_power_stds]
     return TrainingState(
-        generator,
+        trainable,
         [*averages, *powers],
-        optimizer,
+        {phase.name: _build_optimizer(options, trainable, phase) for phase in trainable.phases},
         scaler,
-        EpochTracker(epoch_crops),
+        EpochTracker(epoch_crops, is_main),
         BestTracker(criterion, config.selection.patience_steps),
         CopyWatch(config.measurement.max_copies, config.measurement.checks),
-        generator.start_loss_history() if options.timestep_sampling == "loss_second_moment" else None,
+    )
+
+
+def _build_optimizer(options: OptimisationSection, trainable: Trainable, phase: Phase) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        join_networks(trainable.networks, phase.trains).parameters(),
+        lr=options.learning_rate * phase.learning_rate,
+        betas=phase.adam_betas or options.adam_betas,
+        weight_decay=options.weight_decay,
+        fused=True,
     )

@@ -46,10 +46,18 @@ class StopRequest:
         self.signal_number = number
 
 
-def agree_on_stop(request: StopRequest, accelerator: Accelerator) -> str | None:
-    """Why to stop now, if any process was asked to: all must leave the loop at the same step, for the same reason."""
+_AGREE_EVERY = 8
+
+
+def agree_on_stop(request: StopRequest, accelerator: Accelerator, step: int) -> str | None:
+    """Why to stop now, if any process was asked to: all must leave the loop at the same step, for the same reason.
+
+    Several processes ask each other, and so wait for the device, every eighth step.
+    """
     asked = [request.signal_number, int(request.out_of_time)]
     if accelerator.num_processes > 1:
+        if step % _AGREE_EVERY:
+            return None
         asked = accelerator.gather(torch.tensor([asked], device=accelerator.device)).amax(dim=0).tolist()
     if asked[0]:
         return signal.Signals(asked[0]).name

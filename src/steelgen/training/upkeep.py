@@ -11,10 +11,11 @@ from torch import Tensor
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset
 from steelgen.devices import resident_memory
-from steelgen.diffusion.loss import CropLosses
+from steelgen.errors import first_line
 from steelgen.files import new_folder, save_json
+from steelgen.generators import Losses, Phase
 from steelgen.runs import MetricsLog, save_result
-from steelgen.training.checkpoint import newest_checkpoint, save_checkpoint
+from steelgen.training.checkpoint import newest_checkpoint, note_progress, save_checkpoint
 from steelgen.training.curves import save_curves
 from steelgen.training.ema import WeightAverage
 from steelgen.training.held_out import HeldOutChecks
@@ -22,7 +23,7 @@ from steelgen.training.meter import LossMeter
 from steelgen.training.observer import TrainingObserver, TrainingResult
 from steelgen.training.power_ema import PowerAverage, remove_later_snapshots, save_snapshot
 from steelgen.training.preview import PreviewDrawer
-from steelgen.training.selection import COPIES, NO_IMPROVEMENT
+from steelgen.training.selection import COPIES, EPOCH_LOSS, NO_IMPROVEMENT
 from steelgen.training.setup import effective_batch
 from steelgen.training.state import TrainingState
 from steelgen.training.stopping import OUT_OF_TIME, StopRequest, agree_on_stop
@@ -66,8 +67,12 @@ class Upkeep:
         self._last_step = last_step
         self._writes = accelerator.is_main_process
         self._step_crops = effective_batch(config.train, accelerator.num_processes)
-        self._meter = LossMeter(crops, config.validation.bins)
-        self._log = MetricsLog(config.run_dir, state.step, config.train.trackers) if self._writes else None
+        phases = [phase.name for phase in state.trainable.phases]
+        self._first_phase = phases[0]
+        self._meter = LossMeter(crops, phases, config.validation.bins)
+        # Lines of a step that was saved but not looked at are written anew.
+        known_step = state.step if state.unseen is None else state.step - 1
+        self._log = MetricsLog(config.run_dir, known_step, config.train.trackers) if self._writes else None
 
     def begin(self) -> None:
         """Before the first step."""
@@ -76,22 +81,32 @@ class Upkeep:
         self._observer.on_start(self._state.step, self._last_step)
         if self._state.step == 0:
             self._draw_preview()
+        elif self._state.unseen is not None:
+            self._look(self._state.unseen)
 
     def find_reason_to_stop(self, request: StopRequest) -> str | None:
         """Why to stop now; the same in all processes."""
-        if reason := agree_on_stop(request, self._accelerator):
+        if reason := agree_on_stop(request, self._accelerator, self._state.step):
             return reason
         if self._config.selection.stop_at_copies and self._state.copy_watch.begun_at is not None:
             return COPIES
         return NO_IMPROVEMENT if self._state.best.given_up else None
 
-    def note_losses(self, numbers: Tensor, found: CropLosses) -> None:
-        """Takes in the losses of crops `numbers` (N,) in the step that is being taken; waits for nothing."""
-        self._meter.add(self._state.step + 1, numbers, found)
-        self._state.epochs.add(self._accelerator.gather(found.losses.detach()))
+    def note_losses(self, phase: Phase, numbers: Tensor, found: Losses) -> None:
+        """Takes in the losses of crops `numbers` (N,) in a phase of the step that is being taken, without a wait."""
+        self._meter.add(self._state.step + 1, phase.name, numbers, found)
+        if phase.name == self._first_phase:
+            self._state.epochs.add(found.losses)
 
-    def after_step(self, grad_norm: Tensor, learning_rate: float) -> None:
+    def note_norm(self, phase: Phase, grad_norm: Tensor) -> None:
+        """Takes in the norm of a phase's gradients; waits for nothing."""
+        self._meter.note_norm(phase.name, grad_norm)
+
+    def after_step(self, learning_rate: float) -> None:
         """Everything that is due after the step that the state has now.
+
+        Args:
+            learning_rate: of that step, before the phases' own factors.
 
         Raises:
             InputError: if the loss is not finite or has exploded.
@@ -102,21 +117,18 @@ class Upkeep:
             self._meter.check(newest_checkpoint(self._config.run_dir))
         shown: dict[str, float] = {}
         if logs:
-            shown = self._meter.read(grad_norm, learning_rate, self._accelerator.gather)
+            shown = self._meter.read(learning_rate, self._accelerator.gather)
             shown["epoch"] = step * self._step_crops / self._epoch_crops
             shown |= self._measure_memory()
-        judged = self._judge()
-        if self._log and (shown or judged):
-            self._log.write(step, {**shown, **judged})
-            if "val_loss" in judged or "kid" in judged:
-                save_curves(self._log.path, self._config.run_dir / "curves.png")
-        self._observer.on_step(step, shown)
-        if step % self._config.preview.every == 0 and step < self._last_step:
-            self._draw_preview()
-        if step % options.ema_snapshots_every == 0:
-            self._save_snapshots()
+        if self._state.epochs.end_step(step, step * self._step_crops) and self._state.best.criterion == EPOCH_LOSS:
+            logs = True  # so that the best weights are those at the end of the epoch
+        if logs or saves:
+            shown |= self._read_epochs()
         if saves:
+            # First of all: what looks at a step may fail, and a run that goes on from here looks at it then.
+            self._state.unseen = shown
             self._save()
+        self._look(shown)
 
     def finish(self, reason: str | None) -> TrainingResult:
         """After the last step: the checkpoint and, unless a signal cut training short, preview and exports."""
@@ -142,6 +154,36 @@ class Upkeep:
             save_result(run_dir, {"global_step": step, "stopped_by": stopped_by, "finished": finished})
         return TrainingResult(step, stopped_by, run_dir / "export" if finished else None)
 
+    def _look(self, shown: dict[str, float]) -> None:
+        """All that only looks at the step that the state has now: judgement, log, pictures, snapshots.
+
+        Args:
+            shown: its figures so far, empty at most steps.
+        """
+        step, run_dir = self._state.step, self._config.run_dir
+        judged = self._judge(shown)
+        if self._log and (shown or judged):
+            self._log.write(step, {**shown, **judged})
+            if "val_loss" in judged or "kid" in judged:
+                save_curves(self._log.path, run_dir / "curves.png")
+        self._observer.on_step(step, shown)
+        if step % self._config.preview.every == 0 and step < self._last_step:
+            self._draw_preview()
+        if step % self._config.train.ema_snapshots_every == 0:
+            self._save_snapshots()
+        if self._state.unseen is not None:
+            self._state.unseen = None
+            if self._writes:
+                note_progress(run_dir, self._state)
+
+    def _read_epochs(self) -> dict[str, float]:
+        """The mean loss of the epoch that ends with this step; those that ended before get lines of their own."""
+        losses = self._state.epochs.read(self._accelerator.gather)
+        for step, loss in losses.items():
+            if self._log and step < self._state.step:
+                self._log.write(step, {EPOCH_LOSS: loss, "epoch": step * self._step_crops / self._epoch_crops})
+        return {EPOCH_LOSS: losses[self._state.step]} if self._state.step in losses else {}
+
     def _measure_memory(self) -> dict[str, float]:
         """GiB of the process that has most: its main memory now, and the most that its tensors took of a GPU."""
         values = {"memory_gib": resident_memory() / 2**30}
@@ -150,18 +192,12 @@ class Upkeep:
         own = torch.tensor([list(values.values())], device=self._accelerator.device)
         return dict(zip(values, self._accelerator.gather(own).amax(dim=0).tolist(), strict=True))
 
-    def _judge(self) -> dict[str, float]:
-        """What is known since this step of how good the generator is; keeps it where it is the best so far."""
-        step, state = self._state.step, self._state
-        values: dict[str, float] = {}
-        epoch_loss = state.epochs.close_epoch(step * self._step_crops)
-        if epoch_loss is not None:
-            values["train_epoch_loss"] = epoch_loss
-        if self._checks:
-            values |= self._checks.run_due()
+    def _judge(self, shown: dict[str, float]) -> dict[str, float]:
+        """What held-out micrographs say of this step; keeps the generator where it is the best so far."""
+        values = self._checks.run_due() if self._checks else {}
         if "copies" in values:
             self._watch_copies(values["copies"])
-        if state.best.offer(step, values) and self._writes:
+        if self._state.best.offer(self._state.step, {**shown, **values}) and self._writes:
             self._keep_best()
         return values
 
@@ -181,9 +217,17 @@ class Upkeep:
         self._observer.on_event(f"best so far: {best.criterion} {best.best_value:.4g} at step {best.best_step}")
 
     def _draw_preview(self) -> None:
-        if self._writes and self._previews:
-            with self._state.average.applied(), self._accelerator.autocast():
-                self._observer.on_event(f"drew {self._previews.draw(self._state.step)}")
+        """A picture that cannot be drawn, for want of memory say, is no reason to lose the run."""
+        if not self._writes or not self._previews:
+            return
+        step = self._state.step
+        try:
+            with self._state.averaged(), self._accelerator.autocast():
+                self._observer.on_event(f"drew {self._previews.draw(step)}")
+        except Exception as error:
+            self._observer.on_event(
+                f"warning: the preview of step {step} failed, training goes on: {first_line(error)}"
+            )
 
     def _save_snapshots(self) -> None:
         for average in self._state.averages if self._writes else ():
@@ -191,6 +235,7 @@ class Upkeep:
                 save_snapshot(self._config.run_dir, self._state.step, average)
 
     def _save(self) -> None:
+        self._state.epochs.settle(self._accelerator.gather)
         self._accelerator.wait_for_everyone()
         if self._writes:
             folder = save_checkpoint(self._config.run_dir, self._state, self._config.train.keep_checkpoints)

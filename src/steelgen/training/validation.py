@@ -9,8 +9,7 @@ from torch.utils.data import default_collate
 
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset, Micrographs
-from steelgen.diffusion.loss import draw_fractions
-from steelgen.generators import Generator
+from steelgen.generators import Trainable
 
 _SEED = 0
 
@@ -20,23 +19,26 @@ class Validation:
 
     Args:
         config: the run's; its seed changes nothing here, so that runs can be compared.
-        generator: with the weights to be measured whenever `measure` is called.
+        trainable: with the weights to be measured whenever `measure` is called; the loss is that of its first phase.
         held_out: micrographs that are not trained on.
         accelerator: every process measures its share of the crops.
     """
 
     def __init__(
-        self, config: RunConfig, generator: Generator, held_out: Micrographs, accelerator: Accelerator
+        self, config: RunConfig, trainable: Trainable, held_out: Micrographs, accelerator: Accelerator
     ) -> None:
-        self._generator = generator
+        self._trainable = trainable
         self._accelerator = accelerator
         self._bins = config.validation.bins
-        edges = getattr(generator.network.config, "instance_edges", False)
-        crops = CropDataset(held_out, generator.geometry, _SEED, augment=False, instance_edges=edges)
-        count = config.validation.crops
-        # Ranks of the golden-ratio sequence: exactly even over the noise schedule, and each micrograph all over it.
-        ranks = draw_fractions(torch.arange(count), _SEED).argsort().argsort()
-        self._positions = (ranks + 0.5) / count
+        self._count = count = config.validation.crops
+        crops = CropDataset(
+            held_out,
+            trainable.generator.geometry,
+            _SEED,
+            augment=False,
+            randomness=trainable.held_out_randomness(count),
+            **trainable.crop_options,
+        )
         own = range(accelerator.process_index, count, accelerator.num_processes)
         size = config.train.train_batch_size
         self._batches = [
@@ -47,27 +49,31 @@ class Validation:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """val_loss and val_loss_bin_<k>, the same in all processes."""
-        network, device = self._generator.network, self._accelerator.device
-        losses = torch.zeros(len(self._positions), device=device)
-        network.eval()
+        networks, device = self._trainable.networks, self._accelerator.device
+        # Each process has zeros for the crops of the others.
+        losses, positions = torch.zeros(2, self._count, device=device).unbind()
+        located = False
+        for network in networks.values():
+            network.eval()
         for numbers, batch in self._batches:
             on_device = {key: value.to(device) for key, value in batch.items()}
             with self._accelerator.autocast():
-                found = self._generator.compute_loss(network, on_device, _SEED, 0.0, self._positions[numbers])
+                found = self._trainable.compute_loss(self._trainable.phases[0], networks, on_device, validates=True)
             losses[numbers] = found.losses.float()
-        network.train()
-        losses = self._accelerator.reduce(losses, "sum").cpu()  # each process has zeros for the crops of the others
-        return {
-            "val_loss": losses.double().mean().item(),
-            **average_by_bin("val_loss", losses, self._positions, self._bins),
-        }
+            if found.positions is not None:
+                positions[numbers], located = found.positions.float(), True
+        for network in networks.values():
+            network.train()
+        losses, positions = self._accelerator.reduce(torch.stack([losses, positions]), "sum").cpu().unbind()
+        by_bin = average_by_bin("val_loss", losses, positions, self._bins) if located else {}
+        return {"val_loss": losses.double().mean().item(), **by_bin}
 
 
 def average_by_bin(name: str, losses: Tensor, positions: Tensor, bins: int) -> dict[str, float]:
     """Mean losses (N,) by equal parts of the noise schedule, as `<name>_bin_<k>`; empty ones are left out.
 
     Args:
-        positions: (N,) in [0, 1); see `CropLosses`.
+        positions: (N,) in [0, 1); see `Losses`.
     """
     numbers = (positions * bins).long().clamp(max=bins - 1)
     return {

@@ -14,12 +14,10 @@ from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_polygon_from_flat
-from steelgen.data.importers.sources import ImageIndex, list_files, parent_of
+from steelgen.data.importers.sources import SPLIT_NAMES, ImageIndex, list_files, parent_of
 from steelgen.data.runlength import parse_counts
 from steelgen.errors import InputError
 from steelgen.files import load_json
-
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def read_coco(src: Path, options: ReadOptions) -> AnnotatedSet:
@@ -85,8 +83,9 @@ def _collect_categories(documents: dict[Path, Any]) -> list[str]:
 def _read_document(
     path: Path, values: Any, names: list[str], index: ImageIndex, options: ReadOptions
 ) -> list[AnnotatedImage]:
-    split = _SPLITS.get(path.stem.lower().removeprefix("instances_"))
-    hint = path.stem if split else ""
+    stem = path.stem.lower().removeprefix("instances_")
+    split = SPLIT_NAMES.get(stem)
+    hint = stem if split else ""
     classes: dict[int, int] = {}
     for category in _rows(values, "categories", path):
         identity, name = _identity(category, path), _text(category, "name", path)
@@ -114,11 +113,9 @@ def _read_document(
     images = []
     for image_id, row in rows.items():
         name = _text(row, "file_name", path)
-        found = index.find(name, hint)
+        found = index.require(name, path, options.skip_missing, hint)
         if found is None:
-            if options.skip_missing:
-                continue
-            raise InputError(f"{path}: no image {name!r:.120} below {index.root} (--skip-missing leaves it out)")
+            continue
         images.append(
             AnnotatedImage(
                 path=found,

@@ -16,16 +16,13 @@ from PIL import Image
 
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.importers.names import collect_names, find_index
 from steelgen.data.importers.options import ReadOptions
-from steelgen.data.importers.shapes import build_polygon
+from steelgen.data.importers.shapes import build_ellipse, build_polygon
 from steelgen.data.importers.sources import ImageIndex, list_files, parent_of
 from steelgen.data.runlength import encode_runs
 from steelgen.errors import InputError
 from steelgen.files import load_json
-
-IGNORE_LABELS = ("__ignore__", "ignore")
-BACKGROUND_LABELS = ("_background_", "background")
-_CIRCLE_POINTS = 256
 
 
 def read_labelme(src: Path, options: ReadOptions) -> AnnotatedSet:
@@ -44,16 +41,15 @@ def read_labelme(src: Path, options: ReadOptions) -> AnnotatedSet:
         raise InputError(f"{src}: no LabelMe file (JSON with shapes and imagePath) below it")
     for path, values in documents.items():
         _check_shapes(path, values)
-    names = _collect_names(documents, options.class_names)
+    labels = {shape["label"]: path for path, values in documents.items() for shape in values["shapes"]}
+    names = collect_names(labels, options.class_names)
     index = ImageIndex(src, list_files(src))
     images: dict[Path, AnnotatedImage] = {}
     for path, values in documents.items():
         name = str(values["imagePath"])
-        found = index.find(name, hint=path.parent.name)
+        found = index.require(name, path, options.skip_missing, hint=path.parent.name)
         if found is None:
-            if options.skip_missing:
-                continue
-            raise InputError(f"{path}: no image {name!r:.120} below {src} (--skip-missing leaves it out)")
+            continue
         image = AnnotatedImage(
             path=found,
             stem=found.stem,
@@ -77,30 +73,12 @@ def _check_shapes(path: Path, values: dict[str, Any]) -> None:
             raise InputError(f"{path}: shape {number} has no label")
 
 
-def _collect_names(documents: dict[Path, Any], wanted: tuple[str, ...]) -> list[str]:
-    """Background, then the classes asked for, or all labels in alphabetical order."""
-    labels = {shape["label"] for values in documents.values() for shape in values["shapes"]}
-    labels -= {*IGNORE_LABELS, *BACKGROUND_LABELS}
-    chosen = [name for name in wanted if name not in BACKGROUND_LABELS] or sorted(labels)
-    unknown = sorted(labels - set(chosen))
-    if unknown:
-        path = next(
-            p for p, values in documents.items() if any(shape["label"] in unknown for shape in values["shapes"])
-        )
-        raise InputError(f"{path}: the label {unknown[0]!r:.60} is not among --class-names {','.join(chosen)}")
-    if len(chosen) > 254:
-        raise InputError(f"{next(iter(documents))}: {len(chosen)} labels; a mask holds 254 beside the background")
-    return ["background", *chosen]
-
-
 def _read_shapes(path: Path, values: dict[str, Any], names: list[str]) -> list[Annotation]:
     annotations = []
     for number, shape in enumerate(values["shapes"], start=1):
         label = shape["label"]
-        special = {**dict.fromkeys(IGNORE_LABELS, 255), **dict.fromkeys(BACKGROUND_LABELS, 0)}
-        class_index = special[label] if label in special else names.index(label)
         try:
-            annotation = _read_shape(shape, class_index, _size(path, values))
+            annotation = _read_shape(shape, find_index(label, names), _size(path, values))
         except InputError as error:
             raise InputError(f"{path}: shape {number} ({label!r:.40}): {error}") from None
         if annotation is not None:
@@ -125,12 +103,8 @@ def _read_shape(shape: dict[str, Any], class_index: int, size: tuple[int, int] |
     if kind == "rectangle":
         return Annotation(class_index, (np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]),), is_instance=is_instance)
     if kind == "circle":
-        angles = np.linspace(0, 2 * np.pi, _CIRCLE_POINTS, endpoint=False)
-        # A regular polygon of the circle's own area.
-        step = 2 * math.pi / _CIRCLE_POINTS
-        radius = math.hypot(x1 - x0, y1 - y0) * math.sqrt(step / math.sin(step))
-        ring = np.stack([x0 + radius * np.cos(angles), y0 + radius * np.sin(angles)], axis=1)
-        return Annotation(class_index, (ring,), is_instance=is_instance)
+        radius = math.hypot(x1 - x0, y1 - y0)
+        return Annotation(class_index, (build_ellipse(x0, y0, radius, radius),), is_instance=is_instance)
     if size is None:
         raise InputError("a mask needs imageHeight and imageWidth")
     return Annotation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -19,3 +20,13 @@ class ReadOptions:
     """Names of the classes in the order of their indices; where empty, the source's own."""
     layout: str = "auto"
     """folder: isdm, cityscapes, ade20k, celeba, or auto."""
+    class_by: Literal["name", "group"] = "name"
+    """roi: what tells the class of an ROI."""
+    attribute: str = ""
+    """via: the region attribute that holds the class; where empty, the only one there is."""
+    objects: bool = False
+    """labels: the values are ids of objects, all of one class."""
+    colors: tuple[tuple[tuple[int, int, int], str], ...] = ()
+    """folder, labels, voc: RGB colours (0-255) of masks and the class of each; where empty, the source's own legend."""
+    color_tolerance: int = 0
+    """folder, labels, voc: how much each channel may differ from a legend's colour."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import math
 import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steelgen.data.outlines import join_rings
 from steelgen.errors import InputError
 
+_ELLIPSE_POINTS = 256
 MAX_COORDINATE = 1e6
 """Vertices may lie outside their image, but not on another continent."""
 
@@ -51,6 +54,75 @@ def build_polygon_from_flat(numbers: Any) -> NDArray[np.float64]:
     if not isinstance(numbers, list) or len(numbers) % 2:
         raise InputError(f"not a list of x, y, x, y, …: {numbers!r:.60}")
     return build_polygon(list(zip(numbers[::2], numbers[1::2], strict=True)))
+
+
+def build_ellipse(x: Any, y: Any, radius_x: Any, radius_y: Any, degrees: Any = 0.0) -> NDArray[np.float64]:
+    """An ellipse around (x, y), turned clockwise as seen in the image, as a polygon of its own area.
+
+    Raises:
+        InputError: if a value is no finite number, or a radius is negative.
+    """
+    x, y, radius_x, radius_y, degrees = _check_numbers(x, y, radius_x, radius_y, degrees)
+    if min(radius_x, radius_y) < 0:
+        raise InputError(f"a radius is negative: {radius_x:g}, {radius_y:g}")
+    step = 2 * math.pi / _ELLIPSE_POINTS
+    # A polygon on the ellipse is smaller than the ellipse.
+    scale = math.sqrt(step / math.sin(step))
+    angles = np.arange(_ELLIPSE_POINTS) * step
+    ring = np.stack([radius_x * scale * np.cos(angles), radius_y * scale * np.sin(angles)], axis=1)
+    return _turn(ring, degrees) + np.array((x, y))
+
+
+def build_box(
+    x: Any, y: Any, width: Any, height: Any, degrees: Any = 0.0, pivot: str = "corner"
+) -> NDArray[np.float64]:
+    """The corners of a rectangle whose top left one, before it is turned clockwise around `pivot`, is (x, y).
+
+    Args:
+        pivot: `corner` or `centre`.
+
+    Raises:
+        InputError: if a value is no finite number.
+    """
+    x, y, width, height, degrees = _check_numbers(x, y, width, height, degrees)
+    shift = np.array((width / 2, height / 2)) if pivot == "centre" else np.zeros(2)
+    ring = np.array([(0, 0), (width, 0), (width, height), (0, height)]) - shift
+    return _turn(ring, degrees) + shift + np.array((x, y))
+
+
+def build_rings(rings: Any) -> NDArray[np.float64]:
+    """One ring of GeoJSON's outline and holes, each a list of points of which the last may be the first again.
+
+    Raises:
+        InputError: see `build_polygon`.
+    """
+    if not isinstance(rings, list) or not rings:
+        raise InputError(f"not a list of rings: {rings!r:.60}")
+    outline, *holes = (open_ring(build_polygon(_drop_heights(ring))) for ring in rings)
+    return join_rings(outline, [hole for hole in holes if len(hole)])
+
+
+def open_ring(ring: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ring without a last vertex that repeats the first."""
+    return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
+
+
+def _drop_heights(points: Any) -> Any:
+    if not isinstance(points, list):
+        return points
+    return [point[:2] if isinstance(point, list) and len(point) == 3 else point for point in points]
+
+
+def _turn(ring: NDArray[np.float64], degrees: float) -> NDArray[np.float64]:
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return ring @ np.array([(cosine, sine), (-sine, cosine)])
+
+
+def _check_numbers(*values: Any) -> list[float]:
+    for value in values:
+        if not _is_coordinate(value):
+            raise InputError(f"not a finite number within ±{MAX_COORDINATE:.0f}: {value!r:.40}")
+    return [float(value) for value in values]
 
 
 def _is_coordinate(value: Any) -> bool:

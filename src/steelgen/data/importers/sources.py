@@ -7,12 +7,24 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
+from xml.etree import ElementTree
+from xml.parsers import expat
 
 from steelgen.data.folder import IMAGE_SUFFIXES
-from steelgen.errors import InputError
+from steelgen.errors import InputError, first_line
 
 _TILE = re.compile(r"(?P<parent>.+)_(?P<x0>\d{1,7})_(?P<y0>\d{1,7})_(?P<x1>\d{1,7})_(?P<y1>\d{1,7})")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What sources call their splits."""
 _MAX_FIELD = 50_000_000
 """Longest CSV field in characters; a polygon or a run-length code of a large micrograph is long."""
 
@@ -79,6 +91,96 @@ class ImageIndex:
         if len(paths) > 1:
             raise InputError(f"{paths[0]}: {paths[1]} has the same name, and {name!r:.120} can mean either")
         return paths[0] if paths else None
+
+    def require(self, name: str, where: object, skip_missing: bool, hint: str = "") -> Path | None:
+        """The image that a source calls `name`; None where there is none and that is no error. See `find`.
+
+        Args:
+            where: named in errors.
+
+        Raises:
+            InputError: if there is none, or several fit.
+        """
+        found = self.find(name, hint)
+        if found is None and not skip_missing:
+            raise InputError(f"{where}: no image {name!r:.120} below {self.root} (--skip-missing leaves it out)")
+        return found
+
+
+class StemIndex:
+    """Images below a folder, found by the stem of their name; that of an OME-TIFF is what stands before .ome.tif."""
+
+    def __init__(self, root: Path, paths: Iterable[Path]) -> None:
+        self.root = root
+        self._by_stem: dict[str, list[Path]] = {}
+        for path in paths:
+            self._by_stem.setdefault(self.stem(path), []).append(path)
+
+    @staticmethod
+    def stem(path: Path) -> str:
+        """What stands before the suffix of an image's name."""
+        return path.stem.removesuffix(".ome")
+
+    def find(self, stem: str, near: Path) -> Path | None:
+        """The image of a stem; of several the one in the folder of `near`; None where there is none.
+
+        Raises:
+            InputError: if several images fit equally well.
+        """
+        paths = self._by_stem.get(stem.removesuffix(".ome"), [])
+        if len(paths) > 1:
+            paths = [path for path in paths if path.parent == near.parent] or paths
+        if len(paths) > 1:
+            raise InputError(f"{near}: can belong to {paths[0]} as well as to {paths[1]}")
+        return paths[0] if paths else None
+
+    def require(self, stem: str, near: Path, skip_missing: bool) -> Path | None:
+        """As `find`; None only where a missing image is no error.
+
+        Raises:
+            InputError: if there is no image, or several fit.
+        """
+        found = self.find(stem, near)
+        if found is None and not skip_missing:
+            raise InputError(f"{near}: no image {stem!r:.120} below {self.root} (--skip-missing leaves it out)")
+        return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without blanks at their ends.
+
+    Raises:
+        InputError: if the file is missing or no UTF-8 text.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def read_xml(path: Path) -> ElementTree.Element:
+    """Reads an XML file; one with a document type, whose entities could grow without end, is refused.
+
+    Raises:
+        InputError: if the file is missing, not XML, or declares a document type.
+    """
+
+    def refuse(*declared: object) -> NoReturn:
+        raise InputError(f"{path}: declares a document type, which no annotation file needs")
+
+    # An error in a handler stops this parser at once; ElementTree's goes on to the end of what it was given.
+    guard = expat.ParserCreate()
+    guard.StartDoctypeDeclHandler = refuse
+    try:
+        data = path.read_bytes()
+        guard.Parse(data, True)
+        return ElementTree.fromstring(data)
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such file") from None
+    except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:
+        raise InputError(f"{path}: not readable XML: {first_line(error)}") from None
 
 
 def read_csv_header(path: Path) -> list[str]:

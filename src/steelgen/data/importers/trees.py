@@ -17,25 +17,17 @@ from numpy.typing import NDArray
 
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, IndexMask
 from steelgen.data.folder import DatasetInfo, list_splits
-from steelgen.data.images import load_index_image
+from steelgen.data.images import is_colored, load_index_image
+from steelgen.data.importers.legend import set_colors
 from steelgen.data.importers.options import ReadOptions
-from steelgen.data.importers.sources import list_files, parent_of
+from steelgen.data.importers.sources import SPLIT_NAMES, list_files, parent_of
 from steelgen.errors import InputError
 
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 _MASK_FOLDERS = {"isdm": "masks", "celeba": "labels"}
 
 
 def read_trees(src: Path, options: ReadOptions) -> AnnotatedSet:
-    """Reads images and masks that are paired by name.
+    """Reads images and masks that are paired by name; masks in colours are read by their legend, see `legend`.
 
     ADE20K's masks are read as ISDM reads them: one less than in the file. Its 0 is ignored, or, where 151 class names
     are given, the last of them, as in ISDM.
@@ -54,8 +46,11 @@ def read_trees(src: Path, options: ReadOptions) -> AnnotatedSet:
         raise InputError(f"--layout {layout}: must be auto, isdm, cityscapes, ade20k or celeba")
     if not images:
         raise InputError(f"{src}: holds no images in the layout {layout}")
+    name = src.resolve().name
+    if layout in _MASK_FOLDERS and (options.colors or is_colored(images[0].masks[0].path)):
+        return AnnotatedSet(*set_colors(name, images, src, options))
     images, names = _set_classes(images, layout, options.class_names)
-    return AnnotatedSet(DatasetInfo(name=src.resolve().name, class_names=names), images)
+    return AnnotatedSet(DatasetInfo(name=name, class_names=names), images)
 
 
 def _find_layout(src: Path) -> str:
@@ -64,7 +59,7 @@ def _find_layout(src: Path) -> str:
     if (src / "images").is_dir() and (src / "annotations").is_dir():
         return "ade20k"
     for layout, folder in _MASK_FOLDERS.items():
-        if any(_mask_folders(base, folder) for base in (src, *(src / split for split in _SPLITS))):
+        if any(_mask_folders(base, folder) for base in (src, *(src / split for split in SPLIT_NAMES))):
             return layout
     if list_splits(src):
         raise InputError(f"{src}: images without masks; nothing is to be imported: `steelgen train` reads it as it is")
@@ -79,7 +74,7 @@ def _mask_folders(base: Path, name: str) -> list[Path]:
 def _read_beside(src: Path, mask_folder: str) -> list[AnnotatedImage]:
     """images/ and masks/ in the folder itself, or in each split's; `masks_NAME/` is the mask of an annotator."""
     bases: list[tuple[Path, str | None]] = [
-        (src / name, split) for name, split in _SPLITS.items() if (src / name / "images").is_dir()
+        (src / name, split) for name, split in SPLIT_NAMES.items() if (src / name / "images").is_dir()
     ]
     found = []
     for base, split in bases or [(src, None)]:
@@ -110,7 +105,7 @@ def _read_cityscapes(src: Path) -> list[AnnotatedImage]:
             raise InputError(f"{image}: has no {mask.name} in gtFine/")
         ids = mask.with_name(f"{name}_gtFine_instanceIds.png")
         found.append(
-            _image(image, [(mask, ids if ids.is_file() else None)], _SPLITS.get(relative.parts[0].lower()), name)
+            _image(image, [(mask, ids if ids.is_file() else None)], SPLIT_NAMES.get(relative.parts[0].lower()), name)
         )
     return found
 
@@ -122,7 +117,7 @@ def _read_ade20k(src: Path) -> list[AnnotatedImage]:
         mask = src / "annotations" / relative.with_suffix(".png")
         if not mask.is_file():
             raise InputError(f"{image}: has no {relative.with_suffix('.png')} in annotations/")
-        found.append(_image(image, [(mask, None)], _SPLITS.get(relative.parts[0].lower())))
+        found.append(_image(image, [(mask, None)], SPLIT_NAMES.get(relative.parts[0].lower())))
     return found
 
 

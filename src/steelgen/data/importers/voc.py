@@ -8,16 +8,18 @@ import numpy as np
 
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, IndexMask
 from steelgen.data.folder import SPLITS, DatasetInfo, list_images
-from steelgen.data.images import load_index_image
+from steelgen.data.images import is_colored, load_index_image
+from steelgen.data.importers.legend import set_colors
 from steelgen.data.importers.options import ReadOptions
-from steelgen.data.importers.sources import list_files, parent_of
+from steelgen.data.importers.sources import list_files, parent_of, read_lines
 from steelgen.errors import InputError
 
 
 def read_voc(src: Path, options: ReadOptions) -> AnnotatedSet:
     """Reads a VOC tree; 255 is ignored, and the lists in ImageSets/Segmentation/, if any, become the splits.
 
-    Class names come from `class_names` or labels.txt (one a line, background first), else they are numbered.
+    Masks in colours, as CVAT writes them, are read by labelmap.txt or another legend, see `legend`. Of others the
+    class names come from `class_names` or labels.txt (one a line, background first), else they are numbered.
 
     Raises:
         InputError: if a folder is missing, a mask has no image, or a mask holds an index without a class.
@@ -26,7 +28,8 @@ def read_voc(src: Path, options: ReadOptions) -> AnnotatedSet:
     if not masks:
         raise InputError(f"{src / 'SegmentationClass'}: holds no PNG masks")
     by_stem = {path.stem: path for path in list_files(src / "JPEGImages")}
-    names = _class_names(src, masks, options.class_names)
+    colored = bool(options.colors) or is_colored(masks[0])
+    names = [] if colored else _class_names(src, masks, options.class_names)
     lookup = np.arange(256, dtype=np.uint8)
     splits = _read_lists(src / "ImageSets" / "Segmentation")
     images = []
@@ -50,7 +53,11 @@ def read_voc(src: Path, options: ReadOptions) -> AnnotatedSet:
         images = [image for image in images if image.split]
     if not images:
         raise InputError(f"{src}: no mask has an image")
-    return AnnotatedSet(DatasetInfo(name=src.resolve().name, class_names=names), images)
+    name = src.resolve().name
+    if colored:
+        # CVAT draws objects in colours, too, which are no ids.
+        return AnnotatedSet(*set_colors(name, images, src, options))
+    return AnnotatedSet(DatasetInfo(name=name, class_names=names), images)
 
 
 def _class_names(src: Path, masks: list[Path], wanted: tuple[str, ...]) -> list[str]:
@@ -58,11 +65,7 @@ def _class_names(src: Path, masks: list[Path], wanted: tuple[str, ...]) -> list[
         return list(wanted)
     labels = src / "labels.txt"
     if labels.is_file():
-        try:
-            lines = labels.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{labels}: not UTF-8 text: {error.reason}") from None
-        return [line.strip() for line in lines if line.strip() not in ("", "__ignore__")]
+        return [line for line in read_lines(labels) if line not in ("", "__ignore__")]
     highest = 0
     for path in masks:
         present = np.unique(load_index_image(path))
@@ -76,11 +79,7 @@ def _read_lists(folder: Path) -> dict[str, str]:
         path = folder / f"{split}.txt"
         if not path.is_file():
             continue
-        try:
-            stems = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text: {error.reason}") from None
-        for stem in filter(None, map(str.strip, stems)):
+        for stem in filter(None, read_lines(path)):
             if splits.setdefault(stem, split) != split:
                 raise InputError(f"{path}: {stem!r:.80} is also in {splits[stem]}.txt")
     return splits

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from steelgen.config.utility import DataCode, UtilityConfig, parse_code
 from steelgen.errors import InputError
-from steelgen.files import load_json
-
-STUDY_FILE = "study.json"
-"""In a study's folder from its beginning: the config."""
-RESULT_FILE = "utility.json"
-"""In a study's folder once all cells are there."""
+from steelgen.evaluation.utility.results import CellResult
+from steelgen.files import load_record
 
 
 @dataclass(frozen=True)
@@ -45,21 +41,23 @@ def cell_path(output_dir: Path, cell: Cell) -> Path:
     return output_dir / "cells" / f"{cell.name}.json"
 
 
-def load_cell(output_dir: Path, cell: Cell, study: str) -> dict[str, Any] | None:
+def load_cell(output_dir: Path, cell: Cell, studies: Sequence[str]) -> CellResult | None:
     """A finished cell; None where there is none.
 
     Args:
         output_dir: of the study.
         cell: which one.
-        study: hash of the study that it must belong to.
+        studies: hashes of the studies that it may belong to.
 
     Raises:
-        InputError: if it was made by another config or from other data.
+        InputError: if it is damaged, or was made by another config or from other data.
     """
     path = cell_path(output_dir, cell)
     if not path.is_file():
         return None
-    values = load_json(path)
-    if values["study"] != study:
+    found = load_record(path, CellResult)
+    if found.study not in studies:
         raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
-    return values
+    if (found.code, found.architecture, found.seed) != (cell.code.text, cell.architecture, cell.seed):
+        raise InputError(f"{path}: holds another cell: {found.code!r}, {found.architecture!r}, seed {found.seed}")
+    return found

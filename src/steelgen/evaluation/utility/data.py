@@ -45,8 +45,12 @@ class StudyData:
     def compute_hash(self) -> str:
         """SHA-256 of everything that networks see, in the order in which they see it."""
         sets = [self.train, self.val, self.test, *([self.generated] if self.generated else [])]
-        arrays = [array for part in sets for array in (*part.images, *part.masks)]
-        return hash_arrays(*arrays, text=str([part.stems for part in sets]))
+        return _hash_sets(sets)
+
+    def describe_inputs(self) -> dict[str, str]:
+        """By field of the config, the hash of what networks see of it."""
+        hashes = {"dataset": _hash_sets([self.train, self.val, self.test])}
+        return {**hashes, "generated": _hash_sets([self.generated])} if self.generated else hashes
 
 
 def load_study(config: UtilityConfig) -> StudyData:
@@ -194,6 +198,11 @@ class TrainingSet:
         return wanted or len(self.real) / (len(self.real) + len(self.generated))
 
 
+def _hash_sets(sets: list[Micrographs]) -> str:
+    arrays = [array for part in sets for array in (*part.images, *part.masks)]
+    return hash_arrays(*arrays, text=str([part.stems for part in sets]))
+
+
 def _resolve_geometry(config: UtilityConfig, found: GeneratedFolder | None) -> tuple[CropGeometry, list[str]]:
     if found:
         return resolve_geometry(found, config.geometry)
@@ -229,9 +238,9 @@ def _compare_scales(found: GeneratedFolder, geometry: CropGeometry, smallest: in
         geometry: of the study.
         smallest: edge of the smallest micrograph, px, which bounds every crop.
     """
-    if not {"image_size", "crop_size"} <= found.sampling.keys():
+    if found.sampling.crop_size is None or found.sampling.image_size is None:
         return []
-    drawn = min(found.sampling["crop_size"], smallest) / found.sampling["image_size"]
+    drawn = min(found.sampling.crop_size, smallest) / found.sampling.image_size
     cut = min(geometry.crop_size, smallest) / geometry.image_size
     if math.isclose(drawn, cut):
         return []

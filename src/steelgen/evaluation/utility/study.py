@@ -5,32 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from steelgen import __version__
+from steelgen.changes import CHANGES_FILE, list_changes, note_changes, refresh_config, refuse_changes
 from steelgen.config.base import config_to_json
 from steelgen.config.utility import UtilityConfig, parse_code
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.evaluation.sets import describe_geometry
-from steelgen.evaluation.utility.cells import STUDY_FILE, cell_path, list_cells, load_cell
+from steelgen.evaluation.utility.cells import cell_path, list_cells, load_cell
 from steelgen.evaluation.utility.data import StudyData, count_data, load_study
+from steelgen.evaluation.utility.results import STUDY_FILE, load_study_start
 from steelgen.evaluation.utility.statistics import find_warnings, summarise
 from steelgen.evaluation.utility.training import run_cell
-from steelgen.files import load_json, new_folder, save_json
-from steelgen.hpc.shards import Shard
+from steelgen.files import new_folder, save_json
 from steelgen.models.architectures import build_architecture
 from steelgen.runs import describe_environment
+from steelgen.shards import Shard
 
 _FREE_KEYS = ("output_dir", "codes", "architectures", "seeds", "num_bootstrap", "device")
 """Config keys by which no cell changes: codes, architectures and seeds may be added to a study."""
 
 
 def utility(
-    config: UtilityConfig, report: Callable[[str], None] = lambda line: None, shard: Shard | None = None
+    config: UtilityConfig,
+    report: Callable[[str], None] = lambda line: None,
+    shard: Shard | None = None,
+    allow_changed: Sequence[str] = (),
 ) -> dict[str, Any] | None:
     """Runs the cells that are missing; when all are there, gathers them into utility.json and utility.html.
 
@@ -41,6 +46,8 @@ def utility(
         config: see `UtilityConfig`.
         report: called with a line when a cell is finished.
         shard: run this part of the cells alone; the one that finishes last gathers.
+        allow_changed: fields and sections of the config that may differ from those the study was begun with; `dataset`
+            and `generated` also stand for what lies there. Cells that are done stay.
 
     Returns:
         The content of utility.json; None while cells of other shards are missing.
@@ -54,37 +61,53 @@ def utility(
     for name in config.architectures:
         # A missing package shows now, not when the first networks have been trained.
         build_architecture(name, data.geometry.in_channels, data.info.num_classes, config.training.base_channels)
-    study = hash_study(config, data)
-    _open_study(config, study)
+    studies = _open_study(config, data, allow_changed)
     cells = list_cells(config)
     mine = shard.indices(len(cells)) if shard else range(len(cells))
     for number, index in enumerate(mine, start=1):
         cell = cells[index]
-        if load_cell(config.output_dir, cell, study) is None:
+        if load_cell(config.output_dir, cell, studies) is None:
             started = time.monotonic()
-            values = {"study": study, **run_cell(cell, data, config)}
+            values = {"study": studies[0], **run_cell(cell, data, config)}
             seconds = time.monotonic() - started
             save_json(cell_path(config.output_dir, cell), {**values, "seconds": round(seconds, 1)})
             mean_iou = values["test"]["mean_iou"]
             report(f"{number}/{len(mine)} {cell.name}: mIoU {mean_iou:.3f}, {seconds:.0f} s")
-    return gather(config, data, study)
+    return gather(config, data, studies)
 
 
-def gather(config: UtilityConfig, data: StudyData, study: str) -> dict[str, Any] | None:
-    """Writes utility.json and utility.html if every cell is there; returns the content of the former, else None."""
-    from steelgen.evaluation.utility.report import save_report
+def gather(config: UtilityConfig, data: StudyData, studies: Sequence[str]) -> dict[str, Any] | None:
+    """Writes utility.json and utility.html if every cell is there; returns the content of the former, else None.
 
-    found = [load_cell(config.output_dir, cell, study) for cell in list_cells(config)]
+    Args:
+        config: of the study.
+        data: of the study.
+        studies: see `load_cell`; the first is the present one.
+
+    Raises:
+        InputError: if a cell was tested on other micrographs than the others.
+    """
+    from steelgen.evaluation.utility.study_page import save_report
+
+    found = [load_cell(config.output_dir, cell, studies) for cell in list_cells(config)]
     cells = [cell for cell in found if cell is not None]
     if len(cells) < len(found):
         return None
+    shape = (len(data.test), data.info.num_classes, data.info.num_classes)
+    for cell, path in zip(cells, (cell_path(config.output_dir, cell) for cell in list_cells(config)), strict=True):
+        if (measured := np.shape(cell.test.confusion)) != shape:
+            raise InputError(f"{path}: test.confusion: is {measured}, not {shape}")
+    older = [cell for cell in cells if cell.study != studies[0]]
+    for cell in older:
+        if cell.test.micrographs != data.test.stems:
+            raise InputError(
+                f"{config.output_dir}: cell {cell.code}, {cell.architecture}, seed {cell.seed} was tested on "
+                "other micrographs, so it cannot be compared; remove it from cells/"
+            )
+    mixed = [f"{len(older)} of {len(cells)} cells were made before {CHANGES_FILE} tells of changes"] if older else []
     confusions = {
         (code, architecture): np.array(
-            [
-                cell["test"]["confusion"]
-                for cell in cells
-                if (cell["code"], cell["architecture"]) == (code, architecture)
-            ]
+            [cell.test.confusion for cell in cells if (cell.code, cell.architecture) == (code, architecture)]
         )
         for code in config.codes
         for architecture in config.architectures
@@ -92,16 +115,16 @@ def gather(config: UtilityConfig, data: StudyData, study: str) -> dict[str, Any]
     counts = {code: count_data(parse_code(code), data) for code in config.codes}
     result = {
         "steelgen": __version__,
-        "study": study,
+        "study": studies[0],
         "config": config_to_json(config),
         "environment": describe_environment(),
         "geometry": describe_geometry(data.geometry),
         "class_names": data.info.class_names,
         "micrographs": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "num_generated": data.num_generated,
-        "seconds": sum(cell["seconds"] for cell in cells),
+        "seconds": sum(cell.seconds for cell in cells),
         "notes": data.notes,
-        "warnings": find_warnings(len(config.seeds), len(data.test)),
+        "warnings": [*mixed, *find_warnings(len(config.seeds), len(data.test))],
         **summarise(confusions, counts, config.num_bootstrap),
     }
     save_report(config.output_dir, result)
@@ -118,11 +141,15 @@ def _select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _FREE_KEYS}
 
 
-def _open_study(config: UtilityConfig, study: str) -> None:
-    """Starts an output folder, or checks that the one present belongs to the same study."""
-    path = config.output_dir / STUDY_FILE
-    settings = config_to_json(config)
-    described = {"steelgen": __version__, "study": study, "config": settings}
+def _open_study(config: UtilityConfig, data: StudyData, allow_changed: Sequence[str]) -> list[str]:
+    """Starts an output folder, or checks that the one present belongs to the same study.
+
+    Returns:
+        The hashes of the studies whose cells count: of this one first, then of what it goes on from.
+    """
+    path, settings, study = config.output_dir / STUDY_FILE, config_to_json(config), hash_study(config, data)
+    inputs = data.describe_inputs()
+    described = {"steelgen": __version__, "study": study, "earlier": [], "inputs": inputs, "config": settings}
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:
@@ -131,15 +158,19 @@ def _open_study(config: UtilityConfig, study: str) -> None:
             # Another shard may have begun it at this very moment.
             if not path.is_file():
                 raise
-    begun = load_json(path)
-    present, wanted = _select_decisive(begun["config"]), _select_decisive(settings)
-    for key in sorted(wanted):
-        if present.get(key) != wanted[key]:
-            raise InputError(
-                f"{config.output_dir}: holds a study with another {key} ({json.dumps(present.get(key))}); "
-                "name another folder or remove it"
-            )
-    if begun["study"] != study:
+    begun = load_study_start(config.output_dir)
+    known = begun.inputs
+    written = refresh_config(begun.config, UtilityConfig)
+    changes = [
+        *list_changes({field: known[field] for field in known.keys() & inputs.keys()} if known else inputs, inputs),
+        *list_changes(_select_decisive(written), _select_decisive(settings)),
+    ]
+    if known is None and not changes and begun.study != study:
         raise InputError(f"{config.output_dir}: holds a study of other data; name another folder or remove it")
-    if begun["config"] != settings:
+    refuse_changes(config.output_dir, changes, allow_changed)
+    note_changes(config.output_dir, changes)
+    earlier = [found for found in (begun.study, *begun.earlier) if found != study]
+    described = {**described, "earlier": earlier}
+    if (begun.study, begun.inputs, begun.earlier, begun.config) != (study, inputs, earlier, settings):
         save_json(path, described)
+    return [study, *earlier]

@@ -1,0 +1,68 @@
+"""nnU-Net's raw folder: imagesTr/, labelsTr/, imagesTs/, labelsTs/, dataset.json, splits_final.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.folder import DatasetInfo
+from steelgen.errors import InputError
+from steelgen.files import save_json
+
+
+def write_nnunet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
+    """Writes train and val as training cases, told apart in splits_final.json, and test as imagesTs and labelsTs.
+
+    nnU-Net wants the label "ignore" to be the highest: ignore_index becomes num_classes.
+
+    Raises:
+        InputError: if grey and colour images are mixed.
+    """
+    lookup = np.arange(256, dtype=np.uint8)
+    lookup[info.ignore_index] = info.num_classes
+    cases: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    channels: dict[int, Path] = {}
+    ignores = False
+    for pair in pairs:
+        item = pair.item
+        folder = "Ts" if item.split == "test" else "Tr"
+        channels.setdefault(pair.image.ndim, item.image)
+        if len(channels) > 1:
+            raise InputError(
+                f"{item.image}: nnunet cannot mix grey and colour images ({channels[5 - pair.image.ndim]})"
+            )
+        save_image_as_png(out / f"images{folder}" / f"{item.name}_0000.png", pair.image)
+        (out / f"labels{folder}").mkdir(exist_ok=True)
+        labels = lookup[pair.mask]
+        ignores |= bool((labels == info.num_classes).any())
+        Image.fromarray(labels).save(out / f"labels{folder}" / f"{item.name}.png")
+        cases[item.split].append(item.name)
+    names = {"background": 0, **{name: index for index, name in enumerate(info.class_names) if index > 0}}
+    if ignores:
+        names["ignore"] = info.num_classes
+    channel_names = ["grey"] if 2 in channels else ["R", "G", "B"]
+    description = {
+        "channel_names": {str(index): name for index, name in enumerate(channel_names)},
+        "labels": names,
+        "numTraining": len(cases["train"]) + len(cases["val"]),
+        "file_ending": ".png",
+        "name": info.name,
+        "licence": info.licence,
+        "description": info.source,
+    }
+    save_json(out / "dataset.json", description)
+    if cases["val"]:
+        save_json(out / "splits_final.json", [{"train": cases["train"], "val": cases["val"]}])
+
+
+def check_nnunet(out: Path, info: DatasetInfo) -> None:
+    """Raises InputError for what nnU-Net does not accept."""
+    if not re.fullmatch(r"Dataset\d{3}_\w[\w-]*", out.name):
+        raise InputError(f"{out}: nnU-Net wants its folders called DatasetNNN_NAME, like Dataset042_steel")
+    if info.num_classes < 2:
+        raise InputError(f"nnunet: {info.name} has no class but {info.class_names[0]!r}")

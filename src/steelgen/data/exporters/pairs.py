@@ -1,0 +1,62 @@
+"""What the writers are given: pairs with names that are theirs alone, and where each comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class ExportItem:
+    """A pair on disk."""
+
+    name: str
+    """File stem in the export; no two items share one."""
+    split: str
+    image: Path
+    mask: Path
+    instances: Path | None = None
+    folder: Path = Path()
+    """The dataset or samples folder that it lies in."""
+    generated: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Its row of metadata.jsonl."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where it comes from, in the columns of provenance.csv."""
+        row = self.metadata
+        return {
+            "name": self.name,
+            "split": self.split,
+            "origin": "generated" if self.generated else "real",
+            "source": self.image.relative_to(self.folder).as_posix(),
+            "parent": row.get("parent") or row.get("source_mask") or "",
+            "generator": row.get("generator", ""),
+            "model_sha256": row.get("model_sha256", ""),
+            "seed": row.get("seed", ""),
+        }
+
+
+@dataclass(frozen=True)
+class ExportPair:
+    """A pair that was read."""
+
+    item: ExportItem
+    image: NDArray[np.uint8]
+    """(H, W) or (H, W, 3)."""
+    mask: NDArray[np.uint8]
+    """(H, W) class indices or ignore_index."""
+    instances: NDArray[np.uint16] | None
+
+
+def save_image_as_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Writes an (H, W) or (H, W, 3) image into a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Grey levels of micrographs are mostly noise: stronger compression takes five times as long for 3 %.
+    Image.fromarray(image).save(path, compress_level=2)

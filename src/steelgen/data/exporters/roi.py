@@ -1,0 +1,59 @@
+"""ImageJ and Fiji: SPLIT/NAME.png and SPLIT/NAME.zip with an ROI for every island."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.outlines import Region, iterate_regions
+
+IGNORE_LABEL = "__ignore__"
+
+
+def write_roi(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
+    """Writes ROIs named CLASS-0001 …, of the class's group and colour; composite where they have holes or parts."""
+    labels = dict(enumerate(info.class_names)) | {info.ignore_index: IGNORE_LABEL}
+    colors = dict(enumerate(info.palette)) | {info.ignore_index: (255, 255, 255)}
+    classes = [index for index in labels if index > 0]
+    for pair in pairs:
+        folder = out / pair.item.split
+        save_image_as_png(folder / f"{pair.item.name}.png", pair.image)
+        with zipfile.ZipFile(folder / f"{pair.item.name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for number, region in enumerate(iterate_regions(pair.mask, classes, pair.instances), start=1):
+                roi = build_roi(region)
+                roi.name = f"{labels[region.class_index]}-{number:04d}"
+                roi.group = region.class_index
+                roi.stroke_color = bytes((255, *colors[region.class_index]))
+                # Class names may hold what a file name may not.
+                archive.writestr(f"{number:04d}.roi", roi.tobytes())
+
+
+def build_roi(region: Region) -> Any:
+    """An ImageJ polygon along the region's pixel borders; a composite of paths where it has holes or parts."""
+    import roifile
+
+    rings = region.trace_rings()
+    if len(rings) == 1:
+        roi = roifile.ImagejRoi.frompoints(rings[0])
+        roi.roitype = roifile.ROI_TYPE.POLYGON
+        roi.options = roifile.ROI_OPTIONS(0)
+        return roi
+    path: list[float] = []
+    for ring in rings:
+        # 0: move to, 1: line to, 4: close.
+        steps = np.concatenate([np.ones((len(ring), 1)), ring], axis=1)
+        steps[0, 0] = 0
+        path += [*steps.ravel(), 4]
+    height, width = region.pixels.shape
+    roi = roifile.ImagejRoi()
+    roi.roitype = roifile.ROI_TYPE.RECT
+    roi.left, roi.top, roi.right, roi.bottom = region.left, region.top, region.left + width, region.top + height
+    roi.multi_coordinates = np.array(path, np.float32)
+    roi.shape_roi_size = len(path)
+    return roi

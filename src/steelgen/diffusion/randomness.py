@@ -1,0 +1,85 @@
+"""What is random of a training crop besides where it is cut: drawn in the loader's workers, by its number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GOLDEN_RATIO = 0.6180339887498949
+_HELD_OUT_SEED = 0
+
+
+@dataclass(frozen=True)
+class CropRandomness:
+    """Noise, timestep share and mask dropout of crop number n, functions of (seed, n)."""
+
+    seed: int
+    shape: tuple[int, int, int]
+    """(C, H, W) of the crop."""
+    mask_dropout: float
+    """Probability that its mask is replaced by the null mask."""
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """`noise` (C, H, W) float32, `fraction` float64 in [0, 1) and `dropped` bool of one crop."""
+        seed = crop_seed(number, self.seed)
+        return {
+            "noise": torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)),
+            "fraction": draw_fractions(torch.tensor(number), self.seed),
+            "dropped": torch.tensor(np.random.default_rng((seed, 4)).random() < self.mask_dropout),
+        }
+
+
+@dataclass(frozen=True)
+class HeldOutRandomness:
+    """The same for crops 0 to count - 1 of held-out micrographs, none of whose masks is dropped.
+
+    Timesteps are ranks of the golden-ratio sequence: exactly even over the schedule, each micrograph all over it.
+    """
+
+    count: int
+    shape: tuple[int, int, int]
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """See `CropRandomness`."""
+        ranks = draw_fractions(torch.arange(self.count), _HELD_OUT_SEED).argsort().argsort()
+        drawn = CropRandomness(_HELD_OUT_SEED, self.shape, 0.0)(number)
+        return {**drawn, "fraction": (ranks[number] + 0.5) / self.count}
+
+
+def draw_fractions(numbers: Tensor, seed: int) -> Tensor:
+    """A quantile in [0, 1) for each crop number (N,) int64, spread evenly over consecutive crops; float64.
+
+    The additive golden-ratio sequence: uniform like independent draws but of lower variance, in the spirit of the
+    low-discrepancy sampler of Kingma et al. 2021 (arXiv 2107.00630, appendix I.1), and a pure function of the number.
+    """
+    offset = np.random.default_rng((seed, 2)).random()
+    return (offset + numbers.double() * _GOLDEN_RATIO) % 1
+
+
+def crop_seed(number: int, seed: int) -> int:
+    """A 63-bit random seed for a crop number."""
+    return int(np.random.default_rng((seed, number, 3)).integers(2**63))
+
+
+def randn_by_seed(shape: Sequence[int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise (len(seeds), *shape) in which row i depends on seeds[i] alone.
+
+    Drawn on the CPU, so that a seed means the same noise on every device.
+    """
+    rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows).to(device)
+
+
+def build_noise_sources(shape: Sequence[int], seeds: Sequence[int]) -> list[torch.Generator]:
+    """Where solvers that draw noise between steps take it from: one source an image, behind its `randn_by_seed`.
+
+    A fresh source of the same seed would give the noise that the image started from once more.
+    """
+    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for source in sources:
+        torch.randn(*shape, generator=source)
+    return sources

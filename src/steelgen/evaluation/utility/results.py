@@ -1,0 +1,124 @@
+"""The JSON files of a utility study: what is read of them again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from steelgen.files import Record, load_record
+
+STUDY_FILE = "study.json"
+"""In a study's folder from its beginning: the config."""
+RESULT_FILE = "utility.json"
+"""In a study's folder once all cells are there."""
+
+_Count = Annotated[int, Field(ge=0, lt=2**31)]
+_Pixels = Annotated[int, Field(ge=0, lt=2**53)]
+_Iou = Annotated[float, Field(ge=0, le=1)]
+_Change = Annotated[float, Field(ge=-1, le=1)]
+_Interval = tuple[Annotated[float, Field(ge=-100, le=100)], Annotated[float, Field(ge=-100, le=100)]]
+"""Student's t of two seeds reaches far beyond what the mean can be."""
+
+
+class StudyStart(Record):
+    """study.json."""
+
+    study: str
+    config: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+    """Digests of the data; not in studies of older versions."""
+    earlier: list[str] = []
+    """Hashes of the study before what was allowed to change."""
+
+
+class _Test(Record):
+    micrographs: list[str]
+    confusion: list[list[list[_Pixels]]] = Field(min_length=1)
+    """(N, C, C)."""
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> _Test:
+        size = len(self.confusion[0])
+        if not size or any(len(matrix) != size or any(len(row) != size for row in matrix) for matrix in self.confusion):
+            raise ValueError("confusion: must be square matrices of one size")
+        return self
+
+
+class CellResult(Record):
+    """A file of cells/."""
+
+    study: str
+    code: str
+    architecture: str
+    seed: int
+    seconds: float = Field(ge=0)
+    test: _Test
+
+
+class _Row(Record):
+    """Of the table of scores or differences."""
+
+    code: str
+    architecture: str
+    num_real: _Count
+    num_generated: _Count
+
+
+class _Score(_Row):
+    mean_iou: _Iou
+    image_iou: _Iou
+    interval: _Interval | None
+    class_iou: list[_Iou | None]
+
+
+class _Difference(_Row):
+    baseline: str
+    difference: _Change
+    interval: _Interval
+    by_seed: list[_Change]
+
+
+class _Micrographs(Record):
+    test: _Count
+
+
+class _StudyConfig(Record):
+    seeds: list[int] = Field(min_length=1)
+    test_split: str
+
+
+class StudyResult(Record):
+    """utility.json."""
+
+    config: _StudyConfig
+    class_names: list[str]
+    micrographs: _Micrographs
+    warnings: list[str]
+    scores: list[_Score]
+    differences: list[_Difference]
+
+    @model_validator(mode="after")
+    def _check_classes(self) -> StudyResult:
+        if any(len(score.class_iou) != len(self.class_names) for score in self.scores):
+            raise ValueError(f"scores: class_iou must hold {len(self.class_names)} values, one a class")
+        return self
+
+
+def load_study_start(output_dir: Path) -> StudyStart:
+    """Reads study.json of an output folder of `utility`.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    return load_record(output_dir / STUDY_FILE, StudyStart)
+
+
+def load_study_result(path: Path) -> dict[str, Any]:
+    """Reads utility.json of an output folder of `utility`, or the file itself.
+
+    Raises:
+        InputError: if it is missing, as while cells are, or damaged.
+    """
+    return load_record(path if path.suffix == ".json" else path / RESULT_FILE, StudyResult).model_dump()

@@ -1,0 +1,157 @@
+"""utility.html, utility.json and the data-fraction curve: what a study says, on one page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from steelgen.data.images import save_image
+from steelgen.evaluation.figures import CLASSES_ABREAST
+from steelgen.evaluation.plots import Curve, draw_chart, draw_intervals, paint_chart
+from steelgen.evaluation.utility.results import RESULT_FILE
+from steelgen.evaluation.verdict import judge_differences
+from steelgen.files import new_file, save_json
+from steelgen.pages import render, show_number
+
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+"""Of the curves: real micrographs alone, then one a number of generated pairs."""
+
+
+def save_report(output_dir: Path, result: dict[str, Any]) -> None:
+    """Writes utility.html, data_fraction.png where there is a curve, and utility.json as the last."""
+    charts = list_curves(result["scores"])
+    if charts:
+        pictures = [paint_chart(name, x, curves, "real micrographs") for name, x, curves in charts]
+        save_image(output_dir / "data_fraction.png", np.hstack(pictures))
+    with new_file(output_dir / "utility.html") as working:
+        working.write_text(build_utility_page(result), encoding="utf-8")
+    save_json(output_dir / RESULT_FILE, result)
+
+
+def build_utility_page(result: dict[str, Any]) -> str:
+    """The page of a study.
+
+    Args:
+        result: the content of utility.json.
+
+    Returns:
+        HTML without anything from outside.
+    """
+    return render(
+        "study.html",
+        title="Does generated data help?",
+        result=result,
+        verdict=judge_differences(result["differences"]),
+        section=build_utility_section(result),
+    )
+
+
+def build_utility_section(result: dict[str, Any]) -> Markup:
+    """Differences, scores and curves of a study, as a part of a page."""
+    differences = [
+        (f"{row['code']} − {row['baseline']}, {row['architecture']}", row["difference"], *row["interval"])
+        for row in result["differences"]
+    ]
+    charts = list_curves(result["scores"])
+    section = render(
+        "study_section.html",
+        differences_chart=Markup(draw_intervals("difference in mIoU with its 95 % interval", differences))
+        if differences
+        else None,
+        differences=describe_differences(result["differences"]),
+        scores=_split_scores(result["scores"], result["class_names"]),
+        legend=charts[0][2] if charts else [],
+        charts=[Markup(draw_chart(name, x, curves, "real micrographs")) for name, x, curves in charts],
+    )
+    return Markup(section)
+
+
+def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float], list[Curve]]]:
+    """mIoU over the number of real micrographs, one chart an architecture, one curve a number of generated pairs.
+
+    Returns:
+        Title, positions and curves of each chart; none where there are fewer than two numbers of micrographs.
+    """
+    amounts = sorted({row["num_real"] for row in scores if row["num_real"]})
+    if len(amounts) < 2:
+        return []
+    added = sorted({row["num_generated"] for row in scores if row["num_real"]})
+    charts = []
+    for architecture in dict.fromkeys(row["architecture"] for row in scores):
+        found = {(row["num_real"], row["num_generated"]): row for row in scores if row["architecture"] == architecture}
+        curves = []
+        for number, count in enumerate(added):
+            rows = [found.get((amount, count)) for amount in amounts]
+            name = f"+ {count} generated" if count else "real alone"
+            ends = [(row and row["interval"]) or (math.nan, math.nan) for row in rows]
+            curves.append(
+                Curve(
+                    name,
+                    [row["mean_iou"] if row else math.nan for row in rows],
+                    _COLORS[number % len(_COLORS)],
+                    dashed=count == 0,
+                    spread=([low for low, _ in ends], [high for _, high in ends]),
+                )
+            )
+        charts.append((f"mIoU, {architecture}", [float(amount) for amount in amounts], curves))
+    return charts
+
+
+def describe_differences(differences: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """The table of differences: column titles and rows."""
+    columns = ["code", "baseline", "architecture", "difference", "95 % interval", "by seed"]
+    rows = [
+        [
+            row["code"],
+            row["baseline"],
+            row["architecture"],
+            f"{row['difference']:+.4f}",
+            " … ".join(f"{end:+.4f}" for end in row["interval"]),
+            " ".join(f"{value:+.3f}" for value in row["by_seed"]),
+        ]
+        for row in differences
+    ]
+    return columns, rows
+
+
+def describe_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """The table of scores: column titles and rows."""
+    columns = ["code", "real", "generated", "architecture", "mIoU", "95 % interval", "per image", *class_names]
+    rows = [
+        [
+            row["code"],
+            row["num_real"],
+            row["num_generated"],
+            row["architecture"],
+            f"{row['mean_iou']:.4f}",
+            " … ".join(f"{end:.4f}" for end in row["interval"]) if row["interval"] else "–",
+            f"{row['image_iou']:.4f}",
+            *(show_number(value) for value in row["class_iou"]),
+        ]
+        for row in scores
+    ]
+    return columns, rows
+
+
+def _split_scores(
+    scores: Sequence[dict[str, Any]], class_names: Sequence[str]
+) -> list[tuple[list[str], list[list[Any]], int]]:
+    """The table of mIoU, then of the classes, a few abreast, since names may be long.
+
+    Returns:
+        Column titles, rows, and the number of the first column of numbers, of each.
+    """
+    columns, rows = describe_scores(scores, class_names)
+    first = len(columns) - len(class_names)
+    tables = [(columns[:first], [row[:first] for row in rows], 4)]
+    for start in range(first, len(columns), CLASSES_ABREAST):
+        shown = slice(start, start + CLASSES_ABREAST)
+        titles = ["code", "architecture", *(f"IoU {name}" for name in columns[shown])]
+        cells = [[score["code"], score["architecture"], *row[shown]] for score, row in zip(scores, rows, strict=True)]
+        tables.append((titles, cells, 2))
+    return tables

@@ -1,0 +1,375 @@
+"""What training, sampling and evaluation know of a generative model, whatever its kind.
+
+A kind of generator is a folder of this one with the name of its kind. Its package has three functions:
+
+    build(section, micrographs, geometry) -> Generator     an untrained one, by its section of `config/generator.py`
+    load(folder) -> Generator                              what `Generator.save` wrote
+    build_trainable(generator, config) -> Trainable        what training knows of it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from steelgen.bundled import resolve_bundled
+from steelgen.config.generator import GENERATOR_KINDS, AnyGeneratorSection
+from steelgen.config.solver import AnySolverSection
+from steelgen.config.train import RunConfig
+from steelgen.data.crops import Micrographs
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
+from steelgen.errors import InputError
+from steelgen.files import Record, aside_path, hash_files, load_json, load_record
+
+DESCRIPTION_FILE = "generator.json"
+"""In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
+
+_LARGEST_WEIGHT = 1e6
+"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
+
+Batch = dict[str, Tensor]
+"""`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and what
+`Trainable.randomness` gives, on the networks' device."""
+Randomness = Callable[[int], Batch]
+"""What is random of crop number n besides its place: tensors by name, a function of (seed, n). Called in the loader's
+workers, which it is sent to."""
+Gather = Callable[[Tensor], Tensor]
+"""Concatenates a tensor over the processes."""
+
+
+class _Kind(Record):
+    kind: str
+
+
+@dataclass(frozen=True)
+class StartImages:
+    """Images that drawing starts from, instead of from noise alone (SDEdit, Meng et al. 2022, arXiv 2108.01073)."""
+
+    images: Tensor
+    """(N, C, H, W) in [-1, 1]."""
+    strength: float
+    """In (0, 1]: how much noise they get; 1 leaves nothing of them."""
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """What is to be drawn; image i depends on row i alone."""
+
+    seeds: Sequence[int]
+    """N of them."""
+    masks: Tensor | None = None
+    """(N, H, W) int64 class indices, of any size from the geometry's image_size on; indices ≥ num_classes are ignored
+    pixels. None for generators that need none."""
+    solver: AnySolverSection | None = None
+    """How diffusion steps from noise to images; None: by default."""
+    start: StartImages | None = None
+    """Real images to start from."""
+    noise: Tensor | None = None
+    """(N, C, H, W) standard normal noise in place of what the seeds give."""
+
+
+class Drawn(NamedTuple):
+    """What was drawn."""
+
+    images: Tensor | None = None
+    """(N, C, H, W) in [-1, 1]."""
+    masks: Tensor | None = None
+    """(N, H, W) int64 class indices, of generators that make them."""
+
+
+class Generator(Protocol):
+    """A trained, or not yet trained, model that draws."""
+
+    kind: str
+    """The name of its folder here."""
+    info: DatasetInfo
+    """Class names and colours of the masks."""
+    geometry: CropGeometry
+    """How micrographs become its images."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a request must hold besides seeds: "masks", "images"."""
+        ...
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """What else a request may hold: "solver", "start", "noise"."""
+        ...
+
+    @property
+    def makes(self) -> frozenset[str]:
+        """What is drawn: "images", "masks"."""
+        ...
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """What it draws with, by name."""
+        ...
+
+    def draw(self, request: DrawRequest) -> Drawn:
+        """Draws what is asked for."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes a new folder that `load_generator` reads."""
+        ...
+
+
+class Losses(NamedTuple):
+    """What a batch of N crops costs."""
+
+    losses: Tensor
+    """(N,) float32, as they are minimised."""
+    positions: Tensor | None = None
+    """(N,) in [0, 1): where in the noise schedule each crop lies, 0 being the clean end; None for other families."""
+    parts: Mapping[str, Tensor] = {}
+    """Further figures of the batch by name, each (N,), for the log."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of an optimizer step: which networks are trained, and how."""
+
+    name: str
+    trains: tuple[str, ...]
+    """Names of networks, all of which the loss must depend on; the others are held fixed."""
+    every: int = 1
+    """Only in each so many-th step."""
+    learning_rate: float = 1.0
+    """Times train.learning_rate."""
+    adam_betas: tuple[float, float] | None = None
+    """AdamW's moment decays; None: train.adam_betas."""
+
+
+class Trainable(Protocol):
+    """What training knows of a generator: what is optimized, by which losses, and what must be kept to go on."""
+
+    @property
+    def generator(self) -> Generator:
+        """Draws with the networks as they are being trained."""
+        ...
+
+    networks: Mapping[str, nn.Module]
+    """All that is trained, by name; buffers belong to them."""
+    averaged: tuple[str, ...]
+    """Names of the networks that the generator draws with, of which averages are kept."""
+    phases: tuple[Phase, ...]
+    """Taken one after the other in each step, on the same crops. Where there is one, its name stands nowhere."""
+    criteria: tuple[str, ...]
+    """What may select best/, the first by default: "val_loss", "kid", "train_epoch_loss"."""
+
+    @property
+    def crop_options(self) -> dict[str, Any]:
+        """What else a `CropDataset` is asked for."""
+        ...
+
+    def randomness(self, seed: int) -> Randomness:
+        """For training."""
+        ...
+
+    def held_out_randomness(self, count: int) -> Randomness:
+        """For validation: of crops 0 to count - 1, the same at every step of every run, without any dropout."""
+        ...
+
+    def compute_loss(
+        self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
+    ) -> Losses:
+        """The losses of a batch: tensors alone, for which the host waits nowhere.
+
+        Args:
+            networks: `self.networks`, those that the phase trains possibly wrapped for distributed training.
+            validates: whether the loss is to be compared with that of other steps, not trained on.
+        """
+        ...
+
+    def end_step(self, gather: Gather) -> None:
+        """After the last phase of each optimizer step: takes in, from all processes, what the next step depends on."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What changes from step to step and is no weight, as JSON values."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The same, as tensors by name: pools of images, for instance."""
+        ...
+
+    def restore_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Goes on from what `tensors` gave."""
+        ...
+
+
+@dataclass
+class SteadyState:
+    """For a `Trainable` of which nothing but weights changes from step to step."""
+
+    def end_step(self, gather: Gather) -> None:
+        """See `Trainable.end_step`."""
+
+    def state(self) -> dict[str, Any]:
+        """See `Trainable.state`."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Trainable.restore`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Trainable.tensors`."""
+        return {}
+
+    def restore_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """See `Trainable.restore_tensors`."""
+
+
+def draw_for_masks(
+    generator: Generator, masks: Tensor, seeds: Sequence[int], solver: AnySolverSection | None = None
+) -> Tensor:
+    """Images for masks (N, H, W), (N, C, H, W) in [-1, 1]; as many of its own where the generator needs no masks."""
+    given = masks if "masks" in generator.needs else None
+    drawn = generator.draw(DrawRequest(seeds, given, solver if "solver" in generator.takes else None))
+    assert drawn.images is not None, f"{generator.kind} makes no images"
+    return drawn.images
+
+
+def join_networks(networks: Mapping[str, nn.Module], names: Sequence[str] | None = None) -> nn.Module:
+    """Several networks as one module, whose parameters are called NAME.parameter; a single one is that module itself.
+
+    Args:
+        names: of those to join; None: all.
+    """
+    chosen = {name: networks[name] for name in (networks if names is None else names)}
+    return nn.ModuleDict(chosen) if len(chosen) > 1 else next(iter(chosen.values()))
+
+
+def build_generator(config: AnyGeneratorSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
+    """An untrained generator for the classes and grey levels of training micrographs."""
+    return _find_family(config.kind).build(config, micrographs, geometry)
+
+
+def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
+    """What training knows of a generator, under the config of a run."""
+    return _find_family(generator.kind).build_trainable(generator, config)
+
+
+def load_generator(path: Path) -> Generator:
+    """Loads a trained generator.
+
+    Args:
+        path: a run folder (its export, or else its newest checkpoint), a checkpoint, an export, bundled:NAME, or one
+            of ISDM's `.pt` files with its config beside it.
+
+    Raises:
+        InputError: if there is no generator, or it does not load.
+    """
+    if path.suffix == ".pt":
+        from steelgen.isdm.checkpoint import find_isdm_settings, load_isdm_checkpoint
+
+        return load_isdm_checkpoint(path, find_isdm_settings(path))
+    folder = find_generator(path)
+    kind = load_record(folder / DESCRIPTION_FILE, _Kind).kind
+    if kind not in GENERATOR_KINDS:
+        raise InputError(f"{folder / DESCRIPTION_FILE}: kind {kind!r}: must be one of {', '.join(GENERATOR_KINDS)}")
+    return _find_family(kind).load(folder)
+
+
+def check_weights(network: nn.Module, origin: Path) -> None:
+    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
+
+    Args:
+        network: just loaded.
+        origin: the file or folder it came from.
+    """
+    for name, tensor in network.state_dict().items():
+        largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
+        if not largest <= _LARGEST_WEIGHT:
+            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
+            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
+
+
+def find_generator(path: Path) -> Path:
+    """The folder with generator.json that a run folder, a checkpoint, an export or a bundled model stands for.
+
+    Raises:
+        InputError: if there is none.
+    """
+    path = resolve_bundled(path)
+    aside = aside_path(path)  # where a kill left it that was about to be replaced
+    if not path.is_dir() and not aside.is_dir():
+        raise InputError(f"{path}: no such run, checkpoint or export")
+    checkpoints = sorted((path / "checkpoints").glob("step-*"), key=lambda found: (len(found.name), found.name))
+    for folder in [
+        path if path.is_dir() else aside,
+        path / "export",
+        aside_path(path / "export"),
+        path / "generator",
+        *(checkpoint / "generator" for checkpoint in reversed(checkpoints)),
+    ]:
+        if (folder / DESCRIPTION_FILE).is_file():
+            return folder
+    raise InputError(
+        f"{path}: holds no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)"
+    )
+
+
+def hash_weights(path: Path) -> str:
+    """SHA-256 of a generator's weights, in hex: of the one file of weights, or of all of them in the order of names.
+
+    Args:
+        path: what `load_generator` takes.
+
+    Raises:
+        InputError: if there is no generator, or it has no weights.
+    """
+    if path.suffix == ".pt":
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint file")
+        return hash_files(path)
+    folder = find_generator(path)
+    files = sorted(folder.rglob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder}: holds no weights (*.safetensors)")
+    return hash_files(*files)
+
+
+def hash_generator(path: Path, weights: str | None = None) -> str:
+    """SHA-256, in hex, of all that a generator draws by: its weights and every setting saved beside them.
+
+    What names versions and places in these settings does not count, so that a copy, or one saved again, is the same.
+
+    Args:
+        path: what `load_generator` takes.
+        weights: what `hash_weights` gives, where that is known.
+
+    Raises:
+        InputError: if there is no generator, or it has no weights.
+    """
+    described: list[Any] = [weights or hash_weights(path)]
+    if path.suffix == ".pt":
+        from steelgen.isdm.checkpoint import find_isdm_settings
+
+        described.append(find_isdm_settings(path).model_dump(mode="json"))
+    else:
+        folder = find_generator(path)
+        for file in [folder / DESCRIPTION_FILE, *sorted(folder.glob("*/*.json"))]:
+            settings = load_json(file)
+            described.append({key: settings[key] for key in settings if key[0] != "_" and key != "steelgen_version"})
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _find_family(kind: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{kind}")

@@ -1,0 +1,34 @@
+"""Mask-conditioned diffusion by a SPADE U-Net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from steelgen.config.generator import SemanticDiffusionSection
+from steelgen.config.train import RunConfig
+from steelgen.data.crops import Micrographs
+from steelgen.data.placement import CropGeometry
+from steelgen.generators import Generator, Trainable
+
+
+def build(section: SemanticDiffusionSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
+    """See `steelgen.generators`."""
+    from steelgen.generators.semantic_diffusion.generator import build_semantic_diffusion
+
+    return build_semantic_diffusion(section, micrographs, geometry)
+
+
+def load(folder: Path) -> Generator:
+    """See `steelgen.generators`."""
+    from steelgen.generators.semantic_diffusion.generator import load_semantic_diffusion
+
+    return load_semantic_diffusion(folder)
+
+
+def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
+    """See `steelgen.generators`."""
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.training import SemanticDiffusionTraining
+
+    assert isinstance(generator, SemanticDiffusion)
+    return SemanticDiffusionTraining(generator, config.diffusion)

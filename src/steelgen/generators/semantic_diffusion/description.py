@@ -1,0 +1,91 @@
+"""The JSON files of a saved generator, and what they may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from steelgen.config.base import MAX_TIMESTEPS
+from steelgen.config.generator import UNetSection
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
+from steelgen.errors import InputError
+from steelgen.files import Record, load_record
+from steelgen.generators import DESCRIPTION_FILE
+
+
+class Description(Record):
+    """generator.json. Fields with a default are missing in older ones."""
+
+    dataset: DatasetInfo
+    geometry: CropGeometry
+    intensity: tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=1e-9, le=1)]]
+    snr_gamma: float | None = Field(None, gt=0)
+    objective: Literal["simple", "variational"] = "simple"
+    vlb_weight: float = Field(0.001, ge=0)
+    mask_noise: bool = False
+    """Of a way to train that is gone."""
+
+
+class _Schedule(Record):
+    """scheduler_config.json, as far as steelgen depends on it."""
+
+    model_config = ConfigDict(strict=True)
+
+    num_train_timesteps: int = Field(ge=2, le=MAX_TIMESTEPS)
+    beta_start: float = Field(gt=0, lt=1)
+    beta_end: float = Field(gt=0, lt=1)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "flow"]
+    trained_betas: list[Annotated[float, Field(ge=0, le=1)]] | None = None
+    prediction_type: Literal["v_prediction", "epsilon", "sample", "flow"]
+    rescale_betas_zero_snr: bool = False
+    timestep_spacing: Literal["trailing", "linspace", "leading"]
+    variance_type: Literal["fixed_small", "fixed_large", "learned_range"]
+    clip_sample: bool
+
+    @model_validator(mode="after")
+    def _check_betas(self) -> _Schedule:
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise ValueError(f"{len(self.trained_betas)} trained_betas for {self.num_train_timesteps} timesteps")
+        return self
+
+
+class _Network(UNetSection):
+    """config.json of the network: the section of a config, what follows from the data, and notes of diffusers' own."""
+
+    model_config = ConfigDict(strict=True)
+
+    image_size: int
+    in_channels: int = Field(ge=1, le=3)
+    num_classes: int
+    augmentation_channels: int = Field(0, ge=0, le=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_notes(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if not name.startswith("_")}
+
+
+def load_description(folder: Path) -> Description:
+    """Reads generator.json and checks the JSON files of diffusers beside it, which say how the parts are built.
+
+    Raises:
+        InputError: if one is missing or damaged, or they are not of one generator; file and field are named.
+    """
+    description = load_record(folder / DESCRIPTION_FILE, Description)
+    load_record(folder / "scheduler" / "scheduler_config.json", _Schedule)
+    path = folder / "unet" / "config.json"
+    network = load_record(path, _Network)
+    wanted = {
+        "image_size": description.geometry.image_size,
+        "in_channels": description.geometry.in_channels,
+        "num_classes": description.dataset.num_classes,
+    }
+    for name, value in wanted.items():
+        if getattr(network, name) != value:
+            raise InputError(f"{path}: {name}: is {getattr(network, name)}, but {value} by {DESCRIPTION_FILE}")
+    return description

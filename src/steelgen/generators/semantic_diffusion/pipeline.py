@@ -1,0 +1,162 @@
+"""Drawing images: a diffusers pipeline around the semantic U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+from torch import Tensor
+
+from steelgen.config.solver import AnySolverSection, SolverSection
+from steelgen.devices import map_on_single_threads
+from steelgen.diffusion.guidance import Guide, GuidedNetwork
+from steelgen.diffusion.loss import one_hot_with_dropout
+from steelgen.diffusion.noise import NoiseSchedule
+from steelgen.diffusion.randomness import build_noise_sources, randn_by_seed
+from steelgen.diffusion.solvers import build_solver
+from steelgen.diffusion.windows import WindowLayout
+from steelgen.models.semantic_unet import SemanticUNet
+
+
+class SemanticDiffusionPipeline(DiffusionPipeline):
+    """Draws micrographs for masks of class indices.
+
+    Args:
+        unet: the network.
+        scheduler: the noise schedule that it was trained with.
+    """
+
+    unet: SemanticUNet
+    scheduler: DDPMScheduler
+
+    def __init__(self, unet: SemanticUNet, scheduler: DDPMScheduler) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.schedule = NoiseSchedule(scheduler)
+
+    def __call__(
+        self,
+        masks: Tensor,
+        seeds: Sequence[int],
+        solver: AnySolverSection | None = None,
+        *,
+        noise: Tensor | None = None,
+        start_images: Tensor | None = None,
+        strength: float = 1.0,
+        value_range: tuple[float, float] | None = None,
+        weak_unet: SemanticUNet | None = None,
+    ) -> Tensor:
+        """Draws one image a mask; see `draw_batch` for the arguments.
+
+        On the CPU every image is drawn by itself: its kernels choose the order of their sums by the size of the batch,
+        and an image would differ in the last bit from batch to batch. Images of the network's size are drawn side by
+        side, one thread each, larger ones window by window; the solver's mask_cache_gib is shared among these.
+        """
+        solver = solver or SolverSection()
+
+        def draw(rows: slice, cache_share: float = 1.0) -> Tensor:
+            return self.draw_batch(
+                masks[rows],
+                seeds[rows],
+                solver,
+                noise=None if noise is None else noise[rows],
+                start_images=None if start_images is None else start_images[rows],
+                strength=strength,
+                value_range=value_range,
+                weak_unet=weak_unet,
+                cache_share=cache_share,
+            )
+
+        if self.unet.device.type != "cpu":
+            return draw(slice(None))
+        rows = [slice(index, index + 1) for index in range(len(seeds))]
+        if not self._fits_network(masks, solver) or _is_compiled(self.unet):
+            return torch.cat([draw(row) for row in rows])
+        share = 1 / torch.get_num_threads()
+        return torch.cat(map_on_single_threads(lambda index: draw(rows[index], share), len(rows)))
+
+    @torch.inference_mode()
+    def draw_batch(
+        self,
+        masks: Tensor,
+        seeds: Sequence[int],
+        solver: AnySolverSection,
+        noise: Tensor | None = None,
+        start_images: Tensor | None = None,
+        strength: float = 1.0,
+        value_range: tuple[float, float] | None = None,
+        weak_unet: SemanticUNet | None = None,
+        cache_share: float = 1.0,
+    ) -> Tensor:
+        """Draws one image a mask, all in one batch; the host waits for the device at most once a step.
+
+        Images larger than the network's image_size are drawn in overlapping windows (see `WindowLayout`).
+
+        Args:
+            masks: (N, H, W) int64 class indices; indices ≥ num_classes are ignored pixels.
+            seeds: N seeds; an image depends on its mask and seed, not on the batch it is drawn in.
+            solver: the steps and their guidance.
+            noise: (N, C, H, W) standard normal noise to start from, instead of the seeds' own.
+            start_images, strength: images to start from; see `Solver.start`.
+            value_range: limits of the grey levels, as the network sees them; None: not clipped.
+            weak_unet: autoguidance's weaker network.
+            cache_share: share of the solver's mask_cache_gib that this call may take.
+
+        Returns:
+            (N, in_channels, H, W) float32, in the grey levels that the network was trained on.
+        """
+        config, device = self.unet.config, self.unet.device
+        one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)
+        guide = Guide.of(solver, weak_unet)
+        max_bytes = cache_share * solver.mask_cache_gib * 2**30
+        if self._fits_network(masks, solver):
+            predict: Callable[..., Tensor] = GuidedNetwork(self.unet, one_hot, guide, max_bytes).predict
+        else:
+            predict = self._build_window_predictor(one_hot, guide, max_bytes, solver)
+        steps = build_solver(solver, self.schedule, self.unet, value_range)
+        shape = (config.in_channels, *masks.shape[1:])
+        noise = (randn_by_seed(shape, seeds) if noise is None else noise).to(device)
+        sources = build_noise_sources(shape, seeds)
+        first, image = steps.start(noise, None if start_images is None else start_images.to(device), strength)
+        times = steps.times.to(device)
+        for step in range(first, len(times)):
+            time, guided = times[step : step + 1], guide.acts_at(steps.sigmas[step])
+            image = steps.advance(image, step, lambda noisy: predict(noisy, time, guided), sources)  # noqa: B023
+        return image
+
+    def _fits_network(self, masks: Tensor, solver: AnySolverSection) -> bool:
+        """Whether images are drawn as one piece."""
+        return masks.shape[1:] == (self.unet.config.image_size,) * 2 and not solver.periodic
+
+    def _build_window_predictor(
+        self, one_hot: Tensor, guide: Guide, max_bytes: float, solver: AnySolverSection
+    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        """Like `GuidedNetwork.predict`, for masks (N, num_classes, H, W) larger than the network's image_size."""
+        unet, edge = self.unet, self.unet.config.image_size
+        height, width = one_hot.shape[2:]
+        layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, one_hot.device)
+        masks = layout.cut(one_hot)  # (N·windows, num_classes, edge, edge)
+        chunk, alone = 1, one_hot.device.type == "cpu"
+        if not alone:
+            passes = 1 if guide.scale == 1 else 2
+            chunk = max(1, int(solver.window_memory_gib * 2**30 / (passes * unet.estimate_activation_bytes())))
+        rows = [slice(start, start + chunk) for start in range(0, len(masks), chunk)]
+        networks = [GuidedNetwork(unet, masks[part], guide, max_bytes / len(rows)) for part in rows]
+
+        def predict(image: Tensor, time: Tensor, guided: bool) -> Tensor:
+            pieces = layout.cut(image)
+
+            def predict_part(index: int) -> Tensor:
+                return networks[index].predict(pieces[rows[index]], time, guided)
+
+            if alone and not _is_compiled(unet):
+                return layout.blend(torch.cat(map_on_single_threads(predict_part, len(rows))))
+            return layout.blend(torch.cat([predict_part(index) for index in range(len(rows))]))
+
+        return predict
+
+
+def _is_compiled(unet: SemanticUNet) -> bool:
+    """Whether it is traced, which dynamo does in one thread alone."""
+    return unet._compiled_call_impl is not None

@@ -1,0 +1,107 @@
+"""Semantic diffusion as a `Trainable`: one network, one phase, the denoising loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from steelgen.config.generator import DiffusionTrainingSection
+from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
+from steelgen.diffusion.loss_history import LossHistory
+from steelgen.diffusion.randomness import CropRandomness, HeldOutRandomness
+from steelgen.diffusion.reverse import ReverseProcess, build_reverse_process
+from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, TimestepDistribution
+from steelgen.generators import Batch, Gather, Losses, Phase, SteadyState
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+
+_HISTORY = "loss_history"
+
+
+class SemanticDiffusionTraining(SteadyState):
+    """See `Trainable`.
+
+    Args:
+        generator: is trained.
+        config: which timesteps are trained on, and how often without a mask.
+    """
+
+    averaged: tuple[str, ...] = ("unet",)
+    phases: tuple[Phase, ...] = (Phase("denoise", ("unet",)),)
+    criteria: tuple[str, ...] = ("val_loss", "kid", "train_epoch_loss")
+
+    def __init__(self, generator: SemanticDiffusion, config: DiffusionTrainingSection) -> None:
+        self.generator = generator
+        self.networks: Mapping[str, nn.Module] = {"unet": generator.network}
+        self._config = config
+        self._options = LossOptions(
+            generator.snr_gamma, generator.objective, generator.vlb_weight, generator.value_range
+        )
+        self._even = EvenTimesteps(len(generator.schedule))
+        self._distribution = self._build_distribution()
+        self._process: dict[torch.device, ReverseProcess] = {}
+
+    @property
+    def crop_options(self) -> dict[str, Any]:
+        """See `Trainable.crop_options`: where instances meet, and how a crop was changed, for networks that see it."""
+        config = self.generator.network.config
+        return {"instance_edges": config.instance_edges, "augmentation": config.augmentation_channels > 0}
+
+    def randomness(self, seed: int) -> CropRandomness:
+        """See `Trainable.randomness`."""
+        return CropRandomness(seed, self._shape, self._config.mask_dropout)
+
+    def held_out_randomness(self, count: int) -> HeldOutRandomness:
+        """See `Trainable.held_out_randomness`: timesteps spread evenly over the crops."""
+        return HeldOutRandomness(count, self._shape)
+
+    def compute_loss(
+        self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
+    ) -> Losses:
+        """See `Trainable.compute_loss`."""
+        generator = self.generator
+        mean, deviation = generator.intensity
+        losses, timesteps = compute_diffusion_loss(
+            networks["unet"],
+            generator.schedule,
+            {**batch, "image": (batch["image"] - mean) / deviation},
+            generator.info.num_classes,
+            self._options,
+            self._even if validates else self._distribution,
+            self._find_process(batch["image"].device),
+        )
+        # The quantiles of validation, too fine for the schedule, tell parts of it apart that a timestep would not.
+        return Losses(losses, batch["fraction"] if validates else timesteps / len(generator.schedule))
+
+    def end_step(self, gather: Gather) -> None:
+        """See `Trainable.end_step`."""
+        if isinstance(self._distribution, LossHistory):
+            self._distribution.absorb(gather)
+
+    def state(self) -> dict[str, Any]:
+        """See `Trainable.state`."""
+        return {_HISTORY: self._distribution.state()} if isinstance(self._distribution, LossHistory) else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Trainable.restore`."""
+        if isinstance(self._distribution, LossHistory) and state.get(_HISTORY):
+            self._distribution.restore(state[_HISTORY])
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        geometry = self.generator.geometry
+        return geometry.in_channels, geometry.image_size, geometry.image_size
+
+    def _build_distribution(self) -> TimestepDistribution:
+        config, schedule = self._config, self.generator.schedule
+        if config.timestep_sampling == "lognormal":
+            return LogNormalTimesteps(schedule, config.lognormal_mean, config.lognormal_std)
+        return LossHistory(len(schedule)) if config.timestep_sampling == "loss_second_moment" else self._even
+
+    def _find_process(self, device: torch.device) -> ReverseProcess:
+        """The reverse process over all steps, kept on each device where it is needed."""
+        if device not in self._process:
+            self._process[device] = build_reverse_process(self.generator.schedule.betas).to(device)
+        return self._process[device]

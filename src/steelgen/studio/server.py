@@ -1,0 +1,136 @@
+"""The page as a whole, and who may see it."""
+
+from __future__ import annotations
+
+import hmac
+import socket
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+from steelgen.errors import InputError
+from steelgen.studio.browse_tab import build_browse_tab
+from steelgen.studio.drawing import Studio
+from steelgen.studio.paint_tab import Requests, build_paint_tab
+from steelgen.studio.run_tab import build_run_tab
+
+LOOPBACK = ("127.0.0.1", "localhost")
+"""Addresses at which this machine alone is heard."""
+_COOKIE = "steelgen-studio"
+_MAX_UPLOAD = "64mb"
+
+
+def build_page(studio: Studio, folders: list[Path], run: Path | None) -> gr.Blocks:
+    """The three tabs.
+
+    Args:
+        studio: what draws.
+        folders: offered to be browsed, besides the studio's own.
+        run: the run folder to watch at first.
+    """
+    requests = Requests()
+    # What has been uploaded and packed goes after a day.
+    with gr.Blocks(title="steelgen studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        about = f"{studio.path} · {studio.geometry.image_size} px · kept pairs go to {studio.out}"
+        gr.HTML(f"<h1>steelgen studio</h1><p>{escape(about)}</p>", elem_classes="studio-head")
+        with gr.Tabs():
+            with gr.Tab("Paint"):
+                build_paint_tab(studio, requests)
+            with gr.Tab("Browse") as browse:
+                build_browse_tab([studio.out, *folders], browse)
+            with gr.Tab("Run") as watch:
+                build_run_tab(run, watch)
+        page.unload(requests.cancel)
+    return page
+
+
+def build_app(page: gr.Blocks, token: str | None) -> FastAPI:
+    """The page as a web application; nothing of it comes from elsewhere.
+
+    Args:
+        page: see `build_page`.
+        token: what a visitor must bring, once, as ?token=…; None lets in all who ask for this machine by
+            a loopback name.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    if token is None:
+        # Else any site that a browser shows could name itself 127.0.0.1 and read along.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    else:
+        app.add_middleware(_TokenGate, token=token)
+    fonts: dict[str, Any] = {
+        "font": ["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+        "font_mono": ["ui-monospace", "monospace"],
+    }
+    theme = gr.themes.Default(primary_hue="blue", neutral_hue="gray", radius_size="sm", **fonts)
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        theme=theme,
+        css_paths=Path(__file__).parent / "page.css",
+        footer_links=[],
+        run_history=False,
+        max_file_size=_MAX_UPLOAD,
+        ssr_mode=False,
+        enable_monitoring=False,
+        show_error=True,
+    )
+
+
+def serve(app: FastAPI, host: str, port: int, opened: Callable[[str], None] = lambda address: None) -> None:
+    """Serves until it is interrupted.
+
+    Args:
+        host: address to listen at.
+        port: 0 takes any that is free.
+        opened: told the address once it can be visited.
+
+    Raises:
+        InputError: if the port cannot be had.
+    """
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(f"{host}:{port}: {error.strerror or error}; choose another --port") from None
+    shown = f"[{host}]" if ":" in host else host
+    opened(f"http://{shown}:{listener.getsockname()[1]}")
+    # Browsers hold their streams open, which would keep it from ending.
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listener])
+
+
+class _TokenGate:
+    """Lets in who brings the token in the address, and remembers it in a cookie that scripts cannot read."""
+
+    def __init__(self, app: Any, token: str) -> None:
+        self._app, self._token = app, token
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        if self._fits(HTTPConnection(scope).cookies.get(_COOKIE, "")):
+            await self._app(scope, receive, send)
+            return
+        brought = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        response: Response
+        if self._fits(brought):
+            response = RedirectResponse(scope["path"], 303)
+            response.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
+        else:
+            response = PlainTextResponse("steelgen studio: open the address that was printed, with its token\n", 401)
+        MutableHeaders(raw=response.raw_headers)["Referrer-Policy"] = "no-referrer"
+        await response(scope, receive, send)
+
+    def _fits(self, brought: str) -> bool:
+        return hmac.compare_digest(brought.encode(), self._token.encode())

@@ -1,0 +1,77 @@
+"""Pairs that a person has rejected are passed over wherever pairs are listed to be used; every file stays."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from steelgen.config.base import parse_config
+from steelgen.config.sample import FolderMasks, SampleConfig
+from steelgen.data.crops import load_micrographs
+from steelgen.data.folder import list_pairs, load_dataset_info
+from steelgen.data.placement import CropGeometry
+from steelgen.data.rejects import REJECTS_FILE, load_rejects, save_rejects
+from steelgen.errors import InputError
+from steelgen.evaluation.sets import find_generated
+from steelgen.sampling.formats import load_layout
+from steelgen.sampling.masks import build_mask_source
+from steelgen.sampling.run import sample, save_contact_sheet
+
+GEOMETRY = CropGeometry(16, 24)
+
+
+def test_list_is_one_stem_a_line_and_goes_with_its_last(tmp_path):
+    save_rejects(tmp_path, ["b", "a"])
+    assert (tmp_path / REJECTS_FILE).read_text() == "a\nb\n"
+    (tmp_path / REJECTS_FILE).write_bytes("\ufeff a \r\n\r\nÄ\n".encode())
+    assert load_rejects(tmp_path) == load_rejects(tmp_path / "images") == {"a", "Ä"}
+    save_rejects(tmp_path, [])
+    assert not (tmp_path / REJECTS_FILE).exists()
+    assert load_rejects(tmp_path / "images") == frozenset()
+
+
+def test_list_that_is_no_text_is_named(tmp_path):
+    (tmp_path / REJECTS_FILE).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"rejects\.txt: not UTF-8"):
+        load_rejects(tmp_path)
+
+
+def test_split_of_a_dataset_goes_without_them(tiny_dataset):
+    save_rejects(tiny_dataset / "train", ["train1", "val0"])
+    assert [pair.stem for pair in list_pairs(tiny_dataset, "train")] == ["train0", "train2", "train3"]
+    assert load_micrographs(tiny_dataset, "train").stems == ["train0", "train2", "train3"]
+    assert len(list_pairs(tiny_dataset, "train", with_rejects=True)) == 4
+    assert len(list_pairs(tiny_dataset, "val")) == 2
+    save_rejects(tiny_dataset / "train", [f"train{index}" for index in range(4)])
+    with pytest.raises(InputError, match="names every image"):
+        list_pairs(tiny_dataset, "train")
+
+
+def test_masks_of_a_folder_are_not_drawn(tiny_dataset):
+    save_rejects(tiny_dataset / "train", ["train0"])
+    config = FolderMasks(folder=tiny_dataset / "train" / "masks")
+    source = build_mask_source(config, load_dataset_info(tiny_dataset), GEOMETRY, 0)
+    assert {source.draw(index).source for index in range(6)} == {"train1.png", "train2.png", "train3.png"}
+
+
+def test_folder_of_samples_goes_without_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "generator": "bundled:uhcs",
+        "output_dir": "out",
+        "mask_source": {"kind": "folder", "folder": "bundled:uhcs/masks"},
+        "num_samples": 6,
+        "solver": {"num_inference_steps": 1},
+    }
+    out = sample(parse_config(values, SampleConfig))
+    sheet = np.asarray(Image.open(out / "contact_sheet.png"))
+    save_rejects(out, ["000001"])
+    assert [path.stem for path in find_generated(out).images] == ["000000", *(f"00000{i}" for i in range(2, 6))]
+    assert [path.stem for path in find_generated(out / "samples", out / "labels").images][1] == "000002"
+    info = load_dataset_info(out)
+    save_contact_sheet(out, load_layout(out), 6, info)
+    without = np.asarray(Image.open(out / "contact_sheet.png"))
+    pitch = 2 * (2 * 64 + 4)  # mask and image, and the gap, doubled
+    assert (without[:128, pitch : pitch + 256] == sheet[:128, 2 * pitch : 2 * pitch + 256]).all()
+    save_rejects(out, [f"00000{i}" for i in range(3)])
+    with pytest.raises(InputError, match="3 images; at least 4"):
+        find_generated(out)
