@@ -10,14 +10,13 @@ from scipy.ndimage import gaussian_filter
 
 from steelgen.data.crops import Micrographs, cut_crops
 from steelgen.data.placement import CropGeometry
+from steelgen.evaluation.copy_search import CopySearch, shrink_windows
 from steelgen.evaluation.memorisation import (
     COPY_RATIO,
-    PatchSearch,
     bootstrap_ct,
     compute_authenticity,
     compute_ct,
     find_nearest,
-    shrink_windows,
 )
 from tests.evaluation.conftest import INFO
 
@@ -38,11 +37,11 @@ def train() -> Micrographs:
 
 
 @pytest.fixture(scope="module")
-def search(train: Micrographs) -> PatchSearch:
-    return PatchSearch(train, GEOMETRY, search_size=16)
+def search(train: Micrographs) -> CopySearch:
+    return CopySearch(train, GEOMETRY, search_size=16)
 
 
-def test_a_planted_tenth_of_flipped_and_noised_copies_is_found(train: Micrographs, search: PatchSearch) -> None:
+def test_a_planted_tenth_of_flipped_and_noised_copies_is_found(train: Micrographs, search: CopySearch) -> None:
     rng = np.random.default_rng(1)
     images, _ = cut_crops(draw_texture(3, seed=5), GEOMETRY, 200, seed=2)
     planted = np.zeros(200, bool)
@@ -57,13 +56,13 @@ def test_a_planted_tenth_of_flipped_and_noised_copies_is_found(train: Micrograph
     assert precision >= 0.95
 
 
-def test_the_place_found_is_the_one_that_was_copied(train: Micrographs, search: PatchSearch) -> None:
+def test_the_place_found_is_the_one_that_was_copied(train: Micrographs, search: CopySearch) -> None:
     copies, _ = cut_crops(train, GEOMETRY, 8, seed=4, augment=True)
     for copy, match in zip(copies, search.find(copies), strict=True):
         assert np.abs(search.cut(match, 32).astype(float) - copy).mean() < 1
 
 
-def test_a_training_place_does_not_find_itself(search: PatchSearch, train: Micrographs) -> None:
+def test_a_training_place_does_not_find_itself(search: CopySearch, train: Micrographs) -> None:
     copies, _ = cut_crops(train, GEOMETRY, 4, seed=6)
     matches = search.find(copies)
     places = np.stack([search.cut(match, 32) for match in matches])
@@ -73,7 +72,7 @@ def test_a_training_place_does_not_find_itself(search: PatchSearch, train: Micro
         assert not same or abs(other.top - match.top) > 32 or abs(other.left - match.left) > 32
 
 
-def test_constant_images_are_no_copies(search: PatchSearch) -> None:
+def test_constant_images_are_no_copies(search: CopySearch) -> None:
     match = search.find(np.full((1, 32, 32), 77, np.uint8))[0]
     assert match.ratio > 0.9
 

@@ -54,17 +54,26 @@ def test_page_needs_nothing_from_outside(generated: Path, dataset: Path, tmp_pat
     evaluate(build_config(generated, dataset, tmp_path / "out", **SMALL))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert page.index("Do the images look real?") < page.index("<table>")
     assert page.count("<svg") == 1 + 2 * 2
-    for svg in re.findall(r"<svg.*?</svg>", page):
+    drawn = re.findall(r"<svg.*?</svg>", page)
+    assert len(drawn) == page.count("<svg")
+    for svg in drawn:
         ElementTree.fromstring(svg)
+    ids = re.findall(r'<\w+ id="(.*?)"', page)
+    assert len(ids) == len(set(ids)) > 0
+    assert "<style" not in "".join(drawn)
 
 
 def test_chart_survives_flat_and_missing_values() -> None:
-    svg = draw_chart("flat <&>", [1, 2, 3], [Curve("a", [2, float("nan"), 2], "#000")], "px")
+    def draw() -> str:
+        return draw_chart("flat <&> $1$", [1, 2, 3], [Curve("a", [2, float("nan"), 2], "#000")], "px")
+
+    svg = draw()
     assert "nan" not in svg
-    ElementTree.fromstring(svg)
+    assert "flat <&> $1$" in {element.text for element in ElementTree.fromstring(svg).iter()}
+    assert draw() == svg
 
 
 def test_sheet_places_tiles() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
-from steelgen.sampling.islands import place_anywhere
+from steelgen.sampling.footprints import place_anywhere
 from steelgen.sampling.procedural import draw_footprint
 
 

@@ -6,10 +6,11 @@ import scipy.ndimage
 
 from steelgen.config.sample import AugmentedMasks
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask
+from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import cut_warped, move_islands
-from steelgen.sampling.islands import find_islands, meet_area, place_island, turn_footprint
+from steelgen.sampling.footprints import meet_area, place_island, turn_footprint
 from steelgen.sampling.masks import build_mask_source
 from steelgen.sampling.procedural import draw_footprint
 from tests.sampling.layouts import write_island_dataset

@@ -164,4 +164,9 @@ def test_the_report_says_what_was_not_met(tmp_path):
     written = json.loads((tmp_path / "balance.json").read_text())
     assert written["met"] is False
     assert written["class_difference"] is None
-    assert Image.open(tmp_path / "balance.png").size == (240, 300)
+    picture = np.asarray(Image.open(tmp_path / "balance.png").convert("RGB"))
+    areas = []
+    for half, color in itertools.product(np.array_split(picture, 2, axis=1), ("#999999", "#0072b2")):
+        bar = half[picture.shape[0] // 8 :]  # below the legend
+        areas.append((bar == list(bytes.fromhex(color[1:]))).all(axis=2).sum())
+    assert np.array(areas) / areas[0] == pytest.approx(np.array([0.9, 0.7, 0.1, 0.3]) / 0.9, abs=0.06)

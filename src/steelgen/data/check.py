@@ -23,6 +23,7 @@ from steelgen.data.folder import (
 )
 from steelgen.data.images import load_image
 from steelgen.data.instances import load_instance_ids
+from steelgen.data.islands import label_islands
 from steelgen.data.pool import map_on_cores
 from steelgen.data.sheets import build_thumbnail
 from steelgen.errors import InputError
@@ -244,10 +245,7 @@ def _load_mask(root: Path, path: Path, info: DatasetInfo, problems: list[Problem
 
 
 def _island_areas(mask: NDArray[np.uint8], class_index: int) -> NDArray[np.int64]:
-    from scipy import ndimage
-
-    labels, _ = ndimage.label(mask == class_index)
-    return np.bincount(labels.ravel())[1:]
+    return np.bincount(label_islands(mask == class_index)[0].ravel())[1:]
 
 
 def _add(result: CheckReport, split: str, seen: _Inspection) -> None:

@@ -24,6 +24,7 @@ from steelgen.data.folder import (
 )
 from steelgen.data.importers.sources import parent_of
 from steelgen.data.instances import load_instance_ids, save_instances
+from steelgen.data.islands import label_islands
 from steelgen.errors import InputError
 from steelgen.files import new_folder
 
@@ -103,10 +104,8 @@ def tile_dataset(
 
 def find_tiles(mask: NDArray[np.uint8], info: DatasetInfo, options: TileOptions) -> list[tuple[int, int]]:
     """The top left corners (row, column) of the tiles of one (H, W) mask that meet the conditions."""
-    from scipy import ndimage
-
     foreground = (mask > 0) & (mask != info.ignore_index)
-    labels, _ = ndimage.label(foreground)
+    labels, _ = label_islands(foreground)
     positions = _centred(labels, options.size) if options.placement == "centred" else _grid(mask.shape, options)
     sizes = np.bincount(labels.ravel())
     kept = []

@@ -57,7 +57,7 @@ def compute_agreement(
     matrices = np.stack(
         [compute_confusion(t, p, num_classes, ignore_index) for t, p in zip(true, predicted, strict=True)]
     )
-    image_iou = np.array([nanmean(compute_iou(matrix)) for matrix in matrices])
+    image_iou = compute_mean_iou(matrices)
     confusion = matrices.sum(axis=0)
     boundaries = count_boundaries(true, predicted, num_classes, ignore_index, boundary_tolerance)
     boundary_f1 = compute_boundary_f1(boundaries.sum(axis=0))

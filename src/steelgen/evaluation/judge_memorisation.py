@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.data.placement import apply_symmetry
+from steelgen.evaluation.copy_search import CopySearch, Match
 from steelgen.evaluation.evidence import Evidence, Judgement
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import wilson_interval
 from steelgen.evaluation.memorisation import (
     COPY_RATIO,
-    Match,
-    PatchSearch,
     bootstrap_ct,
     compute_authenticity,
     compute_ct,
@@ -32,7 +31,7 @@ def judge_memorisation(evidence: Evidence, report_progress: Callable[[str], None
     generated = evidence.generated.images[: config.max_images]
     held_out = evidence.held_out.images[: config.max_images]
     report_progress(f"memorisation: {len(generated)} generated and {len(held_out)} held-out images in the training set")
-    search = PatchSearch(evidence.train_micrographs, evidence.geometry, config.search_size, evidence.device)
+    search = CopySearch(evidence.train_micrographs, evidence.geometry, config.search_size, evidence.device)
     matches, unseen = search.find(generated), search.find(held_out)
     distances, unseen_distances = _distances(matches), _distances(unseen)
     own, unseen_own = (_find_own_neighbours(search, part, evidence.geometry.image_size) for part in (matches, unseen))
@@ -133,7 +132,7 @@ def _compare_distances(
     ]
 
 
-def _find_own_neighbours(search: PatchSearch, matches: list[Match], size: int) -> NDArray[np.float64]:
+def _find_own_neighbours(search: CopySearch, matches: list[Match], size: int) -> NDArray[np.float64]:
     """Distance of each match's place to the nearest place that does not overlap it."""
     places = np.stack([search.cut(match, size) for match in matches])
     return _distances(search.find(places, own=matches))

@@ -12,8 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 import scipy.fft
-import scipy.ndimage
 from numpy.typing import NDArray
+
+from steelgen.data.islands import measure_islands
 
 Phase = NDArray[np.bool_]
 
@@ -147,7 +148,7 @@ def compute_boundary_density(phase: Phase) -> NDArray[np.float64]:
 
 
 def compute_islands(phase: Phase) -> dict[str, NDArray[np.float64]]:
-    """Connected regions (8 neighbours) of the phase that touch no edge of the image and have 9 pixels or more.
+    """Islands of the phase that touch no edge of the image and have 9 pixels or more.
 
     Returns:
         One value an island: `area` (px²), `diameter` of the circle of equal area (px), `aspect_ratio` (length to
@@ -161,53 +162,38 @@ def compute_islands(phase: Phase) -> dict[str, NDArray[np.float64]]:
 
 
 def _measure_islands(image: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
-    """The properties of the islands of one (H, W) image, all at once by sums over labels."""
-    labels, count = scipy.ndimage.label(image, structure=np.ones((3, 3)))
-    at_edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    rows, columns = np.nonzero(labels)
-    label = labels[rows, columns]
-    area = np.bincount(label, minlength=count + 1).astype(np.float64)
-    kept = area >= MIN_ISLAND_AREA
-    kept[at_edge] = False
-
-    def mean(values: NDArray) -> NDArray[np.float64]:
-        return np.bincount(label, values, minlength=count + 1)[kept] / area[kept]
-
-    y, x = mean(rows), mean(columns)
-    vertical, horizontal, both = mean(rows**2) - y**2, mean(columns**2) - x**2, mean(rows * columns) - y * x
-    half_difference = np.hypot((vertical - horizontal) / 2, both)
-    major = 4 * np.sqrt((vertical + horizontal) / 2 + half_difference)
-    minor = 4 * np.sqrt(np.maximum((vertical + horizontal) / 2 - half_difference, 0))
-    perimeter = _measure_perimeters(labels, count)[kept]
+    """The properties of the islands of one (H, W) image."""
+    islands = measure_islands(image)
+    kept = islands.whole & (islands.area >= MIN_ISLAND_AREA)
+    area, perimeter = islands.area[kept], _measure_perimeters(islands.labels, len(kept))[kept]
     return {
-        "area": area[kept],
-        "diameter": np.sqrt(4 * area[kept] / math.pi),
-        # A straight line of pixels has no minor axis in the moments, but it is a pixel wide.
-        "aspect_ratio": major / np.maximum(minor, 1),
-        "circularity": np.minimum(4 * math.pi * area[kept] / np.maximum(perimeter, 1e-9) ** 2, 1),
+        "area": area,
+        "diameter": np.sqrt(4 * area / math.pi),
+        "aspect_ratio": islands.aspect_ratio[kept],
+        "circularity": np.minimum(4 * math.pi * area / np.maximum(perimeter, 1e-9) ** 2, 1),
         # Rows point down, angles go up from the horizontal.
-        "orientation": np.degrees(np.arctan2(-2 * both, horizontal - vertical) / 2) % 180,
+        "orientation": np.degrees(-islands.angle[kept]) % 180,
     }
 
 
 def _measure_perimeters(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
     """Cauchy-Crofton with four directions: π/4 times the runs along each, by the distance of its lines.
 
-    Islands of 8 neighbours never touch, so that what follows a pixel is the same island or none.
+    Islands never touch, so that what follows a pixel is the same island or none.
 
     Args:
         labels: (H, W), 0 outside.
         count: largest label.
 
     Returns:
-        (count + 1,) px; those of islands at the image's edge are too short.
+        (count,) px; those of islands at the image's edge are too short.
     """
     here, perimeters = labels[1:, 1:-1], np.zeros(count + 1)
     for row, column in ((0, -1), (-1, 0), (-1, -1), (-1, 1)):
         before = labels[1 + row : labels.shape[0] + row, 1 + column : labels.shape[1] - 1 + column]
         starts = np.bincount(here[(here > 0) & (before == 0)], minlength=count + 1)
         perimeters += math.pi / 4 * starts / math.hypot(row, column)
-    return perimeters
+    return perimeters[1:]
 
 
 def _count_runs(phase: Phase, complete: bool = False) -> NDArray[np.int64]:

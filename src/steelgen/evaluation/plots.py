@@ -1,17 +1,24 @@
-"""Charts as SVG and sheets of images as PNG, inside a page that needs nothing else."""
+"""Charts as SVG or pixels, and sheets of images as PNG, inside a page that needs nothing else."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = {"generated": "#d55e00", "held_out": "#0072b2", "train": "#56b4e9"}
 """Okabe and Ito's, distinguishable with every common colour-vision deficiency; dashes tell them apart in grey."""
@@ -22,7 +29,27 @@ _FEW = 6
 """So many positions are written one by one below an axis."""
 _MARKED = 50
 """Up to so many points of a curve are marked by dots."""
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 330, 220, 52, 36, 26
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 330, 220, 52, 36, 26, 12
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#dddddd",
+    "axes.labelcolor": "#444444",
+    "axes.labelsize": 10,
+    "axes.titlecolor": "#222222",
+    "axes.titlesize": 10.5,
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "legend.labelcolor": "linecolor",
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "xtick.labelcolor": "#444444",
+    "ytick.labelcolor": "#444444",
+    **{f"{axis}tick.major.size": 0 for axis in "xy"},
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+}
 
 
 @dataclass(frozen=True)
@@ -38,44 +65,6 @@ class Curve:
     """Lower and upper ends of a bar at each value; NaN where there is none."""
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Where values lie on a chart."""
-
-    x: tuple[float, float]
-    """First and last position."""
-    y: tuple[float, float]
-    """Lowest and highest value."""
-    x_ticks: list[float]
-    """Positions that are written below the axis."""
-
-    def place(self, position: float, value: float) -> tuple[float, float]:
-        """px from the left and from the top."""
-        first, last = self.x
-        low, high = self.y
-        across = _LEFT + (position - first) / max(last - first, 1e-12) * (_WIDTH - _LEFT - 12)
-        return across, _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _BOTTOM - _TOP)
-
-    @property
-    def y_ticks(self) -> list[float]:
-        """Values that are written beside the axis."""
-        return [float(value) for value in np.linspace(*self.y, 4)]
-
-
-def build_frame(x: Sequence[float], every: Sequence[Sequence[float]]) -> Frame:
-    """The frame that holds all values; from 0 where they reach near it.
-
-    Args:
-        x: (K,) positions, increasing.
-        every: all rows of K values.
-    """
-    values = np.array(every, dtype=np.float64)
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    low = 0.0 if 0 <= low < 0.3 * high else low
-    ticks = list(x) if len(x) <= _FEW else [float(position) for position in np.linspace(x[0], x[-1], 5)]
-    return Frame((x[0], x[-1]), (low, high if high > low else low + 1), ticks)
-
-
 def draw_chart(
     title: str,
     x: Sequence[float],
@@ -86,7 +75,7 @@ def draw_chart(
     """An SVG line chart.
 
     Args:
-        title: above the chart.
+        title: above the chart; no other chart of the page may have it.
         x: (K,) positions, increasing.
         curves: lines of K values each.
         x_label: below the axis.
@@ -95,49 +84,17 @@ def draw_chart(
     Returns:
         The <svg> element.
     """
-    frame = build_frame(x, [*_list_values(curves), *(band or ())])
-
-    def place(position: float, value: float) -> str:
-        return ",".join(f"{px:.1f}" for px in frame.place(position, value))
-
-    parts = [f'<text x="{_LEFT}" y="15" class="title">{html.escape(title)}</text>']
-    for value in frame.y_ticks:
-        start, end = place(x[0], value), place(x[-1], value)
-        up = start.split(",")[1]
-        parts.append(f'<polyline class="grid" points="{start} {end}"/>')
-        parts.append(f'<text x="{_LEFT - 5}" y="{float(up) + 3:.1f}" text-anchor="end">{value:.3g}</text>')
-    for position in frame.x_ticks:
-        across = place(position, frame.y[0]).split(",")[0]
-        parts.append(
-            f'<text x="{across}" y="{_HEIGHT - _BOTTOM + 13}" text-anchor="middle">{_show_position(position)}</text>'
-        )
-    parts.append(
-        f'<text x="{(_WIDTH + _LEFT) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{html.escape(x_label)}</text>'
-    )
-    if band:
-        around = [place(p, v) for p, v in zip(x, band[0], strict=True)]
-        around += [place(p, v) for p, v in reversed(list(zip(x, band[1], strict=True)))]
-        parts.append(f'<polygon class="band" points="{" ".join(around)}"/>')
-    for curve in curves:
-        points = " ".join(place(p, v) for p, v in zip(x, curve.values, strict=True) if math.isfinite(v))
-        dash = ' stroke-dasharray="5 3"' if curve.dashed else ""
-        name = html.escape(curve.name)
-        parts.append(f'<polyline points="{points}" stroke="{curve.color}"{dash}><title>{name}</title></polyline>')
-        for position, low, high in _list_bars(x, curve):
-            bar = f"{place(position, low)} {place(position, high)}"
-            parts.append(f'<polyline points="{bar}" stroke="{curve.color}"/>')
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
+    with chart_style(title):
+        figure, axes = _plot(title, x, curves, x_label)
+        if band:
+            axes.fill_between(x, *band, color=COLORS["held_out"], alpha=0.18, linewidth=0)
+        return _to_svg(figure)
 
 
 def paint_chart(
-    title: str,
-    x: Sequence[float],
-    curves: Sequence[Curve],
-    x_label: str,
-    scale: int = 3,
-    names_on_top: bool = False,
+    title: str, x: Sequence[float], curves: Sequence[Curve], x_label: str, scale: int = 3
 ) -> NDArray[np.uint8]:
-    """The chart of `draw_chart` as pixels, with the names of its curves.
+    """The chart of `draw_chart` as pixels, with the names of its curves and dots at their points.
 
     Args:
         title: above the chart.
@@ -145,42 +102,21 @@ def paint_chart(
         curves: lines of K values each.
         x_label: below the axis.
         scale: px of the picture a px of the SVG.
-        names_on_top: write the curves' names at the right end of the top, for curves that fall; else of the bottom.
 
     Returns:
         (H, W, 3) uint8.
     """
-    frame = build_frame(x, _list_values(curves))
-    picture = Image.new("RGB", (_WIDTH * scale, _HEIGHT * scale), "white")
-    pen = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(10 * scale)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    def place(position: float, value: float) -> tuple[float, float]:
-        across, down = frame.place(position, value)
-        return across * scale, down * scale
-
-    def write(across: float, down: float, text: str, anchor: str, color: str = "#444444") -> None:
-        pen.text((across * scale, down * scale), text, fill=color, font=font, anchor=anchor)
-
-    write(_LEFT, 11, title, "lm", "#222222")
-    for value in frame.y_ticks:
-        pen.line([place(x[0], value), place(x[-1], value)], fill="#dddddd", width=scale)
-        write(_LEFT - 5, frame.place(x[0], value)[1], f"{value:.3g}", "rm")
-    for position in frame.x_ticks:
-        text = _show_position(position)
-        furthest = _WIDTH - 2 - font.getlength(text) / (2 * scale)
-        write(min(frame.place(position, frame.y[0])[0], furthest), _HEIGHT - _BOTTOM + 9, text, "mm")
-    write((_WIDTH + _LEFT) / 2, _HEIGHT - 9, x_label, "mm")
-    for number, curve in enumerate(curves):
-        points = [place(p, v) for p, v in zip(x, curve.values, strict=True) if math.isfinite(v)]
-        pen.line(points, fill=curve.color, width=2 * scale)
-        for position, low, high in _list_bars(x, curve):
-            pen.line([place(position, low), place(position, high)], fill=curve.color, width=scale)
-        for across, down in points if len(points) <= _MARKED else ():
-            pen.ellipse([across - 3 * scale, down - 3 * scale, across + 3 * scale, down + 3 * scale], fill=curve.color)
-        down = _TOP + 10 + 13 * number if names_on_top else _HEIGHT - _BOTTOM - 10 - 13 * number
-        write(_WIDTH - 12, down, curve.name, "rm", curve.color)
-    return np.asarray(picture)
+    with chart_style():
+        figure, axes = _plot(title, x, curves, x_label)
+        for line in axes.lines:
+            line.set_marker("o" if len(line.get_xdata()) <= _MARKED else "")  # type: ignore[arg-type]
+        axes.legend(fontsize=10, handlelength=0, handletextpad=0, markerscale=0)
+        figure.set_dpi(72 * scale)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def draw_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
@@ -193,41 +129,75 @@ def draw_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) 
     Returns:
         The <svg> element.
     """
-    left = max([250, *(16 + 6 * len(row[0]) for row in rows)])
-    width, top, step = left + 450, 26, 18
-    height = top + step * len(rows) + 24
-    low, high = min(0.0, *(row[2] for row in rows)), max(0.0, *(row[3] for row in rows))
-    span = high - low or 1.0
-
-    def place(value: float) -> float:
-        return left + (value - low) / span * (width - left - 20)
-
-    parts = [f'<text x="5" y="15" class="title">{html.escape(title)}</text>']
-    for value in np.linspace(low, high, 5):
-        parts.append(f'<text x="{place(value):.1f}" y="{height - 6}" text-anchor="middle">{value:+.3f}</text>')
-    parts.append(f'<polyline points="{place(0):.1f},{top - 6} {place(0):.1f},{height - 20}" stroke="#888"/>')
-    for number, (name, value, lower, upper) in enumerate(rows):
-        down = top + step * number + 6
-        color = INTERVAL_COLORS[0] if lower > 0 else INTERVAL_COLORS[2] if upper < 0 else INTERVAL_COLORS[1]
-        parts.append(f'<text x="{left - 8}" y="{down + 3}" text-anchor="end">{html.escape(name)}</text>')
-        parts.append(f'<polyline points="{place(lower):.1f},{down} {place(upper):.1f},{down}" stroke="{color}"/>')
-        parts.append(f'<circle cx="{place(value):.1f}" cy="{down}" r="3.5" fill="{color}"/>')
-    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+    names, values, lower, upper = zip(*rows, strict=True)
+    left = max([250, *(16 + 6.5 * len(name) for name in names)])
+    colors = [INTERVAL_COLORS[0 if low > 0 else 2 if high < 0 else 1] for _, _, low, high in rows]
+    with chart_style(title):
+        figure, axes = _open(title, (left + 450, 50 + 18 * len(rows)), left, 24, 26, 20)
+        axes.axvline(0, color="#888888", linewidth=1)
+        axes.hlines(names, lower, upper, colors)
+        axes.scatter(values, names, s=36, c=colors, zorder=3)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.xaxis.set_major_formatter("{x:+.3f}")
+        return _to_svg(figure)
 
 
-def _show_position(position: float) -> str:
-    return f"{position:.0f}" if abs(position) >= 100 else f"{position:.3g}"
+@contextmanager
+def chart_style(salt: str = "") -> Iterator[None]:
+    """What charts look like; `salt` makes the ids of an SVG its own."""
+    from matplotlib import rc_context
+
+    with rc_context({**_STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+        # Browsers have other fonts for what this one lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
 
 
-def _list_values(curves: Sequence[Curve]) -> list[Sequence[float]]:
-    return [row for curve in curves for row in (curve.values, *(curve.spread or ()))]
+def _open(
+    title: str, size: tuple[float, float], left: float, bottom: float, top: float, right: float
+) -> tuple[Figure, Axes]:
+    """An empty chart of so many px and margins."""
+    from matplotlib.figure import Figure
+
+    width, height = size
+    figure = Figure((width / 72, height / 72), dpi=72)
+    inner = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+    axes = figure.add_axes(inner)
+    axes.set_title(title, loc="left", fontweight="bold")
+    return figure, axes
 
 
-def _list_bars(x: Sequence[float], curve: Curve) -> list[tuple[float, float, float]]:
-    """Position, lower and upper end of each bar of a curve."""
-    if curve.spread is None:
-        return []
-    return [bar for bar in zip(x, *curve.spread, strict=True) if all(map(math.isfinite, bar))]
+def _plot(title: str, x: Sequence[float], curves: Sequence[Curve], x_label: str) -> tuple[Figure, Axes]:
+    figure, axes = _open(title, (_WIDTH, _HEIGHT), _LEFT, _BOTTOM, _TOP, _RIGHT)
+    for curve in curves:
+        known = [(position, value) for position, value in zip(x, curve.values, strict=True) if math.isfinite(value)]
+        dashes = "--" if curve.dashed else "-"
+        axes.plot(*np.reshape(known, (-1, 2)).T, dashes, color=curve.color, label=curve.name, clip_on=False, zorder=3)
+        if curve.spread:
+            axes.vlines(x, *curve.spread, curve.color, linewidth=1, clip_on=False)
+    axes.margins(0)
+    low, high = axes.get_ylim()
+    axes.set_ylim(0 if 0 <= low < 0.3 * high else low, high)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="y", nbins=4)
+    if len(x) <= _FEW:
+        axes.set_xticks(x)
+    else:
+        axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(x_label)
+    return figure, axes
+
+
+def _to_svg(figure: Figure) -> str:
+    """An element that shares a page with others: with no style of its own, ids in references alone, in one line."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
+    svg = buffer.getvalue()
+    svg = re.sub(r"<defs>\s*<style.*?</defs>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    referred = set(re.findall(r"#(\w+)", svg))
+    svg = re.sub(r'<(\w+) id="([^"]*)"', lambda found: found[0] if found[2] in referred else f"<{found[1]}", svg)
+    return re.sub(r"\s*\n\s*", " ", svg).strip()
 
 
 def embed_png(image: NDArray[np.uint8]) -> str:

@@ -9,9 +9,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from steelgen.data.palette import color_mask
+from steelgen.evaluation.copy_search import Match, cut_match
 from steelgen.evaluation.evidence import Evidence
 from steelgen.evaluation.figures import CLASSES_ABREAST
-from steelgen.evaluation.memorisation import Match, cut_match
 from steelgen.evaluation.plots import COLORS, Curve, build_sheet, draw_chart, embed_png
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.pages import render, show_number

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from steelgen.config.evaluate import SegmenterSection
 from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor
 from steelgen.data.placement import CropGeometry
+from steelgen.devices import autocast
 from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
 from steelgen.files import new_file, save_tensors
@@ -59,7 +61,7 @@ def train_segmenter(
 ) -> SegmenterUNet:
     """Trains a U-Net on random crops, with flips, rotations and changes of grey level.
 
-    AdamW on a one-cycle schedule; the loss is cross-entropy, weighted by the inverse root of the class
+    See `run_one_cycle`; the loss is cross-entropy, weighted by the inverse root of the class
     frequencies, plus the soft Dice loss.
 
     Args:
@@ -86,23 +88,54 @@ def train_segmenter(
         segmenter = build_segmenter(geometry, num_classes, settings)
     segmenter.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(segmenter.parameters(), weight_decay=0.01)
-    # The schedule divides by its warm-up less one step: by zero, for exactly 0.2 of five steps.
-    warm_up = 0.2 + 1e-9
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=warm_up)
-    for step in range(settings.steps):
+
+    def draw_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         batch = [crops[step * settings.batch_size + offset] for offset in range(settings.batch_size)]
         images = vary_grey_levels(torch.stack([item["image"] for item in batch]), generator)
-        images = images.to(device, memory_format=torch.channels_last)
-        masks = torch.stack([item["mask"] for item in batch]).to(device)
-        loss = compute_segmentation_loss(segmenter(images), masks, class_weights, ignore_index)
+        return images.to(memory_format=torch.channels_last), torch.stack([item["mask"] for item in batch])
+
+    loss = partial(compute_segmentation_loss, class_weights=class_weights, ignore_index=ignore_index)
+    for done in run_one_cycle(segmenter, draw_batch, loss, settings.steps, settings.learning_rate):
+        if report_progress:
+            report_progress(done, settings.steps)
+    return segmenter.eval()
+
+
+def run_one_cycle(
+    network: torch.nn.Module,
+    draw_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    compute_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    mixed_precision: str = "no",
+) -> Iterator[int]:
+    """Trains a segmenter in place, by AdamW on one cycle of the learning rate; whoever iterates may look at it.
+
+    Args:
+        draw_batch: step, from 0 → images (N, C, S, S) and masks (N, S, S).
+        compute_loss: of float32 logits (N, num_classes, S, S) and masks.
+        steps, learning_rate: how many, and the peak of the cycle.
+        mixed_precision: no, bf16 or fp16.
+
+    Yields:
+        Steps done, after each.
+    """
+    device = next(network.parameters()).device
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
+    # The schedule divides by its warm-up less one step: by zero, for exactly 0.2 of five steps.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.2 + 1e-9)
+    for step in range(steps):
+        network.train()
+        images, masks = draw_batch(step)
+        with autocast(mixed_precision, device):
+            logits = network(images.to(device))
+        loss = compute_loss(logits.float(), masks.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        if report_progress:
-            report_progress(step + 1, settings.steps)
-    return segmenter.eval()
+        yield step + 1
 
 
 def shrink_geometry(geometry: CropGeometry, image_size: int) -> CropGeometry:

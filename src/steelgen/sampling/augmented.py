@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from steelgen.config.sample import AugmentedMasks
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry, resize_mask
 from steelgen.errors import InputError
-from steelgen.sampling.islands import (
-    find_islands,
+from steelgen.sampling.footprints import (
     find_matrix,
     meet_area,
     place_anywhere,

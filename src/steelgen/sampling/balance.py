@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from steelgen.config.sample import BalancedMasks
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.islands import label_islands
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
+from steelgen.evaluation.plots import chart_style
 from steelgen.files import new_file, save_json
 from steelgen.sampling.masks import DrawnMask, load_source_info
 from steelgen.sampling.places import place_crop
@@ -30,11 +30,10 @@ they are at further attempts."""
 
 
 def count_classes(mask: NDArray[np.uint8], num_classes: int, by_pixels: bool) -> NDArray[np.int64]:
-    """Pixels of each class in a mask (H, W), or its objects: regions connected by edges or corners; (num_classes,)."""
+    """Pixels of each class in a mask (H, W), or its objects: islands; (num_classes,)."""
     if by_pixels:
         return np.bincount(mask.ravel(), minlength=256)[:num_classes]
-    corners_too = np.ones((3, 3))
-    return np.array([ndimage.label(mask == index, corners_too)[1] for index in range(num_classes)])
+    return np.array([label_islands(mask == index)[1] for index in range(num_classes)])
 
 
 def compute_class_difference(counts: NDArray[np.int64] | NDArray[np.float64]) -> float:
@@ -244,18 +243,19 @@ def save_balance(folder: Path, report: BalanceReport) -> None:
             "absent": report.absent,
         },
     )
-    height, slot, margin = 240, 90, 30
-    picture = Image.new("RGB", (margin * 2 + slot * len(report.class_names), height + 2 * margin), "white")
-    pen = ImageDraw.Draw(picture)
-    top = max(*report.before, *report.after)
-    for index, name in enumerate(report.class_names):
-        left = margin + slot * index
-        for shift, share, colour in ((8, report.before[index], "#999999"), (45, report.after[index], "#0072b2")):
-            bar_top = margin + height * (1 - share / top)
-            pen.rectangle((left + shift, bar_top, left + shift + 34, margin + height), fill=colour)
-            pen.text((left + shift, bar_top - 13), f"{share:.1%}", fill="black")
-        pen.text((left + 8, margin + height + 6), name[:13], fill="black")
-    even = margin + height * (1 - 1 / len(report.class_names) / top)
-    pen.line((margin, even, picture.width - margin, even), fill="#d55e00")
-    with new_file(folder / "balance.png") as working:
-        picture.save(working)
+    from matplotlib.figure import Figure
+
+    classes = np.arange(len(report.class_names))
+    with chart_style():
+        figure = Figure((1.5 + 1.2 * len(classes), 3.5), layout="constrained")
+        axes = figure.add_subplot()
+        for shift, shares, color, label in (
+            (-0.2, report.before, "#999999", "real"),
+            (0.2, report.after, "#0072b2", "drawn"),
+        ):
+            axes.bar_label(axes.bar(classes + shift, shares, 0.38, color=color, label=label), fmt="{:.1%}")
+        axes.axhline(1 / len(classes), color="#d55e00", label="even")
+        axes.set_xticks(classes, report.class_names)
+        figure.legend(loc="outside upper left", ncols=3)
+        with new_file(folder / "balance.png") as working:
+            figure.savefig(working, format="png")

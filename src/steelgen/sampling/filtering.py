@@ -18,9 +18,9 @@ from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
 from steelgen.evaluation.agreement import compute_confusion, compute_iou
+from steelgen.evaluation.copy_search import CopySearch
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
 from steelgen.files import default_cache_dir
-from steelgen.sampling.copies import CopyDetector
 from steelgen.sampling.masks import load_source_info
 
 NEAR_COPY = "near copy of a training image"
@@ -32,7 +32,7 @@ class PairFilter:
     Args:
         config: the thresholds.
         segmenter: (N, C, H, W) in [-1, 1] → logits (N, num_classes, H, W); None where agreement is not asked for.
-        detector: of near-copies; None where they are let pass.
+        copies: of near-copies; None where they are let pass.
         info: classes of the masks.
     """
 
@@ -40,10 +40,10 @@ class PairFilter:
         self,
         config: FilterSection,
         segmenter: torch.nn.Module | None,
-        detector: CopyDetector | None,
+        copies: CopySearch | None,
         info: DatasetInfo,
     ) -> None:
-        self._config, self._segmenter, self._detector, self._info = config, segmenter, detector, info
+        self._config, self._segmenter, self._copies, self._info = config, segmenter, copies, info
         self._min_iou = resolve_thresholds(config.min_iou, info)
 
     def judge(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> str | None:
@@ -60,7 +60,7 @@ class PairFilter:
             if failed is not None:
                 return f"segmenter disagrees on {self._info.class_names[failed]}"
         limit = self._config.max_correlation
-        if self._detector is not None and self._detector.find(image, limit).correlation > limit:
+        if self._copies is not None and self._copies.correlate(image, limit).correlation > limit:
             return NEAR_COPY
         return None
 
@@ -80,8 +80,12 @@ def build_filter(config: FilterSection, info: DatasetInfo, geometry: CropGeometr
         segmenter = load_or_train_segmenter(
             micrographs, geometry, config.segmenter, default_cache_dir(), config.seed, device
         )
-    detector = CopyDetector(micrographs, geometry) if config.max_correlation < 1 else None
-    return PairFilter(config, segmenter, detector, info)
+    copies = (
+        CopySearch(micrographs, geometry, scale_range=geometry.scale_range, blur=1.0)
+        if config.max_correlation < 1
+        else None
+    )
+    return PairFilter(config, segmenter, copies, info)
 
 
 def find_disagreement(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from skimage.morphology import convex_hull_image
 
-from steelgen.sampling.islands import find_islands
+from steelgen.data.islands import find_islands, label_islands, measure_islands
 
 MIN_ROUGH_AREA = 30
 """px; the outline of smaller islands is that of an ellipse, as far as pixels can tell."""
@@ -23,12 +23,11 @@ class IslandTable:
     """The islands of one class in one micrograph, one row each; lengths in px."""
 
     area: NDArray[np.float64]
-    aspect: NDArray[np.float64]
-    """Length over width of the ellipse with the same second moments."""
+    aspect_ratio: NDArray[np.float64]
+    """See `IslandFigures`, like the angle."""
     solidity: NDArray[np.float64]
     """Area over that of the convex hull."""
     angle: NDArray[np.float64]
-    """Of the long axis, radians from the x axis towards y."""
     spacing: NDArray[np.float64]
     """Distance from centre to centre of the nearest island of the class; infinite for the only one."""
     clearance: NDArray[np.float64]
@@ -86,55 +85,41 @@ def measure_masks(masks: list[NDArray[np.uint8]], num_classes: int, matrix: int)
                 depth = scipy.ndimage.distance_transform_edt(np.pad(phase, 1, mode="edge"))[1:-1, 1:-1]
                 network[label] = Network(max(4 * float(depth[phase].mean()) - 2, 1.0), float(phase.mean()))
             elif label not in spanning:
-                table[label] = measure_islands(phase, before)
+                table[label] = tabulate_islands(phase, before)
             before |= phase
         tables.append(table)
         networks.append(network)
     return Statistics(matrix, order, tables, networks)
 
 
-def measure_islands(phase: NDArray[np.bool_], larger: NDArray[np.bool_]) -> IslandTable:
+def tabulate_islands(phase: NDArray[np.bool_], larger: NDArray[np.bool_]) -> IslandTable:
     """Measures the islands of a class; those that the border cuts are left out unless nearly all are.
 
     Args:
         phase: (H, W), True in the class.
         larger: (H, W), True in the classes with larger islands.
     """
-    labelled, count = scipy.ndimage.label(phase)
-    numbers = labelled[phase]
-    y, x = (part.astype(float) for part in np.nonzero(phase))
-
-    def sums(values: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        return np.bincount(numbers, values, count + 1)[1:].astype(float)
-
-    area = sums()
-    centres = np.stack([sums(y), sums(x)], axis=1) / np.maximum(area, 1)[:, None]
-    dy, dx = y - centres[numbers - 1, 0], x - centres[numbers - 1, 1]
-    # A pixel is a unit square, not a point: 1/12 is its own second moment.
-    yy, xx, xy = sums(dy**2) / area + 1 / 12, sums(dx**2) / area + 1 / 12, sums(dx * dy) / area
-    spread = np.sqrt((xx - yy) ** 2 / 4 + xy**2)
-    aspect = np.sqrt(((xx + yy) / 2 + spread) / np.maximum((xx + yy) / 2 - spread, 1e-9))
-
+    figures = measure_islands(phase)
+    count = len(figures.area)
     spacing = np.full(count, np.inf)
     if count > 1:
-        spacing = cKDTree(centres).query(centres, k=2)[0][:, 1]
+        spacing = cKDTree(figures.centers).query(figures.centers, k=2)[0][:, 1]
     clearance = np.full(count, np.inf)
     if larger.any() and count:
-        clearance = scipy.ndimage.distance_transform_edt(~larger)[tuple(centres.round().astype(int).T)]
-    windows = scipy.ndimage.find_objects(labelled)
-    boxes = np.array([(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in windows]).reshape(-1, 4)
+        distance = scipy.ndimage.distance_transform_edt(~larger)
+        clearance = distance[tuple(figures.centers.round().astype(int).T)]
     solidity = np.ones(count)
-    for number in np.flatnonzero(area >= MIN_ROUGH_AREA):
-        footprint = labelled[windows[number]] == number + 1
-        solidity[number] = area[number] / convex_hull_image(footprint).sum()
-    whole = (boxes[:, :2] > 0).all(axis=1) & (boxes[:, 2:] < phase.shape).all(axis=1)
-    seen = (1 - (boxes[:, 2:] - boxes[:, :2]) / np.array(phase.shape)).prod(axis=1)
-    kept = whole if whole.sum() >= _MIN_ISLANDS else np.ones(count, bool)
+    for row in np.flatnonzero(figures.area >= MIN_ROUGH_AREA):
+        top, left, bottom, right = figures.boxes[row]
+        footprint = figures.labels[top:bottom, left:right] == row + 1
+        solidity[row] = figures.area[row] / convex_hull_image(footprint).sum()
+    seen = (1 - (figures.boxes[:, 2:] - figures.boxes[:, :2]) / np.array(phase.shape)).prod(axis=1)
+    kept = figures.whole if figures.whole.sum() >= _MIN_ISLANDS else np.ones(count, bool)
     return IslandTable(
-        area=area[kept],
-        aspect=aspect[kept],
+        area=figures.area[kept],
+        aspect_ratio=figures.aspect_ratio[kept],
         solidity=solidity[kept],
-        angle=(np.arctan2(2 * xy, xx - yy) / 2)[kept],
+        angle=figures.angle[kept],
         spacing=spacing[kept],
         clearance=clearance[kept],
         weight=(1 / np.maximum(seen, 0.1))[kept],
@@ -148,7 +133,7 @@ def pool_tables(tables: list[IslandTable]) -> IslandTable:
 
 
 def _mean_area(masks: list[NDArray[np.uint8]], label: int) -> float:
-    count = sum(scipy.ndimage.label(mask == label)[1] for mask in masks)
+    count = sum(label_islands(mask == label)[1] for mask in masks)
     return sum(int((mask == label).sum()) for mask in masks) / max(count, 1)
 
 

@@ -10,11 +10,11 @@ from scipy.spatial import cKDTree
 from steelgen.config.sample import ProceduralMasks
 from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry, scale_whole
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import resolve_shares
-from steelgen.sampling.islands import (
-    find_islands,
+from steelgen.sampling.footprints import (
     find_matrix,
     meet_area,
     place_island,
@@ -161,7 +161,7 @@ def _draw_islands(
     others = (mask != matrix) & (mask != label)
     away = distance_transform_edt(~others) if others.any() else None
     # Those that reach further are more often seen, in part or whole.
-    reach = size + 2 * np.sqrt(table.area * table.aspect / np.pi)
+    reach = size + 2 * np.sqrt(table.area * table.aspect_ratio / np.pi)
     weights = table.weight * reach**2
     weights /= weights.sum()
     centres: list[tuple[float, float]] = []
@@ -176,7 +176,7 @@ def _draw_islands(
         rows = rows[: 1 + int(np.searchsorted(np.cumsum(table.area[rows]), missing))]
         for row in rows[np.argsort(-table.area[rows], kind="stable")]:
             footprint = draw_footprint(
-                int(table.area[row]), table.aspect[row], table.solidity[row], table.angle[row] + turn, rng
+                int(table.area[row]), table.aspect_ratio[row], table.solidity[row], table.angle[row] + turn, rng
             )
             extent = np.array(footprint.shape)
             places = rng.uniform(-extent / 2, size + extent / 2, (_PLACES, 2))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +22,7 @@ from steelgen.data.folder import (
     load_dataset_info,
     load_pair,
 )
+from steelgen.data.islands import label_islands
 from steelgen.data.palette import color_mask
 from steelgen.data.rejects import load_rejects, save_rejects
 from steelgen.data.sheets import build_thumbnail
@@ -162,7 +162,7 @@ def _measure(
     _, mask = load_pair(pair, info)
     counts = np.bincount(mask.ravel(), minlength=256)[:num_classes]
     areas = [
-        np.bincount(scipy.ndimage.label(mask == label)[0].ravel())[1:] if counts[label] else np.zeros(0, np.int64)
+        np.bincount(label_islands(mask == label)[0].ravel())[1:] if counts[label] else np.zeros(0, np.int64)
         for label in range(num_classes)
     ]
     return counts, areas

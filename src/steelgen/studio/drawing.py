@@ -28,7 +28,8 @@ from steelgen.config.solver import SolverSection
 from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import list_splits, load_dataset_info
 from steelgen.errors import InputError
-from steelgen.evaluation.memorisation import COPY_RATIO, PatchSearch
+from steelgen.evaluation.copy_search import CopySearch
+from steelgen.evaluation.memorisation import COPY_RATIO
 from steelgen.files import check_output_free
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.formats import (
@@ -101,11 +102,11 @@ class Studio:
         self._origin = describe_origin(self._configure(SolverSection(), 1))
         self._drawing, self._keeping = Lock(), Lock()
         self._sources = self._build_sources(dataset)
-        self._search: PatchSearch | None = None
+        self._search: CopySearch | None = None
         if dataset is not None:
             load_source_info(dataset, self.info)
             training = load_micrographs(dataset, "train", self.geometry.in_channels)
-            self._search = PatchSearch(training, self.geometry, min(_SEARCH_SIZE, self.geometry.image_size))
+            self._search = CopySearch(training, self.geometry, min(_SEARCH_SIZE, self.geometry.image_size))
         self._check_out()
 
     @property

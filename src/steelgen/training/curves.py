@@ -75,4 +75,4 @@ def _paint(panel: _Panel, points: Points) -> NDArray[np.uint8]:
         Curve(name, [values.get(step, math.nan) for step in steps], color)
         for (name, values), color in zip(shown, _PALETTE, strict=False)
     ]
-    return paint_chart(panel.title, steps, curves, "step", _SCALE, names_on_top=True)
+    return paint_chart(panel.title, steps, curves, "step", _SCALE)

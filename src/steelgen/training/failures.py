@@ -27,7 +27,7 @@ def explain_failures(config: RunConfig) -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise InputError(f"{_advise_on_memory(config)}; {_describe_checkpoint(config)}") from error
+            raise InputError(f"{_advise_on_training_memory(config)}; {_describe_checkpoint(config)}") from error
         if is_disk_full(error):
             free = shutil.disk_usage(config.run_dir).free
             raise InputError(
@@ -47,7 +47,7 @@ def split_batch(effective: int, largest: int) -> tuple[int, int]:
     return batch, effective // batch
 
 
-def _advise_on_memory(config: RunConfig) -> str:
+def _advise_on_training_memory(config: RunConfig) -> str:
     options = config.train
     advice = []
     if options.train_batch_size > 1:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import Micrographs, cut_crops, tensor_to_image
 from steelgen.data.images import save_image
+from steelgen.evaluation.copy_search import CopySearch, Match
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
-from steelgen.evaluation.memorisation import COPY_RATIO, Match, PatchSearch
+from steelgen.evaluation.memorisation import COPY_RATIO
 from steelgen.evaluation.plots import build_sheet
 from steelgen.generators import Generator, draw_for_masks
 
@@ -51,13 +52,13 @@ class Measurement:
         self._generator = generator
         self._accelerator = accelerator
         self._real, self._masks = cut_crops(held_out, generator.geometry, self._options.num_images, _SEED)
-        self._search: PatchSearch | None = None
+        self._search: CopySearch | None = None
         self._floors: dict[str, float] = {}
         if accelerator.is_main_process:
             self._extractor = build_extractor("efficientnet-lite0", device=str(accelerator.device))
             self._real_features = compute_features(self._real, self._extractor)
             size = min(_MAX_SEARCH_SIZE, generator.geometry.image_size)
-            self._search = PatchSearch(training, generator.geometry, size, str(accelerator.device))
+            self._search = CopySearch(training, generator.geometry, size, str(accelerator.device))
             trained_on, _ = cut_crops(training, generator.geometry, self._options.num_images, _SEED)
             floor, _ = compute_kid(compute_features(trained_on, self._extractor), self._real_features)
             unseen = self._search.find(self._real[: self._options.searched_images])
@@ -114,7 +115,7 @@ def _share_copies(matches: list[Match]) -> float:
     return float(np.mean([match.ratio < COPY_RATIO for match in matches]))
 
 
-def _show_closest(images: NDArray[np.uint8], matches: list[Match], search: PatchSearch) -> NDArray[np.uint8]:
+def _show_closest(images: NDArray[np.uint8], matches: list[Match], search: CopySearch) -> NDArray[np.uint8]:
     order = np.argsort([match.ratio for match in matches])[:_SHOWN_PAIRS]
     size = images.shape[1]
     return build_sheet(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import Micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import autocast, pick_device
-from steelgen.evaluation.agreement import compute_confusion, compute_iou, nanmean
+from steelgen.evaluation.agreement import compute_confusion, compute_iou, compute_mean_iou
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.labelling import label_by_windows
-from steelgen.evaluation.segmentation import compute_class_weights, compute_segmentation_loss
+from steelgen.evaluation.segmentation import compute_class_weights, compute_segmentation_loss, run_one_cycle
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import StudyData, TrainingSet
 from steelgen.models.architectures import build_architecture
@@ -51,7 +52,7 @@ def run_cell(
         channels, width = data.geometry.in_channels, config.training.base_channels
         network = build_architecture(cell.architecture, channels, data.info.num_classes, width).to(device)
         best = train_network(network, training_set, data, config, report_progress)
-    confusion = test_network(network, data.test, data.geometry, config.mixed_precision)
+    confusion = count_confusion(network, data.test, data.geometry, config.mixed_precision)
     return {
         "code": cell.code.text,
         "architecture": cell.architecture,
@@ -63,9 +64,9 @@ def run_cell(
         **best,
         "test": {
             "micrographs": data.test.stems,
-            "mean_iou": to_json(nanmean(compute_iou(confusion.sum(axis=0)))),
+            "mean_iou": to_json(float(compute_mean_iou(confusion.sum(axis=0)))),
             "class_iou": to_json(compute_iou(confusion.sum(axis=0))),
-            "image_iou": to_json([nanmean(compute_iou(matrix)) for matrix in confusion]),
+            "image_iou": to_json(compute_mean_iou(confusion)),
             "confusion": to_json(confusion),
         },
     }
@@ -80,35 +81,23 @@ def train_network(
 ) -> dict[str, Any]:
     """Trains in place and leaves the weights of the step with the best validation mIoU, the first of equals.
 
-    AdamW on one cycle of the learning rate over all steps.
-
     Returns:
         best_step and validation, the list of [step, mIoU].
     """
-    settings, device = config.training, next(network.parameters()).device
-    class_weights = compute_class_weights(training_set.masks, data.info.num_classes).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=settings.weight_decay)
-    # The schedule divides by its warm-up less one step: by zero, for exactly 0.2 of five steps.
-    warm_up = 0.2 if settings.steps != 5 else 0.2 + 1e-9
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=warm_up)
+    settings = config.training
+    class_weights = compute_class_weights(training_set.masks, data.info.num_classes)
+    weights = class_weights.to(next(network.parameters()).device)
+    loss = partial(
+        compute_segmentation_loss, class_weights=weights, ignore_index=data.info.ignore_index, kind=settings.loss
+    )
+    draw_batch = partial(training_set.draw_batch, batch_size=settings.batch_size)
     validation: list[tuple[int, float]] = []
     best_iou, best_step, best_state = -1.0, 0, network.state_dict()
-    for step in range(settings.steps):
-        network.train()
-        images, masks = training_set.draw_batch(step, settings.batch_size)
-        with autocast(config.mixed_precision, device):
-            logits = network(images.to(device))
-        loss = compute_segmentation_loss(
-            logits.float(), masks.to(device), class_weights, data.info.ignore_index, settings.loss
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        done = step + 1
+    optimisation = (settings.steps, settings.learning_rate, settings.weight_decay, config.mixed_precision)
+    for done in run_one_cycle(network, draw_batch, loss, *optimisation):
         if done % settings.validate_every == 0 or done == settings.steps:
-            confusion = test_network(network, data.val, data.geometry, config.mixed_precision)
-            mean_iou = nanmean(compute_iou(confusion.sum(axis=0)))
+            confusion = count_confusion(network, data.val, data.geometry, config.mixed_precision)
+            mean_iou = float(compute_mean_iou(confusion.sum(axis=0)))
             validation.append((done, mean_iou))
             if mean_iou > best_iou:
                 best_iou, best_step = mean_iou, done
@@ -118,7 +107,7 @@ def train_network(
     return {"best_step": best_step, "validation": to_json(validation)}
 
 
-def test_network(
+def count_confusion(
     network: torch.nn.Module, micrographs: Micrographs, geometry: CropGeometry, mixed_precision: str
 ) -> NDArray[np.int64]:
     """(N, C, C) confusion matrices of whole micrographs at their own resolution, rows true, columns predicted."""

@@ -1,37 +1,16 @@
-"""Islands of a class in a mask: cutting out, turning, placing without overlap, and meeting an area exactly."""
+"""Islands cut out of masks: turning them, placing them without overlap, and meeting an area exactly."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from steelgen.data.islands import find_islands
+
 _MIN_TURNED_AREA = 20
 """px; smaller islands are turned by quarter turns alone, since resampling would change their area."""
 _TRIES = 30
-
-
-class Island(NamedTuple):
-    """An island in a mask."""
-
-    label: int
-    """Its class."""
-    window: tuple[slice, slice]
-    """Rows and columns of its bounding box."""
-    footprint: NDArray[np.bool_]
-    """(h, w) within the bounding box."""
-    touches_border: bool
-
-
-def find_islands(mask: NDArray[np.uint8], label: int) -> Iterator[Island]:
-    """The islands of one class in a mask (H, W): sets of its pixels that touch along edges."""
-    labelled, _ = scipy.ndimage.label(mask == label)
-    for number, window in enumerate(scipy.ndimage.find_objects(labelled), start=1):
-        touches = any(part.start == 0 or part.stop == size for part, size in zip(window, mask.shape, strict=True))
-        yield Island(label, window, labelled[window] == number, touches)
 
 
 def find_matrix(masks: list[NDArray[np.uint8]], num_classes: int) -> int:
@@ -96,7 +75,7 @@ def place_island(
         slice(columns.start - around[1].start, columns.stop - around[1].start),
     )
     ring[inside] = part
-    grown = scipy.ndimage.binary_dilation(ring)
+    grown = scipy.ndimage.binary_dilation(ring, np.ones((3, 3)))
     if (mask[around][grown] != matrix).any():
         return False
     mask[rows, columns][part] = label

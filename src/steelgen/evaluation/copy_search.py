@@ -1,0 +1,316 @@
+"""Where in training micrographs an image is found, whichever way round.
+
+Pixels are searched exhaustively: every position in every micrograph, in all 8 flips and rotations, by FFT on shrunk
+micrographs; the best places are then compared in the micrographs' own pixels. A library of random training crops would
+miss the crop that a generator happened to learn by heart.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import scipy.fft
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steelgen.data.crops import Micrographs
+from steelgen.data.images import to_channels
+from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image
+
+_SCALE_STEP = 1.06
+"""Ratio of neighbouring scales where crops were drawn at several."""
+_SLACK = 0.25
+"""The correlation of shrunk images may lie this far below the one looked for."""
+_REFINED = 3
+"""Places of the shrunk micrographs that are looked at closely for a correlation."""
+# A rotation is undone by its opposite; a reflection by itself.
+_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
+
+
+@dataclass(frozen=True)
+class Match:
+    """The place in the training micrographs that an image is nearest to."""
+
+    distance: float
+    """Root mean square difference of the two, each without its mean, in grey levels."""
+    second_distance: float
+    """The same to the nearest place that does not overlap the first."""
+    micrograph: int
+    top: int
+    left: int
+    """Upper left corner, px of the micrograph."""
+    symmetry: int
+    """Element of the square's symmetry group (`apply_symmetry`) that brings the place onto the image."""
+
+    @property
+    def ratio(self) -> float:
+        """First over second distance; 1 where both are 0, as between constant images."""
+        return self.distance / self.second_distance if self.second_distance > 0 else 1.0
+
+
+class Resemblance(NamedTuple):
+    """The place in the training micrographs that an image correlates with most."""
+
+    correlation: float
+    """Pearson's, of grey levels, at the image's own resolution where it was close; -1 where nothing fits."""
+    micrograph: int = -1
+    symmetry: int = 0
+    """See `Match`."""
+    window: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Top, left, height, width in px of the micrograph."""
+
+
+class CopySearch:
+    """Training micrographs, shrunk so that a crop has an edge of `search_size` px, ready to be searched by FFT.
+
+    Args:
+        micrographs: the training split.
+        geometry: how images relate to micrographs.
+        search_size: px; smaller is faster and more tolerant of noise and of fractions of a pixel.
+        device: torch device.
+        scale_range: of the crops, relative to the nominal crop_size.
+        blur: σ in shrunk px, so that a place between two pixels is still found where the texture is fine.
+    """
+
+    def __init__(
+        self,
+        micrographs: Micrographs,
+        geometry: CropGeometry,
+        search_size: int = 32,
+        device: str = "cpu",
+        scale_range: tuple[float, float] = (1.0, 1.0),
+        blur: float = 0.0,
+    ) -> None:
+        self.micrographs, self.geometry, self.size, self._blur = micrographs, geometry, search_size, blur
+        self._greys = [torch.tensor(to_channels(image, 1)).float() for image in micrographs.images]
+        steps = math.ceil(math.log(scale_range[1] / scale_range[0]) / math.log(_SCALE_STEP))
+        self._fields = [
+            _Field(index, grey, geometry.crop_size * float(factor), search_size, blur, device)
+            for factor in np.geomspace(*scale_range, steps + 1)
+            for index, grey in enumerate(self._greys)
+        ]
+
+    def find(self, images: NDArray[np.uint8], own: list[Match] | None = None) -> list[Match]:
+        """The nearest place of each image.
+
+        Args:
+            images: (N, S, S) or (N, S, S, 3) uint8.
+            own: for images that were cut from the micrographs, where: places that overlap it do not count.
+        """
+        return [self._find_one(image, own[index] if own else None) for index, image in enumerate(images)]
+
+    def cut(self, match: Match, size: int) -> NDArray[np.uint8]:
+        """See `cut_match`."""
+        return cut_match(self.micrographs, match, self.geometry.crop_size, size)
+
+    def correlate(self, image: NDArray[np.uint8], enough: float = 0.9) -> Resemblance:
+        """The place that an image correlates with most.
+
+        Args:
+            image: (H, W) or (H, W, 3) uint8, at the scale of the network's images.
+            enough: correlations well below this one are those of shrunk images.
+        """
+        grey = to_channels(image, 1)
+        turned = [apply_symmetry(grey, inverse) for inverse in _INVERSE]
+        found: list[tuple[float, _Field, int, float, float]] = []
+        for odd in (0, 1):  # odd symmetries lay a long image on its side
+            shape = [max(round(edge * self.size / self.geometry.image_size), 1) for edge in turned[odd].shape]
+            templates = torch.stack([_shrink(torch.tensor(part), shape, self._blur) for part in turned[odd::2]])
+            spectra: dict[tuple[int, ...], Tensor] = {}
+            spread = templates.square().mean(dim=(1, 2))
+            for field in self._fields if spread.min() > 1e-6 else ():
+                if shape[0] > field.shape[0] or shape[1] > field.shape[1]:
+                    continue
+                covariances, variances = field.compare(templates, spectra)
+                correlations = covariances / (variances.clamp(min=1e-6) * spread[:, None, None].to(variances)).sqrt()
+                for number, part in enumerate(correlations):
+                    top, left = divmod(int(part.argmax()), part.shape[1])
+                    place = top * field.scales[0], left * field.scales[1]
+                    found.append((float(part[top, left]), field, 2 * number + odd, *place))
+        found.sort(key=lambda place: -place[0])
+        if not found:
+            return Resemblance(-1.0)
+        closely = found[:_REFINED] if found[0][0] >= enough - _SLACK else []
+        climbed = [self._climb(turned[place[2]], *place[1:]) for place in closely]
+        return max(climbed, default=Resemblance(found[0][0]), key=lambda place: place.correlation)
+
+    def _climb(self, image: NDArray[np.uint8], field: _Field, symmetry: int, top: float, left: float) -> Resemblance:
+        """The best window within one shrunk pixel, and from there uphill pixel by pixel in place and size."""
+        wanted = _standardise(image)
+        source = to_channels(self.micrographs.images[field.micrograph], 1)
+        aspect = image.shape[1] / image.shape[0]
+        largest = min(source.shape[0], int(source.shape[1] / aspect))
+
+        def compare(top: int, left: int, height: int) -> tuple[float, tuple[int, int, int, int]]:
+            height = min(height, largest)
+            width = round(height * aspect)
+            top = min(max(top, 0), source.shape[0] - height)
+            left = min(max(left, 0), source.shape[1] - width)
+            window = np.ascontiguousarray(source[top : top + height, left : left + width])
+            return float((_standardise(resize_image(window, *image.shape)) * wanted).sum()), (top, left, height, width)
+
+        pixel = max(field.scales)
+        reach = range(-math.ceil(pixel), math.ceil(pixel) + 1, max(1, round(pixel / 4)))
+        height = round(image.shape[0] * field.edge / self.geometry.image_size)
+        best = max(compare(round(top) + dy, round(left) + dx, height) for dy in reach for dx in reach)
+        # A larger or smaller window about the same center, where crops have several scales.
+        several = len(self._fields) > len(self._greys)
+        sizes = [(-(d // 2) - e, -(d // 2) - f, d) for d in (2, -2, 1, -1) for e in (0, 1) for f in (0, 1)]
+        moves = [(0, 1, 0), (1, 0, 0), (0, -1, 0), (-1, 0, 0), *(sizes if several else ())]
+        improved = True
+        while improved:
+            top, left, height, _ = best[1]
+            further = max(compare(top + dy, left + dx, height + taller) for dy, dx, taller in moves)
+            improved = further[0] > best[0]
+            best = max(best, further)
+        return Resemblance(best[0], field.micrograph, symmetry, best[1])
+
+    def _find_one(self, image: NDArray[np.uint8], own: Match | None) -> Match:
+        # The image is turned, not the micrographs; the inverse turn brings the place found onto the image.
+        grey = to_channels(image, 1)
+        turned = torch.stack(
+            [_shrink(torch.tensor(apply_symmetry(grey, inverse)), [self.size] * 2, self._blur) for inverse in _INVERSE]
+        )
+        maps: list[Tensor] = []
+        spectra: dict[tuple[int, ...], Tensor] = {}
+        for field in self._fields:
+            covariances, variances = field.compare(turned, spectra)
+            maps.append(variances - 2 * covariances + turned.square().mean(dim=(1, 2))[:, None, None].to(variances))
+            if own is not None and own.micrograph == field.micrograph:
+                self._mask(
+                    maps[-1], *(round(at / scale) for at, scale in zip((own.top, own.left), field.scales, strict=True))
+                )
+        found = []
+        for _ in range(2):
+            index = int(np.argmin([float(squared.min()) for squared in maps]))
+            symmetry, top, left = (int(at) for at in np.unravel_index(int(maps[index].argmin()), maps[index].shape))
+            self._mask(maps[index], top, left)
+            found.append((*self._refine(turned[symmetry], self._fields[index], top, left), index, symmetry))
+        (distance, top, left, index, symmetry), (second, *_) = sorted(found, key=lambda place: place[0])
+        return Match(distance, second, self._fields[index].micrograph, top, left, symmetry)
+
+    def _refine(self, template: Tensor, field: _Field, top: int, left: int) -> tuple[float, int, int]:
+        """Distance and corner in px of the micrograph, from all corners within one shrunk pixel around."""
+        grey, edge, reach = self._greys[field.micrograph], round(field.edge), math.ceil(field.edge / self.size)
+        step = max(1, reach // 4)
+        corners = [
+            sorted({min(max(0, round(at * scale) + by), whole - edge) for by in range(-reach, reach + 1, step)})
+            for at, scale, whole in zip((top, left), field.scales, grey.shape, strict=True)
+        ]
+        places = [(row, column) for row in corners[0] for column in corners[1]]
+        difference = shrink_windows(grey, places, edge, self.size) - template
+        difference -= difference.mean(dim=(1, 2), keepdim=True)
+        distances = difference.square().mean(dim=(1, 2)).sqrt()
+        nearest = int(torch.argmin(distances))
+        return float(distances[nearest]), *places[nearest]
+
+    def _mask(self, squared: Tensor, top: int, left: int) -> None:
+        reach = self.size - 1
+        squared[:, max(0, top - reach) : top + self.size, max(0, left - reach) : left + self.size] = torch.inf
+
+
+class _Field:
+    """One micrograph (H, W), shrunk so that `edge` becomes `size` px, ready to be compared with templates."""
+
+    def __init__(self, micrograph: int, grey: Tensor, edge: float, size: int, blur: float, device: str) -> None:
+        # A micrograph smaller than a crop is trained on as its largest square.
+        self.micrograph, self.edge = micrograph, min(edge, *grey.shape)
+        self.shape = [max(size, round(whole * size / self.edge)) for whole in grey.shape]
+        # Shrunk to a whole number of pixels, so that the scale along each axis is its own.
+        self.scales = [whole / part for whole, part in zip(grey.shape, self.shape, strict=True)]
+        small = _shrink(grey, self.shape, blur).to(device)
+        self._padded = tuple(scipy.fft.next_fast_len(part, real=True) for part in self.shape)
+        self._spectrum = torch.fft.rfft2(small, self._padded)
+        # In double precision: the difference of two large sums.
+        self._sums = [_tabulate_sums(values) for values in (small.double(), small.double().square())]
+        self._variances: dict[torch.Size, Tensor] = {}
+
+    def compare(self, templates: Tensor, spectra: dict[tuple[int, ...], Tensor]) -> tuple[Tensor, Tensor]:
+        """Templates with all windows of their size.
+
+        Args:
+            templates: (K, h, w) of mean 0 each.
+            spectra: of these templates by padded shape, for the next micrograph of the same size.
+
+        Returns:
+            (K, H - h + 1, W - w + 1) covariances; (H - h + 1, W - w + 1) variances of the windows.
+        """
+        shape = templates.shape[1:]
+        if shape not in self._variances:
+            height, width = shape
+            mean, square = (
+                (sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width])
+                / shape.numel()
+                for sums in self._sums
+            )
+            self._variances[shape] = (square - mean**2).clamp(min=0).float()
+        variances = self._variances[shape]
+        if self._padded not in spectra:
+            spectra[self._padded] = torch.fft.rfft2(templates.to(variances.device), self._padded).conj()
+        products = torch.fft.irfft2(self._spectrum * spectra[self._padded], self._padded)
+        return products[:, : variances.shape[0], : variances.shape[1]] / shape.numel(), variances
+
+
+def cut_match(micrographs: Micrographs, match: Match, crop_size: int, size: int) -> NDArray[np.uint8]:
+    """The place of a match as (size, size) or (size, size, 3) uint8, turned the way of the image.
+
+    Args:
+        micrographs: those that were searched.
+        crop_size: edge of the place, px of the micrograph.
+        size: edge of the result, px.
+    """
+    window = slice(match.top, match.top + crop_size), slice(match.left, match.left + crop_size)
+    patch = np.ascontiguousarray(micrographs.images[match.micrograph][window])
+    edge = min(patch.shape[:2])
+    return apply_symmetry(resize_image(np.ascontiguousarray(patch[:edge, :edge]), size, size), match.symmetry)
+
+
+def shrink_windows(field: Tensor, corners: list[tuple[int, int]], edge: int, size: int) -> Tensor:
+    """Square windows of a field, shrunk by area as `F.interpolate` does it, from one table of sums.
+
+    Args:
+        field: (H, W).
+        corners: K upper left corners.
+        edge: of the windows, px.
+        size: of the results.
+
+    Returns:
+        (K, size, size)
+    """
+    places = torch.tensor(corners)
+    (top, left), (bottom, right) = (place.tolist() for place in (places.min(dim=0).values, places.max(dim=0).values))
+    part = field[top : bottom + edge, left : right + edge].double()
+    sums = _tabulate_sums(part)
+    start = torch.arange(size) * edge // size
+    end = -(-(torch.arange(1, size + 1) * edge) // size)
+    rows = [(places[:, :1] - top + bound)[:, :, None] for bound in (start, end)]
+    columns = [(places[:, 1:] - left + bound)[:, None, :] for bound in (start, end)]
+    total = (
+        sums[rows[1], columns[1]] - sums[rows[0], columns[1]] - sums[rows[1], columns[0]] + sums[rows[0], columns[0]]
+    )
+    return (total / ((end - start)[:, None] * (end - start)[None, :])).float()
+
+
+def _tabulate_sums(field: Tensor) -> Tensor:
+    """(H + 1, W + 1) sums over all rows above and columns to the left."""
+    return F.pad(field.cumsum(dim=0).cumsum(dim=1), (1, 0, 1, 0))
+
+
+def _shrink(grey: Tensor, shape: list[int], blur: float) -> Tensor:
+    """(H, W) → (h, w) of mean 0."""
+    small = F.interpolate(grey.float()[None, None], shape, mode="area")[0, 0]
+    if blur:
+        small = torch.from_numpy(scipy.ndimage.gaussian_filter(small.numpy(), blur, mode="nearest"))
+    return small - small.mean()
+
+
+def _standardise(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    centred = image.astype(np.float32) - image.mean(dtype=np.float32)
+    norm = float(np.linalg.norm(centred))
+    return centred / norm if norm > 1e-3 else np.zeros_like(centred)
