@@ -75,13 +75,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {f"{NOISE}.beta_schedule": "linear"},
     "not-standardised": {f"{NOISE}.standardise": False},
     "min-snr": {f"{NOISE}.snr_gamma": 5},
-    "lognormal": {f"{TRAIN}.timestep_sampling": "lognormal"},
+    "lognormal": {"diffusion.timestep_sampling": "lognormal"},
     "flow": {f"{NOISE}.prediction_type": "flow", f"{NOISE}.beta_schedule": "flow"},
-    "mask-dropout-0.2": {f"{TRAIN}.mask_dropout": 0.2},
+    "mask-dropout-0.2": {"diffusion.mask_dropout": 0.2},
     "dropout-0.1": {f"{NETWORK}.dropout": 0.1},
     "augmentation-conditioning": {f"{NETWORK}.augmentation_conditioning": True},
     "nearest-masks": {f"{NETWORK}.mask_resize": "nearest"},
-    "loss-aware": {f"{TRAIN}.timestep_sampling": "loss_second_moment"},
+    "loss-aware": {"diffusion.timestep_sampling": "loss_second_moment"},
 }
 """What each changes of CONFIG."""
 VARIANTS["cosine-rate"] = {f"{TRAIN}.lr_scheduler": "cosine"}

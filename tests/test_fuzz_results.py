@@ -28,7 +28,7 @@ from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.verdict import judge_differences
-from steelgen.generators import load_generator
+from steelgen.generators import build_trainable, draw_for_masks, load_generator
 from steelgen.hpc.scripts import slurm_folder
 from steelgen.hpc.status import run_status
 from steelgen.runs import read_metrics
@@ -83,12 +83,13 @@ def _draw(root: Path) -> None:
     generator = load_generator(root / "run" / "export")
     edge = generator.geometry.image_size
     masks = torch.zeros(1, edge, edge, dtype=torch.long)
-    assert generator.draw(masks, [0], SolverSection(num_inference_steps=1)).isfinite().all()
+    assert draw_for_masks(generator, masks, [0], SolverSection(num_inference_steps=1)).isfinite().all()
 
 
 def _resume(root: Path) -> None:
     config = _train_config(root)
-    state = build_state(config, load_generator(root / "run"), None, 10, "val_loss")
+    trainable = build_trainable(load_generator(root / "run"), config)
+    state = build_state(config, trainable, None, 10, "val_loss")
     load_checkpoint(root / "run" / "checkpoints" / "step-000002", state)
 
 

@@ -134,7 +134,7 @@ def test_bad_runs_are_one_line(tiny_dataset, train_json, tmp_path):
     cases = [
         (missing, "run: no such run, checkpoint or export"),
         (used, "run: the output folder is already in use"),
-        (changed, "another architecture"),
+        (changed, "generator.unet.base_channels was 8, is now"),
         (unknown, "unknown key 'num_sample'; did you mean 'num_samples'?"),
         (no_file, "nothing.json: no such file"),
         (classes, "has 2 classes, the generator was trained with 3"),

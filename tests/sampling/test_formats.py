@@ -17,7 +17,8 @@ from steelgen.config.train import TrainConfig
 from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, load_metadata
 from steelgen.files import load_json
-from steelgen.sampling.formats import PNG_KEY, hash_generator
+from steelgen.generators import hash_weights
+from steelgen.sampling.formats import PNG_KEY
 from steelgen.sampling.replay import replay
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
@@ -89,7 +90,7 @@ def test_each_image_says_what_it_is(trained, tmp_path):
     weights = list((trained[1] / "export").rglob("*.safetensors"))
     assert len(weights) == 1
     expected = hashlib.sha256(weights[0].read_bytes()).hexdigest()
-    assert hash_generator(trained[1]) == expected
+    assert hash_weights(trained[1]) == expected
     rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     for index, row in enumerate(rows):
         with Image.open(out / row["file_name"]) as image:

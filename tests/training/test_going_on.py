@@ -154,7 +154,7 @@ DECISIVE = {
     "data.crop_size": 20,
     "data.augment": False,
     "train.learning_rate": 1e-3,
-    "train.mask_dropout": 0.5,
+    "diffusion.mask_dropout": 0.5,
     "train.ema_decay": 0.5,
     "train.adam_betas": [0.5, 0.9],
     "generator.noise.num_train_timesteps": 50,
@@ -253,7 +253,7 @@ def test_runs_of_older_versions_go_on(tiny_dataset, tmp_path):
     go_on(tiny_dataset, run)
     (run / "inputs.json").unlink()
     written = json.loads((run / "config.json").read_text())
-    del written["measurement"], written["train"]["timestep_sampling"]
+    del written["measurement"], written["train"]["deterministic"]
     (run / "config.json").write_text(json.dumps(written))
     with pytest.raises(InputError, match=r"data\.dataset was"):
         go_on(shutil.copytree(tiny_dataset, tmp_path / "copy"), run, max_steps=3)

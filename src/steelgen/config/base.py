@@ -95,7 +95,7 @@ def parse_config(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_describe(error, kind)}") from None
+        raise InputError(f"{origin}: {_describe(error, kind, values)}") from None
 
 
 def config_to_json(config: Section) -> dict[str, Any]:
@@ -128,17 +128,32 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     values[name] = value
 
 
-def _describe(error: ValidationError, kind: type[Section]) -> str:
+def _describe(error: ValidationError, kind: type[Section], values: dict[str, Any]) -> str:
     """The first problem, unknown keys before the errors that they cause (a misspelt required field is also missing)."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    location = ".".join(str(part) for part in first["loc"])
+    place = _drop_tags(first["loc"], values)
+    location = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
         known = _known_keys(kind, first["loc"][:-1])
         nearest = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
         return f"unknown key {location!r}; {hint}"
-    return describe_problem(first)
+    return describe_problem({**first, "loc": place})
+
+
+def _drop_tags(location: Sequence[int | str], values: Any) -> tuple[int | str, ...]:
+    """The place of a problem as the user wrote it: a discriminated union puts the member's tag in between."""
+    place: list[int | str] = []
+    for index, part in enumerate(location):
+        if isinstance(values, dict) and part not in values and index < len(location) - 1:
+            continue
+        place.append(part)
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int):
+            values = values[part]
+    return tuple(place)
 
 
 def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:

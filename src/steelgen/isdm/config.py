@@ -134,15 +134,17 @@ def _convert_training(
         "weight_decay": decay,
         "adam_betas": [0.9, 0.999],
         "max_grad_norm": None,
-        "mask_dropout": old.drop_rate if old.class_cond else 1.0,
         "ema_decay": decays[0],
         "further_ema_decays": decays[1:],
         "ema_warmup": False,
-        "timestep_sampling": "loss_second_moment" if old.schedule_sampler == "loss-second-moment" else "even",
         "mixed_precision": "auto" if old.use_fp16 else "no",
         "gradient_checkpointing": old.use_checkpoint,
         "log_every": old.log_interval,
         "checkpoint_every": old.save_interval,
+    }
+    diffusion = {
+        "mask_dropout": old.drop_rate if old.class_cond else 1.0,
+        "timestep_sampling": "loss_second_moment" if old.schedule_sampler == "loss-second-moment" else "even",
     }
     run_dir = Path(old.root_log_dir) / _name_run(old, action)
     config: dict[str, Any] = {
@@ -156,6 +158,7 @@ def _convert_training(
             "num_classes": old.num_classes,
         },
         "train": train,
+        "diffusion": diffusion,
         "selection": {"criterion": "train_epoch_loss", "patience_steps": PATIENCE_STEPS},
     }
     checkpoint = imported = None
