@@ -54,9 +54,8 @@ def test_resume_is_bit_identical_with_all_of_it(tiny_dataset, tmp_path):
         assert all(torch.equal(one[key], other[key]) for key in one), name
     states = [json.loads((folder / "training.json").read_text()) for folder in folders]
     assert states[0] == states[1]
-    assert (
-        sum(map(len, states[0]["progress"]["trainable"]["loss_history"])) == 40
-    )  # 72 losses, the latest 10 of each timestep
+    history = states[0]["progress"]["trainable"]["loss_history"]
+    assert sum(map(len, history)) == 40  # 72 losses, the latest 10 of each timestep
 
 
 def test_the_best_epoch_is_kept_alone_and_each_average_exported(tiny_dataset, tmp_path):
