@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from steelgen.data.check import CheckReport
 from steelgen.files import new_file
-from steelgen.pages import render
+from steelgen.pages import embed_image, render
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 420, 170, 46, 34
 
@@ -43,7 +40,7 @@ def build_page(report: CheckReport) -> str:
         plots=_draw_plots(report),
         class_names=info.class_names,
         palette=info.palette,
-        overlays=[(thumbnail.caption, _embed_jpeg(thumbnail.image)) for thumbnail in report.thumbnails],
+        overlays=[(caption, embed_image(image, "JPEG", quality=88)) for caption, image in report.thumbnails],
     )
 
 
@@ -100,13 +97,6 @@ def _draw_histogram(counts: NDArray[np.int64], labels: Sequence[str], color: str
     axis = f'<line x1="{_LEFT}" y1="{floor + 8}" x2="{_WIDTH}" y2="{floor + 8}" stroke="#999"/>'
     top = f'<text x="{_LEFT - 4}" y="16" text-anchor="end">{_short(highest)}</text>'
     return Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{bars}{axis}{ticks}{top}</svg>')
-
-
-def _embed_jpeg(image: NDArray[np.uint8]) -> str:
-    """(H, W, 3) uint8 as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _short(count: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import re
@@ -198,13 +197,6 @@ def _to_svg(figure: Figure) -> str:
     referred = set(re.findall(r"#(\w+)", svg))
     svg = re.sub(r'<(\w+) id="([^"]*)"', lambda found: found[0] if found[2] in referred else f"<{found[1]}", svg)
     return re.sub(r"\s*\n\s*", " ", svg).strip()
-
-
-def embed_png(image: NDArray[np.uint8]) -> str:
-    """(H, W) or (H, W, 3) uint8 as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def build_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], tile: int, gap: int = 4) -> NDArray[np.uint8]:
