@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
 
 
 def render(template: str, **values: Any) -> str:
@@ -18,6 +23,13 @@ def render(template: str, **values: Any) -> str:
         values: what it shows; of these markupsafe's `Markup` alone is taken for HTML.
     """
     return _environment().get_template(template).render(values)
+
+
+def embed_image(image: NDArray[np.uint8], kind: Literal["PNG", "JPEG"], **options: Any) -> str:
+    """(H, W) or (H, W, 3) uint8 as a data URI, with Pillow's options of saving."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def show_number(value: float | None) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from steelgen.charts import Curve, draw_chart
 from steelgen.errors import InputError
 from steelgen.evaluation.comparison import compare
 from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.plots import Curve, build_sheet, draw_chart
+from steelgen.evaluation.plots import build_sheet
 from steelgen.evaluation.run import evaluate
 from steelgen.evaluation.verdict import compute_verdict
 from tests.evaluation.test_run import build_config

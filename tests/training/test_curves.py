@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steelgen.evaluation.plots import COLORS
+from steelgen.charts import COLORS
 from steelgen.training.curves import save_curves
 
 

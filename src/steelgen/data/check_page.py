@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
+from steelgen.charts import chart_style, to_svg
 from steelgen.data.check import CheckReport
 from steelgen.files import new_file
-from steelgen.pages import render
-
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 420, 170, 46, 34
+from steelgen.pages import embed_image, render
 
 
 def save_page(path: Path, report: CheckReport) -> None:
@@ -43,7 +38,7 @@ def build_page(report: CheckReport) -> str:
         plots=_draw_plots(report),
         class_names=info.class_names,
         palette=info.palette,
-        overlays=[(thumbnail.caption, _embed_jpeg(thumbnail.image)) for thumbnail in report.thumbnails],
+        overlays=[(caption, embed_image(image, "JPEG", quality=88)) for caption, image in report.thumbnails],
     )
 
 
@@ -70,47 +65,33 @@ def _draw_plots(report: CheckReport) -> list[tuple[str, Markup]]:
     """Grey levels of each split, and the size of the islands of each class over all splits."""
     plots = []
     for split, summary in report.splits.items():
+        caption = f"grey levels, {split}"
         counts = summary.intensity.reshape(64, 4).sum(axis=1)
-        plots.append((f"grey levels, {split}", _draw_histogram(counts, ("0", "128", "255"), "#555")))
+        plots.append((caption, _draw_histogram(caption, counts, np.linspace(0, 256, 65), "#555555")))
     for index, name in enumerate(report.info.class_names[1:], start=1):
         areas = np.concatenate([summary.island_areas[index] for summary in report.splits.values()])
         if len(areas):
             diameters = np.sqrt(4 * areas / np.pi)
             edges = np.geomspace(1, max(float(diameters.max()), 2) * 1.001, 33)
-            labels = ("1", f"{np.sqrt(edges[-1]):.1f}", f"{edges[-1]:.0f}")
             color = "#{:02x}{:02x}{:02x}".format(*report.info.palette[index])
             caption = f"islands of {name}: equivalent diameter in px (logarithmic), {len(areas)} islands"
-            plots.append((caption, _draw_histogram(np.histogram(diameters, edges)[0], labels, color)))
+            plots.append((caption, _draw_histogram(caption, np.histogram(diameters, edges)[0], edges, color)))
     return plots
 
 
-def _draw_histogram(counts: NDArray[np.int64], labels: Sequence[str], color: str) -> Markup:
-    highest, width = max(int(counts.max()), 1), (_WIDTH - _LEFT) / len(counts)
-    floor = _HEIGHT - _BOTTOM
-    bars = "".join(
-        f'<rect x="{_LEFT + position * width:.1f}" y="{floor * (1 - count / highest) + 8:.1f}" '
-        f'width="{width * 0.92:.1f}" height="{floor * count / highest:.1f}" fill="{color}"/>'
-        for position, count in enumerate(counts)
-    )
-    anchors = ("start", "middle", "end")
-    ticks = "".join(
-        f'<text x="{_LEFT + (_WIDTH - _LEFT) * place / 2:.0f}" y="{floor + 24}" text-anchor="{anchor}">{label}</text>'
-        for place, (label, anchor) in enumerate(zip(labels, anchors, strict=True))
-    )
-    axis = f'<line x1="{_LEFT}" y1="{floor + 8}" x2="{_WIDTH}" y2="{floor + 8}" stroke="#999"/>'
-    top = f'<text x="{_LEFT - 4}" y="16" text-anchor="end">{_short(highest)}</text>'
-    return Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{bars}{axis}{ticks}{top}</svg>')
+def _draw_histogram(title: str, counts: NDArray[np.int64], edges: NDArray[np.float64], color: str) -> Markup:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
-
-def _embed_jpeg(image: NDArray[np.uint8]) -> str:
-    """(H, W, 3) uint8 as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _short(count: int) -> str:
-    for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= limit:
-            return f"{count / limit:.3g}{unit}"
-    return str(count)
+    with chart_style(title):
+        figure = Figure((420 / 72, 170 / 72), layout="constrained")
+        axes = figure.add_subplot()
+        axes.stairs(counts, edges, fill=True, color=color)
+        if edges[0] > 0:
+            axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        return Markup(to_svg(figure))

@@ -77,34 +77,16 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         "better": "higher",
     }
     per_image, floor_per_image = generated.image_iou, floor.image_iou
+    per_class = zip(names, generated.class_iou, floor.class_iou, intervals.class_iou, strict=True)
+    rows = [
+        ("mIoU", generated.mean_iou, floor.mean_iou, intervals.mean_iou),
+        ("mIoU per image", nanmean(per_image), nanmean(floor_per_image), bootstrap_interval(per_image, config.seed)),
+        ("boundary F1", generated.mean_boundary_f1, floor.mean_boundary_f1, intervals.mean_boundary_f1),
+        *((f"IoU {name}", float(value), float(real), interval) for name, value, real, interval in per_class),
+    ]
     figures = [
-        Figure(
-            metric="mIoU",
-            value=generated.mean_iou,
-            floor=floor.mean_iou,
-            interval=intervals.mean_iou,
-            **shared,
-        ),
-        Figure(
-            metric="mIoU per image",
-            value=nanmean(per_image),
-            floor=nanmean(floor_per_image),
-            interval=bootstrap_interval(per_image, config.seed),
-            **shared,
-        ),
-        Figure(
-            metric="boundary F1",
-            value=generated.mean_boundary_f1,
-            floor=floor.mean_boundary_f1,
-            interval=intervals.mean_boundary_f1,
-            **shared,
-        ),
-        *(
-            Figure(metric=f"IoU {name}", value=float(value), floor=float(real), interval=interval, **shared)
-            for name, value, real, interval in zip(
-                names, generated.class_iou, floor.class_iou, intervals.class_iou, strict=True
-            )
-        ),
+        Figure(metric=metric, value=value, floor=real, interval=interval, **shared)
+        for metric, value, real, interval in rows
     ]
     details = {
         "class_names": names,

@@ -18,31 +18,28 @@ def judge_utility(study: dict[str, Any]) -> Judgement:
     split = study["config"]["test_split"]
     scores = {row["code"]: row for row in study["scores"]}  # the pooled row stands last
     differences = {row["code"]: row for row in study["differences"]}
+    shared: dict[str, Any] = {"section": "utility", "seed": seed, "better": "higher"}
     figures = [
         Figure(
-            section="utility",
             metric=f"mIoU {code} ({row['architecture']})",
             compared=f"predicted vs true masks of {split}",
             value=row["mean_iou"],
             floor=None,
             n=(row["num_real"] + row["num_generated"], num_test),
-            seed=seed,
-            better="higher",
             interval=row["interval"],
+            **shared,
         )
         for code, row in scores.items()
     ]
     figures += [
         Figure(
-            section="utility",
             metric=f"mIoU {code} − {row['baseline']} ({row['architecture']})",
             compared=f"with vs without generated, on {split}",
             value=row["difference"],
             floor=0.0,
             n=(row["num_generated"], num_test),
-            seed=seed,
-            better="higher",
             interval=row["interval"],
+            **shared,
         )
         for code, row in differences.items()
     ]

@@ -8,13 +8,14 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from steelgen.charts import COLORS, Curve, draw_chart
 from steelgen.data.palette import color_mask
 from steelgen.evaluation.copy_search import Match, cut_match
 from steelgen.evaluation.evidence import Evidence
 from steelgen.evaluation.figures import CLASSES_ABREAST
-from steelgen.evaluation.plots import COLORS, Curve, build_sheet, draw_chart, embed_png
+from steelgen.evaluation.plots import build_sheet
 from steelgen.evaluation.utility.study_page import build_utility_section
-from steelgen.pages import render, show_number
+from steelgen.pages import embed_image, render, show_number
 
 _SHOWN = 8
 
@@ -74,7 +75,8 @@ def _draw_samples(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> tup
     if seen:
         rows.append(colored(seen["generated"]))
         captions.append("what the segmenter sees in them")
-    return embed_png(build_sheet(rows, tile=max(112, min(256, evidence.geometry.image_size)))), captions
+    sheet = build_sheet(rows, tile=max(112, min(256, evidence.geometry.image_size)))
+    return embed_image(sheet, "PNG", optimize=True), captions
 
 
 def _list_descriptors(structure: dict[str, Any]) -> list[list[str]]:
@@ -167,4 +169,4 @@ def _draw_pairs(result: dict[str, Any], evidence: Evidence) -> str:
         blank = [np.full((size, size), 255, np.uint8)] * (10 - len(part))
         rows.append([evidence.generated.images[row["index"]] for row in part] + blank)
         rows.append(found[start : start + 10] + blank)
-    return embed_png(build_sheet(rows, tile=96))
+    return embed_image(build_sheet(rows, tile=96), "PNG", optimize=True)

@@ -19,7 +19,7 @@ from steelgen.sampling.footprints import (
     smooth_noise,
     turn_footprint,
 )
-from steelgen.sampling.masks import DrawnMask, load_source_info
+from steelgen.sampling.masks import DrawnMask, TracedCrops, load_source_info
 
 _DONORS = 8
 """Masks that islands are taken from to meet an area share, before those that are there have to grow."""
@@ -27,7 +27,7 @@ _STREAM = 2
 """Keeps the random numbers apart from those of crops."""
 
 
-class AugmentedSource:
+class AugmentedSource(TracedCrops):
     """A `MaskSource` of rearranged real masks."""
 
     def __init__(self, config: AugmentedMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
@@ -48,15 +48,6 @@ class AugmentedSource:
             self._meet(mask, label, share, rng)
         stem = self._crops.micrographs.stems[number]
         return DrawnMask(mask, None, f"{self._config.split}/masks/{stem}")
-
-    @property
-    def stems(self) -> list[str]:
-        """See `FileMaskSource.stems`."""
-        return self._crops.micrographs.stems
-
-    def trace(self, index: int) -> str:
-        """See `FileMaskSource.trace`."""
-        return self.stems[self._crops.micrograph_index(index)]
 
     def _cut(self, number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         config, geometry = self._config, self._crops.geometry

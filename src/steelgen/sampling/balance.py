@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from steelgen.charts import chart_style
 from steelgen.config.sample import BalancedMasks
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.islands import label_islands
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.evaluation.plots import chart_style
 from steelgen.files import new_file, save_json
 from steelgen.sampling.masks import DrawnMask, load_source_info
 from steelgen.sampling.places import place_crop

@@ -139,7 +139,22 @@ class NoSource:
         return DrawnMask(self._mask, None, "")
 
 
-class _SplitSource:
+class TracedCrops:
+    """What a `FileMaskSource` tells of masks that are cut from micrographs."""
+
+    _crops: CropDataset
+
+    @property
+    def stems(self) -> list[str]:
+        """See `FileMaskSource.stems`."""
+        return self._crops.micrographs.stems
+
+    def trace(self, index: int) -> str:
+        """See `FileMaskSource.trace`."""
+        return self.stems[self._crops.micrograph_index(index)]
+
+
+class _SplitSource(TracedCrops):
     def __init__(self, config: SplitMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
         load_source_info(config.dataset, info)
         micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
@@ -159,15 +174,6 @@ class _SplitSource:
             placement = crops.place(index)
             place, cut = place_crop(config.dataset, config.split, stem, placement), placement.cut_mask(mask)
         return DrawnMask(cut, place.cut_image(micrograph), f"{config.split}/masks/{stem}", place)
-
-    @property
-    def stems(self) -> list[str]:
-        """See `FileMaskSource.stems`."""
-        return self._crops.micrographs.stems
-
-    def trace(self, index: int) -> str:
-        """See `FileMaskSource.trace`."""
-        return self.stems[self._crops.micrograph_index(index)]
 
 
 class _OtherImages:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from skimage.morphology import convex_hull_image
 
-from steelgen.data.islands import find_islands, label_islands, measure_islands
+from steelgen.data.islands import measure_islands
 
 MIN_ROUGH_AREA = 30
 """px; the outline of smaller islands is that of an ellipse, as far as pixels can tell."""
@@ -71,9 +71,9 @@ def measure_masks(masks: list[NDArray[np.uint8]], num_classes: int, matrix: int)
         masks: (H, W) class indices or ignore_index each, at the scale that layouts are wanted at.
     """
     others = [label for label in range(num_classes) if label != matrix and any((mask == label).any() for mask in masks)]
-    mean_area = {label: _mean_area(masks, label) for label in others}
-    order = sorted(others, key=lambda label: -mean_area[label])
-    spanning = {label for label in others if _spanning_share(masks, label) > _NETWORK_SHARE}
+    surveys = {label: _survey(masks, label) for label in others}
+    order = sorted(others, key=lambda label: -surveys[label][0])
+    spanning = {label for label, (_, share) in surveys.items() if share > _NETWORK_SHARE}
     tables, networks = [], []
     for mask in masks:
         before = np.zeros(mask.shape, bool)
@@ -132,16 +132,9 @@ def pool_tables(tables: list[IslandTable]) -> IslandTable:
     return IslandTable(**{name: np.concatenate([getattr(table, name) for table in tables]) for name in names})
 
 
-def _mean_area(masks: list[NDArray[np.uint8]], label: int) -> float:
-    count = sum(label_islands(mask == label)[1] for mask in masks)
-    return sum(int((mask == label).sum()) for mask in masks) / max(count, 1)
-
-
-def _spanning_share(masks: list[NDArray[np.uint8]], label: int) -> float:
-    spanning = total = 0
-    for mask in masks:
-        for island in find_islands(mask, label):
-            area = int(island.footprint.sum())
-            total += area
-            spanning += area * (max(island.footprint.shape) > min(mask.shape) / 2)
-    return spanning / max(total, 1)
+def _survey(masks: list[NDArray[np.uint8]], label: int) -> tuple[float, float]:
+    """Mean area of a class's islands, and the share of its area in those that reach over half of the shorter edge."""
+    found = [measure_islands(mask == label) for mask in masks]
+    area = np.concatenate([figures.area for figures in found])
+    spans = [(part.boxes[:, 2:] - part.boxes[:, :2]).max(axis=1) > min(part.labels.shape) / 2 for part in found]
+    return float(area.mean()), float(area[np.concatenate(spans)].sum() / area.sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.data.images import save_image
+from steelgen.data.images import save_image, to_channels
 from steelgen.data.palette import color_mask
 
 _GAP = 4
@@ -37,19 +37,15 @@ def save_sheet(
     tiles = []
     for index, drawn in enumerate(generated):
         parts = [color_mask(masks[index], palette)] if palette else []
-        parts.append(_as_rgb(drawn))
+        parts.append(to_channels(drawn, 3))
         original = real[index]
         if original is not None:
-            parts.append(_as_rgb(original))
+            parts.append(to_channels(original, 3))
         tiles.append(np.concatenate(parts, axis=1))
     widest = factor * max(tile.shape[1] for tile in tiles)
     across = max(1, min(max_per_row, max_width // widest))
     rows = [_join(tiles[start : start + across], axis=1) for start in range(0, len(tiles), across)]
     save_image(path, _join(rows, axis=0).repeat(factor, axis=0).repeat(factor, axis=1))
-
-
-def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def _join(tiles: list[NDArray[np.uint8]], axis: int) -> NDArray[np.uint8]:

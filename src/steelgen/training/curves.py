@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from steelgen.charts import COLORS, Curve, paint_chart
 from steelgen.data.images import save_image
-from steelgen.evaluation.plots import COLORS, Curve, paint_chart
 from steelgen.runs import read_metrics
 
 _SCALE = 2

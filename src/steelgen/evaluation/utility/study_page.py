@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from steelgen.charts import Curve, draw_chart, draw_intervals, paint_chart
 from steelgen.data.images import save_image
 from steelgen.evaluation.figures import CLASSES_ABREAST
-from steelgen.evaluation.plots import Curve, draw_chart, draw_intervals, paint_chart
 from steelgen.evaluation.utility.results import RESULT_FILE
 from steelgen.evaluation.verdict import judge_differences
 from steelgen.files import new_file, save_json
