@@ -7,18 +7,26 @@ from typing import Any
 
 import typer
 
-from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
-from steelgen.cli.output import errors_as_lines, print_table
+from steelgen.cli.options import ConfigOption, DryRunOption, JsonOption, QuietOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
 
 
-def evaluate_command(config: ConfigOption, overrides: SetOption = None, dry_run: DryRunOption = False) -> None:
+def evaluate_command(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Judge generated micrographs, each figure beside its real-vs-real floor."""
     from steelgen.config.base import config_to_json, load_config
     from steelgen.config.evaluate import EvaluateConfig
 
     with errors_as_lines():
         settings = load_config(config, EvaluateConfig, overrides or ())
-        typer.echo(json.dumps(config_to_json(settings), indent=2))
+        silent = quiet or (as_json and not dry_run)
+        if not silent:
+            typer.echo(json.dumps(config_to_json(settings), indent=2))
         if dry_run:
             from steelgen.evaluation.evidence import describe_sets, load_evidence
 
@@ -28,7 +36,12 @@ def evaluate_command(config: ConfigOption, overrides: SetOption = None, dry_run:
             return
         from steelgen.evaluation.run import evaluate
 
-        result = evaluate(settings, lambda line: typer.echo(line, err=True))
+        with progress_bar("evaluate", silent) as report:
+            result = evaluate(settings, lambda line: None if silent else typer.echo(line, err=True), report)
+        if as_json:
+            print_json(result)
+        if silent:
+            return
         _print_lines("note", result["notes"])
         _print_lines("warning", result["warnings"])
         _print_figures(result["figures"])

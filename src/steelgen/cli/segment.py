@@ -8,28 +8,40 @@ from typing import Annotated
 
 import typer
 
-from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
-from steelgen.cli.output import errors_as_lines, print_table, progress_bar
+from steelgen.cli.options import ConfigOption, DryRunOption, JsonOption, QuietOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
 
 segment_app = typer.Typer(no_args_is_help=True)
 
 
 @segment_app.command("train")
-def train_command(config: ConfigOption, overrides: SetOption = None, dry_run: DryRunOption = False) -> None:
+def train_command(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
     """Train the baseline segmenter on the real micrographs of a dataset and score it on held-out ones."""
     from steelgen.config.base import config_to_json, load_config
     from steelgen.config.segment import SegmentConfig
 
     with errors_as_lines():
         settings = load_config(config, SegmentConfig, overrides or ())
-        typer.echo(json.dumps(config_to_json(settings), indent=2))
+        silent = quiet or (as_json and not dry_run)
+        if not silent:
+            typer.echo(json.dumps(config_to_json(settings), indent=2))
         if dry_run:
             return
         from steelgen.evaluation.labelling import train_labeller
         from steelgen.pages import show_number
 
-        with progress_bar("segmenter") as report:
+        with progress_bar("segmenter", silent) as report:
             scores = train_labeller(settings, report)
+        if as_json:
+            print_json(scores)
+        if silent:
+            return
         rows = [[name, show_number(iou)] for name, iou in zip(scores["class_names"], scores["class_iou"], strict=True)]
         title = f"IoU on {len(scores['micrographs'])} micrographs of {scores['split']}"
         print_table(title, ["class", "IoU"], [*rows, ["mean", show_number(scores["mean_iou"])]])

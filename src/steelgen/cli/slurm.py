@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steelgen.cli.isdm import load_settings
-from steelgen.cli.options import ConfigOption, SetOption
-from steelgen.cli.output import errors_as_lines, print_table
+from steelgen.cli.options import ConfigOption, JsonOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_json, print_table
 from steelgen.cli.utility import load_utility_settings
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def status_command(
     shards: Annotated[
         int | None, typer.Option(min=1, max=100_000, help="Number of shards, if not by steelgen.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how far a run is from its own files: steps, or shards done and missing."""
     from steelgen.hpc.scripts import ARRAYS
@@ -141,6 +143,9 @@ def status_command(
 
     with errors_as_lines():
         parts = run_status(run, shards)
+        if as_json:
+            print_json({"parts": [asdict(part) for part in parts], "jobs": submitted_jobs(run)})
+            return
         rows = [[part.name, part.done, "–" if part.wanted is None else part.wanted, part.state] for part in parts]
         print_table(str(run), ["part", "done", "of", "state"], rows)
         jobs = submitted_jobs(run)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from steelgen.cli.isdm import load_settings
-from steelgen.cli.options import ConfigOption, SetOption
-from steelgen.cli.output import errors_as_lines, print_table
+from steelgen.cli.options import ConfigOption, JsonOption, QuietOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_json, print_table
 
 
 def tune_batch_command(
@@ -19,6 +20,8 @@ def tune_batch_command(
         float | None, typer.Option(help="Take no more than this; by default nine tenths of what is free.", min=0.01)
     ] = None,
     write: Annotated[Path | None, typer.Option(help="Write the config with the batch that was found.")] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Find the largest batch that fits into memory here; accumulation keeps the crops an optimizer step."""
     with errors_as_lines():
@@ -30,8 +33,12 @@ def tune_batch_command(
         plan = tune_batch(
             settings,
             memory_gib,
-            lambda trial: typer.echo(
-                f"batch {trial.batch_size}: {'fits' if trial.memory_gib is not None else 'does not fit'}", err=True
+            lambda trial: (
+                None
+                if quiet or as_json
+                else typer.echo(
+                    f"batch {trial.batch_size}: {'fits' if trial.memory_gib is not None else 'does not fit'}", err=True
+                )
             ),
         )
         rows = [
@@ -42,13 +49,18 @@ def tune_batch_command(
             ]
             for trial in sorted(plan.trials, key=lambda trial: trial.batch_size)
         ]
-        print_table(f"batches within {plan.limit_gib:.2f} GiB", ["batch", "memory, GiB", "images/s"], rows)
+        if as_json:
+            print_json(asdict(plan))
+        if not (quiet or as_json):
+            print_table(f"batches within {plan.limit_gib:.2f} GiB", ["batch", "memory, GiB", "images/s"], rows)
         found = {
             "train_batch_size": plan.train_batch_size,
             "gradient_accumulation_steps": plan.gradient_accumulation_steps,
         }
-        typer.echo(" ".join(f"--set train.{name}={value}" for name, value in found.items()))
+        if not (quiet or as_json):
+            typer.echo(" ".join(f"--set train.{name}={value}" for name, value in found.items()))
         if write:
             settings.train = settings.train.model_copy(update=found)
             save_json(write, config_to_json(settings))
-            typer.echo(f"wrote {write}")
+            if not (quiet or as_json):
+                typer.echo(f"wrote {write}")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steelgen.cli.options import AllowChangedOption, ConfigOption, DryRunOption, SetOption
-from steelgen.cli.output import errors_as_lines, print_table
+from steelgen.cli.options import AllowChangedOption, ConfigOption, DryRunOption, JsonOption, QuietOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from steelgen.config.utility import UtilityConfig
@@ -29,13 +29,17 @@ def utility_command(
     ] = None,
     allow_changed: AllowChangedOption = None,
     dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Find out whether generated data helps segmentation networks on held-out real micrographs."""
     from steelgen.config.base import config_to_json
 
     with errors_as_lines():
         settings = load_utility_settings(config, overrides)
-        typer.echo(json.dumps(config_to_json(settings), indent=2))
+        silent = quiet or (as_json and not dry_run)
+        if not silent:
+            typer.echo(json.dumps(config_to_json(settings), indent=2))
         if dry_run:
             _describe_study(settings)
             return
@@ -43,7 +47,13 @@ def utility_command(
         from steelgen.shards import find_shard, parse_shard
 
         part = parse_shard(shard) if shard else find_shard(os.environ)
-        result = utility(settings, lambda line: typer.echo(line, err=True), part, allow_changed or ())
+        with progress_bar("cells", silent) as report:
+            say = (lambda line: None) if silent else (lambda line: typer.echo(line, err=True))
+            result = utility(settings, say, part, allow_changed or (), report)
+        if as_json:
+            print_json(result)
+        if silent:
+            return
         if result is None:
             typer.echo(f"shard {part} is complete in {settings.output_dir}; cells of other shards are missing")
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import count
 from typing import Any
 
 from steelgen import __version__
@@ -24,7 +25,11 @@ from steelgen.files import check_output_free, new_folder, save_json
 from steelgen.runs import describe_environment
 
 
-def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def evaluate(
+    config: EvaluateConfig,
+    report_stage: Callable[[str], None] = lambda line: None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Judges a folder of generated images against real micrographs and writes evaluation.json and report.html.
 
     The floor of a comparison with the held-out split puts the training crops in the place of the generated
@@ -33,7 +38,8 @@ def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = la
 
     Args:
         config: see `EvaluateConfig`.
-        report_progress: called with a line whenever something that takes time begins.
+        report_stage: called with a line whenever something that takes time begins.
+        report: called with (stages done, stages in all).
 
     Returns:
         The content of evaluation.json: config, sets, figures (see `Figure`), details by section, notes and
@@ -44,15 +50,21 @@ def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = la
     """
     check_output_free(config.output_dir)
     study = load_study_result(config.utility) if config.utility else None
+    stages = count(), len(config.features.kinds) + 3
+
+    def begin(line: str) -> None:
+        report(next(stages[0]), stages[1])
+        report_stage(line)
+
     evidence, notes = load_evidence(config)
-    fidelity = judge_fidelity(evidence, report_progress)
-    seen = see_masks(evidence, report_progress)
-    report_progress("microstructure of masks and of what the segmenter sees in images")
+    fidelity = judge_fidelity(evidence, begin)
+    seen = see_masks(evidence, begin)
+    begin("microstructure of masks and of what the segmenter sees in images")
     sections: dict[str, Judgement] = {
         "fidelity": fidelity,
         "faithfulness": judge_faithfulness(evidence, seen),
         "microstructure": judge_microstructure(evidence, seen),
-        "memorisation": judge_memorisation(evidence, report_progress),
+        "memorisation": judge_memorisation(evidence, begin),
     }
     answers: list[Answer] = []
     if study:
@@ -74,4 +86,5 @@ def evaluate(config: EvaluateConfig, report_progress: Callable[[str], None] = la
     with new_folder(config.output_dir) as folder:
         save_json(folder / RESULT_FILE, result)
         (folder / "report.html").write_text(build_report(result, evidence, seen, study), encoding="utf-8")
+    report(stages[1], stages[1])
     return result

@@ -36,6 +36,7 @@ def utility(
     report: Callable[[str], None] = lambda line: None,
     shard: Shard | None = None,
     allow_changed: Sequence[str] = (),
+    report_cells: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any] | None:
     """Runs the cells that are missing; when all are there, gathers them into utility.json and utility.html.
 
@@ -45,6 +46,7 @@ def utility(
     Args:
         config: see `UtilityConfig`.
         report: called with a line when a cell is finished.
+        report_cells: called with (cells done, cells in all).
         shard: run this part of the cells alone; the one that finishes last gathers.
         allow_changed: fields and sections of the config that may differ from those the study was begun with; `dataset`
             and `generated` also stand for what lies there. Cells that are done stay.
@@ -64,6 +66,7 @@ def utility(
     studies = _open_study(config, data, allow_changed)
     cells = list_cells(config)
     mine = shard.indices(len(cells)) if shard else range(len(cells))
+    report_cells(0, len(mine))
     for number, index in enumerate(mine, start=1):
         cell = cells[index]
         if load_cell(config.output_dir, cell, studies) is None:
@@ -73,6 +76,7 @@ def utility(
             save_json(cell_path(config.output_dir, cell), {**values, "seconds": round(seconds, 1)})
             mean_iou = values["test"]["mean_iou"]
             report(f"{number}/{len(mine)} {cell.name}: mIoU {mean_iou:.3f}, {seconds:.0f} s")
+        report_cells(number, len(mine))
     return gather(config, data, studies)
 
 
