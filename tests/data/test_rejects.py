@@ -13,7 +13,7 @@ from steelgen.data.rejects import REJECTS_FILE, load_rejects, save_rejects
 from steelgen.errors import InputError
 from steelgen.evaluation.sets import find_generated
 from steelgen.sampling.formats import load_layout
-from steelgen.sampling.masks import build_mask_source
+from steelgen.sampling.mask_sources import build_mask_source
 from steelgen.sampling.run import sample, save_contact_sheet
 
 GEOMETRY = CropGeometry(16, 24)

@@ -11,7 +11,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import cut_warped, move_islands
 from steelgen.sampling.footprints import meet_area, place_island, turn_footprint
-from steelgen.sampling.masks import build_mask_source
+from steelgen.sampling.mask_sources import build_mask_source
 from steelgen.sampling.procedural import draw_footprint
 from tests.sampling.layouts import write_island_dataset
 

@@ -9,7 +9,7 @@ from steelgen.config.sample import ProceduralMasks
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.sampling.masks import build_mask_source
+from steelgen.sampling.mask_sources import build_mask_source
 from steelgen.sampling.measured import measure_masks, pool_tables, tabulate_islands
 from steelgen.sampling.procedural import draw_footprint, draw_layout
 from tests.sampling.layouts import write_island_dataset

@@ -14,7 +14,7 @@ from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
 from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
-from steelgen.sampling.masks import build_mask_source, replace_images
+from steelgen.sampling.mask_sources import build_mask_source, replace_images
 
 _FRAME_MS = 120
 

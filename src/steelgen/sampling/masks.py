@@ -11,13 +11,7 @@ from numpy.typing import NDArray
 
 from steelgen.bundled import resolve_bundled
 from steelgen.config.sample import (
-    AnyMasks,
-    AugmentedMasks,
-    BalancedMasks,
     FolderMasks,
-    NoMasks,
-    ProceduralMasks,
-    SampleConfig,
     SplitMasks,
 )
 from steelgen.data.classes import declare_classes
@@ -27,9 +21,6 @@ from steelgen.data.placement import CropGeometry, apply_symmetry, draw_symmetry,
 from steelgen.data.rejects import load_rejects
 from steelgen.errors import InputError
 from steelgen.sampling.places import ImagePlace, place_crop
-
-_OTHER_IMAGES = 2**32
-"""Added to the seed where images are drawn that do not belong to the masks."""
 
 
 @dataclass(frozen=True)
@@ -72,48 +63,6 @@ class FileMaskSource(MaskSource, Protocol):
         ...
 
 
-def build_mask_source(config: AnyMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> MaskSource:
-    """The mask source of a config, for a generator's classes and crop geometry.
-
-    Raises:
-        InputError: if there are no masks, or they have other classes than the generator.
-    """
-    if isinstance(config, NoMasks):
-        return NoSource(info, geometry)
-    if not info.num_classes:
-        raise InputError(f"mask_source.kind {config.kind!r}: the generator was trained without masks; use kind 'none'")
-    if isinstance(config, SplitMasks):
-        return _SplitSource(config, info, geometry, seed)
-    if isinstance(config, BalancedMasks):
-        from steelgen.sampling.balance import BalancedSource
-
-        return BalancedSource(config, info, geometry, seed)
-    if isinstance(config, AugmentedMasks | ProceduralMasks):
-        # Those modules need this one's types.
-        from steelgen.sampling.augmented import AugmentedSource
-        from steelgen.sampling.procedural import ProceduralSource
-
-        if isinstance(config, AugmentedMasks):
-            return AugmentedSource(config, info, geometry, seed)
-        return ProceduralSource(config, info, geometry, seed)
-    return _FolderSource(config, info, geometry, seed)
-
-
-def replace_images(source: MaskSource, config: SampleConfig, info: DatasetInfo, geometry: CropGeometry) -> MaskSource:
-    """`source` with the micrographs of `start_images.dataset` beside its masks; itself where none is named.
-
-    Raises:
-        InputError: if the dataset cannot be used.
-    """
-    start, masks = config.start_images, config.mask_source
-    if start is None or start.dataset is None:
-        return source
-    whole = isinstance(masks, SplitMasks | FolderMasks) and masks.whole
-    images = SplitMasks(dataset=start.dataset, split=start.split, augment=start.augment, whole=whole)
-    # Another seed than the masks', or the same split would give each mask its own micrograph.
-    return _OtherImages(source, _SplitSource(images, info, geometry, config.seed + _OTHER_IMAGES))
-
-
 def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
     """Reads the classes of a dataset folder whose masks a generator of the classes `info` is to draw.
 
@@ -154,7 +103,7 @@ class TracedCrops:
         return self.stems[self._crops.micrograph_index(index)]
 
 
-class _SplitSource(TracedCrops):
+class SplitSource(TracedCrops):
     def __init__(self, config: SplitMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
         load_source_info(config.dataset, info)
         micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
@@ -176,21 +125,7 @@ class _SplitSource(TracedCrops):
         return DrawnMask(cut, place.cut_image(micrograph), f"{config.split}/masks/{stem}", place)
 
 
-class _OtherImages:
-    """Masks of one source, real images of a split, whatever they show."""
-
-    def __init__(self, masks: MaskSource, images: MaskSource) -> None:
-        self._masks, self._images = masks, images
-
-    def draw(self, index: int) -> DrawnMask:
-        drawn, real = self._masks.draw(index), self._images.draw(index)
-        if drawn.mask.shape != real.mask.shape:
-            sizes = ["x".join(map(str, mask.shape[::-1])) for mask in (real.mask, drawn.mask)]
-            raise InputError(f"start_images: {real.source} gives an image of {sizes[0]} px for a mask of {sizes[1]} px")
-        return DrawnMask(drawn.mask, real.image, drawn.source, real.place)
-
-
-class _FolderSource:
+class FolderSource:
     def __init__(self, config: FolderMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
         folder = resolve_bundled(config.folder)
         rejects = load_rejects(folder)

@@ -39,7 +39,8 @@ from steelgen.sampling.formats import (
     save_rows,
     select_decisive,
 )
-from steelgen.sampling.masks import MaskSource, build_mask_source, replace_images
+from steelgen.sampling.mask_sources import build_mask_source, replace_images
+from steelgen.sampling.masks import MaskSource
 from steelgen.sampling.names import build_stems
 from steelgen.sampling.sheet import save_sheet
 from steelgen.shards import Shard

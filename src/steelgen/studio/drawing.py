@@ -43,7 +43,8 @@ from steelgen.sampling.formats import (
     save_pair,
     save_rows,
 )
-from steelgen.sampling.masks import DrawnMask, MaskSource, build_mask_source, load_source_info
+from steelgen.sampling.mask_sources import build_mask_source
+from steelgen.sampling.masks import DrawnMask, MaskSource, load_source_info
 from steelgen.sampling.run import describe_folder, save_contact_sheet
 
 _SEARCH_SIZE = 32
