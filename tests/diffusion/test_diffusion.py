@@ -233,10 +233,10 @@ def test_same_seed_same_image_whatever_the_batch(solver):
     options = dict(solver=solver, num_inference_steps=4)
     one_by_one = torch.cat([draw(pipeline, masks[i : i + 1], [10 + i], **options) for i in range(5)])
     assert torch.equal(draw(pipeline, masks, [10, 11, 12, 13, 14], **options), one_by_one)
-    # As one batch, as on a GPU, sums run in another order. Heun's noise levels go up to 4096 here, where float32 has
-    # three decimals.
+    # As one batch, as on a GPU, sums run in another order. The noise levels of Heun and Euler go up to 4096 here, where
+    # float32 has three decimals.
     batch = draw(pipeline, masks, [10, 11, 12, 13, 14], batch=True, **options)
-    torch.testing.assert_close(batch, one_by_one, atol=1e-3 if solver == "heun" else 1e-5, rtol=0)
+    torch.testing.assert_close(batch, one_by_one, atol=1e-3 if solver in ("heun", "euler") else 1e-5, rtol=0)
     assert not torch.equal(one_by_one[0], draw(pipeline, masks[:1], [99], **options)[0])
 
 
