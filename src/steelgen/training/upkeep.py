@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from steelgen.training.stopping import OUT_OF_TIME, StopRequest, agree_on_stop
 
 SELECTION_FILE = "selection.json"
 """In best/: the criterion, its value and the step."""
+_BARRIER_PAUSE = 0.1
+"""Seconds after the last barrier; the interpreter changes hands within 0.005."""
 
 
 class Upkeep:
@@ -149,6 +152,10 @@ class Upkeep:
         if self._log and self._log.path.is_file():
             save_curves(self._log.path, run_dir / "curves.png")
         self._accelerator.wait_for_everyone()
+        if self._accelerator.num_processes > 1:
+            # Gloo's thread needs the interpreter to let go of what the barrier used, and the end of the process group
+            # waits for that thread without giving the interpreter away: without a pause both may wait for ever.
+            time.sleep(_BARRIER_PAUSE)
         self._accelerator.end_training()
         if self._writes:
             save_result(run_dir, {"global_step": step, "stopped_by": stopped_by, "finished": finished})
