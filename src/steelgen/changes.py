@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -46,6 +46,12 @@ def list_changes(before: Any, now: Any, field: str = "") -> Iterator[Change]:
             yield from list_changes(before.get(key), now.get(key), f"{field}.{key}" if field else key)
     elif before != now:
         yield Change(field, before, now)
+
+
+def list_known_changes(known: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
+    """The same of digests by field, of which an older steelgen may have noted fewer."""
+    common = known.keys() & now.keys()
+    return list_changes({field: known[field] for field in common}, {field: now[field] for field in common})
 
 
 def is_among(field: str, names: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from steelgen.allocation import read_count
 from steelgen.errors import InputError, first_line
 
 _CGROUP_FILES = tuple(
@@ -38,11 +39,11 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if name == "cuda" and torch.cuda.is_available():
-            rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-            torch.cuda.set_device(int(rank) % torch.cuda.device_count())
+            rank = read_count(os.environ, "LOCAL_RANK", read_count(os.environ, "SLURM_LOCALID", 0))
+            torch.cuda.set_device(rank % torch.cuda.device_count())
             return torch.device("cuda", torch.cuda.current_device())
         return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r}: cannot be used ({first_line(error)})") from None
 
 

@@ -176,13 +176,9 @@ def _iterate_files(folder: Path) -> Iterator[Path]:
 
 def is_alive(process: int) -> bool:
     """Whether this machine runs a process of that number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+    import psutil
+
+    return psutil.pid_exists(process)
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -14,7 +14,15 @@ from typing import Any
 from pydantic import Field, RootModel
 
 from steelgen import __version__
-from steelgen.changes import Change, is_among, list_changes, note_changes, refresh_config, refuse_changes
+from steelgen.changes import (
+    Change,
+    is_among,
+    list_changes,
+    list_known_changes,
+    note_changes,
+    refresh_config,
+    refuse_changes,
+)
 from steelgen.config.base import config_to_json
 from steelgen.config.train import RunConfig
 from steelgen.errors import InputError
@@ -142,8 +150,7 @@ def find_decisive_changes(
 ) -> Iterator[Change]:
     """What decides how training goes on and differs between two attempts at a run, each a config and its inputs."""
     compared = inputs_before.keys() & inputs_now.keys()
-    for field in sorted(compared):
-        yield from list_changes(inputs_before[field], inputs_now[field], field)
+    yield from list_known_changes(inputs_before, inputs_now)
     free = [*FREE_FIELDS, *compared]
     if BATCH_FIELD in compared:
         free.append("train.gradient_accumulation_steps")

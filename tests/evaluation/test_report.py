@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from steelgen.charts import Curve, draw_chart
+from steelgen.data.sheets import build_sheet
 from steelgen.errors import InputError
 from steelgen.evaluation.comparison import compare
 from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.plots import build_sheet
 from steelgen.evaluation.run import evaluate
 from steelgen.evaluation.verdict import compute_verdict
 from tests.evaluation.test_run import build_config

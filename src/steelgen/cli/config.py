@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from steelgen.cli.isdm import report_conversion
 from steelgen.cli.options import ConfigOption, SetOption
-from steelgen.cli.output import errors_as_lines
+from steelgen.cli.output import errors_as_lines, print_json
 from steelgen.cli.utility import load_utility_settings
 
 config_app = typer.Typer(no_args_is_help=True)
@@ -35,7 +34,7 @@ def show_command(action: ActionArgument, config: ConfigOption, overrides: SetOpt
     from steelgen.config.base import config_to_json, load_config
 
     with errors_as_lines():
-        typer.echo(json.dumps(config_to_json(load_config(config, _find_action(action), overrides or ())), indent=2))
+        print_json(config_to_json(load_config(config, _find_action(action), overrides or ())))
 
 
 @config_app.command("schema")
@@ -55,7 +54,7 @@ def schema_command(
                 save_json(out / f"{name}.json", build_schema(kind))
             typer.echo(f"{len(ACTIONS)} schemas in {out}")
         elif action is not None:
-            typer.echo(json.dumps(build_schema(_find_action(action)), indent=2))
+            print_json(build_schema(_find_action(action)))
         else:
             raise InputError(f"config schema: name an action ({', '.join(ACTIONS)}) or a folder with --out")
 
@@ -114,7 +113,7 @@ def _write_config(values: dict[str, Any], out: Path | None) -> None:
     if out:
         save_json(out, values)
     else:
-        typer.echo(json.dumps(values, indent=2))
+        print_json(values)
 
 
 def _find_action(name: str) -> type:

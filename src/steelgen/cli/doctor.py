@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from steelgen.cli.output import errors_as_lines
+from steelgen.cli.output import errors_as_lines, print_json
 
 
 def doctor_command(
@@ -22,7 +21,7 @@ def doctor_command(
     with errors_as_lines():
         findings = examine_machine(run_dir)
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print_json([asdict(finding) for finding in findings])
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:

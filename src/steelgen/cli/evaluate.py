@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import typer
@@ -26,12 +25,12 @@ def evaluate_command(
         settings = load_config(config, EvaluateConfig, overrides or ())
         silent = quiet or (as_json and not dry_run)
         if not silent:
-            typer.echo(json.dumps(config_to_json(settings), indent=2))
+            print_json(config_to_json(settings))
         if dry_run:
             from steelgen.evaluation.evidence import describe_sets, load_evidence
 
             evidence, notes = load_evidence(settings)
-            typer.echo(json.dumps(describe_sets(evidence), indent=2))
+            print_json(describe_sets(evidence))
             _print_lines("note", notes)
             return
         from steelgen.evaluation.run import evaluate

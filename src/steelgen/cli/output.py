@@ -50,8 +50,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as indented JSON on stdout, for programs."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Prints a value as indented JSON on stdout; escaped, so that any terminal passes all of it on."""
+    typer.echo(json.dumps(value, indent=2))
 
 
 def _cell(value: Any) -> str:

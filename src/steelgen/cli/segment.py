@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +29,7 @@ def train_command(
         settings = load_config(config, SegmentConfig, overrides or ())
         silent = quiet or (as_json and not dry_run)
         if not silent:
-            typer.echo(json.dumps(config_to_json(settings), indent=2))
+            print_json(config_to_json(settings))
         if dry_run:
             return
         from steelgen.evaluation.labelling import train_labeller

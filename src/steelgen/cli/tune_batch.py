@@ -27,20 +27,17 @@ def tune_batch_command(
     with errors_as_lines():
         from steelgen.config.base import config_to_json
         from steelgen.files import save_json
-        from steelgen.training.batch_size import tune_batch
+        from steelgen.training.batch_size import BatchTrial, tune_batch
 
+        silent = quiet or as_json
         settings = load_settings(config, "train", overrides or ())
-        plan = tune_batch(
-            settings,
-            memory_gib,
-            lambda trial: (
-                None
-                if quiet or as_json
-                else typer.echo(
-                    f"batch {trial.batch_size}: {'fits' if trial.memory_gib is not None else 'does not fit'}", err=True
-                )
-            ),
-        )
+
+        def report(trial: BatchTrial) -> None:
+            if not silent:
+                outcome = "fits" if trial.memory_gib is not None else "does not fit"
+                typer.echo(f"batch {trial.batch_size}: {outcome}", err=True)
+
+        plan = tune_batch(settings, memory_gib, report)
         rows = [
             [
                 trial.batch_size,
@@ -51,16 +48,16 @@ def tune_batch_command(
         ]
         if as_json:
             print_json(asdict(plan))
-        if not (quiet or as_json):
+        if not silent:
             print_table(f"batches within {plan.limit_gib:.2f} GiB", ["batch", "memory, GiB", "images/s"], rows)
         found = {
             "train_batch_size": plan.train_batch_size,
             "gradient_accumulation_steps": plan.gradient_accumulation_steps,
         }
-        if not (quiet or as_json):
+        if not silent:
             typer.echo(" ".join(f"--set train.{name}={value}" for name, value in found.items()))
         if write:
             settings.train = settings.train.model_copy(update=found)
             save_json(write, config_to_json(settings))
-            if not (quiet or as_json):
+            if not silent:
                 typer.echo(f"wrote {write}")

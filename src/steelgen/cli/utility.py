@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,7 +38,7 @@ def utility_command(
         settings = load_utility_settings(config, overrides)
         silent = quiet or (as_json and not dry_run)
         if not silent:
-            typer.echo(json.dumps(config_to_json(settings), indent=2))
+            print_json(config_to_json(settings))
         if dry_run:
             _describe_study(settings)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -135,6 +135,18 @@ class SemanticDiffusionSection(Section):
     noise: NoiseSection = NoiseSection()
     """The noise schedule."""
 
+    steps_by_solver: ClassVar[bool] = True
+    """Whether images come by the steps of a solver, and `diffusion` says how it is trained."""
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raises ValueError if the network cannot have images of that edge."""
+        levels = len(self.unet.channel_mult)
+        factor = 2 ** (levels - 1)
+        if image_size % factor:
+            raise ValueError(
+                f"data.image_size {image_size} is not a multiple of {factor}, as {levels} levels of channel_mult need"
+            )
+
 
 class GanSection(Section):
     """DCGAN (Radford et al. 2016, arXiv 1511.06434): micrographs without masks, each in one pass; the baseline of
@@ -149,6 +161,16 @@ class GanSection(Section):
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
     """AdamW's moment decays, in place of train.adam_betas."""
 
+    steps_by_solver: ClassVar[bool] = False
+
+    def check_image_size(self, image_size: int) -> None:
+        """See `SemanticDiffusionSection.check_image_size`."""
+        if image_size & (image_size - 1):
+            raise ValueError(f"data.image_size {image_size} is not a power of two, as generator.kind gan needs")
+
+
+GENERATOR_KINDS = ("semantic_diffusion", "gan")
+
 
 def _find_kind(value: Any) -> str:
     kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
@@ -160,8 +182,7 @@ AnyGeneratorSection = Annotated[
     Discriminator(
         _find_kind,
         custom_error_type="unknown_kind",
-        custom_error_message="kind must be semantic_diffusion or gan",
+        custom_error_message=f"kind must be {' or '.join(GENERATOR_KINDS)}",
     ),
 ]
 """One section a kind of generator; a new kind is a section here and a folder of its name in `generators/`."""
-GENERATOR_KINDS = ("semantic_diffusion", "gan")

@@ -21,7 +21,6 @@ from steelgen.config.base import (
 from steelgen.config.generator import (
     AnyGeneratorSection,
     DiffusionTrainingSection,
-    GanSection,
     SemanticDiffusionSection,
 )
 from steelgen.config.solver import SolverSection
@@ -256,22 +255,13 @@ class TrainConfig(RunConfig):
 
     @model_validator(mode="after")
     def _check_generator(self) -> TrainConfig:
-        if isinstance(self.generator, GanSection):
-            edge = self.data.image_size
-            if edge & (edge - 1):
-                raise ValueError(f"data.image_size {edge} is not a power of two, as generator.kind gan needs")
-            unused = [name for name in ("preview", "measurement") if "solver" in getattr(self, name).model_fields_set]
+        self.generator.check_image_size(self.data.image_size)
+        if not self.generator.steps_by_solver:
+            looking = {"preview": self.preview, "measurement": self.measurement}
+            unused = [f"{name}.solver" for name, section in looking.items() if "solver" in section.model_fields_set]
             unused += ["diffusion"] if self.diffusion != DiffusionTrainingSection() else []
             if unused:
-                field = unused[0] if unused[0] == "diffusion" else f"{unused[0]}.solver"
-                raise ValueError(f"{field}: not applicable to generator.kind gan")
-            return self
-        factor = 2 ** (len(self.generator.unet.channel_mult) - 1)
-        if self.data.image_size % factor:
-            raise ValueError(
-                f"data.image_size {self.data.image_size} is not a multiple of {factor}, "
-                f"as {len(self.generator.unet.channel_mult)} levels of channel_mult need"
-            )
+                raise ValueError(f"{unused[0]}: not applicable to generator.kind {self.generator.kind}")
         return self
 
 

@@ -23,7 +23,7 @@ from steelgen.data.folder import (
 )
 from steelgen.data.images import load_image
 from steelgen.data.instances import load_instance_ids
-from steelgen.data.islands import label_islands
+from steelgen.data.islands import compute_island_areas
 from steelgen.data.pool import map_on_cores
 from steelgen.data.sheets import build_thumbnail
 from steelgen.errors import InputError
@@ -228,7 +228,7 @@ def _inspect(root: Path, info: DatasetInfo, task: _Task) -> _Inspection:
         counts=counts,
         intensity=np.bincount(grey.ravel(), minlength=256),
         island_areas=[
-            _island_areas(mask, index) if counts[index] else np.zeros(0, np.int64)
+            compute_island_areas(mask == index) if counts[index] else np.zeros(0, np.int64)
             for index in range(1, info.num_classes)
         ],
         shrunken=shrink_image(image),
@@ -242,10 +242,6 @@ def _load_mask(root: Path, path: Path, info: DatasetInfo, problems: list[Problem
     except InputError as error:
         problems.append(_problem(root, path, error))
         return None
-
-
-def _island_areas(mask: NDArray[np.uint8], class_index: int) -> NDArray[np.int64]:
-    return np.bincount(label_islands(mask == class_index)[0].ravel())[1:]
 
 
 def _add(result: CheckReport, split: str, seen: _Inspection) -> None:

@@ -25,8 +25,8 @@ from steelgen.data.folder import (
     DatasetInfo,
     Pair,
     find_images,
-    list_images,
     list_pairs,
+    list_samples,
     list_splits,
     load_dataset_info,
     load_metadata,
@@ -161,7 +161,9 @@ def collect_items(root: Path, splits: tuple[str, ...]) -> tuple[list[ExportItem]
     items, rejected = [], 0
     for split in splits or present:
         rejects = load_rejects(root / "samples" if is_samples else find_images(root, split))
-        for pair in _list_samples(root) if is_samples else list_pairs(root, split, with_rejects=True):
+        for pair in list_samples(root) if is_samples else list_pairs(root, split, with_rejects=True):
+            if pair.mask is None and is_samples:
+                raise InputError(f"{pair.image}: has no mask of the same name in {root / 'labels'}")
             if pair.mask is None:
                 raise InputError(f"{root}: holds images without masks; there is nothing to export")
             if pair.stem in rejects:
@@ -184,17 +186,6 @@ def collect_items(root: Path, splits: tuple[str, ...]) -> tuple[list[ExportItem]
     if not items:
         raise InputError(f"{root}: no pairs are left to export")
     return items, rejected
-
-
-def _list_samples(root: Path) -> list[Pair]:
-    """The pairs of samples/ and labels/, in numbered sub-folders or not."""
-    pairs = []
-    for image in list_images(root / "samples"):
-        mask = root / "labels" / image.relative_to(root / "samples")
-        if not mask.is_file():
-            raise InputError(f"{image}: has no mask of the same name in {root / 'labels'}")
-        pairs.append(Pair(image.stem, image, mask))
-    return sorted(pairs, key=lambda pair: pair.stem)
 
 
 def _choose_added(real: list[ExportItem], added: list[ExportItem], options: ExportOptions) -> list[ExportItem]:

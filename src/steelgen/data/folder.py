@@ -164,6 +164,15 @@ def list_pairs(root: Path, split: str, with_rejects: bool = False) -> list[Pair]
     return pairs
 
 
+def list_samples(root: Path) -> list[Pair]:
+    """The pairs of samples/ and labels/, as `steelgen sample` writes them, by stem; perhaps without masks so far."""
+    pairs = []
+    for image in list_images(root / "samples"):
+        mask = root / "labels" / image.relative_to(root / "samples")
+        pairs.append(Pair(image.stem, image, mask if mask.is_file() else None))
+    return sorted(pairs, key=lambda pair: pair.stem)
+
+
 def load_pair(pair: Pair, info: DatasetInfo) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Reads one pair.
 

@@ -125,6 +125,16 @@ def save_image(path: Path, image: NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(working)
 
 
+def save_micrograph(path: Path, image: NDArray[np.uint8]) -> None:
+    """Writes an (H, W) or (H, W, 3) image as PNG into a folder that is made where it is missing.
+
+    Not all at once: for folders that themselves appear when they are whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Grey levels of micrographs are mostly noise: stronger compression takes five times as long for 3 %.
+    Image.fromarray(np.ascontiguousarray(image)).save(path, compress_level=2)
+
+
 def _load_deep_tiff(path: Path) -> NDArray[np.integer[Any]] | None:
     """The first page of a TIFF of whole numbers that Pillow does not read, such as napari's 32 and 64 bit labels."""
     import tifffile

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet
 from steelgen.data.compose import Agreement, Overlap, compose_mask, merge_masks
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask, save_metadata
+from steelgen.data.images import save_micrograph
 from steelgen.data.importers.coco import read_coco
 from steelgen.data.importers.cvat import read_cvat
 from steelgen.data.importers.geojson import read_geojson
@@ -190,8 +190,7 @@ def _write_image(
     rows = min(micrograph.image.shape[0], mask.shape[0])
     kept = slice(0, rows)
     file_name = f"{split}/images/{image.stem}.png"
-    # Grey levels of micrographs are mostly noise: stronger compression takes five times as long for 3 %.
-    Image.fromarray(micrograph.image[kept]).save(root / file_name, compress_level=2)
+    save_micrograph(root / file_name, micrograph.image[kept])
     save_mask(root / split / "masks" / f"{image.stem}.png", mask[kept], info.palette)
     if instances is not None:
         save_instances(root / split / "instances" / f"{image.stem}.png", instances[kept])

@@ -56,6 +56,11 @@ def label_islands(phase: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     return ndimage.label(phase, np.ones((3, 3)))
 
 
+def compute_island_areas(phase: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Pixels of each island of a phase (H, W)."""
+    return np.bincount(label_islands(phase)[0].ravel())[1:]
+
+
 def find_islands(mask: NDArray[np.uint8], label: int) -> Iterator[Island]:
     """The islands of one class in a mask (H, W)."""
     from scipy import ndimage

@@ -22,6 +22,7 @@ from steelgen.data.folder import (
     save_mask,
     save_metadata,
 )
+from steelgen.data.images import save_micrograph
 from steelgen.data.importers.sources import parent_of
 from steelgen.data.instances import load_instance_ids, save_instances
 from steelgen.data.islands import label_islands
@@ -161,9 +162,7 @@ def _save_tile(
     instances: NDArray[np.uint16] | None,
     info: DatasetInfo,
 ) -> None:
-    for name in ("images",) if mask is None else ("images", "masks"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.ascontiguousarray(image)).save(folder / "images" / f"{stem}.png", compress_level=2)
+    save_micrograph(folder / "images" / f"{stem}.png", image)
     if mask is not None:
         save_mask(folder / "masks" / f"{stem}.png", np.ascontiguousarray(mask), info.palette)
     if instances is not None:

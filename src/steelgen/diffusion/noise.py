@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,15 +57,15 @@ class NoiseSchedule:
         signal, spread = self.compute_levels(timesteps)
         return signal * image + spread * noise
 
-    def compute_log_sigmas(self) -> Tensor:
+    @cached_property
+    def log_sigmas(self) -> Tensor:
         """ln σ = ½ ln((1 − ᾱ)/ᾱ) of every timestep, (T,) float64, ascending; finite also where no signal is left."""
         alphas = lift_zeros(self.alphas_cumprod)
         return 0.5 * ((1 - alphas) / alphas).log()
 
     def interpolate_levels(self, timestep: float) -> tuple[float, float]:
         """√ᾱ and √(1 − ᾱ) at a timestep that may lie between two, interpolated in ln σ as diffusers' solvers do."""
-        log_sigmas = self.compute_log_sigmas()
-        log_sigma = float(np.interp(timestep, np.arange(len(log_sigmas)), log_sigmas.numpy()))
+        log_sigma = float(np.interp(timestep, np.arange(len(self)), self.log_sigmas.numpy()))
         return (1 + math.exp(2 * log_sigma)) ** -0.5, (1 + math.exp(-2 * log_sigma)) ** -0.5
 
     def sigma_at(self, timestep: float) -> float:

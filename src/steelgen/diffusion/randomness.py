@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,9 +46,12 @@ class HeldOutRandomness:
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """See `CropRandomness`."""
-        ranks = draw_fractions(torch.arange(self.count), _HELD_OUT_SEED).argsort().argsort()
         drawn = CropRandomness(_HELD_OUT_SEED, self.shape, 0.0)(number)
-        return {**drawn, "fraction": (ranks[number] + 0.5) / self.count}
+        return {**drawn, "fraction": (self._ranks[number] + 0.5) / self.count}
+
+    @cached_property
+    def _ranks(self) -> Tensor:
+        return draw_fractions(torch.arange(self.count), _HELD_OUT_SEED).argsort().argsort()
 
 
 def draw_fractions(numbers: Tensor, seed: int) -> Tensor:

@@ -39,7 +39,7 @@ class LogNormalTimesteps:
 
     def __init__(self, schedule: NoiseSchedule, mean: float, std: float) -> None:
         self._mean, self._std = mean, std
-        log_sigmas = schedule.compute_log_sigmas()
+        log_sigmas = schedule.log_sigmas
         self._bounds = (log_sigmas[1:] + log_sigmas[:-1]) / 2
 
     def draw(self, fractions: Tensor) -> tuple[Tensor, None]:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from steelgen.charts import COLORS, Curve, draw_chart
 from steelgen.data.palette import color_mask
+from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.copy_search import Match, cut_match
 from steelgen.evaluation.evidence import Evidence
 from steelgen.evaluation.figures import CLASSES_ABREAST
-from steelgen.evaluation.plots import build_sheet
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.pages import embed_image, render, show_number
 

@@ -214,7 +214,6 @@ class Trainable(Protocol):
         ...
 
 
-@dataclass
 class SteadyState:
     """For a `Trainable` of which nothing but weights changes from step to step."""
 
@@ -237,11 +236,17 @@ class SteadyState:
 
 
 def draw_for_masks(
-    generator: Generator, masks: Tensor, seeds: Sequence[int], solver: AnySolverSection | None = None
+    generator: Generator,
+    masks: Tensor,
+    seeds: Sequence[int],
+    solver: AnySolverSection | None = None,
+    start: StartImages | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Images for masks (N, H, W), (N, C, H, W) in [-1, 1]; as many of its own where the generator needs no masks."""
     given = masks if "masks" in generator.needs else None
-    drawn = generator.draw(DrawRequest(seeds, given, solver if "solver" in generator.takes else None))
+    steps = solver if "solver" in generator.takes else None
+    drawn = generator.draw(DrawRequest(seeds, given, steps, start, noise))
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
 

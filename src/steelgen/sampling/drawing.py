@@ -15,7 +15,7 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import DrawRequest, Generator, StartImages, join_networks, load_generator
+from steelgen.generators import Generator, StartImages, draw_for_masks, join_networks, load_generator
 from steelgen.sampling.masks import DrawnMask
 
 Start = tuple[Sequence[NDArray[np.uint8]], float]
@@ -78,11 +78,7 @@ def draw_images(
     start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
     try:
         with autocast(mixed_precision, device):
-            given = batch if "masks" in generator.needs else None
-            steps = solver if "solver" in generator.takes else None
-            images = generator.draw(DrawRequest(seeds, given, steps, start_images, noise)).images
-            assert images is not None, f"{generator.kind} makes no images"
-            images = images.cpu()
+            images = draw_for_masks(generator, batch, seeds, solver, start_images, noise).cpu()
     except Exception as error:
         if not is_out_of_memory(error):
             raise

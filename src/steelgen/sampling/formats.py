@@ -103,7 +103,6 @@ class _Row(Record):
     file_name: str
     seed: int = Field(ge=0, strict=True)
     mask: str | None = None
-    noise_prior: str | None = None
     dropped: dict[str, int] = {}
 
 

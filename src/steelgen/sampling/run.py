@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen import __version__
-from steelgen.changes import Change, list_changes, note_changes, refresh_config, refuse_changes
+from steelgen.changes import list_changes, list_known_changes, note_changes, refresh_config, refuse_changes
 from steelgen.config.base import config_to_json
 from steelgen.config.sample import NoMasks, SampleConfig, SplitMasks
 from steelgen.data.exporters.coco import CocoImage, save_coco
@@ -197,12 +197,10 @@ def _open_folder(
             f"{config.output_dir}: was begun with files_per_folder {files_per_folder}, which cannot be changed to "
             f"{config.files_per_folder}"
         )
-    known = sampling.drawn_by
     changes = [
-        *(Change(field, known[field], drawn_by[field]) for field in known.keys() & drawn_by.keys()),
+        *list_known_changes(sampling.drawn_by, drawn_by),
         *list_changes(select_decisive(refresh_config(begun, SampleConfig)), select_decisive(config_to_json(config))),
     ]
-    changes = [change for change in changes if change.before != change.now]
     refuse_changes(config.output_dir, changes, allow_changed)
     note_changes(config.output_dir, changes)
     if not shared:

@@ -16,13 +16,13 @@ from steelgen.data.folder import (
     DatasetInfo,
     Pair,
     find_images,
-    list_images,
     list_pairs,
+    list_samples,
     list_splits,
     load_dataset_info,
     load_pair,
 )
-from steelgen.data.islands import label_islands
+from steelgen.data.islands import compute_island_areas
 from steelgen.data.palette import color_mask
 from steelgen.data.rejects import load_rejects, save_rejects
 from steelgen.data.sheets import build_thumbnail
@@ -33,7 +33,7 @@ _EDGE = 320
 """Longest edge of what is shown, px."""
 _MEASURED = 100
 """Masks that figures are taken from, evenly over a folder."""
-_SAMPLES, _LABELS = LAYOUTS["folders"].samples, LAYOUTS["folders"].labels
+_SAMPLES = LAYOUTS["folders"].samples
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,9 @@ def open_collection(folder: Path) -> Collection:
         InputError: if it holds no pairs, or they do not match.
     """
     if (folder / _SAMPLES).is_dir():
-        images, labels = list_images(folder / _SAMPLES), folder / str(_LABELS)
-        masks = {path.stem: path for path in list_images(labels)} if labels.is_dir() else {}
-        if not images:
+        pairs = list_samples(folder)
+        if not pairs:
             raise InputError(f"{folder / _SAMPLES}: holds no images yet")
-        pairs = [Pair(path.stem, path, masks.get(path.stem)) for path in images]
         return Collection(load_dataset_info(folder), {_SAMPLES: Part(_SAMPLES, pairs, folder / _SAMPLES)})
     info = load_dataset_info(folder)
     parts = {
@@ -162,7 +160,6 @@ def _measure(
     _, mask = load_pair(pair, info)
     counts = np.bincount(mask.ravel(), minlength=256)[:num_classes]
     areas = [
-        np.bincount(label_islands(mask == label)[0].ravel())[1:] if counts[label] else np.zeros(0, np.int64)
-        for label in range(num_classes)
+        compute_island_areas(mask == label) if counts[label] else np.zeros(0, np.int64) for label in range(num_classes)
     ]
     return counts, areas

@@ -14,6 +14,7 @@ from PIL import Image
 
 from steelgen.data.folder import DatasetInfo, load_mask
 from steelgen.data.images import load_image
+from steelgen.data.palette import match_colors
 from steelgen.data.placement import CropGeometry, resize_mask, scale_whole
 from steelgen.errors import InputError
 from steelgen.sampling.measured import IslandTable, Statistics
@@ -21,8 +22,8 @@ from steelgen.sampling.procedural import draw_layout
 
 MAX_UPLOAD_PIXELS = 50_000_000
 """Larger files are refused by what their header says, before they are decoded."""
-_MAX_COLOR_DISTANCE = 60.0
-"""Euclidean distance in RGB up to which a pixel counts as painted in the colour of a class."""
+_COLOR_TOLERANCE = 35
+"""How much each channel of a pixel may differ that counts as painted in the colour of a class."""
 _MIN_COLORED_SHARE = 0.9
 _NUM_ISLANDS, _AREA_SPREAD, _SOLIDITY = 256, 0.5, 0.92
 """Islands that a layout chooses from; standard deviation of ln area; area over convex hull, as of real islands."""
@@ -148,13 +149,8 @@ def _load_indices_or_colors(path: Path, info: DatasetInfo) -> NDArray[np.uint8]:
         has_indices = opened.mode == "P"
     if has_indices:
         return load_mask(path, info)
-    best = np.full(image.shape[:2], np.inf)
-    mask = np.zeros(image.shape[:2], np.uint8)
-    for label, color in enumerate(info.palette):
-        distance = np.linalg.norm(image.astype(np.float32) - np.array(color, np.float32), axis=2)
-        mask[distance < best] = label
-        best = np.minimum(best, distance)
-    share = float((best <= _MAX_COLOR_DISTANCE).mean())
+    mask = match_colors(image, info.palette, tolerance=255).astype(np.uint8)
+    share = float((match_colors(image, info.palette, _COLOR_TOLERANCE) >= 0).mean())
     if share < _MIN_COLORED_SHARE:
         raise InputError(f"{path}: only {share:.0%} of its pixels have the colour of a class; a mask has all of them")
     return mask

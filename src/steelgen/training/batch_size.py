@@ -22,6 +22,7 @@ from steelgen.errors import InputError
 from steelgen.generators import build_trainable, draw_for_masks
 from steelgen.training.failures import split_batch
 from steelgen.training.measurement import DRAWN_AT_ONCE
+from steelgen.training.players import hold_fixed
 from steelgen.training.setup import build_crops, check_precision, load_held_out, place_networks, prepare
 from steelgen.training.state import TrainingState, build_state
 
@@ -156,6 +157,7 @@ def _time_steps(config: RunConfig, batch_size: int, device: torch.device) -> lis
     for _ in range(1 + _TIMED_STEPS):
         begun = time.perf_counter()
         for phase in trainable.phases:
+            hold_fixed(trainable.networks, phase)
             with autocast(options.mixed_precision, device):
                 losses = trainable.compute_loss(phase, trainable.networks, batch).losses
             scaler.scale(losses.mean()).backward()

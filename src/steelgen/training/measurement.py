@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import Micrographs, cut_crops, tensor_to_image
 from steelgen.data.images import save_image
+from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.copy_search import CopySearch, Match
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.memorisation import COPY_RATIO
-from steelgen.evaluation.plots import build_sheet
 from steelgen.generators import Generator, draw_for_masks
 
 _SEED = 0

@@ -54,10 +54,15 @@ class Players:
         optimizer = self._optimizers[phase.name]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * phase.learning_rate
-        if len(self._networks) > 1:
-            for name, network in self._networks.items():
-                network.requires_grad_(name in phase.trains)
+        hold_fixed(self._networks, phase)
         trained = {name: self._wrapped[name] for name in phase.trains}
         parameters = [parameter for name in phase.trains for parameter in self._networks[name].parameters()]
         # The others are called as they are: several processes have no gradients of theirs to bring together.
         return optimizer, PhaseNetworks({**self._networks, **trained}, list(trained.values()), parameters)
+
+
+def hold_fixed(networks: Mapping[str, nn.Module], phase: Phase) -> None:
+    """Takes gradients for the networks that a phase trains alone; where there is one network, it stays as it is."""
+    if len(networks) > 1:
+        for name, network in networks.items():
+            network.requires_grad_(name in phase.trains)

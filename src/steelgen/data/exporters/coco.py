@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.exporters.pairs import ExportPair
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.images import save_micrograph
 from steelgen.data.outlines import Region, iterate_regions
 from steelgen.files import new_file
 
@@ -38,7 +39,7 @@ def write_coco(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> Non
 def _save_images(folder: Path, pairs: Iterable[ExportPair]) -> Iterator[CocoImage]:
     for pair in pairs:
         name = f"{pair.item.name}.png"
-        save_image_as_png(folder / name, pair.image)
+        save_micrograph(folder / name, pair.image)
         yield CocoImage(name, pair.mask, pair.instances, {"provenance": pair.item.provenance})
 
 

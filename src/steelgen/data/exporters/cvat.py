@@ -10,11 +10,10 @@ from xml.sax.xmlreader import AttributesImpl
 
 import numpy as np
 
-from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.exporters.pairs import ExportPair, color_classes, label_classes
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.images import save_micrograph
 from steelgen.data.outlines import Region, iterate_regions
-
-IGNORE_LABEL = "__ignore__"
 
 
 def write_cvat(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
@@ -22,9 +21,7 @@ def write_cvat(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> Non
 
     Ignored pixels are labelled `__ignore__`; the subset of an image is its split.
     """
-    labels = dict(enumerate(info.class_names)) | {info.ignore_index: IGNORE_LABEL}
-    colors = dict(enumerate(info.palette)) | {info.ignore_index: (255, 255, 255)}
-    classes = [index for index in labels if index > 0]
+    labels, colors = label_classes(info), color_classes(info)
     with open(out / "annotations.xml", "w", encoding="utf-8") as file:
         xml = XMLGenerator(file, encoding="utf-8", short_empty_elements=True)
         xml.startDocument()
@@ -32,14 +29,14 @@ def write_cvat(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> Non
             with _element(xml, "version"):
                 xml.characters("1.1")
             with _element(xml, "meta"), _element(xml, "task"), _element(xml, "labels"):
-                for index in classes:
+                for index in labels:
                     _write_label(xml, labels[index], "#{:02x}{:02x}{:02x}".format(*colors[index]))
             for number, pair in enumerate(pairs):
                 name = f"{pair.item.name}.png"
-                save_image_as_png(out / "images" / name, pair.image)
+                save_micrograph(out / "images" / name, pair.image)
                 height, width = pair.mask.shape
                 with _element(xml, "image", id=number, name=name, subset=pair.item.split, width=width, height=height):
-                    for region in iterate_regions(pair.mask, classes, pair.instances):
+                    for region in iterate_regions(pair.mask, labels, pair.instances):
                         _write_region(xml, region, labels[region.class_index])
                 file.write("\n")
         xml.endDocument()

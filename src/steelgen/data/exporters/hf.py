@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.exporters.pairs import ExportPair
 from steelgen.data.folder import DatasetInfo, save_mask
+from steelgen.data.images import save_micrograph
 from steelgen.errors import InputError
 
 _ROWS_AT_ONCE = 64
@@ -30,7 +31,7 @@ def write_hf(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
         with open(folder / "metadata.jsonl", "w", encoding="utf-8") as lines:
             for pair in group:
                 name = f"{pair.item.name}.png"
-                save_image_as_png(folder / "images" / name, pair.image)
+                save_micrograph(folder / "images" / name, pair.image)
                 save_mask(folder / "masks" / name, pair.mask, info.palette)
                 row = {"file_name": f"images/{name}", "mask_file_name": f"masks/{name}", **_describe(pair)}
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.exporters.pairs import ExportPair, label_classes
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.images import save_micrograph
 from steelgen.data.outlines import iterate_regions
 from steelgen.files import save_json
 
@@ -17,13 +18,12 @@ def write_labelme(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> 
 
     Ignored pixels are labelled `__ignore__`. The flags say which split an image is of, and whether it was generated.
     """
-    labels = dict(enumerate(info.class_names)) | {info.ignore_index: "__ignore__"}
+    labels = label_classes(info)
     for pair in pairs:
         item = pair.item
         height, width = pair.mask.shape
         shapes: list[dict[str, Any]] = []
-        classes = [index for index in labels if index > 0]
-        for number, region in enumerate(iterate_regions(pair.mask, classes, pair.instances), start=1):
+        for number, region in enumerate(iterate_regions(pair.mask, labels, pair.instances), start=1):
             rings = region.trace()
             shapes += [
                 {
@@ -35,7 +35,7 @@ def write_labelme(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> 
                 }
                 for ring in rings
             ]
-        save_image_as_png(out / f"{item.name}.png", pair.image)
+        save_micrograph(out / f"{item.name}.png", pair.image)
         document = {
             "version": "5.5.0",
             "flags": {item.split: True, "generated": item.generated},

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.exporters.pairs import ExportPair
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.images import save_micrograph
 from steelgen.errors import InputError
 from steelgen.files import save_json
 
@@ -36,7 +37,7 @@ def write_nnunet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> N
             raise InputError(
                 f"{item.image}: nnunet cannot mix grey and colour images ({channels[5 - pair.image.ndim]})"
             )
-        save_image_as_png(out / f"images{folder}" / f"{item.name}_0000.png", pair.image)
+        save_micrograph(out / f"images{folder}" / f"{item.name}_0000.png", pair.image)
         (out / f"labels{folder}").mkdir(exist_ok=True)
         labels = lookup[pair.mask]
         ignores |= bool((labels == info.num_classes).any())

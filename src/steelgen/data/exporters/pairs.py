@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from steelgen.data.folder import DatasetInfo
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,15 @@ class ExportPair:
     instances: NDArray[np.uint16] | None
 
 
-def save_image_as_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Writes an (H, W) or (H, W, 3) image into a folder that is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Grey levels of micrographs are mostly noise: stronger compression takes five times as long for 3 %.
-    Image.fromarray(image).save(path, compress_level=2)
+IGNORE_LABEL = "__ignore__"
+"""What pixels to ignore are labelled in formats of objects; `data import` knows it."""
+
+
+def label_classes(info: DatasetInfo) -> dict[int, str]:
+    """Mask value → label of all that is drawn as objects: the classes but the background, and pixels to ignore."""
+    return dict(enumerate(info.class_names[1:], start=1)) | {info.ignore_index: IGNORE_LABEL}
+
+
+def color_classes(info: DatasetInfo) -> dict[int, tuple[int, int, int]]:
+    """Mask value → colour (0-255) of what `label_classes` labels."""
+    return dict(enumerate(info.palette[1:], start=1)) | {info.ignore_index: (255, 255, 255)}

@@ -9,23 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.exporters.pairs import ExportPair, color_classes, label_classes
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.images import save_micrograph
 from steelgen.data.outlines import Region, iterate_regions
-
-IGNORE_LABEL = "__ignore__"
 
 
 def write_roi(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
     """Writes ROIs named CLASS-0001 …, of the class's group and colour; composite where they have holes or parts."""
-    labels = dict(enumerate(info.class_names)) | {info.ignore_index: IGNORE_LABEL}
-    colors = dict(enumerate(info.palette)) | {info.ignore_index: (255, 255, 255)}
-    classes = [index for index in labels if index > 0]
+    labels, colors = label_classes(info), color_classes(info)
     for pair in pairs:
         folder = out / pair.item.split
-        save_image_as_png(folder / f"{pair.item.name}.png", pair.image)
+        save_micrograph(folder / f"{pair.item.name}.png", pair.image)
         with zipfile.ZipFile(folder / f"{pair.item.name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for number, region in enumerate(iterate_regions(pair.mask, classes, pair.instances), start=1):
+            for number, region in enumerate(iterate_regions(pair.mask, labels, pair.instances), start=1):
                 roi = build_roi(region)
                 roi.name = f"{labels[region.class_index]}-{number:04d}"
                 roi.group = region.class_index

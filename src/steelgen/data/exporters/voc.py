@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.exporters.pairs import ExportPair
 from steelgen.data.folder import DatasetInfo, save_mask
+from steelgen.data.images import save_micrograph
 from steelgen.data.instances import save_instances
 
 
@@ -20,7 +21,7 @@ def write_voc(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None
     lists.mkdir(parents=True)
     for pair in pairs:
         name = pair.item.name
-        save_image_as_png(out / "JPEGImages" / f"{name}.png", pair.image)
+        save_micrograph(out / "JPEGImages" / f"{name}.png", pair.image)
         save_mask(out / "SegmentationClass" / f"{name}.png", lookup[pair.mask], info.palette)
         if pair.instances is not None:
             save_instances(out / "SegmentationObject" / f"{name}.png", pair.instances)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from steelgen.data.exporters.pairs import ExportPair, save_image_as_png
+from steelgen.data.exporters.pairs import ExportPair
 from steelgen.data.folder import SPLITS, DatasetInfo
+from steelgen.data.images import save_micrograph
 from steelgen.data.outlines import iterate_regions
 
 
@@ -23,7 +24,7 @@ def write_yolo(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> Non
         splits.append(split)
         (out / "labels" / split).mkdir(parents=True)
         for pair in group:
-            save_image_as_png(out / "images" / split / f"{pair.item.name}.png", pair.image)
+            save_micrograph(out / "images" / split / f"{pair.item.name}.png", pair.image)
             height, width = pair.mask.shape
             lines = [
                 " ".join([str(region.class_index - 1), *(f"{value:.9g}" for value in (ring / (width, height)).ravel())])

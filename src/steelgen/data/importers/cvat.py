@@ -13,7 +13,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.importers.names import collect_names, find_index
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_box, build_ellipse, build_polygon
-from steelgen.data.importers.sources import SPLIT_NAMES, ImageIndex, list_files, parent_of, read_xml
+from steelgen.data.importers.sources import SPLIT_NAMES, ImageIndex, find_only_file, list_files, parent_of, read_xml
 from steelgen.data.runlength import encode_runs, parse_counts
 from steelgen.errors import InputError
 
@@ -30,7 +30,7 @@ def read_cvat(src: Path, options: ReadOptions) -> AnnotatedSet:
     Raises:
         InputError: if the file is no CVAT for images, a shape cannot be read, or an image is not there.
     """
-    path = _find_file(src)
+    path = find_only_file(src, ".xml")
     root = read_xml(path)
     if root.tag != "annotations" or root.find("track") is not None:
         kind = "of CVAT for video" if root.tag == "annotations" else f"with {root.tag!r:.40} as its root"
@@ -74,15 +74,6 @@ def read_cvat(src: Path, options: ReadOptions) -> AnnotatedSet:
     if not images:
         raise InputError(f"{path}: none of the annotated images is there")
     return AnnotatedSet(DatasetInfo(name=path.parent.resolve().name, class_names=names), images)
-
-
-def _find_file(src: Path) -> Path:
-    if src.is_file():
-        return src
-    found = list_files(src, (".xml",))
-    if len(found) != 1:
-        raise InputError(f"{src}: {len(found)} XML files; there must be one, or name it")
-    return found[0]
 
 
 def _read_shape(shape: Element, names: list[str], size: tuple[int, int]) -> Annotation:

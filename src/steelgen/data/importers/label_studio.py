@@ -15,7 +15,7 @@ from steelgen.data.folder import IMAGE_SUFFIXES, DatasetInfo
 from steelgen.data.importers.names import collect_names, find_index
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_box, build_ellipse, build_polygon
-from steelgen.data.importers.sources import ImageIndex, base_name, list_files, parent_of
+from steelgen.data.importers.sources import ImageIndex, base_name, find_only_file, list_files, parent_of
 from steelgen.data.runlength import decode_brush, encode_runs
 from steelgen.errors import InputError
 from steelgen.files import load_json
@@ -38,7 +38,7 @@ def read_label_studio(src: Path, options: ReadOptions) -> AnnotatedSet:
     Raises:
         InputError: if the file is no such export, a result cannot be read, or an image is not there.
     """
-    path = _find_file(src)
+    path = find_only_file(src, ".json")
     tasks = load_json(path)
     if not isinstance(tasks, list) or not all(isinstance(task, dict) and "data" in task for task in tasks):
         raise InputError(f'{path}: is no list of tasks with data; export as "JSON", not as "JSON-MIN"')
@@ -73,15 +73,6 @@ def read_label_studio(src: Path, options: ReadOptions) -> AnnotatedSet:
     if not images:
         raise InputError(f"{path}: no annotated task has an image that is there")
     return AnnotatedSet(DatasetInfo(name=path.parent.resolve().name, class_names=names), list(images.values()))
-
-
-def _find_file(src: Path) -> Path:
-    if src.is_file():
-        return src
-    found = list_files(src, (".json",))
-    if len(found) != 1:
-        raise InputError(f"{src}: {len(found)} JSON files; there must be one, or name it")
-    return found[0]
 
 
 class _Task(NamedTuple):

@@ -13,6 +13,7 @@ from xml.parsers import expat
 
 from steelgen.data.folder import IMAGE_SUFFIXES
 from steelgen.errors import InputError, first_line
+from steelgen.files import load_text
 
 _TILE = re.compile(r"(?P<parent>.+)_(?P<x0>\d{1,7})_(?P<y0>\d{1,7})_(?P<x1>\d{1,7})_(?P<y1>\d{1,7})")
 SPLIT_NAMES = {
@@ -146,18 +147,27 @@ class StemIndex:
         return found
 
 
+def find_only_file(src: Path, suffix: str) -> Path:
+    """`src` itself where it is a file, else the only file with a suffix below it.
+
+    Raises:
+        InputError: if there is none, or several.
+    """
+    if src.is_file():
+        return src
+    found = list_files(src, (suffix,))
+    if len(found) != 1:
+        raise InputError(f"{src}: {len(found)} {suffix[1:].upper()} files; there must be one, or name it")
+    return found[0]
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, without blanks at their ends.
 
     Raises:
         InputError: if the file is missing or no UTF-8 text.
     """
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    return [line.strip() for line in load_text(path).splitlines()]
 
 
 def read_xml(path: Path) -> ElementTree.Element:

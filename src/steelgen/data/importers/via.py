@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_box, build_ellipse, build_polygon
 from steelgen.data.importers.sources import ImageIndex, list_files, parent_of, read_csv, read_csv_header
 from steelgen.errors import InputError
-from steelgen.files import load_json
+from steelgen.files import load_json, parse_json
 
 _WITHOUT_AREA = ("point", "polyline")
 _ONLY_CLASS = "region"
@@ -130,10 +129,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[_Region]]:
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except (json.JSONDecodeError, RecursionError):
-        value = None
+    value = parse_json(text or "{}", where)
     if not isinstance(value, dict):
         raise InputError(f"{where}: {text!r:.60} is no JSON object")
     return value

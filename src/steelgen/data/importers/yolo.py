@@ -13,6 +13,7 @@ from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_polygon
 from steelgen.data.importers.sources import SPLIT_NAMES, list_files, parent_of, read_lines
 from steelgen.errors import InputError, first_line
+from steelgen.files import load_text
 
 _MAX_YAML = 1_000_000
 """Bytes of a data.yaml; names of classes and folders need no more."""
@@ -66,7 +67,7 @@ def _read_description(path: Path) -> tuple[list[str], dict[str | None, list[Path
     try:
         if path.stat().st_size > _MAX_YAML:
             raise InputError(f"{path}: {path.stat().st_size:,} bytes are too many for a data.yaml")
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        values = yaml.safe_load(load_text(path))
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from steelgen import __version__
-from steelgen.changes import CHANGES_FILE, list_changes, note_changes, refresh_config, refuse_changes
+from steelgen.changes import (
+    CHANGES_FILE,
+    list_changes,
+    list_known_changes,
+    note_changes,
+    refresh_config,
+    refuse_changes,
+)
 from steelgen.config.base import config_to_json
 from steelgen.config.utility import UtilityConfig, parse_code
 from steelgen.devices import pick_device, resolve_precision
@@ -93,14 +100,15 @@ def gather(config: UtilityConfig, data: StudyData, studies: Sequence[str]) -> di
     """
     from steelgen.evaluation.utility.study_page import save_report
 
-    found = [load_cell(config.output_dir, cell, studies) for cell in list_cells(config)]
+    wanted = list_cells(config)
+    found = [load_cell(config.output_dir, cell, studies) for cell in wanted]
     cells = [cell for cell in found if cell is not None]
     if len(cells) < len(found):
         return None
     shape = (len(data.test), data.info.num_classes, data.info.num_classes)
-    for cell, path in zip(cells, (cell_path(config.output_dir, cell) for cell in list_cells(config)), strict=True):
+    for cell, place in zip(cells, wanted, strict=True):
         if (measured := np.shape(cell.test.confusion)) != shape:
-            raise InputError(f"{path}: test.confusion: is {measured}, not {shape}")
+            raise InputError(f"{cell_path(config.output_dir, place)}: test.confusion: is {measured}, not {shape}")
     older = [cell for cell in cells if cell.study != studies[0]]
     for cell in older:
         if cell.test.micrographs != data.test.stems:
@@ -166,7 +174,7 @@ def _open_study(config: UtilityConfig, data: StudyData, allow_changed: Sequence[
     known = begun.inputs
     written = refresh_config(begun.config, UtilityConfig)
     changes = [
-        *list_changes({field: known[field] for field in known.keys() & inputs.keys()} if known else inputs, inputs),
+        *list_known_changes(known or {}, inputs),
         *list_changes(_select_decisive(written), _select_decisive(settings)),
     ]
     if known is None and not changes and begun.study != study:
