@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from steelgen.cli.data_output import describe_counts, describe_import, describe_report, print_import, print_report
 from steelgen.cli.options import JsonOption, QuietOption
 from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
 from steelgen.errors import InputError
 
 if TYPE_CHECKING:
-    from steelgen.data.check import CheckReport
-    from steelgen.data.folder import DatasetInfo
+    pass
 
 data_app = typer.Typer(no_args_is_help=True)
 
@@ -164,9 +163,9 @@ def import_command(
         with progress_bar("import", quiet) as report:
             info = import_dataset(kind, src, out, read, write, report)
         if as_json:
-            print_json(_describe_import(out, info))
+            print_json(describe_import(out, info))
         elif not quiet:
-            _print_import(out, info)
+            print_import(out, info)
 
 
 @data_app.command("export")
@@ -234,9 +233,9 @@ def check_command(
         save_contact_sheet(target / "contact_sheet.png", result.thumbnails, legend)
         save_page(target / "check.html", result)
         if as_json:
-            print_json(_describe_report(result))
+            print_json(describe_report(result))
         elif not quiet:
-            _print_report(result)
+            print_report(result)
             typer.echo(f"overlays: {target / 'contact_sheet.png'}, page: {target / 'check.html'}")
         if result.problems:
             raise typer.Exit(1)
@@ -266,7 +265,7 @@ def tile_command(
         options = TileOptions(size, stride, "centred" if centred else "grid", min_foreground, whole, scale)
         with progress_bar("tile") as report:
             counts = tile_dataset(folder, out, options, report)
-        typer.echo(f"{out}: {_describe_counts(counts, 'tiles')}")
+        typer.echo(f"{out}: {describe_counts(counts, 'tiles')}")
 
 
 @data_app.command("split")
@@ -279,15 +278,21 @@ def split_command(
     ] = "parent",
     stratify: Annotated[bool, typer.Option("--stratify", help="Share out each class's pixels alike.")] = False,
     seed: Annotated[int, typer.Option(help="Decides which groups go to which split.")] = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy a dataset folder with new splits, and report images that look alike across them."""
     with errors_as_lines():
         from steelgen.data.resplit import resplit_dataset
         from steelgen.data.splits import parse_fractions
 
-        with progress_bar("split") as report:
+        with progress_bar("split", quiet) as report:
             counts, leaks = resplit_dataset(folder, out, parse_fractions(fractions), by, stratify, seed, report)
-        typer.echo(f"{out}: {_describe_counts(counts, 'images')}")
+        if as_json:
+            print_json({"folder": str(out), "images": counts, "alike": [leak._asdict() for leak in leaks]})
+        if quiet or as_json:
+            return
+        typer.echo(f"{out}: {describe_counts(counts, 'images')}")
         if leaks:
             print_table(
                 f"pairs that look alike across splits: {len(leaks)}", ("image", "looks like", "correlation"), leaks
@@ -309,7 +314,9 @@ def fetch_command(
         if name == "inception":
             from steelgen.evaluation.features import INCEPTION_BASE, fetch_inception_weights
 
-            typer.echo(f"Inception weights in {fetch_inception_weights(out, base_url or INCEPTION_BASE)}")
+            with progress_bar("fetch") as report:
+                path = fetch_inception_weights(out, base_url or INCEPTION_BASE, report)
+            typer.echo(f"Inception weights in {path}")
             return
         if name != "ma-islands":
             raise InputError(f"fetch {name!r}: known are ma-islands and inception")
@@ -320,116 +327,6 @@ def fetch_command(
         with progress_bar("fetch") as report:
             fetch_files(MA_ISLANDS, out, base_url or FIGSHARE, report)
         typer.echo(f"{out}: complete")
-
-
-def _describe_import(out: Path, info: DatasetInfo) -> dict[str, Any]:
-    """What was written, as JSON values."""
-    from collections import Counter
-
-    from steelgen.data.folder import load_metadata
-
-    rows = load_metadata(out)
-    return {
-        "folder": str(out),
-        "class_names": info.class_names,
-        "images": dict(Counter(name.split("/")[0] for name in rows)),
-        "pixel_size_um": info.pixel_size_um,
-        "cropped_to_masks": sum("mask_height" in row for row in rows.values()),
-        "data_bars_cropped": sum("data_bar_height" in row for row in rows.values()),
-    }
-
-
-def _print_import(out: Path, info: DatasetInfo) -> None:
-    """What was written, and what was done to the images that nobody asked for by name."""
-    from collections import Counter
-
-    from steelgen.data.folder import SPLITS, load_metadata
-
-    metadata = load_metadata(out)
-    shown = ", ".join(info.class_names[:8]) + (" …" if info.num_classes > 8 else "")
-    counts = Counter(name.split("/")[0] for name in metadata)
-    typer.echo(f"{out}: {info.num_classes} classes ({shown}); {_describe_counts(counts, 'images')}")
-    if missing := [split for split in SPLITS if split not in counts]:
-        typer.echo(f"{out}: nothing in {' and '.join(missing)}; `steelgen data split {out} FOLDER` makes all three")
-    bars = sum("data_bar_height" in row for row in metadata.values())
-    if bars:
-        typer.echo(f"{out}: a data bar was cropped from {bars} images; --data-bar none keeps it")
-    if shorter := sum("mask_height" in row for row in metadata.values()):
-        typer.echo(
-            f"{out}: {shorter} images were cropped at the bottom to the height of their masks, which lack the bar"
-        )
-    sized = sum("pixel_size_um" in row for row in metadata.values())
-    if 0 < sized < len(metadata):
-        typer.echo(f"{out}: the pixel size is known for {sized} of {len(metadata)} images only")
-
-
-def _describe_counts(counts: Mapping[str, int], what: str) -> str:
-    from steelgen.data.folder import SPLITS
-
-    return ", ".join(f"{counts[split]} {what} in {split}" for split in SPLITS if split in counts)
-
-
-def _describe_report(result: CheckReport) -> dict[str, Any]:
-    """What the check found, as JSON values."""
-    import numpy as np
-
-    return {
-        "folder": str(result.root),
-        "class_names": result.info.class_names,
-        "splits": {
-            split: {
-                "images": summary.num_images,
-                "sizes": sorted(summary.sizes),
-                "mean_grey": summary.mean_intensity,
-                "ignored_share": summary.ignored_pixels / max(summary.num_pixels, 1),
-                "classes": {
-                    name: {
-                        "share": summary.share(index),
-                        "islands": len(areas := summary.island_areas[index]),
-                        "median_area_px": float(np.median(areas)) if len(areas) else None,
-                    }
-                    for index, name in enumerate(result.info.class_names)
-                },
-            }
-            for split, summary in result.splits.items()
-        },
-        "problems": [{"file": file, "problem": problem} for file, problem in result.problems],
-    }
-
-
-def _print_report(result: CheckReport) -> None:
-    import numpy as np
-
-    names = result.info.class_names
-    rows = []
-    for split, summary in result.splits.items():
-        sizes = sorted(summary.sizes)
-        extent = "×".join(map(str, sizes[0])) + (f" … {'×'.join(map(str, sizes[-1]))}" if len(sizes) > 1 else "")
-        for index, name in enumerate(names):
-            areas = summary.island_areas[index]
-            rows.append(
-                (
-                    split if index == 0 else "",
-                    summary.num_images if index == 0 else "",
-                    extent if index == 0 else "",
-                    round(summary.mean_intensity, 1) if index == 0 else "",
-                    name,
-                    f"{100 * summary.share(index):.2f}",
-                    len(areas) if index else "–",
-                    float(np.median(areas)) if len(areas) else "–",
-                )
-            )
-        if not names:
-            grey = round(summary.mean_intensity, 1)
-            rows.append((split, summary.num_images, extent, grey, "(no masks)", "–", "–", "–"))
-            continue
-        rows.append(
-            ("", "", "", "", "(ignored)", f"{100 * summary.ignored_pixels / max(summary.num_pixels, 1):.2f}", "–", "–")
-        )
-    columns = ("split", "images", "size px", "mean grey", "class", "area %", "islands", "median area px")
-    print_table(str(result.root), columns, rows)
-    if result.problems:
-        print_table(f"problems: {len(result.problems)}", ("file", "problem"), result.problems)
 
 
 def _parse_colors(text: str) -> tuple[tuple[tuple[int, int, int], str], ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
-from steelgen.cli.output import errors_as_lines, print_table, progress_bar
+from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
 from steelgen.cli.slurm import ProfileOption
 from steelgen.cli.watching import run_training
 
@@ -21,6 +21,7 @@ def pipeline_command(
     slurm: Annotated[bool, typer.Option("--slurm", help="Submit the stages as a chain of dependent jobs.")] = False,
     profile: ProfileOption = None,
     dry_run: DryRunOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")] = False,
 ) -> None:
     """Train, sample and evaluate one after another; what is complete with an unchanged config is skipped."""
     from steelgen.config.base import load_config
@@ -31,13 +32,16 @@ def pipeline_command(
 
     with errors_as_lines():
         settings = load_config(config, PipelineConfig, overrides or ())
+        if as_json and not dry_run:
+            raise InputError("--json: needs --dry-run; the stages print as they go")
         if profile and not slurm:
             raise InputError(f"--profile {profile}: needs --slurm")
         if dry_run:
-            rows = [
-                [stage.action, "skip, complete" if stage.complete else "run", stage.output]
-                for stage in plan_pipeline(settings)
-            ]
+            stages = plan_pipeline(settings)
+            if as_json:
+                print_json([{"stage": s.action, "complete": s.complete, "output": str(s.output)} for s in stages])
+                return
+            rows = [[s.action, "skip, complete" if s.complete else "run", s.output] for s in stages]
             print_table("dry run", ["stage", "what", "output"], rows)
         elif slurm:
             submit_pipeline(settings, load_profile(profile), typer.echo)
@@ -61,8 +65,10 @@ def _run_stage(stage: Stage) -> None:
     elif isinstance(stage.config, EvaluateConfig):
         from steelgen.evaluation.run import evaluate
 
-        evaluate(stage.config, lambda line: typer.echo(line, err=True))
+        with progress_bar("evaluate") as report:
+            evaluate(stage.config, lambda line: typer.echo(line, err=True), report)
     elif isinstance(stage.config, UtilityConfig):
         from steelgen.evaluation.utility.study import utility
 
-        utility(stage.config, lambda line: typer.echo(line, err=True))
+        with progress_bar("cells") as report:
+            utility(stage.config, lambda line: typer.echo(line, err=True), report_cells=report)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from steelgen.cli.isdm import load_settings
-from steelgen.cli.options import AllowChangedOption, DryRunOption, SetOption
-from steelgen.cli.output import errors_as_lines, fail, print_table, progress_bar
+from steelgen.cli.options import AllowChangedOption, DryRunOption, JsonOption, QuietOption, SetOption
+from steelgen.cli.output import errors_as_lines, fail, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from steelgen.config.sample import SampleConfig
+    from steelgen.shards import Shard
 
 
 def sample_command(
@@ -34,6 +37,8 @@ def sample_command(
     ] = None,
     allow_changed: AllowChangedOption = None,
     dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
     again: Annotated[
         tuple[Path, int] | None,
         typer.Option(
@@ -60,21 +65,28 @@ def sample_command(
 
     with errors_as_lines():
         settings = load_settings(config or resolve_bundled(BUNDLED_SAMPLE_CONFIG), "sample", overrides or ())
-        typer.echo(json.dumps(config_to_json(settings), indent=2))
+        silent = quiet or (as_json and not dry_run)
+        if not silent:
+            print_json(config_to_json(settings))
         if dry_run:
             from steelgen.generators import load_generator
 
             loaded = load_generator(settings.generator)
             parameters = sum(weight.numel() for network in loaded.networks.values() for weight in network.parameters())
             names = ", ".join(loaded.info.class_names)
-            typer.echo(f"{parameters:,} parameters, {loaded.geometry.image_size} px, classes: {names}")
+            if not silent:
+                typer.echo(f"{parameters:,} parameters, {loaded.geometry.image_size} px, classes: {names}")
             return
         from steelgen.sampling.run import sample
         from steelgen.shards import find_shard, parse_shard
 
         part = parse_shard(shard) if shard else find_shard(os.environ)
-        with progress_bar("sampling") as report:
+        with progress_bar("sampling", silent) as report:
             folder = sample(settings, report, part, allow_changed or ())
+        if as_json:
+            print_json(_describe_folder(settings, folder, part))
+        if silent:
+            return
         if part:
             typer.echo(f"shard {part} is complete in {folder}; the same command without a shard gathers all")
             return
@@ -96,6 +108,22 @@ def _replay(metadata: Path, line: int, out: Path | None, generator: Path | None)
             None: "original not there",
         }
         typer.echo(f"{path}: {verdict[same]}")
+
+
+def _describe_folder(settings: SampleConfig, folder: Path, shard: Shard | None) -> dict[str, Any]:
+    """What was drawn, as JSON values; what is known of the whole folder alone is null for a shard."""
+    from steelgen.files import load_json
+    from steelgen.sampling.formats import load_sampling
+
+    sampling = load_sampling(folder)
+    balance = folder / "balance.json"
+    return {
+        "folder": str(folder),
+        "num_samples": settings.num_samples,
+        "shard": str(shard) if shard else None,
+        "dropped": sampling.dropped if settings.filter and not shard else None,
+        "balance": load_json(balance) if settings.mask_source.kind == "balanced" and not shard else None,
+    }
 
 
 def _print_filter(folder: Path) -> None:

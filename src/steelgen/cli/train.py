@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from steelgen.cli.isdm import load_settings
-from steelgen.cli.options import AllowChangedOption, ConfigOption, DryRunOption, SetOption
-from steelgen.cli.output import errors_as_lines, fail, print_table
+from steelgen.cli.options import AllowChangedOption, ConfigOption, DryRunOption, JsonOption, QuietOption, SetOption
+from steelgen.cli.output import errors_as_lines, fail, print_json, print_table
 from steelgen.cli.watching import is_main_process, run_training
 
 if TYPE_CHECKING:
@@ -39,10 +39,13 @@ def train_command(
     resume: ResumeOption = Resume.never,
     allow_changed: AllowChangedOption = None,
     dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Learn a generator from annotated micrographs."""
     with errors_as_lines():
-        _run(load_settings(config, "train", overrides or ()), resume, dry_run, allow_changed or ())
+        settings = load_settings(config, "train", overrides or ())
+        _run(settings, resume, dry_run, allow_changed or (), quiet, as_json)
 
 
 def finetune_command(
@@ -51,24 +54,39 @@ def finetune_command(
     resume: ResumeOption = Resume.never,
     allow_changed: AllowChangedOption = None,
     dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Continue training a generator, usually with more mask_dropout, on the same or new data."""
     with errors_as_lines():
-        _run(load_settings(config, "finetune", overrides or ()), resume, dry_run, allow_changed or ())
+        settings = load_settings(config, "finetune", overrides or ())
+        _run(settings, resume, dry_run, allow_changed or (), quiet, as_json)
 
 
-def _run(settings: RunConfig, resume: Resume, dry_run: bool, allow_changed: Sequence[str]) -> None:
+def _run(
+    settings: RunConfig, resume: Resume, dry_run: bool, allow_changed: Sequence[str], quiet: bool, as_json: bool
+) -> None:
     """Trains or fine-tunes by the kind of the config: one of ISDM's for training may go on from a checkpoint."""
+    from steelgen.config.base import config_to_json
     from steelgen.training.setup import prepare
 
     if allow_changed and resume is Resume.never:
         fail("--allow-changed means something with --resume auto alone: a new run has nothing to differ from")
-    if dry_run:
-        _print_plan(settings, *prepare(settings))
+    silent = quiet or as_json or not is_main_process()
+    plan = _plan(settings, *prepare(settings)) if dry_run else None
+    if not silent:
+        print_json(config_to_json(settings))
+    if plan is not None:
+        if as_json:
+            print_json({"config": config_to_json(settings), "plan": dict(plan)})
+        elif not silent:
+            print_table("dry run", ["what", "value"], plan)
         return
-    _print_config(settings)
-    result = run_training(settings, resume is Resume.auto, allow_changed)
-    if not is_main_process():
+    result = run_training(settings, resume is Resume.auto, allow_changed, silent)
+    if as_json and is_main_process():
+        export = str(result.export) if result.export else None
+        print_json({**asdict(result), "export": export, "run_dir": str(settings.run_dir)})
+    if silent:
         return
     if result.export:
         typer.echo(f"finished at step {result.global_step} ({result.stopped_by}); generator in {result.export}")
@@ -79,27 +97,20 @@ def _run(settings: RunConfig, resume: Resume, dry_run: bool, allow_changed: Sequ
         )
 
 
-def _print_config(settings: RunConfig) -> None:
-    from steelgen.config.base import config_to_json
-
-    if is_main_process():
-        typer.echo(json.dumps(config_to_json(settings), indent=2))
-
-
-def _print_plan(settings: RunConfig, generator: Generator, micrographs: Micrographs) -> None:
+def _plan(settings: RunConfig, generator: Generator, micrographs: Micrographs) -> list[list[str]]:
+    """What would be trained: rows of name and value."""
     import numpy as np
 
     from steelgen.data.crops import CropDataset
     from steelgen.training.setup import count_steps
 
-    _print_config(settings)
     epoch = len(CropDataset(micrographs, generator.geometry, settings.seed, settings.data.augment))
     parameters = sum(parameter.numel() for network in generator.networks.values() for parameter in network.parameters())
     counts = np.sum([np.bincount(mask.ravel(), minlength=256) for mask in micrographs.masks], axis=0)
     labelled = counts[: micrographs.info.num_classes]
     sizes = sorted({f"{mask.shape[1]}x{mask.shape[0]}" for mask in micrographs.masks})
     geometry = generator.geometry
-    rows: list[list[Any]] = [
+    rows = [
         ["parameters", f"{parameters:,}"],
         ["micrographs", f"{len(micrographs)} ({', '.join(sizes[:3])}{' …' if len(sizes) > 3 else ''} px)"],
         ["crops", f"{geometry.crop_size} px → {geometry.image_size} px, {epoch} an epoch"],
@@ -107,4 +118,4 @@ def _print_plan(settings: RunConfig, generator: Generator, micrographs: Microgra
     ]
     for name, share in zip(micrographs.info.class_names, labelled / max(labelled.sum(), 1), strict=True):
         rows.append([f"class {name}", f"{share:.1%}"])
-    print_table("dry run", ["what", "value"], rows)
+    return rows

@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 _LINE_EVERY_S = 10
 
 
-def run_training(config: RunConfig, resume: bool, allow_changed: Sequence[str] = ()) -> TrainingResult:
-    """Trains or fine-tunes, by the kind of the config, and shows how it goes."""
+def run_training(
+    config: RunConfig, resume: bool, allow_changed: Sequence[str] = (), quiet: bool = False
+) -> TrainingResult:
+    """Trains or fine-tunes, by the kind of the config, and shows how it goes unless it is to be quiet."""
     from steelgen.config.train import TrainConfig
     from steelgen.training.loop import finetune, train
 
     run: Any = train if isinstance(config, TrainConfig) else finetune
-    with watch_training(config.train.max_minutes) as observer:
+    with watch_training(config.train.max_minutes, quiet) as observer:
         return run(config, observer, resume, allow_changed)
 
 
 @contextmanager
-def watch_training(max_minutes: float | None = None) -> Iterator[Any]:
+def watch_training(max_minutes: float | None = None, quiet: bool = False) -> Iterator[Any]:
     """Yields a `TrainingObserver`.
 
     Args:
         max_minutes: the run's limit, which the time remaining must not exceed.
+        quiet: nothing is shown.
     """
-    if not is_main_process():
+    if quiet or not is_main_process():
         yield _SilentObserver()
     elif not sys.stderr.isatty():
         yield _LineObserver(max_minutes)
@@ -53,7 +56,7 @@ def is_main_process() -> bool:
 
 
 class _SilentObserver:
-    """For all processes but the first."""
+    """For all processes but the first, and for quiet runs."""
 
     def on_start(self, first_step: int, last_step: int) -> None:
         pass

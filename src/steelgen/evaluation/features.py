@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import shutil
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from steelgen.errors import InputError, first_line
 from steelgen.files import default_cache_dir, hash_files, new_file
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+_PART_BYTES = 1 << 20
 INCEPTION_BASE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 
 
@@ -137,12 +137,17 @@ def hash_arrays(*arrays: NDArray, text: str = "") -> str:
     return digest.hexdigest()[:32]
 
 
-def fetch_inception_weights(cache_dir: Path | None = None, base_url: str = INCEPTION_BASE) -> Path:
+def fetch_inception_weights(
+    cache_dir: Path | None = None,
+    base_url: str = INCEPTION_BASE,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
     """Downloads the weights that FID is defined on (91 MB) into the cache, for machines without a network.
 
     Args:
         cache_dir: folder for the file; None takes the default cache.
         base_url: where the published file is, or a mirror of it.
+        report: told (bytes done, bytes in all) as the work goes on.
 
     Returns:
         The path of the file; a file already there is kept.
@@ -156,7 +161,11 @@ def fetch_inception_weights(cache_dir: Path | None = None, base_url: str = INCEP
     with new_file(path) as working:
         try:
             with urllib.request.urlopen(url, timeout=30) as source, open(working, "wb") as target:
-                shutil.copyfileobj(source, target)
+                total, done = int(source.headers.get("Content-Length") or 0), 0
+                while part := source.read(_PART_BYTES):
+                    target.write(part)
+                    done += len(part)
+                    report(done, max(total, done))
         except OSError as error:
             raise InputError(f"{url}: cannot be downloaded ({getattr(error, 'reason', error)})") from None
         # The first digits of the file's SHA-256 are part of its published name.
