@@ -42,7 +42,7 @@ from steelgen.config.train import TrainConfig
 from steelgen.devices import is_out_of_memory, pick_device
 from steelgen.errors import first_line
 from steelgen.files import load_json, save_json
-from steelgen.generators import load_generator
+from steelgen.generators.families import load_generator
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.training.batch_size import tune_batch
 from steelgen.training.loop import train

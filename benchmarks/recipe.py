@@ -45,7 +45,8 @@ from steelgen.errors import InputError
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.files import default_cache_dir, load_json, save_json
-from steelgen.generators import Generator, build_trainable, draw_for_masks, load_generator
+from steelgen.generators import Generator, draw_for_masks
+from steelgen.generators.families import build_trainable, load_generator
 from steelgen.training.loop import train
 from steelgen.training.post_hoc_ema import export_average
 from steelgen.training.setup import build_crops, place_networks, prepare_training

@@ -43,7 +43,8 @@ from steelgen.evaluation.agreement import compute_agreement
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
-from steelgen.generators import draw_for_masks, load_generator
+from steelgen.generators import draw_for_masks
+from steelgen.generators.families import load_generator
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.sampling import run as sampling_run
 from steelgen.sampling.beside import Candidate, iterate_masks

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from steelgen.config.base import load_config
 from steelgen.config.train import TrainConfig
-from steelgen.generators import build_trainable
+from steelgen.generators.families import build_trainable
 from steelgen.training.setup import build_crops, prepare_training
 
 GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)

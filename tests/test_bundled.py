@@ -15,7 +15,7 @@ from steelgen.cli.app import app
 from steelgen.config.base import load_config, parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
-from steelgen.generators import load_generator
+from steelgen.generators.families import load_generator
 
 ASSETS = Path(steelgen.__file__).parent / "assets"
 CONFIGS = Path(__file__).parents[1] / "configs" / "bundled"

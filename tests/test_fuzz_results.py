@@ -28,7 +28,8 @@ from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.verdict import judge_differences
-from steelgen.generators import build_trainable, draw_for_masks, load_generator
+from steelgen.generators import draw_for_masks
+from steelgen.generators.families import build_trainable, load_generator
 from steelgen.hpc.scripts import slurm_folder
 from steelgen.hpc.status import run_status
 from steelgen.runs import read_metrics

@@ -20,7 +20,8 @@ from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
 from steelgen.evaluation.run import evaluate
-from steelgen.generators import DrawRequest, build_trainable, load_generator
+from steelgen.generators import DrawRequest
+from steelgen.generators.families import build_trainable, load_generator
 from steelgen.models.dcgan import DcganDiscriminator, DcganGenerator
 from steelgen.sampling.replay import replay
 from steelgen.training.batch_size import take_steps

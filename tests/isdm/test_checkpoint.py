@@ -17,7 +17,7 @@ from steelgen.cli.app import app
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.errors import InputError
 from steelgen.files import load_json, save_json
-from steelgen.generators import load_generator
+from steelgen.generators.families import load_generator
 from steelgen.generators.semantic_diffusion.isdm.checkpoint import (
     export_isdm,
     find_ema_siblings,

@@ -13,7 +13,7 @@ from steelgen.config.base import load_config, parse_config
 from steelgen.config.isdm import IsdmConfig
 from steelgen.data.palette import isdm_palette
 from steelgen.errors import InputError
-from steelgen.generators import load_generator
+from steelgen.generators.families import load_generator
 from steelgen.isdm.config import convert_isdm_config, guess_action, is_isdm_config
 from tests.conftest import tiny_train_config, write_tiny_dataset
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from steelgen.cli.app import app
 from steelgen.data.folder import list_splits, load_dataset_info, load_mask
 from steelgen.data.palette import isdm_palette
-from steelgen.generators import load_generator
+from steelgen.generators.families import load_generator
 from steelgen.isdm.trees import find_tree, import_tree_once
 
 CONFIG = {

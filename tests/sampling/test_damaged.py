@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from steelgen.cli.app import app
 from steelgen.config.solver import SolverSection
 from steelgen.errors import InputError
-from steelgen.generators import load_generator
+from steelgen.generators.families import load_generator
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from tests.sampling.test_crashes import MASKS, build_values

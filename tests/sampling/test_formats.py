@@ -17,7 +17,7 @@ from steelgen.config.train import TrainConfig
 from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, load_metadata
 from steelgen.files import load_json
-from steelgen.generators import hash_weights
+from steelgen.generators.saved import hash_weights
 from steelgen.sampling.formats import PNG_KEY
 from steelgen.sampling.replay import replay
 from steelgen.training.loop import train

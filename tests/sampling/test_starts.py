@@ -15,7 +15,7 @@ from steelgen.data.crops import load_micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import load_json
-from steelgen.generators import build_generator
+from steelgen.generators.families import build_generator
 from steelgen.sampling.replay import replay
 from steelgen.sampling.run import sample
 from steelgen.shards import Shard

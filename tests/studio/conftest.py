@@ -43,7 +43,7 @@ def site(tmp_path_factory):
     import uvicorn
 
     from steelgen.data.folder import save_dataset_info
-    from steelgen.generators import load_generator
+    from steelgen.generators.families import load_generator
     from steelgen.studio.drawing import Studio
     from steelgen.studio.server import build_app, build_page
     from tests.data.samples import BUNDLED

@@ -23,7 +23,7 @@ from steelgen.cli.output import errors_as_lines
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
-from steelgen.generators import find_generator
+from steelgen.generators.saved import find_generator
 from steelgen.generators.semantic_diffusion.training import SemanticDiffusionTraining
 from steelgen.training import checkpoint
 from steelgen.training.checkpoint import list_checkpoints, newest_checkpoint

@@ -15,7 +15,8 @@ from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
-from steelgen.generators import Drawn, load_generator
+from steelgen.generators import Drawn
+from steelgen.generators.families import load_generator
 from steelgen.sampling.run import sample
 from steelgen.training.loop import train
 from steelgen.training.selection import BestTracker, CopyWatch

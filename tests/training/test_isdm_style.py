@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.diffusion.loss_history import LossHistory
-from steelgen.generators import load_generator
+from steelgen.generators.families import load_generator
 from steelgen.training.epochs import EpochTracker
 from steelgen.training.loop import finetune, train
 from tests.conftest import tiny_train_config

@@ -12,7 +12,7 @@ from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
-from steelgen.generators import load_generator
+from steelgen.generators.families import load_generator
 from steelgen.training.loop import train
 from steelgen.training.post_hoc_ema import compute_coefficients, reconstruct_average
 from steelgen.training.power_ema import PowerAverage, compute_gamma, list_snapshots, save_snapshot

@@ -6,7 +6,7 @@ import torch
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
-from steelgen.generators import build_trainable
+from steelgen.generators.families import build_trainable
 from steelgen.training.batch_size import tune_batch
 from steelgen.training.setup import build_accelerator, build_crops, place_networks, prepare_training
 from steelgen.training.state import build_state

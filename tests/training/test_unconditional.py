@@ -21,7 +21,8 @@ from steelgen.data.importing import READERS
 from steelgen.data.resplit import resplit_dataset
 from steelgen.errors import InputError
 from steelgen.evaluation.run import evaluate
-from steelgen.generators import draw_for_masks, load_generator
+from steelgen.generators import draw_for_masks
+from steelgen.generators.families import load_generator
 from steelgen.models.norm import GroupNorm
 from steelgen.models.semantic_unet import SemanticUNet
 from steelgen.models.spade import SpadeNorm

@@ -62,7 +62,7 @@ def export_command(
     """Write a generator as a checkpoint that ISDM loads."""
     with errors_as_lines():
         from steelgen.errors import InputError
-        from steelgen.generators import load_generator
+        from steelgen.generators.families import load_generator
         from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
         from steelgen.generators.semantic_diffusion.isdm.checkpoint import export_isdm
 

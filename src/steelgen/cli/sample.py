@@ -69,7 +69,7 @@ def sample_command(
         if not silent:
             print_json(config_to_json(settings))
         if dry_run:
-            from steelgen.generators import load_generator
+            from steelgen.generators.families import load_generator
 
             loaded = load_generator(settings.generator)
             parameters = sum(weight.numel() for network in loaded.networks.values() for weight in network.parameters())

@@ -1,41 +1,20 @@
 """What training, sampling and evaluation know of a generative model, whatever its kind.
 
-A kind of generator is a folder of this one with the name of its kind. Its package has three functions:
-
-    build(section, micrographs, geometry) -> Generator     an untrained one, by its section of `config/generator.py`
-    load(folder) -> Generator                              what `Generator.save` wrote
-    build_trainable(generator, config) -> Trainable        what training knows of it
+A kind of generator is a folder of this one, see `families`; `saved` finds trained ones on disk.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from steelgen.bundled import resolve_bundled
-from steelgen.config.generator import GENERATOR_KINDS, AnyGeneratorSection
 from steelgen.config.solver import AnySolverSection
-from steelgen.config.train import RunConfig
-from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.errors import InputError
-from steelgen.files import Record, aside_path, hash_files, load_json, load_record
-
-DESCRIPTION_FILE = "generator.json"
-"""In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
-
-_LARGEST_WEIGHT = 1e6
-"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
 
 Batch = dict[str, Tensor]
 """`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and what
@@ -45,10 +24,6 @@ Randomness = Callable[[int], Batch]
 workers, which it is sent to."""
 Gather = Callable[[Tensor], Tensor]
 """Concatenates a tensor over the processes."""
-
-
-class _Kind(Record):
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -259,122 +234,3 @@ def join_networks(networks: Mapping[str, nn.Module], names: Sequence[str] | None
     """
     chosen = {name: networks[name] for name in (networks if names is None else names)}
     return nn.ModuleDict(chosen) if len(chosen) > 1 else next(iter(chosen.values()))
-
-
-def build_generator(config: AnyGeneratorSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
-    """An untrained generator for the classes and grey levels of training micrographs."""
-    return _find_family(config.kind).build(config, micrographs, geometry)
-
-
-def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
-    """What training knows of a generator, under the config of a run."""
-    return _find_family(generator.kind).build_trainable(generator, config)
-
-
-def load_generator(path: Path) -> Generator:
-    """Loads a trained generator.
-
-    Args:
-        path: a run folder (its export, or else its newest checkpoint), a checkpoint, an export, bundled:NAME, or one
-            of ISDM's `.pt` files with its config beside it.
-
-    Raises:
-        InputError: if there is no generator, or it does not load.
-    """
-    if path.suffix == ".pt":
-        from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings, load_isdm_checkpoint
-
-        return load_isdm_checkpoint(path, find_isdm_settings(path))
-    folder = find_generator(path)
-    kind = load_record(folder / DESCRIPTION_FILE, _Kind).kind
-    if kind not in GENERATOR_KINDS:
-        raise InputError(f"{folder / DESCRIPTION_FILE}: kind {kind!r}: must be one of {', '.join(GENERATOR_KINDS)}")
-    return _find_family(kind).load(folder)
-
-
-def check_weights(network: nn.Module, origin: Path) -> None:
-    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
-
-    Args:
-        network: just loaded.
-        origin: the file or folder it came from.
-    """
-    for name, tensor in network.state_dict().items():
-        largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
-        if not largest <= _LARGEST_WEIGHT:
-            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
-            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
-
-
-def find_generator(path: Path) -> Path:
-    """The folder with generator.json that a run folder, a checkpoint, an export or a bundled model stands for.
-
-    Raises:
-        InputError: if there is none.
-    """
-    path = resolve_bundled(path)
-    aside = aside_path(path)  # where a kill left it that was about to be replaced
-    if not path.is_dir() and not aside.is_dir():
-        raise InputError(f"{path}: no such run, checkpoint or export")
-    checkpoints = sorted((path / "checkpoints").glob("step-*"), key=lambda found: (len(found.name), found.name))
-    for folder in [
-        path if path.is_dir() else aside,
-        path / "export",
-        aside_path(path / "export"),
-        path / "generator",
-        *(checkpoint / "generator" for checkpoint in reversed(checkpoints)),
-    ]:
-        if (folder / DESCRIPTION_FILE).is_file():
-            return folder
-    raise InputError(
-        f"{path}: holds no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)"
-    )
-
-
-def hash_weights(path: Path) -> str:
-    """SHA-256 of a generator's weights, in hex: of the one file of weights, or of all of them in the order of names.
-
-    Args:
-        path: what `load_generator` takes.
-
-    Raises:
-        InputError: if there is no generator, or it has no weights.
-    """
-    if path.suffix == ".pt":
-        if not path.is_file():
-            raise InputError(f"{path}: no such checkpoint file")
-        return hash_files(path)
-    folder = find_generator(path)
-    files = sorted(folder.rglob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder}: holds no weights (*.safetensors)")
-    return hash_files(*files)
-
-
-def hash_generator(path: Path, weights: str | None = None) -> str:
-    """SHA-256, in hex, of all that a generator draws by: its weights and every setting saved beside them.
-
-    What names versions and places in these settings does not count, so that a copy, or one saved again, is the same.
-
-    Args:
-        path: what `load_generator` takes.
-        weights: what `hash_weights` gives, where that is known.
-
-    Raises:
-        InputError: if there is no generator, or it has no weights.
-    """
-    described: list[Any] = [weights or hash_weights(path)]
-    if path.suffix == ".pt":
-        from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings
-
-        described.append(find_isdm_settings(path).model_dump(mode="json"))
-    else:
-        folder = find_generator(path)
-        for file in [folder / DESCRIPTION_FILE, *sorted(folder.glob("*/*.json"))]:
-            settings = load_json(file)
-            described.append({key: settings[key] for key in settings if key[0] != "_" and key != "steelgen_version"})
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _find_family(kind: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{kind}")

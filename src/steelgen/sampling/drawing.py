@@ -15,7 +15,8 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator, StartImages, draw_for_masks, join_networks, load_generator
+from steelgen.generators import Generator, StartImages, draw_for_masks, join_networks
+from steelgen.generators.families import load_generator
 from steelgen.sampling.masks import DrawnMask
 
 Start = tuple[Sequence[NDArray[np.uint8]], float]

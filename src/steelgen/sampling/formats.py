@@ -21,7 +21,7 @@ from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, load_record, new_file, parse_json, parse_record
-from steelgen.generators import hash_generator, hash_weights
+from steelgen.generators.saved import hash_generator, hash_weights
 from steelgen.sampling.masks import DrawnMask
 from steelgen.sampling.places import describe_place
 

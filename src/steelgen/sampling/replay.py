@@ -14,7 +14,7 @@ from steelgen.data.folder import load_mask
 from steelgen.data.images import load_image
 from steelgen.errors import InputError
 from steelgen.files import Record, parse_json, parse_record
-from steelgen.generators import hash_weights
+from steelgen.generators.saved import hash_weights
 from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.formats import save_png
 from steelgen.sampling.masks import NoSource

@@ -19,7 +19,8 @@ from steelgen.config.train import RunConfig
 from steelgen.data.crops import Micrographs, cut_crops
 from steelgen.devices import autocast, available_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import build_trainable, draw_for_masks
+from steelgen.generators import draw_for_masks
+from steelgen.generators.families import build_trainable
 from steelgen.training.failures import split_batch
 from steelgen.training.measurement import DRAWN_AT_ONCE
 from steelgen.training.players import hold_fixed

@@ -6,7 +6,7 @@ from typing import Any
 
 from steelgen.config.train import FinetuneConfig, RunConfig
 from steelgen.data.crops import Micrographs
-from steelgen.generators import hash_generator
+from steelgen.generators.saved import hash_generator
 from steelgen.runs import BATCH_FIELD
 from steelgen.training.setup import effective_batch
 

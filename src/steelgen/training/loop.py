@@ -11,7 +11,8 @@ from accelerate.utils import set_seed
 
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.data.crops import Micrographs
-from steelgen.generators import Generator, build_trainable
+from steelgen.generators import Generator
+from steelgen.generators.families import build_trainable
 from steelgen.runs import RunFolder
 from steelgen.trackers import check_trackers
 from steelgen.training.checkpoint import (

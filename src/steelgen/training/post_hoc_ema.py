@@ -18,7 +18,8 @@ from torch import Tensor
 
 from steelgen.errors import InputError
 from steelgen.files import check_output_free
-from steelgen.generators import join_networks, load_generator
+from steelgen.generators import join_networks
+from steelgen.generators.families import load_generator
 from steelgen.training.checkpoint import check_same_architecture
 from steelgen.training.power_ema import SNAPSHOT_FOLDER, compute_gamma, list_snapshots
 

@@ -23,7 +23,8 @@ from steelgen.data.folder import list_splits
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
-from steelgen.generators import Generator, Trainable, build_generator, load_generator
+from steelgen.generators import Generator, Trainable
+from steelgen.generators.families import build_generator, load_generator
 
 _MAX_WORKERS = 8
 _PATIENCE = timedelta(minutes=10)

@@ -19,7 +19,8 @@ from steelgen.data.placement import CropGeometry
 from steelgen.devices import map_on_single_threads, randn_by_seed
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
-from steelgen.generators import DESCRIPTION_FILE, Drawn, DrawRequest, check_weights
+from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
 from steelgen.models.dcgan import DcganGenerator
 
 _WEIGHTS_FILE = "weights.safetensors"

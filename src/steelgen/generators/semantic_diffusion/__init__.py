@@ -12,21 +12,21 @@ from steelgen.generators import Generator, Trainable
 
 
 def build(section: SemanticDiffusionSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
-    """See `steelgen.generators`."""
+    """See `steelgen.generators.families`."""
     from steelgen.generators.semantic_diffusion.generator import build_semantic_diffusion
 
     return build_semantic_diffusion(section, micrographs, geometry)
 
 
 def load(folder: Path) -> Generator:
-    """See `steelgen.generators`."""
+    """See `steelgen.generators.families`."""
     from steelgen.generators.semantic_diffusion.generator import load_semantic_diffusion
 
     return load_semantic_diffusion(folder)
 
 
 def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
-    """See `steelgen.generators`."""
+    """See `steelgen.generators.families`."""
     from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
     from steelgen.generators.semantic_diffusion.training import SemanticDiffusionTraining
 

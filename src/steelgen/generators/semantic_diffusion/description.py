@@ -13,7 +13,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import Record, load_record
-from steelgen.generators import DESCRIPTION_FILE
+from steelgen.generators.saved import DESCRIPTION_FILE
 
 
 class Description(Record):

@@ -24,7 +24,9 @@ from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.errors import InputError, first_line, quote_value
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import DESCRIPTION_FILE, Drawn, DrawRequest, check_weights, load_generator
+from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators.families import load_generator
+from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
 from steelgen.generators.semantic_diffusion.description import load_description
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.models.semantic_unet import SemanticUNet

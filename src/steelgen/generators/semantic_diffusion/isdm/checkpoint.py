@@ -20,7 +20,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_json, new_file, save_json
-from steelgen.generators import check_weights
+from steelgen.generators.saved import check_weights
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.generators.semantic_diffusion.isdm.network import (
     BETA_SCHEDULES,

@@ -8,7 +8,7 @@ from pathlib import Path
 from steelgen.config.isdm import IsdmNetworkSection
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_folder
-from steelgen.generators import DESCRIPTION_FILE
+from steelgen.generators.saved import DESCRIPTION_FILE
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_step, load_isdm_checkpoint
 from steelgen.generators.semantic_diffusion.isdm.training_state import save_training_state

@@ -1,0 +1,62 @@
+"""From the name of a kind to the folder that makes it.
+
+A kind of generator is a package beside this module with the name of its kind and three functions:
+
+    build(section, micrographs, geometry) -> Generator     an untrained one, by its section of `config/generator.py`
+    load(folder) -> Generator                              what `Generator.save` wrote
+    build_trainable(generator, config) -> Trainable        what training knows of it
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from steelgen.config.generator import GENERATOR_KINDS, AnyGeneratorSection
+from steelgen.config.train import RunConfig
+from steelgen.data.crops import Micrographs
+from steelgen.data.placement import CropGeometry
+from steelgen.errors import InputError
+from steelgen.files import Record, load_record
+from steelgen.generators import Generator, Trainable
+from steelgen.generators.saved import DESCRIPTION_FILE, find_generator
+
+
+class _Kind(Record):
+    kind: str
+
+
+def build_generator(config: AnyGeneratorSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
+    """An untrained generator for the classes and grey levels of training micrographs."""
+    return _find_family(config.kind).build(config, micrographs, geometry)
+
+
+def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
+    """What training knows of a generator, under the config of a run."""
+    return _find_family(generator.kind).build_trainable(generator, config)
+
+
+def load_generator(path: Path) -> Generator:
+    """Loads a trained generator.
+
+    Args:
+        path: a run folder (its export, or else its newest checkpoint), a checkpoint, an export, bundled:NAME, or one
+            of ISDM's `.pt` files with its config beside it.
+
+    Raises:
+        InputError: if there is no generator, or it does not load.
+    """
+    if path.suffix == ".pt":
+        from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings, load_isdm_checkpoint
+
+        return load_isdm_checkpoint(path, find_isdm_settings(path))
+    folder = find_generator(path)
+    kind = load_record(folder / DESCRIPTION_FILE, _Kind).kind
+    if kind not in GENERATOR_KINDS:
+        raise InputError(f"{folder / DESCRIPTION_FILE}: kind {kind!r}: must be one of {', '.join(GENERATOR_KINDS)}")
+    return _find_family(kind).load(folder)
+
+
+def _find_family(kind: str) -> ModuleType:
+    return importlib.import_module(f"steelgen.generators.{kind}")
