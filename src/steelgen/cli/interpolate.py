@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from steelgen.cli.options import ConfigOption, SetOption
-from steelgen.cli.output import errors_as_lines
+from steelgen.cli.output import errors_as_lines, progress_bar
 from steelgen.errors import InputError
 
 
@@ -32,5 +32,6 @@ def interpolate_command(
         settings = load_config(config, SampleConfig, overrides or ())
         from steelgen.sampling.interpolate import interpolate
 
-        interpolate(settings, (first, last), frames, mask, out)
+        with progress_bar("frames") as report:
+            interpolate(settings, (first, last), frames, mask, out, report)
         typer.echo(f"{frames} frames in {out}")

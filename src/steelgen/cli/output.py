@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from steelgen.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def fail(message: str) -> NoReturn:
@@ -58,9 +61,15 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+_shown: list[Progress] = []
+"""The bar that the terminal shows now."""
+
+
 @contextmanager
 def progress_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Yields a function of (done, total) that moves a bar on stderr; in a log it is a line every tenth of the way.
+
+    A bar appears when it first moves, and gives way to another that begins inside its block.
 
     Args:
         quiet: nothing is shown.
@@ -96,6 +105,20 @@ def progress_bar(title: str, quiet: bool = False) -> Iterator[Callable[[int, int
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task(title, total=None)
+
+    def move(done: int, total: int) -> None:
+        if _shown[-1:] != [progress]:
+            # A terminal holds one bar: the one that moved last.
+            for earlier in _shown:
+                earlier.stop()
+            _shown[:] = [progress]
+            progress.start()
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield move
+    finally:
+        progress.stop()
+        _shown.clear()

@@ -60,8 +60,8 @@ def _run_stage(stage: Stage) -> None:
     elif isinstance(stage.config, SampleConfig):
         from steelgen.sampling.run import sample
 
-        with progress_bar("sampling") as report:
-            sample(stage.config, report)
+        with progress_bar("segmenter") as report_filter, progress_bar("sampling") as report:
+            sample(stage.config, report, report_filter=report_filter)
     elif isinstance(stage.config, EvaluateConfig):
         from steelgen.evaluation.run import evaluate
 

@@ -81,8 +81,8 @@ def sample_command(
         from steelgen.shards import find_shard, parse_shard
 
         part = parse_shard(shard) if shard else find_shard(os.environ)
-        with progress_bar("sampling", silent) as report:
-            folder = sample(settings, report, part, allow_changed or ())
+        with progress_bar("segmenter", silent) as report_filter, progress_bar("sampling", silent) as report:
+            folder = sample(settings, report, part, allow_changed or (), report_filter)
         if as_json:
             print_json(_describe_folder(settings, folder, part))
         if silent:

@@ -7,6 +7,8 @@ judgement depends on the pair alone, so it is the same in any batch, shard or la
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -65,8 +67,19 @@ class PairFilter:
         return None
 
 
-def build_filter(config: FilterSection, info: DatasetInfo, geometry: CropGeometry) -> PairFilter:
+def build_filter(
+    config: FilterSection,
+    info: DatasetInfo,
+    geometry: CropGeometry,
+    report: Callable[[int, int], None] | None = None,
+) -> PairFilter:
     """Trains the segmenter, or takes it from the cache, and prepares the search for near-copies.
+
+    Args:
+        config: the thresholds.
+        info: classes of the masks.
+        geometry: of the images.
+        report: told (steps done, steps in all) while the segmenter is trained.
 
     Raises:
         InputError: if the dataset cannot be used, has other classes, or a threshold names an unknown class.
@@ -78,7 +91,7 @@ def build_filter(config: FilterSection, info: DatasetInfo, geometry: CropGeometr
     segmenter = None
     if max(thresholds) > 0:
         segmenter = load_or_train_segmenter(
-            micrographs, geometry, config.segmenter, default_cache_dir(), config.seed, device
+            micrographs, geometry, config.segmenter, default_cache_dir(), config.seed, device, report
         )
     copies = (
         CopySearch(micrographs, geometry, scale_range=geometry.scale_range, blur=1.0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -17,9 +19,17 @@ from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 
 _FRAME_MS = 120
+_FRAMES_AT_ONCE = 4
 
 
-def interpolate(config: SampleConfig, seeds: tuple[int, int], num_frames: int, mask_index: int, path: Path) -> None:
+def interpolate(
+    config: SampleConfig,
+    seeds: tuple[int, int],
+    num_frames: int,
+    mask_index: int,
+    path: Path,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Draws `num_frames` images of one mask between two seeds.
 
     Args:
@@ -28,6 +38,7 @@ def interpolate(config: SampleConfig, seeds: tuple[int, int], num_frames: int, m
         num_frames: at least 2.
         mask_index: number of the mask in the mask source.
         path: .png writes a strip, .gif an animation that runs there and back.
+        report: told (frames done, frames in all).
 
     Raises:
         InputError: if the path has another ending, exists already, or there are fewer than 2 frames.
@@ -41,18 +52,22 @@ def interpolate(config: SampleConfig, seeds: tuple[int, int], num_frames: int, m
     generator = prepare_generator(config.generator, config.channels_last)
     info, geometry = generator.info, generator.geometry
     masks = build_mask_source(config.mask_source, info, geometry, config.seed)
-    drawn = [replace_images(masks, config, info, geometry).draw(mask_index)] * num_frames
-    shape = (geometry.in_channels, *drawn[0].mask.shape)
-    first, last = randn_by_seed(shape, seeds)
-    frames = draw_images(
-        generator,
-        [each.mask for each in drawn],
-        [seeds[0]] * num_frames,
-        config.solver,
-        resolve_precision(config.mixed_precision),
-        take_start(config, drawn),
-        torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)]),
-    )
+    drawn = replace_images(masks, config, info, geometry).draw(mask_index)
+    first, last = randn_by_seed((geometry.in_channels, *drawn.mask.shape), seeds)
+    noise = torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)])
+    frames: list[NDArray[np.uint8]] = []
+    for part in noise.split(min(config.batch_size, _FRAMES_AT_ONCE)):
+        report(len(frames), num_frames)
+        frames += draw_images(
+            generator,
+            [drawn.mask] * len(part),
+            [seeds[0]] * len(part),
+            config.solver,
+            resolve_precision(config.mixed_precision),
+            take_start(config, [drawn] * len(part)),
+            part,
+        )
+    report(num_frames, num_frames)
     with new_file(path) as working:
         if path.suffix.lower() == ".png":
             Image.fromarray(np.concatenate(frames, axis=1)).save(working)

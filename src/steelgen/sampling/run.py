@@ -57,6 +57,7 @@ def sample(
     report: Callable[[int, int], None] = lambda done, total: None,
     shard: Shard | None = None,
     allow_changed: Sequence[str] = (),
+    report_filter: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Draws labelled images with matching masks, and metadata.jsonl.
 
@@ -69,6 +70,7 @@ def sample(
             number of shards may be drawn at once, on all machines that share the folder.
         allow_changed: fields and sections of the config that may differ from those the folder was begun with;
             `generator` also stands for what lies there.
+        report_filter: told (steps done, steps in all) while the filter's segmenter is trained.
 
     Returns:
         The output folder.
@@ -83,7 +85,7 @@ def sample(
     _check_taken(config, generator)
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
-    pair_filter = build_filter(config.filter, info, geometry) if config.filter else None
+    pair_filter = build_filter(config.filter, info, geometry, report_filter) if config.filter else None
     out = config.output_dir
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # refuses before anything is written
