@@ -38,7 +38,7 @@ def time_in_turns(
     return seconds
 
 
-def summarise(seconds: list[float]) -> dict[str, float]:
+def summarize(seconds: list[float]) -> dict[str, float]:
     """Median, minimum and maximum."""
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 

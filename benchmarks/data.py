@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import save_results, summarise, time_in_turns
+from common import save_results, summarize, time_in_turns
 from PIL import Image
 
 DATA = Path(__file__).parents[1] / "data"
@@ -139,7 +139,7 @@ def benchmark_loader(repeats: int) -> dict[str, Any]:
             name: lambda name=name: [loaders[name][number] for number in range(counts[name])] for name in loaders
         }
         seconds = time_in_turns({**variants, "training": train}, repeats)
-    rates = {name: counts[name] / summarise(values)["median"] for name, values in seconds.items()}
+    rates = {name: counts[name] / summarize(values)["median"] for name, values in seconds.items()}
     return {
         "crops_per_second": rates,
         "cache_to_training": rates["cache"] / rates["training"],

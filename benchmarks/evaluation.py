@@ -23,7 +23,7 @@ from steelgen.config.evaluate import EvaluateConfig
 from steelgen.data.crops import cut_crops, load_micrographs
 from steelgen.data.folder import save_mask
 from steelgen.data.placement import CropGeometry
-from steelgen.evaluation.run import evaluate
+from steelgen.evaluation.evaluate import evaluate
 
 
 def write_generated(dataset: Path, folder: Path, geometry: CropGeometry, count: int) -> None:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from common import LinePrinter, save_results, summarise
+from common import LinePrinter, save_results, summarize
 from safetensors.torch import load_file
 from tables import tabulate_gpu
 
@@ -43,7 +43,7 @@ from steelgen.devices import is_out_of_memory, pick_device
 from steelgen.errors import first_line
 from steelgen.files import load_json, save_json
 from steelgen.generators.families import load_generator
-from steelgen.sampling.drawing import draw_images, prepare_generator
+from steelgen.sampling.generate import generate_images, prepare_generator
 from steelgen.training.batch_size import tune_batch
 from steelgen.training.loop import train
 from steelgen.training.setup import prepare_training
@@ -203,8 +203,8 @@ def _measure_steps(scale: Scale, folder: Path, save: Save, kinds: list[tuple[int
             row["failed"] = "out of memory"
         else:
             rates = [1 / seconds for seconds in watch.seconds]
-            row["steps_per_second"] = summarise(rates)
-            row["images_per_second"] = summarise([scale.batches[size] * rate for rate in rates])
+            row["steps_per_second"] = summarize(rates)
+            row["images_per_second"] = summarize([scale.batches[size] * rate for rate in rates])
             row["waits_a_step"] = watch.waits.total() / scale.watched
             row["waits"] = dict(watch.waits.most_common(10))
             row["seconds_in_all"] = time.perf_counter() - begun
@@ -288,14 +288,14 @@ def measure_sampling(scale: Scale, folder: Path, save: Save) -> None:
 
                 def draw() -> float:
                     begun = time.perf_counter()
-                    draw_images(ready, list(masks), list(range(count)), solver, precision)  # noqa: B023
+                    generate_images(ready, list(masks), list(range(count)), solver, precision)  # noqa: B023
                     return time.perf_counter() - begun
 
                 draw()  # the first time kernels are chosen
                 with count_waits() as waits:
                     draw()
                 seconds = [draw() for _ in range(scale.blocks)]
-            row["images_per_second"] = summarise([count / each for each in seconds])
+            row["images_per_second"] = summarize([count / each for each in seconds])
             row["waits_a_batch"] = waits.total()
             row["waits"] = dict(waits.most_common(10))
             rows.append(row)

@@ -88,7 +88,7 @@ RECIPE_VARIANTS = (
     "x0",
     "epsilon",
     "linear",
-    "not-standardised",
+    "not-standardized",
     "min-snr",
     "lognormal",
     "flow",

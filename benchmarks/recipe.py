@@ -12,7 +12,7 @@ for masks of crops from the validation and test splits, against crops of the tes
 of the training split against the same; a figure "above the floor" has it taken off. `table` gathers all.
 
 Images are drawn by dpmsolver++, for all variants alike. The ISDM recipe (epsilon, linear schedule, learned variance,
-plain grey levels, picked mask pixels, weights averaged with 0.9999 from the first step on, the epoch of lowest training
+plain gray levels, picked mask pixels, weights averaged with 0.9999 from the first step on, the epoch of lowest training
 loss) is also scored by its last weights, averaged and not, since in short runs its choice may not be its best. Solvers
 that draw fresh noise at every step forgive a network more: so some variants' weights and ISDM's last ones are scored by
 sde-dpmsolver++ or, where they have learned the variance, by ddpm too, and with --own-sampler the latter also by ISDM's
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from charts import draw_curves
-from common import LinePrinter, save_results, summarise, time_in_turns
+from common import LinePrinter, save_results, summarize, time_in_turns
 from numpy.typing import NDArray
 from tables import tabulate_scores
 
@@ -63,7 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         f"{NOISE}.prediction_type": "epsilon",
         f"{NOISE}.beta_schedule": "linear",
         f"{NOISE}.zero_terminal_snr": False,
-        f"{NOISE}.standardise": False,
+        f"{NOISE}.standardize": False,
         f"{NETWORK}.learn_sigma": True,
         f"{NETWORK}.mask_resize": "nearest",
         f"{TRAIN}.ema_decay": 0.9999,
@@ -74,7 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "x0": {f"{NOISE}.prediction_type": "sample"},
     "epsilon": {f"{NOISE}.prediction_type": "epsilon", f"{NOISE}.zero_terminal_snr": False},
     "linear": {f"{NOISE}.beta_schedule": "linear"},
-    "not-standardised": {f"{NOISE}.standardise": False},
+    "not-standardized": {f"{NOISE}.standardize": False},
     "min-snr": {f"{NOISE}.snr_gamma": 5},
     "lognormal": {"diffusion.timestep_sampling": "lognormal"},
     "flow": {f"{NOISE}.prediction_type": "flow", f"{NOISE}.beta_schedule": "flow"},
@@ -282,7 +282,7 @@ def main() -> None:
         seconds = time_in_turns(
             {name: build_step(name) for name in VARIANTS if name not in SAME_STEP}, arguments.repeats, clock
         )
-        rows = {name: summarise(values) for name, values in seconds.items()}
+        rows = {name: summarize(values) for name, values in seconds.items()}
         save_results(arguments.runs / "step_times.json", {"threads": 1, "seconds_a_step": rows})
     elif arguments.part == "run":
         os.nice(10)

@@ -26,7 +26,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from common import save_results, summarise, time_in_turns
+from common import save_results, summarize, time_in_turns
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,9 +39,9 @@ from steelgen.devices import randn_by_seed
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import RespacedSolver
-from steelgen.evaluation.agreement import compute_agreement
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
+from steelgen.evaluation.iou import compute_agreement
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
 from steelgen.generators import draw_for_masks
 from steelgen.generators.families import load_generator
@@ -138,8 +138,8 @@ def measure_speed(generator: SemanticDiffusion, images: int, repeats: int) -> di
     for name, times in seconds.items():
         ratios = base / np.array(times)
         rows[name] = {
-            "seconds_per_image": {key: value / images for key, value in summarise(times).items()},
-            "times_faster_than_isdm": summarise(ratios.tolist()),
+            "seconds_per_image": {key: value / images for key, value in summarize(times).items()},
+            "times_faster_than_isdm": summarize(ratios.tolist()),
         }
     return {"images": images, "repeats": repeats, "default": default.model_dump(mode="json"), "variants": rows}
 
@@ -262,7 +262,7 @@ class _InTurn:
 
 
 def measure_beside(generator: Path, images: int, repeats: int) -> dict[str, Any]:
-    """Images a second of `steelgen sample`, with masks, judgement and files in turn with drawing and beside it."""
+    """Images a second of `steelgen sample`, with masks, judgment and files in turn with drawing and beside it."""
 
     def build(folder: str, **values: Any) -> SampleConfig:
         masks = {"kind": "procedural", "dataset": str(DATASET), "split": "train"}
@@ -289,7 +289,7 @@ def measure_beside(generator: Path, images: int, repeats: int) -> dict[str, Any]
         },
         repeats,
     )
-    return {"images": images, "seconds": {name: summarise(values) for name, values in seconds.items()}}
+    return {"images": images, "seconds": {name: summarize(values) for name, values in seconds.items()}}
 
 
 def draw_masks(generator: SemanticDiffusion, count: int) -> Tensor:

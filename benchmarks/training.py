@@ -4,7 +4,7 @@
     python benchmarks/training.py --device cuda --image-size 256 --channels 128 --batch-size 8
 
 ISDM's way: fp32, NCHW, an AdamW that loops over parameters, the full mask resized anew in every SPADE norm with γ and β
-by convolutions of their own, a second forward pass for the loss (counted without gradients, in its favour), and an
+by convolutions of their own, a second forward pass for the loss (counted without gradients, in its favor), and an
 average that loops over parameters. Ours: what `steelgen train` does with mixed_precision auto, on the same network and
 weights. On a GPU `ours, compiled` is measured too. Memory is the peak of a fresh process of each variant (CPU) or of
 torch.cuda.max_memory_allocated.
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import save_results, summarise, time_in_turns
+from common import save_results, summarize, time_in_turns
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -180,8 +180,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "precision_of_ours": resolve_precision("auto", torch.device(arguments.device)),
         "variants": {
             name: {
-                "images_per_second": summarise((arguments.batch_size / np.array(times)).tolist()),
-                "times_faster_than_isdm": summarise((base / np.array(times)).tolist()),
+                "images_per_second": summarize((arguments.batch_size / np.array(times)).tolist()),
+                "times_faster_than_isdm": summarize((base / np.array(times)).tolist()),
                 "peak_memory_gib": memory[name],
                 "share_of_isdms_memory": memory[name] / memory[names[0]],
             }

@@ -32,10 +32,10 @@ from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import load_micrographs
 from steelgen.errors import InputError
 from steelgen.evaluation.utility.data import choose_subset
-from steelgen.evaluation.utility.statistics import summarise
+from steelgen.evaluation.utility.statistics import summarize
 from steelgen.evaluation.utility.study import utility
 from steelgen.files import load_json, new_folder
-from steelgen.sampling.run import sample
+from steelgen.sampling.sample import sample
 from steelgen.training.loop import train
 
 ROOT = Path(__file__).parents[1]
@@ -173,7 +173,7 @@ def compare(cells: Cells, others: Cells, code: str, baseline: str) -> list[dict[
     }
     example = {each: known[each, architectures[0], seeds[0]] for each in (baseline, code)}
     counts = {each: (len(cell["real"]), cell["num_generated"]) for each, cell in example.items()}
-    return summarise(confusions, counts, UtilityConfig.model_fields["num_bootstrap"].default)["differences"]
+    return summarize(confusions, counts, UtilityConfig.model_fields["num_bootstrap"].default)["differences"]
 
 
 def gather(runs: Path) -> dict[str, Any]:

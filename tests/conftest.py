@@ -17,7 +17,7 @@ from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 
 @pytest.fixture
 def tiny_dataset(tmp_path):
-    """A dataset folder of small micrographs whose grey level follows the mask: 4 train, 2 val, 2 test, 3 classes."""
+    """A dataset folder of small micrographs whose gray level follows the mask: 4 train, 2 val, 2 test, 3 classes."""
     return write_tiny_dataset(tmp_path / "tiny")
 
 

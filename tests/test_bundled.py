@@ -57,7 +57,7 @@ def test_model_card_tells_data_licence_recipe_and_figures(name):
         assert part in card
 
 
-def test_sample_without_a_config_draws_labelled_steel(tmp_path, monkeypatch):
+def test_sample_without_a_config_draws_labeled_steel(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = invoke(*FAST)
     assert result.exit_code == 0, result.output

@@ -17,14 +17,14 @@ from tests.conftest import tiny_train_config
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 ELSEWHERE = {
-    "a cluster; tests/hpc has one": r"slurm (submit|status)|--slurm",
+    "a cluster; tests/cluster has one": r"slurm (submit|status)|--slurm",
     "a network; tests/data serves it": r"data fetch",
     "the user's own files": r"data/mine|runs/mine|annotations/|isdm|lemons|/path/",
     "it serves until it is interrupted; tests/studio visits it": r"steelgen studio",
     "minutes, even small": r"steelgen (tune-batch|segment|compare|doctor)|--resume",
 }
 """What a command needs that is not here, and how such commands are known; they are parsed alone."""
-WITH_DRY_RUN = r"steelgen (train|finetune|evaluate|utility|pipeline) "
+WITH_DRY_RUN = r"steelgen (train|finetune|evaluate|utility|workflow) "
 """Commands that take minutes: run as far as --dry-run goes, which loads config, data and generator."""
 
 
@@ -76,7 +76,7 @@ def clone(tmp_path_factory):
     values["generator"]["unet"] |= {"attention_resolutions": [], "channel_mult": [1, 1]}
     generator, _ = prepare_training(parse_config(values, TrainConfig))
     generator.save(folder / "runs" / "quickstart" / "train" / "export")
-    for run in ("uhcs", "pipeline/train"):
+    for run in ("uhcs", "workflow/train"):
         (folder / "runs" / run).parent.mkdir(exist_ok=True)
         (folder / "runs" / run).symlink_to(folder / "runs" / "quickstart" / "train")
     sample = "sample -c configs/sample.json --set num_samples=4 --set generator=runs/quickstart/train"

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from steelgen.cluster.scripts import slurm_folder
+from steelgen.cluster.status import run_status
 from steelgen.config.base import parse_config
 from steelgen.config.evaluate import GeometrySection
 from steelgen.config.sample import SampleConfig
@@ -20,9 +22,9 @@ from steelgen.config.train import TrainConfig
 from steelgen.data.folder import load_dataset_info
 from steelgen.errors import InputError
 from steelgen.evaluation.comparison import build_comparison
+from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.judge_utility import judge_utility
-from steelgen.evaluation.labelling import load_labeller, train_labeller
-from steelgen.evaluation.run import evaluate
+from steelgen.evaluation.segment import load_labeler, train_labeler
 from steelgen.evaluation.sets import find_generated, resolve_geometry
 from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
@@ -30,11 +32,9 @@ from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.verdict import judge_differences
 from steelgen.generators import draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
-from steelgen.hpc.scripts import slurm_folder
-from steelgen.hpc.status import run_status
 from steelgen.runs import read_metrics
 from steelgen.sampling.replay import replay
-from steelgen.sampling.run import sample
+from steelgen.sampling.sample import sample
 from steelgen.training.checkpoint import load_checkpoint
 from steelgen.training.loop import train
 from steelgen.training.state import build_state
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate(test_run.build_config(root / "samples", root / "tiny", root / "evaluation", **quick))
     utility(_study_config(root))
     values = {"dataset": str(root / "tiny"), "output_dir": str(root / "segmenter"), "segmenter": test_run.QUICK}
-    train_labeller(parse_config({**values, "image_size": 16, "crop_size": 24}, SegmentConfig))
+    train_labeler(parse_config({**values, "image_size": 16, "crop_size": 24}, SegmentConfig))
     slurm_folder(root / "samples").mkdir()
     jobs = {"sample": {"job_id": "7", "script": "a.sbatch", "shards": 2, "after": None}}
     (slurm_folder(root / "samples") / "jobs.json").write_text(json.dumps(jobs))
@@ -127,7 +127,7 @@ FILES: dict[str, Reader] = {
     "study/utility.json": _read_study,
     "study/study.json": lambda root: run_status(root / "study"),
     "study/cells/RALLF000-unet-seed0.json": lambda root: utility(_study_config(root)),
-    "segmenter/segmenter.json": lambda root: load_labeller(root / "segmenter", "cpu"),
+    "segmenter/segmenter.json": lambda root: load_labeler(root / "segmenter", "cpu"),
     "tiny/dataset.json": lambda root: load_dataset_info(root / "tiny"),
 }
 

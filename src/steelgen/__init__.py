@@ -1,4 +1,4 @@
-"""steelgen: labelled synthetic micrographs from small annotated datasets."""
+"""steelgen: labeled synthetic micrographs from small annotated datasets."""
 
 from typing import Any
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = {"generated": "#d55e00", "held_out": "#0072b2", "train": "#56b4e9"}
-"""Okabe and Ito's, distinguishable with every common colour-vision deficiency; dashes tell them apart in grey."""
+"""Okabe and Ito's, distinguishable with every common color-vision deficiency; dashes tell them apart in gray."""
 INTERVAL_COLORS = ("#009e73", "#888888", "#d55e00")
 """An interval above 0, one that includes it, one below."""
 
@@ -63,7 +63,7 @@ class Curve:
     """Lower and upper ends of a bar at each value; NaN where there is none."""
 
 
-def draw_chart(
+def plot_chart(
     title: str,
     x: Sequence[float],
     curves: Sequence[Curve],
@@ -89,10 +89,10 @@ def draw_chart(
         return to_svg(figure)
 
 
-def paint_chart(
+def plot_pixels(
     title: str, x: Sequence[float], curves: Sequence[Curve], x_label: str, scale: int = 3
 ) -> NDArray[np.uint8]:
-    """The chart of `draw_chart` as pixels, with the names of its curves and dots at their points.
+    """The chart of `plot_chart` as pixels, with the names of its curves and dots at their points.
 
     Args:
         title: above the chart.
@@ -117,7 +117,7 @@ def paint_chart(
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def draw_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
+def plot_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
     """An SVG chart of values with their intervals, one below the other, beside a line at 0.
 
     Args:

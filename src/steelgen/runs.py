@@ -162,7 +162,7 @@ def find_decisive_changes(
 
 
 def save_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Writes how a run ended; a batch script and the pipeline read from it whether training is to go on."""
+    """Writes how a run ended; a batch script and the workflow read from it whether training is to go on."""
     save_json(run_dir / RESULT_FILE, result)
 
 

@@ -51,7 +51,7 @@ def test_train_finetune_sample(tiny_dataset, train_json, tmp_path):
     assert tuned.exit_code == 0
     sampled = run("sample", "-c", write_config(tmp_path / "sample.json", sample_values(tiny_dataset, tmp_path)))
     assert sampled.exit_code == 0
-    assert "2 labelled images in" in sampled.stdout
+    assert "2 labeled images in" in sampled.stdout
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(train_json, tmp_path):

@@ -46,7 +46,7 @@ def folder(tmp_path):
             "segmenter": QUICK_SEGMENTER,
             "features": {"kinds": "tests.evaluation.test_features:mean_features"},
             "microstructure": {"max_images": 2},
-            "memorisation": {"max_images": 2, "search_size": 8},
+            "memorization": {"max_images": 2, "search_size": 8},
         },
         "segment": {"dataset": str(dataset), "output_dir": str(root / "segmenter"), "image_size": 16, "crop_size": 24}
         | {"segmenter": QUICK_SEGMENTER},

@@ -14,7 +14,7 @@ BUNDLED = Path(__file__).parents[2] / "data"
 
 
 def save_noise(path: Path, height: int = 40, width: int = 50, seed: int = 0) -> Path:
-    """Writes an 8-bit grey image of noise."""
+    """Writes an 8-bit gray image of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(40, 200, (height, width), np.uint8)).save(path)
     return path

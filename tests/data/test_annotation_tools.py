@@ -224,7 +224,7 @@ class TestCvat:
         assert (mask[5:15, 25:35] == 1).sum() == 75
         assert mask[2:5, 1:4].tolist() == [[0, 1, 1], [1, 0, 0], [1, 0, 0]]
         assert (mask[20:] == 1).sum() == pytest.approx(math.pi * 8 * 4, abs=0.6)
-        assert (mask[27:37, 41:45] == 255).all()  # turned by a quarter around its centre
+        assert (mask[27:37, 41:45] == 255).all()  # turned by a quarter around its center
         assert (mask == 255).sum() == 40
 
     @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ class TestCvat:
         np.testing.assert_array_equal(_import("coco", root)["a"], mask)
         assert _names(root) == ["background", "b", "a"]
 
-    def test_its_segmentation_masks_are_voc_in_colours(self, tmp_path: Path) -> None:
+    def test_its_segmentation_masks_are_voc_in_colors(self, tmp_path: Path) -> None:
         # https://docs.cvat.ai/docs/manual/advanced/formats/format-smask/
         root = tmp_path / "set"
         save_noise(root / "JPEGImages" / "a.jpg")
@@ -306,7 +306,7 @@ class TestCvat:
         assert load_dataset_info(tmp_path / "set-out").palette == [tuple(color) for color in colors.tolist()]
         root = root.rename(tmp_path / "broken")
         (root / "labelmap.txt").write_text("background:0,0,0::\npore:10,10,300::\n")
-        with pytest.raises(InputError, match=r"labelmap\.txt: '10,10,300' is no colour"):
+        with pytest.raises(InputError, match=r"labelmap\.txt: '10,10,300' is no color"):
             _import("voc", root)
 
 
@@ -584,7 +584,7 @@ class TestNnUnet:
     def _save(self, root: Path, **changes: Any) -> Path:
         # https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md and ignore_label.md
         described = {
-            "channel_names": {"0": "grey"},
+            "channel_names": {"0": "gray"},
             "labels": {"background": 0, "pore": 1, "crack": 2, "ignore": 3},
             "numTraining": 2,
             "file_ending": ".png",

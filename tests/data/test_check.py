@@ -96,7 +96,7 @@ def test_turned_copy_in_another_split_is_a_leak(dataset: Path, symmetry: int) ->
     assert find_duplicates(shrunken, ["train", "train"]) == []
 
 
-def test_overlay_colours_only_what_is_annotated(dataset: Path) -> None:
+def test_overlay_colors_only_what_is_annotated(dataset: Path) -> None:
     image, mask = load_pair(list_pairs(dataset, "train")[0], load_dataset_info(dataset))
     thumbnail = build_thumbnail(image, mask, _INFO.palette)
     assert (thumbnail[20, 20] == image[20, 20]).all()

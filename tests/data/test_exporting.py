@@ -39,14 +39,14 @@ _KEEP_IGNORED = {"nnunet", "voc", "labelme", "cvat", "roi"}
 _OUT = {"nnunet": "Dataset007_steel"}
 
 
-def _save_dataset(root: Path, ignores: bool = False, colour: bool = False) -> Path:
+def _save_dataset(root: Path, ignores: bool = False, color: bool = False) -> Path:
     """Train of three, val of one and test of two images; masks of single pixels to large islands with holes."""
     rows = []
     for number, split in enumerate(("train", "train", "train", "val", "test", "test")):
         save_noise(root / split / "images" / f"i{number}.png", seed=number)
-        if colour:
-            grey = np.asarray(Image.open(root / split / "images" / f"i{number}.png"))
-            Image.fromarray(np.stack([grey, grey // 2, grey], axis=2)).save(root / split / "images" / f"i{number}.png")
+        if color:
+            gray = np.asarray(Image.open(root / split / "images" / f"i{number}.png"))
+            Image.fromarray(np.stack([gray, gray // 2, gray], axis=2)).save(root / split / "images" / f"i{number}.png")
         mask = random_mask(number, smooth=(0.0, 0.8, 2.0, 4.0, 1.0, 3.0)[number])
         if ignores:
             mask[5:9, 7:30] = 255
@@ -118,7 +118,7 @@ def test_the_mask_comes_back_exactly(tmp_path: Path, kind: str, ignores: bool) -
 
 
 def test_pycocotools_draws_the_mask(tmp_path: Path) -> None:
-    """Its own polygon rasteriser, and its own decoder of run lengths."""
+    """Its own polygon rasterizer, and its own decoder of run lengths."""
     root = _save_dataset(tmp_path / "set")
     export_dataset("coco", root, tmp_path / "out")
     masks = _load_masks(root)
@@ -140,7 +140,7 @@ def test_pycocotools_draws_the_mask(tmp_path: Path) -> None:
 
 
 def test_yolo_polygons_drawn_by_scikit_image(tmp_path: Path) -> None:
-    """An even-odd rasteriser takes the pixels whose centres are inside: the mask, holes and small islands included."""
+    """An even-odd rasterizer takes the pixels whose centers are inside: the mask, holes and small islands included."""
     root = _save_dataset(tmp_path / "set")
     export_dataset("yolo", root, tmp_path / "out")
     for (split, stem), mask in _load_masks(root).items():
@@ -152,7 +152,7 @@ def test_yolo_polygons_drawn_by_scikit_image(tmp_path: Path) -> None:
         np.testing.assert_array_equal(drawn, mask)
 
 
-def test_rois_are_polygons_and_composites_with_names_groups_and_colours(tmp_path: Path) -> None:
+def test_rois_are_polygons_and_composites_with_names_groups_and_colors(tmp_path: Path) -> None:
     export_dataset("roi", _save_dataset(tmp_path / "set"), tmp_path / "out")
     rois = roifile.roiread(tmp_path / "out" / "train" / "i2.zip")
     assert isinstance(rois, list)
@@ -247,7 +247,7 @@ def test_names_that_occur_twice_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_nnunet_wants_its_names_and_one_kind_of_image(tmp_path: Path) -> None:
-    root = _save_dataset(tmp_path / "set", ignores=True, colour=True)
+    root = _save_dataset(tmp_path / "set", ignores=True, color=True)
     with pytest.raises(InputError, match="DatasetNNN_NAME"):
         export_dataset("nnunet", root, tmp_path / "steel")
     out = tmp_path / "Dataset007_steel"
@@ -263,7 +263,7 @@ def test_nnunet_wants_its_names_and_one_kind_of_image(tmp_path: Path) -> None:
     assert described["numTraining"] == 4
     assert json.loads((out / "splits_final.json").read_text()) == [{"train": ["i0", "i1", "i2"], "val": ["i3"]}]
     save_noise(root / "val" / "images" / "i3.png")
-    with pytest.raises(InputError, match="cannot mix grey and colour"):
+    with pytest.raises(InputError, match="cannot mix gray and color"):
         export_dataset("nnunet", root, tmp_path / "Dataset008_steel")
     assert not (tmp_path / "Dataset008_steel").exists()
 
@@ -316,7 +316,7 @@ def test_command_prints_lines_json_or_nothing(tmp_path: Path) -> None:
         (("coco", "set", "y", "--with", "samples", "--ratio", "-1"), "--ratio -1.0: must be above 0"),
         (("coco", "set", "y", "--with", "samples", "--ratio", "2"), "asks for 6 generated pairs, samples holds 5"),
         (("coco", "set", "y", "--with", "others"), "others: its classes (background, b, c) are not those of set"),
-        (("coco", "unlabelled", "y"), "there is nothing to export"),
+        (("coco", "unlabeled", "y"), "there is nothing to export"),
         (("coco", "broken", "y"), "its image i0.png is 3x3"),
         (("coco", "unpaired", "y"), "has no mask of the same name"),
     ],
@@ -328,7 +328,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     _save_dataset(Path("set"))
     _save_samples(Path("samples"))
     _save_samples(Path("others"), names=["background", "b", "c"])
-    save_noise(Path("unlabelled") / "train" / "images" / "a.png")
+    save_noise(Path("unlabeled") / "train" / "images" / "a.png")
     save_noise(_save_dataset(Path("broken")) / "train" / "images" / "i0.png", 3, 3)
     (_save_samples(Path("unpaired")) / "labels" / "000002.png").unlink()
     done = CliRunner().invoke(app, ["data", "export", *arguments])

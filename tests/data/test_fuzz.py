@@ -216,7 +216,7 @@ def _nnunet(root: Path, rng: Rng) -> str:
         (root / folder).mkdir()
         (root / folder / name).write_bytes(_png(array))
     labels = {"background": 0, "pore": 1, "ignore": 2}
-    described = {"channel_names": {"0": "grey"}, "labels": labels, "numTraining": 1, "file_ending": ".png"}
+    described = {"channel_names": {"0": "gray"}, "labels": labels, "numTraining": 1, "file_ending": ".png"}
     (root / "dataset.json").write_bytes(_change(described, rng))
     if rng.random() < 0.3:
         (root / "splits_final.json").write_bytes(_change([{"train": ["a"], "val": []}], rng))
@@ -224,7 +224,7 @@ def _nnunet(root: Path, rng: Rng) -> str:
 
 
 def _labels(root: Path, rng: Rng) -> str:
-    """Label pictures of 32 bit, or in the colours of a legend."""
+    """Label pictures of 32 bit, or in the colors of a legend."""
     (root / "a.png").write_bytes(_png(_IMAGE))
     if rng.random() < 0.5:
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Masks as pictures: labels of napari and ilastik, colours with a legend, masks that lack the data bar."""
+"""Masks as pictures: labels of napari and ilastik, colors with a legend, masks that lack the data bar."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class TestLabels:
             _import("labels", root)
 
 
-class TestColours:
+class TestColors:
     def _save(self, root: Path, folder: str = "masks", colors: np.ndarray = _COLORS) -> np.ndarray:
         save_noise(root / "images" / "a.png")
         mask = random_mask(5, smooth=2.0)
@@ -125,7 +125,7 @@ class TestColours:
     def test_classes_without_a_background(self, tmp_path: Path) -> None:
         mask = self._save(tmp_path / "set", "labels")
         options = {"colors": _LEGEND, "class_names": ("pore", "oxide")}
-        with pytest.raises(InputError, match=r"the colour 0,0,0 at \(\d+, \d+\), and \d+ pixels more"):
+        with pytest.raises(InputError, match=r"the color 0,0,0 at \(\d+, \d+\), and \d+ pixels more"):
             _import("labels", tmp_path / "set", **options)
         transparent = np.dstack([_COLORS[mask], np.where(mask > 0, 255, 0).astype(np.uint8)])
         Image.fromarray(transparent).save(tmp_path / "set" / "labels" / "a.png")
@@ -148,7 +148,7 @@ class TestColours:
         assert _names(tmp_path / "set") == ["background", "void", "oxide", "pore"]
         np.testing.assert_array_equal(found, mask + 1)
 
-    def test_no_legend_but_few_colours(self, tmp_path: Path) -> None:
+    def test_no_legend_but_few_colors(self, tmp_path: Path) -> None:
         mask = self._save(tmp_path / "set")
         found = _import("folder", tmp_path / "set")["a"]
         assert _names(tmp_path / "set") == ["background", "#00c832", "#ff0000"]
@@ -158,21 +158,21 @@ class TestColours:
         assert np.bincount(mask.ravel()).argmax() == 0
         np.testing.assert_array_equal(_import("folder", tmp_path / "white")["a"], np.array([0, 2, 1])[mask])
 
-    def test_colours_painted_over_a_copy_of_the_image(self, tmp_path: Path) -> None:
+    def test_colors_painted_over_a_copy_of_the_image(self, tmp_path: Path) -> None:
         root = tmp_path / "set"
         mask = self._save(root)
         image = np.asarray(Image.open(root / "images" / "a.png"))
         painted = np.where((mask > 0)[..., None], _COLORS[mask], image[..., None])
         Image.fromarray(painted).save(root / "masks" / "a.png")
-        with pytest.raises(InputError, match="more than 32 colours; say what they mean by --colors"):
+        with pytest.raises(InputError, match="more than 32 colors; say what they mean by --colors"):
             _import("folder", root)
         np.testing.assert_array_equal(_import("folder", root, colors=_LEGEND)["a"], mask)
-        # A painted JPEG needs a tolerance; where it is too small, the colour is named.
+        # A painted JPEG needs a tolerance; where it is too small, the color is named.
         Image.fromarray(painted).save(root / "masks" / "a.jpg", quality=98, subsampling=0)
         (root / "masks" / "a.png").unlink()
         lossy = tmp_path / "lossy"
         root.rename(lossy)
-        with pytest.raises(InputError, match=r"a\.jpg: the colour .* --color-tolerance"):
+        with pytest.raises(InputError, match=r"a\.jpg: the color .* --color-tolerance"):
             _import("folder", lossy, colors=_LEGEND)
         np.testing.assert_array_equal(_import("folder", lossy, colors=_LEGEND, color_tolerance=20)["a"], mask)
 

@@ -101,8 +101,8 @@ def test_given_height_is_cropped(tmp_path: Path) -> None:
 
 
 def test_palette_and_equal_channels_collapse(tmp_path: Path) -> None:
-    grey = Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50).astype(np.uint8))
-    grey.convert("RGB").save(tmp_path / "rgb.png")
-    grey.convert("P").save(tmp_path / "palette.png")
+    gray = Image.fromarray(np.arange(2000, dtype=np.uint16).reshape(40, 50).astype(np.uint8))
+    gray.convert("RGB").save(tmp_path / "rgb.png")
+    gray.convert("P").save(tmp_path / "palette.png")
     for name in ("rgb.png", "palette.png"):
-        np.testing.assert_array_equal(load_micrograph(tmp_path / name).image, np.asarray(grey))
+        np.testing.assert_array_equal(load_micrograph(tmp_path / name).image, np.asarray(gray))

@@ -8,7 +8,7 @@ import scipy.ndimage
 from PIL import Image
 
 from steelgen.data.outlines import iterate_regions, join_even_odd, join_rings, trace_outlines
-from steelgen.data.rasterise import rasterise_polygons
+from steelgen.data.rasterize import rasterize_polygons
 from steelgen.data.runlength import encode_counts
 from tests.data.samples import BUNDLED, decode_counts, random_mask
 
@@ -20,7 +20,7 @@ def test_islands_as_run_lengths_and_outlines_are_the_mask(smooth: float) -> None
         drawn = np.zeros_like(mask)
         for region in iterate_regions(mask, (1, 2)):
             island = decode_counts(region.encode(), *region.size)
-            assert np.array_equal(rasterise_polygons(region.trace(), *mask.shape), island)
+            assert np.array_equal(rasterize_polygons(region.trace(), *mask.shape), island)
             height, width = region.pixels.shape
             window = island[region.top : region.top + height, region.left : region.left + width]
             assert window.sum() == island.sum() == region.area
@@ -38,7 +38,7 @@ def test_instances_may_touch_and_be_of_several_parts() -> None:
     assert [(region.class_index, region.area) for region in regions] == [(1, 7), (1, 6), (1, 5), (2, 6)]
     assert [len(region.trace()) for region in regions] == [1, 2, 1, 1]
     for region, chosen in zip(regions, (instances == 7, instances == 9), strict=False):
-        assert np.array_equal(rasterise_polygons(region.trace(), *mask.shape), chosen)
+        assert np.array_equal(rasterize_polygons(region.trace(), *mask.shape), chosen)
 
 
 def test_instances_everywhere() -> None:
@@ -75,7 +75,7 @@ def test_bridges_stay_within_their_part() -> None:
 def test_even_odd_rings_in_any_direction() -> None:
     rings = [np.array(_box(low, low, high, high), float) for low, high in ((0, 20), (2, 16), (4, 12), (6, 9), (17, 19))]
     for turned in (rings, [ring[::-1] for ring in rings], [rings[0][::-1], *rings[1:]]):
-        mask = rasterise_polygons([join_even_odd(turned)], 20, 20)
+        mask = rasterize_polygons([join_even_odd(turned)], 20, 20)
         assert mask.sum() == 20**2 - 14**2 + 8**2 - 3**2 - 2**2
         assert mask[4, 4]
         assert not mask[7, 7]
@@ -87,7 +87,7 @@ def test_a_real_micrograph_is_traced_in_seconds() -> None:
     mask = np.asarray(Image.open(BUNDLED / "uhcs" / "train" / "masks" / "uhcs0007.png"))
     drawn = np.zeros_like(mask)
     for region in iterate_regions(mask, (1, 2, 3)):
-        drawn[rasterise_polygons(region.trace(), *mask.shape)] = region.class_index
+        drawn[rasterize_polygons(region.trace(), *mask.shape)] = region.class_index
     np.testing.assert_array_equal(drawn, np.where(mask == 255, 0, mask))
 
 

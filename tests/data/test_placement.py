@@ -7,7 +7,7 @@ import scipy.ndimage
 from steelgen.data.cache import decode_split, open_cached_split
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.instances import save_instances
-from steelgen.data.placement import CropGeometry, Placement, Variation, draw_placement
+from steelgen.data.placement import CropGeometry, Placement, Variation, sample_placement
 
 GEOMETRY = CropGeometry(image_size=16, crop_size=24)
 
@@ -28,7 +28,7 @@ def test_image_mask_and_instances_stay_together():
     rng = np.random.default_rng(1)
     labels = np.kron(rng.integers(0, 3, (8, 8)), np.ones((8, 8))).astype(np.uint8)
     for number in range(20):
-        placement = draw_placement(64, 64, GEOMETRY, np.random.default_rng(number), True, Variation(any_angle=True))
+        placement = sample_placement(64, 64, GEOMETRY, np.random.default_rng(number), True, Variation(any_angle=True))
         mask, ids = placement.cut_mask(labels), placement.cut_instances(labels.astype(np.uint16))
         shown = np.round(placement.cut_image(labels * 100) / 100).astype(int)
         assert (mask == shown).mean() > 0.8  # they differ along edges, where the image blends
@@ -40,7 +40,7 @@ def test_brightness_and_contrast_stay_within_their_limits():
     image[::2] = 140
     levels, spreads = [], []
     for number in range(200):
-        placement = draw_placement(
+        placement = sample_placement(
             40, 40, CropGeometry(24, 24), np.random.default_rng(number), False, Variation(brightness=0.1, contrast=0.3)
         )
         crop = placement.cut_image(image)
@@ -53,8 +53,8 @@ def test_brightness_and_contrast_stay_within_their_limits():
 
 
 def test_no_variation_is_the_plain_crop():
-    plain = draw_placement(64, 80, GEOMETRY, np.random.default_rng(3), True)
-    assert draw_placement(64, 80, GEOMETRY, np.random.default_rng(3), True, Variation()) == plain
+    plain = sample_placement(64, 80, GEOMETRY, np.random.default_rng(3), True)
+    assert sample_placement(64, 80, GEOMETRY, np.random.default_rng(3), True, Variation()) == plain
 
 
 def test_micrographs_come_from_the_cache_and_without_one(tiny_dataset, tmp_path, monkeypatch):

@@ -67,8 +67,8 @@ def test_conditions() -> None:
     assert find_tiles(mask, _INFO, TileOptions(size=20, min_foreground=0.04)) == [(0, 0)]
     # The second island lies across the grid's rows.
     assert find_tiles(mask, _INFO, TileOptions(size=20, whole=True)) == [(0, 0)]
-    assert find_tiles(mask, _INFO, TileOptions(size=20, placement="centred")) == [(0, 0), (10, 22)]
-    assert find_tiles(np.zeros_like(mask), _INFO, TileOptions(size=20, placement="centred")) == []
+    assert find_tiles(mask, _INFO, TileOptions(size=20, placement="centered")) == [(0, 0), (10, 22)]
+    assert find_tiles(np.zeros_like(mask), _INFO, TileOptions(size=20, placement="centered")) == []
 
 
 def test_pixel_size_is_kept_through_scaling(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_pixel_size_is_kept_through_scaling(tmp_path: Path) -> None:
     [
         (TileOptions(size=64), "smaller than a tile of 64"),
         (TileOptions(size=20, min_foreground=0.9), "'train' would be empty"),
-        (TileOptions(size=20, stride=4, placement="centred"), "means nothing"),
+        (TileOptions(size=20, stride=4, placement="centered"), "means nothing"),
         (TileOptions(size=20, scale=0), "scale above 0"),
     ],
 )

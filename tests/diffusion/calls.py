@@ -26,4 +26,4 @@ def draw(pipeline, masks, seeds, solver="dpmsolver++", num_inference_steps=12, *
     section = SolverSection(
         name=solver, num_inference_steps=num_inference_steps, **{"guidance_interval": None, **given}
     )
-    return (pipeline.draw_batch if batch else pipeline)(masks, seeds, section, **options)
+    return (pipeline.sample_batch if batch else pipeline)(masks, seeds, section, **options)

@@ -93,7 +93,7 @@ def test_ddim_is_that_of_diffusers(zero_terminal_snr):
     torch.testing.assert_close(drawn, image, atol=1e-3, rtol=0)
 
 
-def test_predicted_noise_is_held_to_the_grey_levels_as_by_diffusers():
+def test_predicted_noise_is_held_to_the_gray_levels_as_by_diffusers():
     """Limits that a third of the pixels reach; only predictions of noise have them."""
     limit = 0.5
     pipeline, network = build(False, "epsilon")
@@ -149,7 +149,7 @@ def test_random_steps_draw_from_the_distribution(name):
         solver = RespacedSolverSection(
             name=name, respacing="100", variance="fixed_small", clip_denoised=False, guidance_scale=1
         )
-        drawn = pipeline.draw_batch(masks, seeds, solver)
+        drawn = pipeline.sample_batch(masks, seeds, solver)
     assert drawn.mean().item() == pytest.approx(0.3, abs=3 * 0.5 / 64)
     assert drawn.std().item() == pytest.approx(0.5, abs=0.03)
 

@@ -13,7 +13,7 @@ from steelgen.devices import randn_by_seed
 from steelgen.diffusion.guidance import Guide, GuidedNetwork, rescale_contrast
 from steelgen.diffusion.loss import compute_loss_weights, compute_target, one_hot_with_dropout
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.randomness import draw_fractions
+from steelgen.diffusion.randomness import sample_fractions
 from steelgen.diffusion.solvers import DiffusersSolver, space_by_power
 from steelgen.diffusion.timesteps import EvenTimesteps
 from steelgen.errors import InputError
@@ -70,11 +70,11 @@ def test_min_snr_weights_are_the_papers(prediction_type):
 
 def test_timesteps_are_uniform_and_a_function_of_the_crop_number():
     numbers = torch.arange(20_000)
-    timesteps, _ = EvenTimesteps(1000).draw(draw_fractions(numbers, seed=3))
+    timesteps, _ = EvenTimesteps(1000).draw(sample_fractions(numbers, seed=3))
     counts = torch.bincount(timesteps, minlength=1000)
     assert counts.min() >= 17
     assert counts.max() <= 23
-    assert torch.equal(EvenTimesteps(1000).draw(draw_fractions(numbers[777:780], 3))[0], timesteps[777:780])
+    assert torch.equal(EvenTimesteps(1000).draw(sample_fractions(numbers[777:780], 3))[0], timesteps[777:780])
 
 
 def test_one_hot_ignores_and_drops():

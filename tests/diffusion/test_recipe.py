@@ -10,7 +10,7 @@ from steelgen.config.solver import SolverSection
 from steelgen.diffusion.flow import flow_to_original, flow_to_velocity, scale_to_flow
 from steelgen.diffusion.loss import compute_loss_weights
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.randomness import draw_fractions
+from steelgen.diffusion.randomness import sample_fractions
 from steelgen.diffusion.solvers import DiffusersSolver
 from steelgen.diffusion.timesteps import LogNormalTimesteps
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
@@ -47,11 +47,11 @@ def test_our_loss_is_edms():
 @pytest.mark.parametrize(("mean", "std"), [(-0.5, 1.2), (0.0, 1.0)])
 def test_noise_levels_are_lognormal(mean, std):
     schedule = build_noise_schedule(1000, "squaredcos_cap_v2", "v_prediction", True)
-    fractions = draw_fractions(torch.arange(20_000), seed=3)
+    fractions = sample_fractions(torch.arange(20_000), seed=3)
     timesteps, weights = LogNormalTimesteps(schedule, mean, std).draw(fractions)
     assert weights is None
     log_sigmas = 0.5 * (1 / schedule.alphas_cumprod[timesteps].double() - 1).log()
-    # Quantised to the schedule's own levels, up to 0.4 apart at its start.
+    # Quantized to the schedule's own levels, up to 0.4 apart at its start.
     distance = scipy.stats.kstest(log_sigmas.numpy(), scipy.stats.norm(mean, std).cdf).statistic
     assert distance < 0.005
     times = 1 / (1 + torch.exp(-log_sigmas))  # of rectified flow: t = σ/(1 + σ)

@@ -11,7 +11,7 @@ from torch import nn
 from steelgen.devices import randn_by_seed
 from steelgen.diffusion.loss import LossOptions
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.diffusion.randomness import crop_seed, draw_fractions
+from steelgen.diffusion.randomness import crop_seed, sample_fractions
 from steelgen.diffusion.reverse import build_reverse_process
 from steelgen.diffusion.timesteps import EvenTimesteps
 from steelgen.diffusion.variational import compute_discrete_log_likelihood, compute_variational_bound
@@ -69,7 +69,7 @@ class Constant(nn.Module):
         return self.output.expand(len(noisy_image), -1, -1, -1)
 
 
-def draw_batch(n=6):
+def sample_batch(n=6):
     generator = torch.Generator().manual_seed(2)
     return {
         "image": torch.rand(n, 2, 4, 4, generator=generator) * 2 - 1,
@@ -84,7 +84,7 @@ def test_the_bound_trains_the_variance_alone(learned):
     gradients = []
     for weight in (0.0, 0.5):
         network = Constant(4 if learned else 2)
-        losses, _ = compute_loss(network, schedule, draw_batch(), LossOptions(vlb_weight=weight))
+        losses, _ = compute_loss(network, schedule, sample_batch(), LossOptions(vlb_weight=weight))
         assert losses.shape == (6,)
         losses.sum().backward()
         gradients.append(network.output.grad)
@@ -96,7 +96,7 @@ def test_the_bound_trains_the_variance_alone(learned):
 
 def test_hybrid_loss_is_the_error_plus_the_weighted_bound():
     schedule = build_noise_schedule(100, "linear", "epsilon", False)
-    network, batch = Constant(4), draw_batch()
+    network, batch = Constant(4), sample_batch()
     plain, hybrid, bound = (
         compute_loss(network, schedule, batch, options)[0]
         for options in (LossOptions(vlb_weight=0), LossOptions(vlb_weight=0.25), LossOptions(objective="variational"))
@@ -108,10 +108,10 @@ def test_gradient_of_the_bound_is_that_of_the_rescaled_kl():
     """T·KL of two Gaussians of variance β: ∂/∂ε = T·β / (α(1−ᾱ)) · (ε_θ − ε), per value and in bits."""
     total = 100
     schedule = build_noise_schedule(total, "linear", "epsilon", False)
-    network, batch = Constant(2), draw_batch()
+    network, batch = Constant(2), sample_batch()
     losses, _ = compute_loss(network, schedule, batch, LossOptions(objective="variational"))
     losses.sum().backward()
-    steps, _ = EvenTimesteps(total).draw(draw_fractions(batch["number"], 0))
+    steps, _ = EvenTimesteps(total).draw(sample_fractions(batch["number"], 0))
     assert (steps > 0).all()  # the first step's loss is a likelihood
     noise = randn_by_seed(batch["image"].shape[1:], [crop_seed(number, 0) for number in range(6)])
     betas = torch.linspace(1e-4 * 10, 0.02 * 10, total, dtype=torch.float64)

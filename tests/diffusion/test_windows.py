@@ -22,7 +22,7 @@ def test_blending_what_was_cut_gives_the_image(height, width, periodic):
 
 
 @pytest.mark.parametrize(("height", "width", "periodic"), LAYOUTS)
-def test_neighbouring_windows_overlap_as_asked(height, width, periodic):
+def test_neighboring_windows_overlap_as_asked(height, width, periodic):
     layout = WindowLayout(height, width, 16, 0.5, periodic)
     for axis, extent in ((0, height), (1, width)):
         starts = sorted({origin[axis] for origin in layout.origins})

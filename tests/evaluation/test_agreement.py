@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from steelgen.evaluation.agreement import (
+from steelgen.evaluation.iou import (
     bootstrap_agreement,
     compute_agreement,
     compute_boundary_f1,

@@ -34,7 +34,7 @@ def test_efficientnet_features_are_of_the_published_weights() -> None:
     features = compute_features(IMAGES, extractor, batch_size=2)
     assert features.shape == (3, 1280)
     assert extractor.frechet_name == "FD-EfficientNetLite0"
-    # The batch does not matter, and grey is RGB with equal channels.
+    # The batch does not matter, and gray is RGB with equal channels.
     rgb = np.repeat(IMAGES[..., None], 3, axis=3)
     np.testing.assert_allclose(compute_features(rgb, extractor, batch_size=3), features, atol=1e-4)
 

@@ -10,9 +10,9 @@ import scipy.stats
 
 from steelgen.evaluation.intervals import (
     bootstrap_interval,
-    centre_interval,
-    draw_weights,
+    center_interval,
     normal_interval,
+    resample_weights,
     wilson_interval,
 )
 
@@ -32,19 +32,19 @@ def test_bootstrap_of_a_mean_is_that_of_scipy() -> None:
 
 
 def test_weights_draw_as_many_images_as_there_are_and_differently_for_each_set() -> None:
-    weights = draw_weights(9, seed=4, num_draws=50)
+    weights = resample_weights(9, seed=4, num_resamples=50)
     assert (weights[0] == 1).all()
     assert (weights.sum(axis=1) == 9).all()
-    np.testing.assert_array_equal(weights, draw_weights(9, seed=4, num_draws=50))
-    assert (weights != draw_weights(9, seed=4, stream=1, num_draws=50)).any()
+    np.testing.assert_array_equal(weights, resample_weights(9, seed=4, num_resamples=50))
+    assert (weights != resample_weights(9, seed=4, stream=1, num_resamples=50)).any()
 
 
 def test_an_interval_lies_around_its_figure_and_within_what_is_possible() -> None:
     draws = np.random.default_rng(1).normal(5, 1, 2000)
-    low, high = centre_interval(np.append(2.0, draws))
+    low, high = center_interval(np.append(2.0, draws))
     assert (low, high) == pytest.approx((2 - 1.96, 2 + 1.96), abs=0.15)
-    assert centre_interval(np.append(2.0, draws), lowest=1.5)[0] == 1.5
-    assert np.isnan(centre_interval(np.append(math.nan, draws))).all()
+    assert center_interval(np.append(2.0, draws), lowest=1.5)[0] == 1.5
+    assert np.isnan(center_interval(np.append(math.nan, draws))).all()
     # A figure that every third draw leaves undefined hangs on a single image.
-    assert np.isnan(centre_interval(np.array([4.0, 4.0, math.nan, 4.0]))).all()
+    assert np.isnan(center_interval(np.array([4.0, 4.0, math.nan, 4.0]))).all()
     assert normal_interval(1.0, 1.0, lowest=0.0) == pytest.approx((0.0, 2.96), abs=0.001)

@@ -22,7 +22,7 @@ from tests.evaluation.conftest import check_oracle
 
 
 def draw_overlapping_discs(radius: float, density: float, size: int, count: int, seed: int = 0) -> np.ndarray:
-    """Fully penetrable discs with Poisson centres, a margin around the image included: (count, size, size) bool."""
+    """Fully penetrable discs with Poisson centers, a margin around the image included: (count, size, size) bool."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:size, :size]
     phase = np.zeros((count, size, size), bool)

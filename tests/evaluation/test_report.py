@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from steelgen.charts import Curve, draw_chart
+from steelgen.charts import Curve, plot_chart
 from steelgen.data.sheets import build_sheet
 from steelgen.errors import InputError
 from steelgen.evaluation.comparison import compare
+from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.run import evaluate
 from steelgen.evaluation.verdict import compute_verdict
 from tests.evaluation.test_run import build_config
 
@@ -36,8 +36,8 @@ def build_figures(kid: float, island: float, miou: float, copies: float, ct: flo
         figure("fidelity", "KID-Some", kid, 0.01, 0.001),
         figure("microstructure", "island area W1 (px²) of images", island, 2.0),
         figure("faithfulness", "mIoU", miou, 0.8),
-        figure("memorisation", "copies (share with d1/d2 < 1/3)", copies, 0.0),
-        figure("memorisation", "C_T, pixels (below -3: copying)", ct, 0.0),
+        figure("memorization", "copies (share with d1/d2 < 1/3)", copies, 0.0),
+        figure("memorization", "C_T, pixels (below -3: copying)", ct, 0.0),
     ]
 
 
@@ -69,7 +69,7 @@ def test_page_needs_nothing_from_outside(generated: Path, dataset: Path, tmp_pat
 
 def test_chart_survives_flat_and_missing_values() -> None:
     def draw() -> str:
-        return draw_chart("flat <&> $1$", [1, 2, 3], [Curve("a", [2, float("nan"), 2], "#000")], "px")
+        return plot_chart("flat <&> $1$", [1, 2, 3], [Curve("a", [2, float("nan"), 2], "#000")], "px")
 
     svg = draw()
     assert "nan" not in svg

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steelgen.evaluation.run import evaluate
+from steelgen.evaluation.evaluate import evaluate
 from tests.evaluation.test_run import build_config
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -50,8 +50,8 @@ def test_report_shows_and_prints_without_a_network(generated: Path, dataset: Pat
     # Text or a picture in every sixth of the window, and the white of a page around it.
     assert all(part.max() > 0.01 for part in np.array_split(dark, 6))
     assert (pixels.min(axis=2) > 240).mean() > 0.3
-    # A bar of each answer's colour: good, fair or poor.
-    bars = [(np.abs(pixels - colour).max(axis=2) < 8).sum() for colour in ((0, 158, 115), (230, 159, 0), (213, 94, 0))]
+    # A bar of each answer's color: good, fair or poor.
+    bars = [(np.abs(pixels - color).max(axis=2) < 8).sum() for color in ((0, 158, 115), (230, 159, 0), (213, 94, 0))]
     assert sum(bars) > 500
     assert browse(page, tmp_path / "print", f"--print-to-pdf={paper}", "--no-pdf-header-footer") == []
     assert 3 <= paper.read_bytes().count(b"/Type /Page\n") <= 20

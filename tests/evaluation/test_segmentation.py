@@ -11,7 +11,7 @@ import torch
 from steelgen.config.evaluate import SegmenterSection
 from steelgen.data.crops import cut_crops, load_micrographs
 from steelgen.data.placement import CropGeometry
-from steelgen.evaluation.agreement import compute_agreement
+from steelgen.evaluation.iou import compute_agreement
 from steelgen.evaluation.segmentation import (
     compute_class_weights,
     compute_segmentation_loss,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from steelgen.evaluation.intervals import centre_interval, draw_weights
+from steelgen.evaluation.intervals import center_interval, resample_weights
 from steelgen.evaluation.structure import (
     Resampled,
     compute_axial_wasserstein,
@@ -28,9 +28,9 @@ def draw_squares(count: int, seed: int, edge: int = 6) -> np.ndarray:
 
 def compare(first: np.ndarray, second: np.ndarray, seed: int | None = None, pixel_size: float | None = None) -> dict:
     """Distances of the sets, and of resamples where there is a seed."""
-    num_draws = 0 if seed is None else 200
+    num_resamples = 0 if seed is None else 200
     parts = [
-        Resampled(measure_structure(phase), draw_weights(len(phase), seed or 0, stream, num_draws))
+        Resampled(measure_structure(phase), resample_weights(len(phase), seed or 0, stream, num_resamples))
         for stream, phase in enumerate((first, second))
     ]
     return compute_structure_distances(*parts, pixel_size)
@@ -80,7 +80,7 @@ def test_resampling_is_measuring_the_images_drawn() -> None:
     drawn = compare(first, second, seed=3)
     for draw in (1, 17):
         indices = [
-            np.repeat(np.arange(len(part)), draw_weights(len(part), 3, stream, 200)[draw].astype(int))
+            np.repeat(np.arange(len(part)), resample_weights(len(part), 3, stream, 200)[draw].astype(int))
             for stream, part in enumerate((first, second))
         ]
         again = compare(first[indices[0]], second[indices[1]])
@@ -96,6 +96,6 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     for seed in range(20):
         drawn = compare(draw_squares(30, seed), reference, seed)
         for index, metric in enumerate(metrics):
-            low, high = centre_interval(drawn[metric], lowest=0.0)
+            low, high = center_interval(drawn[metric], lowest=0.0)
             held[index] += low <= true[metric][0] <= high
     assert (held >= 16).all(), held

@@ -20,7 +20,7 @@ from steelgen.errors import InputError
 from steelgen.evaluation.utility import study
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_study
-from steelgen.evaluation.utility.statistics import summarise
+from steelgen.evaluation.utility.statistics import summarize
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.utility.training import run_cell
@@ -176,7 +176,7 @@ def test_long_class_names_fit_on_the_page() -> None:
     """No table of the report has more columns than that of mIoU, and each class has one in one of them."""
     names = [f"widmanstaetten_ferrite_{index}" for index in range(6)]
     confusions = {("RALLF000", "unet"): np.ones((2, 3, 6, 6), np.int64)}
-    result = {**summarise(confusions, {"RALLF000": (4, 0)}, 100), "class_names": names}
+    result = {**summarize(confusions, {"RALLF000": (4, 0)}, 100), "class_names": names}
     tables = build_utility_section(result).split("<table>")[1:]
     assert [table.split("</tr>")[0].count("<th") - 1 for table in tables] == [7, 6, 4]
     assert [table.count("<td") for table in tables] == [7, 6, 4]
@@ -410,7 +410,7 @@ def test_command(real: Path, generated: Path, tmp_path: Path) -> None:
 def test_an_evaluation_shows_a_finished_study(real: Path, generated: Path, tmp_path: Path, cache: Path) -> None:
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.evaluation.comparison import compare
-    from steelgen.evaluation.run import evaluate
+    from steelgen.evaluation.evaluate import evaluate
 
     out = tmp_path / "study"
     values = {
@@ -419,7 +419,7 @@ def test_an_evaluation_shows_a_finished_study(real: Path, generated: Path, tmp_p
         "output_dir": str(tmp_path / "evaluation"),
         "segmenter": {"steps": 2, "batch_size": 4, "base_channels": 8, "num_levels": 2},
         "features": {"kinds": "tests.evaluation.test_features:mean_features"},
-        "memorisation": {"max_images": 2, "search_size": 16},
+        "memorization": {"max_images": 2, "search_size": 16},
         "utility": str(out),
     }
     with pytest.raises(InputError, match=r"study/utility\.json: no such file"):

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from steelgen.evaluation.agreement import compute_mean_iou
+from steelgen.evaluation.iou import compute_mean_iou
 from steelgen.evaluation.utility.statistics import (
     POOLED,
     bootstrap_differences,
     find_baseline,
     find_warnings,
-    summarise,
+    summarize,
     t_interval,
 )
 from steelgen.evaluation.verdict import judge_differences
@@ -93,7 +93,7 @@ def test_summary_pairs_codes_with_their_own_real_micrographs():
         for code, value in values.items()
         for architecture, shift in (("a", 0.0), ("b", 0.1))
     }
-    found = summarise(confusions, counts, 200)
+    found = summarize(confusions, counts, 200)
     assert [(row["code"], row["baseline"]) for row in found["differences"][::3]] == [
         ("R25%FALL", "R25%F000"),
         ("RALLFALL", "RALLF000"),

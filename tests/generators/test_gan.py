@@ -19,7 +19,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
-from steelgen.evaluation.run import evaluate
+from steelgen.evaluation.evaluate import evaluate
 from steelgen.generators import DrawRequest
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.models.dcgan import DcganDiscriminator, DcganGenerator

@@ -167,7 +167,7 @@ class Network:
 
 
 def outline(label):
-    """(N, H, W) class indices → (N, 1, H, W): 1 where one of the four neighbours differs; pixel by pixel."""
+    """(N, H, W) class indices → (N, 1, H, W): 1 where one of the four neighbors differs; pixel by pixel."""
     edges = torch.zeros(label.shape)
     n, height, width = label.shape
     for i in range(n):

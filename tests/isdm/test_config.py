@@ -1,4 +1,4 @@
-"""ISDM's configs: recognised, converted key by key, and run as they are."""
+"""ISDM's configs: recognized, converted key by key, and run as they are."""
 
 import json
 
@@ -35,7 +35,7 @@ def convert(action="train", **changes):
     return parse_config(conversion.config, ACTIONS[conversion.action]), conversion
 
 
-def test_recognised_by_its_keys(tmp_path):
+def test_recognized_by_its_keys(tmp_path):
     assert is_isdm_config(OLD)
     assert not is_isdm_config(tiny_train_config("data", tmp_path))
     assert not is_isdm_config([1])
@@ -96,7 +96,7 @@ def test_training_key_by_key():
         "sample",
         1000,
     )
-    assert (noise.zero_terminal_snr, noise.standardise, noise.vlb_weight) == (False, False, 0.001)
+    assert (noise.zero_terminal_snr, noise.standardize, noise.vlb_weight) == (False, False, 0.001)
     assert (config.data.in_channels, config.data.image_size, config.data.num_classes) == (3, 256, 6)
     assert conversion.config["data"]["augment"] == "mirror"
 
@@ -209,12 +209,12 @@ def test_convert_train_sample_and_finetune_from_the_command_line(tmp_path, monke
     for folder in ("samples", "images", "labels", "colored_labels"):
         names = {path.name for path in (tmp_path / "res" / folder).iterdir()}
         assert names == {"train0_0.png", "train1_0.png", "train0_1.png"}
-    label, colours = (
+    label, colors = (
         np.asarray(Image.open(tmp_path / "res" / folder / "train0_0.png")) for folder in ("labels", "colored_labels")
     )
-    for index, colour in enumerate([(0, 0, 0), (1, 0, 103), (213, 255, 0)]):
-        assert (colours[label == index] == colour).all()
-    # What is trained on such a folder here has the same colours.
+    for index, color in enumerate([(0, 0, 0), (1, 0, 103), (213, 255, 0)]):
+        assert (colors[label == index] == color).all()
+    # What is trained on such a folder here has the same colors.
     assert load_generator(tmp_path / "OUT/train_lemons_d=50_c=4").info.palette == isdm_palette(4)
 
     tuning = {**old, "resume_checkpoint": "old/model000002.pt", "lr_anneal_steps": 3, "batch_size": 2}

@@ -45,7 +45,7 @@ def old(tmp_path):
     }
 
 
-def test_it_is_recognised_by_its_keys():
+def test_it_is_recognized_by_its_keys():
     assert is_isdm_study(SHIPPED)
     assert not is_isdm_study({"train": {}, "sample": {}})
     assert not is_isdm_study({"dataset": "d", "output_dir": "o"})

@@ -12,7 +12,7 @@ from steelgen.errors import InputError
 from steelgen.sampling.augmented import cut_warped, move_islands
 from steelgen.sampling.footprints import meet_area, place_island, turn_footprint
 from steelgen.sampling.mask_sources import build_mask_source
-from steelgen.sampling.procedural import draw_footprint
+from steelgen.sampling.procedural import sample_footprint
 from tests.sampling.layouts import write_island_dataset
 
 GEOMETRY = CropGeometry(64, 96)
@@ -105,7 +105,7 @@ def test_impossible_shares_are_named(islands, shares, message):
 def test_turning_keeps_area_and_shape(scale):
     rng = np.random.default_rng(0)
     for angle in (0, 30, 77, 90, 200):
-        island = draw_footprint(120, 3.0, 1.0, 0.2, rng)
+        island = sample_footprint(120, 3.0, 1.0, 0.2, rng)
         turned = turn_footprint(island, angle, scale)
         assert turned.sum() == round(120 * scale**2)
         assert scipy.ndimage.label(turned)[1] == 1

@@ -20,8 +20,8 @@ from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import SolverSection
-from steelgen.sampling.drawing import draw_images, prepare_generator
-from steelgen.sampling.run import sample
+from steelgen.sampling.generate import generate_images, prepare_generator
+from steelgen.sampling.sample import sample
 from steelgen.shards import Shard
 
 MASKS = [np.arange(256, dtype=np.uint8).reshape(16, 16) // 86 for _ in range(3)]
@@ -222,12 +222,12 @@ def test_an_impossible_shard_is_one_line_and_makes_no_folder(trained, tmp_path, 
 def draw(trained, compiled=False, channels_last=False, mixed_precision="no"):
     generator = prepare_generator(trained[1], channels_last, compiled)
     solver = SolverSection(num_inference_steps=5)
-    images = draw_images(generator, MASKS, [0, 1, 2], solver, mixed_precision)
+    images = generate_images(generator, MASKS, [0, 1, 2], solver, mixed_precision)
     return np.stack(images).astype(float)
 
 
 @pytest.mark.parametrize(("precision", "most", "mean"), [("bf16", 12, 1.5), ("fp16", 3, 0.3)])
-def test_half_precision_stays_within_grey_levels(trained, precision, most, mean):
+def test_half_precision_stays_within_gray_levels(trained, precision, most, mean):
     """Of 256, over five guided steps: bf16 has 8 bits of mantissa, fp16 has 11."""
     difference = np.abs(draw(trained, mixed_precision=precision) - draw(trained))
     assert 0 < difference.max() <= most

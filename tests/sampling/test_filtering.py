@@ -1,4 +1,4 @@
-"""Which pairs are kept: the judgement of one pair, near-copies found whichever way round, whole runs."""
+"""Which pairs are kept: the judgment of one pair, near-copies found whichever way round, whole runs."""
 
 import json
 

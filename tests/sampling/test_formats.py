@@ -109,12 +109,12 @@ def test_each_image_says_what_it_is(trained, tmp_path):
 
 def test_memory_does_not_grow_with_the_number_of_images(trained, tmp_path, monkeypatch):
     """Writing 100 pairs and all that describes them takes no more than writing 30, to 50 kB."""
-    import steelgen.sampling.run as run
+    import steelgen.sampling.sample as run
 
     def draw_nothing(generator, masks, seeds, *how):
         return [np.full(mask.shape, seed % 256, np.uint8) for mask, seed in zip(masks, seeds, strict=True)]
 
-    monkeypatch.setattr(run, "draw_images", draw_nothing)
+    monkeypatch.setattr(run, "generate_images", draw_nothing)
     draw(trained, tmp_path / "warm", num_samples=30, batch_size=4, coco=True)
     peaks = []
     for count in (30, 100):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steelgen.cluster.status import finished_indices, run_status
 from steelgen.data.folder import list_pairs
 from steelgen.errors import InputError
 from steelgen.evaluation.sets import find_generated
-from steelgen.hpc.status import drawn_indices, run_status
 from steelgen.sampling.names import build_stems
 from steelgen.sampling.replay import replay
 from tests.sampling.test_sample import FOLDERS, draw
@@ -75,9 +75,9 @@ def test_images_are_called_like_the_files_of_their_masks(trained, tmp_path, sour
     for folder in (folder for folder in FOLDERS if (out / folder).is_dir()):
         assert {path.stem for path in (out / folder).iterdir()} == set(names)
     (out / rows[5]["file_name"]).unlink()
-    assert drawn_indices(out) == set(range(8)) - {5}
+    assert finished_indices(out) == set(range(8)) - {5}
     draw(trained, tmp_path / "out", **options | {"batch_size": 5})
-    assert drawn_indices(out) == set(range(8))
+    assert finished_indices(out) == set(range(8))
     assert replay(out / "metadata.jsonl", 6) == (out / f"replay-{names[5]}.png", True)
 
 
@@ -105,7 +105,7 @@ def test_large_sets_lie_in_numbered_folders(trained, tmp_path, output_format):
     assert [(part.done, part.wanted) for part in run_status(out, 2)][:2] == [(3, 3), (1, 2)]
     kept = (out / wanted[2]).stat().st_mtime_ns
     draw(trained, tmp_path / "out", **options)  # the folder knows
-    assert drawn_indices(out) == set(range(5))
+    assert finished_indices(out) == set(range(5))
     assert (out / wanted[2]).stat().st_mtime_ns == kept
     assert replay(out / "metadata.jsonl", 4)[1]
     with pytest.raises(InputError, match="was begun with files_per_folder 2, which cannot be changed to 3"):
@@ -120,8 +120,8 @@ def test_large_sets_lie_in_numbered_folders(trained, tmp_path, output_format):
 
 
 def test_sub_folders_begin_above_ten_thousand_images(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("steelgen.sampling.run._ONE_FOLDER", 3)
-    monkeypatch.setattr("steelgen.sampling.run._FILES_PER_FOLDER", 2)
+    monkeypatch.setattr("steelgen.sampling.sample._ONE_FOLDER", 3)
+    monkeypatch.setattr("steelgen.sampling.sample._FILES_PER_FOLDER", 2)
     small = draw(trained, tmp_path / "small", num_samples=3)
     assert (small / "samples/000002.png").is_file()
     draw(trained, tmp_path / "small", num_samples=4)  # a folder once begun stays as it is

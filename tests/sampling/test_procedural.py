@@ -11,7 +11,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.sampling.mask_sources import build_mask_source
 from steelgen.sampling.measured import measure_masks, pool_tables, tabulate_islands
-from steelgen.sampling.procedural import draw_footprint, draw_layout
+from steelgen.sampling.procedural import sample_footprint, sample_layout
 from tests.sampling.layouts import write_island_dataset
 
 GEOMETRY = CropGeometry(96, 96)
@@ -97,7 +97,7 @@ def test_a_film_is_drawn_as_one():
     assert statistics.networks[0][1].thickness == pytest.approx(8, rel=0.15)
     share = float((mask == 1).mean())
     for seed in range(3):
-        drawn = draw_layout(statistics, 0, {1: share}, 128, np.random.default_rng(seed))
+        drawn = sample_layout(statistics, 0, {1: share}, 128, np.random.default_rng(seed))
         assert (drawn == 1).sum() == round(share * 128 * 128)
         depth = scipy.ndimage.distance_transform_edt(np.pad(drawn == 1, 1, mode="edge"))[1:-1, 1:-1]
         assert 4 * depth[drawn == 1].mean() - 2 == pytest.approx(8, rel=0.6)
@@ -108,7 +108,7 @@ def test_a_film_is_drawn_as_one():
 @pytest.mark.parametrize("aspect", [1.5, 4.0])
 def test_a_footprint_has_the_area_and_aspect_asked_for(area, aspect):
     rng = np.random.default_rng(0)
-    found = [draw_footprint(area, aspect, 1.0, rng.uniform(0, 3), rng) for _ in range(20)]
+    found = [sample_footprint(area, aspect, 1.0, rng.uniform(0, 3), rng) for _ in range(20)]
     assert all(footprint.sum() == area for footprint in found)
     ratios = [tabulate_islands(np.pad(footprint, 1), np.zeros((1, 1), bool)).aspect_ratio[0] for footprint in found]
     assert np.median(ratios) == pytest.approx(aspect, rel=0.1)

@@ -17,7 +17,7 @@ from steelgen.config.sample import SampleConfig
 from steelgen.data.folder import load_dataset_info, load_mask
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
-from steelgen.sampling.run import sample
+from steelgen.sampling.sample import sample
 from tests.conftest import write_tiny_dataset
 
 FOLDERS = ("samples", "images", "labels", "colored_labels")
@@ -82,7 +82,7 @@ def test_labels_are_exact_crops_of_the_masks_named(trained, tmp_path):
         label = load_mask(out / row["mask"], info)
         assert set(np.unique(label)) <= set(np.unique(source))
         real = np.asarray(Image.open(out / "images" / Path(row["mask"]).name)).astype(float)
-        for index in np.unique(label):  # grey levels of the tiny set are 60 + 60·class
+        for index in np.unique(label):  # gray levels of the tiny set are 60 + 60·class
             inside = real[label == index]
             assert np.median(inside) == pytest.approx(60 + 60 * index, abs=35)
 

@@ -17,7 +17,7 @@ from steelgen.errors import InputError
 from steelgen.files import load_json
 from steelgen.generators.families import build_generator
 from steelgen.sampling.replay import replay
-from steelgen.sampling.run import sample
+from steelgen.sampling.sample import sample
 from steelgen.shards import Shard
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.sampling.test_sample import draw, read_all
@@ -92,7 +92,7 @@ def test_little_strength_keeps_the_image_and_all_of_it_nothing(trained, tmp_path
     plain = draw(trained, tmp_path / "plain", num_samples=2)
     for index in range(2):
         name = f"{index:06d}.png"
-        # One step from σ = 0.06 of the images' standard deviation of 40 grey levels.
+        # One step from σ = 0.06 of the images' standard deviation of 40 gray levels.
         assert np.abs(pixels(weak / "samples" / name) - pixels(weak / "images" / name)).mean() < 5
         assert np.array_equal(pixels(full / "samples" / name), pixels(plain / "samples" / name))
 

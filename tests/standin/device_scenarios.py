@@ -55,7 +55,7 @@ def test_pinned_copies_and_arithmetic_never_wait():
 
 
 def test_autocast_is_cudas():
-    """There normalisation computes in fp32, which the CPU takes to bf16."""
+    """There normalization computes in fp32, which the CPU takes to bf16."""
     with on_device(), torch.autocast(NAME, torch.bfloat16):
         there = torch.ones(2, 4, device=NAME)
         assert (there @ there.T).dtype == torch.bfloat16

@@ -8,8 +8,8 @@ from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.data.images import load_index_image
-from steelgen.evaluation.labelling import label_folder, load_labeller, train_labeller
-from steelgen.evaluation.run import evaluate
+from steelgen.evaluation.evaluate import evaluate
+from steelgen.evaluation.segment import label_folder, load_labeler, train_labeler
 from steelgen.evaluation.utility.study import utility
 from tests.conftest import write_tiny_dataset
 from tests.standin.device import steelgen_on_device
@@ -40,11 +40,11 @@ def test_evaluate(dataset, pairs, tmp_path):
     def act(out):
         paths = {"generated": str(pairs), "dataset": str(dataset), "output_dir": str(out / "report")}
         values = {"cache_dir": str(out / "cache"), "geometry": GEOMETRY, "segmenter": SEGMENTER}
-        result = evaluate(parse_config({**paths, **values, "memorisation": {"search_size": 8}}, EvaluateConfig))
+        result = evaluate(parse_config({**paths, **values, "memorization": {"search_size": 8}}, EvaluateConfig))
         return {(figure["section"], figure["metric"], figure["compared"]): figure for figure in result["figures"]}
 
     on_device, on_cpu = compare(act, tmp_path)
-    assert {"fidelity", "faithfulness", "microstructure", "memorisation"} == {section for section, *_ in on_cpu}
+    assert {"fidelity", "faithfulness", "microstructure", "memorization"} == {section for section, *_ in on_cpu}
     for name, figure in on_cpu.items():
         for key in ("value", "floor"):
             assert on_device[name][key] == pytest.approx(figure[key], rel=1e-3, abs=1e-4), name
@@ -53,8 +53,8 @@ def test_evaluate(dataset, pairs, tmp_path):
 def test_segment(dataset, tmp_path):
     def act(out):
         values = {"dataset": str(dataset), "output_dir": str(out / "segmenter"), "segmenter": SEGMENTER}
-        scores = train_labeller(parse_config({**values, **GEOMETRY}, SegmentConfig))
-        label_folder(load_labeller(out / "segmenter"), dataset / "test" / "images", out / "labels")
+        scores = train_labeler(parse_config({**values, **GEOMETRY}, SegmentConfig))
+        label_folder(load_labeler(out / "segmenter"), dataset / "test" / "images", out / "labels")
         masks = [load_index_image(path) for path in sorted((out / "labels" / "masks").glob("*.png"))]
         return scores["mean_iou"], np.stack(masks)
 

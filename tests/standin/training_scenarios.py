@@ -22,7 +22,7 @@ ISDM_LIKE = {
             "prediction_type": "epsilon",
             "zero_terminal_snr": False,
             "beta_schedule": "linear",
-            "standardise": False,
+            "standardize": False,
         },
     },
     "train": {"mixed_precision": "fp16", "timestep_sampling": "loss_second_moment"},

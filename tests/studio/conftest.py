@@ -44,8 +44,8 @@ def site(tmp_path_factory):
 
     from steelgen.data.folder import save_dataset_info
     from steelgen.generators.families import load_generator
-    from steelgen.studio.drawing import Studio
     from steelgen.studio.server import build_app, build_page
+    from steelgen.studio.session import Studio
     from tests.data.samples import BUNDLED
 
     root = tmp_path_factory.mktemp("site")

@@ -8,7 +8,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.data.folder import load_mask
 from steelgen.errors import InputError
-from steelgen.sampling.run import sample
+from steelgen.sampling.sample import sample
 from steelgen.studio.browsing import measure_classes, open_collection, set_rejected, show_pair
 
 
@@ -48,14 +48,14 @@ def test_samples_open_in_both_formats(tmp_path, layout):
 def test_pictures_of_a_pair(tiny_dataset):
     collection = open_collection(tiny_dataset)
     pair = collection.parts["train"].pairs[0]
-    grey = np.asarray(Image.open(pair.image))
+    gray = np.asarray(Image.open(pair.image))
     mask = load_mask(pair.mask, collection.info)
-    assert (show_pair(pair, collection.info, "image") == grey[..., None]).all()
+    assert (show_pair(pair, collection.info, "image") == gray[..., None]).all()
     colors = np.array(collection.info.palette)[mask]
     assert (show_pair(pair, collection.info, "mask") == colors).all()
     overlay = show_pair(pair, collection.info, "overlay")
-    assert (overlay[mask == 0] == grey[mask == 0][:, None]).all()
-    assert np.allclose(overlay[mask > 0], (0.6 * grey[..., None] + 0.4 * colors)[mask > 0], atol=1)
+    assert (overlay[mask == 0] == gray[mask == 0][:, None]).all()
+    assert np.allclose(overlay[mask > 0], (0.6 * gray[..., None] + 0.4 * colors)[mask > 0], atol=1)
 
 
 def test_plain_folder_of_images_has_no_masks(tmp_path):

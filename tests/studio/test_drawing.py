@@ -16,10 +16,10 @@ from steelgen.data.folder import load_dataset_info, load_mask
 from steelgen.data.images import load_image
 from steelgen.errors import InputError
 from steelgen.evaluation.sets import find_generated
-from steelgen.sampling.masks import DrawnMask
+from steelgen.sampling.masks import SourceMask
 from steelgen.sampling.replay import replay
-from steelgen.sampling.run import sample
-from steelgen.studio.drawing import Cancelled, Studio
+from steelgen.sampling.sample import sample
+from steelgen.studio.session import Cancelled, Studio
 from tests.data.samples import BUNDLED
 
 
@@ -33,7 +33,7 @@ def mask():
     indices = np.zeros((64, 64), np.uint8)
     indices[10:30, 5:50] = 1
     indices[40:50, 20:40] = 2
-    return DrawnMask(indices, None, "painted")
+    return SourceMask(indices, None, "painted")
 
 
 def test_draws_what_sample_draws_for_the_same_mask_and_seed(studio, mask, tmp_path):
@@ -107,7 +107,7 @@ def test_a_copy_is_told_from_a_drawing(studio, mask, monkeypatch):
     drawn = next(studio.draw(mask, [0]))
     assert drawn.nearest is not None
     assert not drawn.nearest.is_copy
-    monkeypatch.setattr("steelgen.studio.drawing.draw_images", lambda *_: [real.image])
+    monkeypatch.setattr("steelgen.studio.session.generate_images", lambda *_: [real.image])
     copied = next(studio.draw(mask, [0])).nearest
     assert copied.is_copy
     assert real.source.endswith(copied.stem)

@@ -91,15 +91,15 @@ def test_ignored_pixels_become_the_first_class(tmp_path):
 
 def test_bad_files_are_called_by_name_alone(tmp_path):
     (tmp_path / "text.png").write_text("<script>alert(1)</script>")
-    Image.new("L", (64, 64), 7).save(tmp_path / "grey.png")
+    Image.new("L", (64, 64), 7).save(tmp_path / "gray.png")
     Image.effect_noise((64, 64), 50).convert("RGB").rotate(1).save(tmp_path / "small.png")
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "photo.png")
     save_mask(tmp_path / "tiny.png", blocks(8, 8), INFO.palette)
     for name, words in {
         "text.png": "is no image",
-        "grey.png": "index 7 is not below",
-        "photo.png": "have the colour of a class",
+        "gray.png": "index 7 is not below",
+        "photo.png": "have the color of a class",
         "tiny.png": "smaller than the generator's 32x32",
     }.items():
         with pytest.raises(InputError, match=words) as caught:
@@ -128,8 +128,8 @@ def test_islands_have_the_size_and_the_aspect_that_was_asked_for():
     sizes, aspects = [], []
     for seed in range(8):
         mask = lay_out(np.zeros((256, 256), np.uint8), 1, 0.15, 18, 3, seed)
-        labelled, _ = ndimage.label(mask == 1)
-        for island in regionprops(labelled):
+        labeled, _ = ndimage.label(mask == 1)
+        for island in regionprops(labeled):
             top, left, bottom, right = island.bbox
             if min(top, left) > 0 and max(bottom, right) < 256:  # the border's are cut
                 sizes.append(island.area)

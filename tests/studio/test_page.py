@@ -30,7 +30,7 @@ def paint(page, start, end):
 
 
 def read_canvas(page):
-    """The class indices that the canvas shows, by its colours, as (64, 64)."""
+    """The class indices that the canvas shows, by its colors, as (64, 64)."""
     pixels = page.evaluate(
         "(() => { const board = document.querySelector('#canvas .board');"
         " return Array.from(board.getContext('2d').getImageData(0, 0, board.width, board.height).data) })()"

@@ -17,7 +17,7 @@ def draw(folder, rows):
 
 
 def find_color(picture, color):
-    """Rows and columns of the pixels in a colour such as #0072b2."""
+    """Rows and columns of the pixels in a color such as #0072b2."""
     return np.nonzero((picture == list(bytes.fromhex(color[1:]))).all(axis=2))
 
 

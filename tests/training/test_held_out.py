@@ -17,7 +17,7 @@ from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
 from steelgen.generators import Drawn
 from steelgen.generators.families import load_generator
-from steelgen.sampling.run import sample
+from steelgen.sampling.sample import sample
 from steelgen.training.loop import train
 from steelgen.training.selection import BestTracker, CopyWatch
 from steelgen.training.validation import average_by_bin
@@ -44,7 +44,7 @@ MEASURE = {"measurement": {"every": 2, "num_images": 4, "searched_images": 2, "s
 
 @pytest.fixture
 def few_features(monkeypatch):
-    """Mean grey levels of a 4 x 4 grid in place of EfficientNet's features, which take seconds to compute."""
+    """Mean gray levels of a 4 x 4 grid in place of EfficientNet's features, which take seconds to compute."""
     from steelgen.evaluation.features import FeatureExtractor
     from steelgen.training import measurement
 
@@ -80,7 +80,7 @@ def test_validation_sees_the_held_out_split(tmp_path):
     losses = []
     for name, extra in (("few", 4), ("many", 6)):
         dataset = write_tiny_dataset(tmp_path / name, splits=(("val", 2), ("train", extra)))
-        sections = {"generator": {"noise": {"num_train_timesteps": 100, "standardise": False}}}
+        sections = {"generator": {"noise": {"num_train_timesteps": 100, "standardize": False}}}
         options = dict(max_steps=2, learning_rate=1e-30, ema_decay=0.0)
         losses.append(run_tiny(dataset, tmp_path / f"run-{name}", sections=sections, **options)[1][2]["val_loss"])
     assert losses[0] == losses[1]

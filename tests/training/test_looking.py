@@ -12,7 +12,7 @@ from steelgen.config.train import TrainConfig
 from steelgen.training.checkpoint import list_checkpoints
 from steelgen.training.held_out import HeldOutChecks
 from steelgen.training.loop import train
-from steelgen.training.preview import PreviewDrawer
+from steelgen.training.preview import PreviewWriter
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder
 
@@ -35,7 +35,7 @@ def test_a_preview_that_fails_is_a_warning(tiny_dataset, tmp_path, monkeypatch):
     def fail(self, step):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(PreviewDrawer, "draw", fail)
+    monkeypatch.setattr(PreviewWriter, "draw", fail)
     observer = Recorder()
     result = train(looking_config(tiny_dataset, tmp_path / "run"), observer)
     assert result.export.is_dir()
@@ -57,8 +57,8 @@ def test_a_step_that_could_not_be_looked_at_is_saved_and_looked_at_on_resuming(
             raise KeyboardInterrupt
         return draw(self, *arguments)
 
-    draw = PreviewDrawer.draw
-    owner, name = (HeldOutChecks, "run_due") if failing == "measure" else (PreviewDrawer, "draw")
+    draw = PreviewWriter.draw
+    owner, name = (HeldOutChecks, "run_due") if failing == "measure" else (PreviewWriter, "draw")
     run_due = HeldOutChecks.run_due
     monkeypatch.setattr(owner, name, die)
     if failing == "measure":

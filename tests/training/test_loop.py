@@ -129,7 +129,7 @@ def test_accumulation_equals_a_larger_batch(tiny_dataset, tmp_path):
 
 
 def test_training_learns_and_the_mask_steers(tiny_dataset, tmp_path):
-    """Grey level follows the mask in the tiny set; after a minute's training it must in drawn images too."""
+    """Gray level follows the mask in the tiny set; after a minute's training it must in drawn images too."""
     observer = Recorder()
     run_tiny(
         tiny_dataset,

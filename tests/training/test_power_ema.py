@@ -84,7 +84,7 @@ def test_a_stored_average_is_found_again(tmp_path):
     torch.testing.assert_close(rebuilt["weight"], tracked[0.1], rtol=1e-4, atol=1e-4)
 
 
-def test_coefficients_minimise_the_distance_of_profiles():
+def test_coefficients_minimize_the_distance_of_profiles():
     """Against dense least squares over the profiles sampled at many times."""
     steps, stds = [200, 200, 400, 400], [0.05, 0.1, 0.05, 0.1]
     factors, error = compute_coefficients(steps, stds, 400, 0.2)

@@ -20,7 +20,7 @@ def compute_gradients(dataset, tmp_path, dropout, **options):
     generator, micrographs = prepare_training(config)
     torch.manual_seed(1)
     for parameter in generator.network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)  # else the zero-initialised output keeps gradients from the rest
+        torch.nn.init.normal_(parameter, std=0.1)  # else the zero-initialized output keeps gradients from the rest
     trainable = build_trainable(generator, config)
     place_networks(trainable.networks, config.train, torch.device("cpu"))
     crops = build_crops(config, trainable, micrographs)

@@ -43,18 +43,18 @@ def read_tiles(path, count, size=16, factor=8, gap=4):
     return [[small[:, start + part * size :][:, :size] for part in range(3)] for start in starts]
 
 
-def test_step_0_shows_masks_in_palette_colours_beside_generated_and_real(tiny_dataset, run):
+def test_step_0_shows_masks_in_palette_colors_beside_generated_and_real(tiny_dataset, run):
     folder, calls = run
     masks, _, drawn = calls[0]
     palette = np.array(load_dataset_info(tiny_dataset).palette, np.uint8)
     for number, (mask, generated, real) in enumerate(read_tiles(folder / "previews/step-000000.png", 3)):
         assert np.array_equal(mask, palette[masks[number].numpy()])
-        grey = ((drawn[number, 0] + 1) * 127.5).round().clamp(0, 255).numpy().astype(np.uint8)
-        assert np.array_equal(generated, np.repeat(grey[..., None], 3, axis=2))
-        # In the tiny set's micrographs class c has grey level 60 + 60 c.
+        gray = ((drawn[number, 0] + 1) * 127.5).round().clamp(0, 255).numpy().astype(np.uint8)
+        assert np.array_equal(generated, np.repeat(gray[..., None], 3, axis=2))
+        # In the tiny set's micrographs class c has gray level 60 + 60 c.
         expected = 60 + 60 * masks[number].numpy()
         assert np.median(np.abs(real[..., 0] - expected)) < 12
-        assert len({tuple(colour) for colour in mask.reshape(-1, 3)}) > 1
+        assert len({tuple(color) for color in mask.reshape(-1, 3)}) > 1
 
 
 def test_masks_and_seeds_are_the_same_at_every_step(run):

@@ -20,14 +20,14 @@ from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importing import READERS
 from steelgen.data.resplit import resplit_dataset
 from steelgen.errors import InputError
-from steelgen.evaluation.run import evaluate
+from steelgen.evaluation.evaluate import evaluate
 from steelgen.generators import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.models.norm import GroupNorm
 from steelgen.models.semantic_unet import SemanticUNet
 from steelgen.models.spade import SpadeNorm
 from steelgen.sampling.replay import replay
-from steelgen.sampling.run import sample
+from steelgen.sampling.sample import sample
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder
@@ -37,7 +37,7 @@ TINY |= dict(num_head_channels=8, spade_channels=8, norm_groups=4)
 
 
 @pytest.fixture
-def unlabelled(tiny_dataset):
+def unlabeled(tiny_dataset):
     """The tiny set without masks and without dataset.json."""
     (tiny_dataset / "dataset.json").unlink()
     for masks in tiny_dataset.glob("*/masks"):
@@ -65,8 +65,8 @@ def sample_tiny(run_dir, out, **further):
     return sample(parse_config(values, SampleConfig))
 
 
-def test_images_alone_are_trained_on_drawn_and_evaluated(unlabelled, tmp_path):
-    generator = run_tiny(unlabelled, tmp_path / "run")
+def test_images_alone_are_trained_on_drawn_and_evaluated(unlabeled, tmp_path):
+    generator = run_tiny(unlabeled, tmp_path / "run")
     assert generator.info.class_names == []
     assert not any(isinstance(module, SpadeNorm) for module in generator.network.modules())
     assert json.loads((tmp_path / "run/best/selection.json").read_text())["criterion"] == "val_loss"
@@ -76,9 +76,9 @@ def test_images_alone_are_trained_on_drawn_and_evaluated(unlabelled, tmp_path):
     path, same = replay(out / "metadata.jsonl", 3)
     assert same
     assert path.is_file()
-    config = {"generated": str(out), "dataset": str(unlabelled), "output_dir": str(tmp_path / "evaluation")}
-    result = evaluate(parse_config({**config, "memorisation": {"max_images": 2}}, EvaluateConfig))
-    assert {figure["section"] for figure in result["figures"]} == {"fidelity", "memorisation"}
+    config = {"generated": str(out), "dataset": str(unlabeled), "output_dir": str(tmp_path / "evaluation")}
+    result = evaluate(parse_config({**config, "memorization": {"max_images": 2}}, EvaluateConfig))
+    assert {figure["section"] for figure in result["figures"]} == {"fidelity", "memorization"}
     assert "faithfulness is not measured: the dataset has no masks" in result["warnings"]
     assert (tmp_path / "evaluation/report.html").is_file()
 
@@ -93,8 +93,8 @@ def test_unconditional_though_there_are_masks(tiny_dataset, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_samples_without_masks_train_on(unlabelled, tmp_path):
-    run_tiny(unlabelled, tmp_path / "run")
+def test_samples_without_masks_train_on(unlabeled, tmp_path):
+    run_tiny(unlabeled, tmp_path / "run")
     out = sample_tiny(tmp_path / "run", tmp_path / "synthetic", output_format="dataset")
     assert list_splits(out) == ["train"]
     assert len(load_micrographs(out, "train")) == 5
@@ -131,8 +131,8 @@ def test_a_network_without_classes_is_plain_and_calls_nothing_for_masks(monkeypa
     assert output.std() > 0
 
 
-def test_without_masks_an_image_costs_one_evaluation_a_step(unlabelled, tmp_path):
-    generator = run_tiny(unlabelled, tmp_path / "run")
+def test_without_masks_an_image_costs_one_evaluation_a_step(unlabeled, tmp_path):
+    generator = run_tiny(unlabeled, tmp_path / "run")
     rows = []
     generator.network.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
     solver = parse_config(tiny_train_config("x", "y"), TrainConfig).preview.solver
@@ -141,9 +141,9 @@ def test_without_masks_an_image_costs_one_evaluation_a_step(unlabelled, tmp_path
     assert rows == [1, 1]
 
 
-def test_a_plain_folder_of_images(tmp_path, unlabelled):
+def test_a_plain_folder_of_images(tmp_path, unlabeled):
     folder = tmp_path / "plain"
-    shutil.copytree(unlabelled / "train/images", folder)
+    shutil.copytree(unlabeled / "train/images", folder)
     assert list_splits(folder) == ["train"]
     micrographs = load_micrographs(folder, "train")
     assert micrographs.stems == ["train0", "train1", "train2", "train3"]
@@ -166,8 +166,8 @@ def test_masks_that_are_missing_where_there_are_classes(tiny_dataset, tmp_path):
     assert "no such folder" in {problem.message for problem in check_dataset(tiny_dataset).problems}
 
 
-def test_masks_for_a_generator_without(unlabelled, tiny_dataset, tmp_path):
-    run_tiny(unlabelled, tmp_path / "run")
+def test_masks_for_a_generator_without(unlabeled, tiny_dataset, tmp_path):
+    run_tiny(unlabeled, tmp_path / "run")
     masks = {"kind": "split", "dataset": str(tiny_dataset), "split": "test"}
     with pytest.raises(InputError, match="the generator was trained without masks; use kind 'none'"):
         sample_tiny(tmp_path / "run", tmp_path / "samples", mask_source=masks)

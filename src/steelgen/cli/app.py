@@ -17,7 +17,6 @@ from steelgen.cli.ema import ema_command
 from steelgen.cli.evaluate import evaluate_command
 from steelgen.cli.interpolate import interpolate_command
 from steelgen.cli.isdm import export_app, import_app
-from steelgen.cli.pipeline import pipeline_command
 from steelgen.cli.sample import sample_command
 from steelgen.cli.segment import segment_app
 from steelgen.cli.slurm import slurm_app
@@ -25,10 +24,11 @@ from steelgen.cli.studio import studio_command
 from steelgen.cli.train import finetune_command, train_command
 from steelgen.cli.tune_batch import tune_batch_command
 from steelgen.cli.utility import utility_command
+from steelgen.cli.workflow import workflow_command
 
 app = typer.Typer(
     name="steelgen",
-    help="Labelled synthetic micrographs: learn from a few annotated ones, draw many more with exact masks, "
+    help="Labeled synthetic micrographs: learn from a few annotated ones, draw many more with exact masks, "
     "prove whether they help.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -61,7 +61,8 @@ app.command("interpolate")(interpolate_command)
 app.command("studio")(studio_command)
 app.command("evaluate")(evaluate_command)
 app.command("utility")(utility_command)
-app.command("pipeline")(pipeline_command)
+app.command("workflow")(workflow_command)
+app.command("pipeline", hidden=True)(workflow_command)  # its name until version 0.2
 app.command("doctor")(doctor_command)
 app.command("compare")(compare_command)
 app.add_typer(slurm_app, name="slurm", help="Batch scripts for a cluster: print, submit, and see how far a run is.")

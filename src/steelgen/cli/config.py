@@ -24,7 +24,7 @@ class IsdmAction(str, Enum):
     sample = "sample"
 
 
-_ACTION_HELP = "train, finetune, sample, evaluate, segment, utility, pipeline or slurm-profile"
+_ACTION_HELP = "train, finetune, sample, evaluate, segment, utility, workflow or slurm-profile"
 ActionArgument = Annotated[str, typer.Argument(help=f"{_ACTION_HELP}.")]
 
 

@@ -36,7 +36,7 @@ class Agreement(str, Enum):
 
 
 class DeepScaling(str, Enum):
-    """How 16-bit grey levels become 8-bit ones."""
+    """How 16-bit gray levels become 8-bit ones."""
 
     percentiles = "percentiles"
     full = "full"
@@ -80,7 +80,7 @@ def import_command(
     deep_scaling: Annotated[
         DeepScaling,
         typer.Option(
-            help="How grey levels of more than 8 bit are scaled: between --percentiles, or by the full range."
+            help="How gray levels of more than 8 bit are scaled: between --percentiles, or by the full range."
         ),
     ] = DeepScaling.percentiles,
     percentiles: Annotated[str, typer.Option(help="The two percentiles of each image.")] = "0.1,99.9",
@@ -114,7 +114,7 @@ def import_command(
     objects: Annotated[bool, typer.Option("--objects", help="labels: values are ids of objects of one class.")] = False,
     colors: Annotated[
         str,
-        typer.Option(help="folder, labels, voc: what the colours of masks mean, like 255,0,0=oxide,#00ff00=pore."),
+        typer.Option(help="folder, labels, voc: what the colors of masks mean, like 255,0,0=oxide,#00ff00=pore."),
     ] = "",
     color_tolerance: Annotated[
         int, typer.Option(min=0, max=255, help="folder, labels, voc: how much each channel may differ.")
@@ -249,7 +249,7 @@ def tile_command(
     stride: Annotated[
         int | None, typer.Option(min=1, help="Pixels from one tile to the next; the tile's edge without it.")
     ] = None,
-    centred: Annotated[bool, typer.Option("--centred", help="One tile around each island instead of a grid.")] = False,
+    centered: Annotated[bool, typer.Option("--centered", help="One tile per island instead of a grid.")] = False,
     min_foreground: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of pixels of classes other than 0.")
     ] = 0.0,
@@ -262,7 +262,7 @@ def tile_command(
     with errors_as_lines():
         from steelgen.data.tiles import TileOptions, tile_dataset
 
-        options = TileOptions(size, stride, "centred" if centred else "grid", min_foreground, whole, scale)
+        options = TileOptions(size, stride, "centered" if centered else "grid", min_foreground, whole, scale)
         with progress_bar("tile") as report:
             counts = tile_dataset(folder, out, options, report)
         typer.echo(f"{out}: {describe_counts(counts, 'tiles')}")

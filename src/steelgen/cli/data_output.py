@@ -73,7 +73,7 @@ def describe_report(result: CheckReport) -> dict[str, Any]:
             split: {
                 "images": summary.num_images,
                 "sizes": sorted(summary.sizes),
-                "mean_grey": summary.mean_intensity,
+                "mean_gray": summary.mean_intensity,
                 "ignored_share": summary.ignored_pixels / max(summary.num_pixels, 1),
                 "classes": {
                     name: {
@@ -113,13 +113,13 @@ def print_report(result: CheckReport) -> None:
                 )
             )
         if not names:
-            grey = round(summary.mean_intensity, 1)
-            rows.append((split, summary.num_images, extent, grey, "(no masks)", "–", "–", "–"))
+            gray = round(summary.mean_intensity, 1)
+            rows.append((split, summary.num_images, extent, gray, "(no masks)", "–", "–", "–"))
             continue
         rows.append(
             ("", "", "", "", "(ignored)", f"{100 * summary.ignored_pixels / max(summary.num_pixels, 1):.2f}", "–", "–")
         )
-    columns = ("split", "images", "size px", "mean grey", "class", "area %", "islands", "median area px")
+    columns = ("split", "images", "size px", "mean gray", "class", "area %", "islands", "median area px")
     print_table(str(result.root), columns, rows)
     if result.problems:
         print_table(f"problems: {len(result.problems)}", ("file", "problem"), result.problems)

@@ -16,7 +16,7 @@ def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
 ) -> None:
     """Look over this machine: Python, torch, GPUs, disk, weights, Slurm. Exit code 1 if something must be mended."""
-    from steelgen.hpc.doctor import examine_machine
+    from steelgen.doctor import examine_machine
 
     with errors_as_lines():
         findings = examine_machine(run_dir)

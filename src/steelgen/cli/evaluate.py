@@ -33,7 +33,7 @@ def evaluate_command(
             print_json(describe_sets(evidence))
             _print_lines("note", notes)
             return
-        from steelgen.evaluation.run import evaluate
+        from steelgen.evaluation.evaluate import evaluate
 
         with progress_bar("evaluate", silent) as report:
             result = evaluate(settings, lambda line: None if silent else typer.echo(line, err=True), report)

@@ -52,7 +52,7 @@ def sample_command(
         Path | None, typer.Option(help="With --replay: where the generator is now, if not where the line says.")
     ] = None,
 ) -> None:
-    """Draw labelled synthetic micrographs with a trained generator."""
+    """Draw labeled synthetic micrographs with a trained generator."""
     if again:
         if config or overrides or shard or allow_changed or dry_run:
             fail("--replay: takes everything from the line; of all options only --out and --generator go with it")
@@ -77,7 +77,7 @@ def sample_command(
             if not silent:
                 typer.echo(f"{parameters:,} parameters, {loaded.geometry.image_size} px, classes: {names}")
             return
-        from steelgen.sampling.run import sample
+        from steelgen.sampling.sample import sample
         from steelgen.shards import find_shard, parse_shard
 
         part = parse_shard(shard) if shard else find_shard(os.environ)
@@ -94,7 +94,7 @@ def sample_command(
             _print_filter(folder)
         if settings.mask_source.kind == "balanced":
             _print_balance(folder)
-        typer.echo(f"{settings.num_samples} labelled images in {folder}; look at {folder / 'contact_sheet.png'}")
+        typer.echo(f"{settings.num_samples} labeled images in {folder}; look at {folder / 'contact_sheet.png'}")
 
 
 def _replay(metadata: Path, line: int, out: Path | None, generator: Path | None) -> None:

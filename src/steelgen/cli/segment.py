@@ -32,11 +32,11 @@ def train_command(
             print_json(config_to_json(settings))
         if dry_run:
             return
-        from steelgen.evaluation.labelling import train_labeller
+        from steelgen.evaluation.segment import train_labeler
         from steelgen.pages import show_number
 
         with progress_bar("segmenter", silent) as report:
-            scores = train_labeller(settings, report)
+            scores = train_labeler(settings, report)
         if as_json:
             print_json(scores)
         if silent:
@@ -55,10 +55,10 @@ def predict_command(
     device: Annotated[str, typer.Option(help="A torch device; auto takes a GPU where there is one.")] = "auto",
 ) -> None:
     """Label a folder of images, with a map of how sure each pixel's label is."""
-    from steelgen.evaluation.labelling import label_folder, load_labeller
+    from steelgen.evaluation.segment import label_folder, load_labeler
 
     with errors_as_lines():
-        labeller = load_labeller(segmenter, device)
-        with progress_bar("labelling") as report:
-            count = label_folder(labeller, images, out, report)
-        typer.echo(f"{count} images labelled in {out}")
+        labeler = load_labeler(segmenter, device)
+        with progress_bar("labeling") as report:
+            count = label_folder(labeler, images, out, report)
+        typer.echo(f"{count} images labeled in {out}")

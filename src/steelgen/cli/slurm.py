@@ -15,8 +15,8 @@ from steelgen.cli.output import errors_as_lines, print_json, print_table
 from steelgen.cli.utility import load_utility_settings
 
 if TYPE_CHECKING:
+    from steelgen.cluster.scripts import Job
     from steelgen.config.base import Section
-    from steelgen.hpc.scripts import Job
 
 slurm_app = typer.Typer(no_args_is_help=True)
 
@@ -71,8 +71,8 @@ def render_command(
     ] = None,
 ) -> None:
     """Print the batch script of a command, or write it into a folder; nothing is submitted."""
-    from steelgen.hpc.scripts import render_script
-    from steelgen.hpc.submission import load_profile, write_job
+    from steelgen.cluster.scripts import render_script
+    from steelgen.cluster.submission import load_profile, write_job
 
     with errors_as_lines():
         site = load_profile(
@@ -105,11 +105,11 @@ def submit_command(
 
     Sampling and utility studies are submitted as a job array and a job that gathers its shards when all ended well.
     """
+    from steelgen.cluster.submission import freeze_config, load_profile, submit_job
     from steelgen.config.actions import find_output
     from steelgen.config.base import load_config
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.config.train import FinetuneConfig
-    from steelgen.hpc.submission import freeze_config, load_profile, submit_job
 
     with errors_as_lines():
         site = load_profile(
@@ -137,9 +137,9 @@ def status_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show how far a run is from its own files: steps, or shards done and missing."""
-    from steelgen.hpc.scripts import ARRAYS
-    from steelgen.hpc.status import run_status
-    from steelgen.hpc.submission import queue_state, submitted_jobs
+    from steelgen.cluster.scripts import ARRAYS
+    from steelgen.cluster.status import run_status
+    from steelgen.cluster.submission import queue_state, submitted_jobs
 
     with errors_as_lines():
         parts = run_status(run, shards)
@@ -181,11 +181,11 @@ def _build_jobs(
     evaluate: Path | None,
 ) -> list[Job]:
     """The jobs of one command: one, or an array and the job that gathers it."""
+    from steelgen.cluster.scripts import ARRAYS, Job, parse_array
     from steelgen.config.actions import find_output
     from steelgen.config.utility import UtilityConfig
     from steelgen.errors import InputError
     from steelgen.evaluation.utility.cells import list_cells
-    from steelgen.hpc.scripts import ARRAYS, Job, parse_array
 
     output = find_output(settings)
     if evaluate and action is not Action.sample:

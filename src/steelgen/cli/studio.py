@@ -19,7 +19,7 @@ def studio_command(
     ] = Path("bundled:uhcs"),
     dataset: Annotated[
         Path | None,
-        typer.Option(help="The dataset folder it was trained on: masks to take, and neighbours, to see copies."),
+        typer.Option(help="The dataset folder it was trained on: masks to take, and neighbors, to see copies."),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of samples that kept pairs go to; a later call adds to it.")
@@ -41,8 +41,8 @@ def studio_command(
         fail("studio needs gradio, which is not installed: pip install 'steelgen[studio]'")
     typer.echo(f"loading {generator}", err=True)
     with errors_as_lines():
-        from steelgen.studio.drawing import Studio
         from steelgen.studio.server import LOOPBACK, build_app, build_page, serve
+        from steelgen.studio.session import Studio
 
         studio = Studio(generator, dataset, out)
         run = generator if (generator / "config.json").is_file() else None

@@ -12,7 +12,7 @@ import typer
 from steelgen.cli.isdm import load_settings
 from steelgen.cli.options import AllowChangedOption, ConfigOption, DryRunOption, JsonOption, QuietOption, SetOption
 from steelgen.cli.output import errors_as_lines, fail, print_json, print_table
-from steelgen.cli.watching import is_main_process, run_training
+from steelgen.cli.progress import is_main_process, run_training
 
 if TYPE_CHECKING:
     from steelgen.config.train import RunConfig
@@ -107,7 +107,7 @@ def _plan(settings: RunConfig, generator: Generator, micrographs: Micrographs) -
     epoch = len(CropDataset(micrographs, generator.geometry, settings.seed, settings.data.augment))
     parameters = sum(parameter.numel() for network in generator.networks.values() for parameter in network.parameters())
     counts = np.sum([np.bincount(mask.ravel(), minlength=256) for mask in micrographs.masks], axis=0)
-    labelled = counts[: micrographs.info.num_classes]
+    labeled = counts[: micrographs.info.num_classes]
     sizes = sorted({f"{mask.shape[1]}x{mask.shape[0]}" for mask in micrographs.masks})
     geometry = generator.geometry
     rows = [
@@ -116,6 +116,6 @@ def _plan(settings: RunConfig, generator: Generator, micrographs: Micrographs) -
         ["crops", f"{geometry.crop_size} px → {geometry.image_size} px, {epoch} an epoch"],
         ["optimizer steps", f"{count_steps(settings.train, epoch):,}"],
     ]
-    for name, share in zip(micrographs.info.class_names, labelled / max(labelled.sum(), 1), strict=True):
+    for name, share in zip(micrographs.info.class_names, labeled / max(labeled.sum(), 1), strict=True):
         rows.append([f"class {name}", f"{share:.1%}"])
     return rows

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from steelgen.config.base import Section
 from steelgen.config.evaluate import EvaluateConfig
-from steelgen.config.pipeline import PipelineConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.config.utility import UtilityConfig
+from steelgen.config.workflow import WorkflowConfig
 
 ACTIONS: dict[str, type[Section]] = {
     "train": TrainConfig,
@@ -20,7 +20,7 @@ ACTIONS: dict[str, type[Section]] = {
     "evaluate": EvaluateConfig,
     "segment": SegmentConfig,
     "utility": UtilityConfig,
-    "pipeline": PipelineConfig,
+    "workflow": WorkflowConfig,
     "slurm-profile": SlurmProfile,
 }
 

@@ -49,7 +49,7 @@ MAX_BATCH_SIZE = 2**16
 MAX_SHARDS = 10**5
 MAX_LEARNING_RATE = 10
 MAX_TIMESTEPS = 10**5
-"""Steps of a forward process; with more, neighbouring ones differ by less than fp32 can tell."""
+"""Steps of a forward process; with more, neighboring ones differ by less than fp32 can tell."""
 MAX_IMAGES = 10**7
 """Of a set that is drawn."""
 
@@ -61,6 +61,8 @@ def _check_factors(factors: tuple[float, float]) -> tuple[float, float]:
         raise ValueError("the smaller factor must come first")
     return factors
 
+
+_RENAMED = {"memorisation": "memorization", "standardise": "standardize"}
 
 _Factor = Annotated[float, Field(gt=0, le=1000)]
 FactorRange = Annotated[tuple[_Factor, _Factor], AfterValidator(_check_factors)]
@@ -89,13 +91,20 @@ def parse_config(
     values: dict[str, Any], kind: type[ConfigT], overrides: Sequence[str] = (), origin: str = "config"
 ) -> ConfigT:
     """Validates a dictionary as a config after applying overrides; see `load_config`."""
-    values = {key: value for key, value in values.items() if key != "$schema"}
+    values = rename_old_keys({key: value for key, value in values.items() if key != "$schema"})
     for override in overrides:
         _apply_override(values, override)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{origin}: {_describe(error, kind, values)}") from None
+
+
+def rename_old_keys(values: Any) -> Any:
+    """The values with the keys of configs of version 0.1 under the names they have now."""
+    if not isinstance(values, dict):
+        return values
+    return {_RENAMED.get(key, key): rename_old_keys(value) for key, value in values.items()}
 
 
 def config_to_json(config: Section) -> dict[str, Any]:

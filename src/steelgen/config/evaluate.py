@@ -46,7 +46,7 @@ class GeometrySection(Section):
     scale_range: FactorRange | None = None
     """Each crop's edge is crop_size times a factor drawn from this range."""
     in_channels: Literal[1, 3] | None = None
-    """1 compares grey images, 3 RGB."""
+    """1 compares gray images, 3 RGB."""
 
 
 class SegmenterSection(Section):
@@ -75,7 +75,7 @@ class MicrostructureSection(Section):
     """Images of each set that are measured; the first ones."""
 
 
-class MemorisationSection(Section):
+class MemorizationSection(Section):
     """The search for training images among the generated ones."""
 
     max_images: int = Field(default=128, ge=2, le=MAX_IMAGES)
@@ -105,7 +105,7 @@ class EvaluateConfig(Section):
     features: FeaturesSection = FeaturesSection()
     segmenter: SegmenterSection = SegmenterSection()
     microstructure: MicrostructureSection = MicrostructureSection()
-    memorisation: MemorisationSection = MemorisationSection()
+    memorization: MemorizationSection = MemorizationSection()
     utility: Path | None = None
     """Output folder of a finished `steelgen utility`, which the report then shows; null: none."""
     cache_dir: Path | None = None

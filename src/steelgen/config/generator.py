@@ -85,8 +85,8 @@ class NoiseSection(Section):
     zero_terminal_snr: bool = True
     """No signal is left at the last step (Lin et al. 2023, arXiv 2305.08891), so brightness and contrast are learnt
     rather than leaked; needs v_prediction, sample or flow."""
-    standardise: bool = True
-    """Shift and scale grey levels to the training set's mean 0 and standard deviation 1 first. Micrographs have little
+    standardize: bool = True
+    """Shift and scale gray levels to the training set's mean 0 and standard deviation 1 first. Micrographs have little
     contrast; a schedule made for unit variance (Karras et al. 2022, arXiv 2206.00364, table 1: σ_data) would spend
     most of its steps on noise that drowns them."""
     snr_gamma: float | None = Field(None, gt=0, le=1000000)
@@ -117,7 +117,7 @@ class DiffusionTrainingSection(Section):
     timestep_sampling: Literal["even", "loss_second_moment", "lognormal"] = "even"
     """Draw all timesteps alike; those of large loss more often, weighing them down (Nichol & Dhariwal 2021,
     arXiv 2102.09672, section 3.3); or noise levels σ = √((1 − ᾱ)/ᾱ) from a log-normal distribution (Karras et al. 2022,
-    arXiv 2206.00364, table 1: with v-prediction of standardised images the rest of its training is the same)."""
+    arXiv 2206.00364, table 1: with v-prediction of standardized images the rest of its training is the same)."""
     lognormal_mean: float = Field(-0.5, ge=-20, le=20)
     """Mean of ln σ for lognormal: the paper's P_mean is -1.2 at its σ_data of 0.5, which here is 1. Mean 0 and
     deviation 1 are the logit-normal times of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206)."""

@@ -155,7 +155,7 @@ class StartImagesSection(Section):
 
 
 class SampleConfig(Section):
-    """`steelgen sample`: draw labelled synthetic micrographs."""
+    """`steelgen sample`: draw labeled synthetic micrographs."""
 
     removed = {
         "noise_prior": "schedules without signal at their last step, the default, have no use for it; train with "

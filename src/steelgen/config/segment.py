@@ -29,7 +29,7 @@ class SegmentConfig(Section):
     scale_range: FactorRange = (0.8, 1.25)
     """In training each crop's edge is crop_size times a factor drawn from this range."""
     in_channels: Literal[1, 3] = 1
-    """1 for grey micrographs, 3 for RGB."""
+    """1 for gray micrographs, 3 for RGB."""
     segmenter: SegmenterSection = SegmenterSection(steps=1500)
     """Size and training of the network."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)

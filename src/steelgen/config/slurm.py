@@ -17,7 +17,7 @@ _TIME = r"(\d+|\d+:\d{2}(:\d{2})?|\d+-\d{1,2}(:\d{2}){0,2})"
 
 
 class SlurmProfile(Section):
-    """Site settings of `steelgen slurm` and `steelgen pipeline --slurm`; one file a site or a partition."""
+    """Site settings of `steelgen slurm` and `steelgen workflow --slurm`; one file a site or a partition."""
 
     partition: Word | None = None
     """Slurm's partition; null takes the cluster's default."""

@@ -13,20 +13,20 @@ from steelgen.errors import InputError
 _NoiseLevel = Annotated[float, Field(ge=0, le=1e9)]
 
 
-class DrawingSection(Section):
+class SamplingSection(Section):
     """What all solvers share: memory, and images larger than the network's."""
 
     mask_cache_gib: float = Field(4.0, ge=0, le=10**6)
     """Memory for the mask features that are computed once for all steps; what does not fit is recomputed."""
     window_overlap: float = Field(0.5, ge=0.1, le=0.9)
-    """For images larger than the network's: share by which neighbouring windows overlap at least."""
+    """For images larger than the network's: share by which neighboring windows overlap at least."""
     window_memory_gib: float = Field(8.0, gt=0, le=10**6)
     """GPU memory for the windows that run in one batch; on a CPU each runs by itself."""
     periodic: bool = False
     """Windows also reach across the image's edges, so that it can be tiled; for simulation cells."""
 
 
-class SolverSection(DrawingSection):
+class SolverSection(SamplingSection):
     """The solver of the reverse process and its guidance."""
 
     name: Literal["auto", "dpmsolver++", "sde-dpmsolver++", "unipc", "ddim", "ddpm", "euler", "heun"] = "auto"
@@ -88,7 +88,7 @@ def check_schedule(beta_schedule: str, num_train_timesteps: int) -> None:
         )
 
 
-class RespacedSolverSection(DrawingSection):
+class RespacedSolverSection(SamplingSection):
     """Ancestral or DDIM steps over a schedule of their own, with learned or fixed variances (Nichol & Dhariwal 2021,
     arXiv 2102.09672); this is how ISDM draws, number by number."""
 
@@ -105,7 +105,7 @@ class RespacedSolverSection(DrawingSection):
     variance: Literal["fixed_large", "fixed_small"] = "fixed_large"
     """The reverse variance of networks that do not learn it: β or β̃ (Ho et al. 2020, section 3.2)."""
     clip_denoised: bool = True
-    """Clip the predicted image to the range of grey levels in every step."""
+    """Clip the predicted image to the range of gray levels in every step."""
     guidance_scale: float = Field(1.5, ge=1, le=1000)
     """Classifier-free guidance: null + s·(conditional − null); 1 is the plain conditional model."""
 

@@ -42,7 +42,7 @@ class DataSection(Section):
     scale_range: FactorRange = (1.0, 1.0)
     """Each crop's edge is crop_size times a factor drawn log-uniformly from this range."""
     in_channels: Literal[1, 3] = 1
-    """1 for grey micrographs (no tint is possible then), 3 for RGB."""
+    """1 for gray micrographs (no tint is possible then), 3 for RGB."""
     augment: bool | Literal["mirror"] = True
     """Draw one of the 8 flips and rotations for each crop, for materials without a preferred direction; or mirror every
     other crop left to right."""
@@ -53,14 +53,14 @@ class DataSection(Section):
     any_angle: bool = False
     """Also turn each crop by any angle; beyond the micrograph's edge lies its mirror image."""
     brightness: float = Field(0.0, ge=0, le=0.5)
-    """Add or take away up to this share of the grey range, at random."""
+    """Add or take away up to this share of the gray range, at random."""
     contrast: float = Field(0.0, ge=0, le=1)
     """Multiply contrast by a random factor between exp(-contrast) and exp(contrast)."""
     num_workers: int | None = Field(None, ge=0, le=1024)
     """Processes that cut crops and draw their noise; null: none on a CPU, up to 8 beside a GPU."""
 
 
-class OptimisationSection(Section):
+class OptimizationSection(Section):
     """The training loop."""
 
     max_steps: int | None = Field(None, ge=0, le=MAX_STEPS)
@@ -131,7 +131,7 @@ class OptimisationSection(Section):
     """Newest checkpoints that are kept."""
 
     @model_validator(mode="after")
-    def _check_end(self) -> OptimisationSection:
+    def _check_end(self) -> OptimizationSection:
         if self.max_steps is None and self.max_epochs is None:
             raise ValueError("one of max_steps and max_epochs must be given")
         if self.lr_scheduler != "constant_with_warmup" and self.max_steps is None:
@@ -213,7 +213,7 @@ class RunConfig(Section):
     """Everything random follows from it."""
     data: DataSection
     """The training data."""
-    train: OptimisationSection
+    train: OptimizationSection
     """The training loop."""
     diffusion: DiffusionTrainingSection = DiffusionTrainingSection()
     """What only the training of diffusion models knows."""

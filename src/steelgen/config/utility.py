@@ -89,7 +89,7 @@ class UtilityTrainingSection(Section):
     augment: bool = True
     """Draw one of the 8 flips and rotations for each image."""
     brightness: float = Field(default=0.1, ge=0, le=0.5)
-    """Add or take away up to this share of the grey range, at random."""
+    """Add or take away up to this share of the gray range, at random."""
     contrast: float = Field(default=0.25, ge=0, le=1)
     """Multiply contrast by a random factor between exp(-contrast) and exp(contrast)."""
     real_share: float | None = Field(default=None, gt=0, lt=1)

@@ -29,21 +29,21 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Legend:
-    """What the colours of masks mean."""
+    """What the colors of masks mean."""
 
     colors: tuple[tuple[int, int, int], ...]
     """RGB, 0-255."""
     class_indices: tuple[int, ...]
-    """The class of each colour, or ignore_index."""
-    unlabelled: int = 0
+    """The class of each color, or ignore_index."""
+    unlabeled: int = 0
     """The class of transparent pixels, and of those that a mask painted over a copy of its image left as they are."""
     tolerance: int = 0
-    """How much each channel may differ from a legend's colour; the nearest one counts."""
+    """How much each channel may differ from a legend's color; the nearest one counts."""
 
 
 @dataclass(frozen=True)
 class IndexMask:
-    """A mask that already exists as a file, of class indices, of colours, or of the ids of objects."""
+    """A mask that already exists as a file, of class indices, of colors, or of the ids of objects."""
 
     path: Path
     lookup: NDArray[np.uint8]
@@ -51,7 +51,7 @@ class IndexMask:
     instances: Path | None = None
     """A file of instance ids, where the source has one."""
     legend: Legend | None = None
-    """For a mask in colours."""
+    """For a mask in colors."""
     holds_objects: bool = False
     """Every value but 0 is an object of class 1, in `instances`."""
 

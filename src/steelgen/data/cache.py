@@ -72,7 +72,7 @@ def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: 
     Args:
         root: a dataset folder.
         split: train, val or test.
-        in_channels: 1 turns RGB micrographs grey, 3 repeats grey ones.
+        in_channels: 1 turns RGB micrographs gray, 3 repeats gray ones.
         cache_root: where caches are kept; None is `default_cache_dir()`.
 
     Raises:

@@ -56,7 +56,7 @@ class SplitSummary:
     """(num_classes,)."""
     ignored_pixels: int
     intensity: NDArray[np.int64]
-    """(256,) pixels of each grey level."""
+    """(256,) pixels of each gray level."""
     sizes: dict[tuple[int, int], int]
     """Images of each (width, height)."""
     island_areas: list[NDArray[np.int64]]
@@ -73,7 +73,7 @@ class SplitSummary:
 
     @property
     def mean_intensity(self) -> float:
-        """Mean grey level, 0-255."""
+        """Mean gray level, 0-255."""
         return float((self.intensity * np.arange(256)).sum() / max(self.intensity.sum(), 1))
 
 
@@ -115,8 +115,8 @@ def check_dataset(root: Path, report: Callable[[int, int], None] | None = None) 
         InputError: if `root` is no dataset folder or its dataset.json or metadata.jsonl cannot be read.
     """
     result = CheckReport(root, load_dataset_info(root))
-    labelled = result.info.num_classes > 0
-    pairs = {split: _match_files(root, split, labelled, result.problems) for split in list_splits(root)}
+    labeled = result.info.num_classes > 0
+    pairs = {split: _match_files(root, split, labeled, result.problems) for split in list_splits(root)}
     if not pairs:
         raise InputError(f"{root}: has no train/, val/ or test/ with images/")
     _check_metadata(root, result.problems)
@@ -146,12 +146,10 @@ def check_dataset(root: Path, report: Callable[[int, int], None] | None = None) 
     return result
 
 
-def _match_files(
-    root: Path, split: str, labelled: bool, problems: list[Problem]
-) -> dict[str, tuple[Path, Path | None]]:
+def _match_files(root: Path, split: str, labeled: bool, problems: list[Problem]) -> dict[str, tuple[Path, Path | None]]:
     """{stem: (image, mask)} of a split; what lacks its partner is a problem, unless there are no masks to be."""
     found: list[dict[str, Path]] = []
-    masked = labelled or (root / split / "masks").is_dir()
+    masked = labeled or (root / split / "masks").is_dir()
     for kind in ("images", "masks") if masked else ("images",):
         folder = find_images(root, split) if kind == "images" else root / split / kind
         by_stem: dict[str, Path] = {}
@@ -221,12 +219,12 @@ def _inspect(root: Path, info: DatasetInfo, task: _Task) -> _Inspection:
     if problems or image is None or mask is None:
         return _Inspection(problems)
     counts = np.bincount(mask.ravel(), minlength=256)
-    grey = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
+    gray = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
     return _Inspection(
         problems,
         size=(mask.shape[1], mask.shape[0]),
         counts=counts,
-        intensity=np.bincount(grey.ravel(), minlength=256),
+        intensity=np.bincount(gray.ravel(), minlength=256),
         island_areas=[
             compute_island_areas(mask == index) if counts[index] else np.zeros(0, np.int64)
             for index in range(1, info.num_classes)

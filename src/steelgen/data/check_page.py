@@ -35,7 +35,7 @@ def build_page(report: CheckReport) -> str:
         problems=report.problems,
         columns=columns,
         rows=rows,
-        plots=_draw_plots(report),
+        plots=_plot_all(report),
         class_names=info.class_names,
         palette=info.palette,
         overlays=[(caption, embed_image(image, "JPEG", quality=88)) for caption, image in report.thumbnails],
@@ -61,13 +61,13 @@ def _list_classes(report: CheckReport) -> tuple[list[str], list[list[str]]]:
     return columns, [*rows, ignored]
 
 
-def _draw_plots(report: CheckReport) -> list[tuple[str, Markup]]:
-    """Grey levels of each split, and the size of the islands of each class over all splits."""
+def _plot_all(report: CheckReport) -> list[tuple[str, Markup]]:
+    """Gray levels of each split, and the size of the islands of each class over all splits."""
     plots = []
     for split, summary in report.splits.items():
-        caption = f"grey levels, {split}"
+        caption = f"gray levels, {split}"
         counts = summary.intensity.reshape(64, 4).sum(axis=1)
-        plots.append((caption, _draw_histogram(caption, counts, np.linspace(0, 256, 65), "#555555")))
+        plots.append((caption, _plot_histogram(caption, counts, np.linspace(0, 256, 65), "#555555")))
     for index, name in enumerate(report.info.class_names[1:], start=1):
         areas = np.concatenate([summary.island_areas[index] for summary in report.splits.values()])
         if len(areas):
@@ -75,11 +75,11 @@ def _draw_plots(report: CheckReport) -> list[tuple[str, Markup]]:
             edges = np.geomspace(1, max(float(diameters.max()), 2) * 1.001, 33)
             color = "#{:02x}{:02x}{:02x}".format(*report.info.palette[index])
             caption = f"islands of {name}: equivalent diameter in px (logarithmic), {len(areas)} islands"
-            plots.append((caption, _draw_histogram(caption, np.histogram(diameters, edges)[0], edges, color)))
+            plots.append((caption, _plot_histogram(caption, np.histogram(diameters, edges)[0], edges, color)))
     return plots
 
 
-def _draw_histogram(title: str, counts: NDArray[np.int64], edges: NDArray[np.float64], color: str) -> Markup:
+def _plot_histogram(title: str, counts: NDArray[np.int64], edges: NDArray[np.float64], color: str) -> Markup:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.data.annotations import Annotation
-from steelgen.data.rasterise import Coverage, compute_coverage, select_pixels
+from steelgen.data.rasterize import Coverage, compute_coverage, select_pixels
 from steelgen.data.runlength import decode_runs
 from steelgen.errors import InputError
 
@@ -53,7 +53,7 @@ def compose_mask(
         coverage, selected = drawn[index]
         window = owner[coverage.window]
         if overlap == "ignore":
-            # Neighbours that merely touch also share a pixel now and then, but do not cover more than all of it.
+            # Neighbors that merely touch also share a pixel now and then, but do not cover more than all of it.
             shared = selected & (total[coverage.window] > 1.001)
             disputed[coverage.window] |= shared & (window > 0) & (classes[window] != classes[index + 1])
         window[selected] = index + 1

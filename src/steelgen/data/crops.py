@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from steelgen.data.cache import Micrographs, decode_split, open_cached_split
 from steelgen.data.instances import compute_instance_edges
-from steelgen.data.placement import CropGeometry, Placement, Variation, draw_placement
+from steelgen.data.placement import CropGeometry, Placement, Variation, sample_placement
 from steelgen.errors import InputError
 
 
@@ -27,7 +27,7 @@ def load_micrographs(root: Path, split: str, in_channels: int = 1) -> Micrograph
     Args:
         root: a dataset folder.
         split: train, val or test.
-        in_channels: 1 turns RGB micrographs grey (ITU-R 601 luma); 3 repeats grey ones.
+        in_channels: 1 turns RGB micrographs gray (ITU-R 601 luma); 3 repeats gray ones.
 
     Raises:
         InputError: if the split is missing, empty or holds a pair that cannot be used.
@@ -46,12 +46,12 @@ def cut_crop(
     rng: np.random.Generator,
     augment: bool | str,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cuts one random crop; see `draw_placement`.
+    """Cuts one random crop; see `sample_placement`.
 
     Returns:
         image: (image_size, image_size) or (image_size, image_size, 3) uint8; mask: (image_size, image_size) uint8.
     """
-    placement = draw_placement(mask.shape[0], mask.shape[1], geometry, rng, augment)
+    placement = sample_placement(mask.shape[0], mask.shape[1], geometry, rng, augment)
     return placement.cut_image(image), placement.cut_mask(mask)
 
 
@@ -66,7 +66,7 @@ class CropDataset(Dataset):
         micrographs: the split.
         geometry: size of the crops.
         seed: with the crop's number it decides everything.
-        augment: see `draw_placement`.
+        augment: see `sample_placement`.
         variation: further random changes.
         instance_edges: items tell where instances meet.
         augmentation: items tell how they were changed; see `Placement.describe_augmentation`.
@@ -133,7 +133,7 @@ class CropDataset(Dataset):
         """Where crop number `number` lies in its micrograph."""
         height, width = self.micrographs.masks[self.micrograph_index(number)].shape
         rng = np.random.default_rng((self.seed, number))
-        return draw_placement(height, width, self.geometry, rng, self.augment, self.variation)
+        return sample_placement(height, width, self.geometry, rng, self.augment, self.variation)
 
     def micrograph_index(self, number: int) -> int:
         """Which micrograph crop number `number` is cut from; each pass over the micrographs visits each once."""

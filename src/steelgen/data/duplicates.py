@@ -21,7 +21,7 @@ class Duplicate(NamedTuple):
     first: int
     second: int
     correlation: float
-    """Of the shrunken grey levels, at the best of the 8 flips and rotations."""
+    """Of the shrunken gray levels, at the best of the 8 flips and rotations."""
 
 
 def shrink_image(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -34,10 +34,10 @@ def shrink_image(image: NDArray[np.uint8]) -> NDArray[np.float32]:
         (32, 32) float32 with mean 0 and norm 1; all zero for a plain image.
     """
     small = Image.fromarray(image).convert("L").resize((_EDGE, _EDGE), Image.Resampling.BILINEAR)
-    grey = np.asarray(small, np.float32)
-    grey = grey - grey.mean()
-    norm = float(np.linalg.norm(grey))
-    return grey / norm if norm > 1e-3 else np.zeros_like(grey)
+    gray = np.asarray(small, np.float32)
+    gray = gray - gray.mean()
+    norm = float(np.linalg.norm(gray))
+    return gray / norm if norm > 1e-3 else np.zeros_like(gray)
 
 
 def compute_hash(shrunken: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -51,7 +51,7 @@ def compute_hash(shrunken: NDArray[np.float32]) -> NDArray[np.bool_]:
 def find_duplicates(shrunken: Sequence[NDArray[np.float32]], groups: Sequence[str]) -> list[Duplicate]:
     """Finds pairs of images of different groups that look alike under one of the 8 flips and rotations.
 
-    Candidates differ in at most 10 of 63 hash bits, and are reported where their shrunken grey levels correlate by 0.9.
+    Candidates differ in at most 10 of 63 hash bits, and are reported where their shrunken gray levels correlate by 0.9.
 
     Args:
         shrunken: one `shrink_image` result an image.

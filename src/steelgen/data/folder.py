@@ -5,7 +5,7 @@
     train/ val/ test/  images/  masks/    paired by file stem; without masks/ the dataset has no classes
     train/rejects.txt                     optional; stems that `list_pairs` passes over, one a line
 
-Masks are single-channel 8-bit palette PNGs: class indices on disk, colours in any viewer, 255 is "ignore".
+Masks are single-channel 8-bit palette PNGs: class indices on disk, colors in any viewer, 255 is "ignore".
 ISDM's own layout (train|test/{images,masks}, no dataset.json, binary masks of 0 and 255) reads too, and so does a plain
 folder of images, as a training split without masks.
 """
@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
 
 Channel = Annotated[int, Field(ge=0, le=255)]
-"""Of a colour."""
+"""Of a color."""
 
 
 class DatasetInfo(BaseModel):
@@ -45,7 +45,7 @@ class DatasetInfo(BaseModel):
     class_names: list[str] = Field(max_length=255)
     """None for images without masks."""
     palette: list[tuple[Channel, Channel, Channel]] = []
-    """One RGB colour (0-255) a class, for viewing only; colours that all can tell apart where none are given."""
+    """One RGB color (0-255) a class, for viewing only; colors that all can tell apart where none are given."""
     ignore_index: int = Field(255, ge=0, le=255)
     """Mask value of pixels that belong to no class and count nowhere."""
     pixel_size_um: float | None = Field(None, gt=0, lt=1e6)
@@ -57,7 +57,7 @@ class DatasetInfo(BaseModel):
     def _check(self) -> DatasetInfo:
         self.palette = self.palette or default_palette(len(self.class_names))
         if len(self.palette) != len(self.class_names):
-            raise ValueError(f"{len(self.palette)} palette colours for {len(self.class_names)} class names")
+            raise ValueError(f"{len(self.palette)} palette colors for {len(self.class_names)} class names")
         if self.ignore_index < self.num_classes:
             raise ValueError(f"ignore_index {self.ignore_index} is also the index of a class")
         return self
@@ -224,7 +224,7 @@ def save_mask(path: Path, mask: NDArray[np.uint8], palette: list[tuple[int, int,
 def build_index_image(mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> Image.Image:
     """(H, W) uint8 class indices as a palette image; index 255 shows as white."""
     image = Image.fromarray(mask)
-    image.putpalette(bytes(channel for colour in palette for channel in colour) + b"\xff" * (768 - 3 * len(palette)))
+    image.putpalette(bytes(channel for color in palette for channel in color) + b"\xff" * (768 - 3 * len(palette)))
     return image
 
 

@@ -25,10 +25,10 @@ def load_image(path: Path, keep_depth: bool = False, as_indices: bool = False) -
 
     Args:
         keep_depth: leave 16-bit images as they are.
-        as_indices: read the indices of palette images instead of their colours.
+        as_indices: read the indices of palette images instead of their colors.
 
     Returns:
-        (H, W) uint8 for grey images, (H, W, 3) uint8 RGB for colour images; uint16 where the depth is kept.
+        (H, W) uint8 for gray images, (H, W, 3) uint8 RGB for color images; uint16 where the depth is kept.
 
     Raises:
         InputError: if the file is missing, truncated, too large or no image.
@@ -42,13 +42,13 @@ def load_image(path: Path, keep_depth: bool = False, as_indices: bool = False) -
 
 
 def load_index_image(path: Path) -> NDArray[np.uint8]:
-    """Reads class indices: the indices of a palette image, or the grey levels of a single-channel one.
+    """Reads class indices: the indices of a palette image, or the gray levels of a single-channel one.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        InputError: if the file is missing, truncated, too large, no image, or has colour channels that differ.
+        InputError: if the file is missing, truncated, too large, no image, or has color channels that differ.
     """
     array = load_whole_numbers(path)
     if array.size and not 0 <= array.min() <= array.max() <= 255:
@@ -58,7 +58,7 @@ def load_index_image(path: Path) -> NDArray[np.uint8]:
 
 
 def load_whole_numbers(path: Path) -> NDArray[np.integer[Any]]:
-    """Reads an image of labels: palette indices, or grey levels of any depth; of a TIFF the first page.
+    """Reads an image of labels: palette indices, or gray levels of any depth; of a TIFF the first page.
 
     Returns:
         (H, W), of the type in the file.
@@ -72,12 +72,12 @@ def load_whole_numbers(path: Path) -> NDArray[np.integer[Any]]:
     if array.ndim == 3 and (array[..., :1] == array).all():
         return np.ascontiguousarray(array[..., 0])
     if array.ndim == 3:
-        raise InputError(f"{path}: a mask must have one channel of class indices, not RGB colours")
+        raise InputError(f"{path}: a mask must have one channel of class indices, not RGB colors")
     return array
 
 
 def load_rgba(path: Path) -> NDArray[np.uint8]:
-    """Reads the colours of an image as (H, W, 4) uint8 RGBA.
+    """Reads the colors of an image as (H, W, 4) uint8 RGBA.
 
     Raises:
         InputError: see `load_image`.
@@ -86,7 +86,7 @@ def load_rgba(path: Path) -> NDArray[np.uint8]:
 
 
 def is_colored(path: Path) -> bool:
-    """Whether an image has colour channels that differ, or an opacity.
+    """Whether an image has color channels that differ, or an opacity.
 
     Raises:
         InputError: see `load_image`.
@@ -131,7 +131,7 @@ def save_micrograph(path: Path, image: NDArray[np.uint8]) -> None:
     Not all at once: for folders that themselves appear when they are whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Grey levels of micrographs are mostly noise: stronger compression takes five times as long for 3 %.
+    # Gray levels of micrographs are mostly noise: stronger compression takes five times as long for 3 %.
     Image.fromarray(np.ascontiguousarray(image)).save(path, compress_level=2)
 
 
@@ -176,7 +176,7 @@ def _decode(path: Path, as_indices: bool = False, mode: str | None = None) -> ND
                 if image.mode == "1" or (image.mode == "P" and not as_indices) or image.mode == "LA":
                     image = image.convert("RGB" if image.mode == "P" else "L")
                 elif image.mode == "F":
-                    raise InputError(f"{path}: floating-point grey levels have no known range")
+                    raise InputError(f"{path}: floating-point gray levels have no known range")
                 elif image.mode not in ("L", "P", "RGB"):
                     image = image.convert("RGB")
                 return np.asarray(image)
@@ -197,12 +197,12 @@ def _verify_checksums(path: Path) -> None:
 
 def _to_uint16(array: NDArray, path: Path) -> NDArray[np.uint16]:
     if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
-        raise InputError(f"{path}: grey levels outside 0..65535")
+        raise InputError(f"{path}: gray levels outside 0..65535")
     return array.astype(np.uint16)
 
 
 def to_channels(image: NDArray[np.uint8], in_channels: int) -> NDArray[np.uint8]:
-    """Makes a (H, W) or (H, W, 3) uint8 image have 1 (H, W) or 3 (H, W, 3) channels; grey is ITU-R 601 luma."""
+    """Makes a (H, W) or (H, W, 3) uint8 image have 1 (H, W) or 3 (H, W, 3) channels; gray is ITU-R 601 luma."""
     if in_channels == 1:
         return np.asarray(Image.fromarray(image).convert("L")) if image.ndim == 3 else image
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image

@@ -22,7 +22,7 @@ def load_instance_ids(path: Path) -> NDArray[np.uint16]:
     """Reads an instance map as (H, W) uint16; ids need not be consecutive.
 
     Raises:
-        InputError: if the file is unreadable or in colour, or an id does not fit 16 bits.
+        InputError: if the file is unreadable or in color, or an id does not fit 16 bits.
     """
     ids = load_whole_numbers(path)
     if ids.size and not 0 <= ids.min() <= ids.max() <= MAX_INSTANCE_ID:
@@ -38,7 +38,7 @@ def save_instances(path: Path, instances: NDArray[np.uint16]) -> None:
 
 
 def compute_instance_edges(instances: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """The pixels with a neighbour (left, right, above, below) of another id, as an (H, W) boolean mask.
+    """The pixels with a neighbor (left, right, above, below) of another id, as an (H, W) boolean mask.
 
     Both sides of a border are marked; the image's own border is none. This is the plane that ISDM, and pix2pixHD before
     it, append to the one-hot mask.

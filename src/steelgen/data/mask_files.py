@@ -1,4 +1,4 @@
-"""Masks that a source has as files: of class indices, of colours with a legend, of the ids of objects."""
+"""Masks that a source has as files: of class indices, of colors with a legend, of the ids of objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_mask_file(source: IndexMask, micrograph: Micrograph, info: DatasetInfo)
     """Reads the mask of a micrograph as class indices, (H, W) of the file's own size.
 
     Raises:
-        InputError: if the file is unreadable, or holds a value or a colour that is no class.
+        InputError: if the file is unreadable, or holds a value or a color that is no class.
     """
     if source.holds_objects:
         assert source.instances is not None
@@ -33,7 +33,7 @@ def load_mask_file(source: IndexMask, micrograph: Micrograph, info: DatasetInfo)
 def _read_colors(source: IndexMask, legend: Legend, micrograph: Micrograph, info: DatasetInfo) -> NDArray[np.uint8]:
     rgba = load_rgba(source.path)
     matched = match_colors(rgba[..., :3], legend.colors, legend.tolerance)
-    mask = np.array([*legend.class_indices, legend.unlabelled], np.uint8)[matched]
+    mask = np.array([*legend.class_indices, legend.unlabeled], np.uint8)[matched]
     unknown = matched < 0
     # A data bar, which is copied with the image, is cropped later on.
     rows = min(micrograph.image.shape[0], len(rgba))
@@ -44,12 +44,12 @@ def _read_colors(source: IndexMask, legend: Legend, micrograph: Micrograph, info
         unknown[:rows] &= copied > legend.tolerance
     if unknown.any():
         row, column = np.argwhere(unknown)[0]
-        where = f"{source.path}: the colour {','.join(map(str, rgba[row, column, :3]))} at ({column}, {row})"
+        where = f"{source.path}: the color {','.join(map(str, rgba[row, column, :3]))} at ({column}, {row})"
         raise InputError(
             f"{where}, and {unknown.sum() - 1} pixels more, are neither in the legend nor as in the image "
             "(--colors, --color-tolerance)"
         )
-    mask[rgba[..., 3] == 0] = legend.unlabelled
+    mask[rgba[..., 3] == 0] = legend.unlabeled
     return mask
 
 

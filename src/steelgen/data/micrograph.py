@@ -19,7 +19,7 @@ MAX_BAR_SHARE = 0.3
 DeepScaling = Literal["percentiles", "full"]
 
 
-_MICROMETRES = {
+_MICROMETERS = {
     "pm": 1e-6,
     "nm": 1e-3,
     "µm": 1.0,
@@ -90,7 +90,7 @@ def load_micrograph(path: Path, options: ImageOptions | None = None) -> Microgra
 
 
 def scale_to_8_bit(array: NDArray[Any], options: ImageOptions, path: Path) -> NDArray[np.uint8]:
-    """Scales grey levels of any depth to 0-255.
+    """Scales gray levels of any depth to 0-255.
 
     Args:
         array: (H, W) or (H, W, 3), whole or floating-point numbers.
@@ -102,11 +102,11 @@ def scale_to_8_bit(array: NDArray[Any], options: ImageOptions, path: Path) -> ND
     if array.dtype == np.uint8:
         return array
     if not np.isfinite(array).all():
-        raise InputError(f"{path}: holds grey levels that are not finite numbers")
+        raise InputError(f"{path}: holds gray levels that are not finite numbers")
     if options.deep_scaling == "percentiles":
         low, high = np.percentile(array, options.percentiles)
     elif array.dtype.kind == "f":
-        raise InputError(f"{path}: floating-point grey levels have no full range; scale them by percentiles")
+        raise InputError(f"{path}: floating-point gray levels have no full range; scale them by percentiles")
     else:
         low, high = np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
     scaled = (array.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
@@ -116,13 +116,13 @@ def scale_to_8_bit(array: NDArray[Any], options: ImageOptions, path: Path) -> ND
 def find_data_bar(image: NDArray[np.uint8]) -> int:
     """The height in rows of the data bar at the bottom of a micrograph; 0 where there is none.
 
-    A bar is up to 30 % of the height, and most of each of its rows is one plain grey, which is rare right above it.
+    A bar is up to 30 % of the height, and most of each of its rows is one plain gray, which is rare right above it.
     """
-    grey = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
-    height = grey.shape[0]
-    lowest = grey[-max(height // 50, 4) :]
+    gray = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
+    height = gray.shape[0]
+    lowest = gray[-max(height // 50, 4) :]
     plain = np.bincount(lowest.ravel(), minlength=256).argmax()
-    share = (np.abs(grey.astype(np.int16) - plain) <= 2).mean(axis=1)
+    share = (np.abs(gray.astype(np.int16) - plain) <= 2).mean(axis=1)
     # Lines of text and a frame may fill a few rows of a bar, so nine in ten rows need to be plain.
     plain_rows = np.cumsum(share[::-1] >= 0.4) / np.arange(1, height + 1)
     highest = int(MAX_BAR_SHARE * height)
@@ -166,7 +166,7 @@ def _load_tiff(path: Path, page: int) -> tuple[NDArray[Any], float | None, int |
         if (array[..., :1] == array).all():
             array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or array.dtype.kind not in "uif":
-        raise InputError(f"{path}: page {page} is no grey or RGB image (shape {array.shape}, {array.dtype})")
+        raise InputError(f"{path}: page {page} is no gray or RGB image (shape {array.shape}, {array.dtype})")
     return array, pixel_size, rows
 
 
@@ -180,7 +180,7 @@ def _read_sem_tags(file: Any) -> tuple[float | None, int | None]:
             return width * 1e6, rows if isinstance(rows, int) else None
     for key in ("ap_image_pixel_size", "ap_pixel_size"):
         value = zeiss.get(key, ())
-        if len(value) == 3 and isinstance(value[1], int | float) and (size := _to_micrometres(value[1], value[2])):
+        if len(value) == 3 and isinstance(value[1], int | float) and (size := _to_micrometers(value[1], value[2])):
             return size, None
     return _read_scale(file), None
 
@@ -190,15 +190,15 @@ def _read_scale(file: Any) -> float | None:
     if file.ome_metadata:
         described = re.search(r"<Pixels\b[^>]*>", file.ome_metadata)
         attributes = dict(re.findall(r"(\w+)=[\"']([^\"']*)[\"']", described[0])) if described else {}
-        return _to_micrometres(attributes.get("PhysicalSizeX"), attributes.get("PhysicalSizeXUnit", "µm"))
+        return _to_micrometers(attributes.get("PhysicalSizeX"), attributes.get("PhysicalSizeXUnit", "µm"))
     if file.imagej_metadata:
         pixels, length = file.pages[0].tags["XResolution"].value if "XResolution" in file.pages[0].tags else (0, 1)
-        return _to_micrometres(length / pixels if pixels else None, str(file.imagej_metadata.get("unit", "")))
+        return _to_micrometers(length / pixels if pixels else None, str(file.imagej_metadata.get("unit", "")))
     return None
 
 
-def _to_micrometres(length: Any, unit: str) -> float | None:
-    scale = _MICROMETRES.get(unit.replace("\\u00B5", "µ").replace("μ", "µ"))
+def _to_micrometers(length: Any, unit: str) -> float | None:
+    scale = _MICROMETERS.get(unit.replace("\\u00B5", "µ").replace("μ", "µ"))
     try:
         size = float(length) * scale if scale else 0.0
     except (TypeError, ValueError):

@@ -42,7 +42,7 @@ class Region(NamedTuple):
 
     def encode(self) -> list[int]:
         """COCO's uncompressed counts."""
-        # A row more keeps the runs of neighbouring columns apart.
+        # A row more keeps the runs of neighboring columns apart.
         rows, columns = self.pixels.shape
         apart = np.zeros((rows + 1, columns), bool)
         apart[:rows] = self.pixels

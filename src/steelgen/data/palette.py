@@ -1,4 +1,4 @@
-"""Colours for class indices."""
+"""Colors for class indices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Okabe and Ito (2008): distinguishable with every common colour-vision deficiency. Background first, in black.
+# Okabe and Ito (2008): distinguishable with every common color-vision deficiency. Background first, in black.
 _OKABE_ITO = [
     (0, 0, 0),
     (230, 159, 0),
@@ -30,7 +30,7 @@ ffdb66 90fb92 7e2dd2 bdd393 e56ffe deff74 00ff78 009bff 006401 0076ff 85a900 00b
 
 
 def default_palette(num_classes: int) -> list[tuple[int, int, int]]:
-    """`num_classes` RGB colours (0-255): Okabe-Ito for the first eight, then hues by the golden ratio."""
+    """`num_classes` RGB colors (0-255): Okabe-Ito for the first eight, then hues by the golden ratio."""
     extra = [
         tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(0.618034 * index % 1, 0.55, 0.95))
         for index in range(num_classes - len(_OKABE_ITO))
@@ -39,13 +39,13 @@ def default_palette(num_classes: int) -> list[tuple[int, int, int]]:
 
 
 def isdm_palette(num_classes: int) -> list[tuple[int, int, int]]:
-    """The RGB colours (0-255) in which ISDM shows classes; it has 64, beyond them stand those of `default_palette`."""
-    colours: list[tuple[int, int, int]] = [(*bytes.fromhex(colour),) for colour in _ISDM.split()]
-    return (colours + default_palette(num_classes)[len(colours) :])[:num_classes]
+    """The RGB colors (0-255) in which ISDM shows classes; it has 64, beyond them stand those of `default_palette`."""
+    colors: list[tuple[int, int, int]] = [(*bytes.fromhex(color),) for color in _ISDM.split()]
+    return (colors + default_palette(num_classes)[len(colors) :])[:num_classes]
 
 
 def color_mask(mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> NDArray[np.uint8]:
-    """Colours a mask of class indices (H, W) as (H, W, 3) uint8 RGB; indices without a colour are white."""
+    """Colors a mask of class indices (H, W) as (H, W, 3) uint8 RGB; indices without a color are white."""
     table = np.full((256, 3), 255, np.uint8)
     table[: len(palette)] = np.reshape(palette, (-1, 3))
     return table[mask]
@@ -54,7 +54,7 @@ def color_mask(mask: NDArray[np.uint8], palette: list[tuple[int, int, int]]) -> 
 def match_colors(
     rgb: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]], tolerance: int = 0
 ) -> NDArray[np.int64]:
-    """The nearest colour of each pixel.
+    """The nearest color of each pixel.
 
     Args:
         rgb: (H, W, 3) uint8.
@@ -78,12 +78,12 @@ def blend_overlay(
     palette: list[tuple[int, int, int]],
     opacity: float = 0.4,
 ) -> NDArray[np.uint8]:
-    """Lays the colours of a mask over its micrograph; class 0 and ignored pixels stay as they are.
+    """Lays the colors of a mask over its micrograph; class 0 and ignored pixels stay as they are.
 
     Args:
         image: (H, W) or (H, W, 3) uint8.
         mask: (H, W) uint8 class indices.
-        opacity: 0 shows the image alone, 1 the colours alone.
+        opacity: 0 shows the image alone, 1 the colors alone.
 
     Returns:
         (H, W, 3) uint8 RGB.

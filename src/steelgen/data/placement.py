@@ -24,7 +24,7 @@ class CropGeometry:
     scale_range: FactorRange = (1.0, 1.0)
     """Each crop's edge is crop_size times a factor drawn log-uniformly from this range."""
     in_channels: Annotated[int, Field(ge=1, le=3)] = 1
-    """1 for grey micrographs, 3 for RGB."""
+    """1 for gray micrographs, 3 for RGB."""
 
     def scale_pixel_size(self, pixel_size_um: float | None) -> float | None:
         """Edge of a pixel of the network's images in µm, from that of the micrograph's, where it is known."""
@@ -38,7 +38,7 @@ class Variation:
     any_angle: bool = False
     """Turn each crop by any angle; what lies beyond the micrograph is its mirror image."""
     brightness: float = 0.0
-    """Add up to this share of the grey range, or take it away."""
+    """Add up to this share of the gray range, or take it away."""
     contrast: float = 0.0
     """Multiply contrast about the crop's mean by a factor drawn log-uniformly from exp(±contrast)."""
 
@@ -125,7 +125,7 @@ class Placement:
         return turned[0] if array.ndim == 2 else np.stack(turned, axis=-1)
 
 
-def draw_placement(
+def sample_placement(
     height: int,
     width: int,
     geometry: CropGeometry,
@@ -143,7 +143,7 @@ def draw_placement(
     edge = min(round(geometry.crop_size * float(np.exp(rng.uniform(low, high)))), height, width)
     top = int(rng.integers(height - edge + 1))
     left = int(rng.integers(width - edge + 1))
-    symmetry = draw_symmetry(augment, rng)
+    symmetry = sample_symmetry(augment, rng)
     if variation is None:
         return Placement(top, left, edge, geometry.image_size, symmetry)
     return Placement(
@@ -169,7 +169,7 @@ def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[n
 def resize_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Resizes a mask to (height, width); each pixel takes the class that covers most of its area.
 
-    Nearest-neighbour would drop thin films at random; here one that covers half a pixel stays.
+    Nearest-neighbor would drop thin films at random; here one that covers half a pixel stays.
     """
     if mask.shape == (height, width):
         return mask
@@ -190,7 +190,7 @@ def scale_whole(mask: NDArray[np.uint8], geometry: CropGeometry) -> NDArray[np.u
     return resize_mask(mask, height, width)
 
 
-def draw_symmetry(augment: bool | str, rng: np.random.Generator) -> int:
+def sample_symmetry(augment: bool | str, rng: np.random.Generator) -> int:
     """An element of the square's symmetry group: any where `augment` is True; a flip every other time for "mirror"."""
     if augment == "mirror":
         return 4 * int(rng.integers(2))

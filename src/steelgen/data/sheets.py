@@ -32,11 +32,11 @@ def build_contact_sheet(
     legend: Sequence[tuple[str, tuple[int, int, int]]],
     columns: int = 4,
 ) -> Image.Image:
-    """Lays captioned thumbnails out in rows, with the classes' colours on top.
+    """Lays captioned thumbnails out in rows, with the classes' colors on top.
 
     Args:
         thumbnails: (caption, (h, w, 3) uint8 RGB) each.
-        legend: (class name, RGB) of every class that is shown in colour.
+        legend: (class name, RGB) of every class that is shown in color.
     """
     columns = max(1, min(columns, len(thumbnails)))
     cell_width = max((image.shape[1] for _, image in thumbnails), default=THUMBNAIL_EDGE) + _GAP

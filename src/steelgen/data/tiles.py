@@ -29,7 +29,7 @@ from steelgen.data.islands import label_islands
 from steelgen.errors import InputError
 from steelgen.files import new_folder
 
-TilePlacement = Literal["grid", "centred"]
+TilePlacement = Literal["grid", "centered"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TileOptions:
     stride: int | None = None
     """Pixels from one tile of the grid to the next; None is `size`."""
     placement: TilePlacement = "grid"
-    """`grid` covers the micrograph, `centred` cuts one tile around each island."""
+    """`grid` covers the micrograph, `centered` cuts one tile around each island."""
     min_foreground: float = 0.0
     """Least share of pixels of classes other than 0."""
     whole: bool = False
@@ -64,8 +64,8 @@ def tile_dataset(
     """
     if options.size < 1 or (options.stride is not None and options.stride < 1) or not 0 < options.scale <= 16:
         raise InputError("tiles: size and stride must be at least 1, scale above 0 and at most 16")
-    if options.stride is not None and options.placement == "centred":
-        raise InputError(f"tiles: a stride of {options.stride} means nothing for tiles centred on islands")
+    if options.stride is not None and options.placement == "centered":
+        raise InputError(f"tiles: a stride of {options.stride} means nothing for tiles centered on islands")
     if not 0 <= options.min_foreground <= 1:
         raise InputError(f"tiles: min_foreground {options.min_foreground} must be from 0 to 1")
     info, metadata = load_dataset_info(root), load_metadata(root)
@@ -107,7 +107,7 @@ def find_tiles(mask: NDArray[np.uint8], info: DatasetInfo, options: TileOptions)
     """The top left corners (row, column) of the tiles of one (H, W) mask that meet the conditions."""
     foreground = (mask > 0) & (mask != info.ignore_index)
     labels, _ = label_islands(foreground)
-    positions = _centred(labels, options.size) if options.placement == "centred" else _grid(mask.shape, options)
+    positions = _centered(labels, options.size) if options.placement == "centered" else _grid(mask.shape, options)
     sizes = np.bincount(labels.ravel())
     kept = []
     for top, left in dict.fromkeys(positions):
@@ -131,7 +131,7 @@ def _grid(shape: tuple[int, ...], options: TileOptions) -> Iterator[tuple[int, i
             yield top, left
 
 
-def _centred(labels: NDArray[np.int32], size: int) -> Iterator[tuple[int, int]]:
+def _centered(labels: NDArray[np.int32], size: int) -> Iterator[tuple[int, int]]:
     from scipy import ndimage
 
     for rows, columns in ndimage.find_objects(labels):

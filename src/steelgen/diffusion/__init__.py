@@ -1,1 +1,1 @@
-"""Mask-conditioned diffusion: noise schedule, loss, guidance, pipeline."""
+"""Mask-conditioned diffusion: noise schedule, loss, guidance, solvers."""

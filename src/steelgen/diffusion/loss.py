@@ -54,7 +54,7 @@ def compute_loss_weights(schedule: NoiseSchedule, timesteps: Tensor, snr_gamma: 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What is minimised; see `NoiseSection`."""
+    """What is minimized; see `NoiseSection`."""
 
     snr_gamma: float | None = None
     objective: str = "simple"
@@ -62,7 +62,7 @@ class LossOptions:
     bound L_vlb alone, in bits per value."""
     vlb_weight: float = 0.001
     value_range: tuple[float, float] = (-1.0, 1.0)
-    """What grey levels 0 and 255 are in the images."""
+    """What gray levels 0 and 255 are in the images."""
 
 
 def compute_diffusion_loss(
@@ -86,7 +86,7 @@ def compute_diffusion_loss(
         process: the whole schedule's reverse process, on the device of the batch, where the bound needs it.
 
     Returns:
-        The losses as they are minimised, (N,) float32, and the timesteps (N,) int64.
+        The losses as they are minimized, (N,) float32, and the timesteps (N,) int64.
     """
     image, noise = batch["image"], batch["noise"]
     timesteps, importance = distribution.draw(batch["fraction"])

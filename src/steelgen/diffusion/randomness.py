@@ -29,7 +29,7 @@ class CropRandomness:
         seed = crop_seed(number, self.seed)
         return {
             "noise": torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)),
-            "fraction": draw_fractions(torch.tensor(number), self.seed),
+            "fraction": sample_fractions(torch.tensor(number), self.seed),
             "dropped": torch.tensor(np.random.default_rng((seed, 4)).random() < self.mask_dropout),
         }
 
@@ -51,10 +51,10 @@ class HeldOutRandomness:
 
     @cached_property
     def _ranks(self) -> Tensor:
-        return draw_fractions(torch.arange(self.count), _HELD_OUT_SEED).argsort().argsort()
+        return sample_fractions(torch.arange(self.count), _HELD_OUT_SEED).argsort().argsort()
 
 
-def draw_fractions(numbers: Tensor, seed: int) -> Tensor:
+def sample_fractions(numbers: Tensor, seed: int) -> Tensor:
     """A quantile in [0, 1) for each crop number (N,) int64, spread evenly over consecutive crops; float64.
 
     The additive golden-ratio sequence: uniform like independent draws but of lower variance, in the spirit of the

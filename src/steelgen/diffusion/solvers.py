@@ -1,4 +1,4 @@
-"""Solvers of the reverse process: how an image is stepped from noise to grey levels."""
+"""Solvers of the reverse process: how an image is stepped from noise to gray levels."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def build_solver(
         section: which, and how many.
         schedule: what the network was trained with.
         unet: the network.
-        value_range: limits of the grey levels, as the network sees them.
+        value_range: limits of the gray levels, as the network sees them.
     """
     config, device = unet.config, unet.device
     if isinstance(section, RespacedSolverSection):
@@ -189,7 +189,7 @@ class DiffusersSolver:
         section: which, and its steps.
         schedule: what the network was trained with.
         learned_variance: whether the network's output has it; ddpm alone makes use of it.
-        value_range: limits of the grey levels, which a network that predicts noise is held to at each step: what it is
+        value_range: limits of the gray levels, which a network that predicts noise is held to at each step: what it is
             wrong by, its first step would multiply by the ratio of the two steps' √ᾱ. None: no limits.
         device: of the images.
 
@@ -251,7 +251,7 @@ class DiffusersSolver:
         return self.scheduler.step(prediction, timestep, image, **options).prev_sample
 
     def _convert(self, image: Tensor, step: int, predict: Predictor) -> Tensor:
-        """The network's output in terms of what the scheduler takes, and within the limits of grey levels."""
+        """The network's output in terms of what the scheduler takes, and within the limits of gray levels."""
         signal, spread = self._levels[step]
         if self._flows:
             flow, variance = split_variance(predict(scale_to_flow(image, signal, spread)), image.shape[1])

@@ -29,7 +29,7 @@ def compute_variational_bound(
         image: x_0, (N, C, H, W).
         noisy_image: x_t.
         prediction, variance_output, prediction_type: see `compute_reverse_step`.
-        value_range: what grey levels 0 and 255 are in `image`; between them lie 255 equal bins.
+        value_range: what gray levels 0 and 255 are in `image`; between them lie 255 equal bins.
 
     Returns:
         (N,) float32.

@@ -81,7 +81,7 @@ def _find_differences(folders: Sequence[Path], results: Sequence[dict[str, Any]]
     differences = []
     first = results[0]
     for folder, result in zip(folders[1:], results[1:], strict=True):
-        for key in ("dataset", "held_out_split", "train_split", "seed", "segmenter", "microstructure", "memorisation"):
+        for key in ("dataset", "held_out_split", "train_split", "seed", "segmenter", "microstructure", "memorization"):
             value, expected = result["config"].get(key), first["config"].get(key)
             if value != expected:
                 differences.append(f"{folder}: {key} {value}, but {folders[0]}: {expected}")

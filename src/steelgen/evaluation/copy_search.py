@@ -24,7 +24,7 @@ from steelgen.data.images import to_channels
 from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image
 
 _SCALE_STEP = 1.06
-"""Ratio of neighbouring scales where crops were drawn at several."""
+"""Ratio of neighboring scales where crops were drawn at several."""
 _SLACK = 0.25
 """The correlation of shrunk images may lie this far below the one looked for."""
 _REFINED = 3
@@ -38,7 +38,7 @@ class Match:
     """The place in the training micrographs that an image is nearest to."""
 
     distance: float
-    """Root mean square difference of the two, each without its mean, in grey levels."""
+    """Root mean square difference of the two, each without its mean, in gray levels."""
     second_distance: float
     """The same to the nearest place that does not overlap the first."""
     micrograph: int
@@ -58,7 +58,7 @@ class Resemblance(NamedTuple):
     """The place in the training micrographs that an image correlates with most."""
 
     correlation: float
-    """Pearson's, of grey levels, at the image's own resolution where it was close; -1 where nothing fits."""
+    """Pearson's, of gray levels, at the image's own resolution where it was close; -1 where nothing fits."""
     micrograph: int = -1
     symmetry: int = 0
     """See `Match`."""
@@ -88,12 +88,12 @@ class CopySearch:
         blur: float = 0.0,
     ) -> None:
         self.micrographs, self.geometry, self.size, self._blur = micrographs, geometry, search_size, blur
-        self._greys = [torch.tensor(to_channels(image, 1)).float() for image in micrographs.images]
+        self._grays = [torch.tensor(to_channels(image, 1)).float() for image in micrographs.images]
         steps = math.ceil(math.log(scale_range[1] / scale_range[0]) / math.log(_SCALE_STEP))
         self._fields = [
-            _Field(index, grey, geometry.crop_size * float(factor), search_size, blur, device)
+            _Field(index, gray, geometry.crop_size * float(factor), search_size, blur, device)
             for factor in np.geomspace(*scale_range, steps + 1)
-            for index, grey in enumerate(self._greys)
+            for index, gray in enumerate(self._grays)
         ]
 
     def find(self, images: NDArray[np.uint8], own: list[Match] | None = None) -> list[Match]:
@@ -116,8 +116,8 @@ class CopySearch:
             image: (H, W) or (H, W, 3) uint8, at the scale of the network's images.
             enough: correlations well below this one are those of shrunk images.
         """
-        grey = to_channels(image, 1)
-        turned = [apply_symmetry(grey, inverse) for inverse in _INVERSE]
+        gray = to_channels(image, 1)
+        turned = [apply_symmetry(gray, inverse) for inverse in _INVERSE]
         found: list[tuple[float, _Field, int, float, float]] = []
         for odd in (0, 1):  # odd symmetries lay a long image on its side
             shape = [max(round(edge * self.size / self.geometry.image_size), 1) for edge in turned[odd].shape]
@@ -142,7 +142,7 @@ class CopySearch:
 
     def _climb(self, image: NDArray[np.uint8], field: _Field, symmetry: int, top: float, left: float) -> Resemblance:
         """The best window within one shrunk pixel, and from there uphill pixel by pixel in place and size."""
-        wanted = _standardise(image)
+        wanted = _standardize(image)
         source = to_channels(self.micrographs.images[field.micrograph], 1)
         aspect = image.shape[1] / image.shape[0]
         largest = min(source.shape[0], int(source.shape[1] / aspect))
@@ -153,14 +153,14 @@ class CopySearch:
             top = min(max(top, 0), source.shape[0] - height)
             left = min(max(left, 0), source.shape[1] - width)
             window = np.ascontiguousarray(source[top : top + height, left : left + width])
-            return float((_standardise(resize_image(window, *image.shape)) * wanted).sum()), (top, left, height, width)
+            return float((_standardize(resize_image(window, *image.shape)) * wanted).sum()), (top, left, height, width)
 
         pixel = max(field.scales)
         reach = range(-math.ceil(pixel), math.ceil(pixel) + 1, max(1, round(pixel / 4)))
         height = round(image.shape[0] * field.edge / self.geometry.image_size)
         best = max(compare(round(top) + dy, round(left) + dx, height) for dy in reach for dx in reach)
         # A larger or smaller window about the same center, where crops have several scales.
-        several = len(self._fields) > len(self._greys)
+        several = len(self._fields) > len(self._grays)
         sizes = [(-(d // 2) - e, -(d // 2) - f, d) for d in (2, -2, 1, -1) for e in (0, 1) for f in (0, 1)]
         moves = [(0, 1, 0), (1, 0, 0), (0, -1, 0), (-1, 0, 0), *(sizes if several else ())]
         improved = True
@@ -173,9 +173,9 @@ class CopySearch:
 
     def _find_one(self, image: NDArray[np.uint8], own: Match | None) -> Match:
         # The image is turned, not the micrographs; the inverse turn brings the place found onto the image.
-        grey = to_channels(image, 1)
+        gray = to_channels(image, 1)
         turned = torch.stack(
-            [_shrink(torch.tensor(apply_symmetry(grey, inverse)), [self.size] * 2, self._blur) for inverse in _INVERSE]
+            [_shrink(torch.tensor(apply_symmetry(gray, inverse)), [self.size] * 2, self._blur) for inverse in _INVERSE]
         )
         maps: list[Tensor] = []
         spectra: dict[tuple[int, ...], Tensor] = {}
@@ -197,14 +197,14 @@ class CopySearch:
 
     def _refine(self, template: Tensor, field: _Field, top: int, left: int) -> tuple[float, int, int]:
         """Distance and corner in px of the micrograph, from all corners within one shrunk pixel around."""
-        grey, edge, reach = self._greys[field.micrograph], round(field.edge), math.ceil(field.edge / self.size)
+        gray, edge, reach = self._grays[field.micrograph], round(field.edge), math.ceil(field.edge / self.size)
         step = max(1, reach // 4)
         corners = [
             sorted({min(max(0, round(at * scale) + by), whole - edge) for by in range(-reach, reach + 1, step)})
-            for at, scale, whole in zip((top, left), field.scales, grey.shape, strict=True)
+            for at, scale, whole in zip((top, left), field.scales, gray.shape, strict=True)
         ]
         places = [(row, column) for row in corners[0] for column in corners[1]]
-        difference = shrink_windows(grey, places, edge, self.size) - template
+        difference = shrink_windows(gray, places, edge, self.size) - template
         difference -= difference.mean(dim=(1, 2), keepdim=True)
         distances = difference.square().mean(dim=(1, 2)).sqrt()
         nearest = int(torch.argmin(distances))
@@ -218,13 +218,13 @@ class CopySearch:
 class _Field:
     """One micrograph (H, W), shrunk so that `edge` becomes `size` px, ready to be compared with templates."""
 
-    def __init__(self, micrograph: int, grey: Tensor, edge: float, size: int, blur: float, device: str) -> None:
+    def __init__(self, micrograph: int, gray: Tensor, edge: float, size: int, blur: float, device: str) -> None:
         # A micrograph smaller than a crop is trained on as its largest square.
-        self.micrograph, self.edge = micrograph, min(edge, *grey.shape)
-        self.shape = [max(size, round(whole * size / self.edge)) for whole in grey.shape]
+        self.micrograph, self.edge = micrograph, min(edge, *gray.shape)
+        self.shape = [max(size, round(whole * size / self.edge)) for whole in gray.shape]
         # Shrunk to a whole number of pixels, so that the scale along each axis is its own.
-        self.scales = [whole / part for whole, part in zip(grey.shape, self.shape, strict=True)]
-        small = _shrink(grey, self.shape, blur).to(device)
+        self.scales = [whole / part for whole, part in zip(gray.shape, self.shape, strict=True)]
+        small = _shrink(gray, self.shape, blur).to(device)
         self._padded = tuple(scipy.fft.next_fast_len(part, real=True) for part in self.shape)
         self._spectrum = torch.fft.rfft2(small, self._padded)
         # In double precision: the difference of two large sums.
@@ -302,15 +302,15 @@ def _tabulate_sums(field: Tensor) -> Tensor:
     return F.pad(field.cumsum(dim=0).cumsum(dim=1), (1, 0, 1, 0))
 
 
-def _shrink(grey: Tensor, shape: list[int], blur: float) -> Tensor:
+def _shrink(gray: Tensor, shape: list[int], blur: float) -> Tensor:
     """(H, W) → (h, w) of mean 0."""
-    small = F.interpolate(grey.float()[None, None], shape, mode="area")[0, 0]
+    small = F.interpolate(gray.float()[None, None], shape, mode="area")[0, 0]
     if blur:
         small = torch.from_numpy(scipy.ndimage.gaussian_filter(small.numpy(), blur, mode="nearest"))
     return small - small.mean()
 
 
-def _standardise(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    centred = image.astype(np.float32) - image.mean(dtype=np.float32)
-    norm = float(np.linalg.norm(centred))
-    return centred / norm if norm > 1e-3 else np.zeros_like(centred)
+def _standardize(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    centered = image.astype(np.float32) - image.mean(dtype=np.float32)
+    norm = float(np.linalg.norm(centered))
+    return centered / norm if norm > 1e-3 else np.zeros_like(centered)

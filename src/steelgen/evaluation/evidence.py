@@ -49,7 +49,7 @@ class Evidence:
         return [(self.held_out, (self.train, self.held_out)), (self.train, self.train_halves)]
 
 
-Judgement = tuple[list[Figure], dict[str, Any], list[str]]
+Judgment = tuple[list[Figure], dict[str, Any], list[str]]
 """What a section of an evaluation comes to: figures, details for the JSON file, warnings."""
 
 

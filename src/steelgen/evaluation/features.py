@@ -80,7 +80,7 @@ def compute_features(
     """Features of a set of images.
 
     Args:
-        images: (N, S, S) grey or (N, S, S, 3) RGB, uint8; grey is repeated over three channels.
+        images: (N, S, S) gray or (N, S, S, 3) RGB, uint8; gray is repeated over three channels.
         extractor: see `build_extractor`.
         batch_size: images a forward pass; None takes 4 on a CPU and 64 on a GPU.
         report_progress: called with (images done, images in all).

@@ -12,7 +12,7 @@ def compute_frechet_distance(first: NDArray, second: NDArray) -> float:
     """Fréchet distance between the Gaussians fitted to two sets of features.
 
     |μ₁ - μ₂|² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁Σ₂)^½, Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The last trace
-    is the nuclear norm of A Bᵀ, with A and B the centred features over √(N-1): exact also where the
+    is the nuclear norm of A Bᵀ, with A and B the centered features over √(N-1): exact also where the
     covariances are singular, and in need of no matrix square root.
 
     Args:
@@ -22,7 +22,7 @@ def compute_frechet_distance(first: NDArray, second: NDArray) -> float:
     Returns:
         The distance, ≥ 0, in squared units of the features. Biased upwards by about 1/N.
     """
-    a, b = _centred_factor(first), _centred_factor(second)
+    a, b = _centered_factor(first), _centered_factor(second)
     difference = first.mean(axis=0, dtype=np.float64) - second.mean(axis=0, dtype=np.float64)
     trace_of_root = scipy.linalg.svdvals(a @ b.T, check_finite=False).sum()
     return max(0.0, float(difference @ difference + (a**2).sum() + (b**2).sum() - 2 * trace_of_root))
@@ -31,7 +31,7 @@ def compute_frechet_distance(first: NDArray, second: NDArray) -> float:
 def compute_frechet_error(first: NDArray, second: NDArray) -> float:
     """Standard error of `compute_frechet_distance` by the infinitesimal jackknife (Efron 1982, ch. 6).
 
-    One image x adds to the distance's first variation 2 (μ₁-μ₂)·x + x·x - x·T x, x centred and T the optimal
+    One image x adds to the distance's first variation 2 (μ₁-μ₂)·x + x·x - x·T x, x centered and T the optimal
     transport between the two Gaussians; with A Bᵀ = U S Vᵀ, A T Aᵀ = U S Uᵀ. It says how the distance scatters at
     this number of images, and nothing of the bias, which the floor has too.
 
@@ -41,17 +41,17 @@ def compute_frechet_error(first: NDArray, second: NDArray) -> float:
     """
     difference = first.mean(axis=0, dtype=np.float64) - second.mean(axis=0, dtype=np.float64)
     u, singular, vt = scipy.linalg.svd(
-        _centred_factor(first) @ _centred_factor(second).T, full_matrices=False, check_finite=False
+        _centered_factor(first) @ _centered_factor(second).T, full_matrices=False, check_finite=False
     )
     variance = 0.0
     for features, vectors, sign in ((first, u, 1), (second, vt.T, -1)):
-        centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-        if len(vectors) < len(centred):
+        centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+        if len(vectors) < len(centered):
             # The factor was the triangle of a QR decomposition: back to one row an image.
-            vectors = scipy.linalg.qr(centred, mode="economic", check_finite=False)[0] @ vectors
-        influence = 2 * sign * centred @ difference + (centred**2).sum(axis=1)
-        influence -= (len(centred) - 1) * (vectors**2 * singular).sum(axis=1)
-        variance += influence.var() / len(centred)
+            vectors = scipy.linalg.qr(centered, mode="economic", check_finite=False)[0] @ vectors
+        influence = 2 * sign * centered @ difference + (centered**2).sum(axis=1)
+        influence -= (len(centered) - 1) * (vectors**2 * singular).sum(axis=1)
+        variance += influence.var() / len(centered)
     return float(np.sqrt(variance))
 
 
@@ -109,12 +109,12 @@ def compute_precision_recall(real: NDArray, generated: NDArray, k: int = 3) -> t
     """Improved precision and recall, Kynkäänniemi et al. 2019 (arXiv 1904.06991), eqs. 1-3.
 
     A set's manifold is the union of balls around its features that reach to each one's k-th nearest
-    neighbour.
+    neighbor.
 
     Args:
         real: (N, D) features, N > k.
         generated: (M, D) features, M > k.
-        k: which neighbour sets the radius.
+        k: which neighbor sets the radius.
 
     Returns:
         Share of generated features within the real manifold; share of real features within the generated one.
@@ -127,14 +127,14 @@ def compute_precision_recall(real: NDArray, generated: NDArray, k: int = 3) -> t
     return float(precision), float(recall)
 
 
-def _centred_factor(features: NDArray) -> NDArray[np.float64]:
+def _centered_factor(features: NDArray) -> NDArray[np.float64]:
     """A factor A (≤D, D) with AᵀA the sample covariance."""
-    centred = features.astype(np.float64)
-    centred -= centred.mean(axis=0)
-    centred /= np.sqrt(len(features) - 1)
+    centered = features.astype(np.float64)
+    centered -= centered.mean(axis=0)
+    centered /= np.sqrt(len(features) - 1)
     if len(features) <= features.shape[1]:
-        return centred
-    return scipy.linalg.qr(centred, mode="r", check_finite=False)[0][: features.shape[1]]
+        return centered
+    return scipy.linalg.qr(centered, mode="r", check_finite=False)[0][: features.shape[1]]
 
 
 def _cubic_kernel(x: NDArray, y: NDArray) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ class Figure:
     """A figure of merit beside its floor."""
 
     section: str
-    """fidelity, faithfulness, microstructure, memorisation, utility."""
+    """fidelity, faithfulness, microstructure, memorization, utility."""
     metric: str
     """Its name, with the features or the class where there are several."""
     compared: str

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-NUM_DRAWS = 400
+NUM_RESAMPLES = 400
 """Bootstrap resamples of each interval."""
 
 _QUANTILE = 1.959964
@@ -16,7 +16,7 @@ _QUANTILE = 1.959964
 Interval = tuple[float, float]
 
 
-def draw_weights(count: int, seed: int, stream: int = 0, num_draws: int = NUM_DRAWS) -> NDArray[np.float64]:
+def resample_weights(count: int, seed: int, stream: int = 0, num_resamples: int = NUM_RESAMPLES) -> NDArray[np.float64]:
     """How often each image occurs in each bootstrap resample (Efron and Tibshirani 1993, ch. 6).
 
     A figure that is a function of sums over images needs one matrix product for all of its resamples.
@@ -25,23 +25,23 @@ def draw_weights(count: int, seed: int, stream: int = 0, num_draws: int = NUM_DR
         count: images in the set.
         seed: of the draws.
         stream: tells sets apart whose draws must not be the same.
-        num_draws: resamples.
+        num_resamples: resamples.
 
     Returns:
-        (1 + num_draws, count); the first row is all ones: the set itself.
+        (1 + num_resamples, count); the first row is all ones: the set itself.
     """
-    draws = np.random.default_rng([seed, stream]).multinomial(count, np.full(count, 1 / count), size=num_draws)
+    draws = np.random.default_rng([seed, stream]).multinomial(count, np.full(count, 1 / count), size=num_resamples)
     return np.concatenate([np.ones((1, count)), draws])
 
 
-def centre_interval(values: NDArray, lowest: float = -math.inf, highest: float = math.inf) -> Interval:
+def center_interval(values: NDArray, lowest: float = -math.inf, highest: float = math.inf) -> Interval:
     """The percentile interval of bootstrap values, less the bias that resampling adds.
 
     A distance between two sets grows when either is replaced by a resample of itself; the interval is shifted back by
     the mean of that growth, so that it lies around the figure.
 
     Args:
-        values: (1 + B,), the first of the set itself, as by `draw_weights`.
+        values: (1 + B,), the first of the set itself, as by `resample_weights`.
         lowest: limits of what the figure can be.
         highest: likewise.
 
@@ -67,18 +67,18 @@ def wilson_interval(share: float, count: int) -> Interval:
     Unlike share ± 1.96 standard errors it has a width also where the share is 0 or 1.
     """
     z2 = _QUANTILE**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    center = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = _QUANTILE / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
-def bootstrap_interval(values: NDArray, seed: int = 0, num_draws: int = 2000) -> Interval:
+def bootstrap_interval(values: NDArray, seed: int = 0, num_resamples: int = 2000) -> Interval:
     """Percentile bootstrap interval of the mean (Efron and Tibshirani 1993, ch. 13).
 
     Args:
         values: (N,) independent values; NaNs are left out.
         seed: of the draws.
-        num_draws: resamples.
+        num_resamples: resamples.
 
     Returns:
         Lower and upper end; NaN where nothing is defined.
@@ -87,6 +87,6 @@ def bootstrap_interval(values: NDArray, seed: int = 0, num_draws: int = 2000) ->
     defined = defined[~np.isnan(defined)]
     if defined.size == 0:
         return math.nan, math.nan
-    means = draw_weights(len(defined), seed, num_draws=num_draws)[1:] @ defined / len(defined)
+    means = resample_weights(len(defined), seed, num_resamples=num_resamples)[1:] @ defined / len(defined)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""The judgement of faithfulness: is the mask that an image was drawn for to be seen in it?"""
+"""The judgment of faithfulness: is the mask that an image was drawn for to be seen in it?"""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.agreement import Agreement, bootstrap_agreement, compute_agreement, nanmean
-from steelgen.evaluation.evidence import Evidence, Judgement
+from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import bootstrap_interval
+from steelgen.evaluation.iou import Agreement, bootstrap_agreement, compute_agreement, nanmean
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
 from steelgen.evaluation.sets import ImageSet
 
@@ -43,7 +43,7 @@ def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dic
     }
 
 
-def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgement:
+def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgment:
     """Agreement of the masks that the images were drawn for with those that the segmenter sees.
 
     Args:

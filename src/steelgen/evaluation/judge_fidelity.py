@@ -1,4 +1,4 @@
-"""The judgement of fidelity: distances between generated and real images on named features."""
+"""The judgment of fidelity: distances between generated and real images on named features."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from steelgen.evaluation.evidence import Evidence, Judgement
+from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.features import (
     FeatureExtractor,
     build_extractor,
@@ -22,17 +22,17 @@ from steelgen.evaluation.fidelity import (
     compute_precision_recall,
 )
 from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.grey import (
-    compute_grey_kl,
-    compute_grey_wasserstein,
+from steelgen.evaluation.gray import (
+    compute_gray_kl,
+    compute_gray_wasserstein,
     compute_histograms,
     compute_power_spectra,
     compute_spectrum_distance,
 )
-from steelgen.evaluation.intervals import centre_interval, draw_weights, normal_interval, wilson_interval
+from steelgen.evaluation.intervals import center_interval, normal_interval, resample_weights, wilson_interval
 
 
-def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -> Judgement:
+def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -> Judgment:
     """Fréchet distance and KID on every kind of features, against held-out and training images."""
     config, seed = evidence.config, evidence.config.seed
     figures, warnings = [], []
@@ -58,12 +58,12 @@ def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -
                 "seed": seed,
             }
             figures += _judge_features(extractor, pair, floor_pair, shared)
-    grey_figures, spectra = _judge_grey_levels(evidence)
+    gray_figures, spectra = _judge_gray_levels(evidence)
     floors = {
         reference.name: f"{pair[0].name} vs {pair[1].name}" if pair else None
         for reference, pair in evidence.comparisons
     }
-    return figures + grey_figures, {"floors": floors, "power_spectra": spectra}, warnings
+    return figures + gray_figures, {"floors": floors, "power_spectra": spectra}, warnings
 
 
 def _judge_features(
@@ -110,23 +110,23 @@ def _judge_features(
     ]
 
 
-def _judge_grey_levels(evidence: Evidence) -> tuple[list[Figure], dict[str, Any]]:
-    """Grey-level histograms and power spectra; the latter also as curves."""
+def _judge_gray_levels(evidence: Evidence) -> tuple[list[Figure], dict[str, Any]]:
+    """Gray-level histograms and power spectra; the latter also as curves."""
     sets = [evidence.generated, evidence.held_out, evidence.train, *(evidence.train_halves or ())]
     histograms = {part.name: compute_histograms(part.images) for part in sets}
     # Each image's share in the mean of its set: both kinds are then summed over images.
     spectra = {part.name: compute_power_spectra(part.images) / len(part) for part in sets}
     metrics: tuple[tuple[str, Callable[..., NDArray], dict[str, NDArray]], ...] = (
-        ("grey-level KL (nats)", compute_grey_kl, histograms),
-        ("grey-level W1 (levels)", compute_grey_wasserstein, histograms),
+        ("gray-level KL (nats)", compute_gray_kl, histograms),
+        ("gray-level W1 (levels)", compute_gray_wasserstein, histograms),
         ("power spectrum RMS (decades)", compute_spectrum_distance, spectra),
     )
     seed, figures = evidence.config.seed, []
-    drawn = draw_weights(len(evidence.generated), seed)
+    drawn = resample_weights(len(evidence.generated), seed)
     for reference, floor_sets in evidence.comparisons:
-        drawn_real = draw_weights(len(reference), seed, stream=1)
+        resampled_real = resample_weights(len(reference), seed, stream=1)
         for metric, compute, by_image in metrics:
-            values = compute(drawn_real @ by_image[reference.name], drawn @ by_image["generated"])
+            values = compute(resampled_real @ by_image[reference.name], drawn @ by_image["generated"])
             floor = floor_sets and compute(by_image[floor_sets[1].name].sum(0), by_image[floor_sets[0].name].sum(0))
             figures.append(
                 Figure(
@@ -138,7 +138,7 @@ def _judge_grey_levels(evidence: Evidence) -> tuple[list[Figure], dict[str, Any]
                     n=(len(evidence.generated), len(reference)),
                     seed=seed,
                     better="lower",
-                    interval=centre_interval(values, lowest=0.0),
+                    interval=center_interval(values, lowest=0.0),
                 )
             )
     shown = ("generated", evidence.held_out.name, evidence.train.name)

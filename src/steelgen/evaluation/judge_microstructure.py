@@ -1,4 +1,4 @@
-"""The judgement of microstructure: the same descriptors of generated and of real masks, class by class."""
+"""The judgment of microstructure: the same descriptors of generated and of real masks, class by class."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.agreement import nanmean_rows
-from steelgen.evaluation.evidence import Evidence, Judgement
+from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.intervals import centre_interval, draw_weights
+from steelgen.evaluation.intervals import center_interval, resample_weights
+from steelgen.evaluation.iou import nanmean_rows
 from steelgen.evaluation.microstructure import ISLAND_PROPERTIES, compute_grain_size_number, compute_mean_intercept
 from steelgen.evaluation.structure import Resampled, Structure, compute_structure_distances, measure_structure
 
 
-def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgement:
+def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgment:
     """Descriptors of the images through the segmenter, and of the masks where there are any, against held-out ones.
 
     Both sides of a comparison come from the same source, so that the segmenter's own errors cancel to first order.
@@ -55,7 +55,7 @@ def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]])
         details[source]["distances"] = {
             metric: {
                 "generated": values[0],
-                "interval": [centre_interval(column, lowest=0.0) for column in values.T],
+                "interval": [center_interval(column, lowest=0.0) for column in values.T],
                 "floor": floors[metric][0],
             }
             for metric, values in distances.items()
@@ -72,7 +72,7 @@ def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]])
                     n=(len(limited["generated"]), len(limited[evidence.held_out.name])),
                     seed=config.seed,
                     better="lower",
-                    interval=centre_interval(averaged, lowest=0.0),
+                    interval=center_interval(averaged, lowest=0.0),
                 )
             )
     return figures, details, []
@@ -84,7 +84,7 @@ def _compute_distances(
     """(B, C) distances of the classes by name; only the first row, of the sets themselves, without resampling."""
     # The same images are drawn for every class.
     weights = [
-        draw_weights(len(part[0]), seed, stream)[: None if resample else 1]
+        resample_weights(len(part[0]), seed, stream)[: None if resample else 1]
         for stream, part in enumerate((first, second))
     ]
     per_class = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from steelgen.evaluation.evidence import Judgement
+from steelgen.evaluation.evidence import Judgment
 from steelgen.evaluation.figures import Figure
 
 
-def judge_utility(study: dict[str, Any]) -> Judgement:
+def judge_utility(study: dict[str, Any]) -> Judgment:
     """Pooled scores and differences of a study as figures, the study as details, its warnings.
 
     A score has its 95 % interval over seeds; a difference that of the bootstrap, beside 0 as its floor: what data

@@ -34,7 +34,7 @@ def compute_phase_fractions(phase: Phase) -> NDArray[np.float64]:
 def compute_s2(phase: Phase, max_distance: int) -> NDArray[np.float64]:
     """Two-point correlation S2(r): the probability that two points at distance r both lie in the phase.
 
-    By FFT with zero padding, each displacement normalised by the number of pairs it has within the image:
+    By FFT with zero padding, each displacement normalized by the number of pairs it has within the image:
     no periodicity is assumed. Averaged over all displacements whose length rounds to r.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from steelgen.charts import COLORS, Curve, draw_chart
+from steelgen.charts import COLORS, Curve, plot_chart
 from steelgen.data.palette import color_mask
 from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.copy_search import Match, cut_match
@@ -36,7 +36,7 @@ def build_report(
     """
     structure = result["details"]["microstructure"]
     figures = result["figures"]
-    samples, captions = _draw_samples(evidence, seen)
+    samples, captions = _sample(evidence, seen)
     return render(
         "evaluation.html",
         title=f"Evaluation of {evidence.config.generated.name}",
@@ -52,14 +52,14 @@ def build_report(
         descriptors=_list_descriptors(structure),
         distances=_list_distances(structure),
         colors=COLORS,
-        charts=_draw_curves(result, evidence),
+        charts=_plot_curves(result, evidence),
         utility_section=build_utility_section(study) if study else "",
-        pairs=_draw_pairs(result, evidence),
-        ratios=[f"{row['ratio']:.2f}" for row in result["details"]["memorisation"]["closest"]],
+        pairs=_sample_pairs(result, evidence),
+        ratios=[f"{row['ratio']:.2f}" for row in result["details"]["memorization"]["closest"]],
     )
 
 
-def _draw_samples(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> tuple[str, list[str]]:
+def _sample(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> tuple[str, list[str]]:
     """A sheet as a data URI, and what its rows are."""
     palette, generated, held_out = evidence.info.palette, evidence.generated, evidence.held_out
     count = min(_SHOWN, len(generated), len(held_out))
@@ -124,7 +124,7 @@ _DESCRIPTORS = (
 )
 
 
-def _draw_curves(result: dict[str, Any], evidence: Evidence) -> list[Markup]:
+def _plot_curves(result: dict[str, Any], evidence: Evidence) -> list[Markup]:
     names = {"generated": "generated", "held_out": evidence.held_out.name, "train": evidence.train.name}
     details = result["details"]
     spectra = {
@@ -146,12 +146,12 @@ def _draw(title: str, x: Any, curves: dict[str, Any], names: dict[str, str], x_l
     lines = [
         Curve(names[key], curves[key], COLORS[key], key != "generated") for key in ("train", "held_out", "generated")
     ]
-    return Markup(draw_chart(title, list(x), lines, x_label, band=(list(real.min(axis=0)), list(real.max(axis=0)))))
+    return Markup(plot_chart(title, list(x), lines, x_label, band=(list(real.min(axis=0)), list(real.max(axis=0)))))
 
 
-def _draw_pairs(result: dict[str, Any], evidence: Evidence) -> str:
+def _sample_pairs(result: dict[str, Any], evidence: Evidence) -> str:
     """A sheet as a data URI: ten pairs abreast."""
-    closest = result["details"]["memorisation"]["closest"]
+    closest = result["details"]["memorization"]["closest"]
     indices = {stem: index for index, stem in enumerate(evidence.train_micrographs.stems)}
     size = evidence.geometry.image_size
     found = [

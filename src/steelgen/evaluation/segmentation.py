@@ -59,7 +59,7 @@ def train_segmenter(
     device: str = "cpu",
     report_progress: Callable[[int, int], None] | None = None,
 ) -> SegmenterUNet:
-    """Trains a U-Net on random crops, with flips, rotations and changes of grey level.
+    """Trains a U-Net on random crops, with flips, rotations and changes of gray level.
 
     See `run_one_cycle`; the loss is cross-entropy, weighted by the inverse root of the class
     frequencies, plus the soft Dice loss.
@@ -68,7 +68,7 @@ def train_segmenter(
         micrographs: the real training split.
         geometry: of the images that it will judge.
         settings: size and training of the U-Net.
-        seed: of the weights, the crops and the grey levels.
+        seed: of the weights, the crops and the gray levels.
         device: torch device.
         report_progress: called with (steps done, steps in all).
 
@@ -89,13 +89,13 @@ def train_segmenter(
     segmenter.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed)
 
-    def draw_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         batch = [crops[step * settings.batch_size + offset] for offset in range(settings.batch_size)]
-        images = vary_grey_levels(torch.stack([item["image"] for item in batch]), generator)
+        images = vary_gray_levels(torch.stack([item["image"] for item in batch]), generator)
         return images.to(memory_format=torch.channels_last), torch.stack([item["mask"] for item in batch])
 
     loss = partial(compute_segmentation_loss, class_weights=class_weights, ignore_index=ignore_index)
-    for done in run_one_cycle(segmenter, draw_batch, loss, settings.steps, settings.learning_rate):
+    for done in run_one_cycle(segmenter, sample_batch, loss, settings.steps, settings.learning_rate):
         if report_progress:
             report_progress(done, settings.steps)
     return segmenter.eval()
@@ -103,7 +103,7 @@ def train_segmenter(
 
 def run_one_cycle(
     network: torch.nn.Module,
-    draw_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    sample_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
     compute_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     steps: int,
     learning_rate: float,
@@ -113,7 +113,7 @@ def run_one_cycle(
     """Trains a segmenter in place, by AdamW on one cycle of the learning rate; whoever iterates may look at it.
 
     Args:
-        draw_batch: step, from 0 → images (N, C, S, S) and masks (N, S, S).
+        sample_batch: step, from 0 → images (N, C, S, S) and masks (N, S, S).
         compute_loss: of float32 logits (N, num_classes, S, S) and masks.
         steps, learning_rate: how many, and the peak of the cycle.
         mixed_precision: no, bf16 or fp16.
@@ -127,7 +127,7 @@ def run_one_cycle(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.2 + 1e-9)
     for step in range(steps):
         network.train()
-        images, masks = draw_batch(step)
+        images, masks = sample_batch(step)
         with autocast(mixed_precision, device):
             logits = network(images.to(device))
         loss = compute_loss(logits.float(), masks.to(device))
@@ -215,7 +215,7 @@ def compute_segmentation_loss(
     return dice if kind == "dice" else cross_entropy + dice
 
 
-def vary_grey_levels(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def vary_gray_levels(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Changes contrast (×0.7 to ×1.3), brightness (±0.2) and noise (σ up to 0.08) of each image at random.
 
     Args:

@@ -21,7 +21,7 @@ from steelgen.errors import InputError
 from steelgen.files import Record, load_record
 
 MIN_IMAGES = 4
-"""Fewer have no third neighbour and hardly a covariance."""
+"""Fewer have no third neighbor and hardly a covariance."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ImageSet:
     name: str
     """As it stands in tables: generated, test, train …"""
     images: NDArray[np.uint8]
-    """(N, S, S) grey or (N, S, S, 3) RGB."""
+    """(N, S, S) gray or (N, S, S, 3) RGB."""
     masks: NDArray[np.uint8] | None
     """(N, S, S) class indices or ignore_index; None for images without masks."""
     names: list[str]
@@ -165,9 +165,9 @@ def load_generated(found: GeneratedFolder, geometry: CropGeometry, info: Dataset
         masks.append(resize_mask(mask, geometry.image_size, geometry.image_size))
     if raw[0].shape[0] != geometry.image_size:
         notes.append(f"generated images resized from {raw[0].shape[0]} to {geometry.image_size} px")
-    coloured = sum(image.ndim == 3 for image in raw)
-    if coloured and geometry.in_channels == 1:
-        notes.append(f"{coloured} of {len(raw)} generated images are RGB and were turned grey (ITU-R 601 luma)")
+    colored = sum(image.ndim == 3 for image in raw)
+    if colored and geometry.in_channels == 1:
+        notes.append(f"{colored} of {len(raw)} generated images are RGB and were turned gray (ITU-R 601 luma)")
     constant = sum(int(image.min() == image.max()) for image in raw)
     if constant:
         notes.append(f"{constant} of {len(raw)} generated images are constant")
@@ -196,5 +196,5 @@ def describe_geometry(geometry: CropGeometry) -> str:
     """One line for reports: the size of the images, of the crop behind them, the channels."""
     low, high = asdict(geometry)["scale_range"]
     scale = "" if low == high == 1 else f" × {low:g}-{high:g}"
-    kind = "grey" if geometry.in_channels == 1 else "RGB"
+    kind = "gray" if geometry.in_channels == 1 else "RGB"
     return f"{geometry.image_size} px {kind}, crops of {geometry.crop_size}{scale} px of the micrographs"

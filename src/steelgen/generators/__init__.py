@@ -68,7 +68,7 @@ class Generator(Protocol):
     kind: str
     """The name of its folder here."""
     info: DatasetInfo
-    """Class names and colours of the masks."""
+    """Class names and colors of the masks."""
     geometry: CropGeometry
     """How micrographs become its images."""
 
@@ -105,7 +105,7 @@ class Losses(NamedTuple):
     """What a batch of N crops costs."""
 
     losses: Tensor
-    """(N,) float32, as they are minimised."""
+    """(N,) float32, as they are minimized."""
     positions: Tensor | None = None
     """(N,) in [0, 1): where in the noise schedule each crop lies, 0 being the clean end; None for other families."""
     parts: Mapping[str, Tensor] = {}

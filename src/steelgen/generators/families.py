@@ -28,7 +28,7 @@ class _Kind(Record):
 
 
 def build_generator(config: AnyGeneratorSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
-    """An untrained generator for the classes and grey levels of training micrographs."""
+    """An untrained generator for the classes and gray levels of training micrographs."""
     return _find_family(config.kind).build(config, micrographs, geometry)
 
 

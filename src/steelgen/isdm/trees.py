@@ -45,7 +45,7 @@ def find_tree(source: Path, mode: str, num_classes: int) -> Tree:
 def import_tree_once(tree: Tree, report: Callable[[int, int], None] | None = None) -> bool:
     """Imports unless that has been done; returns whether it did.
 
-    Images keep their names, and classes ISDM's numbers and colours.
+    Images keep their names, and classes ISDM's numbers and colors.
 
     Raises:
         InputError: see `read_trees` and `write_dataset`.

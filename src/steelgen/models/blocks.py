@@ -15,7 +15,7 @@ from steelgen.models.spade import Modulation, SpadeNorm
 Resample = Literal["down", "up"] | None
 
 
-def zero_initialised(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+def zero_initialized(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     """Sets weight and bias to zero, so that a residual branch starts as the identity (Dhariwal & Nichol 2021)."""
     nn.init.zeros_(module.weight)
     if module.bias is not None:
@@ -78,7 +78,7 @@ class ResidualBlock(nn.Module):
         self.time = nn.Linear(time_channels, 2 * out_channels if scale_shift else out_channels)
         self.norm_2 = build_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv_2 = zero_initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv_2 = zero_initialized(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor, time_embedding: Tensor, modulations: Sequence[Modulation] = ()) -> Tensor:
@@ -112,7 +112,7 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.norm = GroupNorm(num_groups, channels)
         self.to_qkv = nn.Linear(channels, 3 * channels)
-        self.to_out = zero_initialised(nn.Linear(channels, channels))
+        self.to_out = zero_initialized(nn.Linear(channels, channels))
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, h, w) → (N, C, h, w)."""

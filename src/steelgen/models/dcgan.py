@@ -20,7 +20,7 @@ class DcganGenerator(nn.Module):
 
     Args:
         image_size: edge of the images, 4 times a power of two.
-        in_channels: 1 for grey images, 3 for RGB.
+        in_channels: 1 for gray images, 3 for RGB.
         latent_dim: length of the latent vectors.
         base_channels: channels of the finest feature maps; each coarser level has twice as many.
     """
@@ -34,7 +34,7 @@ class DcganGenerator(nn.Module):
             nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False) for before, after in pairwise(widths)
         )
         self.to_image = nn.ConvTranspose2d(widths[-1], in_channels, 4, stride=2, padding=1)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(N, latent_dim), standard normal → (N, in_channels, image_size, image_size) in [-1, 1]."""
@@ -56,7 +56,7 @@ class DcganDiscriminator(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
         self.to_logit = nn.Conv2d(widths[-1], 1, _SMALLEST)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, in_channels, image_size, image_size) in [-1, 1] → (N,)."""
@@ -74,7 +74,7 @@ def _list_widths(image_size: int, base_channels: int) -> list[int]:
     return [base_channels * 2**level for level in range(count)]
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """N(0, 0.02) for weights of convolutions, N(1, 0.02) for those of norms (section 4; the authors' code)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)

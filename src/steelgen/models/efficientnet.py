@@ -23,5 +23,5 @@ class EfficientNetLite0Features(nn.Module):
         size = (self.input_size, self.input_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        # The published weights expect (grey level - 127) / 128.
+        # The published weights expect (gray level - 127) / 128.
         return self.network.extract_features((images * 255 - 127) / 128).mean(dim=(2, 3))

@@ -1,4 +1,4 @@
-"""Group normalisation in the precision of the features."""
+"""Group normalization in the precision of the features."""
 
 from __future__ import annotations
 

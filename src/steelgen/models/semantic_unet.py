@@ -15,7 +15,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, Upsample, zero_initialised
+from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, Upsample, zero_initialized
 from steelgen.models.norm import GroupNorm
 from steelgen.models.spade import Modulation, SpadeNorm, build_mask_pyramid, mark_edges
 
@@ -68,7 +68,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
     Args:
         image_size: edge of the images in pixels; attention_resolutions refer to it. Other sizes run too.
-        in_channels: 1 for grey micrographs, 3 for RGB.
+        in_channels: 1 for gray micrographs, 3 for RGB.
         num_classes: channels of the one-hot mask; with 0 all norms are plain, and nothing is computed for masks.
         base_channels: channels of the first level (times channel_mult[0]) and a quarter of the time embedding.
         channel_mult: one factor a resolution level; each level halves the resolution.
@@ -148,7 +148,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         if augmentation_channels:
             # Without bias and zero at first: a vector of zeros says nothing, then as at any later time.
             layer = nn.Linear(augmentation_channels, time_channels, bias=False)
-            self.embed_augmentation = zero_initialised(layer)
+            self.embed_augmentation = zero_initialized(layer)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
 
         encoder: list[UNetStage | Downsample] = []
@@ -187,7 +187,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         self.decoder = nn.ModuleList(decoder)
 
         self.norm_out = GroupNorm(norm_groups, channels)
-        self.conv_out = zero_initialised(nn.Conv2d(channels, in_channels * (2 if learn_sigma else 1), 3, padding=1))
+        self.conv_out = zero_initialized(nn.Conv2d(channels, in_channels * (2 if learn_sigma else 1), 3, padding=1))
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
         """See `ModelMixin.save_pretrained`, which adds to the config, on whose length torch.compile's graphs depend."""

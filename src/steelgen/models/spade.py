@@ -1,4 +1,4 @@
-"""Spatially-adaptive normalisation: how a mask steers the features of the network."""
+"""Spatially-adaptive normalization: how a mask steers the features of the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SpadeNorm(nn.Module):
     """GroupNorm without parameters of its own, then x·(1 + γ(mask)) + β(mask).
 
     γ and β depend on the mask alone, not on the image or the timestep, so they are computed apart from the
-    normalisation (`compute_modulation`) and can be reused over all steps of a sampling run.
+    normalization (`compute_modulation`) and can be reused over all steps of a sampling run.
 
     Source: Park et al. 2019, "Semantic Image Synthesis with Spatially-Adaptive Normalization" (arXiv 1903.07291),
     eq. 1, with GroupNorm as in Wang et al. 2022, "Semantic Image Synthesis via Diffusion Models" (arXiv 2207.00050).
@@ -40,18 +40,18 @@ class SpadeNorm(nn.Module):
         return gamma, beta
 
     def forward(self, features: Tensor, modulation: Modulation) -> Tensor:
-        """Normalises features (N, channels, h, w) and modulates them.
+        """Normalizes features (N, channels, h, w) and modulates them.
 
         Where γ and β have fewer rows than the features, their last row serves all the rest: under guidance one null
         mask is shared by the batch.
         """
         gamma, beta = modulation
-        normalised = self.norm(features)
+        normalized = self.norm(features)
         own = len(gamma) - 1
         if len(gamma) == len(features):
-            return torch.addcmul(beta, normalised, 1 + gamma)
+            return torch.addcmul(beta, normalized, 1 + gamma)
         parts = ((slice(None, own), slice(None, own)), (slice(own, None), slice(own, None)))
-        return torch.cat([torch.addcmul(beta[m], normalised[f], 1 + gamma[m]) for f, m in parts])
+        return torch.cat([torch.addcmul(beta[m], normalized[f], 1 + gamma[m]) for f, m in parts])
 
 
 def build_mask_pyramid(one_hot_mask: Tensor, sizes: list[tuple[int, int]], mode: str) -> dict[tuple[int, int], Tensor]:
@@ -66,7 +66,7 @@ def build_mask_pyramid(one_hot_mask: Tensor, sizes: list[tuple[int, int]], mode:
 
 
 def mark_edges(one_hot_mask: Tensor) -> Tensor:
-    """1 where a pixel has another class than one of its four neighbours, else 0.
+    """1 where a pixel has another class than one of its four neighbors, else 0.
 
     Source: the instance edges of Wang et al. 2018, "pix2pixHD" (arXiv 1711.11585), section 3.3, taken from classes.
 

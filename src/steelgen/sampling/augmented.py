@@ -19,7 +19,7 @@ from steelgen.sampling.footprints import (
     smooth_noise,
     turn_footprint,
 )
-from steelgen.sampling.masks import DrawnMask, TracedCrops, load_source_info
+from steelgen.sampling.masks import SourceMask, TracedCrops, load_source_info
 
 _DONORS = 8
 """Masks that islands are taken from to meet an area share, before those that are there have to grow."""
@@ -38,7 +38,7 @@ class AugmentedSource(TracedCrops):
         self._matrix = find_matrix(micrographs.masks, info.num_classes)
         self._shares = resolve_shares(config.phase_fraction, info, self._matrix)
 
-    def draw(self, index: int) -> DrawnMask:
+    def draw(self, index: int) -> SourceMask:
         """See `MaskSource.draw`."""
         rng = np.random.default_rng((self._seed, index, _STREAM))
         number = self._crops.micrograph_index(index)
@@ -47,7 +47,7 @@ class AugmentedSource(TracedCrops):
         for label, share in self._shares.items():
             self._meet(mask, label, share, rng)
         stem = self._crops.micrographs.stems[number]
-        return DrawnMask(mask, None, f"{self._config.split}/masks/{stem}")
+        return SourceMask(mask, None, f"{self._config.split}/masks/{stem}")
 
     def _cut(self, number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         config, geometry = self._config, self._crops.geometry
@@ -127,10 +127,10 @@ def cut_warped(
         y = y + warp * smooth_noise((edge, edge), warp_length, rng)
         x = x + warp * smooth_noise((edge, edge), warp_length, rng)
     cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    # The centre stays far enough from the border that the square lies within, where the mask is large enough.
+    # The center stays far enough from the border that the square lies within, where the mask is large enough.
     half = edge / 2 * (abs(cosine) + abs(sine))
-    centre = [rng.uniform(min(half, size / 2), max(size - half, size / 2)) for size in mask.shape]
-    rows, columns = centre[0] + cosine * y - sine * x, centre[1] + sine * y + cosine * x
+    center = [rng.uniform(min(half, size / 2), max(size - half, size / 2)) for size in mask.shape]
+    rows, columns = center[0] + cosine * y - sine * x, center[1] + sine * y + cosine * x
     return scipy.ndimage.map_coordinates(mask, [rows - 0.5, columns - 0.5], order=0, mode="reflect")
 
 

@@ -17,7 +17,7 @@ from steelgen.data.islands import label_islands
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import new_file, save_json
-from steelgen.sampling.masks import DrawnMask, load_source_info
+from steelgen.sampling.masks import SourceMask, load_source_info
 from steelgen.sampling.places import place_crop
 
 _MAX_POOL = 4096
@@ -166,7 +166,7 @@ class BalancedSource:
         self._config, self._seed = config, seed
         self._start_anew()
 
-    def draw(self, index: int) -> DrawnMask:
+    def draw(self, index: int) -> SourceMask:
         """See `MaskSource.draw`."""
         index %= ATTEMPT_STRIDE
         block, position = self._find(index)
@@ -180,7 +180,7 @@ class BalancedSource:
         stem = micrographs.stems[chosen]
         place = place_crop(config.dataset, config.split, stem, placement)
         image, mask = place.cut_image(micrographs.images[chosen]), placement.cut_mask(micrographs.masks[chosen])
-        return DrawnMask(mask, image, f"{config.split}/masks/{stem}", place)
+        return SourceMask(mask, image, f"{config.split}/masks/{stem}", place)
 
     @property
     def stems(self) -> list[str]:
@@ -230,7 +230,7 @@ class BalancedSource:
 
 
 def save_balance(folder: Path, report: BalanceReport) -> None:
-    """Writes balance.json and balance.png: each class's share before (grey) and after (blue), even shares as a line."""
+    """Writes balance.json and balance.png: each class's share before (gray) and after (blue), even shares as a line."""
     save_json(
         folder / "balance.json",
         {

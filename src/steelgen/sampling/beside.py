@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from steelgen.devices import usable_cores
 from steelgen.errors import InputError
-from steelgen.sampling.masks import DrawnMask, MaskSource
+from steelgen.sampling.masks import MaskSource, SourceMask
 
 _MAX_WORKERS = 8
 
@@ -26,7 +26,7 @@ class Candidate:
     image: int
     number: int
     """Its place in the endless sequence of masks and seeds."""
-    drawn: DrawnMask
+    drawn: SourceMask
     dropped: Counter[str] = field(default_factory=Counter)
     """Why the attempts before it were dropped."""
 
@@ -35,7 +35,7 @@ class _Masks(Dataset):
     def __init__(self, source: MaskSource) -> None:
         self._source = source
 
-    def __getitem__(self, index: int) -> DrawnMask | InputError:
+    def __getitem__(self, index: int) -> SourceMask | InputError:
         try:
             return self._source.draw(index)
         except InputError as error:  # which the loader would wrap into a traceback

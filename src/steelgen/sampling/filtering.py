@@ -2,7 +2,7 @@
 
 A pair is dropped where a segmenter trained on real micrographs does not find the mask in the image (FreeMask, Yang et
 al. 2023, arXiv 2310.15160, there pixel by pixel), or where the image is a near-copy of a training micrograph. The
-judgement depends on the pair alone, so it is the same in any batch, shard or later run.
+judgment depends on the pair alone, so it is the same in any batch, shard or later run.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
-from steelgen.evaluation.agreement import compute_confusion, compute_iou
 from steelgen.evaluation.copy_search import CopySearch
+from steelgen.evaluation.iou import compute_confusion, compute_iou
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
 from steelgen.files import default_cache_dir
 from steelgen.sampling.masks import load_source_info

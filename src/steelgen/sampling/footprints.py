@@ -38,8 +38,8 @@ def turn_footprint(footprint: NDArray[np.bool_], angle: float, scale: float) -> 
     distance = scipy.ndimage.distance_transform_edt(padded) - scipy.ndimage.distance_transform_edt(~padded)
     cosine, sine = np.cos(np.radians(angle)) / scale, np.sin(np.radians(angle)) / scale
     matrix = np.array([[cosine, -sine], [sine, cosine]])
-    centre = (np.array(padded.shape) - 1) / 2
-    turned = scipy.ndimage.affine_transform(distance, matrix, centre - matrix @ centre, order=1, cval=-np.inf)
+    center = (np.array(padded.shape) - 1) / 2
+    turned = scipy.ndimage.affine_transform(distance, matrix, center - matrix @ center, order=1, cval=-np.inf)
     return trim(take_highest(turned, wanted))
 
 

@@ -22,7 +22,7 @@ from steelgen.data.palette import color_mask
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, load_record, new_file, parse_json, parse_record
 from steelgen.generators.saved import hash_generator, hash_weights
-from steelgen.sampling.masks import DrawnMask
+from steelgen.sampling.masks import SourceMask
 from steelgen.sampling.places import describe_place
 
 PNG_KEY = "steelgen"
@@ -172,7 +172,7 @@ def select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
     return decisive
 
 
-def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: DrawnMask) -> dict[str, Any]:
+def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: SourceMask) -> dict[str, Any]:
     """The row of metadata.jsonl for one image: with the mask beside it, if any, enough to draw it again.
 
     `file_name` is what Hugging Face's imagefolder calls the image, relative to metadata.jsonl.
@@ -197,7 +197,7 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: Draw
 
 
 def save_pair(
-    out: Path, layout: Layout, row: dict[str, Any], drawn: DrawnMask, image: NDArray[np.uint8], info: DatasetInfo
+    out: Path, layout: Layout, row: dict[str, Any], drawn: SourceMask, image: NDArray[np.uint8], info: DatasetInfo
 ) -> None:
     """Writes the files of one image; the image last, since its presence says that the pair is complete."""
     name = Path(row["file_name"]).relative_to(layout.samples)

@@ -15,7 +15,7 @@ from steelgen.config.sample import SampleConfig
 from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
-from steelgen.sampling.drawing import draw_images, prepare_generator, take_start
+from steelgen.sampling.generate import generate_images, prepare_generator, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 
 _FRAME_MS = 120
@@ -58,7 +58,7 @@ def interpolate(
     frames: list[NDArray[np.uint8]] = []
     for part in noise.split(min(config.batch_size, _FRAMES_AT_ONCE)):
         report(len(frames), num_frames)
-        frames += draw_images(
+        frames += generate_images(
             generator,
             [drawn.mask] * len(part),
             [seeds[0]] * len(part),

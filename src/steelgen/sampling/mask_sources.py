@@ -17,7 +17,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import AugmentedSource
 from steelgen.sampling.balance import BalancedSource
-from steelgen.sampling.masks import DrawnMask, FolderSource, MaskSource, NoSource, SplitSource
+from steelgen.sampling.masks import FolderSource, MaskSource, NoSource, SourceMask, SplitSource
 from steelgen.sampling.procedural import ProceduralSource
 
 _OTHER_IMAGES = 2**32
@@ -66,9 +66,9 @@ class _OtherImages:
     def __init__(self, masks: MaskSource, images: MaskSource) -> None:
         self._masks, self._images = masks, images
 
-    def draw(self, index: int) -> DrawnMask:
+    def draw(self, index: int) -> SourceMask:
         drawn, real = self._masks.draw(index), self._images.draw(index)
         if drawn.mask.shape != real.mask.shape:
             sizes = ["x".join(map(str, mask.shape[::-1])) for mask in (real.mask, drawn.mask)]
             raise InputError(f"start_images: {real.source} gives an image of {sizes[0]} px for a mask of {sizes[1]} px")
-        return DrawnMask(drawn.mask, real.image, drawn.source, real.place)
+        return SourceMask(drawn.mask, real.image, drawn.source, real.place)

@@ -17,14 +17,14 @@ from steelgen.config.sample import (
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, cut_crop, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
-from steelgen.data.placement import CropGeometry, apply_symmetry, draw_symmetry, scale_whole
+from steelgen.data.placement import CropGeometry, apply_symmetry, sample_symmetry, scale_whole
 from steelgen.data.rejects import load_rejects
 from steelgen.errors import InputError
 from steelgen.sampling.places import ImagePlace, place_crop
 
 
 @dataclass(frozen=True)
-class DrawnMask:
+class SourceMask:
     """A mask to draw an image for."""
 
     mask: NDArray[np.uint8]
@@ -44,7 +44,7 @@ class MaskSource(Protocol):
     section in `AnyMasks`, and a line in `build_mask_source`.
     """
 
-    def draw(self, index: int) -> DrawnMask:
+    def draw(self, index: int) -> SourceMask:
         """Mask number `index` ≥ 0."""
         ...
 
@@ -83,9 +83,9 @@ class NoSource:
     def __init__(self, info: DatasetInfo, geometry: CropGeometry) -> None:
         self._mask = np.full((geometry.image_size, geometry.image_size), info.ignore_index, np.uint8)
 
-    def draw(self, index: int) -> DrawnMask:
+    def draw(self, index: int) -> SourceMask:
         """See `MaskSource.draw`; the same for every index."""
-        return DrawnMask(self._mask, None, "")
+        return SourceMask(self._mask, None, "")
 
 
 class TracedCrops:
@@ -110,19 +110,19 @@ class SplitSource(TracedCrops):
         self._crops = CropDataset(micrographs, geometry, seed, config.augment, in_order=config.in_order)
         self._config = config
 
-    def draw(self, index: int) -> DrawnMask:
+    def draw(self, index: int) -> SourceMask:
         config, crops = self._config, self._crops
         micrographs, number = crops.micrographs, crops.micrograph_index(index)
         micrograph, mask, stem = micrographs.images[number], micrographs.masks[number], micrographs.stems[number]
         if config.whole:
             scaled = scale_whole(mask, crops.geometry)
-            symmetry = draw_symmetry(config.augment, np.random.default_rng((crops.seed, index)))
+            symmetry = sample_symmetry(config.augment, np.random.default_rng((crops.seed, index)))
             place = ImagePlace(str(config.dataset), config.split, stem, (0, 0, *mask.shape), scaled.shape, symmetry)
             cut = apply_symmetry(scaled, symmetry)
         else:
             placement = crops.place(index)
             place, cut = place_crop(config.dataset, config.split, stem, placement), placement.cut_mask(mask)
-        return DrawnMask(cut, place.cut_image(micrograph), f"{config.split}/masks/{stem}", place)
+        return SourceMask(cut, place.cut_image(micrograph), f"{config.split}/masks/{stem}", place)
 
 
 class FolderSource:
@@ -142,7 +142,7 @@ class FolderSource:
                 )
         self._info, self._geometry, self._seed, self._config = info, geometry, seed, config
 
-    def draw(self, index: int) -> DrawnMask:
+    def draw(self, index: int) -> SourceMask:
         number = index % len(self._paths)
         rng = np.random.default_rng((self._seed, index))
         mask = load_mask(self._paths[number], self._info)
@@ -152,10 +152,10 @@ class FolderSource:
         else:
             geometry = self._geometry
         if self._config.whole:
-            cut = apply_symmetry(scale_whole(mask, geometry), draw_symmetry(self._config.augment, rng))
+            cut = apply_symmetry(scale_whole(mask, geometry), sample_symmetry(self._config.augment, rng))
         else:
             _, cut = cut_crop(mask, mask, geometry, rng, self._config.augment)
-        return DrawnMask(cut, None, self._paths[number].name)
+        return SourceMask(cut, None, self._paths[number].name)
 
     @property
     def stems(self) -> list[str]:

@@ -29,9 +29,9 @@ class IslandTable:
     """Area over that of the convex hull."""
     angle: NDArray[np.float64]
     spacing: NDArray[np.float64]
-    """Distance from centre to centre of the nearest island of the class; infinite for the only one."""
+    """Distance from center to center of the nearest island of the class; infinite for the only one."""
     clearance: NDArray[np.float64]
-    """Distance from the centre to the nearest pixel of a class with larger islands; infinite where there is none."""
+    """Distance from the center to the nearest pixel of a class with larger islands; infinite where there is none."""
     weight: NDArray[np.float64]
     """1 / probability to lie within the border (Miles 1974, edge correction): islands it cuts are left out."""
 
@@ -81,7 +81,7 @@ def measure_masks(masks: list[NDArray[np.uint8]], num_classes: int, matrix: int)
         for label in order:
             phase = mask == label
             if label in spanning and phase.any():
-                # Across a film of w pixels their centres are w/4 + 1/2 from the first pixel outside, on average.
+                # Across a film of w pixels their centers are w/4 + 1/2 from the first pixel outside, on average.
                 depth = scipy.ndimage.distance_transform_edt(np.pad(phase, 1, mode="edge"))[1:-1, 1:-1]
                 network[label] = Network(max(4 * float(depth[phase].mean()) - 2, 1.0), float(phase.mean()))
             elif label not in spanning:

@@ -43,7 +43,7 @@ class ImagePlace:
 
 
 def place_crop(dataset: Path, split: str, stem: str, placement: Placement) -> ImagePlace:
-    """The place of a crop that is neither turned by an angle nor varied in grey."""
+    """The place of a crop that is neither turned by an angle nor varied in gray."""
     window = (placement.top, placement.left, placement.edge, placement.edge)
     return ImagePlace(str(dataset), split, stem, window, (placement.size, placement.size), placement.symmetry)
 

@@ -22,7 +22,7 @@ from steelgen.sampling.footprints import (
     take_highest,
     trim,
 )
-from steelgen.sampling.masks import DrawnMask, load_source_info
+from steelgen.sampling.masks import SourceMask, load_source_info
 from steelgen.sampling.measured import MIN_ROUGH_AREA, IslandTable, Network, Statistics, measure_masks, pool_tables
 
 _STREAM = 3
@@ -62,7 +62,7 @@ class ProceduralSource:
             )
         self._size, self._seed, self._split = geometry.image_size, seed, config.split
 
-    def draw(self, index: int) -> DrawnMask:
+    def draw(self, index: int) -> SourceMask:
         """See `MaskSource.draw`."""
         rng = np.random.default_rng((self._seed, index, _STREAM))
         number = int(rng.integers(len(self._masks)))
@@ -70,11 +70,11 @@ class ProceduralSource:
         top, left = (int(rng.integers(edge - self._size + 1)) for edge in model.shape)
         window = model[top : top + self._size, left : left + self._size]
         shares = {label: float((window == label).mean()) for label in self._statistics.order} | self._shares
-        mask = draw_layout(self._statistics, number, shares, self._size, rng)
-        return DrawnMask(mask, None, f"layout after {self._split}/masks/{self._stems[number]}")
+        mask = sample_layout(self._statistics, number, shares, self._size, rng)
+        return SourceMask(mask, None, f"layout after {self._split}/masks/{self._stems[number]}")
 
 
-def draw_layout(
+def sample_layout(
     statistics: Statistics, number: int, shares: dict[int, float], size: int, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Draws a layout after micrograph `number`.
@@ -100,16 +100,16 @@ def draw_layout(
             if own is None or own.fraction < _MIN_NETWORK_SHARE:
                 # What little there is says nothing of the thickness: take it from where there is most.
                 own = max(networks, key=lambda network: network.fraction)
-            _draw_network(mask, label, statistics.matrix, own, wanted, rng)
+            _sample_network(mask, label, statistics.matrix, own, wanted, rng)
         else:
             table = _choose_table(statistics, number, label)
             if len(table):
-                _draw_islands(mask, label, statistics.matrix, table, wanted, turn, rng)
+                _sample_islands(mask, label, statistics.matrix, table, wanted, turn, rng)
         meet_area(mask, label, statistics.matrix, wanted, rng)
     return mask
 
 
-def draw_footprint(
+def sample_footprint(
     area: int, aspect: float, solidity: float, angle: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
     """An island of exactly `area` pixels: an ellipse, bent and roughened as far as its solidity asks.
@@ -147,7 +147,7 @@ def _choose_table(statistics: Statistics, number: int, label: int) -> IslandTabl
     return pool_tables([table[label] for table in statistics.tables])
 
 
-def _draw_islands(
+def _sample_islands(
     mask: NDArray[np.uint8],
     label: int,
     matrix: int,
@@ -164,25 +164,25 @@ def _draw_islands(
     reach = size + 2 * np.sqrt(table.area * table.aspect_ratio / np.pi)
     weights = table.weight * reach**2
     weights /= weights.sum()
-    centres: list[tuple[float, float]] = []
+    centers: list[tuple[float, float]] = []
     mean = float((table.area * weights).sum())
     expected = wanted / mean
     for _ in range(_ROUNDS):
         missing = wanted - int((mask == label).sum())
-        if missing <= 0 or (centres and missing < _REMAINDER * mean):
+        if missing <= 0 or (centers and missing < _REMAINDER * mean):
             return
         rows = rng.choice(len(table), size=max(1, int(1.2 * missing / mean) + 1), p=weights)
         # Up to the missing area, but at least one.
         rows = rows[: 1 + int(np.searchsorted(np.cumsum(table.area[rows]), missing))]
         for row in rows[np.argsort(-table.area[rows], kind="stable")]:
-            footprint = draw_footprint(
+            footprint = sample_footprint(
                 int(table.area[row]), table.aspect_ratio[row], table.solidity[row], table.angle[row] + turn, rng
             )
             extent = np.array(footprint.shape)
             places = rng.uniform(-extent / 2, size + extent / 2, (_PLACES, 2))
-            misfit = _misfit(places, centres, away, table, int(row), size, expected)
+            misfit = _misfit(places, centers, away, table, int(row), size, expected)
             room = wanted - int((mask == label).sum())
-            if room <= 0 or (centres and room < _REMAINDER * mean):
+            if room <= 0 or (centers and room < _REMAINDER * mean):
                 return
             if room < table.area[row]:
                 # What the share has no room for lies beyond the border.
@@ -193,7 +193,7 @@ def _draw_islands(
             for place in places[np.argsort(misfit, kind="stable")]:
                 top, left = (place - extent / 2).round().astype(int)
                 if place_island(mask, footprint, label, matrix, int(top), int(left)):
-                    centres.append((float(place[0]), float(place[1])))
+                    centers.append((float(place[0]), float(place[1])))
                     break
 
 
@@ -203,7 +203,7 @@ def _area_inside(footprint: NDArray[np.bool_], top: int, left: int, size: int) -
 
 def _misfit(
     places: NDArray[np.float64],
-    centres: list[tuple[float, float]],
+    centers: list[tuple[float, float]],
     away: NDArray[np.float64] | None,
     table: IslandTable,
     row: int,
@@ -215,9 +215,9 @@ def _misfit(
     While few of the `expected` islands are there, spacings are as much larger as theirs would be, thinned at random.
     """
     misfit = np.zeros(len(places))
-    if centres and np.isfinite(table.spacing[row]):
-        nearest = np.sqrt(((places[:, None] - np.array(centres)[None]) ** 2).sum(axis=2).min(axis=1))
-        thinned = table.spacing[row] * np.sqrt(max(expected / len(centres), 1.0))
+    if centers and np.isfinite(table.spacing[row]):
+        nearest = np.sqrt(((places[:, None] - np.array(centers)[None]) ** 2).sum(axis=2).min(axis=1))
+        thinned = table.spacing[row] * np.sqrt(max(expected / len(centers), 1.0))
         misfit += np.abs(np.log((nearest + 1) / (thinned + 1)))
     if away is not None and np.isfinite(table.clearance[row]):
         rows, columns = places.round().astype(int).clip(0, size - 1).T
@@ -225,7 +225,7 @@ def _misfit(
     return misfit
 
 
-def _draw_network(
+def _sample_network(
     mask: NDArray[np.uint8], label: int, matrix: int, network: Network, wanted: int, rng: np.random.Generator
 ) -> None:
     """Draws films along the boundaries of Voronoi grains, of the network's thickness and as many as its share needs.

@@ -15,8 +15,8 @@ from steelgen.data.images import load_image
 from steelgen.errors import InputError
 from steelgen.files import Record, parse_json, parse_record
 from steelgen.generators.saved import hash_weights
-from steelgen.sampling.drawing import draw_images, prepare_generator
 from steelgen.sampling.formats import save_png
+from steelgen.sampling.generate import generate_images, prepare_generator
 from steelgen.sampling.masks import NoSource
 from steelgen.sampling.places import load_place
 
@@ -32,7 +32,7 @@ class _Draw(Record):
     noise_prior_sha256: str | None = None
 
 
-class _DrawnRow(Record):
+class _GeneratedRow(Record):
     """What of a row of metadata.jsonl its image is drawn again by."""
 
     file_name: str
@@ -65,7 +65,7 @@ def replay(
         InputError: if the line is missing or damaged, the weights are not those it names, or `out` exists.
     """
     row, where = load_row(metadata, line), f"{metadata}:{line}"
-    drawn = parse_record(row, _DrawnRow, where)
+    drawn = parse_record(row, _GeneratedRow, where)
     draw, name = drawn.draw, Path(drawn.file_name)
     if draw.noise_prior_sha256 is not None:
         raise InputError(f"{where}: started from a noise prior, which was removed; older versions draw it")
@@ -84,7 +84,7 @@ def replay(
     start = None
     if draw.strength is not None:
         start = ([load_place(drawn.start_image, model.geometry.in_channels, where)], draw.strength)
-    image = draw_images(model, [mask], [drawn.seed], draw.solver, draw.mixed_precision, start)[0]
+    image = generate_images(model, [mask], [drawn.seed], draw.solver, draw.mixed_precision, start)[0]
     save_png(out, image, row)
     original = metadata.parent / name
     return out, bool(np.array_equal(load_image(original), load_image(out))) if original.is_file() else None

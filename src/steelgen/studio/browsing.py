@@ -134,8 +134,8 @@ def measure_classes(pairs: Sequence[Pair], info: DatasetInfo) -> tuple[list[Clas
     Raises:
         InputError: if a mask cannot be read.
     """
-    labelled = [pair for pair in pairs if pair.mask]
-    chosen = labelled[:: max(1, -(-len(labelled) // _MEASURED))]
+    labeled = [pair for pair in pairs if pair.mask]
+    chosen = labeled[:: max(1, -(-len(labeled) // _MEASURED))]
     measured = [
         _measure(pair, pair.mask.stat().st_mtime_ns, info.num_classes, info.ignore_index, info.source)
         for pair in chosen

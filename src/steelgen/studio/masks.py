@@ -18,12 +18,12 @@ from steelgen.data.palette import match_colors
 from steelgen.data.placement import CropGeometry, resize_mask, scale_whole
 from steelgen.errors import InputError
 from steelgen.sampling.measured import IslandTable, Statistics
-from steelgen.sampling.procedural import draw_layout
+from steelgen.sampling.procedural import sample_layout
 
 MAX_UPLOAD_PIXELS = 50_000_000
 """Larger files are refused by what their header says, before they are decoded."""
 _COLOR_TOLERANCE = 35
-"""How much each channel of a pixel may differ that counts as painted in the colour of a class."""
+"""How much each channel of a pixel may differ that counts as painted in the color of a class."""
 _MIN_COLORED_SHARE = 0.9
 _NUM_ISLANDS, _AREA_SPREAD, _SOLIDITY = 256, 0.5, 0.92
 """Islands that a layout chooses from; standard deviation of ln area; area over convex hull, as of real islands."""
@@ -63,7 +63,7 @@ def decode_mask(text: str, info: DatasetInfo, size: int) -> NDArray[np.uint8]:
 
 
 def read_mask(path: Path, info: DatasetInfo, geometry: CropGeometry) -> tuple[NDArray[np.uint8], str]:
-    """Reads a mask of any size from a file of class indices, or painted in the classes' colours.
+    """Reads a mask of any size from a file of class indices, or painted in the classes' colors.
 
     Masks of the network's own size are taken as they are; larger ones are brought to the scale of its images, of which
     the middle is taken. Ignored pixels become the first class.
@@ -100,7 +100,7 @@ def read_mask(path: Path, info: DatasetInfo, geometry: CropGeometry) -> tuple[ND
 def lay_out(
     mask: NDArray[np.uint8], label: int, share: float, diameter: float, aspect: float, seed: int
 ) -> NDArray[np.uint8]:
-    """Lays islands of a class over a mask; see `sampling.procedural.draw_layout`, here with sizes by numbers.
+    """Lays islands of a class over a mask; see `sampling.procedural.sample_layout`, here with sizes by numbers.
 
     Args:
         mask: (S, S) class indices; what lies under the islands gives way, islands of the class that were there too.
@@ -121,7 +121,7 @@ def lay_out(
     table = IslandTable(area, aspect * same, _SOLIDITY * same, angle, infinite, infinite, same)
     ground = 1 if label == 0 else 0
     statistics = Statistics(ground, [label], [{label: table}], [{}])
-    layout = draw_layout(statistics, 0, {label: share}, len(mask), rng)
+    layout = sample_layout(statistics, 0, {label: share}, len(mask), rng)
     cleared = np.where(mask == label, ground, mask)
     return np.where(layout == label, label, cleared).astype(np.uint8)
 
@@ -152,5 +152,5 @@ def _load_indices_or_colors(path: Path, info: DatasetInfo) -> NDArray[np.uint8]:
     mask = match_colors(image, info.palette, tolerance=255).astype(np.uint8)
     share = float((match_colors(image, info.palette, _COLOR_TOLERANCE) >= 0).mean())
     if share < _MIN_COLORED_SHARE:
-        raise InputError(f"{path}: only {share:.0%} of its pixels have the colour of a class; a mask has all of them")
+        raise InputError(f"{path}: only {share:.0%} of its pixels have the color of a class; a mask has all of them")
     return mask

@@ -18,10 +18,10 @@ from steelgen.data.folder import build_index_image
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
 from steelgen.pages import render
-from steelgen.sampling.masks import DrawnMask
-from steelgen.studio.drawing import Cancelled, DrawnPair, Studio
+from steelgen.sampling.masks import SourceMask
 from steelgen.studio.masks import decode_mask, encode_mask, lay_out, read_mask
 from steelgen.studio.pictures import build_figure, encode_picture, load_script, show_status
+from steelgen.studio.session import Cancelled, GeneratedPair, Studio
 
 _MAX_VARIANTS = 8
 _MAX_SEED = 2**31 - 1
@@ -127,7 +127,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
 
     def draw(
         text: str,
-        source: DrawnMask | None,
+        source: SourceMask | None,
         seed: float | None,
         guidance: float,
         variants: int,
@@ -160,7 +160,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         finally:
             requests.forget(session, flag)
 
-    def hand_out(pairs: list[DrawnPair], request: gr.Request) -> tuple[Any, Any]:
+    def hand_out(pairs: list[GeneratedPair], request: gr.Request) -> tuple[Any, Any]:
         """The buttons for all pairs of a browser's tab, which has one ZIP at a time."""
         tab = hashlib.sha256(str(request.session_hash).encode()).hexdigest()  # what a browser sends may be any path
         path = Path(archives.name) / tab / "samples.zip"
@@ -168,12 +168,12 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         path.write_bytes(studio.pack(pairs))
         return gr.DownloadButton(value=str(path), interactive=True), gr.Button(interactive=True)
 
-    def stop_drawing(pairs: list[DrawnPair], request: gr.Request) -> Any:
+    def stop_sampling(pairs: list[GeneratedPair], request: gr.Request) -> Any:
         requests.cancel(request)
         buttons = hand_out(pairs, request) if pairs else (gr.skip(), gr.skip())
         return *buttons, show_status("stopped")
 
-    def keep(pairs: list[DrawnPair], kept: dict[int, str], chosen: list[int]) -> Any:
+    def keep(pairs: list[GeneratedPair], kept: dict[int, str], chosen: list[int]) -> Any:
         try:
             new = [index for index in chosen if 0 <= index < len(pairs) and index not in kept]
             stems = studio.keep([pairs[index] for index in new]) if new else []
@@ -183,10 +183,10 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         line = f"kept {', '.join(stems)} in {studio.out}" if stems else "nothing new to keep"
         return _show_results(studio, pairs, kept), kept, show_status(line)
 
-    def keep_one(pairs: list[DrawnPair], kept: dict[int, str], event: gr.EventData) -> Any:
+    def keep_one(pairs: list[GeneratedPair], kept: dict[int, str], event: gr.EventData) -> Any:
         return keep(pairs, kept, [int(event.number)])
 
-    def keep_them(pairs: list[DrawnPair], kept: dict[int, str]) -> Any:
+    def keep_them(pairs: list[GeneratedPair], kept: dict[int, str]) -> Any:
         return keep(pairs, kept, list(range(len(pairs))))
 
     def take_next(name: str, number: int) -> Any:
@@ -203,7 +203,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
             mask, note = read_mask(Path(path), info, geometry)
         except InputError as error:
             return gr.skip(), gr.skip(), show_status(str(error), bad=True)
-        return encode_mask(mask), DrawnMask(mask, None, Path(path).name), show_status(f"mask: {note}")
+        return encode_mask(mask), SourceMask(mask, None, Path(path).name), show_status(f"mask: {note}")
 
     def scatter_islands(text: str, label: int, share: float, diameter: float, aspect: float, number: int) -> Any:
         try:
@@ -213,7 +213,12 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         mask = lay_out(mask, label, share / 100, diameter, aspect, number)
         name = info.class_names[label]
         source = f"layout {number}: {share:g} % {name}, islands of {diameter:g} px, aspect {aspect:g}"
-        return encode_mask(mask), DrawnMask(mask, None, source), number + 1, show_status(f"{source}; again for another")
+        return (
+            encode_mask(mask),
+            SourceMask(mask, None, source),
+            number + 1,
+            show_status(f"{source}; again for another"),
+        )
 
     drawing = press.click(
         draw,
@@ -225,7 +230,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         api_visibility="private",
     )
     quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
-    stop.click(stop_drawing, results, [download, keep_all, status], cancels=[drawing], queue=False, **quiet)
+    stop.click(stop_sampling, results, [download, keep_all, status], cancels=[drawing], queue=False, **quiet)
     cards.press(keep_one, [results, kept], [cards, kept, status], **quiet)
     keep_all.click(keep_them, [results, kept], [cards, kept, status], **quiet)
     upload.upload(load, upload, [canvas, taken, status], **quiet)
@@ -236,21 +241,21 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         take.click(take_next, [source, number], [canvas, taken, number, status], **quiet)
 
 
-def _name_source(mask: np.ndarray, taken: DrawnMask | None) -> DrawnMask:
+def _name_source(mask: np.ndarray, taken: SourceMask | None) -> SourceMask:
     """The mask with where it comes from; what was painted over has no micrograph any more."""
     if taken is None:
-        return DrawnMask(mask, None, "painted")
+        return SourceMask(mask, None, "painted")
     if np.array_equal(mask, taken.mask):
         return taken
-    return DrawnMask(mask, None, f"painted over {taken.source}")
+    return SourceMask(mask, None, f"painted over {taken.source}")
 
 
-def _show_results(studio: Studio, pairs: list[DrawnPair], kept: dict[int, str]) -> str:
+def _show_results(studio: Studio, pairs: list[GeneratedPair], kept: dict[int, str]) -> str:
     cards = [_describe(studio, drawn, kept.get(index)) for index, drawn in enumerate(pairs)]
-    return render("studio_drawn.html", cards=cards, knows_training=studio.knows_training)
+    return render("studio_results.html", cards=cards, knows_training=studio.knows_training)
 
 
-def _describe(studio: Studio, drawn: DrawnPair, stem: str | None) -> dict[str, Any]:
+def _describe(studio: Studio, drawn: GeneratedPair, stem: str | None) -> dict[str, Any]:
     palette, nearest = studio.info.palette, drawn.nearest
     figures = [build_figure(color_mask(drawn.mask.mask, palette), "mask"), build_figure(drawn.image, "drawn")]
     if drawn.mask.image is not None:

@@ -20,9 +20,9 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from steelgen.errors import InputError
 from steelgen.studio.browse_tab import build_browse_tab
-from steelgen.studio.drawing import Studio
 from steelgen.studio.paint_tab import Requests, build_paint_tab
 from steelgen.studio.run_tab import build_run_tab
+from steelgen.studio.session import Studio
 
 LOOPBACK = ("127.0.0.1", "localhost")
 """Addresses at which this machine alone is heard."""

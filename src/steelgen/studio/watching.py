@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from steelgen.errors import InputError
 from steelgen.runs import RESULT_FILE, load_result, load_settings
-from steelgen.training.curves import load_points, paint_curves
+from steelgen.training.curves import load_points, plot_curves
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def read_run(folder: Path) -> RunView:
         last_step=settings.train.max_steps,
         ended_by=load_result(folder).stopped_by if (folder / RESULT_FILE).is_file() else None,
         latest=latest,
-        curves=paint_curves(points),
+        curves=plot_curves(points),
         previews=sorted((folder / "previews").glob("step-*.png")),
         copies=sorted((folder / "previews").glob("copies-*.png")),
     )

@@ -22,7 +22,7 @@ from steelgen.errors import InputError
 from steelgen.generators import draw_for_masks
 from steelgen.generators.families import build_trainable
 from steelgen.training.failures import split_batch
-from steelgen.training.measurement import DRAWN_AT_ONCE
+from steelgen.training.measurement import BATCH_SIZE
 from steelgen.training.players import hold_fixed
 from steelgen.training.setup import build_crops, check_precision, load_held_out, place_networks, prepare
 from steelgen.training.state import TrainingState, build_state
@@ -179,7 +179,7 @@ def _look(config: RunConfig, state: TrainingState, held_out: Micrographs, device
     """Draws as many images at once as previews and measurements do, whose guidance doubles the batch."""
     drawings = [(config.preview.num_images, config.preview.solver)]
     if config.measurement.every is not None:
-        drawings.append((min(config.measurement.num_images, DRAWN_AT_ONCE), config.measurement.solver))
+        drawings.append((min(config.measurement.num_images, BATCH_SIZE), config.measurement.solver))
     for count, solver in drawings:
         if not count:
             continue

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.charts import COLORS, Curve, paint_chart
+from steelgen.charts import COLORS, Curve, plot_pixels
 from steelgen.data.images import save_image
 from steelgen.runs import read_metrics
 
@@ -42,12 +42,12 @@ def save_curves(metrics: Path, path: Path) -> None:
         metrics: one JSON object a line, with `step`.
         path: the PNG.
     """
-    picture = paint_curves(load_points(metrics))
+    picture = plot_curves(load_points(metrics))
     if picture is not None:
         save_image(path, picture)
 
 
-def paint_curves(points: Points) -> NDArray[np.uint8] | None:
+def plot_curves(points: Points) -> NDArray[np.uint8] | None:
     """The charts of the figures of a run as (H, W, 3) RGB, two a row; None without any."""
     charts = [_paint(panel, points) for panel in _PANELS if any(name in points for name in panel.names)]
     if not charts:
@@ -75,4 +75,4 @@ def _paint(panel: _Panel, points: Points) -> NDArray[np.uint8]:
         Curve(name, [values.get(step, math.nan) for step in steps], color)
         for (name, values), color in zip(shown, _PALETTE, strict=False)
     ]
-    return paint_chart(panel.title, steps, curves, "step", _SCALE)
+    return plot_pixels(panel.title, steps, curves, "step", _SCALE)

@@ -26,7 +26,7 @@ from steelgen.training.held_out import HeldOutChecks
 from steelgen.training.inputs import describe_inputs
 from steelgen.training.observer import TrainingObserver, TrainingResult
 from steelgen.training.players import Players
-from steelgen.training.preview import PreviewDrawer
+from steelgen.training.preview import PreviewWriter
 from steelgen.training.selection import resolve_criterion
 from steelgen.training.setup import (
     build_accelerator,
@@ -104,7 +104,7 @@ def _run(
     players = Players(state, accelerator)
     learning_rate = build_learning_rate(options, state.optimizers[trainable.phases[0].name], last_step)
     batches = iterate_batches(crops, config, accelerator, state.step)
-    previews = PreviewDrawer(config, generator, held_out or micrographs) if config.preview.num_images else None
+    previews = PreviewWriter(config, generator, held_out or micrographs) if config.preview.num_images else None
     upkeep = Upkeep(config, state, crops, previews, checks, accelerator, observer, last_step)
     upkeep.begin()
     reason = None

@@ -17,11 +17,11 @@ from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.copy_search import CopySearch, Match
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
-from steelgen.evaluation.memorisation import COPY_RATIO
+from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.generators import Generator, draw_for_masks
 
 _SEED = 0
-DRAWN_AT_ONCE = 16
+BATCH_SIZE = 16
 """Images of a process."""
 _MAX_SEARCH_SIZE = 32
 """Edge at which images are searched for, in pixels, where theirs is not smaller."""
@@ -99,7 +99,7 @@ class Measurement:
 
     def _draw(self) -> NDArray[np.uint8]:
         """All images, (N, S, S) or (N, S, S, 3); each process draws some, and has zeros for the others."""
-        accelerator, size = self._accelerator, DRAWN_AT_ONCE
+        accelerator, size = self._accelerator, BATCH_SIZE
         own = range(accelerator.process_index, len(self._masks), accelerator.num_processes)
         drawn = torch.zeros(self._real.shape, device=accelerator.device)
         for start in range(0, len(own), size):

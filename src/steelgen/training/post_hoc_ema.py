@@ -42,7 +42,7 @@ def compute_coefficients(
     norms = np.sqrt(products.diagonal())
     cosines = products / norms[:, None] / norms[None, :]
     inner, wanted = cosines[:-1, :-1], cosines[:-1, -1]
-    # Neighbouring profiles are nearly parallel: least squares without the smallest singular values.
+    # Neighboring profiles are nearly parallel: least squares without the smallest singular values.
     factors = np.linalg.lstsq(inner, wanted, rcond=1e-12)[0]
     error = 1 - 2 * factors @ wanted + factors @ inner @ factors
     return factors * norms[-1] / norms[:-1], math.sqrt(max(float(error), 0.0))

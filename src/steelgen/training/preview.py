@@ -13,7 +13,7 @@ from steelgen.generators import Generator, draw_for_masks
 from steelgen.sampling.sheet import save_sheet
 
 
-class PreviewDrawer:
+class PreviewWriter:
     """Draws previews/step-<step>.png: mask, generated image and real image side by side.
 
     Args:

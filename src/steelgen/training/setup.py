@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from steelgen.allocation import check_allocation, check_launch
-from steelgen.config.train import FinetuneConfig, OptimisationSection, RunConfig, TrainConfig
+from steelgen.config.train import FinetuneConfig, OptimizationSection, RunConfig, TrainConfig
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
 from steelgen.data.folder import list_splits
@@ -85,7 +85,7 @@ def crop_geometry(config: RunConfig) -> CropGeometry:
     return CropGeometry(data.image_size, data.crop_size or data.image_size, data.scale_range, data.in_channels)
 
 
-def count_steps(options: OptimisationSection, epoch_crops: int, num_processes: int = 1) -> int:
+def count_steps(options: OptimizationSection, epoch_crops: int, num_processes: int = 1) -> int:
     """Optimizer steps until max_steps or max_epochs, whichever comes first."""
     limits = [] if options.max_steps is None else [options.max_steps]
     if options.max_epochs is not None:
@@ -93,12 +93,12 @@ def count_steps(options: OptimisationSection, epoch_crops: int, num_processes: i
     return min(limits)
 
 
-def effective_batch(options: OptimisationSection, num_processes: int) -> int:
+def effective_batch(options: OptimizationSection, num_processes: int) -> int:
     """Crops an optimizer step takes in."""
     return options.train_batch_size * options.gradient_accumulation_steps * num_processes
 
 
-def build_accelerator(options: OptimisationSection, broadcast_buffers: bool = True) -> Accelerator:
+def build_accelerator(options: OptimizationSection, broadcast_buffers: bool = True) -> Accelerator:
     """This process's place among those that train.
 
     Args:
@@ -130,7 +130,7 @@ def build_accelerator(options: OptimisationSection, broadcast_buffers: bool = Tr
     return accelerator
 
 
-def check_precision(options: OptimisationSection, device: torch.device) -> None:
+def check_precision(options: OptimizationSection, device: torch.device) -> None:
     """Raises InputError if the device cannot train in the precision that is asked for."""
     if device.type == "cpu" and options.mixed_precision == "fp16":
         raise InputError("train.mixed_precision fp16: training in it needs a GPU; use bf16, auto or no on a CPU")
@@ -150,7 +150,7 @@ def build_crops(config: RunConfig, trainable: Trainable, micrographs: Micrograph
     )
 
 
-def place_networks(networks: Mapping[str, nn.Module], options: OptimisationSection, device: torch.device) -> None:
+def place_networks(networks: Mapping[str, nn.Module], options: OptimizationSection, device: torch.device) -> None:
     """Makes networks ready to be trained on a device.
 
     Raises:
@@ -192,7 +192,7 @@ def iterate_batches(
 
 
 def build_learning_rate(
-    options: OptimisationSection, optimizer: torch.optim.Optimizer, last_step: int
+    options: OptimizationSection, optimizer: torch.optim.Optimizer, last_step: int
 ) -> Callable[[int], float]:
     """The learning rate of the optimizer step that follows on so many, before the phases' own factors."""
     factor = get_scheduler(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steelgen.config.train import OptimisationSection, RunConfig
+from steelgen.config.train import OptimizationSection, RunConfig
 from steelgen.generators import Generator, Phase, Trainable, join_networks
 from steelgen.training.ema import WeightAverage
 from steelgen.training.epochs import EpochTracker
@@ -126,7 +126,7 @@ def build_state(
     )
 
 
-def _build_optimizer(options: OptimisationSection, trainable: Trainable, phase: Phase) -> torch.optim.Optimizer:
+def _build_optimizer(options: OptimizationSection, trainable: Trainable, phase: Phase) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         join_networks(trainable.networks, phase.trains).parameters(),
         lr=options.learning_rate * phase.learning_rate,

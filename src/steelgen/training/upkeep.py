@@ -23,7 +23,7 @@ from steelgen.training.held_out import HeldOutChecks
 from steelgen.training.meter import LossMeter
 from steelgen.training.observer import TrainingObserver, TrainingResult
 from steelgen.training.power_ema import PowerAverage, remove_later_snapshots, save_snapshot
-from steelgen.training.preview import PreviewDrawer
+from steelgen.training.preview import PreviewWriter
 from steelgen.training.selection import COPIES, EPOCH_LOSS, NO_IMPROVEMENT
 from steelgen.training.setup import effective_batch
 from steelgen.training.state import TrainingState
@@ -54,7 +54,7 @@ class Upkeep:
         config: RunConfig,
         state: TrainingState,
         crops: CropDataset,
-        previews: PreviewDrawer | None,
+        previews: PreviewWriter | None,
         checks: HeldOutChecks | None,
         accelerator: Accelerator,
         observer: TrainingObserver,
@@ -83,7 +83,7 @@ class Upkeep:
             remove_later_snapshots(self._config.run_dir, self._state.step)
         self._observer.on_start(self._state.step, self._last_step)
         if self._state.step == 0:
-            self._draw_preview()
+            self._save_preview()
         elif self._state.unseen is not None:
             self._look(self._state.unseen)
 
@@ -140,7 +140,7 @@ class Upkeep:
         run_dir, step = self._config.run_dir, self._state.step
         finished, stopped_by = reason in (None, OUT_OF_TIME, NO_IMPROVEMENT, COPIES), reason or "max_steps"
         if finished:
-            self._draw_preview()
+            self._save_preview()
             self._save_snapshots()
         if finished and self._writes:
             self._export(self._state.average, "export")
@@ -162,7 +162,7 @@ class Upkeep:
         return TrainingResult(step, stopped_by, run_dir / "export" if finished else None)
 
     def _look(self, shown: dict[str, float]) -> None:
-        """All that only looks at the step that the state has now: judgement, log, pictures, snapshots.
+        """All that only looks at the step that the state has now: judgment, log, pictures, snapshots.
 
         Args:
             shown: its figures so far, empty at most steps.
@@ -175,7 +175,7 @@ class Upkeep:
                 save_curves(self._log.path, run_dir / "curves.png")
         self._observer.on_step(step, shown)
         if step % self._config.preview.every == 0 and step < self._last_step:
-            self._draw_preview()
+            self._save_preview()
         if step % self._config.train.ema_snapshots_every == 0:
             self._save_snapshots()
         if self._state.unseen is not None:
@@ -223,7 +223,7 @@ class Upkeep:
         self._export(self._state.average, "best", chosen)
         self._observer.on_event(f"best so far: {best.criterion} {best.best_value:.4g} at step {best.best_step}")
 
-    def _draw_preview(self) -> None:
+    def _save_preview(self) -> None:
         """A picture that cannot be drawn, for want of memory say, is no reason to lose the run."""
         if not self._writes or not self._previews:
             return

@@ -19,7 +19,7 @@ from steelgen.data.outlines import Region, iterate_regions
 def write_cvat(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
     """Writes a polygon for every island, a mask for what a polygon of CVAT's cannot hold: holes and several parts.
 
-    Ignored pixels are labelled `__ignore__`; the subset of an image is its split.
+    Ignored pixels are labeled `__ignore__`; the subset of an image is its split.
     """
     labels, colors = label_classes(info), color_classes(info)
     with open(out / "annotations.xml", "w", encoding="utf-8") as file:

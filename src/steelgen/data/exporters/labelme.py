@@ -16,7 +16,7 @@ from steelgen.files import save_json
 def write_labelme(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
     """Writes polygons whose holes are joined to the outline by a bridge; parts of one instance share a group_id.
 
-    Ignored pixels are labelled `__ignore__`. The flags say which split an image is of, and whether it was generated.
+    Ignored pixels are labeled `__ignore__`. The flags say which split an image is of, and whether it was generated.
     """
     labels = label_classes(info)
     for pair in pairs:

@@ -22,7 +22,7 @@ def write_nnunet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> N
     nnU-Net wants the label "ignore" to be the highest: ignore_index becomes num_classes.
 
     Raises:
-        InputError: if grey and colour images are mixed.
+        InputError: if gray and color images are mixed.
     """
     lookup = np.arange(256, dtype=np.uint8)
     lookup[info.ignore_index] = info.num_classes
@@ -34,9 +34,7 @@ def write_nnunet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> N
         folder = "Ts" if item.split == "test" else "Tr"
         channels.setdefault(pair.image.ndim, item.image)
         if len(channels) > 1:
-            raise InputError(
-                f"{item.image}: nnunet cannot mix grey and colour images ({channels[5 - pair.image.ndim]})"
-            )
+            raise InputError(f"{item.image}: nnunet cannot mix gray and color images ({channels[5 - pair.image.ndim]})")
         save_micrograph(out / f"images{folder}" / f"{item.name}_0000.png", pair.image)
         (out / f"labels{folder}").mkdir(exist_ok=True)
         labels = lookup[pair.mask]
@@ -46,7 +44,7 @@ def write_nnunet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> N
     names = {"background": 0, **{name: index for index, name in enumerate(info.class_names) if index > 0}}
     if ignores:
         names["ignore"] = info.num_classes
-    channel_names = ["grey"] if 2 in channels else ["R", "G", "B"]
+    channel_names = ["gray"] if 2 in channels else ["R", "G", "B"]
     description = {
         "channel_names": {str(index): name for index, name in enumerate(channel_names)},
         "labels": names,

@@ -57,7 +57,7 @@ class ExportPair:
 
 
 IGNORE_LABEL = "__ignore__"
-"""What pixels to ignore are labelled in formats of objects; `data import` knows it."""
+"""What pixels to ignore are labeled in formats of objects; `data import` knows it."""
 
 
 def label_classes(info: DatasetInfo) -> dict[int, str]:
@@ -66,5 +66,5 @@ def label_classes(info: DatasetInfo) -> dict[int, str]:
 
 
 def color_classes(info: DatasetInfo) -> dict[int, tuple[int, int, int]]:
-    """Mask value → colour (0-255) of what `label_classes` labels."""
+    """Mask value → color (0-255) of what `label_classes` labels."""
     return dict(enumerate(info.palette[1:], start=1)) | {info.ignore_index: (255, 255, 255)}

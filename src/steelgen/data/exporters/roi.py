@@ -16,7 +16,7 @@ from steelgen.data.outlines import Region, iterate_regions
 
 
 def write_roi(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
-    """Writes ROIs named CLASS-0001 …, of the class's group and colour; composite where they have holes or parts."""
+    """Writes ROIs named CLASS-0001 …, of the class's group and color; composite where they have holes or parts."""
     labels, colors = label_classes(info), color_classes(info)
     for pair in pairs:
         folder = out / pair.item.split

@@ -89,7 +89,7 @@ def _read_shape(shape: Element, names: list[str], size: tuple[int, int]) -> Anno
         ring = build_polygon([[_to_number(value) for value in pair] for pair in pairs])
     elif shape.tag == "box":
         left, top, right, bottom = (_number(shape, key) for key in ("xtl", "ytl", "xbr", "ybr"))
-        ring = build_box(left, top, right - left, bottom - top, degrees, "centre")
+        ring = build_box(left, top, right - left, bottom - top, degrees, "center")
     else:
         x, y, radius_x, radius_y = (_number(shape, key) for key in ("cx", "cy", "rx", "ry"))
         ring = build_ellipse(x, y, radius_x, radius_y, degrees)

@@ -1,4 +1,4 @@
-"""Label pictures beside their images, as napari and ilastik save them: values or colours, classes or objects."""
+"""Label pictures beside their images, as napari and ilastik save them: values or colors, classes or objects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_labels(src: Path, options: ReadOptions) -> AnnotatedSet:
     """Reads a_labels.tif, a-mask.png or "a_Simple Segmentation.tiff" beside a.tif, or labels/a.tif beside images/a.tif.
 
     Values are classes; where no file has a 0, as with ilastik, 1 is the first class. With `objects` they are ids of
-    objects of one class. Colours mean what `legend` finds.
+    objects of one class. Colors mean what `legend` finds.
 
     Raises:
         InputError: if there are no labels, one has no image, or its values fit no class.

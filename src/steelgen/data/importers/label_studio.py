@@ -99,10 +99,10 @@ def _read_task(task: dict[str, Any], path: Path) -> _Task:
             continue
         who = annotation.get("completed_by", number)
         who = who.get("email", who.get("id", number)) if isinstance(who, dict) else who
-        labelled = found.setdefault(f"{who}" if f"{who}" not in found else f"{who} ({number})", [])
+        labeled = found.setdefault(f"{who}" if f"{who}" not in found else f"{who} ({number})", [])
         for result in _list_of_objects(annotation.get("result"), where):
             if label := _find_label(result, where):
-                labelled.append((label, result))
+                labeled.append((label, result))
                 stated = _read_size(result, where)
                 if size not in (None, stated):
                     raise InputError(f"{where}: results of images of the sizes {size} and {stated} (height, width)")

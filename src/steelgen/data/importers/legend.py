@@ -1,4 +1,4 @@
-"""What the colours of masks mean: as told, by a legend file in the source, or by the few colours there are."""
+"""What the colors of masks mean: as told, by a legend file in the source, or by the few colors there are."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def parse_colors(text: str) -> tuple[tuple[Color, str], ...]:
 def set_colors(
     name: str, images: list[AnnotatedImage], src: Path, options: ReadOptions
 ) -> tuple[DatasetInfo, list[AnnotatedImage]]:
-    """Gives images whose masks are in colours the legend that was told, that lies in `src`, or that their colours make.
+    """Gives images whose masks are in colors the legend that was told, that lies in `src`, or that their colors make.
 
-    Where the classes are told and none is a background, what is not labelled is ignored.
+    Where the classes are told and none is a background, what is not labeled is ignored.
 
     Raises:
-        InputError: if a legend file cannot be read, a class is not among those told, or there are too many colours.
+        InputError: if a legend file cannot be read, a class is not among those told, or there are too many colors.
     """
     found = options.colors or find_legend(src)
     if not found:
@@ -58,7 +58,7 @@ def set_colors(
     colors = [color for color, _ in found]
     for color in colors:
         if colors.count(color) > 1:
-            raise InputError(f"{src}: the legend has the colour {','.join(map(str, color))} twice")
+            raise InputError(f"{src}: the legend has the color {','.join(map(str, color))} twice")
     names = collect_names(dict.fromkeys((label for _, label in found), src), options.class_names, ordered=True)
     if options.class_names and not any(is_background(label) for label in options.class_names):
         names = names[1:]
@@ -70,8 +70,8 @@ def set_colors(
     for color, index in list(zip(colors, indices, strict=True))[::-1]:
         if index < len(names):
             palette[index] = color
-    unlabelled = 0 if has_background else IGNORE_INDEX
-    legend = Legend(tuple(colors), tuple(indices), unlabelled, options.color_tolerance)
+    unlabeled = 0 if has_background else IGNORE_INDEX
+    legend = Legend(tuple(colors), tuple(indices), unlabeled, options.color_tolerance)
     with_legend = [
         replace(image, masks=tuple(replace(mask, legend=legend, instances=None) for mask in image.masks))
         for image in images
@@ -98,12 +98,12 @@ def _check_color(channels: Sequence[int | str] | bytes, where: object) -> Color:
     texts = [str(channel).strip() for channel in channels]
     numbers = [int(text) if text.isascii() and text.isdigit() and len(text) < 4 else -1 for text in texts]
     if len(numbers) != 3 or not all(0 <= number <= 255 for number in numbers):
-        raise InputError(f"{where}: {','.join(texts)!r:.40} is no colour of three numbers from 0 to 255")
+        raise InputError(f"{where}: {','.join(texts)!r:.40} is no color of three numbers from 0 to 255")
     return numbers[0], numbers[1], numbers[2]
 
 
 def _collect_colors(paths: Iterable[Path]) -> tuple[tuple[Color, str], ...]:
-    """All colours of some masks: black, or where there is none the most frequent, is the background."""
+    """All colors of some masks: black, or where there is none the most frequent, is the background."""
     counts: dict[int, int] = {}
     for path in paths:
         rgba = load_rgba(path).astype(np.int64)
@@ -111,7 +111,7 @@ def _collect_colors(paths: Iterable[Path]) -> tuple[tuple[Color, str], ...]:
         for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
             counts[int(code)] = counts.get(int(code), 0) + int(count)
         if len(counts) > _MAX_COLORS:
-            raise InputError(f"{path}: masks of more than {_MAX_COLORS} colours; say what they mean by --colors")
+            raise InputError(f"{path}: masks of more than {_MAX_COLORS} colors; say what they mean by --colors")
     background = 0 if 0 in counts else max(counts, key=lambda code: counts[code], default=0)
     ordered = sorted(counts, key=lambda code: (code != background, code))
     return tuple(

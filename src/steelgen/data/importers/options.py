@@ -27,6 +27,6 @@ class ReadOptions:
     objects: bool = False
     """labels: the values are ids of objects, all of one class."""
     colors: tuple[tuple[tuple[int, int, int], str], ...] = ()
-    """folder, labels, voc: RGB colours (0-255) of masks and the class of each; where empty, the source's own legend."""
+    """folder, labels, voc: RGB colors (0-255) of masks and the class of each; where empty, the source's own legend."""
     color_tolerance: int = 0
-    """folder, labels, voc: how much each channel may differ from a legend's colour."""
+    """folder, labels, voc: how much each channel may differ from a legend's color."""

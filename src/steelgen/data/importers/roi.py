@@ -27,7 +27,7 @@ _MAX_ARCHIVE = 512_000_000
 """Bytes of all ROIs of a zip, unpacked."""
 _MAX_ROIS = 65_535
 _DEFAULT_NAME = re.compile(r"([-_ ]*\d{4,}){2,3}$")
-"""What ImageJ calls an ROI: (slice,) y and x of its centre."""
+"""What ImageJ calls an ROI: (slice,) y and x of its center."""
 _COUNTER = re.compile(r"[-_ .#]\d+$")
 _ONLY_CLASS = "roi"
 """The class of ROIs that bear ImageJ's own names."""

@@ -79,13 +79,13 @@ def build_box(
     """The corners of a rectangle whose top left one, before it is turned clockwise around `pivot`, is (x, y).
 
     Args:
-        pivot: `corner` or `centre`.
+        pivot: `corner` or `center`.
 
     Raises:
         InputError: if a value is no finite number.
     """
     x, y, width, height, degrees = _check_numbers(x, y, width, height, degrees)
-    shift = np.array((width / 2, height / 2)) if pivot == "centre" else np.zeros(2)
+    shift = np.array((width / 2, height / 2)) if pivot == "center" else np.zeros(2)
     ring = np.array([(0, 0), (width, 0), (width, height), (0, height)]) - shift
     return _turn(ring, degrees) + shift + np.array((x, y))
 

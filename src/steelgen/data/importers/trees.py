@@ -27,7 +27,7 @@ _MASK_FOLDERS = {"isdm": "masks", "celeba": "labels"}
 
 
 def read_trees(src: Path, options: ReadOptions) -> AnnotatedSet:
-    """Reads images and masks that are paired by name; masks in colours are read by their legend, see `legend`.
+    """Reads images and masks that are paired by name; masks in colors are read by their legend, see `legend`.
 
     ADE20K's masks are read as ISDM reads them: one less than in the file. Its 0 is ignored, or, where 151 class names
     are given, the last of them, as in ISDM.

@@ -18,7 +18,7 @@ from steelgen.errors import InputError
 def read_voc(src: Path, options: ReadOptions) -> AnnotatedSet:
     """Reads a VOC tree; 255 is ignored, and the lists in ImageSets/Segmentation/, if any, become the splits.
 
-    Masks in colours, as CVAT writes them, are read by labelmap.txt or another legend, see `legend`. Of others the
+    Masks in colors, as CVAT writes them, are read by labelmap.txt or another legend, see `legend`. Of others the
     class names come from `class_names` or labels.txt (one a line, background first), else they are numbered.
 
     Raises:
@@ -55,7 +55,7 @@ def read_voc(src: Path, options: ReadOptions) -> AnnotatedSet:
         raise InputError(f"{src}: no mask has an image")
     name = src.resolve().name
     if colored:
-        # CVAT draws objects in colours, too, which are no ids.
+        # CVAT draws objects in colors, too, which are no ids.
         return AnnotatedSet(*set_colors(name, images, src, options))
     return AnnotatedSet(DatasetInfo(name=name, class_names=names), images)
 

@@ -168,7 +168,7 @@ def _read_line(words: list[str], names: list[str], class_names: list[str]) -> tu
     if not (words[0].isascii() and words[0].isdigit()) or int(words[0]) >= len(names):
         raise InputError(f"class {words[0]!r:.40} is none of 0 to {len(names) - 1}")
     if len(words) == 5:
-        raise InputError("is a box (class, centre, size); masks need the polygons of YOLO segmentation")
+        raise InputError("is a box (class, center, size); masks need the polygons of YOLO segmentation")
     try:
         numbers = [float(word) for word in words[1:]]
     except ValueError as error:

@@ -180,7 +180,7 @@ class TrainingSet:
         assert chosen is not None
         return chosen, before if after > before else number - before
 
-    def draw_batch(self, step: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample_batch(self, step: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Batch number `step`, from 0.
 
         Returns:

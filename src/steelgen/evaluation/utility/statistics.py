@@ -9,8 +9,8 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from steelgen.evaluation.agreement import compute_iou, compute_mean_iou
 from steelgen.evaluation.figures import to_json
+from steelgen.evaluation.iou import compute_iou, compute_mean_iou
 
 POOLED = "pooled"
 """The row that averages over them."""
@@ -18,7 +18,7 @@ FEW_IMAGES, FEW_SEEDS = 10, 3
 """Below these a bootstrap interval is known to be too narrow."""
 
 
-def summarise(
+def summarize(
     confusions: Mapping[tuple[str, str], NDArray[np.int64]],
     counts: Mapping[str, tuple[int, int]],
     num_bootstrap: int,
@@ -73,7 +73,7 @@ def t_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
 
 
 def bootstrap_differences(
-    treated: NDArray[np.int64], control: NDArray[np.int64], num_draws: int, seed: int = 0
+    treated: NDArray[np.int64], control: NDArray[np.int64], num_resamples: int, seed: int = 0
 ) -> NDArray[np.float64]:
     """Resampled differences of the mean IoU between two codes, paired over seeds and test micrographs.
 
@@ -85,7 +85,7 @@ def bootstrap_differences(
     Args:
         treated: (A, S, N, C, C) of the code with generated pairs.
         control: the same shape, of its baseline.
-        num_draws: resamples D.
+        num_resamples: resamples D.
         seed: of the draws.
 
     Returns:
@@ -93,8 +93,8 @@ def bootstrap_differences(
     """
     _, num_seeds, num_images = treated.shape[:3]
     rng = np.random.default_rng(seed)
-    seed_weights = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_draws)
-    image_weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_draws)
+    seed_weights = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_resamples)
+    image_weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
     values = [
         compute_mean_iou(np.einsum("dn,asnij->dasij", image_weights, confusion)) for confusion in (treated, control)
     ]

@@ -27,7 +27,7 @@ from steelgen.evaluation.sets import describe_geometry
 from steelgen.evaluation.utility.cells import cell_path, list_cells, load_cell
 from steelgen.evaluation.utility.data import StudyData, count_data, load_study
 from steelgen.evaluation.utility.results import STUDY_FILE, load_study_start
-from steelgen.evaluation.utility.statistics import find_warnings, summarise
+from steelgen.evaluation.utility.statistics import find_warnings, summarize
 from steelgen.evaluation.utility.training import run_cell
 from steelgen.files import new_folder, save_json
 from steelgen.models.architectures import build_architecture
@@ -137,7 +137,7 @@ def gather(config: UtilityConfig, data: StudyData, studies: Sequence[str]) -> di
         "seconds": sum(cell.seconds for cell in cells),
         "notes": data.notes,
         "warnings": [*mixed, *find_warnings(len(config.seeds), len(data.test))],
-        **summarise(confusions, counts, config.num_bootstrap),
+        **summarize(confusions, counts, config.num_bootstrap),
     }
     save_report(config.output_dir, result)
     return result

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from steelgen.charts import Curve, draw_chart, draw_intervals, paint_chart
+from steelgen.charts import Curve, plot_chart, plot_intervals, plot_pixels
 from steelgen.data.images import save_image
 from steelgen.evaluation.figures import CLASSES_ABREAST
 from steelgen.evaluation.utility.results import RESULT_FILE
@@ -26,7 +26,7 @@ def save_report(output_dir: Path, result: dict[str, Any]) -> None:
     """Writes utility.html, data_fraction.png where there is a curve, and utility.json as the last."""
     charts = list_curves(result["scores"])
     if charts:
-        pictures = [paint_chart(name, x, curves, "real micrographs") for name, x, curves in charts]
+        pictures = [plot_pixels(name, x, curves, "real micrographs") for name, x, curves in charts]
         save_image(output_dir / "data_fraction.png", np.hstack(pictures))
     with new_file(output_dir / "utility.html") as working:
         working.write_text(build_utility_page(result), encoding="utf-8")
@@ -60,13 +60,13 @@ def build_utility_section(result: dict[str, Any]) -> Markup:
     charts = list_curves(result["scores"])
     section = render(
         "study_section.html",
-        differences_chart=Markup(draw_intervals("difference in mIoU with its 95 % interval", differences))
+        differences_chart=Markup(plot_intervals("difference in mIoU with its 95 % interval", differences))
         if differences
         else None,
         differences=describe_differences(result["differences"]),
         scores=_split_scores(result["scores"], result["class_names"]),
         legend=charts[0][2] if charts else [],
-        charts=[Markup(draw_chart(name, x, curves, "real micrographs")) for name, x, curves in charts],
+        charts=[Markup(plot_chart(name, x, curves, "real micrographs")) for name, x, curves in charts],
     )
     return Markup(section)
 

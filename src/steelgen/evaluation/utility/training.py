@@ -14,9 +14,9 @@ from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import Micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import autocast, pick_device
-from steelgen.evaluation.agreement import compute_confusion, compute_iou, compute_mean_iou
 from steelgen.evaluation.figures import to_json
-from steelgen.evaluation.labelling import label_by_windows
+from steelgen.evaluation.iou import compute_confusion, compute_iou, compute_mean_iou
+from steelgen.evaluation.segment import label_by_windows
 from steelgen.evaluation.segmentation import compute_class_weights, compute_segmentation_loss, run_one_cycle
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import StudyData, TrainingSet
@@ -90,11 +90,11 @@ def train_network(
     loss = partial(
         compute_segmentation_loss, class_weights=weights, ignore_index=data.info.ignore_index, kind=settings.loss
     )
-    draw_batch = partial(training_set.draw_batch, batch_size=settings.batch_size)
+    sample_batch = partial(training_set.sample_batch, batch_size=settings.batch_size)
     validation: list[tuple[int, float]] = []
     best_iou, best_step, best_state = -1.0, 0, network.state_dict()
-    optimisation = (settings.steps, settings.learning_rate, settings.weight_decay, config.mixed_precision)
-    for done in run_one_cycle(network, draw_batch, loss, *optimisation):
+    optimization = (settings.steps, settings.learning_rate, settings.weight_decay, config.mixed_precision)
+    for done in run_one_cycle(network, sample_batch, loss, *optimization):
         if done % settings.validate_every == 0 or done == settings.steps:
             confusion = count_confusion(network, data.val, data.geometry, config.mixed_precision)
             mean_iou = float(compute_mean_iou(confusion.sum(axis=0)))

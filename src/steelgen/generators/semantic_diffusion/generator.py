@@ -48,7 +48,7 @@ class SemanticDiffusion:
     snr_gamma: float | None = None
     objective: str = "simple"
     vlb_weight: float = 0.001
-    """What training minimises; see `NoiseSection`."""
+    """What training minimizes; see `NoiseSection`."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
 
     kind = "semantic_diffusion"
@@ -67,7 +67,7 @@ class SemanticDiffusion:
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """The grey levels -1 and 1 as the network sees them."""
+        """The gray levels -1 and 1 as the network sees them."""
         mean, deviation = self.intensity
         return (-1 - mean) / deviation, (1 - mean) / deviation
 
@@ -161,9 +161,9 @@ def build_semantic_diffusion(
     schedule = build_noise_schedule(
         noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, noise.zero_terminal_snr
     )
-    mean, deviation = micrographs.compute_intensity() if noise.standardise else (0.0, 1.0)
+    mean, deviation = micrographs.compute_intensity() if noise.standardize else (0.0, 1.0)
     if deviation == 0:
-        raise InputError(f"{info.name}: all training micrographs have the same grey level everywhere")
+        raise InputError(f"{info.name}: all training micrographs have the same gray level everywhere")
     return SemanticDiffusion(
         network,
         schedule,

@@ -47,7 +47,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         value_range: tuple[float, float] | None = None,
         weak_unet: SemanticUNet | None = None,
     ) -> Tensor:
-        """Draws one image a mask; see `draw_batch` for the arguments.
+        """Draws one image a mask; see `sample_batch` for the arguments.
 
         On the CPU every image is drawn by itself: its kernels choose the order of their sums by the size of the batch,
         and an image would differ in the last bit from batch to batch. Images of the network's size are drawn side by
@@ -56,7 +56,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         solver = solver or SolverSection()
 
         def draw(rows: slice, cache_share: float = 1.0) -> Tensor:
-            return self.draw_batch(
+            return self.sample_batch(
                 masks[rows],
                 seeds[rows],
                 solver,
@@ -77,7 +77,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         return torch.cat(map_on_single_threads(lambda index: draw(rows[index], share), len(rows)))
 
     @torch.inference_mode()
-    def draw_batch(
+    def sample_batch(
         self,
         masks: Tensor,
         seeds: Sequence[int],
@@ -99,12 +99,12 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             solver: the steps and their guidance.
             noise: (N, C, H, W) standard normal noise to start from, instead of the seeds' own.
             start_images, strength: images to start from; see `Solver.start`.
-            value_range: limits of the grey levels, as the network sees them; None: not clipped.
+            value_range: limits of the gray levels, as the network sees them; None: not clipped.
             weak_unet: autoguidance's weaker network.
             cache_share: share of the solver's mask_cache_gib that this call may take.
 
         Returns:
-            (N, in_channels, H, W) float32, in the grey levels that the network was trained on.
+            (N, in_channels, H, W) float32, in the gray levels that the network was trained on.
         """
         config, device = self.unet.config, self.unet.device
         one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)

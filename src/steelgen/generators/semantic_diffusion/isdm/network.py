@@ -49,7 +49,7 @@ def convert_noise(settings: IsdmNetworkSection) -> NoiseSection:
         beta_schedule=BETA_SCHEDULES[settings.noise_schedule],
         prediction_type="sample" if settings.predict_xstart else "epsilon",
         zero_terminal_snr=False,
-        standardise=False,
+        standardize=False,
         snr_gamma=None,
         objective="variational" if settings.use_kl else "simple",
         vlb_weight=0.001 if settings.rescale_learned_sigmas else 1 / settings.diffusion_steps,
@@ -85,6 +85,6 @@ def build_isdm_network(settings: IsdmNetworkSection) -> SemanticUNet:
 
 
 def build_isdm_info(num_classes: int, name: str) -> DatasetInfo:
-    """Class names by number, which is all that ISDM knows, and its colours."""
+    """Class names by number, which is all that ISDM knows, and its colors."""
     names = ["background", "foreground"] if num_classes == 2 else [f"class_{index}" for index in range(num_classes)]
     return DatasetInfo(name=name, class_names=names, palette=isdm_palette(num_classes))

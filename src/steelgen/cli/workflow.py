@@ -1,0 +1,74 @@
+"""`steelgen workflow`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
+from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
+from steelgen.cli.progress import run_training
+from steelgen.cli.slurm import ProfileOption
+
+if TYPE_CHECKING:
+    from steelgen.workflow import Stage
+
+
+def workflow_command(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit the stages as a chain of dependent jobs.")] = False,
+    profile: ProfileOption = None,
+    dry_run: DryRunOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")] = False,
+) -> None:
+    """Train, sample and evaluate one after another; what is complete with an unchanged config is skipped."""
+    from steelgen.cluster.submission import load_profile
+    from steelgen.config.base import load_config
+    from steelgen.config.workflow import WorkflowConfig
+    from steelgen.errors import InputError
+    from steelgen.workflow import plan_workflow, run_workflow, submit_workflow
+
+    with errors_as_lines():
+        settings = load_config(config, WorkflowConfig, overrides or ())
+        if as_json and not dry_run:
+            raise InputError("--json: needs --dry-run; the stages print as they go")
+        if profile and not slurm:
+            raise InputError(f"--profile {profile}: needs --slurm")
+        if dry_run:
+            stages = plan_workflow(settings)
+            if as_json:
+                print_json([{"stage": s.action, "complete": s.complete, "output": str(s.output)} for s in stages])
+                return
+            rows = [[s.action, "skip, complete" if s.complete else "run", s.output] for s in stages]
+            print_table("dry run", ["stage", "what", "output"], rows)
+        elif slurm:
+            submit_workflow(settings, load_profile(profile), typer.echo)
+        else:
+            run_workflow(settings, _run_stage, typer.echo)
+
+
+def _run_stage(stage: Stage) -> None:
+    from steelgen.config.evaluate import EvaluateConfig
+    from steelgen.config.sample import SampleConfig
+    from steelgen.config.train import RunConfig
+    from steelgen.config.utility import UtilityConfig
+
+    if isinstance(stage.config, RunConfig):
+        run_training(stage.config, resume=True)
+    elif isinstance(stage.config, SampleConfig):
+        from steelgen.sampling.sample import sample
+
+        with progress_bar("segmenter") as report_filter, progress_bar("sampling") as report:
+            sample(stage.config, report, report_filter=report_filter)
+    elif isinstance(stage.config, EvaluateConfig):
+        from steelgen.evaluation.evaluate import evaluate
+
+        with progress_bar("evaluate") as report:
+            evaluate(stage.config, lambda line: typer.echo(line, err=True), report)
+    elif isinstance(stage.config, UtilityConfig):
+        from steelgen.evaluation.utility.study import utility
+
+        with progress_bar("cells") as report:
+            utility(stage.config, lambda line: typer.echo(line, err=True), report_cells=report)

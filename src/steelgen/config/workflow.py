@@ -1,0 +1,49 @@
+"""Config of `steelgen workflow`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from steelgen.config.base import MAX_SHARDS, Section
+from steelgen.config.evaluate import EvaluateConfig
+from steelgen.config.sample import SampleConfig
+from steelgen.config.train import FinetuneConfig, TrainConfig
+from steelgen.config.utility import UtilityConfig
+
+
+class WorkflowConfig(Section):
+    """`steelgen workflow`: train → (finetune →) sample → (evaluate, utility), each on what the one before wrote."""
+
+    train: TrainConfig
+    """The config of `steelgen train`."""
+    finetune: FinetuneConfig | None = None
+    """The config of `steelgen finetune`; null goes on with the trained generator as it is."""
+    sample: SampleConfig
+    """The config of `steelgen sample`."""
+    evaluate: EvaluateConfig | None = None
+    """The config of `steelgen evaluate`; null ends with the images."""
+    utility: UtilityConfig | None = None
+    """The config of `steelgen utility`; null asks for no study."""
+    shards: int = Field(1, ge=1, le=MAX_SHARDS)
+    """Tasks of the job arrays of sampling and study under --slurm; on a workstation one batch comes after another."""
+
+    @model_validator(mode="after")
+    def _check_chain(self) -> WorkflowConfig:
+        trained = self.train.run_dir
+        if self.finetune:
+            _check_link("finetune.checkpoint", self.finetune.checkpoint, "train.run_dir", trained)
+            trained = self.finetune.run_dir
+        last = "finetune" if self.finetune else "train"
+        _check_link("sample.generator", self.sample.generator, f"{last}.run_dir", trained)
+        if self.evaluate:
+            _check_link("evaluate.generated", self.evaluate.generated, "sample.output_dir", self.sample.output_dir)
+        if self.utility and self.utility.generated:
+            _check_link("utility.generated", self.utility.generated, "sample.output_dir", self.sample.output_dir)
+        return self
+
+
+def _check_link(reader: str, path: Path, writer: str, written: Path) -> None:
+    if path != written and written not in path.parents:
+        raise ValueError(f"{reader} is {path}, but {writer} writes {written}: the stages do not follow each other")

@@ -1,0 +1,226 @@
+"""Pseudo-labels: a segmenter trained on real micrographs labels any folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from steelgen.config.base import config_to_json, parse_config
+from steelgen.config.segment import SegmentConfig
+from steelgen.data.crops import image_to_tensor, load_micrographs
+from steelgen.data.folder import DatasetInfo, list_images, save_dataset_info, save_mask
+from steelgen.data.images import load_image, save_image, to_channels
+from steelgen.data.placement import CropGeometry
+from steelgen.devices import pick_device
+from steelgen.errors import InputError, first_line
+from steelgen.evaluation.figures import to_json
+from steelgen.evaluation.iou import compute_agreement
+from steelgen.evaluation.segmentation import build_segmenter, train_segmenter
+from steelgen.files import Record, check_output_free, load_record, new_folder, save_json, save_tensors
+
+_WINDOWS = 32
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """A trained segmenter with what it needs to know about images."""
+
+    network: torch.nn.Module
+    config: SegmentConfig
+    info: DatasetInfo
+
+
+def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Trains the segmenter, scores it on whole held-out micrographs and writes both.
+
+    Args:
+        config: see `SegmentConfig`.
+        report_progress: called with (steps done, steps in all).
+
+    Returns:
+        The scores, as in scores.json: mean_iou, class_iou, image_iou, boundary F1 and the confusion matrix.
+
+    Raises:
+        InputError: if the dataset or the output folder cannot be used.
+    """
+    check_output_free(config.output_dir)
+    train = load_micrographs(config.dataset, config.train_split, config.in_channels)
+    test = load_micrographs(config.dataset, config.test_split, config.in_channels)
+    geometry = _geometry(config)
+    network = train_segmenter(
+        train, geometry, config.segmenter, config.seed, str(pick_device(config.device)), report_progress
+    )
+    labeler = Labeler(network, config, train.info)
+    scores = []
+    for image, mask in zip(test.images, test.masks, strict=True):
+        predicted, _ = label_micrograph(labeler, image)
+        scores.append((mask, predicted))
+    result = {"split": config.test_split, "micrographs": test.stems, **_score(scores, train.info)}
+    with new_folder(config.output_dir) as folder:
+        save_tensors(folder / "segmenter.safetensors", network.state_dict())
+        description = {"config": config_to_json(config), "dataset": train.info.model_dump(mode="json")}
+        save_json(folder / "segmenter.json", description)
+        save_json(folder / "scores.json", result)
+    return result
+
+
+class _Description(Record):
+    """segmenter.json."""
+
+    config: dict[str, Any]
+    dataset: DatasetInfo
+
+
+def load_labeler(folder: Path, device: str = "auto") -> Labeler:
+    """Reads what `train_labeler` wrote.
+
+    Raises:
+        InputError: if the folder holds no segmenter, or one whose weights do not fit its description.
+    """
+    from safetensors.torch import load_file
+
+    description = load_record(folder / "segmenter.json", _Description)
+    path = folder / "segmenter.safetensors"
+    try:
+        config = parse_config(description.config, SegmentConfig, origin=str(folder / "segmenter.json"))
+        info = description.dataset
+        network = build_segmenter(_geometry(config), info.num_classes, config.segmenter)
+        network.load_state_dict(load_file(path))
+    except InputError:
+        raise
+    except Exception as error:  # safetensors and torch each raise their own on damaged files
+        raise InputError(f"{path}: not a segmenter that segmenter.json describes: {first_line(error)}") from None
+    return Labeler(network.to(pick_device(device)).eval(), config, info)
+
+
+def label_folder(
+    labeler: Labeler,
+    images: Path,
+    output_dir: Path,
+    report_progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Labels every image of a folder.
+
+    Writes masks/ (palette PNGs of class indices, as large as their images), confidence/ (gray PNGs: 255 × the
+    probability of the class chosen) and dataset.json, and copies the images to images/.
+
+    Args:
+        labeler: from `load_labeler`.
+        images: a folder of images of any size.
+        output_dir: must be new or empty.
+        report_progress: called with (images done, images in all).
+
+    Returns:
+        How many were labeled.
+
+    Raises:
+        InputError: if the folder is missing or empty, an image is unreadable, or two share a stem.
+    """
+    paths = list_images(images)
+    if not paths:
+        raise InputError(f"{images}: holds no images")
+    stems = [path.stem for path in paths]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise InputError(f"{images}: two images are called {stem!r}; masks are named by stem")
+    with new_folder(output_dir) as folder:
+        save_dataset_info(folder, labeler.info)
+        for number, path in enumerate(paths, start=1):
+            image = load_image(path)
+            mask, confidence = label_micrograph(labeler, to_channels(image, labeler.config.in_channels))
+            save_mask(folder / "masks" / f"{path.stem}.png", mask, labeler.info.palette)
+            save_image(folder / "confidence" / f"{path.stem}.png", np.rint(255 * confidence).astype(np.uint8))
+            save_image(folder / "images" / f"{path.stem}.png", image)
+            if report_progress:
+                report_progress(number, len(paths))
+    return len(paths)
+
+
+def label_micrograph(labeler: Labeler, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Labels one image of any size; see `label_by_windows`.
+
+    Args:
+        labeler: from `load_labeler`.
+        image: (H, W) or (H, W, 3) uint8 with the labeler's channels.
+
+    Returns:
+        mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class.
+    """
+    config = labeler.config
+    return label_by_windows(labeler.network, image, config.image_size, config.crop_size, labeler.info.num_classes)
+
+
+@torch.inference_mode()
+def label_by_windows(
+    network: torch.nn.Module, image: NDArray[np.uint8], image_size: int, crop_size: int, num_classes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Labels one image of any size by windows that overlap by half, blended by a smooth weight.
+
+    Args:
+        network: (N, C, S, S) in [-1, 1] → logits (N, num_classes, S, S), in eval mode.
+        image: (H, W) or (H, W, 3) uint8 with the network's channels.
+        image_size: edge S of the windows that the network sees, px.
+        crop_size: edge of the windows in the image, px; the image is resized by image_size / crop_size.
+        num_classes: classes of the network.
+
+    Returns:
+        mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class.
+    """
+    device, size = next(network.parameters()).device, image_size
+    height, width = image.shape[:2]
+    shrink = image_size / crop_size
+    small_shape = max(1, round(height * shrink)), max(1, round(width * shrink))
+    tensor = image_to_tensor(image)[None]
+    mode = "area" if shrink < 1 else "bicubic"
+    small = (F.interpolate(tensor, small_shape, mode=mode).clamp(-1, 1) if shrink != 1 else tensor)[0]
+    # Reflection would need more pixels than a small image has.
+    padding = max(0, size - small_shape[1]), max(0, size - small_shape[0])
+    padded = F.pad(small[None], (0, padding[0], 0, padding[1]), mode="replicate")[0]
+    corners = [(top, left) for top in _starts(padded.shape[1], size) for left in _starts(padded.shape[2], size)]
+    ramp = torch.sin(torch.pi * (torch.arange(size) + 0.5) / size)
+    weight = ramp[:, None] * ramp[None, :]
+    total = torch.zeros(num_classes, *padded.shape[1:])
+    weights = torch.zeros(padded.shape[1:])
+    for start in range(0, len(corners), _WINDOWS):
+        part = corners[start : start + _WINDOWS]
+        windows = torch.stack([padded[:, top : top + size, left : left + size] for top, left in part])
+        for (top, left), probabilities in zip(part, network(windows.to(device)).softmax(dim=1).cpu(), strict=True):
+            total[:, top : top + size, left : left + size] += weight * probabilities
+            weights[top : top + size, left : left + size] += weight
+    probabilities = (total / weights)[:, : small_shape[0], : small_shape[1]]
+    if small_shape != (height, width):
+        probabilities = F.interpolate(probabilities[None], (height, width), mode="bilinear")[0]
+    confidence, mask = probabilities.max(dim=0)
+    return mask.to(torch.uint8).numpy(), confidence.numpy()
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """Window starts, evenly spaced by half a window or less, the last one flush with the end."""
+    count = -(-2 * (length - size) // size) + 1
+    return sorted({round(at) for at in np.linspace(0, length - size, count)})
+
+
+def _geometry(config: SegmentConfig) -> CropGeometry:
+    return CropGeometry(config.image_size, config.crop_size, config.scale_range, config.in_channels)
+
+
+def _score(pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]], info: DatasetInfo) -> dict[str, Any]:
+    # Micrographs may differ in size, masks to be stacked may not: one strip holds them all.
+    agreements = [compute_agreement(t[None], p[None], info.num_classes, info.ignore_index) for t, p in pairs]
+    true, predicted = (np.concatenate([pair[i].ravel() for pair in pairs])[None, None] for i in (0, 1))
+    whole = compute_agreement(true, predicted, info.num_classes, info.ignore_index)
+    return {
+        "class_names": info.class_names,
+        "mean_iou": to_json(whole.mean_iou),
+        "class_iou": to_json(whole.class_iou),
+        "image_iou": to_json([float(agreement.image_iou[0]) for agreement in agreements]),
+        "image_boundary_f1": to_json([agreement.mean_boundary_f1 for agreement in agreements]),
+        "confusion": to_json(whole.confusion),
+    }

@@ -1,1 +1,0 @@
-"""From one GPU to a cluster: Slurm scripts and jobs, shards, the pipeline, the doctor."""

@@ -1,0 +1,110 @@
+"""A trained generator, put to work: masks and seeds in, gray levels out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steelgen.config.sample import SampleConfig
+from steelgen.config.solver import AnySolverSection, SolverSection
+from steelgen.data.crops import image_to_tensor, tensor_to_image
+from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
+from steelgen.errors import InputError
+from steelgen.generators import Generator, StartImages, draw_for_masks, join_networks
+from steelgen.generators.families import load_generator
+from steelgen.sampling.masks import SourceMask
+
+Start = tuple[Sequence[NDArray[np.uint8]], float]
+"""N images, each as large as its mask, and the strength of the noise that they get (see `StartImages`)."""
+
+
+def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = False) -> Generator:
+    """Loads a generator onto the GPU, or the CPU where there is none, for drawing alone.
+
+    Raises:
+        InputError: if there is no generator, or it does not load.
+    """
+    generator = load_generator(path)
+    for network in generator.networks.values():
+        network.to(pick_device())
+        if channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiled:
+            network.compile(dynamic=False)  # shapes do not change within a run, but at its last batch
+    return generator
+
+
+def take_start(config: SampleConfig, batch: Sequence[SourceMask]) -> Start | None:
+    """What `generate_images` starts from under a config: the micrographs beside the masks, or nothing but noise."""
+    if config.start_images is None:
+        return None
+    images = [drawn.image for drawn in batch if drawn.image is not None]
+    assert len(images) == len(batch), "the config allows start_images only where each mask has a micrograph"
+    return images, config.start_images.strength
+
+
+def generate_images(
+    generator: Generator,
+    masks: Sequence[NDArray[np.uint8]],
+    seeds: Sequence[int],
+    solver: AnySolverSection,
+    mixed_precision: str = "no",
+    start: Start | None = None,
+    noise: Tensor | None = None,
+) -> list[NDArray[np.uint8]]:
+    """Draws one image a mask.
+
+    Args:
+        generator: see `prepare_generator`.
+        masks: N masks (H, W) of class indices, all of one size.
+        seeds: N seeds.
+        solver: how they are drawn.
+        mixed_precision: no, bf16 or fp16.
+        start: images that drawing starts from.
+        noise: (N, C, H, W) standard normal noise in place of what the seeds give.
+
+    Returns:
+        N images (H, W) or (H, W, 3) uint8.
+
+    Raises:
+        InputError: if they do not fit into memory; what to change is said in numbers. Also if a pixel is not finite.
+    """
+    device = next(join_networks(generator.networks).parameters()).device
+    batch = torch.from_numpy(np.stack(masks).astype(np.int64))
+    start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
+    try:
+        with autocast(mixed_precision, device):
+            images = draw_for_masks(generator, batch, seeds, solver, start_images, noise).cpu()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(_advise_on_memory(batch, solver, mixed_precision)) from error
+    for seed, image in zip(seeds, images, strict=True):
+        if not image.isfinite().all():
+            raise InputError(_explain_infinite(generator, seed, mixed_precision))
+    return [tensor_to_image(image) for image in images]
+
+
+def _explain_infinite(generator: Generator, seed: int, mixed_precision: str) -> str:
+    cause = "a training that diverged has weights like that"
+    if mixed_precision == "fp16":
+        cause = "fp16 holds no numbers above 65504: try mixed_precision=bf16 or no"
+    return f"{generator.info.name}: the image of seed {seed} has pixels that are not finite; {cause}"
+
+
+def _advise_on_memory(masks: Tensor, solver: AnySolverSection, mixed_precision: str) -> str:
+    count, height, width = masks.shape
+    advice = [f"batch_size={count // 2}"] if count > 1 else []
+    if isinstance(solver, SolverSection) and solver.mask_cache_gib > 0:
+        advice.append("solver.mask_cache_gib=0")
+    if mixed_precision == "no":
+        advice.append("mixed_precision=bf16")
+    return (
+        f"out of memory: {count} images of {width}x{height} px at once need more than {describe_memory()}; "
+        f"try {', '.join(advice) or 'smaller masks'}; images that are drawn stay, the same command draws the rest"
+    )

@@ -1,0 +1,118 @@
+"""Planted copies are found; images that are none are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+
+from steelgen.data.crops import Micrographs, cut_crops
+from steelgen.data.placement import CropGeometry
+from steelgen.evaluation.copy_search import CopySearch, shrink_windows
+from steelgen.evaluation.memorization import (
+    COPY_RATIO,
+    bootstrap_ct,
+    compute_authenticity,
+    compute_ct,
+    find_nearest,
+)
+from tests.evaluation.conftest import INFO
+
+GEOMETRY = CropGeometry(image_size=32, crop_size=64)
+
+
+def draw_texture(count: int, seed: int) -> Micrographs:
+    """Random fields with a correlation length of 3 px, as micrographs of 200x180 px."""
+    rng = np.random.default_rng(seed)
+    fields = [gaussian_filter(rng.normal(size=(200, 180)), 3) for _ in range(count)]
+    images = [(128 + 35 * field / field.std()).clip(0, 255).astype(np.uint8) for field in fields]
+    return Micrographs(INFO, [f"m{i}" for i in range(count)], images, [(i > 128).astype(np.uint8) for i in images])
+
+
+@pytest.fixture(scope="module")
+def train() -> Micrographs:
+    return draw_texture(3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def search(train: Micrographs) -> CopySearch:
+    return CopySearch(train, GEOMETRY, search_size=16)
+
+
+def test_a_planted_tenth_of_flipped_and_noised_copies_is_found(train: Micrographs, search: CopySearch) -> None:
+    rng = np.random.default_rng(1)
+    images, _ = cut_crops(draw_texture(3, seed=5), GEOMETRY, 200, seed=2)
+    planted = np.zeros(200, bool)
+    planted[rng.choice(200, 20, replace=False)] = True
+    copies, _ = cut_crops(train, GEOMETRY, 20, seed=3, augment=True)
+    images[planted] = (copies + rng.normal(0, 4, copies.shape)).clip(0, 255).astype(np.uint8)
+    flagged = np.array([match.ratio < COPY_RATIO for match in search.find(images)])
+    recall = (flagged & planted).sum() / planted.sum()
+    precision = (flagged & planted).sum() / max(flagged.sum(), 1)
+    print(f"\noracle a planted tenth of copies: recall {recall:.3f}, precision {precision:.3f}")
+    assert recall >= 0.95
+    assert precision >= 0.95
+
+
+def test_the_place_found_is_the_one_that_was_copied(train: Micrographs, search: CopySearch) -> None:
+    copies, _ = cut_crops(train, GEOMETRY, 8, seed=4, augment=True)
+    for copy, match in zip(copies, search.find(copies), strict=True):
+        assert np.abs(search.cut(match, 32).astype(float) - copy).mean() < 1
+
+
+def test_a_training_place_does_not_find_itself(search: CopySearch, train: Micrographs) -> None:
+    copies, _ = cut_crops(train, GEOMETRY, 4, seed=6)
+    matches = search.find(copies)
+    places = np.stack([search.cut(match, 32) for match in matches])
+    for match, other in zip(matches, search.find(places, own=matches), strict=True):
+        assert other.distance > 5 * match.distance
+        same = other.micrograph == match.micrograph
+        assert not same or abs(other.top - match.top) > 32 or abs(other.left - match.left) > 32
+
+
+def test_constant_images_are_no_copies(search: CopySearch) -> None:
+    match = search.find(np.full((1, 32, 32), 77, np.uint8))[0]
+    assert match.ratio > 0.9
+
+
+@pytest.mark.parametrize("edge", [64, 37])
+def test_windows_are_shrunk_by_area(edge: int) -> None:
+    field = torch.rand(90, 80, generator=torch.Generator().manual_seed(0)) * 255
+    corners = [(3, 9), (3, 11), (20, 9), (20, 11)]
+    expected = [
+        F.interpolate(field[None, None, row : row + edge, column : column + edge], (16, 16), mode="area")[0, 0]
+        for row, column in corners
+    ]
+    torch.testing.assert_close(shrink_windows(field, corners, edge, 16), torch.stack(expected))
+
+
+def test_authenticity_and_ct_by_hand() -> None:
+    assert compute_authenticity(np.array([1.0, 3, 5, 0]), np.array([2.0, 2, 2, 2])) == 0.5
+    # All generated distances below all held-out ones: U = 0, z = -(mn/2) / √(mn(m+n+1)/12).
+    m, n = 6, 4
+    expected = -(m * n / 2) / np.sqrt(m * n * (m + n + 1) / 12)
+    assert compute_ct(np.arange(m), 100 + np.arange(n)) == pytest.approx(expected)
+    from scipy.stats import mannwhitneyu
+
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 9, 30), rng.integers(1, 9, 20)
+    u = mannwhitneyu(first, second).statistic
+    assert compute_ct(first, second) == pytest.approx((u - 300) / np.sqrt(30 * 20 * 51 / 12))
+    low, high = bootstrap_ct(first, second)
+    assert low < compute_ct(first, second) < high
+    # Two sets of the same kind: the z-score's own standard deviation is 1.
+    assert high - low == pytest.approx(4, abs=0.8)
+    scores = [compute_ct(rng.normal(size=50), rng.normal(size=40)) for _ in range(200)]
+    assert abs(np.mean(scores)) < 0.25
+    assert np.std(scores) == pytest.approx(1, abs=0.15)
+
+
+def test_nearest_features_take_the_best_variant_and_skip_oneself() -> None:
+    library = np.array([[0.0, 0], [3, 0], [10, 0]])
+    distances, indices = find_nearest(np.array([[[50.0, 0], [9, 0]]]), library)
+    assert (distances[0], indices[0]) == (1.0, 2)
+    distances, indices = find_nearest(library, library, skip_self=True)
+    assert distances.tolist() == [3, 3, 7]
+    assert indices.tolist() == [1, 0, 1]

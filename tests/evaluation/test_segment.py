@@ -1,0 +1,86 @@
+"""Pseudo-labels of a folder of images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from steelgen.config.base import parse_config
+from steelgen.config.segment import SegmentConfig
+from steelgen.errors import InputError
+from steelgen.evaluation.iou import compute_agreement
+from steelgen.evaluation.segment import _starts, label_folder, label_micrograph, load_labeler, train_labeler
+from tests.evaluation.conftest import draw_micrograph
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("segmenter") / "out"
+    values = {
+        "dataset": str(dataset),
+        "output_dir": str(out),
+        "image_size": 32,
+        "crop_size": 32,
+        "segmenter": {"steps": 30, "batch_size": 8, "base_channels": 8, "num_levels": 2, "learning_rate": 1e-2},
+    }
+    scores = train_labeler(parse_config(values, SegmentConfig))
+    assert scores["mean_iou"] > 0.85
+    assert json.loads((out / "scores.json").read_text()) == scores
+    return out
+
+
+def test_windows_cover_every_length() -> None:
+    for length in range(32, 200):
+        starts = _starts(length, 32)
+        assert starts[0] == 0
+        assert starts[-1] == length - 32
+        assert max(np.diff(starts), default=0) <= 17
+
+
+@pytest.mark.parametrize("shape", [(100, 141), (20, 50), (32, 32)])
+def test_images_of_any_size_are_labeled(trained: Path, shape: tuple[int, int]) -> None:
+    image, mask = draw_micrograph(np.random.default_rng(7), 160)
+    image, mask = image[: shape[0], : shape[1]], mask[: shape[0], : shape[1]]
+    predicted, confidence = label_micrograph(load_labeler(trained), image)
+    assert predicted.shape == confidence.shape == shape
+    assert compute_agreement(mask[None], predicted[None], 2).mean_iou > 0.75
+    assert 0.5 <= confidence.min() <= confidence.max() <= 1.0001
+    wrong = predicted != mask
+    assert confidence[wrong].mean() < confidence[~wrong].mean()
+
+
+def test_a_folder_gets_masks_and_confidence(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    from steelgen.cli.segment import segment_app
+
+    done = CliRunner().invoke(
+        segment_app, ["predict", str(trained), str(dataset / "test" / "images"), str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    for name in ("000.png", "001.png"):
+        mask = Image.open(tmp_path / "out" / "masks" / name)
+        assert mask.mode == "P"
+        assert mask.size == (96, 96)
+        assert Image.open(tmp_path / "out" / "confidence" / name).mode == "L"
+
+
+def test_unusable_input_is_one_line(trained: Path, tmp_path: Path) -> None:
+    labeler = load_labeler(trained)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        label_folder(labeler, tmp_path / "empty", tmp_path / "out")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"a\.png: not a readable image"):
+        label_folder(labeler, tmp_path / "broken", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="no such file"):
+        load_labeler(tmp_path / "empty")
+    (tmp_path / "empty" / "segmenter.json").write_text((trained / "segmenter.json").read_text())
+    (tmp_path / "empty" / "segmenter.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="not a segmenter"):
+        load_labeler(tmp_path / "empty")
