@@ -17,6 +17,8 @@ loss) is also scored by its last weights, averaged and not, since in short runs 
 that draw fresh noise at every step forgive a network more: so some variants' weights and ISDM's last ones are scored by
 sde-dpmsolver++ or, where they have learned the variance, by ddpm too, and with --own-sampler the latter also by ISDM's
 own procedure, which takes longer.
+
+Results of options that were removed since (mask-noise, min-snr) stay in results/recipe.json; they cannot be run again.
 """
 
 from __future__ import annotations
@@ -75,7 +77,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "epsilon": {f"{NOISE}.prediction_type": "epsilon", f"{NOISE}.zero_terminal_snr": False},
     "linear": {f"{NOISE}.beta_schedule": "linear"},
     "not-standardized": {f"{NOISE}.standardize": False},
-    "min-snr": {f"{NOISE}.snr_gamma": 5},
     "lognormal": {"diffusion.timestep_sampling": "lognormal"},
     "flow": {f"{NOISE}.prediction_type": "flow", f"{NOISE}.beta_schedule": "flow"},
     "mask-dropout-0.2": {"diffusion.mask_dropout": 0.2},

@@ -40,23 +40,10 @@ def compute_target(schedule: NoiseSchedule, image: Tensor, noise: Tensor, timest
     return {"epsilon": noise, "sample": image, "flow": noise - image}[schedule.prediction_type]
 
 
-def compute_loss_weights(schedule: NoiseSchedule, timesteps: Tensor, snr_gamma: float) -> Tensor:
-    """Min-SNR-γ weights (Hang et al. 2023, arXiv 2303.09556): min(SNR, γ) in x₀'s units, (N,)."""
-    snr = schedule.compute_snr(timesteps)
-    weight = snr.clamp(max=snr_gamma)
-    return {
-        "epsilon": weight / snr,
-        "v_prediction": weight / (snr + 1),
-        "flow": weight / (snr.sqrt() + 1) ** 2,
-        "sample": weight,
-    }[schedule.prediction_type]
-
-
 @dataclass(frozen=True)
 class LossOptions:
     """What is minimized; see `NoiseSection`."""
 
-    snr_gamma: float | None = None
     objective: str = "simple"
     """"simple": the squared error, with `vlb_weight` times the bound where the variance is learned; "variational": the
     bound L_vlb alone, in bits per value."""
@@ -109,8 +96,6 @@ def compute_diffusion_loss(
     else:
         target = compute_target(schedule, image, noise, timesteps)
         loss = (prediction - target).square().mean(dim=(1, 2, 3))
-        if options.snr_gamma is not None:
-            loss = loss * compute_loss_weights(schedule, timesteps, options.snr_gamma)
         if variance_output:
             loss = loss + options.vlb_weight * bound(prediction.detach())
     if isinstance(distribution, LossHistory):

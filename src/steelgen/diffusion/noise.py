@@ -33,7 +33,7 @@ class NoiseSchedule:
         """(T,) float64."""
         self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
         """ᾱ_t, (T,) float64."""
-        self._on_device: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -45,12 +45,8 @@ class NoiseSchedule:
 
     def compute_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 − ᾱ_t) at timesteps (N,), each (N, 1, 1, 1) float32 on their device."""
-        signal, spread, _ = self._tables(timesteps.device)
+        signal, spread = self._tables(timesteps.device)
         return signal[timesteps, None, None, None], spread[timesteps, None, None, None]
-
-    def compute_snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio ᾱ_t / (1 − ᾱ_t) at timesteps (N,), (N,) float32 on their device."""
-        return self._tables(timesteps.device)[2][timesteps]
 
     def add_noise(self, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = √ᾱ_t·x_0 + √(1 − ᾱ_t)·ε of images and noise (N, C, H, W) at timesteps (N,)."""
@@ -73,13 +69,11 @@ class NoiseSchedule:
         alpha = float(self.alphas_cumprod[min(round(timestep), len(self) - 1)])
         return math.sqrt((1 - alpha) / alpha) if alpha > 0 else math.inf
 
-    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """√ᾱ, √(1 − ᾱ) and ᾱ/(1 − ᾱ), (T,) float32: one copy a device, since each copying makes the host wait."""
+    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """√ᾱ and √(1 − ᾱ), (T,) float32: copied to each device once, because copying makes the host wait."""
         if device not in self._on_device:
             alphas = self.alphas_cumprod
-            tables = (alphas.sqrt(), (1 - alphas).sqrt(), alphas / (1 - alphas))
-            signal, spread, snr = (table.float().to(device) for table in tables)
-            self._on_device[device] = signal, spread, snr
+            self._on_device[device] = (alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device))
         return self._on_device[device]
 
 

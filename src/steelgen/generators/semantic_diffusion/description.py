@@ -22,7 +22,6 @@ class Description(Record):
     dataset: DatasetInfo
     geometry: CropGeometry
     intensity: tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=1e-9, le=1)]]
-    snr_gamma: float | None = Field(None, gt=0)
     objective: Literal["simple", "variational"] = "simple"
     vlb_weight: float = Field(0.001, ge=0)
     mask_noise: bool = False

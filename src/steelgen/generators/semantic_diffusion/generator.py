@@ -45,7 +45,6 @@ class SemanticDiffusion:
     geometry: CropGeometry
     intensity: tuple[float, float] = (0.0, 1.0)
     """Mean and standard deviation of the training images, which the network sees as 0 and 1."""
-    snr_gamma: float | None = None
     objective: str = "simple"
     vlb_weight: float = 0.001
     """What training minimizes; see `NoiseSection`."""
@@ -112,7 +111,6 @@ class SemanticDiffusion:
                     "steelgen_version": __version__,
                     "dataset": self.info.model_dump(mode="json"),
                     "geometry": asdict(self.geometry),
-                    "snr_gamma": self.snr_gamma,
                     "objective": self.objective,
                     "vlb_weight": self.vlb_weight,
                     "intensity": self.intensity,
@@ -170,7 +168,6 @@ def build_semantic_diffusion(
         info,
         geometry,
         (mean, deviation),
-        noise.snr_gamma,
         noise.objective,
         noise.vlb_weight,
     )
@@ -199,7 +196,6 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         description.dataset,
         description.geometry,
         description.intensity,
-        description.snr_gamma,
         description.objective,
         description.vlb_weight,
     )

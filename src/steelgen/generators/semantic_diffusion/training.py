@@ -36,9 +36,7 @@ class SemanticDiffusionTraining(SteadyState):
         self.generator = generator
         self.networks: Mapping[str, nn.Module] = {"unet": generator.network}
         self._config = config
-        self._options = LossOptions(
-            generator.snr_gamma, generator.objective, generator.vlb_weight, generator.value_range
-        )
+        self._options = LossOptions(generator.objective, generator.vlb_weight, generator.value_range)
         self._even = EvenTimesteps(len(generator.schedule))
         self._distribution = self._build_distribution()
         self._process: dict[torch.device, ReverseProcess] = {}

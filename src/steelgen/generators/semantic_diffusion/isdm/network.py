@@ -50,7 +50,6 @@ def convert_noise(settings: IsdmNetworkSection) -> NoiseSection:
         prediction_type="sample" if settings.predict_xstart else "epsilon",
         zero_terminal_snr=False,
         standardize=False,
-        snr_gamma=None,
         objective="variational" if settings.use_kl else "simple",
         vlb_weight=0.001 if settings.rescale_learned_sigmas else 1 / settings.diffusion_steps,
     )
