@@ -36,6 +36,7 @@ import torch
 from charts import draw_curves
 from common import LinePrinter, save_results, summarize, time_in_turns
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from tables import tabulate_scores
 
 from steelgen.config.base import load_config
@@ -49,6 +50,7 @@ from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.files import default_cache_dir, load_json, save_json
 from steelgen.generators import Generator, draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
+from steelgen.training.checkpoint import newest_checkpoint
 from steelgen.training.loop import train
 from steelgen.training.post_hoc_ema import export_average
 from steelgen.training.setup import build_crops, place_networks, prepare_training
@@ -70,7 +72,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         f"{NETWORK}.mask_resize": "nearest",
         f"{TRAIN}.ema_decay": 0.9999,
         f"{TRAIN}.ema_warmup": False,
-        f"{TRAIN}.further_ema_decays": [0.0],
         "selection.criterion": "train_epoch_loss",
     },
     "x0": {f"{NOISE}.prediction_type": "sample"},
@@ -145,8 +146,7 @@ def build_step(variant: str) -> Callable[[], None]:
         state.step += 1
         for average in state.averages:
             average.update(state.step)
-        if state.loss_history:
-            state.loss_history.absorb(lambda tensor: tensor)
+        trainable.end_step(lambda tensor: tensor)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -221,12 +221,13 @@ def run_variant(arguments: argparse.Namespace) -> None:
             raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; start it again")
         score(label, result.export, steps)
     if variant == "isdm":
+        last = export_last_weights(run_dir)
         if steps := arguments.own_sampler:
             SOLVERS["isdm"] = RespacedSolverSection(name="respaced_ddpm", beta_schedule="linear", respacing=str(steps))
-            score(f"{LAST_WEIGHTS}, its own sampler, {steps} steps", run_dir / "export-ema-0", total, "isdm")
+            score(f"{LAST_WEIGHTS}, its own sampler, {steps} steps", last, total, "isdm")
         score("best epoch", run_dir / "best", total)
         for solver in ("dpmsolver++", "sde-dpmsolver++", "ddpm"):
-            score(f"{LAST_WEIGHTS}, {solver}", run_dir / "export-ema-0", total, solver)
+            score(f"{LAST_WEIGHTS}, {solver}", last, total, solver)
     if solver := FRESH_NOISE.get(variant):
         score(f"by {solver}", result.export, total, solver)
     for std in REBUILT_STDS if stored else ():
@@ -234,6 +235,16 @@ def run_variant(arguments: argparse.Namespace) -> None:
         if not folder.exists():
             export_average(run_dir, std, total, folder)
         score(f"power average, std {std:g}", folder, total)
+
+
+def export_last_weights(run_dir: Path) -> Path:
+    """Writes a finished run's generator with its last weights in place of their average; returns the folder."""
+    folder, checkpoint = run_dir / "export-last", newest_checkpoint(run_dir)
+    if not folder.exists() and checkpoint:
+        generator = load_generator(run_dir)
+        generator.network.load_state_dict(load_file(checkpoint / "weights.safetensors"))
+        generator.save(folder)
+    return folder
 
 
 def gather_scores(runs: Path) -> list[dict[str, Any]]:

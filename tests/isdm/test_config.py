@@ -76,7 +76,8 @@ def test_training_key_by_key():
     assert (train.learning_rate, train.lr_scheduler, train.max_steps, train.warmup_steps) == (3e-4, "linear", 500, 0)
     assert (train.train_batch_size, train.gradient_accumulation_steps, train.adam_betas) == (8, 4, (0.9, 0.999))
     assert (diffusion.mask_dropout, train.ema_decay, train.weight_decay, train.max_grad_norm) == (0.2, 0.999, 0.1, None)
-    assert (train.further_ema_decays, diffusion.timestep_sampling) == ([0.9999], "loss_second_moment")
+    assert diffusion.timestep_sampling == "loss_second_moment"
+    assert "ema_rate 0.999,0.9999: only the first average, 0.999, is kept" in conversion.notes
     assert not train.ema_warmup
     selection = config.selection
     assert (selection.criterion, selection.patience_steps) == ("train_epoch_loss", 100_000)

@@ -1,4 +1,4 @@
-"""Training as ISDM does it: learned variance, loss-aware timesteps, several averages, best epoch, patience."""
+"""Training as ISDM does it: learned variance, loss-aware timesteps, best epoch, patience."""
 
 import json
 
@@ -37,7 +37,6 @@ def run_tiny(dataset, run_dir, resume=False, patience_steps=None, **options):
 
 OPTIONS = {
     "train_batch_size": 4,
-    "further_ema_decays": [0.5],
     "timestep_sampling": "loss_second_moment",
     "checkpoint_every": 6,
 }
@@ -48,7 +47,7 @@ def test_resume_is_bit_identical_with_all_of_it(tiny_dataset, tmp_path):
     run_tiny(tiny_dataset, tmp_path / "parts", max_steps=12, **OPTIONS)
     run_tiny(tiny_dataset, tmp_path / "parts", resume=True, max_steps=18, **OPTIONS)
     folders = [tmp_path / name / "checkpoints" / "step-000018" for name in ("whole", "parts")]
-    for name in ("weights", "average", "average-0.5", "optimizer"):
+    for name in ("weights", "average", "optimizer"):
         one, other = (load_file(folder / f"{name}.safetensors") for folder in folders)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one), name
@@ -58,7 +57,7 @@ def test_resume_is_bit_identical_with_all_of_it(tiny_dataset, tmp_path):
     assert sum(map(len, history)) == 40  # 72 losses, the latest 10 of each timestep
 
 
-def test_the_best_epoch_is_kept_alone_and_each_average_exported(tiny_dataset, tmp_path):
+def test_the_best_epoch_is_kept_alone(tiny_dataset, tmp_path):
     run = tmp_path / "run"
     run_tiny(tiny_dataset, run, max_steps=12, **OPTIONS)
     losses = {
@@ -71,8 +70,6 @@ def test_the_best_epoch_is_kept_alone_and_each_average_exported(tiny_dataset, tm
     assert (best["best_step"], best["best_value"]) == min(losses.items(), key=lambda item: item[1])
     assert load_generator(run / "best").network.config.learn_sigma
     assert not list(run.glob("best*"))[1:]
-    first, second = (load_generator(run / name).network.conv_in.weight for name in ("export", "export-ema-0.5"))
-    assert not torch.equal(first, second)
 
 
 def test_patience_ends_training(tiny_dataset, tmp_path):

@@ -15,7 +15,7 @@ from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder, assert_same_tensors, load_weights
 
-REMOVED = {"generator.noise.snr_gamma": (None, 5.0)}
+REMOVED = {"generator.noise.snr_gamma": (None, 5.0), "train.further_ema_decays": ([], [0.5])}
 """Each option's default and another value."""
 
 
@@ -43,6 +43,7 @@ def age(run):
         path.write_text(json.dumps({**json.loads(path.read_text()), "snr_gamma": None}))
     config = json.loads((run / "config.json").read_text())
     config["generator"]["noise"]["snr_gamma"] = None
+    config["train"]["further_ema_decays"] = []
     (run / "config.json").write_text(json.dumps(config))
 
 

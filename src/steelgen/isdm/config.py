@@ -122,7 +122,9 @@ def _convert_training(
         notes.append("class_cond false: the masks are hidden in training by mask_dropout 1")
     notes.append("data: micrographs that are not square are cut to a square, not squashed; all of train/ is trained on")
     micro = old.microbatch if 0 < old.microbatch < old.batch_size else old.batch_size
-    decays = old.ema_decays
+    decay_of_average, *others = old.ema_decays
+    if others:
+        notes.append(f"ema_rate {old.ema_rate}: only the first average, {decay_of_average:g}, is kept")
     train = {
         "max_steps": old.lr_anneal_steps or None,
         "max_epochs": old.max_epochs,
@@ -134,8 +136,7 @@ def _convert_training(
         "weight_decay": decay,
         "adam_betas": [0.9, 0.999],
         "max_grad_norm": None,
-        "ema_decay": decays[0],
-        "further_ema_decays": decays[1:],
+        "ema_decay": decay_of_average,
         "ema_warmup": False,
         "mixed_precision": "auto" if old.use_fp16 else "no",
         "gradient_checkpointing": old.use_checkpoint,

@@ -3,7 +3,8 @@
 checkpoints/step-000500/
     training.json            global_step, the scaler's state, and what else training goes on from
     weights.safetensors      the networks as they are trained; of several, tensors are called NETWORK.tensor
-    average.safetensors      exponential moving average of those that draw; further ones are average-<name>.safetensors
+    average.safetensors      exponential moving average of those used for sampling
+    average-power-<std>.safetensors    power-function averages (train.ema_power_stds)
     optimizer.safetensors    AdamW's moments; of several phases, optimizer-<phase>.safetensors each
     trainable.safetensors    other tensors that training goes on from, where there are any
     generator/               the generator with averaged weights, ready for sampling
@@ -224,8 +225,9 @@ def _explain_full_disk(folder: Path, state: TrainingState) -> Iterator[None]:
 
 def _name_averages(state: TrainingState) -> Iterator[tuple[str, WeightAverage]]:
     """Each average with the name of its file."""
-    for index, average in enumerate(state.averages):
-        yield f"average-{average.name}" if index else "average", average
+    yield "average", state.average
+    for average in state.power_averages:
+        yield f"average-power-{average.std:g}", average
 
 
 def _name_optimizers(state: TrainingState) -> Iterator[tuple[str, torch.optim.Optimizer]]:

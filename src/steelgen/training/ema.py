@@ -21,7 +21,7 @@ class WeightAverage:
     """
 
     def __init__(self, network: nn.Module, decay: float, warmup: bool = True) -> None:
-        self.decay, self._warmup = decay, warmup
+        self._decay, self._warmup = decay, warmup
         self._live = list(network.parameters())
         self._names = [name for name, _ in network.named_parameters()]
         self._averages = [parameter.detach().float().clone() for parameter in self._live]
@@ -30,14 +30,9 @@ class WeightAverage:
         self._buffer_names, self._live_buffers = list(buffers), list(buffers.values())
         self._buffers = [buffer.detach().clone() for buffer in self._live_buffers]
 
-    @property
-    def name(self) -> str:
-        """Tells this average from others of the same run, in names of files and folders."""
-        return f"{self.decay:g}"
-
     def decay_at(self, step: int) -> float:
         """β of optimizer step number `step` (from 1)."""
-        return min(self.decay, (1 + step) / (10 + step)) if self._warmup else self.decay
+        return min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -47,11 +47,6 @@ class PowerAverage(WeightAverage):
         self.std = std
         self._gamma = compute_gamma(std)
 
-    @property
-    def name(self) -> str:
-        """See `WeightAverage.name`."""
-        return f"power-{self.std:g}"
-
     def decay_at(self, step: int) -> float:
         """See `WeightAverage.decay_at`."""
         return (1 - 1 / step) ** (self._gamma + 1)

@@ -24,8 +24,9 @@ class TrainingState:
 
     trainable: Trainable
     """With the weights as they are trained."""
-    averages: list[WeightAverage]
-    """Moving averages of the weights; the first is the one that images are drawn with."""
+    average: WeightAverage
+    """The moving average of the weights, used for sampling."""
+    power_averages: list[PowerAverage]
     optimizers: dict[str, torch.optim.Optimizer]
     """One a phase."""
     scaler: Any
@@ -49,9 +50,9 @@ class TrainingState:
         return join_networks(self.trainable.networks)
 
     @property
-    def average(self) -> WeightAverage:
-        """The average that images are drawn with."""
-        return self.averages[0]
+    def averages(self) -> list[WeightAverage]:
+        """All moving averages of the weights."""
+        return [self.average, *self.power_averages]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -112,12 +113,10 @@ def build_state(
     """
     options = config.train
     averaged = join_networks(trainable.networks, trainable.averaged)
-    decays = (options.ema_decay, *options.further_ema_decays)
-    averages = [WeightAverage(averaged, decay, options.ema_warmup) for decay in decays]
-    powers = [PowerAverage(averaged, std) for std in options.ema_power_stds]
     return TrainingState(
         trainable,
-        [*averages, *powers],
+        WeightAverage(averaged, options.ema_decay, options.ema_warmup),
+        [PowerAverage(averaged, std) for std in options.ema_power_stds],
         {phase.name: _build_optimizer(options, trainable, phase) for phase in trainable.phases},
         scaler,
         EpochTracker(epoch_crops, is_main),

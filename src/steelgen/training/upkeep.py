@@ -18,11 +18,10 @@ from steelgen.generators import Losses, Phase
 from steelgen.runs import MetricsLog, save_result
 from steelgen.training.checkpoint import newest_checkpoint, note_progress, save_checkpoint
 from steelgen.training.curves import save_curves
-from steelgen.training.ema import WeightAverage
 from steelgen.training.held_out import HeldOutChecks
 from steelgen.training.meter import LossMeter
 from steelgen.training.observer import TrainingObserver, TrainingResult
-from steelgen.training.power_ema import PowerAverage, remove_later_snapshots, save_snapshot
+from steelgen.training.power_ema import remove_later_snapshots, save_snapshot
 from steelgen.training.preview import PreviewWriter
 from steelgen.training.selection import COPIES, EPOCH_LOSS, NO_IMPROVEMENT
 from steelgen.training.setup import effective_batch
@@ -143,10 +142,7 @@ class Upkeep:
             self._save_preview()
             self._save_snapshots()
         if finished and self._writes:
-            self._export(self._state.average, "export")
-            for more in self._state.averages[1:]:
-                if not isinstance(more, PowerAverage):  # `steelgen ema` makes generators of these
-                    self._export(more, f"export-ema-{more.name}")
+            self._export("export")
         if self._log:
             self._log.close()
         if self._log and self._log.path.is_file():
@@ -220,7 +216,7 @@ class Upkeep:
     def _keep_best(self) -> None:
         best = self._state.best
         chosen = {"criterion": best.criterion, "value": best.best_value, "step": best.best_step}
-        self._export(self._state.average, "best", chosen)
+        self._export("best", chosen)
         self._observer.on_event(f"best so far: {best.criterion} {best.best_value:.4g} at step {best.best_step}")
 
     def _save_preview(self) -> None:
@@ -237,9 +233,8 @@ class Upkeep:
             )
 
     def _save_snapshots(self) -> None:
-        for average in self._state.averages if self._writes else ():
-            if isinstance(average, PowerAverage):
-                save_snapshot(self._config.run_dir, self._state.step, average)
+        for average in self._state.power_averages if self._writes else ():
+            save_snapshot(self._config.run_dir, self._state.step, average)
 
     def _save(self) -> None:
         self._state.epochs.settle(self._accelerator.gather)
@@ -249,10 +244,10 @@ class Upkeep:
             self._observer.on_event(f"saved {folder}")
         self._accelerator.wait_for_everyone()
 
-    def _export(self, average: WeightAverage, name: str, chosen: dict[str, Any] | None = None) -> None:
+    def _export(self, name: str, chosen: dict[str, Any] | None = None) -> None:
         """Replaces the folder `name` of the run by the generator with averaged weights, `chosen` beside it."""
         with new_folder(self._config.run_dir / name, durable=True, replace=True) as working:
-            with average.applied():
+            with self._state.average.applied():
                 self._state.generator.save(working)
             if chosen:
                 save_json(working / SELECTION_FILE, chosen)

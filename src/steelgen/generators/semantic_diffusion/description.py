@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from steelgen.config.base import MAX_TIMESTEPS
+from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS
 from steelgen.config.generator import UNetSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
@@ -56,9 +56,9 @@ class _Network(UNetSection):
 
     model_config = ConfigDict(strict=True)
 
-    image_size: int
+    image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE)
     in_channels: int = Field(ge=1, le=3)
-    num_classes: int
+    num_classes: int = Field(ge=0, le=255)
     augmentation_channels: int = Field(0, ge=0, le=64)
 
     @model_validator(mode="before")

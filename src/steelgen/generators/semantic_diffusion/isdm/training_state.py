@@ -30,7 +30,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def save_training_state(path: Path, network: SemanticUNet, new_attention_order: bool, folder: Path) -> list[str]:
     """Writes training.json, weights, average and optimizer of `model<step>.pt` and its siblings into `folder`.
 
-    The first average is that of the slowest `ema_<rate>_<step>.pt`, or the weights where there is none; without an
+    The average is that of the slowest `ema_<rate>_<step>.pt`, or the weights where there is none; without an
     `opt<step>.pt` the moments are left empty, and AdamW starts afresh.
 
     Args:
@@ -48,14 +48,13 @@ def save_training_state(path: Path, network: SemanticUNet, new_attention_order: 
     folder.mkdir(parents=True)
     save_tensors(folder / "weights.safetensors", weights)
     average = weights
-    for rate, sibling in averages.items():  # the slowest comes last
-        average = convert_from_isdm(network, load_tensors(sibling), new_attention_order, sibling)
-        save_tensors(folder / f"average-{rate:g}.safetensors", average)
+    if slowest := [*averages.values()][-1:]:
+        average = convert_from_isdm(network, load_tensors(slowest[0]), new_attention_order, slowest[0])
     save_tensors(folder / "average.safetensors", average)
     flat = load_moments(moments, network, new_attention_order) if moments.is_file() else {}
     save_tensors(folder / "optimizer.safetensors", flat)
     save_json(folder / "training.json", {"global_step": find_step(path), "scaler": None})
-    return [sibling.name for sibling in averages.values()] + ([moments.name] if flat else [])
+    return [sibling.name for sibling in slowest] + ([moments.name] if flat else [])
 
 
 def load_moments(path: Path, network: SemanticUNet, new_attention_order: bool) -> dict[str, Tensor]:
