@@ -93,7 +93,6 @@ RECIPE_VARIANTS = (
     "flow",
     "mask-dropout-0.2",
     "dropout-0.1",
-    "augmentation-conditioning",
     "nearest-masks",
     "loss-aware",
     "cosine-rate",

@@ -18,7 +18,7 @@ that draw fresh noise at every step forgive a network more: so some variants' we
 sde-dpmsolver++ or, where they have learned the variance, by ddpm too, and with --own-sampler the latter also by ISDM's
 own procedure, which takes longer.
 
-Results of options that were removed since (mask-noise, min-snr) stay in results/recipe.json; they cannot be run again.
+results/recipe.json keeps the results of mask-noise, min-snr and augmentation-conditioning, which were removed since.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flow": {f"{NOISE}.prediction_type": "flow", f"{NOISE}.beta_schedule": "flow"},
     "mask-dropout-0.2": {"diffusion.mask_dropout": 0.2},
     "dropout-0.1": {f"{NETWORK}.dropout": 0.1},
-    "augmentation-conditioning": {f"{NETWORK}.augmentation_conditioning": True},
     "nearest-masks": {f"{NETWORK}.mask_resize": "nearest"},
     "loss-aware": {"diffusion.timestep_sampling": "loss_second_moment"},
 }

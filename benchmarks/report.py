@@ -130,7 +130,7 @@ SECTIONS = (
         "steelgen's default recipe, ISDM's and single changes of the default: KID to held-out crops after the same "
         "time of training of the same network. ISDM's average of 0.9999 from the first step on still holds most of the "
         "untrained weights after so few steps, so its last weights without an average are a row of their own. "
-        "The options behind mask-noise and min-snr were removed since.",
+        "The options behind mask-noise, min-snr and augmentation-conditioning were removed since.",
         tables.tabulate_recipe,
     ),
     Section(

@@ -140,21 +140,6 @@ def test_size_that_does_not_halve_is_refused():
         network(image, timesteps, mask)
 
 
-def test_a_plain_image_is_drawn_by_saying_nothing_of_augmentation():
-    network = build_network(augmentation_channels=6)
-    image, timesteps, mask = draw_inputs()
-    plain = network(image, timesteps, mask)
-    assert torch.equal(network(image, timesteps, mask, augmentation=torch.zeros(2, 6)), plain)
-    turned = network(image, timesteps, mask, augmentation=torch.eye(6)[:2])
-    assert (turned - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-4
-
-
-def test_augmentation_says_nothing_at_first():
-    fresh = SemanticUNet(**{**build_network(augmentation_channels=6).config})
-    assert fresh.embed_augmentation.weight.eq(0).all()
-    assert sum(p.numel() for p in fresh.parameters()) == sum(p.numel() for p in build_network().parameters()) + 6 * 32
-
-
 def test_norms_compute_in_the_type_of_their_features():
     """CUDA's autocast would run them in fp32, as it does softmax here; their weights stay fp32."""
     network = build_network()

@@ -11,7 +11,6 @@ from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
 from steelgen.generators import draw_for_masks
 from steelgen.generators.families import load_generator
-from steelgen.models.semantic_unet import SemanticUNet
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder
@@ -83,26 +82,3 @@ def test_flow_through_the_respaced_sampler(tiny_dataset, tmp_path):
 def test_flow_schedule_has_no_signal_at_its_end(tiny_dataset, tmp_path):
     with pytest.raises(InputError, match="beta_schedule flow ends without signal"):
         run_tiny(tiny_dataset, tmp_path, {"beta_schedule": "flow", "zero_terminal_snr": False})
-
-
-def test_augmentation_is_told_in_training_and_never_in_sampling(tiny_dataset, tmp_path, monkeypatch):
-    told = []
-    forward = SemanticUNet.forward
-
-    def listen(self, *inputs, augmentation=None, **options):
-        told.append(augmentation)
-        return forward(self, *inputs, augmentation=augmentation, **options)
-
-    monkeypatch.setattr(SemanticUNet, "forward", listen)
-    values = tiny_train_config(tiny_dataset, tmp_path / "run", max_steps=8)
-    values["generator"]["unet"]["augmentation_conditioning"] = True
-    values["data"]["brightness"] = 0.1
-    values["preview"]["num_images"] = 0
-    train(parse_config(values, TrainConfig), Recorder())
-    assert [vector.shape for vector in told] == [(2, 6)] * 8
-    assert all(vector[:, 4].ne(0).all() for vector in told)
-    generator = load_generator(tmp_path / "run")
-    assert generator.network.embed_augmentation.weight.abs().max() > 0
-    told.clear()
-    draw_for_masks(generator, torch.zeros(1, 16, 16, dtype=torch.long), [0], SolverSection(num_inference_steps=2))
-    assert told == [None, None]

@@ -1,10 +1,13 @@
 """Options removed since 0.1: configs, generators and checkpoints written with their defaults still load."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from steelgen.bundled import resolve_bundled
 from steelgen.config.base import parse_config
 from steelgen.config.solver import SolverSection
 from steelgen.config.train import TrainConfig
@@ -15,7 +18,12 @@ from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder, assert_same_tensors, load_weights
 
-REMOVED = {"generator.noise.snr_gamma": (None, 5.0), "train.further_ema_decays": ([], [0.5])}
+WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
+REMOVED = {
+    "generator.noise.snr_gamma": (None, 5.0),
+    "train.further_ema_decays": ([], [0.5]),
+    "generator.unet.augmentation_conditioning": (False, True),
+}
 """Each option's default and another value."""
 
 
@@ -37,12 +45,18 @@ def test_configs_that_hold_the_default_load_and_others_are_refused(field):
             assert "\n" not in str(caught.value)
 
 
+def add_key(path, name, value):
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+
+
 def age(run):
     """Adds to a run's files the keys that steelgen 0.1 wrote."""
     for path in run.rglob("generator.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "snr_gamma": None}))
+        add_key(path, "snr_gamma", None)
+        add_key(path.parent / "unet" / "config.json", "augmentation_channels", 0)
     config = json.loads((run / "config.json").read_text())
     config["generator"]["noise"]["snr_gamma"] = None
+    config["generator"]["unet"]["augmentation_conditioning"] = False
     config["train"]["further_ema_decays"] = []
     (run / "config.json").write_text(json.dumps(config))
 
@@ -70,3 +84,16 @@ def test_older_generators_draw_the_same(tiny_dataset, tmp_path, capfd):
         age(tmp_path / "run")
     assert torch.equal(*images)
     assert capfd.readouterr().err == ""
+    add_key(tmp_path / "run" / "export" / "unet" / "config.json", "augmentation_channels", 6)
+    with pytest.raises(InputError, match=r"unet/config.json: augmentation_channels was removed: .*KID"):
+        load_generator(tmp_path / "run")
+
+
+def test_the_bundled_model_loads_its_weights_without_a_warning(tmp_path, capfd):
+    generator = load_generator(Path("bundled:uhcs"))
+    assert capfd.readouterr().err == ""
+    for name, tensor in load_file(resolve_bundled(Path("bundled:uhcs")) / WEIGHTS).items():
+        assert torch.equal(generator.network.state_dict()[name], tensor.float())
+    generator.save(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "unet" / "config.json").read_text())
+    assert "augmentation_channels" not in saved

@@ -13,6 +13,8 @@ from steelgen.config.solver import check_schedule
 class UNetSection(Section):
     """The semantic U-Net. Sizes of images and masks follow from the data section."""
 
+    removed = {"augmentation_conditioning": "it measured like the default (KID·10³ 35.3 against 35.7 ± 4.6)"}
+
     base_channels: int = Field(64, ge=1, le=4096)
     """Channels of the first level, before channel_mult."""
     channel_mult: list[Annotated[float, Field(ge=0, le=64)]] = Field([1, 2, 3, 4], min_length=1, max_length=12)
@@ -45,11 +47,6 @@ class UNetSection(Section):
     """The SPADE norms see the outlines of the mask's regions as one more channel (ISDM with no_instance false)."""
     timestep_scale: float = Field(1.0, gt=0, le=1000)
     """The time embedding sees timesteps times this (ISDM's rescale_timesteps: 1000 / num_train_timesteps)."""
-
-    augmentation_conditioning: bool = False
-    """Tell the network how each training crop was flipped, turned, scaled, brightened and its contrast changed, so that
-    drawn images show none of it; for materials whose look depends on these (Karras et al. 2022, arXiv 2206.00364,
-    appendix F.1)."""
 
     @model_validator(mode="after")
     def _check_widths(self) -> UNetSection:

@@ -59,8 +59,7 @@ class CropDataset(Dataset):
     """Crop number n of an endless sequence; an epoch visits every micrograph `crops_per_micrograph` times.
 
     Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
-    int64, what `randomness` gives, and where they are asked for `instance_edges` (S, S) bool and `augmentation` (6,)
-    float32.
+    int64, what `randomness` gives, and where asked for `instance_edges` (S, S) bool.
 
     Args:
         micrographs: the split.
@@ -69,7 +68,6 @@ class CropDataset(Dataset):
         augment: see `sample_placement`.
         variation: further random changes.
         instance_edges: items tell where instances meet.
-        augmentation: items tell how they were changed; see `Placement.describe_augmentation`.
         in_order: each pass visits the micrographs in the order of their names; else in a fresh random order.
         randomness: what else is random of crop number n; see `Generator.randomness`.
     """
@@ -82,7 +80,6 @@ class CropDataset(Dataset):
         augment: bool | str,
         variation: Variation | None = None,
         instance_edges: bool = False,
-        augmentation: bool = False,
         in_order: bool = False,
         randomness: Callable[[int], dict[str, torch.Tensor]] | None = None,
     ) -> None:
@@ -98,7 +95,6 @@ class CropDataset(Dataset):
         self.augment = augment
         self.variation = variation
         self.instance_edges = instance_edges and micrographs.instances is not None
-        self.augmentation = augmentation
         self.in_order = in_order
         self.randomness = randomness
         area = float(np.mean([mask.size for mask in micrographs.masks]))
@@ -119,9 +115,6 @@ class CropDataset(Dataset):
             assert self.micrographs.instances is not None
             ids = self.place(number).cut_instances(self.micrographs.instances[self.micrograph_index(number)])
             item["instance_edges"] = torch.from_numpy(compute_instance_edges(ids))
-        if self.augmentation:
-            described = self.place(number).describe_augmentation(self.geometry.crop_size)
-            item["augmentation"] = torch.from_numpy(described)
         return item if self.randomness is None else {**item, **self.randomness(number)}
 
     def cut(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

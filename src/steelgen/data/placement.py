@@ -43,10 +43,6 @@ class Variation:
     """Multiply contrast about the crop's mean by a factor drawn log-uniformly from exp(±contrast)."""
 
 
-AUGMENTATION_CHANNELS = 6
-"""Numbers in `Placement.describe_augmentation`."""
-
-
 @dataclass(frozen=True)
 class Placement:
     """One crop of one micrograph, decided: the same for its image, its mask and its instance ids."""
@@ -82,29 +78,6 @@ class Placement:
         window = Image.fromarray(self._window(instances, order=0).astype(np.int32))
         resized = window.resize((self.size, self.size), Image.Resampling.NEAREST)
         return apply_symmetry(np.asarray(resized), self.symmetry)
-
-    def describe_augmentation(self, crop_size: int) -> NDArray[np.float32]:
-        """How the crop differs from a plain one, for a network that is told (Karras et al. 2022, appendix F.1).
-
-        Args:
-            crop_size: edge of a plain crop, in pixels of the micrograph.
-
-        Returns:
-            (6,): 1 if mirrored left to right; before that, the turn's cosine − 1 and sine; log2 of the scale;
-            brightness; ln of the contrast. All 0 for a plain crop.
-        """
-        turn = self.angle + self.symmetry % 4 * np.pi / 2
-        return np.array(
-            [
-                self.symmetry >= 4,
-                np.cos(turn) - 1,
-                np.sin(turn),
-                np.log2(self.edge / crop_size),
-                self.brightness,
-                np.log(self.contrast),
-            ],
-            np.float32,
-        )
 
     def _window(self, array: NDArray[Any], order: int) -> NDArray[Any]:
         if self.angle == 0:

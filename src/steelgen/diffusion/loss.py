@@ -68,7 +68,7 @@ def compute_diffusion_loss(
 
     Args:
         batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, what `CropRandomness` draws; for networks that
-            see them also `instance_edges` (N, H, W) bool and `augmentation` (N, 6).
+            see them also `instance_edges` (N, H, W) bool.
         distribution: draws the timesteps; a `LossHistory` by the losses so far, which it notes.
         process: the whole schedule's reverse process, on the device of the batch, where the bound needs it.
 
@@ -80,8 +80,7 @@ def compute_diffusion_loss(
     noisy_image = network_input = schedule.add_noise(image, noise, timesteps)
     if schedule.prediction_type == "flow":
         network_input = scale_to_flow(noisy_image, *schedule.compute_levels(timesteps))
-    told = {"augmentation": batch["augmentation"]} if "augmentation" in batch else {}
-    output = network(network_input, timesteps, _build_mask_input(batch, num_classes), **told).float()
+    output = network(network_input, timesteps, _build_mask_input(batch, num_classes)).float()
     prediction, *variance_output = output.split(image.shape[1], dim=1)
 
     def bound(prediction: Tensor) -> Tensor:

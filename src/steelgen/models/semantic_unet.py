@@ -86,8 +86,6 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         mask_resize: "area" or "nearest"; see `build_mask_pyramid`.
         instance_edges: the SPADE norms see where instances meet, as one more channel (see `mark_edges`).
         timestep_scale: the time embedding sees timesteps times this.
-        augmentation_channels: numbers that say how a training image was changed, 0 for a network that is not told
-            (Karras et al. 2022, arXiv 2206.00364, appendix F.1).
     """
 
     _supports_gradient_checkpointing = True
@@ -114,7 +112,6 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         mask_resize: str = "area",
         instance_edges: bool = False,
         timestep_scale: float = 1.0,
-        augmentation_channels: int = 0,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -145,10 +142,6 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         self.time_mlp = nn.Sequential(
             nn.Linear(base_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
-        if augmentation_channels:
-            # Without bias and zero at first: a vector of zeros says nothing, then as at any later time.
-            layer = nn.Linear(augmentation_channels, time_channels, bias=False)
-            self.embed_augmentation = zero_initialized(layer)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
 
         encoder: list[UNetStage | Downsample] = []
@@ -188,6 +181,12 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
         self.norm_out = GroupNorm(norm_groups, channels)
         self.conv_out = zero_initialized(nn.Conv2d(channels, in_channels * (2 if learn_sigma else 1), 3, padding=1))
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
+        """See `ConfigMixin.extract_init_dict`; drops what config.json held up to version 0.1, always 0 by now."""
+        kept = {name: value for name, value in config_dict.items() if name != "augmentation_channels"}
+        return super().extract_init_dict(kept, **options)
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
         """See `ModelMixin.save_pretrained`, which adds to the config, on whose length torch.compile's graphs depend."""
@@ -235,7 +234,6 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         timesteps: Tensor,
         one_hot_mask: Tensor | None = None,
         mask_features: MaskFeatures | None = None,
-        augmentation: Tensor | None = None,
     ) -> Tensor:
         """Predicts the target of the noise schedule.
 
@@ -244,7 +242,6 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             timesteps: (N,) integers or floats.
             one_hot_mask: (N, num_classes, H, W) in [0, 1]; needed unless `mask_features` is given.
             mask_features: what `compute_mask_features` returned for the same masks.
-            augmentation: (N, augmentation_channels) float32; None, as in sampling, is all zeros: not changed.
 
         Returns:
             (N, in_channels, H, W), or (N, 2·in_channels, H, W) with learn_sigma.
@@ -260,10 +257,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             timesteps = timesteps.float()
         scaled = timesteps * self._timestep_scale
         embedding = get_timestep_embedding(scaled, self._base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
-        embedding = self.time_mlp(embedding.to(noisy_image.dtype))
-        if augmentation is not None:
-            embedding = embedding + self.embed_augmentation(augmentation.to(noisy_image.dtype))
-        embedding = F.silu(embedding)
+        embedding = F.silu(self.time_mlp(embedding.to(noisy_image.dtype)))
 
         features = self.conv_in(noisy_image)
         skips = [features]

@@ -55,11 +55,11 @@ class _Network(UNetSection):
     """config.json of the network: the section of a config, what follows from the data, and notes of diffusers' own."""
 
     model_config = ConfigDict(strict=True)
+    removed = {"augmentation_channels": UNetSection.removed["augmentation_conditioning"]}
 
     image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE)
     in_channels: int = Field(ge=1, le=3)
     num_classes: int = Field(ge=0, le=255)
-    augmentation_channels: int = Field(0, ge=0, le=64)
 
     @model_validator(mode="before")
     @classmethod

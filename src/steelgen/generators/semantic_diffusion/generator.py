@@ -20,7 +20,7 @@ from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import SolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
-from steelgen.data.placement import AUGMENTATION_CHANNELS, CropGeometry
+from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.errors import InputError, first_line, quote_value
 from steelgen.files import load_json, new_folder, save_json
@@ -153,8 +153,7 @@ def build_semantic_diffusion(
         image_size=geometry.image_size,
         in_channels=geometry.in_channels,
         num_classes=info.num_classes,
-        augmentation_channels=AUGMENTATION_CHANNELS if config.unet.augmentation_conditioning else 0,
-        **config.unet.model_dump(exclude={"augmentation_conditioning"}),
+        **config.unet.model_dump(),
     )
     schedule = build_noise_schedule(
         noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, noise.zero_terminal_snr

@@ -43,9 +43,8 @@ class SemanticDiffusionTraining(SteadyState):
 
     @property
     def crop_options(self) -> dict[str, Any]:
-        """See `Trainable.crop_options`: where instances meet, and how a crop was changed, for networks that see it."""
-        config = self.generator.network.config
-        return {"instance_edges": config.instance_edges, "augmentation": config.augmentation_channels > 0}
+        """See `Trainable.crop_options`: instance edges, for networks that see them."""
+        return {"instance_edges": self.generator.network.config.instance_edges}
 
     def randomness(self, seed: int) -> CropRandomness:
         """See `Trainable.randomness`."""

@@ -79,7 +79,7 @@ def build_isdm_network(settings: IsdmNetworkSection) -> SemanticUNet:
         image_size=settings.image_size,
         in_channels=3,
         num_classes=settings.num_classes,
-        **convert_network(settings).model_dump(exclude={"augmentation_conditioning"}),
+        **convert_network(settings).model_dump(),
     )
 
 
