@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from steelgen.config.solver import SolverSection
-from steelgen.diffusion.flow import flow_to_original, flow_to_velocity, scale_to_flow
-from steelgen.diffusion.noise import build_noise_schedule
+from steelgen.diffusion.noise import build_noise_schedule, flow_to_original, flow_to_velocity, scale_to_flow
 from steelgen.diffusion.randomness import sample_fractions
 from steelgen.diffusion.solvers import DiffusersSolver
 from steelgen.diffusion.timesteps import LogNormalTimesteps

@@ -9,12 +9,11 @@ from scipy.stats import norm
 from torch import nn
 
 from steelgen.devices import randn_by_seed
-from steelgen.diffusion.loss import LossOptions
+from steelgen.diffusion.loss import LossOptions, compute_discrete_log_likelihood, compute_variational_bound
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.randomness import crop_seed, sample_fractions
 from steelgen.diffusion.reverse import build_reverse_process
 from steelgen.diffusion.timesteps import EvenTimesteps
-from steelgen.diffusion.variational import compute_discrete_log_likelihood, compute_variational_bound
 from tests.diffusion.calls import compute_loss
 
 

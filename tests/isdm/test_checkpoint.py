@@ -257,5 +257,5 @@ def test_a_pt_file_with_weights_that_are_not_finite_is_refused(small):
     state = random_state(0)
     state["out.2.bias"][0] = torch.nan
     torch.save(state, small / "model000020.pt")
-    with pytest.raises(InputError, match=r"model000020\.pt: '\S+' holds NaN"):
+    with pytest.raises(InputError, match=r"model000020\.pt: '\S+' contains NaN"):
         load_generator(small / "model000020.pt")

@@ -39,7 +39,7 @@ def test_weights_that_draw_nothing_are_refused(trained, tmp_path, export, tensor
     save_file(weights, export / WEIGHTS)
     result = run_sample(trained, tmp_path, export)
     assert result.exit_code == 2, result.output
-    assert f"{export / 'unet'}: '{tensor}' holds {said}" in result.stderr
+    assert f"{export / 'unet'}: '{tensor}' contains {said}" in result.stderr
     assert result.stderr.count("steelgen: ") == 1
     assert not (tmp_path / "out").exists()
 

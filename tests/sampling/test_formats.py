@@ -165,7 +165,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(trained, tmp_pa
         ((15, 17), 0, None, "a.png: the mask is 17x15, smaller than the generator's image_size 16"),
         ((16, 16), 0, "nowhere", "nowhere: no such run, checkpoint or export"),
         ((16, 16), 0, "damaged", "damaged: not a complete semantic diffusion model"),
-        ((16, 16), 0, "empty", "empty: holds no weights"),
+        ((16, 16), 0, "empty", "empty: no weights"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(trained, tmp_path, size, value, generator, message):

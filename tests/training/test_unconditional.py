@@ -23,9 +23,8 @@ from steelgen.errors import InputError
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.generators import draw_for_masks
 from steelgen.generators.families import load_generator
-from steelgen.models.norm import GroupNorm
 from steelgen.models.semantic_unet import SemanticUNet
-from steelgen.models.spade import SpadeNorm
+from steelgen.models.spade import GroupNorm, SpadeNorm
 from steelgen.sampling.replay import replay
 from steelgen.sampling.sample import sample
 from steelgen.training.loop import train

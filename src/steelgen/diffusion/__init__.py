@@ -1,1 +1,1 @@
-"""Mask-conditioned diffusion: noise schedule, loss, guidance, solvers."""
+"""Diffusion: noise schedules, losses, guidance and solvers."""

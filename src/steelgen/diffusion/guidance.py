@@ -1,4 +1,4 @@
-"""Guided predictions of the network, for the steps of a solver."""
+"""Guided predictions of the network."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from steelgen.models.semantic_unet import MaskFeatures, SemanticUNet
 
 @dataclass(frozen=True)
 class Guide:
-    """What a prediction is pushed away from, and when.
+    """Guidance settings.
 
     Args:
-        scale: weak + scale·(conditional − weak); 1 guides not at all.
-        interval: noise levels (σ_low, σ_high] at which to guide; None: all (arXiv 2404.07724).
+        scale: weak + scale·(conditional − weak); 1 disables guidance.
+        interval: noise levels (σ_low, σ_high] with guidance (arXiv 2404.07724); None guides at all levels.
         rescale: see `rescale_contrast`.
-        weak_unet: autoguidance's weaker network, which sees the mask too (arXiv 2406.02507); None: the network itself
-            with the null mask (arXiv 2207.12598).
+        weak_unet: the weaker network of autoguidance, given the mask too (arXiv 2406.02507); None uses the network
+            itself with the null mask (arXiv 2207.12598).
     """
 
     scale: float
@@ -31,7 +31,7 @@ class Guide:
 
     @classmethod
     def of(cls, solver: AnySolverSection, weak_unet: SemanticUNet | None = None) -> Guide:
-        """What a solver section asks for; respaced ones guide every step."""
+        """Guidance of a solver section; respaced solvers guide every step."""
         if isinstance(solver, RespacedSolverSection):
             return cls(solver.guidance_scale)
         return cls(solver.guidance_scale, solver.guidance_interval, solver.guidance_rescale, weak_unet)
@@ -43,37 +43,34 @@ class Guide:
 
 
 class GuidedNetwork:
-    """The guided prediction of a network for a batch of masks, whose features are computed once for all steps.
+    """Guided predictions for masks (N, num_classes, H, W), whose features are computed once for all steps.
 
     Args:
-        unet: the network.
-        one_hot_mask: (N, num_classes, H, W).
-        guide: what predictions are pushed away from.
-        max_bytes: memory for γ and β that are kept over the steps.
+        max_bytes: memory for cached γ and β.
     """
 
     def __init__(self, unet: SemanticUNet, one_hot_mask: Tensor, guide: Guide, max_bytes: float = math.inf) -> None:
         self._unet = unet
         self._guide = guide
         self._weak: MaskFeatures | None = None
-        """N rows for autoguidance's weaker network."""
+        """N rows for the weaker network of autoguidance."""
         if guide.weak_unet is not None and guide.scale != 1:
             max_bytes /= 2
             self._weak = guide.weak_unet.compute_mask_features(one_hot_mask, max_bytes)
         elif guide.scale != 1:
             one_hot_mask = torch.cat([one_hot_mask, torch.zeros_like(one_hot_mask[:1])])
         self._strong = unet.compute_mask_features(one_hot_mask, max_bytes)
-        """N rows for the conditional pass and, under classifier-free guidance, one more for the null mask."""
+        """N rows for the conditional pass and, with classifier-free guidance, one more for the null mask."""
 
     def predict(self, image: Tensor, time: Tensor, guided: bool) -> Tensor:
-        """The network's prediction for noisy images (N, C, H, W), as float32 of the same shape.
+        """Predicts for noisy images (N, C, H, W); float32 of the same shape.
 
-        Where the network has learned the reverse variance, the conditional pass's channels of it follow:
-        (N, 2·C, H, W). Conditional and null pass of classifier-free guidance run as one batch.
+        With a learned reverse variance, its channels of the conditional pass follow: (N, 2·C, H, W). The conditional
+        and the null pass of classifier-free guidance run as one batch.
 
         Args:
-            time: (1,) or (N,), what the network is told, on the device of the images.
-            guided: False runs the conditional pass alone.
+            time: (1,) or (N,), the network's time input, on the device of the images.
+            guided: False runs only the conditional pass.
         """
         n, channels = image.shape[:2]
         if not guided or self._weak is not None:
@@ -94,15 +91,14 @@ class GuidedNetwork:
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """The prediction (N, channels, H, W) of an output, and the channels of a learned variance: as many, or none."""
+    """Splits an output into the prediction (N, channels, H, W) and the learned variance, with as many channels or 0."""
     return output[:, :channels], output[:, channels:]
 
 
 def rescale_contrast(prediction: Tensor, conditional: Tensor, strength: float) -> Tensor:
     """φ·x·σ(conditional)/σ(x) + (1 − φ)·x with σ over each image (Lin et al. 2023, arXiv 2305.08891, eq. 15-16)."""
-    deviations = (tensor.std(dim=(1, 2, 3), keepdim=True) for tensor in (conditional, prediction))
-    wanted, present = deviations
-    return strength * prediction * wanted / present + (1 - strength) * prediction
+    target, current = (tensor.std(dim=(1, 2, 3), keepdim=True) for tensor in (conditional, prediction))
+    return strength * prediction * target / current + (1 - strength) * prediction
 
 
 def _run(unet: SemanticUNet, image: Tensor, timesteps: Tensor, features: MaskFeatures) -> Tensor:

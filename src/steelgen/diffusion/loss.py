@@ -1,18 +1,16 @@
-"""The training loss of mask-conditioned diffusion: noise → predict → loss, tensors alone, without a host wait."""
+"""Training losses of mask-conditioned diffusion, computed without synchronizing with the device."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from steelgen.diffusion.flow import scale_to_flow
-from steelgen.diffusion.loss_history import LossHistory
-from steelgen.diffusion.noise import NoiseSchedule
-from steelgen.diffusion.reverse import ReverseProcess
-from steelgen.diffusion.timesteps import TimestepDistribution
-from steelgen.diffusion.variational import compute_variational_bound
+from steelgen.diffusion.noise import NoiseSchedule, scale_to_flow
+from steelgen.diffusion.reverse import ReverseProcess, compute_reverse_step
+from steelgen.diffusion.timesteps import LossHistory, TimestepDistribution
 
 
 def one_hot_with_dropout(mask: Tensor, num_classes: int, dropped: Tensor | None = None) -> Tensor:
@@ -32,7 +30,7 @@ def one_hot_with_dropout(mask: Tensor, num_classes: int, dropped: Tensor | None 
 
 
 def compute_target(schedule: NoiseSchedule, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the network should predict: ε, x₀, the flow ε − x₀ (Lipman et al. 2022, arXiv 2210.02747), or the velocity
+    """The network's target: ε, x₀, the flow ε − x₀ (Lipman et al. 2022, arXiv 2210.02747), or the velocity
     v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans & Ho 2022, arXiv 2202.00512)."""
     if schedule.prediction_type == "v_prediction":
         signal, spread = schedule.compute_levels(timesteps)
@@ -42,14 +40,14 @@ def compute_target(schedule: NoiseSchedule, image: Tensor, noise: Tensor, timest
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What is minimized; see `NoiseSection`."""
+    """The training objective; see `NoiseSection`."""
 
     objective: str = "simple"
-    """"simple": the squared error, with `vlb_weight` times the bound where the variance is learned; "variational": the
-    bound L_vlb alone, in bits per value."""
+    """"simple": the squared error, plus `vlb_weight` times the bound if the variance is learned; "variational": the
+    bound L_vlb, in bits per value."""
     vlb_weight: float = 0.001
     value_range: tuple[float, float] = (-1.0, 1.0)
-    """What gray levels 0 and 255 are in the images."""
+    """Gray levels 0 and 255 in the network's units."""
 
 
 def compute_diffusion_loss(
@@ -61,19 +59,19 @@ def compute_diffusion_loss(
     distribution: TimestepDistribution,
     process: ReverseProcess | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Denoising loss of each crop.
+    """Computes the denoising loss of each crop.
 
-    With a learned variance it is L_simple + λ·L_vlb (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 16), the mean held
-    fixed in the second term, and L_vlb estimated as T times that of the one timestep drawn.
+    With a learned variance it is L_simple + λ·L_vlb (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 16), without
+    gradients to the mean in the second term; L_vlb is estimated as T times the term of the sampled timestep.
 
     Args:
-        batch: `image` (N, C, H, W) in [-1, 1], `mask` (N, H, W) int64, what `CropRandomness` draws; for networks that
-            see them also `instance_edges` (N, H, W) bool.
-        distribution: draws the timesteps; a `LossHistory` by the losses so far, which it notes.
-        process: the whole schedule's reverse process, on the device of the batch, where the bound needs it.
+        batch: `image` (N, C, H, W) in the network's units, `mask` (N, H, W) int64, the tensors of `CropRandomness`;
+            `instance_edges` (N, H, W) bool for networks that use them.
+        distribution: of the timesteps; a `LossHistory` also records the losses.
+        process: reverse process of the whole schedule on the batch's device; needed for the bound.
 
     Returns:
-        The losses as they are minimized, (N,) float32, and the timesteps (N,) int64.
+        The losses (N,) float32 and the timesteps (N,) int64.
     """
     image, noise = batch["image"], batch["noise"]
     timesteps, importance = distribution.draw(batch["fraction"])
@@ -105,10 +103,70 @@ def compute_diffusion_loss(
 
 
 def _build_mask_input(batch: dict[str, Tensor], num_classes: int) -> Tensor:
-    """What the network sees of the masks: one-hot classes, some masks dropped, instance edges."""
+    """One-hot masks after mask dropout, with instance edges as the last channel if the batch has them."""
     dropped = batch["dropped"]
     one_hot_mask = one_hot_with_dropout(batch["mask"], num_classes, dropped)
     if "instance_edges" not in batch:
         return one_hot_mask
     edges = batch["instance_edges"][:, None] & ~dropped[:, None, None, None]
     return torch.cat([one_hot_mask, edges.float()], dim=1)
+
+
+def compute_variational_bound(
+    process: ReverseProcess,
+    timesteps: Tensor,
+    image: Tensor,
+    noisy_image: Tensor,
+    prediction: Tensor,
+    variance_output: Tensor | None,
+    prediction_type: str,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> Tensor:
+    """L_t of each image in bits per value: KL(q(x_{t-1}|x_t,x_0) ‖ p(x_{t-1}|x_t)), at the first step −log p(x_0|x_1).
+
+    Source: Ho et al. 2020 (arXiv 2006.11239), eq. 5 and section 3.3.
+
+    Args:
+        timesteps: (N,) int64, steps of `process`.
+        image: x_0, (N, C, H, W).
+        noisy_image: x_t.
+        prediction, variance_output, prediction_type: see `compute_reverse_step`.
+        value_range: gray levels 0 and 255 in the units of `image`, 255 equal bins apart.
+
+    Returns:
+        (N,) float32.
+    """
+    model = compute_reverse_step(process, timesteps, noisy_image, prediction, variance_output, prediction_type)
+    # The true posterior is the reverse step of a network that knows the image and has the smallest variance.
+    true = compute_reverse_step(process, timesteps, noisy_image, image, None, "sample", "fixed_small")
+    divergence = 0.5 * (
+        model.log_variance
+        - true.log_variance
+        - 1
+        + (true.log_variance - model.log_variance).exp()
+        + (true.mean - model.mean).square() * (-model.log_variance).exp()
+    )
+    likelihood = compute_discrete_log_likelihood(image, model.mean, 0.5 * model.log_variance, value_range)
+    first = (timesteps == 0)[:, None, None, None]
+    return torch.where(first, -likelihood, divergence).mean(dim=(1, 2, 3)) / math.log(2)
+
+
+def compute_discrete_log_likelihood(
+    image: Tensor, mean: Tensor, log_deviation: Tensor, value_range: tuple[float, float]
+) -> Tensor:
+    """Log of a Gaussian's mass in each value's 8-bit bin, with open outer bins (Ho et al. 2020, eq. 13).
+
+    Args:
+        image, mean, log_deviation: (N, C, H, W).
+
+    Returns:
+        (N, C, H, W), in nats.
+    """
+    low, high = value_range
+    half_bin = (high - low) / 255 / 2
+    inverse = (-log_deviation).exp()
+    above = torch.special.ndtr((image - mean + half_bin) * inverse)
+    below = torch.special.ndtr((image - mean - half_bin) * inverse)
+    above = torch.where(image > high - half_bin, torch.ones_like(above), above)
+    below = torch.where(image < low + half_bin, torch.zeros_like(below), below)
+    return (above - below).clamp(min=1e-12).log()

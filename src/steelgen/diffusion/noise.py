@@ -1,4 +1,9 @@
-"""Noise schedules: how much signal and how much noise a timestep has."""
+"""Noise schedules, and conversions between the predictions of diffusion and of flow matching.
+
+Flow matching (Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022, arXiv 2209.03003): the straight path
+z_t = (1 − t)·x_0 + t·ε has the noise level σ = t/(1 − t). At the same σ a variance-preserving schedule has
+x_t = √ᾱ·x_0 + √(1−ᾱ)·ε = z_t·(√ᾱ + √(1−ᾱ)). The network gets z_t and predicts u = ε − x_0; solvers work with x_t and v.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +18,19 @@ from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
 from torch import Tensor
 
 _SMALLEST_ALPHA = 2.0**-24
-"""ᾱ that diffusers' σ-based solvers take for "no signal"."""
+"""ᾱ that diffusers' σ-based solvers use in place of 0."""
+
+Level = Tensor | float
 
 
 class NoiseSchedule:
     """The forward process q(x_t | x_0) = N(√ᾱ_t·x_0, (1 − ᾱ_t)·I) of T steps.
 
-    Its tables stand here once, in float64 and on the host: float32 loses 1 − ᾱ where it is near 1e-6, differently from
-    processor to processor, and diffusers moves the table of its own scheduler to whichever device asks last.
+    Its tables are float64 and on the host: in float32, 1 − ᾱ near 1e-6 is inexact and differs between processors, and
+    diffusers moves its own table to the device of the last caller.
 
     Args:
-        scheduler: diffusers' description of the schedule, which is saved with a generator and configures solvers.
+        scheduler: diffusers' description of the schedule, saved with a generator and used to configure solvers.
     """
 
     def __init__(self, scheduler: DDPMScheduler) -> None:
@@ -40,50 +47,47 @@ class NoiseSchedule:
 
     @property
     def prediction_type(self) -> str:
-        """What the network predicts: "epsilon", "sample", "v_prediction" or "flow"."""
+        """The network's target: "epsilon", "sample", "v_prediction" or "flow"."""
         return self.config.prediction_type
 
     def compute_levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1 − ᾱ_t) at timesteps (N,), each (N, 1, 1, 1) float32 on their device."""
-        signal, spread = self._tables(timesteps.device)
+        device = timesteps.device
+        if device not in self._on_device:  # copied once per device, because copying makes the host wait
+            alphas = self.alphas_cumprod
+            self._on_device[device] = (alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device))
+        signal, spread = self._on_device[device]
         return signal[timesteps, None, None, None], spread[timesteps, None, None, None]
 
     def add_noise(self, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = √ᾱ_t·x_0 + √(1 − ᾱ_t)·ε of images and noise (N, C, H, W) at timesteps (N,)."""
+        """x_t = √ᾱ_t·x_0 + √(1 − ᾱ_t)·ε for images and noise (N, C, H, W) at timesteps (N,)."""
         signal, spread = self.compute_levels(timesteps)
         return signal * image + spread * noise
 
     @cached_property
     def log_sigmas(self) -> Tensor:
-        """ln σ = ½ ln((1 − ᾱ)/ᾱ) of every timestep, (T,) float64, ascending; finite also where no signal is left."""
+        """ln σ = ½ ln((1 − ᾱ)/ᾱ) of every timestep, (T,) float64, ascending and finite."""
         alphas = lift_zeros(self.alphas_cumprod)
         return 0.5 * ((1 - alphas) / alphas).log()
 
     def interpolate_levels(self, timestep: float) -> tuple[float, float]:
-        """√ᾱ and √(1 − ᾱ) at a timestep that may lie between two, interpolated in ln σ as diffusers' solvers do."""
+        """√ᾱ and √(1 − ᾱ) at a fractional timestep, interpolated in ln σ as in diffusers' solvers."""
         log_sigma = float(np.interp(timestep, np.arange(len(self)), self.log_sigmas.numpy()))
         return (1 + math.exp(2 * log_sigma)) ** -0.5, (1 + math.exp(-2 * log_sigma)) ** -0.5
 
     def sigma_at(self, timestep: float) -> float:
-        """Noise level σ = √((1 − ᾱ)/ᾱ) of the nearest timestep, infinite where no signal is left."""
+        """Noise level σ = √((1 − ᾱ)/ᾱ) of the nearest timestep; infinite at ᾱ = 0."""
         alpha = float(self.alphas_cumprod[min(round(timestep), len(self) - 1)])
         return math.sqrt((1 - alpha) / alpha) if alpha > 0 else math.inf
-
-    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """√ᾱ and √(1 − ᾱ), (T,) float32: copied to each device once, because copying makes the host wait."""
-        if device not in self._on_device:
-            alphas = self.alphas_cumprod
-            self._on_device[device] = (alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device))
-        return self._on_device[device]
 
 
 def build_noise_schedule(
     num_train_timesteps: int, beta_schedule: str, prediction_type: str, zero_terminal_snr: bool
 ) -> NoiseSchedule:
-    """The forward process q(x_t | x_0) of T steps.
+    """Builds a noise schedule of T steps.
 
-    The linear schedule's ends are scaled by 1000/T, so that the noise at its end does not depend on T. "flow" has the
-    noise levels σ = t/(1 − t) of rectified flow at t = 1/T … 1 (see `flow`).
+    The ends of linear schedules are scaled by 1000/T, so that the final noise level does not depend on T. "flow" has
+    the noise levels σ = t/(1 − t) of rectified flow at t = 1/T … 1.
     """
     scale = 1000 / num_train_timesteps
     scaled = {"linear": (1e-4 * scale, 0.02 * scale), "scaled_linear": (0.00085 * scale, 0.012 * scale)}
@@ -105,7 +109,7 @@ def build_noise_schedule(
 
 
 def _compute_scheduler_betas(config: Any) -> Tensor:
-    """β_1 … β_T in float64 of what a DDPMScheduler's config describes, which diffusers computes in float32."""
+    """β_1 … β_T of a DDPMScheduler's config in float64; diffusers computes them in float32."""
     total, kind = config.num_train_timesteps, config.beta_schedule
     if config.trained_betas is not None:
         betas = torch.tensor(config.trained_betas, dtype=torch.float64)
@@ -136,5 +140,20 @@ def compute_flow_betas(num_train_timesteps: int) -> Tensor:
 
 
 def lift_zeros(alphas_cumprod: Tensor) -> Tensor:
-    """ᾱ with the smallest one that diffusers' σ-based solvers know in place of 0, whose σ would be infinite."""
+    """Replaces ᾱ = 0, whose σ is infinite, by the smallest ᾱ of diffusers' σ-based solvers."""
     return torch.where(alphas_cumprod > 0, alphas_cumprod, _SMALLEST_ALPHA)
+
+
+def scale_to_flow(noisy_image: Tensor, signal: Level, spread: Level) -> Tensor:
+    """z_t from x_t (N, C, H, W), √ᾱ_t and √(1 − ᾱ_t), which broadcast."""
+    return noisy_image / (signal + spread)
+
+
+def flow_to_velocity(noisy_image: Tensor, flow: Tensor, signal: Level, spread: Level) -> Tensor:
+    """v = √ᾱ·ε − √(1−ᾱ)·x_0 from x_t and u = ε − x_0; arguments as in `scale_to_flow`."""
+    return ((signal - spread) * noisy_image + flow) / (signal + spread)
+
+
+def flow_to_original(noisy_image: Tensor, flow: Tensor, signal: Level, spread: Level) -> Tensor:
+    """x_0 from x_t and u = ε − x_0; arguments as in `scale_to_flow`."""
+    return (noisy_image - spread * flow) / (signal + spread)

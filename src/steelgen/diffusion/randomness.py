@@ -1,4 +1,4 @@
-"""What is random of a training crop besides where it is cut: drawn in the loader's workers, by its number alone."""
+"""Random numbers of training crops besides their placement: functions of the seed and the crop number."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _HELD_OUT_SEED = 0
 
 @dataclass(frozen=True)
 class CropRandomness:
-    """Noise, timestep share and mask dropout of crop number n, functions of (seed, n)."""
+    """Noise, timestep quantile and mask dropout of crop number n, functions of (seed, n)."""
 
     seed: int
     shape: tuple[int, int, int]
     """(C, H, W) of the crop."""
     mask_dropout: float
-    """Probability that its mask is replaced by the null mask."""
+    """Probability of replacing the mask by the null mask."""
 
     def __call__(self, number: int) -> dict[str, Tensor]:
-        """`noise` (C, H, W) float32, `fraction` float64 in [0, 1) and `dropped` bool of one crop."""
+        """Returns `noise` (C, H, W) float32, `fraction` float64 in [0, 1) and `dropped` bool of one crop."""
         seed = crop_seed(number, self.seed)
         return {
             "noise": torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)),
@@ -36,9 +36,9 @@ class CropRandomness:
 
 @dataclass(frozen=True)
 class HeldOutRandomness:
-    """The same for crops 0 to count - 1 of held-out micrographs, none of whose masks is dropped.
+    """The same for crops 0 to count - 1 of held-out micrographs, without mask dropout.
 
-    Timesteps are ranks of the golden-ratio sequence: exactly even over the schedule, each micrograph all over it.
+    Quantiles are ranks of the golden-ratio sequence: exactly even over the schedule, for each micrograph too.
     """
 
     count: int
@@ -46,8 +46,8 @@ class HeldOutRandomness:
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """See `CropRandomness`."""
-        drawn = CropRandomness(_HELD_OUT_SEED, self.shape, 0.0)(number)
-        return {**drawn, "fraction": (self._ranks[number] + 0.5) / self.count}
+        sampled = CropRandomness(_HELD_OUT_SEED, self.shape, 0.0)(number)
+        return {**sampled, "fraction": (self._ranks[number] + 0.5) / self.count}
 
     @cached_property
     def _ranks(self) -> Tensor:
@@ -55,25 +55,22 @@ class HeldOutRandomness:
 
 
 def sample_fractions(numbers: Tensor, seed: int) -> Tensor:
-    """A quantile in [0, 1) for each crop number (N,) int64, spread evenly over consecutive crops; float64.
+    """Maps crop numbers (N,) int64 to quantiles in [0, 1), float64, spread evenly over consecutive crops.
 
-    The additive golden-ratio sequence: uniform like independent draws but of lower variance, in the spirit of the
-    low-discrepancy sampler of Kingma et al. 2021 (arXiv 2107.00630, appendix I.1), and a pure function of the number.
+    The additive golden-ratio sequence is uniform like independent samples but has lower variance, as the
+    low-discrepancy sampler of Kingma et al. 2021 (arXiv 2107.00630, appendix I.1).
     """
     offset = np.random.default_rng((seed, 2)).random()
     return (offset + numbers.double() * _GOLDEN_RATIO) % 1
 
 
 def crop_seed(number: int, seed: int) -> int:
-    """A 63-bit random seed for a crop number."""
+    """Returns a 63-bit random seed for a crop number."""
     return int(np.random.default_rng((seed, number, 3)).integers(2**63))
 
 
 def build_noise_sources(shape: Sequence[int], seeds: Sequence[int]) -> list[torch.Generator]:
-    """Where solvers that draw noise between steps take it from: one source an image, behind its `randn_by_seed`.
-
-    A fresh source of the same seed would give the noise that the image started from once more.
-    """
+    """Builds one generator per image for noise between solver steps, advanced past the noise of `randn_by_seed`."""
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
     for source in sources:
         torch.randn(*shape, generator=source)

@@ -1,7 +1,7 @@
-"""The discrete reverse process p(x_{t-1} | x_t) on any subset of the steps of a schedule.
+"""The discrete reverse process p(x_{t-1} | x_t) on any subset of a schedule's steps.
 
-Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239); Nichol & Dhariwal 2021, "Improved
-Denoising Diffusion Probabilistic Models" (arXiv 2102.09672) for learned variances and fewer steps.
+Source: Ho et al. 2020 (arXiv 2006.11239); Nichol & Dhariwal 2021 (arXiv 2102.09672) for learned variances and fewer
+steps.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from itertools import accumulate, repeat
 import torch
 from torch import Tensor
 
-from steelgen.diffusion.flow import flow_to_original
+from steelgen.diffusion.noise import flow_to_original
 from steelgen.errors import InputError
 
 
 @dataclass(frozen=True)
 class ReverseProcess:
-    """The kept steps of a schedule, numbered 0 … S-1 from the least noisy; all tensors are float64 of length S."""
+    """The kept steps of a schedule, numbered 0 … S-1 from the least noisy; tensors are float64 of length S."""
 
     timesteps: Tensor
-    """int64; each kept step's number in the full schedule."""
+    """int64; number of each kept step in the full schedule."""
     betas: Tensor
-    """β of the kept steps: what takes ᾱ of one kept step to that of the next."""
+    """β between neighboring kept steps."""
     alphas_cumprod: Tensor
     """ᾱ_t."""
     alphas_cumprod_prev: Tensor
-    """ᾱ_{t-1}, 1 for the first step."""
+    """ᾱ_{t-1}; 1 at the first step."""
 
     def __len__(self) -> int:
         return len(self.betas)
 
     def to(self, device: torch.device) -> ReverseProcess:
-        """The same with its tables on a device."""
+        """Returns a copy on a device."""
         return ReverseProcess(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     @property
@@ -44,19 +44,19 @@ class ReverseProcess:
 
     @property
     def log_variance_small(self) -> Tensor:
-        """log β̃_t; the first step, which has none, takes the second's."""
+        """log β̃_t; the first step, where β̃ is 0, takes the second's."""
         variance = self.posterior_variance
         return torch.cat([variance[1:2], variance[1:]]).log() if len(self) > 1 else self.betas.log()
 
     @property
     def log_variance_large(self) -> Tensor:
-        """log β_t, but the first step takes the second's β̃, for a better likelihood (Ho et al. 2020, section 3.2)."""
+        """log β_t; the first step takes the second's β̃ for a better likelihood (Ho et al. 2020, section 3.2)."""
         return torch.cat([self.log_variance_small[:1], self.betas.log()[1:]])
 
 
 @dataclass(frozen=True)
 class ReverseStep:
-    """Mean and log-variance of p(x_{t-1} | x_t), and the image the network sees behind the noise; each (N, C, H, W)."""
+    """Mean and log-variance of p(x_{t-1} | x_t) and the predicted x_0; each (N, C, H, W)."""
 
     mean: Tensor
     log_variance: Tensor
@@ -64,15 +64,15 @@ class ReverseStep:
 
 
 def select_timesteps(num_train_timesteps: int, respacing: str) -> list[int]:
-    """The steps kept by a respacing, in ascending order.
+    """Returns the steps kept by a respacing, in ascending order.
 
     Args:
-        respacing: "" keeps all; "50" spreads 50 over the whole range; "10,20" cuts the range into equal sections and
+        respacing: "" keeps all; "50" spreads 50 over the whole range; "10,20" splits the range into equal sections and
             spreads 10 over the first, 20 over the second (Nichol & Dhariwal 2021, section 4); "ddim50" takes every k-th
-            step from 0 with the whole k that gives 50 (Song et al. 2020, arXiv 2010.02502).
+            step from 0 with the integer k that gives 50 (Song et al. 2020, arXiv 2010.02502).
 
     Raises:
-        InputError: if the text does not parse, a section is too short, or no whole stride gives the count.
+        InputError: if the text does not parse, a section is too short, or no integer stride gives the count.
     """
     total = num_train_timesteps
     text = respacing.strip()
@@ -88,34 +88,30 @@ def select_timesteps(num_train_timesteps: int, respacing: str) -> list[int]:
         for stride in range(1, total + 1):
             if len(range(0, total, stride)) == counts[0]:
                 return list(range(0, total, stride))
-        raise InputError(f"timestep_respacing {respacing!r}: no whole stride through {total} steps gives {counts[0]}")
+        raise InputError(f"timestep_respacing {respacing!r}: no integer stride over {total} steps gives {counts[0]}")
     kept: list[int] = []
     first = 0
     for number, count in enumerate(counts):
         length = total // len(counts) + (number < total % len(counts))
         if count > length:
             raise InputError(
-                f"timestep_respacing {respacing!r}: section {number + 1} of {len(counts)} has {length} steps, "
-                f"{count} are asked for"
+                f"timestep_respacing {respacing!r}: section {number + 1} of {len(counts)} has only {length} steps, "
+                f"not {count}"
             )
         spacing = (length - 1) / (count - 1) if count > 1 else 1.0
-        # Summed step by step, so that halves round as they do in the original process.
+        # Summed step by step, so that halves round as in the original code.
         kept += [first + round(position) for position in accumulate(repeat(spacing, count - 1), initial=0.0)]
         first += length
     return sorted(set(kept))
 
 
 def build_reverse_process(betas: Tensor, timesteps: list[int] | None = None) -> ReverseProcess:
-    """The reverse process over some steps of a schedule; None keeps all.
-
-    Args:
-        betas: (T,) of the full schedule.
-    """
+    """Builds the reverse process over some steps of a schedule with `betas` (T,); None keeps all steps."""
     alphas_cumprod = torch.cumprod(1 - betas.double(), dim=0)
     kept = torch.arange(len(betas)) if timesteps is None else torch.tensor(timesteps)
     alphas_cumprod = alphas_cumprod[kept]
     previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
-    # Where all steps are kept this is betas again, up to rounding.
+    # If all steps are kept, the second formula gives betas with rounding errors.
     kept_betas = betas.double() if timesteps is None else 1 - alphas_cumprod / previous
     return ReverseProcess(kept, kept_betas, alphas_cumprod, previous)
 
@@ -130,17 +126,17 @@ def compute_reverse_step(
     variance: str = "fixed_large",
     clip_range: tuple[float, float] | None = None,
 ) -> ReverseStep:
-    """p(x_{t-1} | x_t) from what the network predicts.
+    """Computes p(x_{t-1} | x_t) from the network's prediction.
 
     Args:
-        process: its tables on the device of the images.
+        process: on the device of the images.
         steps: (N,) int64, each image's step in `process`.
         noisy_image: x_t, (N, C, H, W).
         prediction: the network's ε, x_0, v or ε − x_0, (N, C, H, W).
-        variance_output: the network's second half, interpolating the log-variance between β̃ at -1 and β at 1
-            (Nichol & Dhariwal 2021, eq. 15), or None where it does not learn it.
+        variance_output: learned interpolation of the log-variance between β̃ at -1 and β at 1, (N, C, H, W) (Nichol &
+            Dhariwal 2021, eq. 15); None uses a fixed variance.
         prediction_type: "epsilon", "sample", "v_prediction" or "flow".
-        variance: "fixed_large" (β) or "fixed_small" (β̃), where the network does not learn it.
+        variance: the fixed variance: "fixed_large" (β) or "fixed_small" (β̃).
         clip_range: limits of the predicted image, or None.
     """
     at = partial(_look_up, steps=steps, like=noisy_image)
@@ -177,18 +173,18 @@ def predict_original(
 
 
 def step_ancestral(step: ReverseStep, noise: Tensor | None) -> Tensor:
-    """x_{t-1} drawn from p(x_{t-1} | x_t); without noise its mean, as at the last step."""
+    """Samples x_{t-1} from p(x_{t-1} | x_t); without noise, as at the last step, its mean."""
     return step.mean if noise is None else step.mean + (0.5 * step.log_variance).exp() * noise
 
 
 def step_ddim(process: ReverseProcess, index: int, noisy_image: Tensor, step: ReverseStep) -> Tensor:
     """Deterministic DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12 with σ = 0) from kept step `index`."""
     abar, abar_prev = process.alphas_cumprod[index], process.alphas_cumprod_prev[index]
-    # The noise that belongs to the image as it was clipped.
+    # The noise that is consistent with the clipped image.
     noise = ((1 / abar).sqrt().float() * noisy_image - step.pred_original) / (1 / abar - 1).sqrt().float()
     return abar_prev.sqrt().float() * step.pred_original + (1 - abar_prev).sqrt().float() * noise
 
 
 def _look_up(table: Tensor, steps: Tensor, like: Tensor) -> Tensor:
-    """A value a step, (S,), at the steps (N,) of images: (N, 1, 1, 1) of their type."""
+    """Indexes a table (S,) by the steps (N,) of images: (N, 1, 1, 1) of their dtype."""
     return table[steps].to(like.dtype)[:, None, None, None]

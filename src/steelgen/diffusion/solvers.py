@@ -1,9 +1,9 @@
-"""Solvers of the reverse process: how an image is stepped from noise to gray levels."""
+"""Solvers of the reverse process, from noise to image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import (
@@ -16,9 +16,8 @@ from diffusers import (
 from torch import Tensor
 
 from steelgen.config.solver import AnySolverSection, RespacedSolverSection, SolverSection
-from steelgen.diffusion.flow import flow_to_velocity, scale_to_flow
 from steelgen.diffusion.guidance import split_variance
-from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule, lift_zeros
+from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule, flow_to_velocity, lift_zeros, scale_to_flow
 from steelgen.diffusion.reverse import (
     build_reverse_process,
     compute_reverse_step,
@@ -32,8 +31,8 @@ from steelgen.models.semantic_unet import SemanticUNet
 _SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "unipc": (UniPCMultistepScheduler, {"solver_order": 2}),
-    # DPM-Solver++'s first-order step is DDIM's (Lu et al. 2022, arXiv 2211.01095, section 4.1), and this one goes from
-    # each step to the next also where their number does not divide T; diffusers' own goes by T // steps.
+    # The first-order step of DPM-Solver++ is DDIM (Lu et al. 2022, arXiv 2211.01095, section 4.1). diffusers' own DDIM
+    # steps by T // steps, which is wrong if the number of steps does not divide T.
     "ddim": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 1}),
     "sde-dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
     "ddpm": (DDPMScheduler, {}),
@@ -41,69 +40,25 @@ _SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "heun": (HeunDiscreteScheduler, {}),
 }
 _NOISY = frozenset({"ddpm", "sde-dpmsolver++"})
-"""Those that draw noise between steps."""
+"""Solvers that add noise between steps."""
 
 NoiseSources = Sequence[torch.Generator]
-"""On the host, one an image: what noise between steps is drawn from."""
+"""Generators of the noise between steps, one per image, on the host."""
 Predictor = Callable[[Tensor], Tensor]
-"""What the network sees of noisy images, (N, C, H, W) → its guided output, with its learned variance behind."""
-
-
-class Solver(Protocol):
-    """A solver with its steps laid out; all of its tables lie on the host, where reading them waits for nothing."""
-
-    times: Tensor
-    """(S,) what the network is told at each step, on the host."""
-    sigmas: list[float]
-    """Noise level σ = √((1 − ᾱ)/ᾱ) at each step."""
-
-    def start(self, noise: Tensor, images: Tensor | None, strength: float) -> tuple[int, Tensor]:
-        """The first step to take, and the noisy images (N, C, H, W) to take it from.
-
-        Args:
-            noise: (N, C, H, W) standard normal.
-            images: start from these, noised to the step nearest to t = strength·T (Meng et al. 2022,
-                arXiv 2108.01073); None, or a strength that leaves nothing of them, starts from noise alone.
-        """
-        ...
-
-    def advance(self, image: Tensor, step: int, predict: Predictor, sources: NoiseSources) -> Tensor:
-        """Takes step number `step`; steps are taken in order."""
-        ...
-
-
-def build_solver(
-    section: AnySolverSection,
-    schedule: NoiseSchedule,
-    unet: SemanticUNet,
-    value_range: tuple[float, float] | None,
-) -> Solver:
-    """Lays out the steps of a solver.
-
-    Args:
-        section: which, and how many.
-        schedule: what the network was trained with.
-        unet: the network.
-        value_range: limits of the gray levels, as the network sees them.
-    """
-    config, device = unet.config, unet.device
-    if isinstance(section, RespacedSolverSection):
-        return RespacedSolver(section, schedule.prediction_type, config.timestep_scale, value_range, device)
-    return DiffusersSolver(section, schedule, config.learn_sigma, value_range, device)
+"""Network input (N, C, H, W) → guided output, followed by a learned variance in the channels."""
 
 
 class RespacedSolver:
-    """Ancestral or DDIM steps over some steps of a schedule of its own, with a learned or fixed variance.
+    """Ancestral or DDIM steps over some steps of the section's own schedule, with a learned or fixed variance.
 
-    The solvers of diffusers lay their steps otherwise; these follow Nichol & Dhariwal 2021 (arXiv 2102.09672) and so
-    give ISDM's numbers.
+    Steps follow Nichol & Dhariwal 2021 (arXiv 2102.09672), unlike those of diffusers, and reproduce ISDM's numbers.
+    `times` (S,), the network's time input at each step, and all other tables of a solver are on the host, where reading
+    does not wait for the device; `sigmas` are the noise levels σ = √((1 − ᾱ)/ᾱ).
 
     Args:
-        section: the steps.
-        prediction_type: what the network predicts: "epsilon", "sample", "v_prediction" or "flow".
-        timestep_scale: what the network itself multiplies times by.
+        prediction_type: "epsilon", "sample", "v_prediction" or "flow".
+        timestep_scale: factor that the network applies to its time input.
         value_range: limits that predicted images are clipped to.
-        device: of the images.
     """
 
     def __init__(
@@ -121,7 +76,7 @@ class RespacedSolver:
         times = process.timesteps.float()
         if section.rescale_timesteps:
             times = times * (1000 / total)
-        # In float64, so that the network's own scale is undone without a trace.
+        # In float64, so that the network's own scale cancels exactly.
         self.times = times.double().flip(0) / timestep_scale
         self.sigmas = ((1 - process.alphas_cumprod) / process.alphas_cumprod).sqrt().flip(0).tolist()
         self._section = section
@@ -131,7 +86,13 @@ class RespacedSolver:
         self._process = process.to(torch.device(device))
 
     def start(self, noise: Tensor, images: Tensor | None, strength: float) -> tuple[int, Tensor]:
-        """See `Solver.start`."""
+        """Returns the first step and the noisy images (N, C, H, W) to start from.
+
+        Args:
+            noise: (N, C, H, W) standard normal.
+            images: start images, noised to the step nearest to t = strength·T (Meng et al. 2022, arXiv 2108.01073).
+                None, or a strength that leaves nothing of them, starts from pure noise.
+        """
         total = len(self._levels)
         steps = total if images is None else max(1, round(total * strength))
         if images is None or steps == total:
@@ -140,7 +101,7 @@ class RespacedSolver:
         return total - steps, signal * images + spread * noise
 
     def advance(self, image: Tensor, step: int, predict: Predictor, sources: NoiseSources) -> Tensor:
-        """See `Solver.advance`."""
+        """Takes step number `step`; steps must be taken in order."""
         index = len(self._levels) - 1 - step
         flows = self._prediction_type == "flow"
         output = predict(scale_to_flow(image, *self._levels[index]) if flows else image)
@@ -162,10 +123,10 @@ class RespacedSolver:
 
 
 class _HeunFromPureNoise(HeunDiscreteScheduler):
-    """Heun's method with Euler's step as its first.
+    """Heun's method with an Euler step first.
 
-    The second half of Heun's step from σ₀ to σ₁ counts what the network changed its mind about by ½·σ₀/σ₁, which is a
-    hundredfold where no signal is left at σ₀.
+    The corrector of Heun's step from σ₀ to σ₁ multiplies changes of the prediction by ½·σ₀/σ₁, which is over a hundred
+    at zero terminal SNR.
     """
 
     timesteps: Tensor
@@ -178,20 +139,17 @@ class _HeunFromPureNoise(HeunDiscreteScheduler):
     def step(self, *arguments: Any, **options: Any) -> Any:
         result = super().step(*arguments, **options)
         if self.step_index == 1:
-            self.prev_derivative = self.dt = self.sample = None  # what it would take the next step for a second half by
+            self.prev_derivative = self.dt = self.sample = None  # makes the next step a predictor, not a corrector
         return result
 
 
 class DiffusersSolver:
-    """One of diffusers' schedulers, on the schedule of the network.
+    """A scheduler of diffusers on the network's noise schedule.
 
     Args:
-        section: which, and its steps.
-        schedule: what the network was trained with.
-        learned_variance: whether the network's output has it; ddpm alone makes use of it.
-        value_range: limits of the gray levels, which a network that predicts noise is held to at each step: what it is
-            wrong by, its first step would multiply by the ratio of the two steps' √ᾱ. None: no limits.
-        device: of the images.
+        learned_variance: whether the network's output includes it; only ddpm uses it.
+        value_range: limits of the gray levels. Images predicted via noise are clipped to them at each step, since the
+            first step multiplies errors by the ratio of two steps' √ᾱ. None does not clip.
 
     Raises:
         InputError: if there are more steps than in the schedule.
@@ -210,39 +168,34 @@ class DiffusersSolver:
         self.scheduler, self.times = _lay_out(name, section, schedule, self._learned_variance)
         self.sigmas = [schedule.sigma_at(float(time)) for time in self.times]
         if name == "unipc":
-            self.scheduler.sigmas = self.scheduler.sigmas.to(device)  # else it copies some of them at each step
+            self.scheduler.sigmas = self.scheduler.sigmas.to(device)  # otherwise copied at each step
         self._noisy = name in _NOISY
         self._num_train_timesteps = len(schedule)
         self._flows = schedule.prediction_type == "flow"
         self._limits = value_range if schedule.prediction_type == "epsilon" else None
         self._levels = [schedule.interpolate_levels(float(time)) for time in self.times]
 
-    @property
-    def starts(self) -> list[int]:
-        """Steps that drawing may start from: not the second halves of Heun's."""
-        count = len(self.times)
-        if isinstance(self.scheduler, _HeunFromPureNoise):
-            return [0, *range(1, count, 2)]
-        return list(range(0, count, self.scheduler.order))
-
     def start(self, noise: Tensor, images: Tensor | None, strength: float) -> tuple[int, Tensor]:
-        """See `Solver.start`."""
+        """See `RespacedSolver.start`."""
         scheduler, first = self.scheduler, 0
         if images is not None:
-            shares = (self.times[self.starts].double() + 1) / self._num_train_timesteps
-            first = self.starts[int((shares - strength).abs().argmin())]
+            starts = list(range(0, len(self.times), scheduler.order))  # all but Heun's correctors
+            if isinstance(scheduler, _HeunFromPureNoise):
+                starts = [0, *range(1, len(self.times), 2)]
+            shares = (self.times[starts].double() + 1) / self._num_train_timesteps
+            first = starts[int((shares - strength).abs().argmin())]
         if hasattr(scheduler, "set_begin_index"):
-            # DDPM finds its place by the timestep; Karras et al.'s noise levels can lie so close that timesteps repeat.
+            # Timesteps may repeat with karras_sigmas, so a lookup by timestep, as in DDPM, would be ambiguous.
             scheduler.set_begin_index(first)
         if images is None or first == 0:
             return first, noise * float(scheduler.init_noise_sigma)
-        # Asked for two numbers on the host: of tensors elsewhere, diffusers would move its tables there for good.
+        # Called with host tensors: diffusers would move its tables to the device of others for good.
         one, zero, timestep = torch.ones(1), torch.zeros(1), scheduler.timesteps[first : first + 1]
         signal, spread = (float(scheduler.add_noise(*pair, timestep)) for pair in ((one, zero), (zero, one)))
         return first, signal * images + spread * noise
 
     def advance(self, image: Tensor, step: int, predict: Predictor, sources: NoiseSources) -> Tensor:
-        """See `Solver.advance`."""
+        """See `RespacedSolver.advance`."""
         timestep = self.scheduler.timesteps[step]
         prediction = self._convert(self.scheduler.scale_model_input(image, timestep), step, predict)
         if not self._learned_variance:
@@ -251,7 +204,7 @@ class DiffusersSolver:
         return self.scheduler.step(prediction, timestep, image, **options).prev_sample
 
     def _convert(self, image: Tensor, step: int, predict: Predictor) -> Tensor:
-        """The network's output in terms of what the scheduler takes, and within the limits of gray levels."""
+        """Converts the network's output to the scheduler's prediction type, clipped to the gray levels."""
         signal, spread = self._levels[step]
         if self._flows:
             flow, variance = split_variance(predict(scale_to_flow(image, signal, spread)), image.shape[1])
@@ -263,8 +216,22 @@ class DiffusersSolver:
         return torch.cat([(image - signal * original) / spread, variance], dim=1)
 
 
+def build_solver(
+    section: AnySolverSection, schedule: NoiseSchedule, unet: SemanticUNet, value_range: tuple[float, float] | None
+) -> RespacedSolver | DiffusersSolver:
+    """Builds the solver of a section for a network and the noise schedule of its training.
+
+    Args:
+        value_range: limits of the gray levels in the network's units.
+    """
+    config, device = unet.config, unet.device
+    if isinstance(section, RespacedSolverSection):
+        return RespacedSolver(section, schedule.prediction_type, config.timestep_scale, value_range, device)
+    return DiffusersSolver(section, schedule, config.learn_sigma, value_range, device)
+
+
 def _lay_out(name: str, section: SolverSection, schedule: NoiseSchedule, learned_variance: bool) -> tuple[Any, Tensor]:
-    """A scheduler with its steps set, and the timesteps of the training schedule that these are."""
+    """Builds a scheduler with its steps set; also returns their timesteps in the training schedule."""
     total, count = len(schedule), section.num_inference_steps
     if count > total:
         raise InputError(f"num_inference_steps {count}: the noise schedule has only {total} steps")
@@ -273,7 +240,7 @@ def _lay_out(name: str, section: SolverSection, schedule: NoiseSchedule, learned
     spacing = "trailing" if section.timestep_spacing == "power" else section.timestep_spacing
     options = {**options, "timestep_spacing": spacing}
     if schedule.prediction_type == "flow":
-        options["prediction_type"] = "v_prediction"  # what the solver turns it into
+        options["prediction_type"] = "v_prediction"  # see DiffusersSolver._convert
     if section.karras_sigmas:
         options["use_karras_sigmas"] = True
     kept = list(range(total))
@@ -287,12 +254,12 @@ def _lay_out(name: str, section: SolverSection, schedule: NoiseSchedule, learned
         options["variance_type"] = "learned_range"
     kept_alone = by_power or learned_variance
     if kept_alone:
-        # A schedule of the kept steps alone, all of which are run: so every solver can have the spacing by power, and
-        # the step that leads to the image itself adds no noise of a learned variance.
+        # A schedule of only the kept steps, all of which are run: this gives every solver the power spacing, and the
+        # last step adds no noise of a learned variance.
         options |= {"num_train_timesteps": len(kept), "rescale_betas_zero_snr": False}
     from_pure_noise = name == "heun" and schedule.config.rescale_betas_zero_snr
     if kept_alone or from_pure_noise:
-        # Heun cannot rescale betas itself either: it gets them rescaled, with ᾱ_T as the others have it.
+        # diffusers' Heun cannot rescale betas: pass them rescaled, with the ᾱ_T of the other solvers.
         alphas = lift_zeros(schedule.alphas_cumprod)[kept]
         options["trained_betas"] = (1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])).numpy()
     if from_pure_noise:
@@ -304,13 +271,10 @@ def _lay_out(name: str, section: SolverSection, schedule: NoiseSchedule, learned
 
 
 def space_by_power(num_train_timesteps: int, num_inference_steps: int, power: float) -> list[int]:
-    """The timesteps T·(i/n)^power − 1 for i = 1 … n, ascending and each once.
+    """Returns the timesteps T·(i/n)^power − 1 for i = 1 … n ≤ T, ascending and without repeats.
 
-    1 spaces them evenly, from the last one on; 2 is DDIM's quadratic spacing (Song et al. 2020, arXiv 2010.02502,
-    section D.3). The more power, the more steps at low noise, where texture is made.
-
-    Args:
-        num_inference_steps: n ≤ T.
+    Power 1 is even spacing, 2 is DDIM's quadratic spacing (Song et al. 2020, arXiv 2010.02502, section D.3). Larger
+    powers put more steps at low noise, where texture forms.
     """
     total, count = num_train_timesteps, num_inference_steps
     places = [round(total * (number / count) ** power) - 1 for number in range(1, count + 1)]

@@ -1,6 +1,6 @@
-"""What training, sampling and evaluation know of a generative model, whatever its kind.
+"""Interfaces of all generator kinds for training, sampling and evaluation.
 
-A kind of generator is a folder of this one, see `families`; `saved` finds trained ones on disk.
+Each kind is a subpackage (see `families`); `saved` finds trained generators on disk.
 """
 
 from __future__ import annotations
@@ -17,180 +17,163 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 
 Batch = dict[str, Tensor]
-"""`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and what
-`Trainable.randomness` gives, on the networks' device."""
+"""`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and the tensors of
+`Trainable.randomness`, on the networks' device."""
 Randomness = Callable[[int], Batch]
-"""What is random of crop number n besides its place: tensors by name, a function of (seed, n). Called in the loader's
-workers, which it is sent to."""
+"""Random tensors by name for crop number n, a function of (seed, n). Picklable; called in the data loader's workers."""
 Gather = Callable[[Tensor], Tensor]
-"""Concatenates a tensor over the processes."""
+"""Concatenates a tensor over all processes."""
 
 
 @dataclass(frozen=True)
 class StartImages:
-    """Images that drawing starts from, instead of from noise alone (SDEdit, Meng et al. 2022, arXiv 2108.01073)."""
+    """Images that sampling starts from instead of pure noise (SDEdit, Meng et al. 2022, arXiv 2108.01073)."""
 
     images: Tensor
     """(N, C, H, W) in [-1, 1]."""
     strength: float
-    """In (0, 1]: how much noise they get; 1 leaves nothing of them."""
+    """Noise added to the images, in (0, 1]; 1 leaves nothing of them."""
 
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """What is to be drawn; image i depends on row i alone."""
+    """Inputs of `Generator.draw`; image i depends only on row i."""
 
     seeds: Sequence[int]
-    """N of them."""
+    """N seeds."""
     masks: Tensor | None = None
-    """(N, H, W) int64 class indices, of any size from the geometry's image_size on; indices ≥ num_classes are ignored
-    pixels. None for generators that need none."""
+    """(N, H, W) int64 class indices, at least the geometry's image_size in height and width; indices ≥ num_classes are
+    ignored pixels. None for generators that need no masks."""
     solver: AnySolverSection | None = None
-    """How diffusion steps from noise to images; None: by default."""
+    """Solver of a diffusion model; None uses the default."""
     start: StartImages | None = None
     """Real images to start from."""
     noise: Tensor | None = None
-    """(N, C, H, W) standard normal noise in place of what the seeds give."""
+    """(N, C, H, W) standard normal noise that replaces the seeds' noise."""
 
 
 class Drawn(NamedTuple):
-    """What was drawn."""
+    """Outputs of `Generator.draw`."""
 
     images: Tensor | None = None
     """(N, C, H, W) in [-1, 1]."""
     masks: Tensor | None = None
-    """(N, H, W) int64 class indices, of generators that make them."""
+    """(N, H, W) int64 class indices, for generators that make masks."""
 
 
 class Generator(Protocol):
-    """A trained, or not yet trained, model that draws."""
+    """A generative model, trained or not."""
 
     kind: str
-    """The name of its folder here."""
+    """Name of its subpackage."""
     info: DatasetInfo
     """Class names and colors of the masks."""
     geometry: CropGeometry
-    """How micrographs become its images."""
+    """How crops of micrographs become the network's images."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """What a request must hold besides seeds: "masks", "images"."""
-        ...
+        """Required fields of a request besides seeds: "masks", "images"."""
 
     @property
     def takes(self) -> frozenset[str]:
-        """What else a request may hold: "solver", "start", "noise"."""
-        ...
+        """Optional fields of a request: "solver", "start", "noise"."""
 
     @property
     def makes(self) -> frozenset[str]:
-        """What is drawn: "images", "masks"."""
-        ...
+        """Outputs: "images", "masks"."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """What it draws with, by name."""
-        ...
+        """Networks used for sampling, by name."""
 
     def draw(self, request: DrawRequest) -> Drawn:
-        """Draws what is asked for."""
-        ...
+        """Generates images, masks or both."""
 
     def save(self, folder: Path) -> None:
         """Writes a new folder that `load_generator` reads."""
-        ...
 
 
 class Losses(NamedTuple):
-    """What a batch of N crops costs."""
+    """Losses of a batch of N crops."""
 
     losses: Tensor
-    """(N,) float32, as they are minimized."""
+    """(N,) float32, the objective."""
     positions: Tensor | None = None
-    """(N,) in [0, 1): where in the noise schedule each crop lies, 0 being the clean end; None for other families."""
+    """(N,) position of each crop in the noise schedule, in [0, 1), 0 at the clean end; None without a schedule."""
     parts: Mapping[str, Tensor] = {}
-    """Further figures of the batch by name, each (N,), for the log."""
+    """More values to log by name, each (N,)."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of an optimizer step: which networks are trained, and how."""
+    """A part of an optimizer step that trains some of the networks with its own optimizer."""
 
     name: str
     trains: tuple[str, ...]
-    """Names of networks, all of which the loss must depend on; the others are held fixed."""
+    """Names of the trained networks; the loss must depend on all of them. The other networks are frozen."""
     every: int = 1
-    """Only in each so many-th step."""
+    """Steps between runs of this phase; 1 runs it in every step."""
     learning_rate: float = 1.0
-    """Times train.learning_rate."""
+    """Factor on train.learning_rate."""
     adam_betas: tuple[float, float] | None = None
-    """AdamW's moment decays; None: train.adam_betas."""
+    """AdamW's moment decays; None uses train.adam_betas."""
 
 
 class Trainable(Protocol):
-    """What training knows of a generator: what is optimized, by which losses, and what must be kept to go on."""
+    """A generator in training: its networks, phases, losses and resumable state."""
 
     @property
     def generator(self) -> Generator:
-        """Draws with the networks as they are being trained."""
-        ...
+        """The generator that uses the networks in training."""
 
     networks: Mapping[str, nn.Module]
-    """All that is trained, by name; buffers belong to them."""
+    """All trained networks by name, with their buffers."""
     averaged: tuple[str, ...]
-    """Names of the networks that the generator draws with, of which averages are kept."""
+    """Names of the networks used for sampling, whose weights are averaged."""
     phases: tuple[Phase, ...]
-    """Taken one after the other in each step, on the same crops. Where there is one, its name stands nowhere."""
+    """Run one after the other in each step, on the same crops. The name of a single phase appears in no output."""
     criteria: tuple[str, ...]
-    """What may select best/, the first by default: "val_loss", "kid", "train_epoch_loss"."""
+    """Criteria that may select best/, the default first: "val_loss", "kid", "train_epoch_loss"."""
 
     @property
     def crop_options(self) -> dict[str, Any]:
-        """What else a `CropDataset` is asked for."""
-        ...
+        """Extra arguments for `CropDataset`."""
 
     def randomness(self, seed: int) -> Randomness:
-        """For training."""
-        ...
+        """Random tensors of training crops."""
 
     def held_out_randomness(self, count: int) -> Randomness:
-        """For validation: of crops 0 to count - 1, the same at every step of every run, without any dropout."""
-        ...
+        """Random tensors of validation crops 0 to count - 1: the same in every run, without dropout."""
 
     def compute_loss(
         self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
     ) -> Losses:
-        """The losses of a batch: tensors alone, for which the host waits nowhere.
+        """Computes the losses of a batch without synchronizing with the device.
 
         Args:
-            networks: `self.networks`, those that the phase trains possibly wrapped for distributed training.
-            validates: whether the loss is to be compared with that of other steps, not trained on.
+            networks: `self.networks`; those that the phase trains may be wrapped for distributed training.
+            validates: True computes a validation loss, comparable across steps.
         """
-        ...
 
     def end_step(self, gather: Gather) -> None:
-        """After the last phase of each optimizer step: takes in, from all processes, what the next step depends on."""
-        ...
+        """Updates state that the next step depends on, across processes; called after each optimizer step."""
 
     def state(self) -> dict[str, Any]:
-        """What changes from step to step and is no weight, as JSON values."""
-        ...
+        """State besides weights, as JSON values."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` gave."""
-        ...
+        """Restores the output of `state`."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The same, as tensors by name: pools of images, for instance."""
-        ...
+        """State besides weights, as tensors by name, such as image pools."""
 
     def restore_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Goes on from what `tensors` gave."""
-        ...
+        """Restores the output of `tensors`."""
 
 
 class SteadyState:
-    """For a `Trainable` of which nothing but weights changes from step to step."""
+    """Base class for a `Trainable` without state besides weights."""
 
     def end_step(self, gather: Gather) -> None:
         """See `Trainable.end_step`."""
@@ -218,7 +201,7 @@ def draw_for_masks(
     start: StartImages | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """Images for masks (N, H, W), (N, C, H, W) in [-1, 1]; as many of its own where the generator needs no masks."""
+    """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none."""
     given = masks if "masks" in generator.needs else None
     steps = solver if "solver" in generator.takes else None
     drawn = generator.draw(DrawRequest(seeds, given, steps, start, noise))
@@ -227,10 +210,7 @@ def draw_for_masks(
 
 
 def join_networks(networks: Mapping[str, nn.Module], names: Sequence[str] | None = None) -> nn.Module:
-    """Several networks as one module, whose parameters are called NAME.parameter; a single one is that module itself.
-
-    Args:
-        names: of those to join; None: all.
-    """
+    """Joins networks, all or those of `names`, into one module with parameters called NAME.parameter; returns a single
+    network as it is."""
     chosen = {name: networks[name] for name in (networks if names is None else names)}
     return nn.ModuleDict(chosen) if len(chosen) > 1 else next(iter(chosen.values()))

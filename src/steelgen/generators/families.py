@@ -1,10 +1,10 @@
-"""From the name of a kind to the folder that makes it.
+"""Lookup of generator kinds.
 
-A kind of generator is a package beside this module with the name of its kind and three functions:
+Each kind is a subpackage with the name of the kind and three functions:
 
-    build(section, micrographs, geometry) -> Generator     an untrained one, by its section of `config/generator.py`
-    load(folder) -> Generator                              what `Generator.save` wrote
-    build_trainable(generator, config) -> Trainable        what training knows of it
+    build(section, micrographs, geometry) -> Generator     untrained, from its section of `config/generator.py`
+    load(folder) -> Generator                              from the output of `Generator.save`
+    build_trainable(generator, config) -> Trainable        for training
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class _Kind(Record):
 
 
 def build_generator(config: AnyGeneratorSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
-    """An untrained generator for the classes and gray levels of training micrographs."""
+    """Builds an untrained generator for the classes and gray levels of training micrographs."""
     return _find_family(config.kind).build(config, micrographs, geometry)
 
 
 def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
-    """What training knows of a generator, under the config of a run."""
+    """Prepares a generator for training with the config of a run."""
     return _find_family(generator.kind).build_trainable(generator, config)
 
 
@@ -41,11 +41,11 @@ def load_generator(path: Path) -> Generator:
     """Loads a trained generator.
 
     Args:
-        path: a run folder (its export, or else its newest checkpoint), a checkpoint, an export, bundled:NAME, or one
-            of ISDM's `.pt` files with its config beside it.
+        path: a run folder (its export, or else its latest checkpoint), a checkpoint, an export, bundled:NAME, or an
+            ISDM `.pt` file with its config beside it.
 
     Raises:
-        InputError: if there is no generator, or it does not load.
+        InputError: if there is no generator, or it cannot be loaded.
     """
     if path.suffix == ".pt":
         from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings, load_isdm_checkpoint

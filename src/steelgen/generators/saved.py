@@ -1,4 +1,4 @@
-"""Trained generators on disk: where one lies, whether its weights are sound, and which one it is."""
+"""Trained generators on disk: lookup, weight checks and hashes."""
 
 from __future__ import annotations
 
@@ -15,34 +15,29 @@ from steelgen.errors import InputError
 from steelgen.files import aside_path, hash_files, load_json
 
 DESCRIPTION_FILE = "generator.json"
-"""In every saved generator's folder: its kind, the classes and the crop geometry it was trained with."""
+"""In every saved generator's folder: its kind, and the classes and crop geometry of its training."""
 
 _LARGEST_WEIGHT = 1e6
-"""Weights of trained networks stay orders of magnitude below; above it, images are black or white all over."""
+"""Weights of trained networks are orders of magnitude smaller; larger ones give entirely black or white images."""
 
 
 def check_weights(network: nn.Module, origin: Path) -> None:
-    """Raises InputError naming the first tensor of a network that holds values with which nothing can be drawn.
-
-    Args:
-        network: just loaded.
-        origin: the file or folder it came from.
-    """
+    """Raises InputError naming the first tensor of a network, loaded from `origin`, with NaN or too large values."""
     for name, tensor in network.state_dict().items():
         largest = float(tensor.abs().amax()) if tensor.is_floating_point() and tensor.numel() else 0.0
         if not largest <= _LARGEST_WEIGHT:
-            held = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
-            raise InputError(f"{origin}: {name!r} holds {held}: damaged weights, or of a training that diverged")
+            value = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
+            raise InputError(f"{origin}: {name!r} contains {value}: the weights are damaged or training diverged")
 
 
 def find_generator(path: Path) -> Path:
-    """The folder with generator.json that a run folder, a checkpoint, an export or a bundled model stands for.
+    """Finds the folder with generator.json of a run folder, a checkpoint, an export or a bundled model.
 
     Raises:
         InputError: if there is none.
     """
     path = resolve_bundled(path)
-    aside = aside_path(path)  # where a kill left it that was about to be replaced
+    aside = aside_path(path)  # left by a process killed while replacing it
     if not path.is_dir() and not aside.is_dir():
         raise InputError(f"{path}: no such run, checkpoint or export")
     checkpoints = sorted((path / "checkpoints").glob("step-*"), key=lambda found: (len(found.name), found.name))
@@ -55,16 +50,14 @@ def find_generator(path: Path) -> Path:
     ]:
         if (folder / DESCRIPTION_FILE).is_file():
             return folder
-    raise InputError(
-        f"{path}: holds no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)"
-    )
+    raise InputError(f"{path}: no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)")
 
 
 def hash_weights(path: Path) -> str:
-    """SHA-256 of a generator's weights, in hex: of the one file of weights, or of all of them in the order of names.
+    """SHA-256 of a generator's weights, in hex; of several weight files, in the order of their names.
 
     Args:
-        path: what `load_generator` takes.
+        path: as for `load_generator`.
 
     Raises:
         InputError: if there is no generator, or it has no weights.
@@ -76,18 +69,18 @@ def hash_weights(path: Path) -> str:
     folder = find_generator(path)
     files = sorted(folder.rglob("*.safetensors"))
     if not files:
-        raise InputError(f"{folder}: holds no weights (*.safetensors)")
+        raise InputError(f"{folder}: no weights (*.safetensors)")
     return hash_files(*files)
 
 
 def hash_generator(path: Path, weights: str | None = None) -> str:
-    """SHA-256, in hex, of all that a generator draws by: its weights and every setting saved beside them.
+    """SHA-256 of a generator's weights and saved settings, in hex.
 
-    What names versions and places in these settings does not count, so that a copy, or one saved again, is the same.
+    Versions and paths in the settings are left out, so that a copy has the same hash.
 
     Args:
-        path: what `load_generator` takes.
-        weights: what `hash_weights` gives, where that is known.
+        path: as for `load_generator`.
+        weights: the output of `hash_weights`, if known.
 
     Raises:
         InputError: if there is no generator, or it has no weights.

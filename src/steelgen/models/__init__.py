@@ -1,1 +1,1 @@
-"""nn.Modules only: no configs, no devices, no files."""
+"""Neural networks."""

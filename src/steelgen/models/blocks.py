@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelgen.models.norm import GroupNorm
-from steelgen.models.spade import Modulation, SpadeNorm
+from steelgen.models.spade import GroupNorm, Modulation, SpadeNorm
 
 Resample = Literal["down", "up"] | None
 
 
 def zero_initialized(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """Sets weight and bias to zero, so that a residual branch starts as the identity (Dhariwal & Nichol 2021)."""
+    """Sets weight and bias to zero, so that a residual block starts as the identity (Dhariwal & Nichol 2021)."""
     nn.init.zeros_(module.weight)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
@@ -24,7 +23,7 @@ def zero_initialized(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 
 
 def resample(features: Tensor, direction: Resample) -> Tensor:
-    """Halves (2x2 mean) or doubles (nearest) the resolution of (N, C, h, w); None leaves it."""
+    """Halves (2x2 mean) or doubles (nearest) the resolution of (N, C, h, w); None keeps it."""
     if direction == "down":
         return F.avg_pool2d(features, 2)
     if direction == "up":
@@ -33,22 +32,22 @@ def resample(features: Tensor, direction: Resample) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """norm → SiLU → (resample) → conv → time embedding → norm → SiLU → dropout → conv, plus a skip.
+    """norm → SiLU → (resample) → conv → time embedding → norm → SiLU → dropout → conv, plus a skip connection.
 
-    With `mask_channels` both norms are SPADE norms steered by the mask, else plain GroupNorms.
+    With `mask_channels` both norms are SPADE norms, else plain GroupNorms.
 
-    Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3; SPADE in place of the norms as in
-    Wang et al. 2022 (arXiv 2207.00050), section 3.2.
+    Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3; SPADE norms as in Wang et al. 2022 (arXiv 2207.00050),
+    section 3.2.
 
     Args:
-        in_channels, out_channels: channels of the features before and after.
+        in_channels, out_channels: channels of the input and output.
         time_channels: length of the time embedding.
-        mask_channels: channels of the one-hot mask, or None for a plain block.
+        mask_channels: channels of the one-hot mask; None builds a plain block.
         spade_channels: hidden width of the SPADE norms.
         num_groups: groups of every norm.
-        dropout: probability of dropping a feature before the second convolution.
+        dropout: dropout probability before the second convolution.
         scale_shift: the time embedding scales and shifts the second norm's output; else it is added before that norm.
-        resample_by: halve or double the resolution inside the block.
+        resample_by: change of resolution inside the block.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class ResidualBlock(nn.Module):
         """Maps (N, in_channels, h, w) to (N, out_channels, h', w').
 
         Args:
-            time_embedding: (N, time_channels), already through its activation.
+            time_embedding: (N, time_channels), after its activation.
             modulations: γ and β of the two SPADE norms; empty for a plain block.
         """
         first, second = ((modulation,) for modulation in modulations) if modulations else ((), ())
@@ -102,9 +101,9 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over the pixels of a feature map, with a skip.
+    """Multi-head self-attention over the pixels of a feature map, with a skip connection.
 
-    The projection gives queries, keys and values in that order, heads within each.
+    The output of `to_qkv` holds queries, keys and values in that order, split into heads.
     """
 
     def __init__(self, channels: int, num_heads: int, num_groups: int) -> None:

@@ -1,15 +1,20 @@
-"""InceptionV3 in the form that the Fréchet Inception Distance is defined on.
+"""InceptionV3 as the Fréchet Inception Distance defines it.
 
-The network of Szegedy et al. (2016, arXiv 1512.00567) as frozen on 2015-12-05, with the names of the state
-dict that is published as pt_inception-2015-12-05. It differs from later InceptionV3s in its average pools,
-which leave the padding out of the mean, in the max pool of the last block, and in its 1008 classes.
+The network of Szegedy et al. (2016, arXiv 1512.00567) as frozen on 2015-12-05, with the parameter names of
+pt_inception-2015-12-05. It differs from later InceptionV3s in its average pools, which exclude the padding, in the max
+pool of the last block, and in its 1008 classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+Kernel = tuple[int, int]
+_1X1, _3X3, _5X5, _1X7, _7X1, _1X3, _3X1 = (1, 1), (3, 3), (5, 5), (1, 7), (7, 1), (1, 3), (3, 1)
 
 
 class InceptionFeatures(nn.Module):
@@ -20,26 +25,29 @@ class InceptionFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3)
-        self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3, padding=1)
-        self.Conv2d_3b_1x1 = ConvNorm(64, 80, 1)
-        self.Conv2d_4a_3x3 = ConvNorm(80, 192, 3)
-        self.Mixed_5b = BlockA(192, 32)
-        self.Mixed_5c = BlockA(256, 64)
-        self.Mixed_5d = BlockA(288, 64)
-        self.Mixed_6a = ReductionA(288)
-        self.Mixed_6b = BlockB(128)
-        self.Mixed_6c = BlockB(160)
-        self.Mixed_6d = BlockB(160)
-        self.Mixed_6e = BlockB(192)
-        self.Mixed_7a = ReductionB(768)
-        self.Mixed_7b = BlockC(1280, pool="average")
-        self.Mixed_7c = BlockC(2048, pool="max")
+        self.Conv2d_1a_3x3 = ConvNorm(3, 32, _3X3, stride=2)
+        self.Conv2d_2a_3x3 = ConvNorm(32, 32, _3X3, padded=False)
+        self.Conv2d_2b_3x3 = ConvNorm(32, 64, _3X3)
+        self.Conv2d_3b_1x1 = ConvNorm(64, 80, _1X1)
+        self.Conv2d_4a_3x3 = ConvNorm(80, 192, _3X3, padded=False)
+        self.Mixed_5b = _build_block_a(192, 32)
+        self.Mixed_5c = _build_block_a(256, 64)
+        self.Mixed_5d = _build_block_a(288, 64)
+        # 35×35 → 17×17 grid; 768 channels out
+        self.Mixed_6a = Block(288, {"3x3": [(384, _3X3)], "3x3dbl": [(64, _1X1), (96, _3X3), (96, _3X3)]}, stride=2)
+        self.Mixed_6b = _build_block_b(128)
+        self.Mixed_6c = _build_block_b(160)
+        self.Mixed_6d = _build_block_b(160)
+        self.Mixed_6e = _build_block_b(192)
+        # 17×17 → 8×8 grid; 1280 channels out
+        wide = [(192, _1X1), (192, _1X7), (192, _7X1), (192, _3X3)]
+        self.Mixed_7a = Block(768, {"3x3": [(192, _1X1), (320, _3X3)], "7x7x3": wide}, stride=2)
+        self.Mixed_7b = _build_block_c(1280)
+        self.Mixed_7c = _build_block_c(2048, max_pool=True)
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) in [0, 1] → (N, 2048); resized to 299 px as TensorFlow 1 did."""
+        """(N, 3, H, W) in [0, 1] → (N, 2048); resized to 299 px as in TensorFlow 1."""
         x = resize_bilinear_tf1(images * 255, self.input_size)
         x = (x - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
@@ -53,18 +61,14 @@ class InceptionFeatures(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, ReLU."""
+    """Convolution without bias, batch norm, ReLU; keeps the resolution if `padded` and stride is 1."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int = 1,
-        padding: int | tuple[int, int] = 0,
+        self, in_channels: int, out_channels: int, kernel: Kernel, stride: int = 1, padded: bool = True
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        padding = (kernel[0] // 2, kernel[1] // 2) if padded and stride == 1 else 0
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -72,135 +76,80 @@ class ConvNorm(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-class BlockA(nn.Module):
-    """35×35 grid: 1×1, 5×5, double 3×3 and pooled branches; `224 + pool_features` channels out."""
+class Block(nn.Module):
+    """Parallel chains of convolutions whose outputs are concatenated.
 
-    def __init__(self, in_channels: int, pool_features: int) -> None:
+    Args:
+        in_channels: channels of the input.
+        branches: layers (out_channels, kernel) of each chain. Two kernels in a last layer are two parallel
+            convolutions. The chain "_pool" starts with a 3×3 pool.
+        stride: of each last layer; 2 also appends the max-pooled input.
+        max_pool: "_pool" starts with a max pool; else with an average pool.
+    """
+
+    def __init__(
+        self, in_channels: int, branches: Mapping[str, list[tuple]], stride: int = 1, max_pool: bool = False
+    ) -> None:
         super().__init__()
-        self.branch1x1 = ConvNorm(in_channels, 64, 1)
-        self.branch5x5_1 = ConvNorm(in_channels, 48, 1)
-        self.branch5x5_2 = ConvNorm(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = ConvNorm(in_channels, 64, 1)
-        self.branch3x3dbl_2 = ConvNorm(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = ConvNorm(96, 96, 3, padding=1)
-        self.branch_pool = ConvNorm(in_channels, pool_features, 1)
+        self.stride, self.max_pool = stride, max_pool
+        self.chains: list[list[list[str]]] = []
+        """Names of the modules of each chain, layer by layer."""
+        for branch, layers in branches.items():
+            channels, chain = in_channels, []
+            for number, (width, *kernels) in enumerate(layers, start=1):
+                name = f"branch{branch}_{number}" if len(layers) > 1 else f"branch{branch}"
+                names = [f"{name}{letter}" for letter in "ab"] if len(kernels) > 1 else [name]
+                for full_name, kernel in zip(names, kernels, strict=True):
+                    last = number == len(layers)
+                    self.add_module(full_name, ConvNorm(channels, width, kernel, stride if last else 1))
+                chain.append(names)
+                channels = width
+            self.chains.append(chain)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) → (N, 224 + pool_features, H, W)."""
-        branches = [
-            self.branch1x1(x),
-            self.branch5x5_2(self.branch5x5_1(x)),
-            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            self.branch_pool(_average_pool(x)),
-        ]
-        return torch.cat(branches, dim=1)
+        """(N, in_channels, H, W) → (N, C, H, W), or (N, C, ⌊(H − 1)/2⌋, ⌊(W − 1)/2⌋) with stride 2."""
+        outputs = []
+        for *chain, last in self.chains:
+            features = self._pool(x) if last == ["branch_pool"] else x
+            for (name,) in chain:
+                features = self.get_submodule(name)(features)
+            outputs += [self.get_submodule(name)(features) for name in last]
+        if self.stride == 2:
+            outputs.append(F.max_pool2d(x, 3, stride=2))
+        return torch.cat(outputs, dim=1)
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        if self.max_pool:
+            return F.max_pool2d(x, 3, stride=1, padding=1)
+        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
-class ReductionA(nn.Module):
-    """35×35 → 17×17 grid; `480 + in_channels` channels out."""
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.branch3x3 = ConvNorm(in_channels, 384, 3, stride=2)
-        self.branch3x3dbl_1 = ConvNorm(in_channels, 64, 1)
-        self.branch3x3dbl_2 = ConvNorm(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = ConvNorm(96, 96, 3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) → (N, in_channels + 480, ⌊(H − 1)/2⌋, ⌊(W − 1)/2⌋)."""
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], dim=1)
+def _build_block_a(in_channels: int, pool_features: int) -> Block:
+    """35×35 grid; 224 + pool_features channels out."""
+    double = [(64, _1X1), (96, _3X3), (96, _3X3)]
+    pooled = [(pool_features, _1X1)]
+    return Block(in_channels, {"1x1": [(64, _1X1)], "5x5": [(48, _1X1), (64, _5X5)], "3x3dbl": double, "_pool": pooled})
 
 
-class BlockB(nn.Module):
-    """17×17 grid: 7×7 convolutions factored into 1×7 and 7×1; 768 channels in and out."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        across: dict = {"kernel_size": (1, 7), "padding": (0, 3)}
-        along: dict = {"kernel_size": (7, 1), "padding": (3, 0)}
-        self.branch1x1 = ConvNorm(768, 192, 1)
-        self.branch7x7_1 = ConvNorm(768, channels, 1)
-        self.branch7x7_2 = ConvNorm(channels, channels, **across)
-        self.branch7x7_3 = ConvNorm(channels, 192, **along)
-        self.branch7x7dbl_1 = ConvNorm(768, channels, 1)
-        self.branch7x7dbl_2 = ConvNorm(channels, channels, **along)
-        self.branch7x7dbl_3 = ConvNorm(channels, channels, **across)
-        self.branch7x7dbl_4 = ConvNorm(channels, channels, **along)
-        self.branch7x7dbl_5 = ConvNorm(channels, 192, **across)
-        self.branch_pool = ConvNorm(768, 192, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 768, H, W) → (N, 768, H, W)."""
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        branches = [
-            self.branch1x1(x),
-            self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x))),
-            self.branch7x7dbl_5(self.branch7x7dbl_4(double)),
-            self.branch_pool(_average_pool(x)),
-        ]
-        return torch.cat(branches, dim=1)
+def _build_block_b(width: int) -> Block:
+    """17×17 grid, 7×7 convolutions factored into 1×7 and 7×1; 768 channels in and out."""
+    single = [(width, _1X1), (width, _1X7), (192, _7X1)]
+    double = [(width, _1X1), (width, _7X1), (width, _1X7), (width, _7X1), (192, _1X7)]
+    return Block(768, {"1x1": [(192, _1X1)], "7x7": single, "7x7dbl": double, "_pool": [(192, _1X1)]})
 
 
-class ReductionB(nn.Module):
-    """17×17 → 8×8 grid; `512 + in_channels` channels out."""
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.branch3x3_1 = ConvNorm(in_channels, 192, 1)
-        self.branch3x3_2 = ConvNorm(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = ConvNorm(in_channels, 192, 1)
-        self.branch7x7x3_2 = ConvNorm(192, 192, (1, 7), padding=(0, 3))
-        self.branch7x7x3_3 = ConvNorm(192, 192, (7, 1), padding=(3, 0))
-        self.branch7x7x3_4 = ConvNorm(192, 192, 3, stride=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) → (N, in_channels + 512, ⌊(H − 1)/2⌋, ⌊(W − 1)/2⌋)."""
-        wide = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
-        return torch.cat([self.branch3x3_2(self.branch3x3_1(x)), wide, F.max_pool2d(x, 3, stride=2)], dim=1)
-
-
-class BlockC(nn.Module):
-    """8×8 grid: 3×3 convolutions spread into 1×3 and 3×1 side by side; 2048 channels out."""
-
-    def __init__(self, in_channels: int, pool: str) -> None:
-        super().__init__()
-        self.pool = pool
-        self.branch1x1 = ConvNorm(in_channels, 320, 1)
-        self.branch3x3_1 = ConvNorm(in_channels, 384, 1)
-        self.branch3x3_2a = ConvNorm(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3_2b = ConvNorm(384, 384, (3, 1), padding=(1, 0))
-        self.branch3x3dbl_1 = ConvNorm(in_channels, 448, 1)
-        self.branch3x3dbl_2 = ConvNorm(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = ConvNorm(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3dbl_3b = ConvNorm(384, 384, (3, 1), padding=(1, 0))
-        self.branch_pool = ConvNorm(in_channels, 192, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, H, W) → (N, 2048, H, W)."""
-        single = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.pool == "max" else _average_pool(x)
-        branches = [
-            self.branch1x1(x),
-            self.branch3x3_2a(single),
-            self.branch3x3_2b(single),
-            self.branch3x3dbl_3a(double),
-            self.branch3x3dbl_3b(double),
-            self.branch_pool(pooled),
-        ]
-        return torch.cat(branches, dim=1)
+def _build_block_c(in_channels: int, max_pool: bool = False) -> Block:
+    """8×8 grid, 3×3 convolutions spread into parallel 1×3 and 3×1; 2048 channels out."""
+    single = [(384, _1X1), (384, _1X3, _3X1)]
+    double = [(448, _1X1), (384, _3X3), (384, _1X3, _3X1)]
+    branches: dict[str, list[tuple]] = {"1x1": [(320, _1X1)], "3x3": single, "3x3dbl": double, "_pool": [(192, _1X1)]}
+    return Block(in_channels, branches, max_pool=max_pool)
 
 
 def resize_bilinear_tf1(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bilinear resize of TensorFlow 1: pixel i samples the source at i·source/size, without half-pixel shift.
+    """Bilinear resize of TensorFlow 1, (N, C, H, W) → (N, C, size, size).
 
-    Args:
-        images: (N, C, H, W).
-        size: edge of the result.
-
-    Returns:
-        (N, C, size, size).
+    Pixel i samples the source at i·source/size, without half-pixel shift.
     """
     rows = _interpolation_matrix(images.shape[-2], size).to(images)
     columns = _interpolation_matrix(images.shape[-1], size).to(images)
@@ -216,7 +165,3 @@ def _interpolation_matrix(source: int, size: int) -> torch.Tensor:
     matrix[torch.arange(size), low] += 1 - fraction
     matrix[torch.arange(size), high] += fraction
     return matrix
-
-
-def _average_pool(x: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)

@@ -1,4 +1,4 @@
-"""The network: a residual U-Net whose middle and decoder see the mask through SPADE norms."""
+"""The semantic U-Net: a residual U-Net with SPADE norms in the middle and decoder."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, Upsample, zero_initialized
-from steelgen.models.norm import GroupNorm
-from steelgen.models.spade import Modulation, SpadeNorm, build_mask_pyramid, mark_edges
+from steelgen.models.spade import GroupNorm, Modulation, SpadeNorm, build_mask_pyramid, mark_edges
 
 
 @dataclass(frozen=True)
 class MaskFeatures:
-    """γ and β of every SPADE norm of a network for a batch of masks, in the order of the forward pass.
+    """γ and β of every SPADE norm for a batch of masks, in the order of the forward pass.
 
-    They may have fewer rows than the images they are used for; see `SpadeNorm.forward`.
+    They may have fewer rows than the images; see `SpadeNorm.forward`.
     """
 
     modulations: tuple[Modulation | None, ...]
-    """None where γ and β are computed anew in each forward pass, to save memory."""
+    """None where γ and β are recomputed in each forward pass to save memory."""
     pyramid: tuple[Tensor, ...]
     """The masks at the resolution of each level."""
 
     def select(self, rows: slice) -> MaskFeatures:
-        """The features of some of the masks."""
+        """Returns the features of some of the masks."""
         return MaskFeatures(
             tuple(None if cached is None else (cached[0][rows], cached[1][rows]) for cached in self.modulations),
             tuple(mask[rows] for mask in self.pyramid),
@@ -41,7 +40,7 @@ class MaskFeatures:
 
 
 class UNetStage(nn.Module):
-    """One residual block of an encoder or decoder with what follows it: attention, then a change of resolution."""
+    """A residual block, optional attention and an optional change of resolution."""
 
     def __init__(
         self, block: ResidualBlock, attention: SelfAttention | None = None, resampler: nn.Module | None = None
@@ -52,7 +51,7 @@ class UNetStage(nn.Module):
         self.resampler = resampler
 
     def forward(self, features: Tensor, time_embedding: Tensor, modulations: Sequence[Modulation] = ()) -> Tensor:
-        """Maps the features; `modulations` are γ and β of the SPADE norms in here."""
+        """Maps the features; `modulations` are γ and β of the stage's SPADE norms."""
         features = self.block(features, time_embedding, modulations[:2])
         if self.attention is not None:
             features = self.attention(features)
@@ -62,30 +61,17 @@ class UNetStage(nn.Module):
 
 
 class SemanticUNet(ModelMixin, ConfigMixin):
-    """Predicts what the noise schedule asks for (noise, velocity or image) from a noisy image, a timestep and a mask.
+    """Predicts the target of the noise schedule from a noisy image, a timestep and a mask.
 
-    Plain residual blocks in the encoder, SPADE ones in the middle and the decoder (Wang et al. 2022, arXiv 2207.00050).
+    Plain residual blocks in the encoder, SPADE blocks in the middle and decoder (Wang et al. 2022, arXiv 2207.00050).
 
     Args:
         image_size: edge of the images in pixels; attention_resolutions refer to it. Other sizes run too.
         in_channels: 1 for gray micrographs, 3 for RGB.
-        num_classes: channels of the one-hot mask; with 0 all norms are plain, and nothing is computed for masks.
-        base_channels: channels of the first level (times channel_mult[0]) and a quarter of the time embedding.
-        channel_mult: one factor a resolution level; each level halves the resolution.
-        num_res_blocks: residual blocks a level.
-        attention_resolutions: edges, in feature pixels, of the levels with self-attention. The middle always has it.
-        num_heads: attention heads, where num_head_channels is None.
-        num_heads_upsample: the decoder's attention heads, where they differ.
-        num_head_channels: channels a head; the number of heads then follows from it.
-        spade_channels: hidden width of the SPADE norms.
-        norm_groups: groups of every GroupNorm.
-        dropout: dropout probability inside the residual blocks.
-        scale_shift: the time embedding scales and shifts the norms; else it is added.
-        resample_in_blocks: change the resolution inside a residual block; else by a convolution.
-        learn_sigma: a second set of output channels interpolates the reverse variance (Nichol & Dhariwal 2021).
-        mask_resize: "area" or "nearest"; see `build_mask_pyramid`.
-        instance_edges: the SPADE norms see where instances meet, as one more channel (see `mark_edges`).
-        timestep_scale: the time embedding sees timesteps times this.
+        num_classes: channels of the one-hot mask; 0 builds plain norms only.
+        base_channels, channel_mult, num_res_blocks, attention_resolutions, num_heads, num_heads_upsample,
+        num_head_channels, spade_channels, norm_groups, dropout, scale_shift, resample_in_blocks, learn_sigma,
+        mask_resize, instance_edges, timestep_scale: see `steelgen.config.generator.UNetSection`.
     """
 
     _supports_gradient_checkpointing = True
@@ -115,7 +101,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
-        # What the forward pass reads; read from `config`, it would be a guard of torch.compile's graphs each time.
+        # Read by the forward pass; entries of `config` would become guards of torch.compile's graphs.
         self._num_classes, self._levels, self._base_channels = num_classes, len(channel_mult), base_channels
         self._instance_edges, self._mask_resize, self._timestep_scale = instance_edges, mask_resize, timestep_scale
         widths = [int(factor * base_channels) for factor in channel_mult]
@@ -184,12 +170,12 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
-        """See `ConfigMixin.extract_init_dict`; drops what config.json held up to version 0.1, always 0 by now."""
+        """See `ConfigMixin.extract_init_dict`; drops a field of version 0.1, which is 0."""
         kept = {name: value for name, value in config_dict.items() if name != "augmentation_channels"}
         return super().extract_init_dict(kept, **options)
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
-        """See `ModelMixin.save_pretrained`, which adds to the config, on whose length torch.compile's graphs depend."""
+        """See `ModelMixin.save_pretrained`; keeps it from growing the config, a guard of torch.compile's graphs."""
         config: Any = self._internal_dict  # type: ignore[has-type]
         self._internal_dict = FrozenDict(config)
         try:
@@ -203,13 +189,13 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         return 2 ** (self._levels - 1)
 
     def compute_mask_features(self, one_hot_mask: Tensor, max_bytes: float = math.inf) -> MaskFeatures:
-        """γ and β of every SPADE norm for masks (N, num_classes, H, W); all zeros is the null mask of guidance.
+        """Computes γ and β of every SPADE norm for masks (N, num_classes, H, W); all zeros is the null mask.
 
-        With instance_edges a further channel may say where instances meet; else it is where classes do.
+        With instance_edges the masks may have one more channel for these; by default class edges are used.
 
         Args:
-            max_bytes: what all γ and β may take, in fp32; norms beyond that, the finest first, are recomputed in each
-                forward pass instead.
+            max_bytes: memory for all γ and β in fp32; norms beyond it, the finest first, recompute theirs in each
+                forward pass.
         """
         height, width = one_hot_mask.shape[-2:]
         if height % self.downsampling_factor or width % self.downsampling_factor:
@@ -240,8 +226,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         Args:
             noisy_image: (N, in_channels, H, W).
             timesteps: (N,) integers or floats.
-            one_hot_mask: (N, num_classes, H, W) in [0, 1]; needed unless `mask_features` is given.
-            mask_features: what `compute_mask_features` returned for the same masks.
+            one_hot_mask: (N, num_classes, H, W) in [0, 1]; required without `mask_features`.
+            mask_features: output of `compute_mask_features` for the same masks.
 
         Returns:
             (N, in_channels, H, W), or (N, 2·in_channels, H, W) with learn_sigma.
@@ -249,7 +235,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         if mask_features is None:
             if one_hot_mask is None:
                 raise ValueError("either one_hot_mask or mask_features is needed")
-            # Under checkpointing γ and β, as large as the features, are computed again in the backward pass too.
+            # With checkpointing, γ and β are recomputed in the backward pass too: they are as large as the features.
             mask_features = self.compute_mask_features(one_hot_mask, 0 if self._checkpoints else math.inf)
         masks = self._iterate_masks(mask_features)
 
@@ -262,19 +248,19 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         features = self.conv_in(noisy_image)
         skips = [features]
         for stage in self.encoder:
-            features = stage(features) if isinstance(stage, Downsample) else self._run(stage, features, embedding)
+            is_block = not isinstance(stage, Downsample)
+            features = self._run(stage, features, embedding, masks) if is_block else stage(features)
             skips.append(features)
         for stage in self.middle:
-            features = self._run(stage, features, embedding, _take(masks, stage))
+            features = self._run(stage, features, embedding, masks)
         for stage in self.decoder:
-            features = torch.cat([features, skips.pop()], dim=1)
-            features = self._run(stage, features, embedding, _take(masks, stage))
+            features = self._run(stage, torch.cat([features, skips.pop()], dim=1), embedding, masks)
         return self.conv_out(F.silu(self.norm_out(features)))
 
     def estimate_activation_bytes(self) -> int:
-        """About what drawing one image of image_size takes in fp32, besides weights and mask features.
+        """Estimates the fp32 memory of sampling one image of image_size, besides weights and mask features.
 
-        The skip connections of all levels, and at the finest one a residual block's input, hidden features and norms.
+        Counts the skip connections, and the input, hidden features and norms of a residual block at the finest level.
         """
         area = self.config.image_size**2
         widths = [int(factor * self._base_channels) for factor in self.config.channel_mult]
@@ -286,16 +272,13 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         return torch.is_grad_enabled() and self.gradient_checkpointing
 
     def _run(
-        self, stage: nn.Module, features: Tensor, embedding: Tensor, masks: Sequence[Modulation | Tensor] = ()
+        self, stage: nn.Module, features: Tensor, embedding: Tensor, masks: Iterator[Modulation | Tensor]
     ) -> Tensor:
-        """Runs a stage with γ and β of its SPADE norms, or the masks that these are computed from."""
+        """Runs a stage; `masks` continues with γ and β of its SPADE norms, or masks to compute them from."""
+        norms = [(module, next(masks)) for module in stage.modules() if isinstance(module, SpadeNorm)]
 
         def run(features: Tensor, embedding: Tensor) -> Tensor:
-            norms = [module for module in stage.modules() if isinstance(module, SpadeNorm)] if masks else []
-            modulations = [
-                norm.compute_modulation(mask) if isinstance(mask, Tensor) else mask
-                for norm, mask in zip(norms, masks, strict=True)
-            ]
+            modulations = [norm.compute_modulation(mask) if isinstance(mask, Tensor) else mask for norm, mask in norms]
             return stage(features, embedding, modulations)
 
         if self._checkpoints:
@@ -307,7 +290,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             yield cached or mask_features.pyramid[level]
 
     def _spade_norms(self) -> Iterator[tuple[SpadeNorm, int]]:
-        """Every SPADE norm in the order of the forward pass, with the level (log2 of the downsampling) it works at."""
+        """Yields every SPADE norm in the order of the forward pass, with its level (log2 of the downsampling)."""
         if not self._num_classes:
             return
         level = self._levels - 1
@@ -318,9 +301,3 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                     level -= block.resample_by == "up"
                     yield block.norm_2, level  # type: ignore[misc]
             level -= isinstance(stage.resampler, Upsample)
-
-
-def _take(masks: Iterator[Modulation | Tensor], stage: nn.Module) -> list[Modulation | Tensor]:
-    """What the next SPADE norms, those of a stage, are steered by."""
-    count = sum(isinstance(module, SpadeNorm) for module in stage.modules())
-    return [next(masks) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Spatially-adaptive normalization: how a mask steers the features of the network."""
+"""Group normalization and spatially-adaptive normalization (SPADE)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelgen.models.norm import GroupNorm
-
 Modulation = tuple[Tensor, Tensor]
 """γ and β of one SPADE norm, each (N, channels, h, w)."""
 
 
-class SpadeNorm(nn.Module):
-    """GroupNorm without parameters of its own, then x·(1 + γ(mask)) + β(mask).
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm (Wu & He 2018, arXiv 1803.08494) that keeps bf16 and fp16 features in their dtype.
 
-    γ and β depend on the mask alone, not on the image or the timestep, so they are computed apart from the
-    normalization (`compute_modulation`) and can be reused over all steps of a sampling run.
+    CUDA's autocast would run it in fp32 and keep an fp32 copy of every feature map for the backward pass. The kernels
+    accumulate mean and variance in fp32 in any case.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, ...) → the same shape and dtype."""
+        if features.dtype == torch.float32:
+            return super().forward(features)
+        weight, bias = (None if tensor is None else tensor.to(features.dtype) for tensor in (self.weight, self.bias))
+        with torch.autocast(features.device.type, enabled=False):
+            return F.group_norm(features, self.num_groups, weight, bias, self.eps)
+
+
+class SpadeNorm(nn.Module):
+    """GroupNorm without parameters, then x·(1 + γ(mask)) + β(mask).
+
+    γ and β depend on the mask only, so they are computed separately (`compute_modulation`) and reused in all steps of a
+    sampling run.
 
     Source: Park et al. 2019, "Semantic Image Synthesis with Spatially-Adaptive Normalization" (arXiv 1903.07291),
     eq. 1, with GroupNorm as in Wang et al. 2022, "Semantic Image Synthesis via Diffusion Models" (arXiv 2207.00050).
@@ -24,7 +38,7 @@ class SpadeNorm(nn.Module):
     Args:
         channels: channels of the features; divisible by `num_groups`.
         mask_channels: channels of the one-hot mask.
-        hidden_channels: width of the convolution that γ and β share.
+        hidden_channels: width of the convolution shared by γ and β.
         num_groups: groups of the GroupNorm.
     """
 
@@ -42,8 +56,8 @@ class SpadeNorm(nn.Module):
     def forward(self, features: Tensor, modulation: Modulation) -> Tensor:
         """Normalizes features (N, channels, h, w) and modulates them.
 
-        Where γ and β have fewer rows than the features, their last row serves all the rest: under guidance one null
-        mask is shared by the batch.
+        If γ and β have fewer rows than the features, the last row is used for all remaining rows: the null mask of
+        guidance, shared by the batch.
         """
         gamma, beta = modulation
         normalized = self.norm(features)
@@ -58,32 +72,25 @@ def build_mask_pyramid(one_hot_mask: Tensor, sizes: list[tuple[int, int]], mode:
     """Resizes a one-hot mask (N, K, H, W) to each (h, w) of `sizes`.
 
     Args:
-        mode: "nearest" picks one pixel (SPADE, ISDM); "area" gives each class its share of the area, so that films
-            thinner than a feature pixel stay visible to the coarse levels.
+        mode: "nearest" samples one pixel (SPADE, ISDM); "area" gives area shares per class, which keep films thinner
+            than a feature pixel visible at coarse levels.
     """
     full = tuple(one_hot_mask.shape[-2:])
     return {size: one_hot_mask if size == full else F.interpolate(one_hot_mask, size=size, mode=mode) for size in sizes}
 
 
 def mark_edges(one_hot_mask: Tensor) -> Tensor:
-    """1 where a pixel has another class than one of its four neighbors, else 0.
+    """Marks pixels that differ in class from one of their four neighbors by 1, all others by 0.
 
-    Source: the instance edges of Wang et al. 2018, "pix2pixHD" (arXiv 1711.11585), section 3.3, taken from classes.
+    Source: the instance edges of Wang et al. 2018, "pix2pixHD" (arXiv 1711.11585), section 3.3, applied to classes.
 
     Args:
-        one_hot_mask: (N, K, H, W); all zeros, the null mask, has no edges.
+        one_hot_mask: (N, K, H, W); the null mask, all zeros, has no edges.
 
     Returns:
-        (N, 1, H, W) of the mask's type.
+        (N, 1, H, W) of the mask's dtype.
     """
-    edges = torch.zeros_like(one_hot_mask[:, :1])
     across = (one_hot_mask[..., 1:] != one_hot_mask[..., :-1]).any(dim=1, keepdim=True)
     down = (one_hot_mask[..., 1:, :] != one_hot_mask[..., :-1, :]).any(dim=1, keepdim=True)
-    for part, differs in (
-        (edges[..., 1:], across),
-        (edges[..., :-1], across),
-        (edges[..., 1:, :], down),
-        (edges[..., :-1, :], down),
-    ):
-        part[differs] = 1
-    return edges
+    sides = ((across, (1, 0)), (across, (0, 1)), (down, (0, 0, 1, 0)), (down, (0, 0, 0, 1)))
+    return torch.stack([F.pad(differs, padding) for differs, padding in sides]).any(dim=0).to(one_hot_mask.dtype)

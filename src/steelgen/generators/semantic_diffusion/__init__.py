@@ -1,4 +1,4 @@
-"""Mask-conditioned diffusion by a SPADE U-Net."""
+"""Mask-conditioned diffusion with a SPADE U-Net."""
 
 from __future__ import annotations
 

@@ -1,19 +1,24 @@
-"""The JSON files of a saved generator, and what they may say."""
+"""Validation of the JSON files in a saved generator folder."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from diffusers import DiffusionPipeline
 from pydantic import ConfigDict, Field, model_validator
 
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS
 from steelgen.config.generator import UNetSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.errors import InputError
-from steelgen.files import Record, load_record
+from steelgen.errors import InputError, quote_value
+from steelgen.files import Record, load_json, load_record
 from steelgen.generators.saved import DESCRIPTION_FILE
+
+_COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
+"""Module and class of each component in model_index.json."""
 
 
 class Description(Record):
@@ -25,11 +30,11 @@ class Description(Record):
     objective: Literal["simple", "variational"] = "simple"
     vlb_weight: float = Field(0.001, ge=0)
     mask_noise: bool = False
-    """Of a way to train that is gone."""
+    """A removed option that changes sampling."""
 
 
 class _Schedule(Record):
-    """scheduler_config.json, as far as steelgen depends on it."""
+    """The fields of scheduler_config.json that steelgen depends on."""
 
     model_config = ConfigDict(strict=True)
 
@@ -52,7 +57,7 @@ class _Schedule(Record):
 
 
 class _Network(UNetSection):
-    """config.json of the network: the section of a config, what follows from the data, and notes of diffusers' own."""
+    """config.json of the network: a `UNetSection` with fields of the data and of diffusers."""
 
     model_config = ConfigDict(strict=True)
     removed = {"augmentation_channels": UNetSection.removed["augmentation_conditioning"]}
@@ -70,12 +75,14 @@ class _Network(UNetSection):
 
 
 def load_description(folder: Path) -> Description:
-    """Reads generator.json and checks the JSON files of diffusers beside it, which say how the parts are built.
+    """Reads generator.json and checks the JSON files of diffusers in the same folder.
 
     Raises:
-        InputError: if one is missing or damaged, or they are not of one generator; file and field are named.
+        InputError: if a file is missing or damaged, or the files disagree; file and field are named.
     """
     description = load_record(folder / DESCRIPTION_FILE, Description)
+    if description.mask_noise:
+        raise InputError(f"{folder / DESCRIPTION_FILE}: mask_noise was removed; sample with an older steelgen")
     load_record(folder / "scheduler" / "scheduler_config.json", _Schedule)
     path = folder / "unet" / "config.json"
     network = load_record(path, _Network)
@@ -86,5 +93,21 @@ def load_description(folder: Path) -> Description:
     }
     for name, value in wanted.items():
         if getattr(network, name) != value:
-            raise InputError(f"{path}: {name}: is {getattr(network, name)}, but {value} by {DESCRIPTION_FILE}")
+            raise InputError(f"{path}: {name}: is {getattr(network, name)}, but {value} in {DESCRIPTION_FILE}")
+    _check_components(folder / DiffusionPipeline.config_name)
     return description
+
+
+def _check_components(path: Path) -> None:
+    """Raises InputError if model_index.json names other components than `SemanticDiffusion.save` writes.
+
+    diffusers would import any class it finds there and ignore extra components.
+    """
+    index = load_json(path)
+    if not isinstance(index, dict):
+        raise InputError(f"{path}: must be a JSON object, not {type(index).__name__}")
+    found = {name: value for name, value in index.items() if not name.startswith("_")}
+    for name in sorted(found.keys() | _COMPONENTS.keys()):
+        value, expected = found.get(name), _COMPONENTS.get(name)
+        if value != expected:
+            raise InputError(f"{path}: {name} is {quote_value(value)}, must be {json.dumps(expected)}")

@@ -1,4 +1,4 @@
-"""Drawing images: a diffusers pipeline around the semantic U-Net."""
+"""Sampling: a diffusers pipeline around the semantic U-Net."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from steelgen.models.semantic_unet import SemanticUNet
 
 
 class SemanticDiffusionPipeline(DiffusionPipeline):
-    """Draws micrographs for masks of class indices.
+    """Generates micrographs for masks of class indices.
 
     Args:
         unet: the network.
-        scheduler: the noise schedule that it was trained with.
+        scheduler: the noise schedule of its training.
     """
 
     unet: SemanticUNet
@@ -47,34 +47,27 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         value_range: tuple[float, float] | None = None,
         weak_unet: SemanticUNet | None = None,
     ) -> Tensor:
-        """Draws one image a mask; see `sample_batch` for the arguments.
+        """Generates one image per mask; see `sample_batch` for the arguments.
 
-        On the CPU every image is drawn by itself: its kernels choose the order of their sums by the size of the batch,
-        and an image would differ in the last bit from batch to batch. Images of the network's size are drawn side by
-        side, one thread each, larger ones window by window; the solver's mask_cache_gib is shared among these.
+        On the CPU each image is computed by itself, because CPU kernels order their sums by the batch size and images
+        would differ in the last bit between batch sizes. Images of the network's size run in parallel, one thread
+        each, and share the solver's mask_cache_gib; larger images run window by window.
         """
         solver = solver or SolverSection()
 
-        def draw(rows: slice, cache_share: float = 1.0) -> Tensor:
+        def generate(rows: slice, cache_share: float = 1.0) -> Tensor:
+            own_noise, start = (None if tensor is None else tensor[rows] for tensor in (noise, start_images))
             return self.sample_batch(
-                masks[rows],
-                seeds[rows],
-                solver,
-                noise=None if noise is None else noise[rows],
-                start_images=None if start_images is None else start_images[rows],
-                strength=strength,
-                value_range=value_range,
-                weak_unet=weak_unet,
-                cache_share=cache_share,
+                masks[rows], seeds[rows], solver, own_noise, start, strength, value_range, weak_unet, cache_share
             )
 
         if self.unet.device.type != "cpu":
-            return draw(slice(None))
+            return generate(slice(None))
         rows = [slice(index, index + 1) for index in range(len(seeds))]
         if not self._fits_network(masks, solver) or _is_compiled(self.unet):
-            return torch.cat([draw(row) for row in rows])
+            return torch.cat([generate(row) for row in rows])
         share = 1 / torch.get_num_threads()
-        return torch.cat(map_on_single_threads(lambda index: draw(rows[index], share), len(rows)))
+        return torch.cat(map_on_single_threads(lambda index: generate(rows[index], share), len(rows)))
 
     @torch.inference_mode()
     def sample_batch(
@@ -89,22 +82,22 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         weak_unet: SemanticUNet | None = None,
         cache_share: float = 1.0,
     ) -> Tensor:
-        """Draws one image a mask, all in one batch; the host waits for the device at most once a step.
+        """Generates one image per mask in one batch; the host waits for the device at most once per step.
 
-        Images larger than the network's image_size are drawn in overlapping windows (see `WindowLayout`).
+        Images larger than the network's image_size are computed in overlapping windows (see `WindowLayout`).
 
         Args:
             masks: (N, H, W) int64 class indices; indices ≥ num_classes are ignored pixels.
-            seeds: N seeds; an image depends on its mask and seed, not on the batch it is drawn in.
-            solver: the steps and their guidance.
-            noise: (N, C, H, W) standard normal noise to start from, instead of the seeds' own.
-            start_images, strength: images to start from; see `Solver.start`.
-            value_range: limits of the gray levels, as the network sees them; None: not clipped.
-            weak_unet: autoguidance's weaker network.
-            cache_share: share of the solver's mask_cache_gib that this call may take.
+            seeds: N seeds; an image depends on its mask and seed only, not on the batch.
+            solver: solver and guidance.
+            noise: (N, C, H, W) standard normal noise that replaces the seeds' noise.
+            start_images, strength: images to start from; see `RespacedSolver.start`.
+            value_range: limits of the gray levels in the network's units; None does not clip.
+            weak_unet: the weaker network of autoguidance.
+            cache_share: share of the solver's mask_cache_gib for this call.
 
         Returns:
-            (N, in_channels, H, W) float32, in the gray levels that the network was trained on.
+            (N, in_channels, H, W) float32, in the network's units.
         """
         config, device = self.unet.config, self.unet.device
         one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)
@@ -126,7 +119,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         return image
 
     def _fits_network(self, masks: Tensor, solver: AnySolverSection) -> bool:
-        """Whether images are drawn as one piece."""
+        """Whether images are computed without windows."""
         return masks.shape[1:] == (self.unet.config.image_size,) * 2 and not solver.periodic
 
     def _build_window_predictor(
@@ -137,8 +130,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         height, width = one_hot.shape[2:]
         layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, one_hot.device)
         masks = layout.cut(one_hot)  # (N·windows, num_classes, edge, edge)
-        chunk, alone = 1, one_hot.device.type == "cpu"
-        if not alone:
+        chunk, on_cpu = 1, one_hot.device.type == "cpu"
+        if not on_cpu:
             passes = 1 if guide.scale == 1 else 2
             chunk = max(1, int(solver.window_memory_gib * 2**30 / (passes * unet.estimate_activation_bytes())))
         rows = [slice(start, start + chunk) for start in range(0, len(masks), chunk)]
@@ -150,7 +143,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             def predict_part(index: int) -> Tensor:
                 return networks[index].predict(pieces[rows[index]], time, guided)
 
-            if alone and not _is_compiled(unet):
+            if on_cpu and not _is_compiled(unet):
                 return layout.blend(torch.cat(map_on_single_threads(predict_part, len(rows))))
             return layout.blend(torch.cat([predict_part(index) for index in range(len(rows))]))
 
@@ -158,5 +151,5 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
 
 
 def _is_compiled(unet: SemanticUNet) -> bool:
-    """Whether it is traced, which dynamo does in one thread alone."""
+    """Whether torch.compile traces the network, which works in one thread only."""
     return unet._compiled_call_impl is not None

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from steelgen.config.generator import DiffusionTrainingSection
 from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
-from steelgen.diffusion.loss_history import LossHistory
 from steelgen.diffusion.randomness import CropRandomness, HeldOutRandomness
 from steelgen.diffusion.reverse import ReverseProcess, build_reverse_process
-from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, TimestepDistribution
+from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, LossHistory, TimestepDistribution
 from steelgen.generators import Batch, Gather, Losses, Phase, SteadyState
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
@@ -21,12 +19,7 @@ _HISTORY = "loss_history"
 
 
 class SemanticDiffusionTraining(SteadyState):
-    """See `Trainable`.
-
-    Args:
-        generator: is trained.
-        config: which timesteps are trained on, and how often without a mask.
-    """
+    """See `Trainable`."""
 
     averaged: tuple[str, ...] = ("unet",)
     phases: tuple[Phase, ...] = (Phase("denoise", ("unet",)),)
@@ -37,13 +30,18 @@ class SemanticDiffusionTraining(SteadyState):
         self.networks: Mapping[str, nn.Module] = {"unet": generator.network}
         self._config = config
         self._options = LossOptions(generator.objective, generator.vlb_weight, generator.value_range)
-        self._even = EvenTimesteps(len(generator.schedule))
-        self._distribution = self._build_distribution()
-        self._process: dict[torch.device, ReverseProcess] = {}
+        schedule, sampling = generator.schedule, config.timestep_sampling
+        self._even = EvenTimesteps(len(schedule))
+        self._distribution: TimestepDistribution = self._even
+        if sampling == "lognormal":
+            self._distribution = LogNormalTimesteps(schedule, config.lognormal_mean, config.lognormal_std)
+        elif sampling == "loss_second_moment":
+            self._distribution = LossHistory(len(schedule))
+        self._process: ReverseProcess | None = None
 
     @property
     def crop_options(self) -> dict[str, Any]:
-        """See `Trainable.crop_options`: instance edges, for networks that see them."""
+        """See `Trainable.crop_options`: instance edges, if the network uses them."""
         return {"instance_edges": self.generator.network.config.instance_edges}
 
     def randomness(self, seed: int) -> CropRandomness:
@@ -51,15 +49,17 @@ class SemanticDiffusionTraining(SteadyState):
         return CropRandomness(seed, self._shape, self._config.mask_dropout)
 
     def held_out_randomness(self, count: int) -> HeldOutRandomness:
-        """See `Trainable.held_out_randomness`: timesteps spread evenly over the crops."""
+        """See `Trainable.held_out_randomness`: timesteps are spread evenly over the crops."""
         return HeldOutRandomness(count, self._shape)
 
     def compute_loss(
         self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
     ) -> Losses:
         """See `Trainable.compute_loss`."""
-        generator = self.generator
+        generator, device = self.generator, batch["image"].device
         mean, deviation = generator.intensity
+        if self._process is None or self._process.betas.device != device:
+            self._process = build_reverse_process(generator.schedule.betas).to(device)
         losses, timesteps = compute_diffusion_loss(
             networks["unet"],
             generator.schedule,
@@ -67,9 +67,9 @@ class SemanticDiffusionTraining(SteadyState):
             generator.info.num_classes,
             self._options,
             self._even if validates else self._distribution,
-            self._find_process(batch["image"].device),
+            self._process,
         )
-        # The quantiles of validation, too fine for the schedule, tell parts of it apart that a timestep would not.
+        # In validation the quantiles, which are finer than timesteps, decide the part of the schedule.
         return Losses(losses, batch["fraction"] if validates else timesteps / len(generator.schedule))
 
     def end_step(self, gather: Gather) -> None:
@@ -90,15 +90,3 @@ class SemanticDiffusionTraining(SteadyState):
     def _shape(self) -> tuple[int, int, int]:
         geometry = self.generator.geometry
         return geometry.in_channels, geometry.image_size, geometry.image_size
-
-    def _build_distribution(self) -> TimestepDistribution:
-        config, schedule = self._config, self.generator.schedule
-        if config.timestep_sampling == "lognormal":
-            return LogNormalTimesteps(schedule, config.lognormal_mean, config.lognormal_std)
-        return LossHistory(len(schedule)) if config.timestep_sampling == "loss_second_moment" else self._even
-
-    def _find_process(self, device: torch.device) -> ReverseProcess:
-        """The reverse process over all steps, kept on each device where it is needed."""
-        if device not in self._process:
-            self._process[device] = build_reverse_process(self.generator.schedule.betas).to(device)
-        return self._process[device]
