@@ -135,6 +135,14 @@ def test_killed_at_any_moment_training_ends_bit_identical(tiny_dataset, tmp_path
     assert resumed >= KILLS // 3
 
 
+def test_a_checkpoint_killed_while_being_removed_is_removed_on_resuming(tiny_dataset, tmp_path):
+    options = dict(checkpoint_every=1, keep_checkpoints=3)
+    train(crash_config(tiny_dataset, tmp_path / "run", max_steps=3, **options), Recorder())
+    (tmp_path / "run/checkpoints/step-000001/training.json").unlink()
+    train(crash_config(tiny_dataset, tmp_path / "run", max_steps=4, **options), Recorder(), resume=True)
+    assert sorted(path.name[-1] for path in (tmp_path / "run/checkpoints").iterdir()) == ["2", "3", "4"]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 3 MiB of its own."""
@@ -224,7 +232,7 @@ def test_out_of_memory_says_what_to_change(tiny_dataset, tmp_path, monkeypatch, 
     with pytest.raises(InputError, match=r"^out of memory: train_batch_size 6 at image_size 16 needs more") as caught:
         train(config, Recorder())
     message = str(caught.value)
-    assert "train.train_batch_size=3 with train.gradient_accumulation_steps=4 (the same 12 crops a step" in message
+    assert "train.train_batch_size=3 with train.gradient_accumulation_steps=4 (still 12 crops per step" in message
     assert "train.gradient_checkpointing=true, train.mixed_precision=bf16" in message
     assert f"{tmp_path / 'run'}/checkpoints/step-000002 is intact" in message
     monkeypatch.undo()

@@ -19,8 +19,8 @@ from steelgen.generators import Drawn
 from steelgen.generators.families import load_generator
 from steelgen.sampling.sample import sample
 from steelgen.training.loop import train
+from steelgen.training.meter import average_by_bin
 from steelgen.training.selection import BestTracker, CopyWatch
-from steelgen.training.validation import average_by_bin
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.training.test_crashes import fork_training
 from tests.training.test_loop import Recorder
@@ -84,7 +84,7 @@ def test_validation_sees_the_held_out_split(tmp_path):
         options = dict(max_steps=2, learning_rate=1e-30, ema_decay=0.0)
         losses.append(run_tiny(dataset, tmp_path / f"run-{name}", sections=sections, **options)[1][2]["val_loss"])
     assert losses[0] == losses[1]
-    with pytest.raises(InputError, match=r"validation\.split 'train' is what is trained on"):
+    with pytest.raises(InputError, match=r"validation\.split 'train' is the training split"):
         run_tiny(tmp_path / "few", tmp_path / "refused", sections={"validation": {"split": "train"}})
 
 
@@ -138,22 +138,22 @@ def test_patience_counts_from_the_best_value():
     tracker = BestTracker("kid", patience_steps=4)
     kept = [tracker.offer(step, {"kid": value}) for step, value in ((2, 3.0), (4, float("nan")), (6, 2.0), (8, 2.0))]
     assert kept == [True, False, True, False]
-    assert not tracker.given_up
+    assert not tracker.out_of_patience
     again = BestTracker("kid", patience_steps=4)
     again.restore(json.loads(json.dumps(tracker.state())), step=8)
     assert not again.offer(9, {"val_loss": 0.0})
     assert not again.offer(10, {"kid": 2.5})
-    assert again.given_up
+    assert again.out_of_patience
     other = BestTracker("val_loss", patience_steps=4)
     other.restore(tracker.state(), step=8)
-    assert (other.best_value, other.best_step, other.given_up) == (None, 8, False)
+    assert (other.best_value, other.best_step, other.out_of_patience) == (None, 8, False)
 
 
 def test_copies_begin_once():
     watch = CopyWatch(max_copies=0.1, checks=2)
     shares = [0.2, 0.1, 0.2, 0.3, 0.4]
     assert [watch.offer(step, share) for step, share in enumerate(shares)] == [False, False, False, True, False]
-    assert watch.begun_at == 3
+    assert watch.detected_at == 3
 
 
 def test_measurement_tells_copies_and_stops(tiny_dataset, tmp_path, few_features, monkeypatch):
@@ -178,7 +178,7 @@ def test_measurement_tells_copies_and_stops(tiny_dataset, tmp_path, few_features
     assert rows[2]["copies_floor"] == 0
     assert rows[2]["copy_ratio"] < 0.5
     assert rows[2]["kid"] == rows[4]["kid"]
-    lines = [event for event in recorder.events if "have begun" in event]
+    lines = [event for event in recorder.events if "copies training images" in event]
     assert len(lines) == 1
     assert "at step 4" in lines[0]
     assert (tmp_path / "run/previews/copies-000004.png").is_file()

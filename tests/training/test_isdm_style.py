@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, TrainConfig
-from steelgen.diffusion.loss_history import LossHistory
+from steelgen.diffusion.timesteps import LossHistory
 from steelgen.generators.families import load_generator
-from steelgen.training.epochs import EpochTracker
 from steelgen.training.loop import finetune, train
+from steelgen.training.meter import EpochTracker
 from tests.conftest import tiny_train_config
 
 
@@ -137,7 +137,7 @@ def test_epochs_of_several_processes_are_one():
     trackers[1].add(torch.tensor([3.0, 6.0]))
     pairs = [tracker._pair()[None] for tracker in trackers]
     for tracker in trackers:
-        tracker.settle(lambda own: gather(pairs))
+        tracker.collect(lambda own: gather(pairs))
     assert trackers[0].state() == {"epoch": 0, "sum": 12.0, "count": 4}
     resumed = [EpochTracker(epoch_crops=8, is_main=is_main) for is_main in (True, False)]
     for tracker in resumed:

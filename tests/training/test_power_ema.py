@@ -13,9 +13,9 @@ from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
 from steelgen.generators.families import load_generator
+from steelgen.training.ema import PowerAverage, compute_gamma
 from steelgen.training.loop import train
-from steelgen.training.post_hoc_ema import compute_coefficients, reconstruct_average
-from steelgen.training.power_ema import PowerAverage, compute_gamma, list_snapshots, save_snapshot
+from steelgen.training.post_hoc_ema import compute_coefficients, list_snapshots, reconstruct_average, save_snapshot
 from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder, assert_same_tensors
 
@@ -150,7 +150,7 @@ def test_command_exports_a_generator(tiny_dataset, tmp_path):
         torch.testing.assert_close(found[name].detach(), tensor, rtol=1e-4, atol=1e-5)
     assert json.loads((tmp_path / "out/generator.json").read_text())["kind"] == "semantic_diffusion"
     for extra, message in (
-        (["--step", "5"], "no snapshot of step 5; there are 2, 4, 6"),
+        (["--step", "5"], "no snapshot of step 5; available: 2, 4, 6"),
         (["--std", "0.5"], "at most 0.289"),
     ):
         result = CliRunner().invoke(app, [*arguments, str(tmp_path / "none"), *extra])

@@ -71,9 +71,9 @@ def test_bf16_gradients_point_the_same_way(tiny_dataset, tmp_path):
 
 def test_fp16_on_a_cpu_is_refused(tiny_dataset, tmp_path):
     config = parse_config(tiny_train_config(tiny_dataset, tmp_path, mixed_precision="fp16"), TrainConfig)
-    with pytest.raises(InputError, match="mixed_precision fp16: training in it needs a GPU"):
+    with pytest.raises(InputError, match="mixed_precision fp16: training needs a GPU"):
         build_accelerator(config.train)
-    with pytest.raises(InputError, match="mixed_precision fp16: training in it needs a GPU"):
+    with pytest.raises(InputError, match="mixed_precision fp16: training needs a GPU"):
         tune_batch(config)
 
 

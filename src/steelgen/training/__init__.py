@@ -1,1 +1,1 @@
-"""The training loop and its upkeep: EMA, checkpoints, previews, stopping."""
+"""Training loop, checkpoints, validation and weight averages of all generator kinds."""

@@ -1,15 +1,15 @@
-"""Checkpoints: safetensors and JSON, written whole or not at all.
+"""Checkpoints: safetensors and JSON, written atomically.
 
 checkpoints/step-000500/
-    training.json            global_step, the scaler's state, and what else training goes on from
-    weights.safetensors      the networks as they are trained; of several, tensors are called NETWORK.tensor
-    average.safetensors      exponential moving average of those used for sampling
+    training.json            global_step, the gradient scaler's state and the progress of the run
+    weights.safetensors      the networks in training; with several, tensors are called NETWORK.tensor
+    average.safetensors      exponential moving average of the networks used for sampling
     average-power-<std>.safetensors    power-function averages (train.ema_power_stds)
-    optimizer.safetensors    AdamW's moments; of several phases, optimizer-<phase>.safetensors each
-    trainable.safetensors    other tensors that training goes on from, where there are any
+    optimizer.safetensors    AdamW's moments; with several phases, optimizer-<phase>.safetensors each
+    trainable.safetensors    other tensors of the generator kind, if any
     generator/               the generator with averaged weights, ready for sampling
 
-No random state is kept: every random number of training is a function of the seed and the step or crop number.
+No random state is saved: every random number of training is a function of the seed and the step or crop number.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
     """Writes checkpoints/step-<global_step> and removes all but the newest `keep`.
 
     Raises:
-        InputError: if the disk is too full; earlier checkpoints stay.
+        InputError: if the disk is full; earlier checkpoints are kept.
     """
     folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
     if not folder.exists():
@@ -52,44 +52,42 @@ def save_checkpoint(run_dir: Path, state: TrainingState, keep: int) -> Path:
                 save_tensors(working / _TENSORS_FILE, tensors)
             with state.averaged():
                 state.generator.save(working / "generator")
-            _save_progress(working, state)
+            save_progress(working, state)
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return folder
 
 
-def note_progress(run_dir: Path, state: TrainingState) -> None:
-    """Brings the newest checkpoint, that of the state's step, up to what was learnt of the step after it was saved."""
-    _save_progress(run_dir / "checkpoints" / f"step-{state.step:06d}", state)
-
-
-def _save_progress(folder: Path, state: TrainingState) -> None:
+def save_progress(folder: Path, state: TrainingState) -> None:
+    """Writes training.json of a checkpoint."""
     scaler = state.scaler.state_dict() if state.scaler is not None else None
     save_json(folder / "training.json", {"global_step": state.step, "scaler": scaler, "progress": state.progress()})
 
 
 def remove_unfinished(run_dir: Path) -> None:
-    """Removes what killed processes left of folders that they were writing; puts back one that was being replaced."""
+    """Removes folders left unfinished by killed processes; restores folders that were being replaced."""
     restore_folders(run_dir)
-    for pattern in ("checkpoints/.step-*", ".*best.*", ".*export*.*"):
-        for leftover in run_dir.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
+    patterns = ("checkpoints/.step-*", ".*best.*", ".*export*.*")
+    leftovers = [path for pattern in patterns for path in run_dir.glob(pattern)]
+    leftovers += {*run_dir.glob("checkpoints/step-*")} - {*list_checkpoints(run_dir)}  # killed while being removed
+    for leftover in leftovers:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """Lists the complete checkpoints of a run, oldest first."""
     found = [path for path in (run_dir / "checkpoints").glob("step-*") if (path / "training.json").is_file()]
     return sorted(found, key=lambda path: int(re.sub(r"\D", "", path.name)))
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The complete checkpoint of a run with the most steps; None where there is none."""
+    """Returns the latest complete checkpoint of a run; None if there is none."""
     checkpoints = list_checkpoints(run_dir)
     return checkpoints[-1] if checkpoints else None
 
 
 def find_training_state(path: Path) -> Path:
-    """The folder with the training.json that a run folder, a checkpoint or an import from ISDM stands for.
+    """Finds the folder with training.json of a run folder, a checkpoint or an import from ISDM.
 
     Raises:
         InputError: if there is none.
@@ -97,17 +95,17 @@ def find_training_state(path: Path) -> Path:
     for folder in [path, path / "training", *reversed(list_checkpoints(path))]:
         if (folder / "training.json").is_file():
             return folder
-    raise InputError(f"{path}: continue_training: holds no training state (training.json), only a finished generator")
+    raise InputError(f"{path}: continue_training needs a training state (training.json), found only a generator")
 
 
 def load_checkpoint(folder: Path, state: TrainingState, with_progress: bool = True) -> None:
-    """Restores a training run in place; averages that the checkpoint has not start from its first one.
+    """Restores a training run in place; averages missing in the checkpoint start from its EMA.
 
     Args:
-        with_progress: also what is neither weights nor moments; without, another run begins from these.
+        with_progress: False restores only weights, averages, moments and the step, to start another run from.
 
     Raises:
-        InputError: if the checkpoint is damaged or of another architecture; the first differing key is named.
+        InputError: if the checkpoint is damaged or of another architecture; names the first differing tensor.
     """
     try:
         weights = load_file(folder / "weights.safetensors")
@@ -135,12 +133,10 @@ def load_checkpoint(folder: Path, state: TrainingState, with_progress: bool = Tr
 
 
 _Loss = Annotated[float, Field(allow_inf_nan=True)]
-"""That of a run that diverges is not finite."""
+"""Not finite after divergence."""
 
 
 class _Scaler(Record):
-    """The state of torch's gradient scaler."""
-
     scale: float = Field(gt=0)
     growth_factor: float = Field(gt=1)
     backoff_factor: float = Field(gt=0, lt=1)
@@ -167,7 +163,7 @@ class _Copies(Record):
 
 
 class _Progress(Record):
-    """What `TrainingState.progress` gives; older checkpoints have less of it."""
+    """Output of `TrainingState.progress`; older checkpoints lack some fields."""
 
     epochs: _Epochs | None = None
     best: _Best | None = None
@@ -186,17 +182,14 @@ class _Training(Record):
 
 
 def check_same_architecture(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Raises InputError naming the first parameter whose presence or shape differs."""
+    """Raises InputError naming the first tensor whose presence or shape differs."""
     own = network.state_dict()
     for name in [*own, *weights]:
-        if name not in weights:
-            raise InputError(f"{folder}: a checkpoint of another architecture: it has no {name!r}")
-        if name not in own:
-            raise InputError(f"{folder}: a checkpoint of another architecture: the config's network has no {name!r}")
-        if own[name].shape != weights[name].shape:
+        saved, wanted = (str(tuple(d[name].shape)) if name in d else "missing" for d in (weights, own))
+        if saved != wanted:
             raise InputError(
-                f"{folder}: a checkpoint of another architecture: {name!r} is {tuple(weights[name].shape)} in it, "
-                f"{tuple(own[name].shape)} in the config's network"
+                f"{folder}: checkpoint of another architecture: {name!r} is {saved} in it, "
+                f"{wanted} in the config's network"
             )
 
 
@@ -207,31 +200,30 @@ def _explain_full_disk(folder: Path, state: TrainingState) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        tensors = [
-            *state.network.state_dict().values(),
-            *(tensor for average in state.averages for tensor in average.state_dict().values()),
-            *(tensor for _, optimizer in _name_optimizers(state) for tensor in _flatten_optimizer(optimizer).values()),
-            *state.trainable.tensors().values(),
-            *state.average.state_dict().values(),  # of generator/
+        groups = [
+            state.network.state_dict(),
+            *(average.state_dict() for average in (*state.averages, state.average)),  # the EMA is in generator/ too
+            *(_flatten_optimizer(optimizer) for optimizer in state.optimizers.values()),
+            state.trainable.tensors(),
         ]
-        needed = sum(tensor.nbytes for tensor in tensors)
+        needed = sum(tensor.nbytes for tensors in groups for tensor in tensors.values())
         free = shutil.disk_usage(folder.parent).free
         intact = newest_checkpoint(folder.parents[1])
         raise InputError(
             f"{folder}: the disk is full: a checkpoint needs {needed / 2**20:,.1f} MiB, {free / 2**20:,.1f} are free; "
-            f"{f'{intact} is intact, ' if intact else ''}make room, then go on with --resume auto"
+            f"{f'{intact} is intact, ' if intact else ''}free some space, then use --resume auto"
         ) from error
 
 
 def _name_averages(state: TrainingState) -> Iterator[tuple[str, WeightAverage]]:
-    """Each average with the name of its file."""
+    """Averages with their file names."""
     yield "average", state.average
     for average in state.power_averages:
         yield f"average-power-{average.std:g}", average
 
 
 def _name_optimizers(state: TrainingState) -> Iterator[tuple[str, torch.optim.Optimizer]]:
-    """Each phase's optimizer with the name of its file."""
+    """Optimizers with their file names."""
     for phase, optimizer in state.optimizers.items():
         yield f"optimizer-{phase}" if len(state.optimizers) > 1 else "optimizer", optimizer
 
@@ -247,7 +239,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]
         index, name = key.split(".")
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    # Fused AdamW walks raw memory, so a parameter's moments must have its memory layout, which files do not keep.
+    # Fused AdamW reads raw memory: moments need the memory layout of their parameter, which files do not keep.
     for parameter, entries in optimizer.state.items():
         for name, tensor in entries.items():
             if tensor.shape == parameter.shape:

@@ -1,10 +1,9 @@
-"""curves.png: how the figures of a run went, from its metrics.jsonl."""
+"""curves.png: plots of a run's metrics.jsonl."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +13,14 @@ from steelgen.data.images import save_image
 from steelgen.runs import read_metrics
 
 _SCALE = 2
-"""px of the picture a px of a chart."""
-
-
-class _Panel(NamedTuple):
-    title: str
-    names: tuple[str, ...]
-    """Of values in metrics.jsonl."""
-
-
-_PANELS = (
-    _Panel("loss", ("loss", "val_loss")),
-    _Panel("KID to held-out images, EfficientNet-Lite0", ("kid", "kid_floor")),
-    _Panel("share of copies among drawn images", ("copies", "copies_floor")),
-    _Panel("gradient norm", ("grad_norm",)),
-)
+"""Pixels of the picture per pixel of a chart."""
+_PANELS = {
+    "loss": ("loss", "val_loss"),
+    "KID to held-out images, EfficientNet-Lite0": ("kid", "kid_floor"),
+    "share of copies among generated images": ("copies", "copies_floor"),
+    "gradient norm": ("grad_norm",),
+}
+"""Keys in metrics.jsonl by title of the chart."""
 _PALETTE = (COLORS["train"], COLORS["generated"])
 
 Points = dict[str, dict[int, float]]
@@ -36,20 +28,24 @@ Points = dict[str, dict[int, float]]
 
 
 def save_curves(metrics: Path, path: Path) -> None:
-    """Draws the curves that a metrics.jsonl holds, two charts a row; without any there is no picture.
-
-    Args:
-        metrics: one JSON object a line, with `step`.
-        path: the PNG.
-    """
+    """Plots the curves of a metrics.jsonl as a PNG; writes nothing if there are none."""
     picture = plot_curves(load_points(metrics))
     if picture is not None:
         save_image(path, picture)
 
 
 def plot_curves(points: Points) -> NDArray[np.uint8] | None:
-    """The charts of the figures of a run as (H, W, 3) RGB, two a row; None without any."""
-    charts = [_paint(panel, points) for panel in _PANELS if any(name in points for name in panel.names)]
+    """Plots the charts of a run as (H, W, 3) RGB, two per row; None if there are none."""
+    charts = []
+    for title, names in _PANELS.items():
+        shown = {name: points[name] for name in names if name in points}
+        steps = sorted({step for values in shown.values() for step in values})
+        curves = [
+            Curve(name, [values.get(step, math.nan) for step in steps], color)
+            for (name, values), color in zip(shown.items(), _PALETTE, strict=False)
+        ]
+        if curves:
+            charts.append(plot_pixels(title, steps, curves, "step", _SCALE))
     if not charts:
         return None
     if len(charts) > 1 and len(charts) % 2:
@@ -59,20 +55,10 @@ def plot_curves(points: Points) -> NDArray[np.uint8] | None:
 
 
 def load_points(metrics: Path) -> Points:
-    """The finite values of a metrics.jsonl; lines that hold none, as one just being written, are passed over."""
+    """Reads the finite values of a metrics.jsonl; incomplete lines are skipped."""
     points: Points = {}
     for _, row in read_metrics(metrics):
         for name, value in row.items():
             if math.isfinite(value):
                 points.setdefault(name, {})[int(row["step"])] = value
     return points
-
-
-def _paint(panel: _Panel, points: Points) -> NDArray[np.uint8]:
-    shown = [(name, points[name]) for name in panel.names if name in points]
-    steps = sorted({step for _, values in shown for step in values})
-    curves = [
-        Curve(name, [values.get(step, math.nan) for step in steps], color)
-        for (name, values), color in zip(shown, _PALETTE, strict=False)
-    ]
-    return plot_pixels(panel.title, steps, curves, "step", _SCALE)

@@ -1,34 +1,35 @@
-"""Exponential moving average of the weights."""
+"""Moving averages of the weights: exponential, and with power-function profiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from steelgen.errors import InputError
 
 
 class WeightAverage:
     """θ̄ ← θ̄ + (1 − β_t)(θ − θ̄) with β_t = min(decay, (1 + t)/(10 + t)), so that early averages forget the start.
 
-    Buffers, such as the statistics of batch norms, are not averaged: they are those of the latest step.
+    Buffers, such as the statistics of batch norms, are not averaged but copied from the latest step.
 
     Args:
         network: the network whose parameters are averaged, in fp32.
         decay: β in the long run.
-        warmup: without it, β_t = decay from the first step on.
+        warmup: False uses β_t = decay from the first step on.
     """
 
     def __init__(self, network: nn.Module, decay: float, warmup: bool = True) -> None:
         self._decay, self._warmup = decay, warmup
-        self._live = list(network.parameters())
-        self._names = [name for name, _ in network.named_parameters()]
-        self._averages = [parameter.detach().float().clone() for parameter in self._live]
         saved = network.state_dict().keys()
-        buffers = {name: buffer for name, buffer in network.named_buffers() if name in saved}
-        self._buffer_names, self._live_buffers = list(buffers), list(buffers.values())
-        self._buffers = [buffer.detach().clone() for buffer in self._live_buffers]
+        self._parameters = dict(network.named_parameters())
+        self._live_buffers = {name: buffer for name, buffer in network.named_buffers() if name in saved}
+        self._averages = {name: parameter.detach().float().clone() for name, parameter in self._parameters.items()}
+        self._buffers = {name: buffer.detach().clone() for name, buffer in self._live_buffers.items()}
 
     def decay_at(self, step: int) -> float:
         """β of optimizer step number `step` (from 1)."""
@@ -36,34 +37,67 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after optimizer step number `step` (from 1)."""
-        live = [parameter.float() for parameter in self._live]
-        torch._foreach_lerp_(self._averages, live, 1 - self.decay_at(step))
+        """Adds the weights after optimizer step number `step` (from 1)."""
+        live = [parameter.float() for parameter in self._parameters.values()]
+        torch._foreach_lerp_(list(self._averages.values()), live, 1 - self.decay_at(step))
         _copy(self._buffers, self._live_buffers)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block the network carries the averaged weights."""
-        carried = [*self._live, *self._live_buffers]
-        live = [tensor.detach().clone() for tensor in carried]
+        """Inside the block the network has the averaged weights."""
+        network = {**self._parameters, **self._live_buffers}
+        live = {name: tensor.detach().clone() for name, tensor in network.items()}
         try:
-            _copy(carried, [*self._averages, *self._buffers])
+            _copy(network, self.state_dict())
             yield
         finally:
-            _copy(carried, live)
+            _copy(network, live)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter name, and the buffers by theirs."""
-        names = [*self._names, *self._buffer_names]
-        return dict(zip(names, [*self._averages, *self._buffers], strict=True))
+        """Averages and buffers by name."""
+        return {**self._averages, **self._buffers}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave."""
-        own = self.state_dict()
-        _copy(list(own.values()), [state[name] for name in own])
+        """Restores the output of `state_dict`."""
+        _copy(self.state_dict(), state)
+
+
+class PowerAverage(WeightAverage):
+    """θ̄ ← β_t·θ̄ + (1 − β_t)·θ with β_t = (1 − 1/t)^(γ+1): the mean of the steps τ ≤ t with weights ∝ τ^γ.
+
+    The length of the average, σ_rel·t, grows with training. Snapshots of two such averages suffice to reconstruct any
+    other; see `post_hoc_ema`.
+
+    Source: Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models" (arXiv 2312.02696),
+    section 3.
+
+    Args:
+        network: the network whose parameters are averaged, in fp32.
+        std: σ_rel, the relative standard deviation of the profile.
+    """
+
+    def __init__(self, network: nn.Module, std: float) -> None:
+        super().__init__(network, 0.0)
+        self.std = std
+        self._gamma = compute_gamma(std)
+
+    def decay_at(self, step: int) -> float:
+        """See `WeightAverage.decay_at`."""
+        return (1 - 1 / step) ** (self._gamma + 1)
+
+
+def compute_gamma(std: float) -> float:
+    """γ of the profile τ^γ with relative standard deviation `std`: σ_rel² = (γ + 1)/((γ + 2)²(γ + 3)).
+
+    Raises:
+        InputError: if no γ ≥ 0 has it.
+    """
+    if not 0 < std <= 12**-0.5:
+        raise InputError(f"std {std:g} of a power-function average: must be above 0 and at most {12**-0.5:.3f}")
+    return float(np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max())
 
 
 @torch.no_grad()
-def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+def _copy(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+    for name, target in targets.items():
+        target.copy_(sources[name])

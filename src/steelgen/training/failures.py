@@ -1,4 +1,4 @@
-"""What a machine does to training — too little memory, a full disk, a lost process — said in one line."""
+"""One-line errors for machine failures: out of memory, a full disk, a lost process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from steelgen.files import is_disk_full
 from steelgen.training.checkpoint import newest_checkpoint
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
-"""Parts of what torch says where another process has gone."""
+"""Parts of torch's errors when another process is gone."""
 
 
 @contextmanager
 def explain_failures(config: RunConfig) -> Iterator[None]:
-    """Inside the block, what the machine lacks becomes an InputError that says what to change, in numbers."""
+    """Inside the block, machine failures become InputErrors that say what to change, in numbers."""
     try:
         yield
     except InputError:
@@ -35,14 +35,14 @@ def explain_failures(config: RunConfig) -> Iterator[None]:
             ) from error
         if dist.is_initialized() and any(part in str(error) for part in _LOST):
             raise InputError(
-                f"process {dist.get_rank()} of {dist.get_world_size()}: lost contact with another one, which died or "
-                f"whose machine did (see its own last lines); {_describe_checkpoint(config)}"
+                f"process {dist.get_rank()} of {dist.get_world_size()}: lost contact with another one (killed, or its "
+                f"machine failed; see its last lines); {_describe_checkpoint(config)}"
             ) from error
         raise
 
 
 def split_batch(effective: int, largest: int) -> tuple[int, int]:
-    """The largest divisor of `effective` up to `largest`, and how many times it goes into it."""
+    """Returns the largest divisor of `effective` up to `largest`, and the quotient."""
     batch = max(size for size in range(1, min(effective, largest) + 1) if effective % size == 0)
     return batch, effective // batch
 
@@ -55,14 +55,14 @@ def _advise_on_training_memory(config: RunConfig) -> str:
         batch, accumulation = split_batch(effective, options.train_batch_size // 2)
         advice.append(
             f"train.train_batch_size={batch} with train.gradient_accumulation_steps={accumulation} "
-            f"(the same {effective} crops a step; `steelgen tune-batch` finds the largest that fits)"
+            f"(still {effective} crops per step; `steelgen tune-batch` finds the largest batch that fits)"
         )
     if not options.gradient_checkpointing:
         advice.append("train.gradient_checkpointing=true")
     if options.mixed_precision == "no":
         advice.append("train.mixed_precision=bf16 (with --allow-changed train.mixed_precision)")
     if not advice:
-        advice.append(f"a data.image_size below {config.data.image_size} or a smaller generator.unet.base_channels")
+        advice.append(f"a data.image_size below {config.data.image_size}, or a smaller generator.unet.base_channels")
     return (
         f"out of memory: train_batch_size {options.train_batch_size} at image_size {config.data.image_size} needs more "
         f"than {describe_memory()}; try {', '.join(advice)}"
@@ -71,4 +71,4 @@ def _advise_on_training_memory(config: RunConfig) -> str:
 
 def _describe_checkpoint(config: RunConfig) -> str:
     checkpoint = newest_checkpoint(config.run_dir)
-    return f"{checkpoint} is intact, go on with --resume auto" if checkpoint else "there is no checkpoint yet"
+    return f"{checkpoint} is intact, resume with --resume auto" if checkpoint else "no checkpoint was saved"

@@ -1,28 +1,30 @@
-"""What held-out micrographs say of a run: validation and measurement, when they are due."""
+"""Validation loss and scheduling of all evaluations on held-out micrographs."""
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch.utils.data import default_collate
 
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import Micrographs
+from steelgen.data.crops import CropDataset, Micrographs
+from steelgen.generators import Trainable
 from steelgen.training.measurement import Measurement
+from steelgen.training.meter import average_by_bin
 from steelgen.training.state import TrainingState
-from steelgen.training.validation import Validation
+
+_SEED = 0
 
 
 class HeldOutChecks:
-    """Looks at the averaged weights; leaves training as it was, bit by bit.
+    """Evaluates the averaged weights; leaves training unchanged bit by bit.
 
     Args:
-        config: the run's.
-        state: what is trained.
-        held_out: micrographs that are not trained on.
-        training: those that are.
-        accelerator: this process; all must call `run_due` at every step.
+        held_out, training: micrographs of the held-out and of the training split.
+        accelerator: of this process; all processes must call `run_due` at every step.
     """
 
     def __init__(
@@ -33,18 +35,15 @@ class HeldOutChecks:
         training: Micrographs,
         accelerator: Accelerator,
     ) -> None:
-        self._config = config
-        self._state = state
-        self._held_out = held_out
-        self._training = training
-        self._accelerator = accelerator
+        self._config, self._state = config, state
+        self._build_measurement = partial(Measurement, config, state.generator, held_out, training, accelerator)
         has_loss = "val_loss" in state.trainable.criteria
         self._validation = Validation(config, state.trainable, held_out, accelerator) if has_loss else None
         self.picture: NDArray | None = None
-        """Of the latest measurement; see `Measurement.measure`."""
+        """Picture of the latest measurement; see `Measurement.measure`."""
 
     def run_due(self) -> dict[str, float]:
-        """The values that are due at the state's step, by name; none at most steps."""
+        """Returns the values due at the state's step by name; empty at most steps."""
         step, measure_every = self._state.step, self._config.measurement.every
         validates = self._validation is not None and step % self._config.validation.every == 0
         measures = measure_every is not None and step % measure_every == 0
@@ -61,5 +60,56 @@ class HeldOutChecks:
 
     @cached_property
     def measurement(self) -> Measurement:
-        """Built when it is first due: it loads a network and searches the training set for held-out images."""
-        return Measurement(self._config, self._state.generator, self._held_out, self._training, self._accelerator)
+        """Built on first use, since it loads a network and searches the training set for held-out images."""
+        return self._build_measurement()
+
+
+class Validation:
+    """Measures the loss of the first phase on held-out crops, without dropout; processes share the crops.
+
+    Crops, noise and timesteps are always the same and independent of the run's seed, so that runs are comparable.
+    """
+
+    def __init__(
+        self, config: RunConfig, trainable: Trainable, held_out: Micrographs, accelerator: Accelerator
+    ) -> None:
+        self._trainable = trainable
+        self._accelerator = accelerator
+        self._bins = config.validation.bins
+        self._count = count = config.validation.crops
+        crops = CropDataset(
+            held_out,
+            trainable.generator.geometry,
+            _SEED,
+            augment=False,
+            randomness=trainable.held_out_randomness(count),
+            **trainable.crop_options,
+        )
+        own = range(accelerator.process_index, count, accelerator.num_processes)
+        size = config.train.train_batch_size
+        self._batches = [
+            (list(numbers), default_collate([crops[number] for number in numbers]))
+            for numbers in (own[start : start + size] for start in range(0, len(own), size))
+        ]
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Returns val_loss and val_loss_bin_<k>, the same in all processes."""
+        networks, device = self._trainable.networks, self._accelerator.device
+        # Crops of other processes stay zero.
+        losses, positions = torch.zeros(2, self._count, device=device).unbind()
+        located = False
+        for network in networks.values():
+            network.eval()
+        for numbers, batch in self._batches:
+            on_device = {key: value.to(device) for key, value in batch.items()}
+            with self._accelerator.autocast():
+                found = self._trainable.compute_loss(self._trainable.phases[0], networks, on_device, validates=True)
+            losses[numbers] = found.losses.float()
+            if found.positions is not None:
+                positions[numbers], located = found.positions.float(), True
+        for network in networks.values():
+            network.train()
+        losses, positions = self._accelerator.reduce(torch.stack([losses, positions]), "sum").cpu().unbind()
+        by_bin = average_by_bin("val_loss", losses, positions, self._bins) if located else {}
+        return {"val_loss": losses.double().mean().item(), **by_bin}

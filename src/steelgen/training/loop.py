@@ -1,4 +1,4 @@
-"""The training loop, one for every kind of generator: batch → loss → step, phase by phase, → EMA → upkeep."""
+"""The training loop of all generator kinds: batch → loss → step, phase by phase → EMA → upkeep."""
 
 from __future__ import annotations
 
@@ -15,17 +15,11 @@ from steelgen.generators import Generator
 from steelgen.generators.families import build_trainable
 from steelgen.runs import RunFolder
 from steelgen.trackers import check_trackers
-from steelgen.training.checkpoint import (
-    find_training_state,
-    load_checkpoint,
-    newest_checkpoint,
-    remove_unfinished,
-)
+from steelgen.training.checkpoint import find_training_state, load_checkpoint, newest_checkpoint, remove_unfinished
 from steelgen.training.failures import explain_failures
 from steelgen.training.held_out import HeldOutChecks
-from steelgen.training.inputs import describe_inputs
 from steelgen.training.observer import TrainingObserver, TrainingResult
-from steelgen.training.players import Players
+from steelgen.training.phases import PreparedPhases
 from steelgen.training.preview import PreviewWriter
 from steelgen.training.selection import resolve_criterion
 from steelgen.training.setup import (
@@ -33,6 +27,7 @@ from steelgen.training.setup import (
     build_crops,
     build_learning_rate,
     count_steps,
+    describe_inputs,
     effective_batch,
     iterate_batches,
     load_held_out,
@@ -40,7 +35,7 @@ from steelgen.training.setup import (
     prepare_finetuning,
     prepare_training,
 )
-from steelgen.training.state import TrainingState, build_state
+from steelgen.training.state import build_state
 from steelgen.training.stopping import StopRequest
 from steelgen.training.upkeep import Upkeep
 
@@ -48,15 +43,15 @@ from steelgen.training.upkeep import Upkeep
 def train(
     config: TrainConfig, observer: TrainingObserver, resume: bool = False, allow_changed: Sequence[str] = ()
 ) -> TrainingResult:
-    """Trains a generator on a dataset folder; leaves a run folder with checkpoints, previews, metrics and an export.
+    """Trains a generator on a dataset folder; writes a run folder with checkpoints, previews, metrics and an export.
 
     Args:
-        resume: go on from the newest checkpoint in config.run_dir, or start if there is none.
-        allow_changed: fields and sections of the config that may differ from those the run was begun with.
+        resume: resume from the latest checkpoint in config.run_dir, or start if there is none.
+        allow_changed: fields and sections of the config that may differ from the first start of the run.
 
     Raises:
-        InputError: if the data or the run folder cannot be used, another process trains in it, it was begun with other
-            settings or data, or the machine gives out (see `explain_failures`).
+        InputError: if the data or the run folder cannot be used, another process trains in it, it was started with
+            other settings or data, or the machine fails (see `explain_failures`).
     """
     with explain_failures(config), RunFolder(config, resume, allow_changed) as run:
         generator, micrographs = prepare_training(config)
@@ -69,7 +64,7 @@ def finetune(
     """Continues training a generator, on the same or new data; see `train`.
 
     Raises:
-        InputError: also if the data's classes, size or channels do not fit the checkpoint.
+        InputError: also if the data's classes, size or channels do not match the checkpoint.
     """
     with explain_failures(config), RunFolder(config, resume, allow_changed) as run:
         generator, micrographs = prepare_finetuning(config)
@@ -99,9 +94,15 @@ def _run(
         run.open(describe_inputs(config, micrographs, held_out, accelerator.num_processes), observer.on_event)
         remove_unfinished(config.run_dir)
     accelerator.wait_for_everyone()
-    _restore(config, state, accelerator, observer, run.resume, start_from)
+    if run.resume and (checkpoint := newest_checkpoint(config.run_dir)):
+        load_checkpoint(checkpoint, state)
+        observer.on_event(f"resumed from {checkpoint}")
+    elif start_from:
+        load_checkpoint(start_from, state, with_progress=False)
+        state.start_at(effective_batch(options, accelerator.num_processes))
+        observer.on_event(f"continuing {start_from} from step {state.step}")
     last_step = count_steps(options, len(crops), accelerator.num_processes)
-    players = Players(state, accelerator)
+    phases = PreparedPhases(state, accelerator)
     learning_rate = build_learning_rate(options, state.optimizers[trainable.phases[0].name], last_step)
     batches = iterate_batches(crops, config, accelerator, state.step)
     previews = PreviewWriter(config, generator, held_out or micrographs) if config.preview.num_images else None
@@ -113,18 +114,18 @@ def _run(
             run.lock.check()
             rate = learning_rate(state.step)
             _seed_step(config.seed, state.step, accelerator)
-            micro_batches = players.share(batches, options.gradient_accumulation_steps)
-            for phase in players.due(state.step):
-                optimizer, networks = players.prepare(phase, rate)
+            micro_batches = phases.take(batches, options.gradient_accumulation_steps)
+            for phase in phases.due(state.step):
+                optimizer, networks = phases.prepare(phase, rate)
                 for batch in micro_batches:
                     with accelerator.accumulate(*networks.trained):
                         with accelerator.autocast():
                             found = trainable.compute_loss(phase, networks.all, batch)
                         accelerator.backward(found.losses.mean())
-                        upkeep.note_losses(phase, batch["number"], found)
+                        upkeep.add_losses(phase, batch["number"], found)
                         if accelerator.sync_gradients:
                             norm = accelerator.clip_grad_norm_(networks.parameters, options.max_grad_norm or math.inf)
-                            upkeep.note_norm(phase, norm)
+                            upkeep.add_norm(phase, norm)
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)
             state.step += 1
@@ -135,25 +136,6 @@ def _run(
         return upkeep.finish(reason)
 
 
-def _restore(
-    config: RunConfig,
-    state: TrainingState,
-    accelerator: Accelerator,
-    observer: TrainingObserver,
-    resume: bool,
-    start_from: Path | None,
-) -> None:
-    """Brings the state to the step at which training begins or goes on."""
-    if resume and (checkpoint := newest_checkpoint(config.run_dir)):
-        load_checkpoint(checkpoint, state)
-        observer.on_event(f"resumed from {checkpoint}")
-    elif start_from:
-        load_checkpoint(start_from, state, with_progress=False)
-        state.epochs.start_at(state.step * effective_batch(config.train, accelerator.num_processes))
-        state.best.start_at(state.step)
-        observer.on_event(f"goes on from {start_from} at step {state.step}")
-
-
 def _seed_step(seed: int, step: int, accelerator: Accelerator) -> None:
-    """Only dropout uses the global generator; seeding it here makes every step a function of its number."""
+    """Seeds the global generator, used only by dropout, so that every step is a function of its number."""
     set_seed((seed * 1_000_003 + step * accelerator.num_processes + accelerator.process_index) % 2**32)

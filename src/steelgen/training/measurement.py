@@ -1,4 +1,4 @@
-"""What is drawn during training, measured: its distance to held-out images, and whether it is copied."""
+"""Measurement of generated images during training: distance to held-out images, and copies of training images."""
 
 from __future__ import annotations
 
@@ -22,21 +22,16 @@ from steelgen.generators import Generator, draw_for_masks
 
 _SEED = 0
 BATCH_SIZE = 16
-"""Images of a process."""
+"""Images generated at once by each process."""
 _MAX_SEARCH_SIZE = 32
-"""Edge at which images are searched for, in pixels, where theirs is not smaller."""
+"""Maximum edge of images in the copy search, in pixels."""
 _SHOWN_PAIRS = 8
 
 
 class Measurement:
-    """Draws images for held-out masks and compares them with held-out and training images.
+    """Generates images for held-out masks and compares them with held-out and training images.
 
-    Args:
-        config: the run's; its seed changes nothing here, so that runs can be compared.
-        generator: with the weights to be measured whenever `measure` is called.
-        held_out: micrographs that are not trained on.
-        training: those that are.
-        accelerator: every process draws its share of the images, the first compares them.
+    Processes share the images; the first compares them. The run's seed has no effect, so that runs are comparable.
     """
 
     def __init__(
@@ -59,37 +54,34 @@ class Measurement:
             self._real_features = compute_features(self._real, self._extractor)
             size = min(_MAX_SEARCH_SIZE, generator.geometry.image_size)
             self._search = CopySearch(training, generator.geometry, size, str(accelerator.device))
-            trained_on, _ = cut_crops(training, generator.geometry, self._options.num_images, _SEED)
-            floor, _ = compute_kid(compute_features(trained_on, self._extractor), self._real_features)
-            unseen = self._search.find(self._real[: self._options.searched_images])
-            self._floors = {"kid_floor": floor, "copies_floor": _share_copies(unseen)}
+            crops, _ = cut_crops(training, generator.geometry, self._options.num_images, _SEED)
+            floor, _ = compute_kid(compute_features(crops, self._extractor), self._real_features)
+            matches = self._search.find(self._real[: self._options.searched_images])
+            self._floors = {"kid_floor": floor, "copies_floor": _share_copies(matches)}
 
     def measure(self) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
-        """kid, fd_efficientnet_lite0, copies, copy_ratio (the median of d1/d2), and the floors of real images.
+        """Measures kid, fd_efficientnet_lite0, copies, copy_ratio (the median of d1/d2) and the floors of real images.
 
         Returns:
-            The values, the same in all processes; in the first also a picture of the drawn images nearest to one
-            place of the training set, each with that place beside it.
+            The values, the same in all processes; in the first process also a picture of the generated images closest
+            to the training set, each above its closest crop.
         """
-        images = self._draw()
-        values: list[dict[str, float]] = [{}]
-        picture = None
+        images = self._generate()
+        values, picture = {}, None
         if self._search is not None:
             features = compute_features(images, self._extractor)
             kid, _ = compute_kid(features, self._real_features)
             searched = images[: self._options.searched_images]
             matches = self._search.find(searched)
-            values = [
-                {
-                    "kid": kid,
-                    "fd_efficientnet_lite0": compute_frechet_distance(features, self._real_features),
-                    "copies": _share_copies(matches),
-                    "copy_ratio": float(np.median([match.ratio for match in matches])),
-                    **self._floors,
-                }
-            ]
+            values = {
+                "kid": kid,
+                "fd_efficientnet_lite0": compute_frechet_distance(features, self._real_features),
+                "copies": _share_copies(matches),
+                "copy_ratio": float(np.median([match.ratio for match in matches])),
+                **self._floors,
+            }
             picture = _show_closest(searched, matches, self._search)
-        return broadcast_object_list(values)[0], picture
+        return broadcast_object_list([values])[0], picture
 
     def save_picture(self, step: int, picture: NDArray[np.uint8]) -> Path:
         """Writes previews/copies-<step>.png and returns its path."""
@@ -97,18 +89,18 @@ class Measurement:
         save_image(path, picture)
         return path
 
-    def _draw(self) -> NDArray[np.uint8]:
-        """All images, (N, S, S) or (N, S, S, 3); each process draws some, and has zeros for the others."""
-        accelerator, size = self._accelerator, BATCH_SIZE
+    def _generate(self) -> NDArray[np.uint8]:
+        """All images, (N, S, S) or (N, S, S, 3); each process generates its share."""
+        accelerator = self._accelerator
         own = range(accelerator.process_index, len(self._masks), accelerator.num_processes)
-        drawn = torch.zeros(self._real.shape, device=accelerator.device)
-        for start in range(0, len(own), size):
-            seeds = list(own[start : start + size])
+        generated = torch.zeros(self._real.shape, device=accelerator.device)
+        for start in range(0, len(own), BATCH_SIZE):
+            seeds = list(own[start : start + BATCH_SIZE])
             masks = torch.from_numpy(self._masks[seeds].astype(np.int64))
             with accelerator.autocast():
                 images = draw_for_masks(self._generator, masks, seeds, self._options.solver)
-            drawn[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(drawn)
-        return accelerator.reduce(drawn, "sum").to(torch.uint8).cpu().numpy()
+            generated[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(generated)
+        return accelerator.reduce(generated, "sum").to(torch.uint8).cpu().numpy()
 
 
 def _share_copies(matches: list[Match]) -> float:

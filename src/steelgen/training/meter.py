@@ -1,11 +1,11 @@
-"""What is measured while training runs, and when it has gone wrong."""
+"""Loss metering, per log line and per epoch, and divergence detection."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,19 +13,25 @@ from torch import Tensor
 from steelgen.data.crops import CropDataset
 from steelgen.errors import InputError
 from steelgen.generators import Gather, Losses
-from steelgen.training.validation import average_by_bin
 
 MAX_LOSS = 1e4
-"""A crop's loss beyond this counts as exploded; untrained networks have one of about 1."""
+"""Larger losses of a crop count as divergence; untrained networks have a loss of about 1."""
+
+
+class _Entry(NamedTuple):
+    step: int
+    phase: str
+    numbers: Tensor
+    found: Losses
 
 
 class LossMeter:
     """Losses, gradient norms and speed since the last reading.
 
     Args:
-        dataset: to name the micrographs of a batch that went wrong.
-        phases: names of the phases; of several, figures are called <figure>_<phase>.
-        bins: equal parts of the noise schedule that losses are told by, where they have a place in one.
+        dataset: names the micrographs of a batch that diverged.
+        phases: names of the phases; with several, values are called <name>_<phase>.
+        bins: equal parts of the noise schedule for `loss_bin_<k>`.
     """
 
     def __init__(self, dataset: CropDataset, phases: Sequence[str], bins: int) -> None:
@@ -35,71 +41,136 @@ class LossMeter:
         self._clear()
 
     def add(self, step: int, phase: str, numbers: Tensor, found: Losses) -> None:
-        """Takes in the losses of the crops `numbers` (N,) in a phase of optimizer step `step`; waits for nothing."""
-        self._entries.append(_Entry(step, phase, numbers, found.losses.detach()))
-        if found.positions is not None:
-            self._positions[phase].append(found.positions)
-        for name, values in found.parts.items():
-            self._parts.setdefault(name, []).append(values.detach())
-
-    def note_norm(self, phase: str, grad_norm: Tensor) -> None:
-        """Takes in the norm of a phase's gradients, of which the latest is read."""
-        self._norms[phase] = grad_norm
+        """Adds the losses of crops `numbers` (N,) in a phase of optimizer step `step`, without synchronizing."""
+        parts = {name: values.detach() for name, values in found.parts.items()}
+        self._entries.append(_Entry(step, phase, numbers, Losses(found.losses.detach(), found.positions, parts)))
 
     def check(self, last_checkpoint: Path | None) -> None:
-        """Looks at the losses since the last reading.
+        """Checks the losses since the last reading for divergence.
 
         Raises:
-            InputError: if one is not finite or above MAX_LOSS; the step, the micrographs of that batch and the
-                checkpoint to go back to are named.
+            InputError: if one is not finite or above MAX_LOSS; names the step, the micrographs of the batch and the
+                checkpoint to return to.
         """
-        every = [entry.losses for entry in self._entries]
+        every = [entry.found.losses for entry in self._entries]
         if not every or bool((torch.cat(every).abs() <= MAX_LOSS).all()):  # False for NaN too
             return
-        for step, _, numbers, losses in self._entries:
-            if bool((losses.abs() <= MAX_LOSS).all()):
+        for step, _, numbers, found in self._entries:
+            if bool((found.losses.abs() <= MAX_LOSS).all()):
                 continue
             stems = self._dataset.micrographs.stems
             names = sorted({stems[self._dataset.micrograph_index(int(number))] for number in numbers})
-            saved = (
-                f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
-            )
+            saved = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "no checkpoint was saved"
             raise InputError(
-                f"step {step}: the loss is {losses.max().item():g} in a batch from {', '.join(names)}; lower "
+                f"step {step}: the loss is {found.losses.max().item():g} in a batch from {', '.join(names)}; lower "
                 f"train.learning_rate, raise train.warmup_steps or use mixed_precision bf16 or no; {saved}"
             )
 
     def read(self, learning_rate: float, gather: Gather) -> dict[str, float]:
-        """The figures since the last reading, over all processes, all of which must read; starts a new one."""
+        """Returns the values since the last reading over all processes, each of which must call it, and resets."""
         now = time.perf_counter()
         values: dict[str, float] = {}
         crops = 0
         for phase, suffix in self._suffixes.items():
-            own = [entry.losses for entry in self._entries if entry.phase == phase]
-            if not own:  # of a phase that is not taken in every step
+            own = [entry.found for entry in self._entries if entry.phase == phase]
+            if not own:  # a phase that does not run in every step
                 continue
-            losses = gather(torch.cat(own).float()).cpu()
+            losses = gather(torch.cat([found.losses for found in own]).float()).cpu()
             crops = crops or len(losses)
             values[f"loss{suffix}"] = losses.mean().item()
-            values[f"grad_norm{suffix}"] = float(self._norms[phase])
-            if self._positions[phase]:
-                positions = gather(torch.cat(self._positions[phase]).float()).cpu()
-                values |= average_by_bin(f"loss{suffix}", losses, positions, self._bins)
-        parts = {name: gather(torch.cat(kept).float()).mean().item() for name, kept in self._parts.items()}
-        values |= {"learning_rate": learning_rate, "images_per_second": crops / (now - self._since), **parts}
+            values[f"grad_norm{suffix}"] = float(self.norms[phase])
+            positions = [found.positions for found in own if found.positions is not None]
+            if positions:
+                gathered = gather(torch.cat(positions).float()).cpu()
+                values |= average_by_bin(f"loss{suffix}", losses, gathered, self._bins)
+        values |= {"learning_rate": learning_rate, "images_per_second": crops / (now - self._since)}
+        every = [entry.found.parts for entry in self._entries]
+        for name in dict.fromkeys(name for parts in every for name in parts):
+            part = torch.cat([parts[name] for parts in every if name in parts])
+            values[name] = gather(part.float()).mean().item()
         self._clear()
         return values
 
     def _clear(self) -> None:
         self._entries: list[_Entry] = []
-        self._positions: dict[str, list[Tensor]] = {phase: [] for phase in self._suffixes}
-        self._parts: dict[str, list[Tensor]] = {}
-        self._norms: dict[str, Tensor] = {}
+        self.norms: dict[str, Tensor] = {}
+        """The latest gradient norm of each phase."""
         self._since = time.perf_counter()
 
 
-class _Entry(NamedTuple):
-    step: int
-    phase: str
-    numbers: Tensor
-    losses: Tensor
+def average_by_bin(name: str, losses: Tensor, positions: Tensor, bins: int) -> dict[str, float]:
+    """Mean losses (N,) in equal parts of the noise schedule, as `<name>_bin_<k>` without empty ones.
+
+    Args:
+        positions: (N,) in [0, 1); see `Losses`.
+    """
+    numbers = (positions * bins).long().clamp(max=bins - 1)
+    return {
+        f"{name}_bin_{number}": losses[numbers == number].double().mean().item()
+        for number in range(bins)
+        if (numbers == number).any()
+    }
+
+
+class EpochTracker:
+    """Sums this process's losses per epoch of `epoch_crops` crops on their device; only reading waits for it.
+
+    Args:
+        epoch_crops: crops of all processes in an epoch.
+        is_main: whether this process takes the sums of a checkpoint; the others start from zero.
+    """
+
+    def __init__(self, epoch_crops: int, is_main: bool = True) -> None:
+        self._epoch_crops = epoch_crops
+        self._is_main = is_main
+        self._epoch = 0
+        self._sum = torch.zeros((), dtype=torch.float64)
+        self._count = 0
+        self._closed: list[tuple[int, Tensor]] = []
+        """Last step and [sum, count] of each finished epoch."""
+
+    def add(self, losses: Tensor) -> None:
+        """Adds the losses (N,) of a batch of this process, without synchronizing."""
+        self._sum = self._sum.to(losses.device) + losses.detach().double().sum()
+        self._count += len(losses)
+
+    def end_step(self, step: int, crops_used: int) -> bool:
+        """Whether an epoch ended with optimizer step number `step`, after `crops_used` crops of all processes."""
+        epoch = crops_used // self._epoch_crops
+        if epoch == self._epoch:
+            return False
+        self._closed.append((step, self._pair()))
+        self._epoch, self._sum, self._count = epoch, torch.zeros_like(self._sum), 0
+        return True
+
+    def read(self, gather: Gather) -> dict[int, float]:
+        """Mean losses over all processes of the epochs that ended since the last call, by last step."""
+        if not self._closed:
+            return {}
+        steps, pairs = zip(*self._closed, strict=True)
+        self._closed = []
+        totals = gather(torch.stack(pairs)[None]).sum(dim=0).tolist()
+        return {step: total / count for step, (total, count) in zip(steps, totals, strict=True)}
+
+    def start_at(self, crops_used: int) -> None:
+        """Starts without losses after the crops of another run."""
+        self._epoch = crops_used // self._epoch_crops
+
+    def collect(self, gather: Gather) -> None:
+        """Moves the sums of all processes into the main one, so that its `state` is complete."""
+        total = gather(self._pair()[None]).sum(dim=0)
+        self._sum = total[0] if self._is_main else torch.zeros_like(total[0])
+        self._count = int(total[1]) if self._is_main else 0
+
+    def state(self) -> dict[str, Any]:
+        """State as JSON values, for `restore`."""
+        return {"epoch": self._epoch, "sum": float(self._sum), "count": self._count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restores the output of `state`."""
+        self._epoch = state["epoch"]
+        if self._is_main:
+            self._sum, self._count = torch.tensor(state["sum"], dtype=torch.float64), state["count"]
+
+    def _pair(self) -> Tensor:
+        return torch.stack([self._sum, torch.full_like(self._sum, self._count)])

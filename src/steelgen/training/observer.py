@@ -1,4 +1,4 @@
-"""What the outside sees of training: events while it runs, and how it ended."""
+"""Interface for progress reports of training, and the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class TrainingObserver(Protocol):
-    """Is told how training goes; the command line shows a progress bar."""
+    """Receives the progress of training."""
 
     def on_start(self, first_step: int, last_step: int) -> None:
         """Called once, before the first step."""
@@ -17,7 +17,7 @@ class TrainingObserver(Protocol):
         """Called after each step; `values` is empty between log lines."""
 
     def on_event(self, message: str) -> None:
-        """Called when a checkpoint or a preview was written."""
+        """Called with a line for the user, such as a saved checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class TrainingResult:
 
     global_step: int
     stopped_by: str
-    """"max_steps" (also where max_epochs come first), "max_minutes", "patience_steps", "stop_at_copies" or a signal's
-    name."""
+    """"max_steps" (also for max_epochs), "max_minutes", "patience_steps", "stop_at_copies" or the name of a signal."""
     export: Path | None
-    """The exported generator; None where a signal cut training short."""
+    """The exported generator; None if a signal stopped training."""

@@ -1,4 +1,4 @@
-"""Pictures drawn during training, always from the same masks and seeds."""
+"""Preview images during training, always for the same masks and seeds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from steelgen.sampling.sheet import save_sheet
 
 
 class PreviewWriter:
-    """Draws previews/step-<step>.png: mask, generated image and real image side by side.
-
-    Args:
-        config: the run's.
-        generator: with the weights to be shown whenever `draw` is called.
-        micrographs: where masks and real images come from; held-out ones are new to the generator.
-    """
+    """Writes previews/step-<step>.png: masks of micrographs, generated images and real images side by side."""
 
     def __init__(self, config: RunConfig, generator: Generator, micrographs: Micrographs) -> None:
         self._folder = config.run_dir / "previews"
@@ -32,16 +26,10 @@ class PreviewWriter:
         self._masks = np.stack([mask for _, mask in pairs])
 
     def draw(self, step: int) -> Path:
-        """Draws the preview of a step and returns its path."""
+        """Writes the preview of a step and returns its path."""
         seeds = list(range(len(self._real)))
         masks = torch.from_numpy(self._masks.astype(np.int64))
-        drawn = draw_for_masks(self._generator, masks, seeds, self._solver)
+        images = [tensor_to_image(image) for image in draw_for_masks(self._generator, masks, seeds, self._solver)]
         path = self._folder / f"step-{step:06d}.png"
-        save_sheet(
-            path,
-            self._masks,
-            [tensor_to_image(image) for image in drawn],
-            self._real,
-            self._generator.info.palette,
-        )
+        save_sheet(path, self._masks, images, self._real, self._generator.info.palette)
         return path

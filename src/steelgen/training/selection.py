@@ -1,136 +1,118 @@
-"""The best step so far by a named criterion, when none gets better, and when copying has begun."""
+"""Selection of the best step, early stopping and detection of copying."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from steelgen.config.train import RunConfig
 from steelgen.errors import InputError
 
 NO_IMPROVEMENT = "patience_steps"
-"""Why training stopped when nothing got better for long."""
 EPOCH_LOSS = "train_epoch_loss"
-"""The criterion that is the mean training loss of an epoch."""
 COPIES = "stop_at_copies"
-"""Why training stopped when the generator began to copy."""
 
 
+@dataclass
 class BestTracker:
-    """Which step had the lowest value of a criterion.
+    """Tracks the step with the lowest value of a criterion."""
 
-    Args:
-        criterion: the name of the value; None: there is no best step.
-        patience_steps: steps without a better value after which to give up; None: never.
-    """
-
-    def __init__(self, criterion: str | None, patience_steps: int | None) -> None:
-        self.criterion = criterion
-        self._patience_steps = patience_steps
-        self.best_value: float | None = None
-        self.best_step = 0
-        self._last_step = 0
+    criterion: str | None
+    """Name of the value; None tracks nothing."""
+    patience_steps: int | None
+    """Steps without a better value until giving up; None never gives up."""
+    best_value: float | None = None
+    best_step: int = 0
+    last_step: int = 0
 
     def offer(self, step: int, values: dict[str, float]) -> bool:
-        """Takes in the values after step number `step`; whether it is the best step so far."""
+        """Adds the values after a step; returns whether it is the best step so far."""
         if self.criterion is None or self.criterion not in values:
             return False
-        value, self._last_step = values[self.criterion], step
-        if not value < (math.inf if self.best_value is None else self.best_value):  # also where it is NaN
+        value, self.last_step = values[self.criterion], step
+        if not value < (math.inf if self.best_value is None else self.best_value):  # also for NaN
             return False
         self.best_value, self.best_step = value, step
         return True
 
     @property
-    def given_up(self) -> bool:
-        """Whether, at the latest value, the best one lay too many steps back."""
-        return self._patience_steps is not None and self._last_step - self.best_step >= self._patience_steps
+    def out_of_patience(self) -> bool:
+        """Whether the best value was patience_steps or more before the latest."""
+        return self.patience_steps is not None and self.last_step - self.best_step >= self.patience_steps
 
     def start_at(self, step: int) -> None:
-        """Begins with nothing known at a step that another run has reached."""
-        self.best_step = self._last_step = step
+        """Starts without values at a step that another run has reached."""
+        self.best_step = self.last_step = step
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back, as JSON values."""
-        return {
-            "criterion": self.criterion,
-            "best_value": self.best_value,
-            "best_step": self.best_step,
-            "last_step": self._last_step,
-        }
+        """State as JSON values, for `restore`."""
+        return {name: getattr(self, name) for name in ("criterion", "best_value", "best_step", "last_step")}
 
     def restore(self, state: dict[str, Any], step: int) -> None:
-        """Goes on from what `state` gave; afresh at `step` if that was of another criterion."""
+        """Restores the output of `state`; starts without values at `step` if its criterion differs."""
         if state["criterion"] != self.criterion:
             self.start_at(step)
             return
-        self.best_value, self.best_step, self._last_step = state["best_value"], state["best_step"], state["last_step"]
+        self.best_value, self.best_step, self.last_step = state["best_value"], state["best_step"], state["last_step"]
 
 
+@dataclass
 class CopyWatch:
-    """Notices when a generator begins to copy.
+    """Detects when a generator starts to copy training images."""
 
-    Args:
-        max_copies: share of copies above which a measurement counts.
-        checks: so many of them in a row are the beginning.
-    """
-
-    def __init__(self, max_copies: float, checks: int) -> None:
-        self._max_copies = max_copies
-        self._checks = checks
-        self._in_a_row = 0
-        self.begun_at: int | None = None
-        """The step at which copying began."""
+    max_copies: float
+    """Share of copies above which a measurement counts."""
+    checks: int
+    """Number of such measurements in a row that count as copying."""
+    in_a_row: int = 0
+    detected_at: int | None = None
+    """Step at which copying was detected."""
 
     def offer(self, step: int, copies: float) -> bool:
-        """Takes in the share of copies after step number `step`; whether copying has just begun."""
-        self._in_a_row = self._in_a_row + 1 if copies > self._max_copies else 0
-        if self._in_a_row < self._checks or self.begun_at is not None:
+        """Adds the share of copies after a step; returns whether copying is detected for the first time."""
+        self.in_a_row = self.in_a_row + 1 if copies > self.max_copies else 0
+        if self.in_a_row < self.checks or self.detected_at is not None:
             return False
-        self.begun_at = step
+        self.detected_at = step
         return True
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back, as JSON values."""
-        return {"in_a_row": self._in_a_row, "begun_at": self.begun_at}
+        """State as JSON values, for `restore`."""
+        return {"in_a_row": self.in_a_row, "begun_at": self.detected_at}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` gave."""
-        self._in_a_row, self.begun_at = state["in_a_row"], state["begun_at"]
+        """Restores the output of `state`."""
+        self.in_a_row, self.detected_at = state["in_a_row"], state["begun_at"]
 
 
 def resolve_criterion(config: RunConfig, holds_out: bool, criteria: Sequence[str]) -> str | None:
-    """The name of the value by which best/ is chosen; None for no best/.
+    """Returns the name of the value that selects best/; None for no best/.
 
     Args:
-        holds_out: whether there are micrographs to validate on.
+        holds_out: whether there are held-out micrographs.
         criteria: see `Trainable.criteria`.
 
     Raises:
-        InputError: if the criterion is never measured, or there is none for patience_steps.
+        InputError: if the criterion is never measured, or patience_steps has no criterion.
     """
-    criterion, data = config.selection.criterion, config.data
-    if criterion == "auto" and not holds_out and config.selection.patience_steps is not None:
+    criterion, measures = config.selection.criterion, config.measurement.every is not None
+    no_split = f"{config.data.dataset}: has no split {config.validation.split!r}"
+    if criterion == "auto" and holds_out:
+        return next((name for name in criteria if name != "kid" or measures), None)
+    if criterion == "auto" and config.selection.patience_steps is not None:
         raise InputError(
-            f"{data.dataset}: has no split {config.validation.split!r} to validate on, so selection.patience_steps "
-            "needs selection.criterion train_epoch_loss"
+            f"{no_split} for validation: selection.patience_steps needs selection.criterion train_epoch_loss"
         )
-    if criterion == "none" or (criterion == "auto" and not holds_out):
+    if criterion in ("auto", "none"):
         return None
-    if criterion == "auto":
-        measured = [name for name in criteria if name != "kid" or config.measurement.every is not None]
-        return measured[0] if measured else None
     if criterion not in criteria:
         raise InputError(
-            f"selection.criterion {criterion!r}: not applicable to this generator; {', '.join(criteria)} are"
+            f"selection.criterion {criterion!r}: not applicable to this generator; use {', '.join(criteria)}"
         )
-    if criterion == EPOCH_LOSS:
-        return criterion
-    if not holds_out:
-        raise InputError(
-            f"{data.dataset}: has no split {config.validation.split!r}, which selection.criterion {criterion!r} needs"
-        )
-    if criterion == "kid" and config.measurement.every is None:
+    if criterion != EPOCH_LOSS and not holds_out:
+        raise InputError(f"{no_split}, which selection.criterion {criterion!r} needs")
+    if criterion == "kid" and not measures:
         raise InputError("selection.criterion 'kid' needs measurement.every")
     return criterion

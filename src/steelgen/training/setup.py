@@ -1,4 +1,4 @@
-"""From a config to what the loop works with: generator, micrographs, crops, devices, learning rate."""
+"""Setup of a training run: generator, micrographs, crops, devices, learning rate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,14 +26,16 @@ from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
 from steelgen.generators import Generator, Trainable
 from steelgen.generators.families import build_generator, load_generator
+from steelgen.generators.saved import hash_generator
+from steelgen.runs import BATCH_FIELD
 
 _MAX_WORKERS = 8
-_PATIENCE = timedelta(minutes=10)
-"""How long a process waits for another that says nothing; one whose connection breaks is noticed at once."""
+_TIMEOUT = timedelta(minutes=10)
+"""Wait for another process that does not answer; a broken connection is noticed at once."""
 
 
 def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
-    """The untrained generator and the micrographs of a training config."""
+    """Builds the untrained generator and loads the micrographs of a training config."""
     micrographs = _load_training_data(config)
     torch.manual_seed(config.seed)
     generator = build_generator(config.generator, micrographs, crop_geometry(config))
@@ -40,19 +43,17 @@ def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
 
 
 def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
-    """The trained generator and the micrographs of a fine-tuning config.
+    """Loads the trained generator and the micrographs of a fine-tuning config.
 
     Raises:
-        InputError: if the data's classes, size or channels do not fit the checkpoint.
+        InputError: if the data's classes, size or channels do not match the checkpoint.
     """
     generator = load_generator(config.checkpoint)
     trained, wanted = generator.geometry, crop_geometry(config)
     for name in ("image_size", "in_channels"):
-        if getattr(trained, name) != getattr(wanted, name):
-            raise InputError(
-                f"{config.checkpoint}: was trained with {name} {getattr(trained, name)}, "
-                f"data.{name} is {getattr(wanted, name)}"
-            )
+        before, now = getattr(trained, name), getattr(wanted, name)
+        if before != now:
+            raise InputError(f"{config.checkpoint}: was trained with {name} {before}, data.{name} is {now}")
     micrographs = _hide_masks(_load_training_data(config), generator)
     if micrographs.info.num_classes != generator.info.num_classes:
         raise InputError(
@@ -64,7 +65,7 @@ def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
 
 
 def prepare(config: RunConfig) -> tuple[Generator, Micrographs]:
-    """`prepare_training` or `prepare_finetuning`, by the kind of the config."""
+    """Calls `prepare_training` or `prepare_finetuning`, depending on the config."""
     if isinstance(config, FinetuneConfig):
         return prepare_finetuning(config)
     assert isinstance(config, TrainConfig)
@@ -72,7 +73,7 @@ def prepare(config: RunConfig) -> tuple[Generator, Micrographs]:
 
 
 def load_held_out(config: RunConfig, generator: Generator) -> Micrographs | None:
-    """The micrographs to validate a generator on; None where none are held out."""
+    """Loads the micrographs for validation; None if none are held out."""
     data, split = config.data, config.validation.split
     if split is None or split not in list_splits(data.dataset):
         return None
@@ -80,13 +81,13 @@ def load_held_out(config: RunConfig, generator: Generator) -> Micrographs | None
 
 
 def crop_geometry(config: RunConfig) -> CropGeometry:
-    """The crop geometry of a config's data section."""
+    """Returns the crop geometry of a config."""
     data = config.data
     return CropGeometry(data.image_size, data.crop_size or data.image_size, data.scale_range, data.in_channels)
 
 
 def count_steps(options: OptimizationSection, epoch_crops: int, num_processes: int = 1) -> int:
-    """Optimizer steps until max_steps or max_epochs, whichever comes first."""
+    """Returns the number of optimizer steps until max_steps or max_epochs, whichever comes first."""
     limits = [] if options.max_steps is None else [options.max_steps]
     if options.max_epochs is not None:
         limits.append(math.ceil(options.max_epochs * epoch_crops / effective_batch(options, num_processes)))
@@ -94,35 +95,50 @@ def count_steps(options: OptimizationSection, epoch_crops: int, num_processes: i
 
 
 def effective_batch(options: OptimizationSection, num_processes: int) -> int:
-    """Crops an optimizer step takes in."""
+    """Returns the number of crops per optimizer step."""
     return options.train_batch_size * options.gradient_accumulation_steps * num_processes
 
 
+def describe_inputs(
+    config: RunConfig, micrographs: Micrographs, held_out: Micrographs | None, num_processes: int
+) -> dict[str, Any]:
+    """Returns the digests of a run's inputs by dotted config field; a resumed run compares them instead of paths."""
+    inputs: dict[str, Any] = {
+        "data.dataset": micrographs.digest,
+        BATCH_FIELD: effective_batch(config.train, num_processes),
+    }
+    if held_out:
+        inputs["validation.split"] = held_out.digest
+    if isinstance(config, FinetuneConfig):
+        inputs["checkpoint"] = hash_generator(config.checkpoint)
+    return inputs
+
+
 def build_accelerator(options: OptimizationSection, broadcast_buffers: bool = True) -> Accelerator:
-    """This process's place among those that train.
+    """Configures torch and builds the accelerator of this process.
 
     Args:
-        broadcast_buffers: whether each forward pass of several processes begins by copying the first one's buffers;
-            where networks play against each other, some run twice before their backward pass, which that spoils.
+        broadcast_buffers: copy the first process's buffers to the others at each forward pass; must be False for
+            networks that run twice before their backward pass, such as a discriminator.
 
     Raises:
-        InputError: if there are fewer processes than were asked for, or the device cannot train in that precision.
+        InputError: if there are fewer processes than requested, or the device does not support the precision.
     """
     device = pick_device()
     check_precision(options, device)
     check_launch(os.environ)
-    # Convolutions have TF32 by default in torch, matrix products (attention) have not.
+    # torch enables TF32 by default for convolutions but not for matrix products (attention).
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.tf32
     torch.backends.cudnn.benchmark = not options.deterministic  # shapes stay the same from step to step
     if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts, which reads it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
     accelerator = Accelerator(
-        cpu=device.type == "cpu",  # else accelerate waits to be told before several processes use it
+        cpu=device.type == "cpu",  # required by accelerate for several processes on CPUs
         mixed_precision=resolve_precision(options.mixed_precision),
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=_PATIENCE),
+            InitProcessGroupKwargs(timeout=_TIMEOUT),
             DistributedDataParallelKwargs(broadcast_buffers=broadcast_buffers),
         ],
     )
@@ -131,13 +147,13 @@ def build_accelerator(options: OptimizationSection, broadcast_buffers: bool = Tr
 
 
 def check_precision(options: OptimizationSection, device: torch.device) -> None:
-    """Raises InputError if the device cannot train in the precision that is asked for."""
+    """Raises InputError if the device does not support the training precision."""
     if device.type == "cpu" and options.mixed_precision == "fp16":
-        raise InputError("train.mixed_precision fp16: training in it needs a GPU; use bf16, auto or no on a CPU")
+        raise InputError("train.mixed_precision fp16: training needs a GPU; use bf16, auto or no on a CPU")
 
 
 def build_crops(config: RunConfig, trainable: Trainable, micrographs: Micrographs) -> CropDataset:
-    """The crops that are trained on."""
+    """Builds the dataset of training crops."""
     data = config.data
     return CropDataset(
         micrographs,
@@ -151,10 +167,10 @@ def build_crops(config: RunConfig, trainable: Trainable, micrographs: Micrograph
 
 
 def place_networks(networks: Mapping[str, nn.Module], options: OptimizationSection, device: torch.device) -> None:
-    """Makes networks ready to be trained on a device.
+    """Moves networks to a device and prepares them for training.
 
     Raises:
-        InputError: if they cannot save memory as they are asked to.
+        InputError: if a network does not support gradient checkpointing.
     """
     for name, network in networks.items():
         if options.gradient_checkpointing and not hasattr(network, "enable_gradient_checkpointing"):
@@ -171,10 +187,9 @@ def place_networks(networks: Mapping[str, nn.Module], options: OptimizationSecti
 def iterate_batches(
     crops: CropDataset, config: RunConfig, accelerator: Accelerator, step: int
 ) -> Iterator[dict[str, Tensor]]:
-    """The batches of this process from optimizer step `step` on, on its device, endlessly.
+    """Returns the endless batches of this process from optimizer step `step` on, on its device.
 
-    Workers cut the crops and draw all that is random of them. Batches for a GPU are pinned, so that nothing waits for
-    their copies.
+    Workers cut the crops and compute their random tensors. Batches for a GPU are pinned, so that copies do not block.
     """
     options, device = config.train, accelerator.device
     workers = config.data.num_workers
@@ -186,7 +201,7 @@ def iterate_batches(
         accelerator.num_processes,
         start=step * options.gradient_accumulation_steps,
     )
-    # Starting the loader draws from the global generator: it is done here and now, not within the first step.
+    # Starting the loader uses the global generator; start it here, not within the first step.
     loaded = iter(DataLoader(crops, batch_sampler=sampler, num_workers=workers, pin_memory=device.type != "cpu"))
     return ({key: value.to(device, non_blocking=True) for key, value in batch.items()} for batch in loaded)
 
@@ -194,7 +209,7 @@ def iterate_batches(
 def build_learning_rate(
     options: OptimizationSection, optimizer: torch.optim.Optimizer, last_step: int
 ) -> Callable[[int], float]:
-    """The learning rate of the optimizer step that follows on so many, before the phases' own factors."""
+    """Returns the learning rate as a function of the steps taken so far, without the factors of phases."""
     factor = get_scheduler(
         options.lr_scheduler,
         optimizer,
@@ -215,7 +230,7 @@ def _load_training_data(config: RunConfig) -> Micrographs:
 
 
 def _hide_masks(micrographs: Micrographs, generator: Generator) -> Micrographs:
-    """The images alone, for a generator that does not see masks."""
+    """Drops the masks for a generator that does not use them."""
     return micrographs if generator.info.num_classes else micrographs.without_masks()
 
 

@@ -1,4 +1,4 @@
-"""What training goes on from: all that changes from step to step, and nothing else."""
+"""The state of a training run, saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -12,36 +12,34 @@ from torch import nn
 
 from steelgen.config.train import OptimizationSection, RunConfig
 from steelgen.generators import Generator, Phase, Trainable, join_networks
-from steelgen.training.ema import WeightAverage
-from steelgen.training.epochs import EpochTracker
-from steelgen.training.power_ema import PowerAverage
+from steelgen.training.ema import PowerAverage, WeightAverage
+from steelgen.training.meter import EpochTracker
 from steelgen.training.selection import BestTracker, CopyWatch
 
 
 @dataclass
 class TrainingState:
-    """A run in progress; a checkpoint holds all of it."""
+    """Everything that changes from step to step."""
 
     trainable: Trainable
-    """With the weights as they are trained."""
     average: WeightAverage
     """The moving average of the weights, used for sampling."""
     power_averages: list[PowerAverage]
     optimizers: dict[str, torch.optim.Optimizer]
-    """One a phase."""
+    """By phase."""
     scaler: Any
-    """The gradient scaler of fp16, else None."""
+    """The gradient scaler of fp16, or None."""
     epochs: EpochTracker
     best: BestTracker
     copy_watch: CopyWatch
     step: int = 0
     """Optimizer steps taken."""
-    unseen: dict[str, float] | None = None
-    """Figures of this step, where it was saved before it was looked at: validated, measured, drawn, logged."""
+    unlogged: dict[str, float] | None = None
+    """Values to log of this step, if it was saved before it was evaluated and logged."""
 
     @property
     def generator(self) -> Generator:
-        """Draws with the weights as they are trained."""
+        """The generator, with the weights in training."""
         return self.trainable.generator
 
     @property
@@ -56,8 +54,8 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the block the generator's networks carry the averaged weights, and all run as they are: graphs that
-        torch.compile made for training steps would be made anew for other shapes and modes, and soon not at all."""
+        """Inside the block the networks have the averaged weights and run without torch.compile, whose graphs of
+        training steps would be recompiled for other shapes and modes."""
         networks = list(self.trainable.networks.values())
         compiled = [network._compiled_call_impl for network in networks]
         try:
@@ -69,18 +67,23 @@ class TrainingState:
             for network, call in zip(networks, compiled, strict=True):
                 network._compiled_call_impl = call
 
+    def start_at(self, step_crops: int) -> None:
+        """Starts another run at the state's step, after steps of `step_crops` crops each."""
+        self.epochs.start_at(self.step * step_crops)
+        self.best.start_at(self.step)
+
     def progress(self) -> dict[str, Any]:
-        """What is neither weights nor moments, as JSON values."""
+        """State besides weights and moments, as JSON values."""
         return {
             "epochs": self.epochs.state(),
             "best": self.best.state(),
             "copies": self.copy_watch.state(),
             "trainable": self.trainable.state(),
-            "unseen": self.unseen,
+            "unseen": self.unlogged,
         }
 
     def restore_progress(self, progress: dict[str, Any]) -> None:
-        """Goes on at the state's step from what `progress` gave; what it lacks begins there."""
+        """Restores the output of `progress`; parts missing in older checkpoints start at the state's step."""
         if "epochs" in progress:
             self.epochs.restore(progress["epochs"])
         if "best" in progress:
@@ -89,28 +92,15 @@ class TrainingState:
             self.best.start_at(self.step)
         if "copies" in progress:
             self.copy_watch.restore(progress["copies"])
-        self.unseen = progress.get("unseen")
-        # Older checkpoints have the history of losses here.
+        self.unlogged = progress.get("unseen")
+        # Older checkpoints have the loss history at the top level.
         self.trainable.restore(progress.get("trainable") or {"loss_history": progress.get("loss_history")})
 
 
 def build_state(
-    config: RunConfig,
-    trainable: Trainable,
-    scaler: Any,
-    epoch_crops: int,
-    criterion: str | None,
-    is_main: bool = True,
+    config: RunConfig, trainable: Trainable, scaler: Any, epoch_crops: int, criterion: str | None, is_main: bool = True
 ) -> TrainingState:
-    """A run before its first step.
-
-    Args:
-        trainable: on the device that it is trained on.
-        scaler: see `TrainingState.scaler`.
-        epoch_crops: crops of an epoch.
-        criterion: see `resolve_criterion`.
-        is_main: whether this is the process that writes.
-    """
+    """Builds the state before the first step, on the device of the networks; `criterion` as in `resolve_criterion`."""
     options = config.train
     averaged = join_networks(trainable.networks, trainable.averaged)
     return TrainingState(

@@ -1,22 +1,24 @@
-"""When training ends: steps, epochs, minutes, or a signal."""
+"""Stop requests: signals and the time limit."""
 
 from __future__ import annotations
 
 import signal
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 
 import torch
 from accelerate import Accelerator
 
 OUT_OF_TIME = "max_minutes"
+_AGREE_EVERY = 8
+"""Steps between stop checks of several processes, each of which waits for the device."""
 
 
 class StopRequest:
-    """Inside the block SIGINT, SIGTERM and SIGUSR1 set a flag, looked at between steps; a second SIGINT interrupts.
+    """Inside the block SIGINT, SIGTERM and SIGUSR1 set a flag, read between steps; a second SIGINT interrupts.
 
     Args:
-        max_minutes: also ask for a stop after so many minutes; None never does.
+        max_minutes: minutes until a stop is requested; None sets no limit.
     """
 
     def __init__(self, max_minutes: float | None = None) -> None:
@@ -29,9 +31,7 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -46,14 +46,8 @@ class StopRequest:
         self.signal_number = number
 
 
-_AGREE_EVERY = 8
-
-
 def agree_on_stop(request: StopRequest, accelerator: Accelerator, step: int) -> str | None:
-    """Why to stop now, if any process was asked to: all must leave the loop at the same step, for the same reason.
-
-    Several processes ask each other, and so wait for the device, every eighth step.
-    """
+    """Returns the reason to stop after this step, the same in all processes; None to continue."""
     asked = [request.signal_number, int(request.out_of_time)]
     if accelerator.num_processes > 1:
         if step % _AGREE_EVERY:

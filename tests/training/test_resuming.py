@@ -1,4 +1,4 @@
-"""Runs that go on: one process at a time, and with what decided the result so far."""
+"""Resumed runs: one process at a time, with the same config and inputs."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.training.test_crashes import crash_config, fork_training
 from tests.training.test_loop import Recorder, assert_same_tensors, load_weights
 
 
-def go_on(dataset, run_dir, changes=None, allow_changed=(), **options):
+def resume_run(dataset, run_dir, changes=None, allow_changed=(), **options):
     values = config_to_json(crash_config(dataset, run_dir, **{"max_steps": 2, **options}))
     for field, value in (changes or {}).items():
         section = values
@@ -166,19 +166,19 @@ DECISIVE = {
 
 def test_what_decides_may_not_change_unless_allowed(tiny_dataset, tmp_path):
     run = tmp_path / "run"
-    go_on(tiny_dataset, run)
+    resume_run(tiny_dataset, run)
     written = (run / "config.json").read_bytes()
     for field, value in DECISIVE.items():
         with pytest.raises(InputError, match=rf"{run}: {field} was .+, is now .+: .* --allow-changed {field} if"):
-            go_on(tiny_dataset, run, {field: value}, max_steps=3)
+            resume_run(tiny_dataset, run, {field: value}, max_steps=3)
         assert (run / "config.json").read_bytes() == written
         assert not (run / LOCK_FILE).exists()
     with pytest.raises(InputError, match=r"seed was 0, is now 1; train\.learning_rate was .*--allow-changed seed"):
-        go_on(tiny_dataset, run, {"seed": 1, "train.learning_rate": 1e-3}, max_steps=3)
+        resume_run(tiny_dataset, run, {"seed": 1, "train.learning_rate": 1e-3}, max_steps=3)
     with pytest.raises(InputError, match=r"run: seed was 0, is now 1: "):
-        go_on(tiny_dataset, run, {"seed": 1, "train.learning_rate": 1e-3}, ["train"], max_steps=3)
-    go_on(tiny_dataset, run, {"seed": 1, "train.learning_rate": 1e-3}, ["train", "seed"], max_steps=3)
-    go_on(tiny_dataset, run, {"seed": 1, "train.learning_rate": 1e-3}, max_steps=4)  # as it now is
+        resume_run(tiny_dataset, run, {"seed": 1, "train.learning_rate": 1e-3}, ["train"], max_steps=3)
+    resume_run(tiny_dataset, run, {"seed": 1, "train.learning_rate": 1e-3}, ["train", "seed"], max_steps=3)
+    resume_run(tiny_dataset, run, {"seed": 1, "train.learning_rate": 1e-3}, max_steps=4)  # as it now is
     noted = [json.loads(line) for line in (run / "changes.jsonl").read_text().splitlines()]
     assert [(row["field"], row["before"], row["now"]) for row in noted] == [
         ("seed", 0, 1),
@@ -192,13 +192,13 @@ def test_before_the_first_checkpoint_anything_may_change(tiny_dataset, tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         train(crash_config(tiny_dataset, tmp_path / "run", max_steps=2), Recorder(fail))
-    assert go_on(tiny_dataset, tmp_path / "run", {"seed": 3}).global_step == 2
+    assert resume_run(tiny_dataset, tmp_path / "run", {"seed": 3}).global_step == 2
     assert not (tmp_path / "run/changes.jsonl").exists()
 
 
 def test_what_decides_nothing_may_change(tiny_dataset, tmp_path):
     """Each of the free fields, the place of the run and of the data, and how a step's crops are shared out."""
-    go_on(tiny_dataset, tmp_path / "run")
+    resume_run(tiny_dataset, tmp_path / "run")
     moved, data = (tmp_path / "run").rename(tmp_path / "moved"), tiny_dataset.rename(tmp_path / "elsewhere")
     changes = {
         "data.num_workers": 1,
@@ -219,7 +219,7 @@ def test_what_decides_nothing_may_change(tiny_dataset, tmp_path):
         "train.gradient_accumulation_steps": 2,
     }
     assert {*FREE_FIELDS} - changes.keys() == {"run_dir", "train.compile"}
-    assert go_on(data, moved, changes, max_steps=3).global_step == 3
+    assert resume_run(data, moved, changes, max_steps=3).global_step == 3
     assert not (moved / "changes.jsonl").exists()
 
 
@@ -233,7 +233,7 @@ def test_where_the_learning_rate_decays_to_it_the_last_step_decides(tiny_dataset
 def test_other_data_in_the_same_place_are_refused(tiny_dataset, tmp_path, split, field):
     """A single pixel of a single mask."""
     run = tmp_path / "run"
-    go_on(tiny_dataset, run)
+    resume_run(tiny_dataset, run)
     mask = tiny_dataset / split / "masks" / f"{split}1.png"
     with Image.open(mask) as opened:
         pixels, palette = np.array(opened), opened.getpalette()
@@ -242,22 +242,22 @@ def test_other_data_in_the_same_place_are_refused(tiny_dataset, tmp_path, split,
     changed.putpalette(palette)
     changed.save(mask)
     with pytest.raises(InputError, match=rf'run: {field} was "[0-9a-f]+", is now "[0-9a-f]+": '):
-        go_on(tiny_dataset, run, max_steps=3)
-    go_on(tiny_dataset, run, max_steps=3, allow_changed=[field])
+        resume_run(tiny_dataset, run, max_steps=3)
+    resume_run(tiny_dataset, run, max_steps=3, allow_changed=[field])
     assert json.loads((run / "changes.jsonl").read_text())["field"] == field
 
 
 def test_runs_of_older_versions_go_on(tiny_dataset, tmp_path):
     """Their config lacks keys that are new since, and nothing says what their data were."""
     run = tmp_path / "run"
-    go_on(tiny_dataset, run)
+    resume_run(tiny_dataset, run)
     (run / "inputs.json").unlink()
     written = json.loads((run / "config.json").read_text())
     del written["measurement"], written["train"]["deterministic"]
     (run / "config.json").write_text(json.dumps(written))
     with pytest.raises(InputError, match=r"data\.dataset was"):
-        go_on(shutil.copytree(tiny_dataset, tmp_path / "copy"), run, max_steps=3)
-    assert go_on(tiny_dataset, run, max_steps=3).global_step == 3
+        resume_run(shutil.copytree(tiny_dataset, tmp_path / "copy"), run, max_steps=3)
+    assert resume_run(tiny_dataset, run, max_steps=3).global_step == 3
     assert (run / "inputs.json").is_file()
 
 

@@ -1,4 +1,4 @@
-"""A step is saved before it is looked at: a failure while looking costs no step, and resuming looks at it again."""
+"""A step is saved before it is evaluated: a failure costs no step, and a resumed run repeats the evaluation."""
 
 import json
 
@@ -17,7 +17,7 @@ from tests.conftest import tiny_train_config
 from tests.training.test_loop import Recorder
 
 
-def looking_config(dataset, run_dir, **options):
+def evaluation_config(dataset, run_dir, **options):
     values = tiny_train_config(dataset, run_dir, max_steps=4, checkpoint_every=2, **options)
     values["preview"]["every"] = 2
     values["validation"] = {"every": 2, "crops": 8}
@@ -37,19 +37,19 @@ def test_a_preview_that_fails_is_a_warning(tiny_dataset, tmp_path, monkeypatch):
 
     monkeypatch.setattr(PreviewWriter, "draw", fail)
     observer = Recorder()
-    result = train(looking_config(tiny_dataset, tmp_path / "run"), observer)
+    result = train(evaluation_config(tiny_dataset, tmp_path / "run"), observer)
     assert result.export.is_dir()
-    warnings = [event for event in observer.events if event.startswith("warning: the preview of step ")]
+    warnings = [event for event in observer.events if event.startswith("warning: preview of step ")]
     assert len(warnings) == 3
-    assert warnings[0] == "warning: the preview of step 0 failed, training goes on: CUDA out of memory."
+    assert warnings[0] == "warning: preview of step 0 failed, training continues: CUDA out of memory."
 
 
 @pytest.mark.parametrize("failing", ["measure", "preview"])
 def test_a_step_that_could_not_be_looked_at_is_saved_and_looked_at_on_resuming(
     tiny_dataset, tmp_path, monkeypatch, failing
 ):
-    train(looking_config(tiny_dataset, tmp_path / "whole"), Recorder())
-    config, calls = looking_config(tiny_dataset, tmp_path / "cut"), []
+    train(evaluation_config(tiny_dataset, tmp_path / "whole"), Recorder())
+    config, calls = evaluation_config(tiny_dataset, tmp_path / "cut"), []
 
     def die(self, *arguments):
         calls.append(arguments)
@@ -95,7 +95,7 @@ def test_compiled_graphs_outlive_checkpoints_previews_and_validation(tiny_datase
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend=backend))
     torch.compiler.reset()
-    config = looking_config(tiny_dataset, tmp_path / "run", compile=True, gradient_accumulation_steps=2)
+    config = evaluation_config(tiny_dataset, tmp_path / "run", compile=True, gradient_accumulation_steps=2)
     result = train(config, Recorder())
     assert result.global_step == 4
     assert (len(graphs), calls[0]) == (1, 8)
