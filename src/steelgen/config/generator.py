@@ -1,4 +1,4 @@
-"""How a generator is built: the network and the noise schedule."""
+"""Config sections of the generators."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from steelgen.config.solver import check_schedule
 
 
 class UNetSection(Section):
-    """The semantic U-Net. Sizes of images and masks follow from the data section."""
+    """The semantic U-Net; sizes of images and masks follow from the data section."""
 
     removed = {"augmentation_conditioning": "it measured like the default (KID·10³ 35.3 against 35.7 ± 4.6)"}
 
     base_channels: int = Field(64, ge=1, le=4096)
     """Channels of the first level, before channel_mult."""
     channel_mult: list[Annotated[float, Field(ge=0, le=64)]] = Field([1, 2, 3, 4], min_length=1, max_length=12)
-    """One factor on base_channels a resolution level; each level halves the resolution."""
+    """Factor on base_channels per resolution level; each level halves the resolution."""
     num_res_blocks: int = Field(2, ge=1, le=64)
-    """Residual blocks a level."""
+    """Residual blocks per level."""
     attention_resolutions: list[Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]] = [16, 8]
-    """Edges, in feature pixels, of the levels with self-attention; the middle always has it."""
+    """Edges, in feature pixels, of the levels with self-attention; the middle block always has it."""
     num_heads: int = Field(4, ge=1, le=1024)
-    """Attention heads, where num_head_channels is null."""
+    """Attention heads if num_head_channels is null."""
     num_heads_upsample: int | None = Field(None, ge=1, le=1024)
-    """Attention heads of the decoder, where they differ from num_heads."""
+    """Attention heads of the decoder; null uses num_heads."""
     num_head_channels: int | None = Field(32, ge=1, le=4096)
-    """Channels an attention head; the number of heads follows from it."""
+    """Channels per attention head; null uses num_heads."""
     spade_channels: int = Field(128, ge=1, le=4096)
     """Hidden width of the SPADE norms (128 in SPADE, SDM and ISDM); the main cost at high resolution."""
     norm_groups: int = Field(32, ge=1, le=4096)
-    """Groups of every GroupNorm; every level's channels must be a multiple."""
+    """Groups of every GroupNorm; the channels of each level must be a multiple."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability inside the residual blocks."""
     scale_shift: bool = True
-    """The time embedding scales and shifts the norms; else it is added to the features."""
+    """The time embedding scales and shifts the norms; false adds it to the features."""
     resample_in_blocks: bool = True
-    """Change the resolution inside a residual block; else by a convolution."""
+    """Changes the resolution inside residual blocks; false uses separate convolutions."""
     learn_sigma: bool = False
-    """A second set of output channels learns the reverse variance (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
+    """Learns the reverse variance in additional output channels (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
     mask_resize: Literal["area", "nearest"] = "area"
-    """How coarse levels see the mask: class shares of the area, or one picked pixel (SPADE, ISDM)."""
+    """Downsampling of the mask for coarse levels: area shares per class, or nearest pixels (SPADE, ISDM)."""
     instance_edges: bool = False
-    """The SPADE norms see the outlines of the mask's regions as one more channel (ISDM with no_instance false)."""
+    """Adds outlines of the mask's regions as a channel of the SPADE norms' input (ISDM with no_instance false)."""
     timestep_scale: float = Field(1.0, gt=0, le=1000)
-    """The time embedding sees timesteps times this (ISDM's rescale_timesteps: 1000 / num_train_timesteps)."""
+    """Factor on the timesteps in the time embedding (ISDM's rescale_timesteps: 1000 / num_train_timesteps)."""
 
     @model_validator(mode="after")
     def _check_widths(self) -> UNetSection:
@@ -67,7 +67,7 @@ class UNetSection(Section):
 
 
 class NoiseSection(Section):
-    """The noise schedule and what the network predicts."""
+    """The noise schedule and the network's target."""
 
     removed = {
         "mask_noise": "with sound masks it doubled the distance to real images (KID·10³ 70.9 against 35.7)",
@@ -78,47 +78,44 @@ class NoiseSection(Section):
     """Steps of the forward process."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "flow"] = "squaredcos_cap_v2"
     """diffusers' name; squaredcos_cap_v2 is the cosine schedule (Nichol & Dhariwal 2021, arXiv 2102.09672). flow has
-    the noise levels of rectified flow's straight paths, σ = t/(1 − t) (Liu et al. 2022, arXiv 2209.03003)."""
+    the noise levels of rectified flow, σ = t/(1 − t) (Liu et al. 2022, arXiv 2209.03003)."""
     prediction_type: Literal["v_prediction", "epsilon", "sample", "flow"] = "v_prediction"
-    """What the network predicts: velocity (Salimans & Ho 2022, arXiv 2202.00512), noise, the image, or noise minus
-    image from (1 − t)·image + t·noise: flow matching (Lipman et al. 2022, arXiv 2210.02747)."""
+    """The network's target: velocity (Salimans & Ho 2022, arXiv 2202.00512), noise, the image, or noise − image given
+    (1 − t)·image + t·noise: flow matching (Lipman et al. 2022, arXiv 2210.02747)."""
     zero_terminal_snr: bool = True
-    """No signal is left at the last step (Lin et al. 2023, arXiv 2305.08891), so brightness and contrast are learnt
-    rather than leaked; needs v_prediction, sample or flow."""
+    """Rescales the schedule to leave no signal at the last step (Lin et al. 2023, arXiv 2305.08891), so that brightness
+    and contrast are learned; needs v_prediction, sample or flow."""
     standardize: bool = True
-    """Shift and scale gray levels to the training set's mean 0 and standard deviation 1 first. Micrographs have little
-    contrast; a schedule made for unit variance (Karras et al. 2022, arXiv 2206.00364, table 1: σ_data) would spend
-    most of its steps on noise that drowns them."""
+    """Shifts and scales gray levels so that the training set has mean 0 and standard deviation 1. Without it, most
+    steps of a schedule for unit variance (Karras et al. 2022, arXiv 2206.00364, table 1: σ_data) are pure noise,
+    because micrographs have little contrast."""
     objective: Literal["simple", "variational"] = "simple"
-    """The squared error of the prediction, or the variational bound L_vlb (ISDM's use_kl)."""
+    """Squared error of the prediction, or the variational bound L_vlb (ISDM's use_kl)."""
     vlb_weight: float = Field(0.001, ge=0, le=1000000)
-    """λ of L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16), where unet.learn_sigma; L_vlb sums all timesteps."""
+    """λ of L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16) for unet.learn_sigma; L_vlb sums over all timesteps."""
 
     @model_validator(mode="after")
     def _check_terminal_snr(self) -> NoiseSection:
         check_schedule(self.beta_schedule, self.num_train_timesteps)
         if self.zero_terminal_snr and self.prediction_type == "epsilon":
-            raise ValueError(
-                "zero_terminal_snr needs prediction_type v_prediction, sample or flow: "
-                "without signal, noise says nothing"
-            )
+            raise ValueError("zero_terminal_snr needs prediction_type v_prediction, sample or flow, not epsilon")
         if self.beta_schedule == "flow" and not self.zero_terminal_snr:
             raise ValueError("beta_schedule flow ends without signal: zero_terminal_snr must be true")
         return self
 
 
 class DiffusionTrainingSection(Section):
-    """How diffusion models are trained, whatever their network."""
+    """Training options of diffusion models."""
 
     mask_dropout: float = Field(0.1, ge=0, le=1)
-    """Probability that a crop's mask is replaced by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
+    """Probability of replacing a crop's mask by the null mask, for classifier-free guidance (ISDM's drop_rate)."""
     timestep_sampling: Literal["even", "loss_second_moment", "lognormal"] = "even"
-    """Draw all timesteps alike; those of large loss more often, weighing them down (Nichol & Dhariwal 2021,
-    arXiv 2102.09672, section 3.3); or noise levels σ = √((1 − ᾱ)/ᾱ) from a log-normal distribution (Karras et al. 2022,
-    arXiv 2206.00364, table 1: with v-prediction of standardized images the rest of its training is the same)."""
+    """Distribution of training timesteps: uniform; by loss, with importance weights (Nichol & Dhariwal 2021,
+    arXiv 2102.09672, section 3.3); or log-normal in σ = √((1 − ᾱ)/ᾱ) (Karras et al. 2022, arXiv 2206.00364, table 1,
+    whose training is otherwise equal to v-prediction of standardized images)."""
     lognormal_mean: float = Field(-0.5, ge=-20, le=20)
-    """Mean of ln σ for lognormal: the paper's P_mean is -1.2 at its σ_data of 0.5, which here is 1. Mean 0 and
-    deviation 1 are the logit-normal times of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206)."""
+    """Mean of ln σ for lognormal. The paper's P_mean is -1.2 for σ_data 0.5, here 1. Mean 0 and standard deviation 1
+    are the logit-normal times of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206)."""
     lognormal_std: float = Field(1.2, gt=0, le=20)
     """Standard deviation of ln σ (P_std)."""
 
@@ -127,23 +124,21 @@ class SemanticDiffusionSection(Section):
     """Mask-conditioned diffusion with a SPADE U-Net."""
 
     kind: Literal["semantic_diffusion"] = "semantic_diffusion"
-    """Which generator."""
+    """Generator kind."""
     unet: UNetSection = UNetSection()
     """The network."""
     noise: NoiseSection = NoiseSection()
     """The noise schedule."""
 
     steps_by_solver: ClassVar[bool] = True
-    """Whether images come by the steps of a solver, and `diffusion` says how it is trained."""
+    """Whether the sections `solver` and `diffusion` apply."""
 
     def check_image_size(self, image_size: int) -> None:
-        """Raises ValueError if the network cannot have images of that edge."""
+        """Raises ValueError if the network does not support the image size."""
         levels = len(self.unet.channel_mult)
         factor = 2 ** (levels - 1)
         if image_size % factor:
-            raise ValueError(
-                f"data.image_size {image_size} is not a multiple of {factor}, as {levels} levels of channel_mult need"
-            )
+            raise ValueError(f"data.image_size {image_size} is not a multiple of {factor}, needed for {levels} levels")
 
 
 class GanSection(Section):
@@ -183,4 +178,4 @@ AnyGeneratorSection = Annotated[
         custom_error_message=f"kind must be {' or '.join(GENERATOR_KINDS)}",
     ),
 ]
-"""One section a kind of generator; a new kind is a section here and a folder of its name in `generators/`."""
+"""Section of any generator kind. A new kind is a section here and a folder of its name in `generators/`."""
