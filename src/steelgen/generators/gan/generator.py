@@ -85,7 +85,15 @@ class Gan:
 
     @torch.inference_mode()
     def draw(self, request: DrawRequest) -> Drawn:
-        """See `Generator.draw`; on the CPU each image by itself, since its last bits would depend on the batch."""
+        """See `Generator.draw`; on the CPU each image by itself, since its last bits would depend on the batch.
+
+        Raises:
+            InputError: if the masks it needs are empty: unlike diffusion it has learned nothing of such.
+        """
+        if request.masks is not None and not (request.masks < self.info.num_classes).any():
+            raise InputError(
+                f"{self.info.name}: this generator draws for masks, and these have nothing but ignored pixels"
+            )
         size = (self.geometry.image_size,) * 2 if request.masks is None else tuple(request.masks.shape[-2:])
         training = self.network.training
         self.network.eval()
