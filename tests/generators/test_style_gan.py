@@ -113,7 +113,7 @@ def test_two_processes_train_as_one_with_their_batches_together(runs, tmp_path):
 
 
 def test_a_step_against_its_formulas(runs, tmp_path):
-    """Relativistic losses, R1 and R2 times every/2·γ in the steps that have them, no gradients for who is held fixed."""
+    """Relativistic losses, R1 and R2 times every/2·γ in steps that have them, none held fixed has gradients."""
     values = style_config(runs[0], tmp_path / "run", "style")
     values["generator"] |= {"ada_target": None, "r1_gamma": 2.0, "r2_gamma": 0.5}
     config = parse_config(values, TrainConfig)

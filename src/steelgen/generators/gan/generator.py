@@ -91,9 +91,7 @@ class Gan:
             InputError: if the masks it needs are empty: unlike diffusion it has learned nothing of such.
         """
         if request.masks is not None and not (request.masks < self.info.num_classes).any():
-            raise InputError(
-                f"{self.info.name}: this generator draws for masks, and these have nothing but ignored pixels"
-            )
+            raise InputError(f"{self.info.name}: this generator draws for masks; these hold ignored pixels alone")
         size = (self.geometry.image_size,) * 2 if request.masks is None else tuple(request.masks.shape[-2:])
         training = self.network.training
         self.network.eval()
