@@ -66,12 +66,12 @@ SOLVER = SolverSection(num_inference_steps=12)
 
 _STYLE = {"kind": "gan", "architecture": "style", "base_channels": 16, "ada_images": 20000}
 _UNET = {
-    "base_channels": 32,
+    "base_channels": 16,
     "channel_mult": [1, 2, 4],
     "num_res_blocks": 1,
     "attention_resolutions": [8],
-    "num_head_channels": 32,
-    "spade_channels": 64,
+    "num_head_channels": 16,
+    "spade_channels": 32,
     "norm_groups": 8,
 }
 _DIFFUSION = {"kind": "semantic_diffusion", "unet": _UNET}

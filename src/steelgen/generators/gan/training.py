@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steelgen.config.train import RunConfig
@@ -150,7 +151,9 @@ class _Players:
         if self._section.objective == "segmentation":
             mask = self._move_mask(2)
             weights = balance_classes(mask, self._num_classes)
-            return Losses(compute_segmentation_losses(fake, self._hide_ignored(mask), _extend(weights, 0.0)))
+            return Losses(
+                compute_segmentation_losses(fake, self._hide_ignored(mask), F.pad(weights, (0, 1), value=0.0))
+            )
         real = fake
         if self._section.objective == "relativistic":
             with torch.no_grad():
@@ -162,7 +165,7 @@ class _Players:
         if self._section.objective != "segmentation":
             return compute_player_losses(real, fake, self._section.objective)[0], (real, fake)
         mask = self._move_mask(0)
-        weights = _extend(balance_classes(mask, self._num_classes), 1.0)
+        weights = F.pad(balance_classes(mask, self._num_classes), (0, 1), value=1.0)
         losses = compute_segmentation_losses(real, self._hide_ignored(mask), weights)
         losses = losses + compute_segmentation_losses(fake, torch.full_like(mask, self._num_classes), weights)
         return losses, (compute_realness(real), compute_realness(fake))
@@ -183,7 +186,3 @@ class _Players:
     def _hide_ignored(self, mask: Tensor) -> Tensor:
         """Ignored pixels have an index that no class has, that of generated ones included."""
         return mask.where(mask < self._num_classes, self._num_classes + 1)
-
-
-def _extend(weights: Tensor, last: float) -> Tensor:
-    return torch.cat([weights, weights.new_tensor([last])])
