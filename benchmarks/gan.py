@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -338,10 +337,8 @@ def main() -> None:
         rows = {name: summarize([value / 4 for value in values]) for name, values in seconds.items()}
         save_results(arguments.runs / "step_times.json", {"threads": 1, "seconds_a_step": rows})
     elif arguments.part == "run":
-        os.nice(10)
         run_system(arguments)
     elif arguments.part == "leak":
-        os.nice(10)
         run_leak(arguments)
     else:
         scores = [load_json(path) for path in sorted((arguments.runs / "scores").glob("*.json"))]

@@ -304,6 +304,9 @@ def test_what_cannot_be_is_one_line(runs, tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             interpolate(config, walk, 0, tmp_path / "walk.png")
+    masked = sample_config(folders["mask"], tmp_path / "out", mask_source=source, truncation=0.5)
+    with pytest.raises(InputError, match="truncation: not applicable"):
+        interpolate(parse_config(masked, SampleConfig), Walk(), 0, tmp_path / "walk.png")
 
 
 def test_the_weights_that_draw_are_the_averages(runs):

@@ -69,7 +69,7 @@ class Layout:
 
 LAYOUTS = {
     "folders": Layout("samples", "labels", "images", "colored_labels", "confidence"),
-    "dataset": Layout("train/images", "train/masks", None, None, "train/confidence"),
+    "dataset": Layout("train/images", "train/masks", None, None, "confidence"),
 }
 """By the config's output_format."""
 

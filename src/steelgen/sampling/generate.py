@@ -39,6 +39,14 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
     return generator
 
 
+def check_taken(config: SampleConfig, generator: Generator) -> None:
+    """Raises InputError if the config asks for what the generator makes no use of."""
+    for section, name in (("solver", "solver"), ("start_images", "start"), ("truncation", "truncation")):
+        asked = section in config.model_fields_set and getattr(config, section) is not None
+        if asked and name not in generator.takes:
+            raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
+
+
 def take_start(config: SampleConfig, batch: Sequence[SourceMask]) -> Start | None:
     """What `generate_images` starts from under a config: the micrographs beside the masks, or nothing but noise."""
     if config.start_images is None:

@@ -21,7 +21,7 @@ from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
 from steelgen.generators import Generator, Latents, LatentSpace
-from steelgen.sampling.generate import generate_images, prepare_generator, take_start
+from steelgen.sampling.generate import check_taken, generate_images, prepare_generator, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import SourceMask
 
@@ -64,10 +64,11 @@ def interpolate(
 
     Raises:
         InputError: if the path has another ending or exists already, there are fewer than 2 frames or points, or the
-            generator has not the space that is asked for.
+            generator has not the space, or makes no use of the settings, that are asked for.
     """
     _check_walk(walk, path)
     generator = prepare_generator(config.generator, config.channels_last)
+    check_taken(config, generator)
     masks = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed)
     drawn = replace_images(masks, config, generator.info, generator.geometry).draw(mask_index)
     errors: list[float] = []

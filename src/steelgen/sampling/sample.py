@@ -38,7 +38,7 @@ from steelgen.sampling.formats import (
     save_rows,
     select_decisive,
 )
-from steelgen.sampling.generate import generate_images, prepare_generator, take_start
+from steelgen.sampling.generate import check_taken, generate_images, prepare_generator, take_start
 from steelgen.sampling.labeling import LOW_CONFIDENCE, ImageLabeler
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import MaskSource
@@ -83,7 +83,7 @@ def sample(
     origin = describe_origin(config)
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     info, geometry = generator.info, generator.geometry
-    _check_taken(config, generator)
+    check_taken(config, generator)
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
     labeler = ImageLabeler(config.labels, geometry) if config.labels else None
@@ -148,14 +148,6 @@ def sample(
         if isinstance(mask_source, BalancedSource):
             save_balance(out, mask_source.report(total))
     return out
-
-
-def _check_taken(config: SampleConfig, generator: Generator) -> None:
-    """Raises InputError if the config asks for what the generator makes no use of."""
-    for section, name in (("solver", "solver"), ("start_images", "start"), ("truncation", "truncation")):
-        asked = section in config.model_fields_set and getattr(config, section) is not None
-        if asked and name not in generator.takes:
-            raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
 
 
 def _next_batch(waiting: deque[Candidate], first: Iterator[Candidate], batch_size: int) -> list[Candidate]:

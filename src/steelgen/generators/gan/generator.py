@@ -97,9 +97,9 @@ class Gan:
         self.network.eval()
         try:
             latents = request.latents or self.find_latents(request.seeds, self.spaces[-1], (size[0], size[1]))
-            images = self._map_rows(
-                lambda rows: self._generate(latents, request.masks, request.truncation, rows), len(latents.styles)
-            )
+            if request.truncation is not None:
+                latents = self._truncate(latents, request.truncation)
+            images = self._map_rows(lambda rows: self._generate(latents, request.masks, rows), len(latents.styles))
         finally:
             self.network.train(training)
         images = images.float() * self.intensity[1] + self.intensity[0]
@@ -150,14 +150,16 @@ class Gan:
             return function(slice(None))
         return torch.cat(map_on_single_threads(lambda index: function(slice(index, index + 1)), count))
 
-    def _generate(self, latents: Latents, masks: Tensor | None, truncation: float | None, rows: slice) -> Tensor:
+    def _truncate(self, latents: Latents, factor: float) -> Latents:
+        styles = self._find_styles(latents.styles) if latents.space == "z" else latents.styles
+        mean = self._find_mean_style().to(styles)
+        return Latents("w", mean + factor * (styles - mean), latents.noise)
+
+    def _generate(self, latents: Latents, masks: Tensor | None, rows: slice) -> Tensor:
         styles, noise = (tensor[rows].to(self._device) for tensor in (latents.styles, latents.noise))
         if isinstance(self.network, StyleGenerator):
             if latents.space == "z":
                 styles = self.network.find_styles(styles)
-            if truncation is not None:
-                mean = self._find_mean_style()
-                styles = mean + truncation * (styles - mean)
             return self.network.synthesize(styles, noise)
         vectors = torch.cat([styles, noise], dim=1)
         if masks is None:
