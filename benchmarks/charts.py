@@ -11,9 +11,14 @@ from matplotlib.ticker import LogLocator
 
 
 def draw_curves(
-    curves: dict[str, list[tuple[float, float]]], x_label: str, y_label: str, bold: Collection[str], path: Path
+    curves: dict[str, list[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    bold: Collection[str],
+    path: Path,
+    logarithmic: bool = True,
 ) -> None:
-    """Draws lines through positive points on logarithmic axes.
+    """Draws lines through points, positive ones where the axes are logarithmic.
 
     Args:
         curves: (x, y) points by name, at least one, in the order of x.
@@ -22,7 +27,8 @@ def draw_curves(
         path: the .png file.
     """
     figure = Figure((8.7, 4.8), layout="constrained")
-    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+    scale = "log" if logarithmic else "linear"
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, xscale=scale, yscale=scale)
     # By the last point, so that the legend stands in the order of the curves' ends.
     ordered = sorted(curves.items(), key=lambda item: -item[1][-1][1])
     for number, (name, points) in enumerate(ordered):
@@ -37,11 +43,12 @@ def draw_curves(
             label=f"{name}: {points[-1][1]:.4g}",
         )
     axes.grid(alpha=0.3)
-    axes.set_xticks(sorted({x for points in curves.values() for x, _ in points}), minor=False)
-    axes.set_xticks([], minor=True)
-    axes.set_yticks([], minor=True)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
+    if logarithmic:
+        axes.set_xticks(sorted({x for points in curves.values() for x, _ in points}), minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_yticks([], minor=True)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
     figure.legend(loc="outside right upper", fontsize=7)
     figure.savefig(path)

@@ -62,7 +62,9 @@ class LinePrinter:
     def on_step(self, step: int, values: dict[str, float]) -> None:
         """See `TrainingObserver`."""
         if values and step % 100 == 0:
-            print(f"step {step}: loss {values['loss']:.4f}", flush=True)
+            # Of several phases, each has its own.
+            losses = [f"{name} {value:.4f}" for name, value in values.items() if name.split("_")[0] == "loss"]
+            print(f"step {step}: {', '.join(losses[:2])}", flush=True)
 
     def on_event(self, message: str) -> None:
         """See `TrainingObserver`."""

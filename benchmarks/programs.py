@@ -69,6 +69,22 @@ def _list_recipe() -> Iterator[str]:
     yield "benchmarks/recipe.py table"
 
 
+def _list_gan() -> Iterator[str]:
+    """Step times, every system on 16 micrographs, adaptive augmentation on 4 and on many, three seeds; the leak."""
+    yield "benchmarks/gan.py time"
+    for seed in range(GAN_SEEDS):
+        for system, data in GAN_RUNS:
+            yield f"benchmarks/gan.py run --system {system} --data {data} {GAN_LARGE} --seed {seed} {GAN_BUDGET}"
+    yield f"benchmarks/gan.py leak {GAN_BUDGET}"
+    yield "benchmarks/gan.py table"
+
+
+GAN_SEEDS, GAN_BUDGET, GAN_LARGE = 3, "--minutes 20", "--large data/large"
+"""The large set is no part of steelgen: any dataset folder of a thousand images or more."""
+GAN_RUNS = (
+    *((system, "16") for system in ("dcgan", "style", "style-no-ada", "diffusion", "masked", "masked-diffusion")),
+    *((system, data) for data in ("4", "large") for system in ("style", "style-no-ada")),
+)
 UTILITY_STUDIES = (
     "main",
     "augmented",
@@ -111,6 +127,7 @@ BENCHMARKS = (
     _sample("guide", "--images 128", threads=1, generator="bundled:uhcs"),
     _sample("beside", "--images 16 --repeats 3", generator="bundled:uhcs"),
     Benchmark("recipe", list(_list_recipe())),
+    Benchmark("gan", list(_list_gan()), threads=1),
     Benchmark(
         "utility",
         [*(f"benchmarks/utility.py run --study {name}" for name in UTILITY_STUDIES), "benchmarks/utility.py table"],

@@ -133,6 +133,13 @@ SECTIONS = (
         tables.tabulate_recipe,
     ),
     Section(
+        "gan",
+        "Adversarial generators",
+        "DCGAN, the style-based generator with and without adaptive augmentation (ADA), the masked one, and semantic "
+        "diffusion with and without masks, after equal time of training of one core; images/s are those of one core.",
+        tables.tabulate_gan,
+    ),
+    Section(
         "utility",
         "Does generated data help?",
         "mIoU on held-out real micrographs of segmentation networks trained with and without generated pairs, paired "

@@ -36,6 +36,50 @@ def _kid(score: dict[str, float]) -> str:
     return f"{1e3 * score['kid']:.1f} ± {1e3 * score['kid_std']:.1f}"
 
 
+def tabulate_gan(stored: Results) -> Lines:
+    """Systems by data, means over the seeds, and how many lamellae lie as they should."""
+    groups: dict[tuple[str, str], list[Results]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["data"], run["system"]), []).append(run)
+    rows = []
+    for (data, system), runs in sorted(groups.items()):
+        above = [1e3 * (run["score"]["kid"] - run["floor"]["kid"]) for run in runs]
+        means = {key: fmean(run["score"][key] for run in runs) for key in ("fd", "precision", "recall", "copies")}
+        longest = [run["score"]["longest_step"] for run in runs if "longest_step" in run["score"]]
+        rows.append(
+            [
+                data,
+                system,
+                _mean_and_range(above),
+                f"{means['fd']:.0f}",
+                f"{means['precision']:.2f}, {means['recall']:.2f}",
+                f"{means['copies']:.2f}",
+                _number(fmean(run["score"]["images_per_second"] for run in runs)),
+                f"{fmean(longest):.1f}" if longest else "–",
+                str(len(runs)),
+            ]
+        )
+    floors = {run["data"]: run["floor"] for run in stored["runs"]}
+    for data, floor in sorted(floors.items()):
+        fidelity = f"{floor['precision']:.2f}, {floor['recall']:.2f}"
+        rows.append([data, "floor", "0", f"{floor['fd']:.0f}", fidelity, f"{floor['copies']:.2f}", "–", "–", "–"])
+    columns = ["micrographs", "system", "KID·10³ above the floor", "FD", "precision, recall", "copies", "images/s"]
+    minutes = sorted({run["minutes"] for run in stored["runs"]})
+    lines = [
+        f"32 px, {' or '.join(f'{value:g}' for value in minutes)} minutes of one core for each run, "
+        f"{stored['runs'][0]['images']} images each.",
+        "",
+        *_table([*columns, "longest step / mean", "seeds"], rows, texts=2),
+    ]
+    if leak := stored["leak"]:
+        lines += [
+            "",
+            f"Lamellae within 20° of where they lie: {leak['real']:.3f} of real ones, {leak['drawn']:.3f} of those "
+            f"drawn after {leak['steps']} steps with transforms at a mean probability of {leak['mean_strength']:.2f}.",
+        ]
+    return lines
+
+
 def tabulate_training(stored: Results) -> Lines:
     """Images a second and memory of a training step."""
     settings, ours = stored["settings"], stored["precision_of_ours"]

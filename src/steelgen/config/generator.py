@@ -148,20 +148,81 @@ class SemanticDiffusionSection(Section):
             )
 
 
+_GAN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dcgan": {},
+    "style": {
+        "latent_dim": 64,
+        "base_channels": 32,
+        "adam_betas": (0.0, 0.99),
+        "objective": "relativistic",
+        "r1_gamma": 0.5,
+        "r2_gamma": 0.5,
+        "penalty_every": 4,
+        "ada_target": 0.5,
+    },
+    "mask": {"objective": "segmentation", "spade_channels": 64},
+}
+"""What GanSection's fields are by default with another architecture than DCGAN's, and with masks."""
+
+
 class GanSection(Section):
-    """DCGAN (Radford et al. 2016, arXiv 1511.06434): micrographs without masks, each in one pass; the baseline of
-    adversarial generators. image_size must be a power of two."""
+    """Adversarial generators, each image in one pass: DCGAN (Radford et al. 2016, arXiv 1511.06434), the baseline; a
+    style-based one (Karras et al. 2020, arXiv 1912.04958) for sets of any size; or, with condition mask, a SPADE
+    generator against a discriminator that segments (OASIS, arXiv 2012.04781). image_size must be a power of two."""
 
     kind: Literal["gan"] = "gan"
     """Which generator."""
+    architecture: Literal["dcgan", "style"] = "dcgan"
+    """The networks. The defaults of the other fields are DCGAN's; style has latent_dim 64, base_channels 32, adam_betas
+    (0, 0.99), objective relativistic, r1_gamma and r2_gamma 0.5, penalty_every 4 and ada_target 0.5, and wants a
+    train.learning_rate of about 0.002."""
+    condition: Literal["none", "mask"] = "none"
+    """Whether images are drawn for masks; needs architecture style and a dataset with masks."""
     latent_dim: int = Field(100, ge=1, le=4096)
     """Length of the random vector that an image is drawn from."""
     base_channels: int = Field(64, ge=1, le=1024)
-    """Channels of the finest feature maps; each coarser level has twice as many."""
+    """Channels of the finest feature maps; each coarser level has twice as many, with style up to 8 times."""
+    spade_channels: int | None = Field(None, ge=1, le=4096)
+    """Hidden width of the SPADE norms, with condition mask, where it is 64 by default."""
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
     """AdamW's moment decays, in place of train.adam_betas."""
+    objective: Literal["logistic", "relativistic", "segmentation"] = "logistic"
+    """The non-saturating logistic loss; the one that compares each real image with a generated one (R3GAN, Huang et al.
+    2024, arXiv 2501.05441); or, with condition mask and there alone, the cross-entropy of a segmentation."""
+    r1_gamma: float = Field(0.0, ge=0, le=1000000)
+    """Weight γ of the penalty γ/2·‖∇D‖² at real images (Mescheder et al. 2018, arXiv 1801.04406), whose gray levels
+    have the standard deviation 1 with style; 0: none. More is steadier, and blurs."""
+    r2_gamma: float = Field(0.0, ge=0, le=1000000)
+    """The same at generated images."""
+    penalty_every: int = Field(1, ge=1, le=1000)
+    """Steps between penalties, which count so many times more; each costs about as much as a step without."""
+    ada_target: float | None = Field(None, gt=0, lt=1)
+    """What the discriminator sees is transformed the more often, the more its lead r_t exceeds this (adaptive
+    augmentation, Karras et al. 2020, arXiv 2006.06676); null: never."""
+    ada_images: int = Field(50000, ge=1, le=1000000000)
+    """Crops in which the probability of the transforms can go from 0 to 1."""
 
     steps_by_solver: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        defaults = _GAN_DEFAULTS.get(str(values.get("architecture", "dcgan")), {})
+        if values.get("condition") == "mask":
+            defaults = {**defaults, **_GAN_DEFAULTS["mask"]}
+        return {**defaults, **values}
+
+    @model_validator(mode="after")
+    def _check_condition(self) -> GanSection:
+        if self.condition == "mask" and self.architecture != "style":
+            raise ValueError(f"condition 'mask' needs architecture 'style', not {self.architecture!r}")
+        if (self.objective == "segmentation") != (self.condition == "mask"):
+            raise ValueError(f"objective {self.objective!r}: not applicable to condition {self.condition!r}")
+        if (self.spade_channels is None) != (self.condition == "none"):
+            raise ValueError(f"spade_channels {self.spade_channels}: not applicable to condition {self.condition!r}")
+        return self
 
     def check_image_size(self, image_size: int) -> None:
         """See `SemanticDiffusionSection.check_image_size`."""

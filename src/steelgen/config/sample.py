@@ -139,6 +139,17 @@ class FilterSection(Section):
     """Size and training of the segmenter; it is kept in the cache."""
 
 
+class LabelsSection(Section):
+    """Masks for images that are drawn without any, by a segmenter trained on real micrographs; with confidence maps."""
+
+    segmenter: Path
+    """Output folder of `steelgen segment train`; its classes are those of the masks."""
+    min_confidence: float = Field(0.0, ge=0, le=1)
+    """Mean probability of the pixels' classes; pairs below are dropped, counted and drawn anew. 0 keeps all."""
+    max_attempts: int = Field(20, ge=1, le=1000000)
+    """Attempts at an image before the run stops with a message."""
+
+
 class StartImagesSection(Section):
     """Image to image (SDEdit, Meng et al. 2022, arXiv 2108.01073): real micrographs, noised, instead of noise alone."""
 
@@ -191,6 +202,11 @@ class SampleConfig(Section):
     """How they are drawn."""
     start_images: StartImagesSection | None = None
     """What drawing starts from beside noise; null: nothing."""
+    truncation: float | None = Field(None, ge=0, le=1)
+    """Factor on the distance of styles from their mean, for style-based adversarial generators: less variety, fewer odd
+    images; null or 1: all of it."""
+    labels: LabelsSection | None = None
+    """How images that are drawn without masks get some, for mask_source.kind none; null: they stay without."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the network; auto takes bf16 where the machine has it, and is recorded as what it took."""
     channels_last: bool = True
@@ -202,8 +218,11 @@ class SampleConfig(Section):
 
     @model_validator(mode="after")
     def _check_masks(self) -> SampleConfig:
-        if isinstance(self.mask_source, NoMasks) and (self.coco or self.filter):
-            raise ValueError(f"{'coco' if self.coco else 'filter'} needs masks, and mask_source.kind is 'none'")
+        if isinstance(self.mask_source, NoMasks):
+            if self.filter or (self.coco and not self.labels):
+                raise ValueError(f"{'filter' if self.filter else 'coco'} needs masks, and mask_source.kind is 'none'")
+        elif self.labels:
+            raise ValueError(f"labels needs mask_source.kind 'none', not {self.mask_source.kind!r}: masks are there")
         return self
 
     @model_validator(mode="after")

@@ -72,6 +72,7 @@ class CropDataset(Dataset):
         augmentation: items tell how they were changed; see `Placement.describe_augmentation`.
         in_order: each pass visits the micrographs in the order of their names; else in a fresh random order.
         randomness: what else is random of crop number n; see `Generator.randomness`.
+        min_crops: fewer of them in an epoch are an error.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class CropDataset(Dataset):
         augmentation: bool = False,
         in_order: bool = False,
         randomness: Callable[[int], dict[str, torch.Tensor]] | None = None,
+        min_crops: int = 1,
     ) -> None:
         smallest = min(min(mask.shape) for mask in micrographs.masks)
         if smallest < geometry.image_size:
@@ -103,6 +105,11 @@ class CropDataset(Dataset):
         self.randomness = randomness
         area = float(np.mean([mask.size for mask in micrographs.masks]))
         self.crops_per_micrograph = max(1, round(area / geometry.crop_size**2))
+        if len(self) < min_crops:
+            raise InputError(
+                f"{micrographs.info.name}: {len(micrographs)} micrographs hold {len(self)} crops, fewer than the "
+                f"{min_crops} of a batch; lower train.train_batch_size"
+            )
 
     def __len__(self) -> int:
         """Crops in an epoch."""

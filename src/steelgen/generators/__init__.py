@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -37,6 +37,45 @@ class StartImages:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """Where images lie in the latent space of a generator that draws them in one pass."""
+
+    space: str
+    """"z", standard normal, between which one turns; or "w", styles, between which one goes straight on."""
+    styles: Tensor
+    """(N, D), or (N, L, D) with a style for each of L layers."""
+    noise: Tensor
+    """(N, M) standard normal, of the fine texture; M may be 0."""
+
+
+@runtime_checkable
+class LatentSpace(Protocol):
+    """What generators that take "latents" have besides."""
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Spaces that latents may lie in."""
+        ...
+
+    def find_latents(self, seeds: Sequence[int], space: str, size: tuple[int, int]) -> Latents:
+        """Where the images of seeds lie, for images of `size` (H, W)."""
+        ...
+
+    def project(self, images: Tensor, steps: int, report: Callable[[int, int], None]) -> tuple[Latents, Tensor]:
+        """Where the images lie that come nearest to given ones.
+
+        Args:
+            images: (N, C, H, W) in [-1, 1].
+            steps: of optimization.
+            report: told (steps done, steps in all).
+
+        Returns:
+            latents: in w; rmse: (N,), root mean squared error, of gray levels in [-1, 1].
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class DrawRequest:
     """What is to be drawn; image i depends on row i alone."""
 
@@ -51,6 +90,10 @@ class DrawRequest:
     """Real images to start from."""
     noise: Tensor | None = None
     """(N, C, H, W) standard normal noise in place of what the seeds give."""
+    latents: Latents | None = None
+    """Where in latent space the images lie, in place of what the seeds give."""
+    truncation: float | None = None
+    """Styles are drawn to their mean, by this factor on their distance from it; None: not at all."""
 
 
 class Drawn(NamedTuple):
@@ -79,7 +122,7 @@ class Generator(Protocol):
 
     @property
     def takes(self) -> frozenset[str]:
-        """What else a request may hold: "solver", "start", "noise"."""
+        """What else a request may hold: "solver", "start", "noise", "latents", "truncation"."""
         ...
 
     @property
@@ -217,11 +260,13 @@ def draw_for_masks(
     solver: AnySolverSection | None = None,
     start: StartImages | None = None,
     noise: Tensor | None = None,
+    latents: Latents | None = None,
+    truncation: float | None = None,
 ) -> Tensor:
     """Images for masks (N, H, W), (N, C, H, W) in [-1, 1]; as many of its own where the generator needs no masks."""
     given = masks if "masks" in generator.needs else None
     steps = solver if "solver" in generator.takes else None
-    drawn = generator.draw(DrawRequest(seeds, given, steps, start, noise))
+    drawn = generator.draw(DrawRequest(seeds, given, steps, start, noise, latents, truncation))
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
 

@@ -22,6 +22,7 @@ from steelgen.data.palette import color_mask
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, load_record, new_file, parse_json, parse_record
 from steelgen.generators.saved import hash_generator, hash_weights
+from steelgen.sampling.labeling import hash_segmenter
 from steelgen.sampling.masks import SourceMask
 from steelgen.sampling.places import describe_place
 
@@ -44,6 +45,8 @@ class Layout:
     labels: str | None
     images: str | None
     colored_labels: str | None
+    confidence: str | None = None
+    """Maps of how sure a segmenter is of the masks, where they are its own."""
     files_per_folder: int = 0
     """Images of each numbered sub-folder; 0: there are none."""
     name_stem: Callable[[int], str] = name_by_number
@@ -65,8 +68,8 @@ class Layout:
 
 
 LAYOUTS = {
-    "folders": Layout("samples", "labels", "images", "colored_labels"),
-    "dataset": Layout("train/images", "train/masks", None, None),
+    "folders": Layout("samples", "labels", "images", "colored_labels", "confidence"),
+    "dataset": Layout("train/images", "train/masks", None, None, "confidence"),
 }
 """By the config's output_format."""
 
@@ -81,6 +84,7 @@ class _Settings(Record):
     output_format: Literal["folders", "dataset"] = "folders"
     file_stems: Literal["number", "source"] = "number"
     mask_source: _Source
+    labels: dict[str, Any] | None = None
     num_samples: int = Field(ge=1, le=MAX_IMAGES)
     seed: int = Field(ge=0, le=MAX_SEED)
 
@@ -120,7 +124,11 @@ def load_layout(out: Path) -> Layout:
     sampling = load_sampling(out)
     layout = LAYOUTS[sampling.config.output_format]
     if sampling.config.mask_source.kind == "none":
-        layout = replace(layout, labels=None, images=None, colored_labels=None)
+        layout = replace(layout, images=None)
+        if sampling.config.labels is None:
+            layout = replace(layout, labels=None, colored_labels=None)
+    if sampling.config.labels is None:
+        layout = replace(layout, confidence=None)
     return replace(layout, files_per_folder=sampling.files_per_folder)
 
 
@@ -147,6 +155,8 @@ def describe_origin(config: SampleConfig) -> Origin:
         draw["autoguidance_sha256"] = hash_weights(Path(guide))
     if config.start_images:
         draw["strength"] = config.start_images.strength
+    if config.truncation is not None:
+        draw["truncation"] = config.truncation
     return Origin(config.generator, hash_weights(config.generator), hash_config(settings), draw)
 
 
@@ -155,6 +165,8 @@ def describe_models(config: SampleConfig, origin: Origin) -> dict[str, str]:
     models = {"generator": hash_generator(config.generator, origin.model_sha256)}
     if guide := getattr(config.solver, "autoguidance", None):
         models["solver.autoguidance"] = hash_generator(guide)
+    if config.labels:
+        models["labels.segmenter"] = hash_segmenter(config.labels.segmenter)
     return models
 
 
@@ -166,9 +178,10 @@ def hash_config(settings: dict[str, Any]) -> str:
 def select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that images depend on; two runs that agree in it may fill the same folder."""
     decisive = {key: value for key, value in settings.items() if key not in FREE_KEYS}
-    if decisive.get("filter"):
-        # More attempts only go on where fewer stopped.
-        decisive["filter"] = {key: value for key, value in decisive["filter"].items() if key != "max_attempts"}
+    for section in ("filter", "labels"):
+        if decisive.get(section):
+            # More attempts only go on where fewer stopped.
+            decisive[section] = {key: value for key, value in decisive[section].items() if key != "max_attempts"}
     return decisive
 
 
@@ -197,9 +210,19 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: Sour
 
 
 def save_pair(
-    out: Path, layout: Layout, row: dict[str, Any], drawn: SourceMask, image: NDArray[np.uint8], info: DatasetInfo
+    out: Path,
+    layout: Layout,
+    row: dict[str, Any],
+    drawn: SourceMask,
+    image: NDArray[np.uint8],
+    info: DatasetInfo,
+    confidence: NDArray[np.float32] | None = None,
 ) -> None:
-    """Writes the files of one image; the image last, since its presence says that the pair is complete."""
+    """Writes the files of one image; the image last, since its presence says that the pair is complete.
+
+    Args:
+        confidence: (H, W) in [0, 1], saved as 255 times that.
+    """
     name = Path(row["file_name"]).relative_to(layout.samples)
     if layout.labels:
         save_mask(out / layout.labels / name, drawn.mask, info.palette)
@@ -207,6 +230,8 @@ def save_pair(
         save_png(out / layout.colored_labels / name, color_mask(drawn.mask, info.palette))
     if layout.images and drawn.image is not None:
         save_png(out / layout.images / name, drawn.image)
+    if layout.confidence and confidence is not None:
+        save_png(out / layout.confidence / name, np.rint(255 * confidence).astype(np.uint8))
     save_png(out / layout.samples / name, image, row)
 
 

@@ -15,7 +15,7 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator, StartImages, draw_for_masks, join_networks
+from steelgen.generators import Generator, Latents, StartImages, draw_for_masks, join_networks
 from steelgen.generators.families import load_generator
 from steelgen.sampling.masks import SourceMask
 
@@ -39,6 +39,14 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
     return generator
 
 
+def check_taken(config: SampleConfig, generator: Generator) -> None:
+    """Raises InputError if the config asks for what the generator makes no use of."""
+    for section, name in (("solver", "solver"), ("start_images", "start"), ("truncation", "truncation")):
+        asked = section in config.model_fields_set and getattr(config, section) is not None
+        if asked and name not in generator.takes:
+            raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
+
+
 def take_start(config: SampleConfig, batch: Sequence[SourceMask]) -> Start | None:
     """What `generate_images` starts from under a config: the micrographs beside the masks, or nothing but noise."""
     if config.start_images is None:
@@ -56,6 +64,8 @@ def generate_images(
     mixed_precision: str = "no",
     start: Start | None = None,
     noise: Tensor | None = None,
+    latents: Latents | None = None,
+    truncation: float | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Draws one image a mask.
 
@@ -67,6 +77,8 @@ def generate_images(
         mixed_precision: no, bf16 or fp16.
         start: images that drawing starts from.
         noise: (N, C, H, W) standard normal noise in place of what the seeds give.
+        latents: N places in latent space in place of what the seeds give.
+        truncation: see `DrawRequest.truncation`.
 
     Returns:
         N images (H, W) or (H, W, 3) uint8.
@@ -79,7 +91,8 @@ def generate_images(
     start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
     try:
         with autocast(mixed_precision, device):
-            images = draw_for_masks(generator, batch, seeds, solver, start_images, noise).cpu()
+            images = draw_for_masks(generator, batch, seeds, solver, start_images, noise, latents, truncation)
+            images = images.cpu()
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -28,6 +28,7 @@ class _Draw(Record):
     mixed_precision: Literal["no", "bf16", "fp16"]
     channels_last: bool = False
     strength: float | None = Field(None, gt=0, le=1)
+    truncation: float | None = Field(None, ge=0, le=1)
     autoguidance_sha256: str | None = None
     noise_prior_sha256: str | None = None
 
@@ -41,6 +42,8 @@ class _GeneratedRow(Record):
     model_sha256: str
     seed: int = Field(ge=0, lt=2**63)
     mask: str | None = None
+    labels: dict[str, Any] | None = None
+    """Of a mask that was made from the image, which is then drawn without."""
     start_image: dict[str, Any] | None = None
 
 
@@ -77,14 +80,16 @@ def replay(
     if guide := getattr(draw.solver, "autoguidance", None):
         _check_weights(guide, draw.autoguidance_sha256 or "", where)
     model = prepare_generator(folder, draw.channels_last)
-    if drawn.mask is not None:
+    if drawn.mask is not None and drawn.labels is None:
         mask = load_mask(metadata.parent / drawn.mask, model.info)
     else:
         mask = NoSource(model.info, model.geometry).draw(0).mask
     start = None
     if draw.strength is not None:
         start = ([load_place(drawn.start_image, model.geometry.in_channels, where)], draw.strength)
-    image = generate_images(model, [mask], [drawn.seed], draw.solver, draw.mixed_precision, start)[0]
+    image = generate_images(
+        model, [mask], [drawn.seed], draw.solver, draw.mixed_precision, start, truncation=draw.truncation
+    )[0]
     save_png(out, image, row)
     original = metadata.parent / name
     return out, bool(np.array_equal(load_image(original), load_image(out))) if original.is_file() else None

@@ -38,7 +38,8 @@ from steelgen.sampling.formats import (
     save_rows,
     select_decisive,
 )
-from steelgen.sampling.generate import generate_images, prepare_generator, take_start
+from steelgen.sampling.generate import check_taken, generate_images, prepare_generator, take_start
+from steelgen.sampling.labeling import LOW_CONFIDENCE, ImageLabeler
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import MaskSource
 from steelgen.sampling.names import build_stems
@@ -82,14 +83,16 @@ def sample(
     origin = describe_origin(config)
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     info, geometry = generator.info, generator.geometry
-    _check_taken(config, generator)
+    check_taken(config, generator)
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
+    labeler = ImageLabeler(config.labels, geometry) if config.labels else None
+    info = labeler.info if labeler else info
     pair_filter = build_filter(config.filter, info, geometry, report_filter) if config.filter else None
     out = config.output_dir
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # refuses before anything is written
-    _open_folder(config, generator, describe_models(config, origin), shard is not None, allow_changed)
+    _open_folder(config, generator, info, describe_models(config, origin), shard is not None, allow_changed)
     layout = load_layout(out)
     if config.file_stems == "source":
         layout = replace(layout, name_stem=build_stems(mask_source, load_sampling(out).stem_batch_size))
@@ -104,10 +107,16 @@ def sample(
         """Why a pair is dropped; None once it is written."""
         if pair_filter and (reason := pair_filter.judge(image, candidate.drawn.mask)):
             return reason
-        row = build_row(layout, origin, candidate.image, config.seed + candidate.number, candidate.drawn)
-        if pair_filter:
+        labeled = labeler.label(image) if labeler else None
+        if labeled and labeler and labeled.mean_confidence < labeler.config.min_confidence:
+            return LOW_CONFIDENCE
+        drawn = labeled.mask if labeled else candidate.drawn
+        row = build_row(layout, origin, candidate.image, config.seed + candidate.number, drawn)
+        if labeled and labeler:
+            row["labels"] = labeler.describe(labeled)
+        if pair_filter or labeler:
             row["dropped"] = dict(candidate.dropped)
-        save_pair(out, layout, row, candidate.drawn, image, info)
+        save_pair(out, layout, row, drawn, image, info, labeled.confidence if labeled else None)
         return None
 
     waiting: deque[Candidate] = deque()
@@ -117,12 +126,20 @@ def sample(
                 masks = [candidate.drawn.mask for candidate in batch]
                 seeds = [config.seed + candidate.number for candidate in batch]
                 start = take_start(config, [candidate.drawn for candidate in batch])
-                images = generate_images(generator, masks, seeds, config.solver, config.mixed_precision, start)
+                images = generate_images(
+                    generator,
+                    masks,
+                    seeds,
+                    config.solver,
+                    config.mixed_precision,
+                    start,
+                    truncation=config.truncation,
+                )
                 for candidate, image in zip(batch, images, strict=True):
                     writer.put(candidate, image)
             for candidate, dropped in writer.take(left=len(batch)):
-                if dropped and config.filter:
-                    waiting.append(_retry(candidate, dropped, source, config.filter.max_attempts))
+                if dropped:
+                    waiting.append(_retry(candidate, dropped, source, config))
                 else:
                     done += 1
             report(done, total)
@@ -131,14 +148,6 @@ def sample(
         if isinstance(mask_source, BalancedSource):
             save_balance(out, mask_source.report(total))
     return out
-
-
-def _check_taken(config: SampleConfig, generator: Generator) -> None:
-    """Raises InputError if the config asks for what the generator makes no use of."""
-    for section, name in (("solver", "solver"), ("start_images", "start")):
-        asked = section in config.model_fields_set and getattr(config, section) is not None
-        if asked and name not in generator.takes:
-            raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
 
 
 def _next_batch(waiting: deque[Candidate], first: Iterator[Candidate], batch_size: int) -> list[Candidate]:
@@ -157,26 +166,35 @@ def _next_batch(waiting: deque[Candidate], first: Iterator[Candidate], batch_siz
     return batch
 
 
-def _retry(candidate: Candidate, reason: str, source: MaskSource, max_attempts: int) -> Candidate:
+def _retry(candidate: Candidate, reason: str, source: MaskSource, config: SampleConfig) -> Candidate:
+    name, limit = ("labels", "min_confidence") if config.labels else ("filter", "min_iou")
+    section = config.labels or config.filter
+    assert section is not None, "nothing else drops pairs"
     dropped = candidate.dropped + Counter([reason])
-    if dropped.total() >= max_attempts:
-        reasons = ", ".join(f"{count} {name}" for name, count in sorted(dropped.items()))
+    if dropped.total() >= section.max_attempts:
+        reasons = ", ".join(f"{count} {why}" for why, count in sorted(dropped.items()))
         raise InputError(
-            f"filter: image {candidate.image} was dropped in all of {max_attempts} attempts ({reasons}); "
-            "lower filter.min_iou, raise filter.max_attempts, or train the generator for longer"
+            f"{name}: image {candidate.image} was dropped in all of {section.max_attempts} attempts ({reasons}); "
+            f"lower {name}.{limit}, raise {name}.max_attempts, or train the generator for longer"
         )
     number = candidate.image + dropped.total() * ATTEMPT_STRIDE
     return Candidate(candidate.image, number, source.draw(number), dropped)
 
 
 def _open_folder(
-    config: SampleConfig, generator: Generator, drawn_by: dict[str, str], shared: bool, allow_changed: Sequence[str]
+    config: SampleConfig,
+    generator: Generator,
+    info: DatasetInfo,
+    drawn_by: dict[str, str],
+    shared: bool,
+    allow_changed: Sequence[str],
 ) -> None:
     """Starts an output folder or checks that the one present was begun with the same config.
 
     Another call may open it at this very moment: the first one makes it.
 
     Args:
+        info: classes of the masks.
         drawn_by: see `describe_models`.
         shared: leave it as it is, for the call without a shard to describe.
     """
@@ -185,7 +203,7 @@ def _open_folder(
         try:
             with new_folder(config.output_dir) as working:
                 describe_folder(
-                    working, config, generator, drawn_by, _choose_files_per_folder(config), config.batch_size
+                    working, config, generator, info, drawn_by, _choose_files_per_folder(config), config.batch_size
                 )
         except (InputError, OSError):
             if not path.is_file():
@@ -206,7 +224,9 @@ def _open_folder(
     refuse_changes(config.output_dir, changes, allow_changed)
     note_changes(config.output_dir, changes)
     if not shared:
-        describe_folder(config.output_dir, config, generator, drawn_by, files_per_folder, sampling.stem_batch_size)
+        describe_folder(
+            config.output_dir, config, generator, info, drawn_by, files_per_folder, sampling.stem_batch_size
+        )
 
 
 def _choose_files_per_folder(config: SampleConfig) -> int:
@@ -219,16 +239,17 @@ def describe_folder(
     folder: Path,
     config: SampleConfig,
     generator: Generator,
+    info: DatasetInfo,
     drawn_by: dict[str, str],
     files_per_folder: int,
     stem_batch_size: int,
 ) -> None:
-    """Writes dataset.json and sampling.json."""
+    """Writes dataset.json, with the classes of the masks, and sampling.json."""
     split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
-    unlabeled = isinstance(config.mask_source, NoMasks)
+    unlabeled = isinstance(config.mask_source, NoMasks) and config.labels is None
     save_dataset_info(
         folder,
-        generator.info.model_copy(
+        info.model_copy(
             update={
                 **({"class_names": [], "palette": []} if unlabeled else {}),
                 "source": f"synthetic, drawn by steelgen {__version__} from {config.generator}",
@@ -265,7 +286,7 @@ def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
             for index in range(count)
         )
         save_coco(out / "coco.json", info, images, synthetic=True)
-    if config.filter:
+    if config.filter or config.labels:
         dropped: Counter[str] = Counter()
         for row in iterate_rows(out, layout, count):
             dropped.update(row["dropped"])

@@ -214,7 +214,7 @@ class Studio:
             count += 1
         solver = SolverSection.model_validate(pairs[-1].origin.draw["solver"])
         config = self._configure(solver, count)
-        describe_folder(out, config, self.generator, describe_models(config, self._origin), 0, 1)
+        describe_folder(out, config, self.generator, self.generator.info, describe_models(config, self._origin), 0, 1)
         save_rows(out, _LAYOUT, count)
         save_contact_sheet(out, _LAYOUT, count, self.info)
         return stems
