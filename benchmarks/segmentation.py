@@ -9,8 +9,8 @@
 published work uses (cv_fold in metadata.jsonl); nothing is chosen by the test, and the last weights count. `times`
 trains the small U-Net of random weights and the one with a pretrained encoder for the same seconds, as the judge of
 images at half the resolution (crops of 128 px at 64 px). `scales` asks at which scale a judge sees such images best.
-Seconds are of one core's work, so a busy machine changes little. Every network is stored by itself: what is stopped goes
-on where it was.
+Seconds are of one core's work, so a busy machine changes little. Every network is stored by itself: a run that was
+stopped continues with the next one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "as they are": {"enlargement": 1.0},
     "enlarged to the micrographs' resolution": {"enlargement": 2.0},
 }
-"""What `scales` compares, besides the judge that is trained at the micrographs' resolution and shown enlarged images."""
+"""What `scales` compares, besides a judge that is trained at the micrographs' resolution and shown enlarged images."""
 NO_END = 10**8
 
 
@@ -138,7 +139,7 @@ def describe(matrices: NDArray[np.int64]) -> dict[str, Any]:
 def keep(path: Path, make: Callable[[], dict[str, Any]]) -> None:
     """Makes a result where it is not yet stored, and says what it is."""
     if not path.is_file():
-        save_json(path, make())
+        save_json(path, {"name": path.stem, **make()})
     result = load_json(path)
     print(path.stem, f"{result['mean_iou']:.3f}", [f"{iou:.3f}" for iou in result["class_iou"]], flush=True)
 
@@ -176,16 +177,15 @@ def main() -> None:
                 name = f"fold{fold}-seed{seed}-{arguments.minutes:g}min"
                 keep(
                     runs / "folds" / f"{name}.json",
-                    lambda fold=fold, seed=seed: run_fold(fold, arguments.minutes, seed),
+                    partial(run_fold, fold, arguments.minutes, seed),
                 )
         for seconds in arguments.seconds if arguments.part in ("times", "scales") else ():
             for name, settings in (JUDGES if arguments.part == "times" else SCALES).items():
                 path = runs / arguments.part / f"{name}-seed{seed}-{seconds:g}s.json"
-                keep(path, lambda s=settings, t=seconds, seed=seed: {"name": name, **run_judge(s, t, seed)})
+                keep(path, partial(run_judge, settings, seconds, seed))
             if arguments.part == "scales":
                 path = runs / "scales" / f"trained at the micrographs' resolution-seed{seed}-{seconds:g}s.json"
-                native = CropGeometry(128, 128)
-                keep(path, lambda t=seconds, seed=seed: run_judge({"enlargement": 1.0}, t, seed, native))
+                keep(path, partial(run_judge, {"enlargement": 1.0}, seconds, seed, CropGeometry(128, 128)))
     if arguments.part == "table":
         save_results(RESULTS / "segmentation.json", gather(runs))
 

@@ -231,6 +231,9 @@ def _build_from_transformers(name: str, num_classes: int, weights: str) -> nn.Mo
         raise InputError(f"architecture {name}: weights {weights}: no folder with a config.json and weights")
     given: dict[str, Any] = {"local_files_only": True}
     labels = {"num_labels": num_classes, "ignore_mismatched_sizes": True}
+    verbosity = transformers.logging.get_verbosity()
+    # It would list every tensor of the head, which is new on purpose.
+    transformers.logging.set_verbosity_error()
     try:
         if name == "segformer":
             network = transformers.SegformerForSemanticSegmentation.from_pretrained(place, **given, **labels)
@@ -252,6 +255,8 @@ def _build_from_transformers(name: str, num_classes: int, weights: str) -> nn.Mo
         else:
             message = f"weights {weights}: {first_line(error)}"
         raise InputError(f"architecture {name}: {message}") from None
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     return FullSizeLogits(network, 32, part)
 
 
