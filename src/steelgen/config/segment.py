@@ -27,7 +27,7 @@ class SegmentConfig(Section):
     the last step counts."""
     validate_every: int = Field(default=50, ge=1, le=MAX_STEPS)
     """Steps between validations."""
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Validations without a new best after which training ends; null trains all steps."""
     image_size: int = Field(default=256, ge=16, le=MAX_IMAGE_SIZE)
     """Edge of the windows that are labeled at once, px."""

@@ -64,7 +64,7 @@ class SegmenterSection(Section):
     elsewhere; imagenet, micronet (smp: alone) and a file take what is on this machine; null starts at random."""
     steps: int = Field(default=300, ge=1, le=MAX_STEPS)
     """Optimizer steps."""
-    max_minutes: float | None = Field(default=None, gt=0)
+    max_minutes: float | None = Field(default=None, gt=0, le=1e6)
     """Minutes after which training ends if the steps are not done, the learning rate having fallen by then. The result
     depends on the machine's speed; null sets no limit."""
     batch_size: int = Field(default=16, ge=1, le=MAX_BATCH_SIZE)

@@ -109,7 +109,7 @@ class UtilityTrainingSection(Section):
     """Share of the steps that `pretrain` spends on generated images."""
     validate_every: int = Field(default=50, ge=1, le=MAX_STEPS)
     """Steps between validations; the weights with the best validation mIoU are those tested."""
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, le=MAX_STEPS)
     """Validations without a new best after which training ends; null trains all steps."""
 
 
