@@ -17,11 +17,12 @@ from steelgen.devices import autocast, pick_device
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_confusion, compute_iou, compute_mean_iou
 from steelgen.evaluation.segment import label_by_windows
-from steelgen.evaluation.segmentation import compute_class_weights, compute_segmentation_loss
+from steelgen.evaluation.segmentation import choose_enlargement, compute_class_weights, compute_segmentation_loss
 from steelgen.evaluation.segmenter_training import Recipe, train_steps, train_to_best
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import StudyData, TrainingSet
 from steelgen.models.architectures import build_architecture
+from steelgen.models.segmenter import Enlarged
 
 
 def run_cell(
@@ -51,9 +52,9 @@ def run_cell(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(cell.seed)
         channels, width = data.geometry.in_channels, config.training.base_channels
-        network = build_architecture(
-            cell.architecture, channels, data.info.num_classes, width, config.training.weights
-        ).to(device)
+        network = build_architecture(cell.architecture, channels, data.info.num_classes, width, config.training.weights)
+        factor = config.training.enlargement or choose_enlargement(data.train, data.geometry)
+        network = (network if factor == 1 else Enlarged(network, factor)).to(device)
         best = train_network(network, training_set, data, config, report_progress)
     confusion = count_confusion(network, data.test, data.geometry, config.mixed_precision)
     return {
