@@ -112,6 +112,10 @@ BENCHMARKS = (
     _sample("beside", "--images 16 --repeats 3", generator="bundled:uhcs"),
     Benchmark("recipe", list(_list_recipe())),
     Benchmark(
+        "segmentation",
+        [f"benchmarks/segmentation.py {part}" for part in ("folds", "times", "scales", "table")],
+    ),
+    Benchmark(
         "utility",
         [*(f"benchmarks/utility.py run --study {name}" for name in UTILITY_STUDIES), "benchmarks/utility.py table"],
     ),

@@ -67,7 +67,7 @@ class SegmenterSection(Section):
     max_minutes: float | None = Field(default=None, gt=0, le=1e6)
     """Minutes after which training ends if the steps are not done, the learning rate having fallen by then. The result
     depends on the machine's speed; null sets no limit."""
-    batch_size: int = Field(default=16, ge=1, le=MAX_BATCH_SIZE)
+    batch_size: int = Field(default=8, ge=1, le=MAX_BATCH_SIZE)
     """Crops a step."""
     learning_rate: float = Field(default=2e-3, gt=0, le=MAX_LEARNING_RATE)
     """Peak of the schedule."""
