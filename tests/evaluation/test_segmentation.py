@@ -119,7 +119,8 @@ def test_widths_are_those_of_stripes_and_discs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "crop", "factor"), [(8, 32, 1), (4, 32, 1), (3, 32, 1.5), (1, 32, 2), (8, 64, 1), (4, 64, 2)]
+    ("width", "crop", "factor"),
+    [(8, 32, 1), (3, 32, 1), (2, 32, 1.25), (1, 32, 2), (8, 64, 1), (4, 64, 1.25), (3, 64, 1.75)],
 )
 def test_images_are_enlarged_until_the_thinnest_class_is_seen(width: int, crop: int, factor: float) -> None:
     mask = np.zeros((200, 200), np.uint8)
@@ -130,7 +131,7 @@ def test_images_are_enlarged_until_the_thinnest_class_is_seen(width: int, crop: 
     seen = compute_widths([mask], 4)[1] * 32 / crop
     assert seen == pytest.approx(4 / np.pi * width * 32 / crop)
     found = choose_enlargement(micrographs, CropGeometry(32, crop))
-    assert found == min(2, max(1, np.ceil(4 * 4 / seen) / 4))
+    assert found == factor
     settings = resolve_settings(SegmenterSection(), micrographs, CropGeometry(32, crop))
     assert settings.enlargement == found
     assert resolve_settings(QUICK, micrographs, CropGeometry(32, crop)) is QUICK

@@ -86,7 +86,7 @@ class SegmenterSection(Section):
     """Each training crop's edge is multiplied by a factor drawn from this range, on top of the images' own."""
     enlargement: float | None = Field(default=None, ge=1, le=4)
     """How much larger than they are the network sees its images; null enlarges them up to twice, until the thinnest
-    class is 4 px wide."""
+    class is 3 px wide."""
     augmentation: AugmentationSection = AugmentationSection()
     flips: bool = False
     """Average predictions over the 8 flips and quarter turns of an image; 8 times the time."""

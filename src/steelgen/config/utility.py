@@ -91,7 +91,7 @@ class UtilityTrainingSection(Section):
     """Share of the training in which a pretrained encoder is not trained yet."""
     enlargement: float | None = Field(default=1.0, ge=1, le=4)
     """How much larger than they are the networks see their images; null enlarges them up to twice, until the thinnest
-    class is 4 px wide."""
+    class is 3 px wide."""
     loss: Literal["ce", "dice", "ce+dice"] = "ce+dice"
     """Cross-entropy weighted by the inverse root of the class frequencies, soft Dice, or their sum."""
     base_channels: int = Field(default=16, ge=8, multiple_of=8, le=1024)

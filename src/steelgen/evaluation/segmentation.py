@@ -30,7 +30,7 @@ from steelgen.models.segmenter import Enlarged, SegmenterUNet
 
 _PIXELS_ON_CPU, _PIXELS_ON_GPU = 2**16, 2**23
 """Of a forward pass: what a processor's cache holds is done twice as fast."""
-WIDTH_TO_SEE = 4.0
+WIDTH_TO_SEE = 3.0
 """px that the thinnest class should be wide in what a network sees."""
 _HELD_OUT_CROPS = 64
 """On which a segmenter's own IoU is measured."""
