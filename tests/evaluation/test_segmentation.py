@@ -100,8 +100,9 @@ def test_the_loss_is_cross_entropy_dice_or_their_sum() -> None:
 
 def test_large_images_are_learnt_from_smaller_crops_of_the_same_magnification() -> None:
     settings = SegmenterSection(train_size=96, scale_range=(0.5, 2))
-    assert shrink_geometry(CropGeometry(256, 512), settings) == CropGeometry(96, 192, (0.5, 2))
-    assert shrink_geometry(CropGeometry(64, 128, (0.8, 1.5)), settings) == CropGeometry(64, 128, (0.4, 3))
+    assert shrink_geometry(CropGeometry(256, 512), settings, 484) == CropGeometry(96, 192, (0.5, 2))
+    assert shrink_geometry(CropGeometry(64, 128, (0.8, 1.5)), settings, 484) == CropGeometry(64, 128, (0.4, 3))
+    assert shrink_geometry(CropGeometry(64, 128), settings, 40) == CropGeometry(40, 80, (0.5, 2))
 
 
 def test_widths_are_those_of_stripes_and_discs() -> None:

@@ -81,7 +81,8 @@ class SegmenterSection(Section):
     num_levels: int = Field(default=3, ge=1, le=6)
     """Levels of unet above the bottleneck."""
     train_size: int = Field(default=96, ge=16, le=MAX_IMAGE_SIZE)
-    """Edge of the training crops, px, at the magnification of the images; smaller images are used whole."""
+    """Edge of the training crops, px, at the magnification of the images; smaller images and micrographs are used
+    whole."""
     scale_range: FactorRange = (0.7, 1.4)
     """Each training crop's edge is multiplied by a factor drawn from this range, on top of the images' own."""
     enlargement: float | None = Field(default=None, ge=1, le=4)

@@ -33,7 +33,7 @@ from steelgen.evaluation.segmentation import (
 )
 from steelgen.files import Record, check_output_free, load_record, new_folder, save_json, save_tensors
 
-_PIXELS = 2**21
+_PIXELS = 2**19
 """Of the windows of a forward pass."""
 
 

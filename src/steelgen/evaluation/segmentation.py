@@ -101,7 +101,8 @@ def train_segmenter(
     if not num_classes:
         raise InputError(f"{micrographs.info.name}: has no masks to learn segmentation from")
     chosen = settings.augmentation
-    crops = BalancedCrops(micrographs, shrink_geometry(geometry, settings), seed, chosen.rare_share)
+    smallest = min(min(mask.shape) for mask in micrographs.masks)
+    crops = BalancedCrops(micrographs, shrink_geometry(geometry, settings, smallest), seed, chosen.rare_share)
     class_weights = compute_class_weights(micrographs.masks, num_classes).to(device)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -152,14 +153,20 @@ def augment_batch(
     return varied.to(memory_format=torch.channels_last), labels
 
 
-def shrink_geometry(geometry: CropGeometry, settings: SegmenterSection) -> CropGeometry:
-    """Crops of at most `train_size` px at the same magnification, their scale varied by `scale_range` besides."""
+def shrink_geometry(geometry: CropGeometry, settings: SegmenterSection, smallest: int) -> CropGeometry:
+    """Crops of at most `train_size` px at the same magnification, their scale varied by `scale_range` besides.
+
+    Args:
+        geometry: of the images.
+        settings: of the segmenter.
+        smallest: edge of the smallest micrograph, px, which crops do not exceed either.
+    """
+    size = min(settings.train_size, smallest)
     (low, high), (less, more) = geometry.scale_range, settings.scale_range
     varied = replace(geometry, scale_range=(low * less, high * more))
-    if geometry.image_size <= settings.train_size:
+    if geometry.image_size <= size:
         return varied
-    crop_size = round(geometry.crop_size * settings.train_size / geometry.image_size)
-    return replace(varied, image_size=settings.train_size, crop_size=crop_size)
+    return replace(varied, image_size=size, crop_size=round(geometry.crop_size * size / geometry.image_size))
 
 
 def build_segmenter(in_channels: int, num_classes: int, settings: SegmenterSection) -> nn.Module:
