@@ -50,11 +50,9 @@ JUDGES: dict[str, dict[str, Any]] = {
     "pretrained": {},
 }
 """What `times` compares."""
-SCALES: dict[str, dict[str, Any]] = {
-    "as they are": {"enlargement": 1.0},
-    "enlarged to the micrographs' resolution": {"enlargement": 2.0},
-}
-"""What `scales` compares, besides a judge that is trained at the micrographs' resolution and shown enlarged images."""
+SCALES: dict[str, dict[str, Any]] = {"not enlarged": {"enlargement": 1.0}}
+"""What `scales` compares with the pretrained one of `times`, which enlarges twice; besides, a judge that is trained at
+the micrographs' resolution and shown enlarged images."""
 NO_END = 10**8
 
 
