@@ -129,6 +129,10 @@ BENCHMARKS = (
     Benchmark("recipe", list(_list_recipe())),
     Benchmark("gan", list(_list_gan()), threads=1),
     Benchmark(
+        "segmentation",
+        [f"benchmarks/segmentation.py {part}" for part in ("folds", "times", "scales", "table")],
+    ),
+    Benchmark(
         "utility",
         [*(f"benchmarks/utility.py run --study {name}" for name in UTILITY_STUDIES), "benchmarks/utility.py table"],
     ),

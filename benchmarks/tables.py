@@ -225,6 +225,35 @@ def _show_difference(row: Results) -> list[str]:
     ]
 
 
+def tabulate_segmentation(stored: Results) -> Lines:
+    """IoU by fold; then judges of images at half the resolution, by the seconds of their training and by scale."""
+    names = stored["class_names"]
+    folds = [
+        [
+            f"{row['fold']}",
+            *_ious(row),
+            str(row["steps"]),
+            f"{row['training_seconds'] / 60:.1f}",
+        ]
+        for row in stored["folds"]
+    ]
+    if folds:
+        folds.append(["mean", *_ious(stored), "", ""])
+    judges = [
+        [row["name"].split("-seed")[0], f"{row['seconds']:g}", *_ious(row)]
+        for row in [*stored["times"], *stored["scales"]]
+    ]
+    return [
+        *_table(["fold", *names, "mIoU", "steps", "training (min of a core)"], folds),
+        "",
+        *_table(["judge", "training (s of a core)", *names, "mIoU"], judges),
+    ]
+
+
+def _ious(row: Results) -> list[str]:
+    return [f"{value:.3f}" for value in [*row["class_iou"], row["mean_iou"]]]
+
+
 def tabulate_evaluation(stored: Results) -> Lines:
     """Seconds of each stage."""
     rows = [[name, _number(seconds)] for name, seconds in stored["stages"].items()]

@@ -117,6 +117,18 @@ def test_utility_shows_differences_with_intervals(tmp_path):
     assert "| pretrain | RALLFALL − RALLF000 | unet | +0.020 | -0.002 to +0.030 | +0.010, +0.030 |" in lines
 
 
+def test_segmentation_shows_folds_and_judges(tmp_path):
+    score = {"class_iou": [0.9, 0.5], "mean_iou": 0.7}
+    fold = {"fold": 3, "steps": 900, "training_seconds": 90, **score}
+    judge = {"name": "small-seed0-20s", "seconds": 20.0, **score}
+    stored = {"class_names": ["matrix", "film"], "folds": [fold], "times": [judge], "scales": [], **score}
+    store(tmp_path, "segmentation", stored)
+    lines = gather(tmp_path, tmp_path).splitlines()
+    assert "| 3 | 0.900 | 0.500 | 0.700 | 900 | 1.5 |" in lines
+    assert "| mean | 0.900 | 0.500 | 0.700 |  |  |" in lines
+    assert "| small | 20 | 0.900 | 0.500 | 0.700 |" in lines
+
+
 def test_results_without_a_section_are_named(tmp_path):
     store(tmp_path, "novel", {})
     assert "novel.json: not in the report" in run(

@@ -23,7 +23,7 @@ from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.evidence import load_evidence
 from tests.evaluation.conftest import INFO, save_pairs
 
-QUICK = {"steps": 4, "batch_size": 4, "base_channels": 8, "num_levels": 2}
+QUICK = {"architecture": "unet", "steps": 4, "batch_size": 4, "base_channels": 8, "num_levels": 2}
 FEATURES = {"kinds": "tests.evaluation.test_features:mean_features"}
 
 
@@ -60,6 +60,24 @@ def test_evaluate_writes_every_figure_with_its_floor(generated: Path, dataset: P
     miou = find(result, "mIoU", "masks")
     assert 0 <= miou["value"] <= 1
     assert len(result["details"]["faithfulness"]["generated"]["image_iou"]) == 8
+
+
+def test_a_segmenter_that_cannot_judge_a_class_says_so(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    # One step at a rate of nothing: islands, whose share is small, are hardly ever seen.
+    blind = {**QUICK, "steps": 1, "learning_rate": 1e-9}
+    result = evaluate(build_config(generated, dataset, tmp_path / "out", segmenter=blind))
+    figures = [find(result, f"IoU {name}", "masks") for name in ("matrix", "island")]
+    details = result["details"]["faithfulness"]
+    unseen = [figure["floor"] < 0.3 for figure in figures]
+    assert any(unseen)
+    assert details["can_judge"] == [not each for each in unseen]
+    for figure, each in zip(figures, unseen, strict=True):
+        name = figure["metric"].removeprefix("IoU ")
+        assert (figure["note"] == "cannot be judged: below 0.3 on real ones") == each
+        assert any(f"the segmenter cannot judge {name}" in line for line in result["warnings"]) == each
+        assert (name in result["verdict"][2]["answer"] or all(unseen)) == each or not each
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "cannot be judged: below 0.3 on real ones" in page
 
 
 def test_few_images_for_many_features_are_warned_about(generated: Path, dataset: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from steelgen.errors import InputError
 from steelgen.evaluation.comparison import compare
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.verdict import compute_verdict
+from steelgen.evaluation.verdict import Answer, compute_verdict
 from tests.evaluation.test_evaluate import build_config
 
 SMALL = {"microstructure": {"max_images": 4}}
@@ -49,6 +49,25 @@ def test_verdict_follows_the_floors() -> None:
     assert stand(0.019, 3.1, 0.6, 0.0, -4) == ["fair", "poor", "fair", "fair"]
     assert stand(0.2, 9.0, 0.3, 0.1, 0) == ["poor"] * 4
     assert [answer.standing for answer in compute_verdict([])] == ["unknown"] * 4
+
+
+def test_a_class_that_the_segmenter_does_not_find_is_left_out_of_the_verdict() -> None:
+    def judge(*classes: tuple[str, float, float]) -> Answer:
+        figures = build_figures(0.0119, 2.9, 0.5, 0.0, 0.5)
+        for name, value, floor in classes:
+            figures.append(Figure("faithfulness", f"IoU {name}", "", value, floor, (9, 9), 0, "higher"))
+        return compute_verdict(figures)[2]
+
+    plain = judge(("ferrite", 0.6, 0.8), ("cementite", 0.4, 0.8))
+    assert plain.standing == "poor"
+    assert "0.500" in plain.answer
+    assert "Left out" not in plain.answer
+    partly = judge(("ferrite", 0.75, 0.8), ("films", 0.01, 0.29), ("absent", float("nan"), 0.1))
+    assert partly.standing == "good"
+    assert "mIoU 0.750; on real ones it reaches 0.800. Left out: films; " in partly.answer
+    assert "below 0.3" in partly.answer
+    assert judge(("films", 0.29, 0.29)).standing == "unknown"
+    assert judge(("edge", 0.29, 0.3), ("films", 0.0, 0.2)).standing == "good"
 
 
 def test_page_needs_nothing_from_outside(generated: Path, dataset: Path, tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_st
 from steelgen.evaluation.utility.statistics import summarize
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
-from steelgen.evaluation.utility.training import run_cell
+from steelgen.evaluation.utility.training import run_cell, train_network
+from steelgen.models.architectures import find_pretrained_part
 from steelgen.shards import Shard
 from tests.evaluation.conftest import INFO, save_pairs
 
+OFF = ("rare_share", "brightness", "contrast", "gamma", "noise", "blur", "cutmix_share")
 TRAINING = {"steps": 4, "batch_size": 4, "base_channels": 8, "validate_every": 2, "learning_rate": 1e-2}
 
 
@@ -340,6 +342,45 @@ def test_without_a_validation_split_a_share_is_held_back(real: Path, tmp_path: P
     assert not set(data.train.stems) & set(data.val.stems)
 
 
+def test_a_pretrained_network_and_strong_augmentation_make_a_study(
+    real: Path, generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watch(network: torch.nn.Module, *rest: Any) -> Any:
+        seen.append(network)
+        return train_network(network, *rest)
+
+    monkeypatch.setattr("steelgen.evaluation.utility.training.train_network", watch)
+    training = {"steps": 40, "validate_every": 1, "patience": 2, "augmentation": {}, "enlargement": None}
+    more = {"architectures": ["unet:efficientnet-lite0"], "codes": ["RALLF000"], "seeds": [0], "training": training}
+    config = build_config(real, None, tmp_path / "out", **more)
+    result = utility(config)
+    assert [row["architecture"] for row in result["scores"]][:1] == ["unet:efficientnet-lite0"]
+    cell = json.loads((tmp_path / "out" / "cells" / "RALLF000-unet_efficientnet-lite0-seed0.json").read_text())
+    assert cell["test"]["mean_iou"] > 0.5
+    steps = [step for step, _ in cell["validation"]]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) == cell["best_step"] + 2 or len(steps) == 40
+    assert find_pretrained_part(seen[0]) is not None
+
+
+def test_augmentation_changes_images_and_not_which_crops(real: Path, generated: Path, tmp_path: Path) -> None:
+    def sample(step: int, augmentation: dict[str, Any] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        training = {"augmentation": augmentation, "brightness": 0, "contrast": 0}
+        config = build_config(real, generated, tmp_path / "out", training=training)
+        data = load_study(config)
+        return TrainingSet(data, parse_code("RALLFALL"), 0, config.training).sample_batch(step, 6)
+
+    plain, off = sample(3, None), sample(3, dict.fromkeys(OFF, 0))
+    torch.testing.assert_close(off[0].contiguous(), plain[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(off[1], plain[1])
+    images, masks = sample(3, {"rare_share": 0})
+    torch.testing.assert_close(masks, plain[1])
+    assert (images - plain[0]).abs().amax(dim=(1, 2, 3)).min() > 0.02
+    torch.testing.assert_close(sample(3, {"rare_share": 0})[0], images, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -347,7 +388,7 @@ def test_without_a_validation_split_a_share_is_held_back(real: Path, tmp_path: P
         ({"codes": ["RALLF9"]}, "codes: RALLF9: 9 generated pairs asked for, there are 8"),
         ({"codes": ["RALL"]}, "codes: 'RALL' is no code"),
         ({"codes": ["RALLF000", "RALLF000"]}, "codes: 'RALLF000' stands there twice"),
-        ({"architectures": ["resnet"]}, "architectures: unknown architecture 'resnet'; known: unet, unetplusplus"),
+        ({"architectures": ["resnet"]}, "unknown architecture 'resnet'; known: unet, unet:efficientnet-lite0"),
         ({"generated": None}, "code RALLFALL needs generated pairs"),
         ({"generated": None, "codes": ["RALLF000"], "geometry": {}}, "geometry.image_size: is missing"),
         ({"test_split": "train"}, "nothing is held out"),

@@ -56,7 +56,7 @@ def _print_figures(figures: list[dict[str, Any]]) -> None:
     for section in dict.fromkeys(figure["section"] for figure in figures):
         rows = [
             [
-                figure["metric"],
+                figure["metric"] + (f" ({figure['note']})" if figure["note"] else ""),
                 figure["compared"],
                 show_value(figure),
                 show_number(figure["floor"]),

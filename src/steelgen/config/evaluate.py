@@ -12,12 +12,11 @@ from steelgen.config.base import (
     MAX_CROP_SIZE,
     MAX_IMAGE_SIZE,
     MAX_IMAGES,
-    MAX_LEARNING_RATE,
     MAX_SEED,
-    MAX_STEPS,
     FactorRange,
     Section,
 )
+from steelgen.config.segmenter import SegmenterSection
 
 
 class FeaturesSection(Section):
@@ -47,25 +46,6 @@ class GeometrySection(Section):
     """Each crop's edge is crop_size times a factor drawn from this range."""
     in_channels: Literal[1, 3] | None = None
     """1 compares gray images, 3 RGB."""
-
-
-class SegmenterSection(Section):
-    """The U-Net that is trained on the real training split and judges whether masks are obeyed."""
-
-    steps: int = Field(default=300, ge=1, le=MAX_STEPS)
-    """Optimiser steps."""
-    batch_size: int = Field(default=16, ge=1, le=MAX_BATCH_SIZE)
-    """Crops a step."""
-    learning_rate: float = Field(default=3e-3, gt=0, le=MAX_LEARNING_RATE)
-    """Peak of the one-cycle schedule."""
-    base_channels: int = Field(default=16, ge=8, multiple_of=8, le=1024)
-    """Width of the first level; each of the following is twice as wide."""
-    num_levels: int = Field(default=3, ge=1, le=6)
-    """Levels above the bottleneck."""
-    train_size: int = Field(default=96, ge=16, le=MAX_IMAGE_SIZE)
-    """Edge of the training crops, px, at the magnification of the images; smaller images are used whole."""
-    boundary_tolerance: float = Field(default=2.0, ge=0, le=1000)
-    """px within which a boundary pixel counts as met, for the boundary F1."""
 
 
 class MicrostructureSection(Section):

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_LEARNING_RATE, MAX_SEED, MAX_STEPS, Section
 from steelgen.config.evaluate import GeometrySection
+from steelgen.config.segmenter import Architecture, AugmentationSection
 
 _CODE = re.compile(r"R(?P<real>ALL|\d+|\d+(?:\.\d+)?%)F(?P<generated>ALL|\d+)")
 
@@ -79,9 +80,18 @@ class UtilityTrainingSection(Section):
     batch_size: int = Field(default=16, ge=2, le=MAX_BATCH_SIZE)
     """Images a step."""
     learning_rate: float = Field(default=2e-3, gt=0, le=MAX_LEARNING_RATE)
-    """AdamW's, at the peak of the one-cycle schedule."""
+    """AdamW's, at the peak of the schedule."""
     weight_decay: float = Field(default=0.01, ge=0, le=1000)
     """AdamW's decoupled weight decay."""
+    weights: str | None = "auto"
+    """Of encoders, see `segmenter.weights` of evaluate: auto, imagenet, micronet, a file or null."""
+    encoder_factor: float = Field(default=0.2, ge=0, le=1)
+    """Share of the learning rate for a pretrained encoder; 0 leaves it as it is."""
+    frozen_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the training in which a pretrained encoder is not trained yet."""
+    enlargement: float | None = Field(default=1.0, ge=1, le=4)
+    """How much larger than they are the networks see their images; null enlarges them up to twice, until the thinnest
+    class is 3 px wide."""
     loss: Literal["ce", "dice", "ce+dice"] = "ce+dice"
     """Cross-entropy weighted by the inverse root of the class frequencies, soft Dice, or their sum."""
     base_channels: int = Field(default=16, ge=8, multiple_of=8, le=1024)
@@ -92,6 +102,8 @@ class UtilityTrainingSection(Section):
     """Add or take away up to this share of the gray range, at random."""
     contrast: float = Field(default=0.25, ge=0, le=1)
     """Multiply contrast by a random factor between exp(-contrast) and exp(contrast)."""
+    augmentation: AugmentationSection | None = None
+    """Stronger changes of real and generated images alike, in place of brightness and contrast; null: none."""
     real_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of real images in the batches of a code that has both kinds; null: as many as there are crops of each."""
     schedule: Literal["mixed", "pretrain"] = "mixed"
@@ -100,6 +112,8 @@ class UtilityTrainingSection(Section):
     """Share of the steps that `pretrain` spends on generated images."""
     validate_every: int = Field(default=50, ge=1, le=MAX_STEPS)
     """Steps between validations; the weights with the best validation mIoU are those tested."""
+    patience: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    """Validations without a new best after which training ends; null trains all steps."""
 
 
 class UtilityConfig(Section):
@@ -115,8 +129,9 @@ class UtilityConfig(Section):
     """Gets cells/, utility.json and utility.html; a study that was stopped goes on."""
     codes: list[str] = Field(default=["RALLF000", "RALLFALL"], min_length=1)
     """Training sets R<n|p%|ALL>F<m|ALL>: n micrographs of the training split, m generated pairs."""
-    architectures: list[str] = Field(default=["unetplusplus", "segformer", "deeplabv3plus"], min_length=1)
-    """unet, unetplusplus, segformer, deeplabv3plus, upernet, smp:NAME or smp:NAME:ENCODER."""
+    architectures: list[Architecture] = Field(default=["unetplusplus", "segformer", "deeplabv3plus"], min_length=1)
+    """unet, unet:efficientnet-lite0 (-lite1, -lite2), unetplusplus, segformer, deeplabv3plus, upernet, smp:NAME or
+    smp:NAME:ENCODER."""
     seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(default=[0, 1, 2], min_length=1)
     """Of the subset of micrographs, the weights and the crops; cells of one seed are paired."""
     train_split: str = "train"
@@ -148,8 +163,6 @@ class UtilityConfig(Section):
     @field_validator("architectures")
     @classmethod
     def _check_architectures(cls, names: list[str]) -> list[str]:
-        for name in names:
-            check_architecture(name)
         return _check_unique("architectures", names)
 
     @field_validator("seeds")
@@ -167,16 +180,6 @@ class UtilityConfig(Section):
         if self.val_split == self.train_split:
             raise ValueError(f"val_split {self.val_split!r} is also the train_split; null holds back a share of it")
         return self
-
-
-BUILT_IN = ("unet", "unetplusplus", "segformer", "deeplabv3plus", "upernet")
-"""Architectures that need no further name."""
-
-
-def check_architecture(name: str) -> None:
-    """Raises ValueError if `name` is no architecture; whether its package is installed shows when it is built."""
-    if name not in BUILT_IN and not re.fullmatch(r"smp:\w+(:[\w-]+)?", name):
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(BUILT_IN)}, smp:NAME, smp:NAME:ENCODER")
 
 
 def _check_count(text: str, count: int, available: int, kind: str) -> int:

@@ -32,6 +32,8 @@ class Figure:
     """Standard deviation of the value over subsets, as is customary for KID."""
     interval: tuple[float, float] | None = None
     """95 % interval of the value, over other images of the same kind; see docs/evaluation.md."""
+    note: str | None = None
+    """What a reader must know before using it."""
 
 
 def figure_to_json(figure: Figure) -> dict[str, Any]:

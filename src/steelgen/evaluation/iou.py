@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from steelgen.evaluation.intervals import Interval, center_interval, resample_weights
 
+MIN_REAL_IOU = 0.3
+"""Of a class on real held-out images, below which a segmenter cannot judge it in generated ones."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -93,6 +96,11 @@ def compute_iou(confusion: NDArray) -> NDArray[np.float64]:
     intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     union = confusion.sum(axis=-2) + confusion.sum(axis=-1) - intersection
     return np.divide(intersection, union, out=np.full(intersection.shape, np.nan), where=union > 0)
+
+
+def can_judge(real_iou: float) -> bool:
+    """Whether a class that a segmenter finds on real held-out images with that IoU is used against generated ones."""
+    return real_iou >= MIN_REAL_IOU
 
 
 def compute_mean_iou(confusion: NDArray) -> NDArray[np.float64]:

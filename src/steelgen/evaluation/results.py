@@ -32,6 +32,7 @@ class _Figure(Record):
     seed: int
     better: Literal["lower", "higher", "near floor"]
     interval: tuple[float | None, float | None] | None = None
+    note: str | None = None
 
 
 class _Set(Record):

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from steelgen.evaluation.figures import Figure
+from steelgen.evaluation.iou import MIN_REAL_IOU, can_judge
 
 
 class Answer(BaseModel):
@@ -24,7 +25,7 @@ def compute_verdict(figures: Sequence[Figure]) -> list[Answer]:
 
     Look real: KID against held-out images, good within two standard deviations of its floor, fair within ten.
     Right structure: share of descriptors at most 1.5 × their floor; good from 80 %, fair from 50 %.
-    Obey masks: mIoU over its floor; good from 0.9, fair from 0.7.
+    Obey masks: mIoU over its floor, without classes that the segmenter cannot judge; good from 0.9, fair from 0.7.
     Copies: good with no more flagged images than held-out ones and both C_T above -3.
     """
     return [_judge_looks(figures), _judge_structure(figures), _judge_masks(figures), _judge_copies(figures)]
@@ -94,14 +95,27 @@ def _judge_structure(figures: Sequence[Figure]) -> Answer:
 
 def _judge_masks(figures: Sequence[Figure]) -> Answer:
     question = "Do they obey their masks?"
-    miou = next((f for f in figures if f.section == "faithfulness" and f.metric == "mIoU"), None)
+    faithfulness = [f for f in figures if f.section == "faithfulness"]
+    miou = next((f for f in faithfulness if f.metric == "mIoU"), None)
     if miou is None or not miou.floor:
         return Answer(question=question, answer="Not measured: there are no masks.", standing="unknown")
-    share = miou.value / miou.floor
+    value, floor, beside = miou.value, miou.floor, ""
+    classes = [f for f in faithfulness if f.metric.startswith("IoU ") and _defined(f)]
+    unseen = [f.metric.removeprefix("IoU ") for f in classes if not can_judge(f.floor or 0)]
+    if unseen:
+        judged = [f for f in classes if can_judge(f.floor or 0)]
+        reason = f"the segmenter finds them on real held-out images with IoU below {MIN_REAL_IOU}"
+        if not judged:
+            return Answer(question=question, answer=f"Cannot be judged, no class: {reason}.", standing="unknown")
+        value, floor = (
+            sum(values) / len(judged) for values in zip(*((f.value, f.floor or 0) for f in judged), strict=True)
+        )
+        beside = f" Left out: {', '.join(unseen)}; {reason}."
+    share = value / floor
     standing = "good" if share >= 0.9 else "fair" if share >= 0.7 else "poor"
     words = {"good": "Yes", "fair": "In part", "poor": "No"}
-    text = f"{words[standing]}: a segmenter trained on real micrographs finds the masks with mIoU {miou.value:.3f}"
-    return Answer(question=question, answer=f"{text}; on real ones it reaches {miou.floor:.3f}.", standing=standing)
+    text = f"{words[standing]}: a segmenter trained on real micrographs finds the masks with mIoU {value:.3f}"
+    return Answer(question=question, answer=f"{text}; on real ones it reaches {floor:.3f}.{beside}", standing=standing)
 
 
 def _judge_copies(figures: Sequence[Figure]) -> Answer:

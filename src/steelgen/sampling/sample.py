@@ -93,6 +93,8 @@ def sample(
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # refuses before anything is written
     _open_folder(config, generator, info, describe_models(config, origin), shard is not None, allow_changed)
+    if pair_filter:
+        save_json(out / "filter.json", pair_filter.describe())
     layout = load_layout(out)
     if config.file_stems == "source":
         layout = replace(layout, name_stem=build_stems(mask_source, load_sampling(out).stem_batch_size))

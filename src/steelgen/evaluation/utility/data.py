@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from steelgen.config.utility import DataCode, UtilityConfig, UtilityTrainingSection, parse_code
+from steelgen.data.balanced_crops import BalancedCrops
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, Micrographs, load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
+from steelgen.evaluation.segmentation import augment_batch
 from steelgen.evaluation.sets import GeneratedFolder, find_generated, load_generated, resolve_geometry
 
 _REAL_STREAM, _GENERATED_STREAM, _VALIDATION_STREAM = 11, 12, 13
@@ -144,18 +146,20 @@ class TrainingSet:
 
     def __init__(self, data: StudyData, code: DataCode, seed: int, settings: UtilityTrainingSection) -> None:
         num_real, num_generated = count_data(code, data)
-        variation = Variation(brightness=settings.brightness, contrast=settings.contrast)
+        self.augmentation, self.seed = settings.augmentation, seed
+        rare_share = self.augmentation.rare_share if self.augmentation else 0.0
+        variation = None if self.augmentation else Variation(brightness=settings.brightness, contrast=settings.contrast)
         self.real: CropDataset | None = None
         self.generated: CropDataset | None = None
         if num_real:
             micrographs = data.train.select(choose_subset(len(data.train), num_real, seed))
-            self.real = CropDataset(micrographs, data.geometry, seed, settings.augment, variation)
+            self.real = BalancedCrops(micrographs, data.geometry, seed, rare_share, settings.augment, variation)
         if num_generated:
             assert data.generated is not None
             chosen = choose_subset(len(data.generated), num_generated, seed, _GENERATED_STREAM)
             pairs = data.generated.select(chosen)
             whole = replace(data.geometry, crop_size=data.geometry.image_size, scale_range=(1.0, 1.0))
-            self.generated = CropDataset(pairs, whole, seed, settings.augment, variation)
+            self.generated = BalancedCrops(pairs, whole, seed, rare_share, settings.augment, variation)
         self.real_share = self._mix(settings.real_share)
         total = settings.steps * settings.batch_size
         both = self.real is not None and self.generated is not None
@@ -190,7 +194,10 @@ class TrainingSet:
         for number in range(step * batch_size, (step + 1) * batch_size):
             dataset, crop = self.pick(number)
             items.append(dataset[crop])
-        return torch.stack([item["image"] for item in items]), torch.stack([item["mask"] for item in items])
+        images, masks = (torch.stack([item[name] for item in items]) for name in ("image", "mask"))
+        return (
+            augment_batch(images, masks, self.augmentation, self.seed, step) if self.augmentation else (images, masks)
+        )
 
     def _mix(self, wanted: float | None) -> float:
         if self.real is None or self.generated is None:

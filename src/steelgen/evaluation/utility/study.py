@@ -69,7 +69,13 @@ def utility(
     data = load_study(config)
     for name in config.architectures:
         # A missing package shows now, not when the first networks have been trained.
-        build_architecture(name, data.geometry.in_channels, data.info.num_classes, config.training.base_channels)
+        build_architecture(
+            name,
+            data.geometry.in_channels,
+            data.info.num_classes,
+            config.training.base_channels,
+            config.training.weights,
+        )
     studies = _open_study(config, data, allow_changed)
     cells = list_cells(config)
     mine = shard.indices(len(cells)) if shard else range(len(cells))
