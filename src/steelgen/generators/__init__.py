@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class DrawRequest:
     start: StartImages | None = None
     """Real images to start from."""
     noise: Tensor | None = None
-    """(N, C, H, W) standard normal noise in place of what the seeds give."""
+    """(N, C, H, W) standard normal noise in place of what the seeds give; (N, latent_dim) of a `LatentGenerator`."""
 
 
 class Drawn(NamedTuple):
@@ -98,6 +98,16 @@ class Generator(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes a new folder that `load_generator` reads."""
+        ...
+
+
+@runtime_checkable
+class LatentGenerator(Generator, Protocol):
+    """A generator whose images are a function of a few numbers that mean something."""
+
+    @property
+    def latent_dim(self) -> int:
+        """How many."""
         ...
 
 

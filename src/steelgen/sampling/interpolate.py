@@ -1,4 +1,4 @@
-"""From one seed to another over the same mask: what the noise decides where the mask is fixed."""
+"""From one seed to another over the same mask: what the noise, or the latents, decide where the mask is fixed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from steelgen.config.sample import SampleConfig
 from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
+from steelgen.generators import LatentGenerator
 from steelgen.sampling.generate import generate_images, prepare_generator, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 
@@ -41,7 +42,8 @@ def interpolate(
         report: told (frames done, frames in all).
 
     Raises:
-        InputError: if the path has another ending, exists already, or there are fewer than 2 frames.
+        InputError: if the path has another ending, exists already, there are fewer than 2 frames, or the generator takes
+            no noise.
     """
     if path.suffix.lower() not in (".png", ".gif"):
         raise InputError(f"{path}: must end in .png (a strip) or .gif (an animation)")
@@ -53,7 +55,11 @@ def interpolate(
     info, geometry = generator.info, generator.geometry
     masks = build_mask_source(config.mask_source, info, geometry, config.seed)
     drawn = replace_images(masks, config, info, geometry).draw(mask_index)
-    first, last = randn_by_seed((geometry.in_channels, *drawn.mask.shape), seeds)
+    if "noise" not in generator.takes:
+        raise InputError(f"interpolate: not applicable to generators of kind {generator.kind}")
+    of_latents = isinstance(generator, LatentGenerator)
+    shape = (generator.latent_dim,) if of_latents else (geometry.in_channels, *drawn.mask.shape)
+    first, last = randn_by_seed(shape, seeds)
     noise = torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)])
     frames: list[NDArray[np.uint8]] = []
     for part in noise.split(min(config.batch_size, _FRAMES_AT_ONCE)):
