@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from steelgen.data.cache import Micrographs, decode_split, open_cached_split
 from steelgen.data.instances import compute_instance_edges
-from steelgen.data.patches import PatchCenters, select_island
+from steelgen.data.patches import PatchCenters, check_patch_size, select_island
 from steelgen.data.placement import CropGeometry, Placement, Variation, place_around, sample_placement
 from steelgen.errors import InputError
 
@@ -106,11 +106,8 @@ class CropDataset(Dataset):
         self.augmentation = augmentation
         self.in_order = in_order
         self.randomness = randomness
-        if centers is not None and smallest < geometry.crop_size:
-            raise InputError(
-                f"{micrographs.info.name}: patches of {geometry.crop_size} px (crop_size) are larger than the smallest "
-                f"micrograph, whose edge is {smallest} px"
-            )
+        if centers is not None:
+            check_patch_size(micrographs, geometry.crop_size)
         self.centers = centers
         self.neighbors = neighbors
         self.patches = None if centers is None else centers.find(micrographs)

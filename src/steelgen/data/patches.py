@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -53,29 +53,44 @@ class PatchCenters:
     def find(
         self, micrographs: Micrographs, report: Callable[[int, int], None] = lambda done, total: None
     ) -> list[Patch]:
-        """All patches, micrograph by micrograph.
+        """All patches, micrograph by micrograph; see `find_any`.
+
+        Raises:
+            InputError: also if there is none.
+        """
+        found = self.find_any(micrographs, report)
+        if not found:
+            names = micrographs.info.class_names
+            wanted = ", ".join(names[label] for label in self.find_labels(micrographs)) or "no class"
+            raise InputError(
+                f"{micrographs.info.name}: no {self.kind} of {wanted} with at least {self.min_area} px that the "
+                "micrograph's edge does not cut; lower min_area or name other classes"
+            )
+        return found
+
+    def find_any(
+        self, micrographs: Micrographs, report: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Patch]:
+        """All patches, if there are any.
 
         Args:
             micrographs: a split.
             report: told (micrographs done, micrographs in all).
 
         Raises:
-            InputError: if there is none, or what is asked for is not in the data.
+            InputError: if what is asked for cannot be in the data.
         """
         labels = self.find_labels(micrographs)
         found: list[Patch] = []
         for index in range(len(micrographs)):
-            report(index, len(micrographs))
             found += self._find_in(micrographs, index, labels)
-        report(len(micrographs), len(micrographs))
-        if not found:
-            names = micrographs.info.class_names
-            wanted = ", ".join(names[label] for label in labels) or "no class"
-            raise InputError(
-                f"{micrographs.info.name}: no {self.kind} of {wanted} with at least {self.min_area} px that the "
-                "micrograph's edge does not cut; lower min_area or name other classes"
-            )
+            report(index + 1, len(micrographs))
         return found
+
+    def rescale(self, factor: float) -> PatchCenters:
+        """The same for images whose pixels are 1 / factor of the micrographs' pixels."""
+        min_area, spacing = max(1, round(self.min_area * factor**2)), max(2, round(self.spacing * factor))
+        return replace(self, min_area=min_area, spacing=spacing)
 
     def find_labels(self, micrographs: Micrographs) -> list[int]:
         """Indices of the classes that patches are made of; none for a grid without classes.
@@ -139,6 +154,16 @@ class PatchCenters:
             for x in range(half, shape[1] - half + 1, self.spacing):
                 box = slice(y - half, y + half), slice(x - half, x + half)
                 yield Patch(index, (y, x), -1, box, (y, x), float(self.spacing**2), np.nan, np.nan)
+
+
+def check_patch_size(micrographs: Micrographs, edge: int) -> None:
+    """Raises InputError if patches of that edge, in px, are larger than a micrograph."""
+    for stem, mask in zip(micrographs.stems, micrographs.masks, strict=True):
+        if min(mask.shape) < edge:
+            raise InputError(
+                f"{micrographs.info.name}: patches of {edge} px (crop_size) are larger than the micrograph {stem} of "
+                f"{mask.shape[1]}x{mask.shape[0]} px"
+            )
 
 
 def select_island(patch: Patch, micrographs: Micrographs, kind: PatchKind, neighbors: bool) -> NDArray[np.uint8]:

@@ -39,5 +39,5 @@ def draw_manifold(generator: LatentGenerator, across: int) -> NDArray[np.uint8]:
 
 
 def list_manifold_steps(across: int) -> torch.Tensor:
-    """(across,) the values of a latent that the sheet shows: quantiles of the middle of each of so many equal shares."""
+    """(across,) the values of a latent on the sheet: quantiles of the middle of each of so many equal shares."""
     return torch.special.ndtri((torch.arange(across) + 0.5) / across)

@@ -42,8 +42,8 @@ def interpolate(
         report: told (frames done, frames in all).
 
     Raises:
-        InputError: if the path has another ending, exists already, there are fewer than 2 frames, or the generator takes
-            no noise.
+        InputError: if the path has another ending, exists already, there are fewer than 2 frames, or images of the
+            generator do not follow from noise alone.
     """
     if path.suffix.lower() not in (".png", ".gif"):
         raise InputError(f"{path}: must end in .png (a strip) or .gif (an animation)")
@@ -57,8 +57,9 @@ def interpolate(
     drawn = replace_images(masks, config, info, geometry).draw(mask_index)
     if "noise" not in generator.takes:
         raise InputError(f"interpolate: not applicable to generators of kind {generator.kind}")
-    of_latents = isinstance(generator, LatentGenerator)
-    shape = (generator.latent_dim,) if of_latents else (geometry.in_channels, *drawn.mask.shape)
+    shape: tuple[int, ...] = (geometry.in_channels, *drawn.mask.shape)
+    if isinstance(generator, LatentGenerator):
+        shape = (generator.latent_dim,)
     first, last = randn_by_seed(shape, seeds)
     noise = torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)])
     frames: list[NDArray[np.uint8]] = []
