@@ -134,7 +134,9 @@ class CropDataset(Dataset):
         if self.centers is not None and self.patches is not None:
             patch = self.patches[self._patch_index(number)]
             shown = select_island(patch, self.micrographs, self.centers.kind, self.neighbors)
-            item["island"] = torch.from_numpy(self.place(number).cut_share(shown))
+            item["island"] = torch.from_numpy(
+                self.place(number).cut_share(shown, mirrored=self.centers.kind == "grid" or self.neighbors)
+            )
         if self.augmentation:
             described = self.place(number).describe_augmentation(self.geometry.crop_size)
             item["augmentation"] = torch.from_numpy(described)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -80,9 +80,15 @@ class Placement:
         """(H, W) class indices → (size, size)."""
         return apply_symmetry(resize_mask(self._window(mask, order=0), self.size, self.size), self.symmetry)
 
-    def cut_share(self, shown: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(H, W) of 0 and 1 → (size, size) in [0, 1]: which share of each pixel is 1, smooth at outlines."""
-        window = Image.fromarray(self._window(shown * np.uint8(255), order=1))
+    def cut_share(self, shown: NDArray[np.uint8], mirrored: bool) -> NDArray[np.float32]:
+        """(H, W) of 0 and 1 → (size, size) in [0, 1]: which share of each pixel is 1, smooth at outlines.
+
+        Args:
+            mirrored: beyond the edge lies the mirror image; else nothing, as where a single island is shown.
+        """
+        margin = 0 if mirrored else self.edge
+        moved = replace(self, top=self.top + margin, left=self.left + margin)
+        window = Image.fromarray(moved._window(np.pad(shown * np.uint8(255), margin), order=1))
         method = Image.Resampling.BOX if self.edge > self.size else Image.Resampling.BILINEAR
         resized = np.asarray(window.resize((self.size, self.size), method), np.float32) / 255
         return apply_symmetry(resized, self.symmetry)

@@ -95,4 +95,5 @@ def _cut(
     image = placement.cut_image(micrographs.images[patch.micrograph]) if describer.sees_image else None
     if not describer.sees_island:
         return _Cut(image, None)
-    return _Cut(image, placement.cut_share(select_island(patch, micrographs, centers.kind, describer.neighbors)))
+    shown = select_island(patch, micrographs, centers.kind, describer.neighbors)
+    return _Cut(image, placement.cut_share(shown, mirrored=centers.kind == "grid" or describer.neighbors))

@@ -255,7 +255,8 @@ class PolarEncoder(nn.Module):
             ],
             dim=1,
         )
-        return self.out(self.head(amplitudes.flatten(1))), vectors
+        # Amplitudes of shapes lie orders of magnitude apart: their logarithms are what a network can tell apart.
+        return self.out(self.head((amplitudes + 1e-2).log().flatten(1))), vectors
 
 
 class PlainEncoder(nn.Module):
