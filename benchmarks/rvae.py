@@ -9,6 +9,7 @@ variational autoencoder of about the same size, and for the real sets principal 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,6 +45,7 @@ from steelgen.training.loop import train
 LETTERS = "ABCEFGJKLPQRTY245"
 """None of which is another one turned."""
 EDGE = 24
+PARTS = ("ellipses", "letters", "uhcs", "ma")
 KINDS = {"rvae": True, "plain VAE": False}
 TURNS = np.linspace(0, 2 * np.pi, 12, endpoint=False) + 0.1
 """Radians; none is a quarter turn."""
@@ -55,14 +57,17 @@ def fit(patches: Array, invariant: bool, steps: int, starts: int = 2) -> tuple[R
     torch.manual_seed(0)
     network = RotationVae(EDGE, 1, 0, 2, 12, 64, 3, starts, invariant, None, 0.1, 0.0)
     network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3, betas=(0.9, 0.99))
+    warm = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / warm) * (0.5 + 0.5 * np.cos(np.pi * step / steps))
+    )
     generator = torch.Generator().manual_seed(0)
     batches, begun = to_batch(patches), time.process_time()
     for step in range(steps):
-        chosen = torch.randint(len(batches), (64,), generator=generator)
-        elbo = network(batches[chosen], torch.randn(64, 6, generator=generator))
-        weight = min(1.0, 4 * step / steps)
+        chosen = torch.randint(len(batches), (32,), generator=generator)
+        elbo = network(batches[chosen], torch.randn(32, 6, generator=generator))
+        weight = min(1.0, 2 * step / steps)
         divergence = elbo.kl_latents + elbo.kl_turn + elbo.kl_nuisances
         (weight * divergence - elbo.log_likelihood).mean().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
@@ -172,11 +177,12 @@ def train_describer(dataset: Path, folder: Path, crop_size: int, invariant: bool
     values = {
         "run_dir": str(folder),
         "data": {"dataset": str(dataset), "image_size": EDGE, "crop_size": crop_size, "any_angle": True},
-        "generator": {"kind": "rvae", "invariant": invariant, "kl_crops": 8 * steps},
+        "generator": {"kind": "rvae", "invariant": invariant, "kl_crops": 16 * steps},
         "train": {
             "max_steps": steps,
             "train_batch_size": 32,
-            "learning_rate": 1e-3,
+            "learning_rate": 3e-3,
+            "warmup_steps": steps // 20,
             "lr_scheduler": "cosine",
             "ema_decay": 0.99,
             "trackers": [],
@@ -232,6 +238,14 @@ def measure_real(
     }
     print(dataset.name, found, flush=True)
     return found
+
+
+def measure_ma(source: Path, steps: int) -> dict[str, Any]:
+    """The same of MA islands as they are published."""
+    with tempfile.TemporaryDirectory() as folder:
+        imported = Path(folder) / "ma"
+        import_dataset("ma-islands", source, imported, ReadOptions(), WriteOptions())
+        return measure_real(imported, 160, steps, take_temperatures)
 
 
 def measure_floor(dataset: Path, splits: dict[str, Micrographs], describer: Describer) -> dict[str, Any]:
@@ -318,20 +332,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--uhcs", type=Path, default=Path("data/uhcs"), help="dataset folder")
     parser.add_argument("--ma", type=Path, default=Path("data/ma_islands"), help="MA islands as they are published")
-    parser.add_argument("--steps", type=int, default=1000, help="of each of the eight trainings")
+    parser.add_argument("--steps", type=int, default=400, help="of each training, two a part")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="other parts stay as they are stored")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rvae.json")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {
-        "steps": arguments.steps,
-        "ellipses": measure_ellipses(arguments.steps),
-        "letters": measure_letters(arguments.steps),
-        "uhcs": measure_real(arguments.uhcs, 48, arguments.steps, take_classes),
+    steps = arguments.steps
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "ellipses": lambda: measure_ellipses(steps),
+        "letters": lambda: measure_letters(steps),
+        "uhcs": lambda: measure_real(arguments.uhcs, 48, steps, take_classes),
+        "ma": lambda: measure_ma(arguments.ma, steps),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        imported = Path(folder) / "ma"
-        import_dataset("ma-islands", arguments.ma, imported, ReadOptions(), WriteOptions())
-        results["MA islands"] = measure_real(imported, 160, arguments.steps, take_temperatures)
-    save_results(arguments.out, results)
+    stored = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else {}
+    parts = {name: stored[name] for name in PARTS if name in stored}
+    for name in arguments.only:
+        parts[name] = {"steps": steps, **measures[name]()}
+        save_results(arguments.out, {name: parts[name] for name in PARTS if name in parts}, show=False)
+    print(json.dumps(parts, indent=2))
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ def find_clusters(points: NDArray[Any], count: int, seed: int = 0) -> Clusters:
     Raises:
         InputError: if there are fewer points than clusters.
     """
-    if len(points) < count:
-        raise InputError(f"clusters {count}: there are only {len(points)} islands")
+    different = len(np.unique(points, axis=0))
+    if different < count:
+        raise InputError(f"clusters {count}: there are only {different} different islands; name fewer")
     values = points.astype(np.float64)
     deviations = np.maximum(values.std(axis=0), 1e-12)
     scaled = values / deviations
@@ -61,7 +62,7 @@ def find_clusters(points: NDArray[Any], count: int, seed: int = 0) -> Clusters:
         if best is None or spread < best[0]:
             best = spread, centers, labels
     if best is None:
-        raise InputError(f"clusters {count}: more than there are different islands; name fewer")
+        raise InputError(f"clusters {count}: islands fall into fewer groups; name fewer")
     _, centers, labels = best
     order = np.argsort(-np.bincount(labels, minlength=count), kind="stable")
     ranks = np.argsort(order)

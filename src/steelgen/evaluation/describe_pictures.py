@@ -95,12 +95,13 @@ def draw_layout(plane: Plane, show: Callable[[int], NDArray[np.uint8]]) -> NDArr
     ones."""
     low, high = np.percentile(plane.places, [1, 99], axis=0)
     scaled = (plane.places - low) / np.maximum(high - low, 1e-9) * _ACROSS
-    cells = np.floor(scaled).astype(int)
+    inside = ((scaled >= 0) & (scaled <= _ACROSS)).all(axis=1)
+    cells = np.minimum(np.floor(scaled).astype(int), _ACROSS - 1)
     offsets = np.linalg.norm(scaled - cells - 0.5, axis=1)
     chosen: dict[tuple[int, int], int] = {}
     for row in np.argsort(-offsets, kind="stable"):
-        column, line = cells[row]
-        if 0 <= column < _ACROSS and 0 <= line < _ACROSS:
+        if inside[row]:
+            column, line = cells[row]
             chosen[int(line), int(column)] = int(row)
     blank = np.full((_TILE, _TILE), 255, np.uint8)
     # The second axis grows upwards.

@@ -99,7 +99,8 @@ class RotationVae(nn.Module):
         else:
             self.encoder = PlainEncoder(image_size, channels, encoder_channels, outputs)
         self.decoder = SpatialDecoder(latent_dim, channels, decoder_channels, decoder_layers)
-        self.log_noise = nn.Parameter(torch.zeros(gray_channels, 1))
+        # A noise of a third of the contrast: from a larger one it takes long before shapes matter.
+        self.log_noise = nn.Parameter(torch.full((gray_channels, 1), -1.0))
         coordinates = list_coordinates(image_size)
         self.register_buffer("coordinates", coordinates, persistent=False)
         self.register_buffer("disc", (coordinates.norm(dim=1) <= 1).nonzero()[:, 0], persistent=False)
