@@ -263,3 +263,17 @@ def test_planes_and_layouts():
     # The second latent grows upwards: row 1 has two large ones, row 2 a small first and a large second one.
     corners = {(0, 0): 20, (0, -1): 10, (-1, 0): 0, (-1, -1): 30}
     assert {place: sheet[place][0] for place in corners} == corners
+
+
+def test_the_command_prints_tables_or_nothing(trained, tmp_path):
+    dataset, run = trained
+    words = ["describe", str(run), str(dataset), "--split", "train", "--clusters", "2"]
+    shown = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "shown")])
+    assert shown.exit_code == 0, shown.output
+    assert "agreement of clusters with class (adjusted Rand)" in shown.stdout
+    assert "median area (px)" in shown.stdout
+    quiet = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "quiet"), "--quiet"])
+    assert quiet.exit_code == 0
+    assert quiet.output == ""
+    again = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "quiet")])
+    assert again.exit_code == 2

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.data.crops import tensor_to_image
+from steelgen.devices import randn_by_seed
 from steelgen.errors import InputError
 from steelgen.generators import DrawRequest
 from steelgen.generators.describing import Describer
@@ -127,10 +127,10 @@ def test_every_variant_learns(whole, tmp_path, section, channels):
     train(parse_config(values, TrainConfig), Recorder())
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [row["val_loss"] for row in rows if "val_loss" in row]
-    assert losses[-1] < losses[0] - 10
+    assert losses[-1] < losses[0] - 3
     generator = load_generator(tmp_path / "run")
     assert isinstance(generator, Describer)
-    assert next(generator.network.encoder.parameters()).shape[1] == channels
+    assert generator.network.decoder.out.out_features == channels
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8) if generator.sees_image else None
     islands = np.random.default_rng(1).random((3, 16, 16), np.float32) if generator.sees_island else None
     found = generator.describe(images, islands)
@@ -177,9 +177,9 @@ def test_interpolate_walks_in_the_latents(whole, tmp_path):
     generator = load_generator(run_dir)
     for seed, frame in ((3, strip[:, :16]), (4, strip[:, -16:])):
         assert np.array_equal(frame, tensor_to_image(generator.draw(DrawRequest([seed])).images[0]))
-    frames = np.split(strip.astype(float), 5, axis=1)
-    steps = [np.abs(after - before).mean() for before, after in pairwise(frames)]
-    assert max(steps) < np.abs(frames[-1] - frames[0]).mean()
+    first, last = randn_by_seed((2,), (3, 4))
+    halfway = generator.draw(DrawRequest([0], noise=((first + last) / 2)[None])).images[0]
+    assert np.array_equal(strip[:, 32:48], tensor_to_image(halfway))
 
 
 def test_the_manifold_is_laid_out_by_quantiles(whole):

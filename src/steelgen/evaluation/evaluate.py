@@ -23,6 +23,7 @@ from steelgen.evaluation.results import RESULT_FILE
 from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.verdict import Answer, compute_verdict, judge_differences
 from steelgen.files import check_output_free, new_folder, save_json
+from steelgen.generators.describing import load_describer
 from steelgen.runs import describe_environment
 
 
@@ -51,6 +52,8 @@ def evaluate(
     """
     check_output_free(config.output_dir)
     study = load_study_result(config.utility) if config.utility else None
+    # What is wrong with it is said before anything takes time.
+    describer = load_describer(config.descriptors) if config.descriptors else None
     stages = count(), len(config.features.kinds) + 3 + (config.descriptors is not None)
 
     def begin(line: str) -> None:
@@ -69,9 +72,9 @@ def evaluate(
     }
     answers: list[Answer] = []
     farthest = None
-    if config.descriptors:
+    if describer:
         begin("descriptors of islands")
-        sections["descriptors"], farthest = judge_descriptors(evidence, config.descriptors, seen)
+        sections["descriptors"], farthest = judge_descriptors(evidence, describer, seen)
     if study:
         sections["utility"] = judge_utility(study)
         answers = judge_differences(study["differences"])

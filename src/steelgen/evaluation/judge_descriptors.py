@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import center_interval, resample_weights
 from steelgen.evaluation.islands import IslandSet, describe_islands
 from steelgen.evaluation.sets import ImageSet
-from steelgen.generators.describing import Describer, load_describer
+from steelgen.generators.describing import Describer
 
 _MAX_ISLANDS = 2000
 """Of a set that are compared, drawn at random: the kernel is as large as their square."""
@@ -35,7 +34,7 @@ class _Points(NamedTuple):
 
 
 def judge_descriptors(
-    evidence: Evidence, path: Path, seen: dict[str, NDArray[np.uint8]]
+    evidence: Evidence, describer: Describer, seen: dict[str, NDArray[np.uint8]]
 ) -> tuple[Judgment, NDArray[np.uint8] | None]:
     """MMD² between the latents of generated and of real islands, and the islands that are farthest from any real one.
 
@@ -44,16 +43,16 @@ def judge_descriptors(
 
     Args:
         evidence: the sets.
-        path: a trained generator of kind rvae.
+        describer: from `load_describer`.
         seen: from `see_masks`.
 
     Returns:
         The judgment, and a sheet of the farthest islands above the real ones nearest to them; None without islands.
 
     Raises:
-        InputError: if the generator describes no islands, or the images are smaller than its patches.
+        InputError: if it sees other channels, its classes are not in the data, or images are smaller than its patches.
     """
-    describer = load_describer(path)
+    path = evidence.config.descriptors
     if describer.geometry.in_channels != evidence.geometry.in_channels and describer.sees_image:
         raise InputError(
             f"{path}: was trained with in_channels {describer.geometry.in_channels}, "

@@ -58,10 +58,12 @@ def interpolate(
     if "noise" not in generator.takes:
         raise InputError(f"interpolate: not applicable to generators of kind {generator.kind}")
     shape: tuple[int, ...] = (geometry.in_channels, *drawn.mask.shape)
+    mix: Callable[[Tensor, Tensor, float], Tensor] = slerp
     if isinstance(generator, LatentGenerator):
-        shape = (generator.latent_dim,)
+        # Two numbers have no typical norm to be kept: straight on, or opposite ends would swing far out.
+        shape, mix = (generator.latent_dim,), torch.lerp
     first, last = randn_by_seed(shape, seeds)
-    noise = torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)])
+    noise = torch.stack([mix(first, last, float(share)) for share in np.linspace(0, 1, num_frames)])
     frames: list[NDArray[np.uint8]] = []
     for part in noise.split(min(config.batch_size, _FRAMES_AT_ONCE)):
         report(len(frames), num_frames)
