@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def _list_rows(islands: IslandSet, source: _Source, index: int, metadata: dict[s
             "long_axis_deg": float(np.degrees(patch.angle)),
         }
         if pixel_size is not None:
-            row["area_um2"] = patch.area * (pixel_size / source.factor) ** 2
+            row["area_um2"] = patch.area * pixel_size**2
         rows.append({**{key: value for key, value in known.items() if key not in row and key != "file_name"}, **row})
     return rows
 
@@ -238,9 +239,14 @@ def _save_table(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> N
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
-        writer.writerows(
-            {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows
-        )
+        writer.writerows({key: _show_cell(value) for key, value in row.items()} for row in rows)
+
+
+def _show_cell(value: Any) -> Any:
+    """Six digits of a number, nothing where it is not defined."""
+    if not isinstance(value, float):
+        return value
+    return f"{value:.6g}" if math.isfinite(value) else ""
 
 
 def _save_parquet(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> bool:
