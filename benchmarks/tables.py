@@ -453,3 +453,38 @@ _GPU_TABLES = {
     ("memory",): _tabulate_gpu_memory,
     ("processes",): _tabulate_gpu_processes,
 }
+
+
+def tabulate_rvae(stored: Results) -> Lines:
+    """What is known of ellipses and letters, then agreement of real islands with their labels, then distances."""
+    kinds = ("rvae", "plain VAE")
+    rows = []
+    if "ellipses" in stored:
+        for name, key, wanted in (
+            ("ellipses: correlation of the angle, mod π", "angle_correlation", "≥ 0.95"),
+            ("ellipses: R² of the aspect ratio", "aspect_r2", "≥ 0.9"),
+            ("ellipses: R² of the area", "area_r2", ""),
+        ):
+            values = [stored["ellipses"][kind][key] for kind in kinds]
+            rows.append([name, *("none" if value is None else f"{value:.3f}" for value in values), wanted])
+    if "letters" in stored:
+        values = [stored["letters"][kind]["within_over_between"] for kind in kinds]
+        rows.append(["letters: movement", *(f"{value:.3f}" for value in values), "≤ 0.1"])
+    real = {name: stored[key] for name, key in (("uhcs", "uhcs"), ("MA islands", "ma")) if key in stored}
+    for name, part in real.items():
+        rows.append([f"{name}: movement", *(f"{part['movement'][kind]:.3f}" for kind in kinds), "< 0.1"])
+    lines = _table(["what", *kinds, "wanted of rvae"], rows)
+    for name, part in real.items():
+        labels = ", ".join(f"{count} of {label}" for label, count in part["labeled"].items())
+        scores = [
+            [kind, f"{score['adjusted_rand']:.3f}", f"{score['neighbors']:.3f}"]
+            for kind, score in part["agreement"].items()
+        ]
+        lines += [
+            "",
+            f"Islands of {name} ({part['islands']}; labels: {labels}). MMD² of held-out islands to those trained on "
+            f"{part['mmd_floor']:.4f}, to those of procedural layouts {part['mmd_procedural']:.4f}.",
+            "",
+            *_table(["by", "adjusted Rand", "nearest neighbors"], scores),
+        ]
+    return lines

@@ -12,6 +12,7 @@ from steelgen import __version__
 from steelgen.cli.compare import compare_command
 from steelgen.cli.config import config_app
 from steelgen.cli.data import data_app
+from steelgen.cli.describe import describe_command
 from steelgen.cli.doctor import doctor_command
 from steelgen.cli.ema import ema_command
 from steelgen.cli.evaluate import evaluate_command
@@ -60,6 +61,7 @@ app.command("sample")(sample_command)
 app.command("interpolate")(interpolate_command)
 app.command("studio")(studio_command)
 app.command("evaluate")(evaluate_command)
+app.command("describe")(describe_command)
 app.command("utility")(utility_command)
 app.command("workflow")(workflow_command)
 app.command("pipeline", hidden=True)(workflow_command)  # its name until version 0.2

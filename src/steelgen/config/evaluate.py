@@ -23,7 +23,8 @@ class FeaturesSection(Section):
     """The networks whose features images are compared on."""
 
     kinds: list[str] = Field(default=["efficientnet-lite0"], min_length=1)
-    """efficientnet-lite0, inception, a TorchScript file (.pt) or module:function; one or several."""
+    """efficientnet-lite0, inception, a TorchScript file (.pt), rvae:PATH of a trained generator of that kind that sees
+    gray levels on a grid, or module:function; one or several."""
     inception_weights: Path | None = None
     """The published Inception state dict (.pth or .safetensors); null looks in the cache."""
     batch_size: int | None = Field(default=None, ge=1, le=MAX_BATCH_SIZE)
@@ -86,6 +87,8 @@ class EvaluateConfig(Section):
     segmenter: SegmenterSection = SegmenterSection()
     microstructure: MicrostructureSection = MicrostructureSection()
     memorization: MemorizationSection = MemorizationSection()
+    descriptors: Path | None = None
+    """A trained generator of kind rvae, by whose latents islands are compared and the strangest shown; null: none."""
     utility: Path | None = None
     """Output folder of a finished `steelgen utility`, which the report then shows; null: none."""
     cache_dir: Path | None = None

@@ -230,7 +230,69 @@ class GanSection(Section):
             raise ValueError(f"data.image_size {image_size} is not a power of two, as generator.kind gan needs")
 
 
-GENERATOR_KINDS = ("semantic_diffusion", "gan")
+class RvaeSection(Section):
+    """Variational autoencoder whose latents do not depend on direction and place (Bepler et al. 2019, arXiv 1909.11663;
+    Kalinin et al. 2021, Sci. Adv. 7, eabd5084): what kind of island a patch shows, in two or three numbers, for
+    `steelgen describe` and as a judge in `steelgen evaluate`. A patch is data.crop_size px of the micrograph wide;
+    image_size must be a multiple of 8."""
+
+    kind: Literal["rvae"] = "rvae"
+    """Which generator."""
+    patches: Literal["islands", "instances", "grid"] = "islands"
+    """Patches lie around the islands of the masks, around annotated instances, which may touch, or on a grid."""
+    classes: list[str] | None = Field(None, min_length=1)
+    """Classes whose islands are looked at; null: all but the first, which is the matrix."""
+    min_area: int = Field(30, ge=1, le=MAX_IMAGE_SIZE**2)
+    """Area, in px of the micrograph, of the smallest island that is looked at."""
+    spacing: int | None = Field(None, ge=2, le=MAX_IMAGE_SIZE)
+    """px between the patches of a grid; null: half of data.crop_size."""
+    channels: Literal["image", "mask", "both"] = "mask"
+    """What a patch shows: gray levels, the island's shape in the mask, or both."""
+    neighbors: bool = False
+    """The mask shows the other islands of the same class within the patch too; a grid always does."""
+    latent_dim: int = Field(2, ge=1, le=64)
+    """Numbers that describe an island."""
+    invariant: bool = True
+    """Take direction, shift and scale out; false gives a plain variational autoencoder of the same size, to compare
+    with."""
+    angle_starts: int = Field(2, ge=1, le=6)
+    """Equally spaced angles that are tried for each patch: 2 for objects that look alike after half a turn, 3 for
+    triangular ones, 1 where there is only one way to lay them together."""
+    rotation_prior: float | None = Field(None, gt=0, le=100)
+    """Standard deviation of the angle's normal prior, in radians, for a material with a preferred direction; null: all
+    directions alike."""
+    translation_prior: float = Field(0.1, ge=0, le=1)
+    """Standard deviation of the shift's prior, in half edges of the patch; 0: no shift is taken out."""
+    scale_prior: float = Field(0.0, ge=0, le=2)
+    """Standard deviation of the prior of the log of the scale; 0: size is not taken out, but described."""
+    kl_weight: float = Field(1.0, ge=0, le=1000)
+    """β of the divergence from the prior (Higgins et al. 2017); below 1 latents say more, above 1 less."""
+    kl_crops: int = Field(10_000, ge=0, le=MAX_TIMESTEPS**2)
+    """Crops of training over which that weight rises from 0; validation always has all of it."""
+    encoder_channels: int = Field(16, ge=1, le=512)
+    """Channels of the encoder's first convolution."""
+    decoder_channels: int = Field(64, ge=1, le=2048)
+    """Width of the decoder."""
+    decoder_layers: int = Field(3, ge=1, le=16)
+    """Hidden layers of the decoder."""
+
+    steps_by_solver: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> RvaeSection:
+        if self.patches == "grid" and self.classes is not None:
+            raise ValueError("classes are not applicable to patches 'grid', which lie everywhere")
+        if self.patches != "grid" and self.spacing is not None:
+            raise ValueError(f"spacing is not applicable to patches {self.patches!r}")
+        return self
+
+    def check_image_size(self, image_size: int) -> None:
+        """See `SemanticDiffusionSection.check_image_size`."""
+        if image_size % 8:
+            raise ValueError(f"data.image_size {image_size} is not a multiple of 8, as generator.kind rvae needs")
+
+
+GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae")
 
 
 def _find_kind(value: Any) -> str:
@@ -239,11 +301,13 @@ def _find_kind(value: Any) -> str:
 
 
 AnyGeneratorSection = Annotated[
-    Annotated[SemanticDiffusionSection, Tag("semantic_diffusion")] | Annotated[GanSection, Tag("gan")],
+    Annotated[SemanticDiffusionSection, Tag("semantic_diffusion")]
+    | Annotated[GanSection, Tag("gan")]
+    | Annotated[RvaeSection, Tag("rvae")],
     Discriminator(
         _find_kind,
         custom_error_type="unknown_kind",
-        custom_error_message=f"kind must be {' or '.join(GENERATOR_KINDS)}",
+        custom_error_message=f"kind must be one of {', '.join(GENERATOR_KINDS)}",
     ),
 ]
 """One section a kind of generator; a new kind is a section here and a folder of its name in `generators/`."""

@@ -145,7 +145,7 @@ class PreviewSection(Section):
     every: int = Field(1000, ge=1, le=MAX_STEPS)
     """Steps between previews; one is drawn at step 0 and one at the end too."""
     num_images: int = Field(8, ge=0, le=1000)
-    """Images a preview; 0 draws none."""
+    """Images a preview, or rows and columns of the grid of an rvae's first two latents; 0 draws none."""
     solver: SolverSection = SolverSection()
     """How they are drawn."""
 

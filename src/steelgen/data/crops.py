@@ -17,7 +17,8 @@ from torch.utils.data import Dataset, Sampler
 
 from steelgen.data.cache import Micrographs, decode_split, open_cached_split
 from steelgen.data.instances import compute_instance_edges
-from steelgen.data.placement import CropGeometry, Placement, Variation, sample_placement
+from steelgen.data.patches import PatchCenters, check_patch_size, select_island
+from steelgen.data.placement import CropGeometry, Placement, Variation, place_around, sample_placement
 from steelgen.errors import InputError
 
 
@@ -59,8 +60,8 @@ class CropDataset(Dataset):
     """Crop number n of an endless sequence; an epoch visits every micrograph `crops_per_micrograph` times.
 
     Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
-    int64, what `randomness` gives, and where they are asked for `instance_edges` (S, S) bool and `augmentation` (6,)
-    float32.
+    int64, what `randomness` gives, and where they are asked for `instance_edges` (S, S) bool, `augmentation` (6,)
+    float32 and, with `centers`, `island` (S, S) float32 in [0, 1].
 
     Args:
         micrographs: the split.
@@ -73,6 +74,8 @@ class CropDataset(Dataset):
         in_order: each pass visits the micrographs in the order of their names; else in a fresh random order.
         randomness: what else is random of crop number n; see `Generator.randomness`.
         min_crops: fewer of them in an epoch are an error.
+        centers: crops lie around these places, each once a pass in a fresh random order, in place of anywhere.
+        neighbors: `island` shows the other islands of its class too.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class CropDataset(Dataset):
         in_order: bool = False,
         randomness: Callable[[int], dict[str, torch.Tensor]] | None = None,
         min_crops: int = 1,
+        centers: PatchCenters | None = None,
+        neighbors: bool = False,
     ) -> None:
         smallest = min(min(mask.shape) for mask in micrographs.masks)
         if smallest < geometry.image_size:
@@ -103,6 +108,11 @@ class CropDataset(Dataset):
         self.augmentation = augmentation
         self.in_order = in_order
         self.randomness = randomness
+        if centers is not None:
+            check_patch_size(micrographs, geometry.crop_size)
+        self.centers = centers
+        self.neighbors = neighbors
+        self.patches = None if centers is None else centers.find(micrographs)
         area = float(np.mean([mask.size for mask in micrographs.masks]))
         self.crops_per_micrograph = max(1, round(area / geometry.crop_size**2))
         if len(self) < min_crops:
@@ -113,6 +123,8 @@ class CropDataset(Dataset):
 
     def __len__(self) -> int:
         """Crops in an epoch."""
+        if self.patches is not None:
+            return len(self.patches)
         return len(self.micrographs) * self.crops_per_micrograph
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
@@ -126,6 +138,12 @@ class CropDataset(Dataset):
             assert self.micrographs.instances is not None
             ids = self.place(number).cut_instances(self.micrographs.instances[self.micrograph_index(number)])
             item["instance_edges"] = torch.from_numpy(compute_instance_edges(ids))
+        if self.centers is not None and self.patches is not None:
+            patch = self.patches[self._patch_index(number)]
+            shown = select_island(patch, self.micrographs, self.centers.kind, self.neighbors)
+            item["island"] = torch.from_numpy(
+                self.place(number).cut_share(shown, mirrored=self.centers.kind == "grid" or self.neighbors)
+            )
         if self.augmentation:
             described = self.place(number).describe_augmentation(self.geometry.crop_size)
             item["augmentation"] = torch.from_numpy(described)
@@ -138,14 +156,26 @@ class CropDataset(Dataset):
 
     def place(self, number: int) -> Placement:
         """Where crop number `number` lies in its micrograph."""
+        if self.patches is not None:
+            center = self.patches[self._patch_index(number)].center
+            rng = np.random.default_rng((self.seed, number))
+            return place_around(center, self.geometry, rng, self.augment, self.variation or Variation())
         height, width = self.micrographs.masks[self.micrograph_index(number)].shape
         rng = np.random.default_rng((self.seed, number))
         return sample_placement(height, width, self.geometry, rng, self.augment, self.variation)
 
     def micrograph_index(self, number: int) -> int:
         """Which micrograph crop number `number` is cut from; each pass over the micrographs visits each once."""
+        if self.patches is not None:
+            return self.patches[self._patch_index(number)].micrograph
         pass_number, position = divmod(number, len(self.micrographs))
         return position if self.in_order else int(_permutation(self.seed, pass_number, len(self.micrographs))[position])
+
+    def _patch_index(self, number: int) -> int:
+        """Which patch crop number `number` is."""
+        assert self.patches is not None
+        pass_number, position = divmod(number, len(self.patches))
+        return position if self.in_order else int(_permutation(self.seed, pass_number, len(self.patches))[position])
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -49,7 +49,10 @@ AUGMENTATION_CHANNELS = 6
 
 @dataclass(frozen=True)
 class Placement:
-    """One crop of one micrograph, decided: the same for its image, its mask and its instance ids."""
+    """One crop of one micrograph, decided: the same for its image, its mask and its instance ids.
+
+    Beyond the micrograph's edge lies its mirror image.
+    """
 
     top: int
     left: int
@@ -76,6 +79,19 @@ class Placement:
     def cut_mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W) class indices → (size, size)."""
         return apply_symmetry(resize_mask(self._window(mask, order=0), self.size, self.size), self.symmetry)
+
+    def cut_share(self, shown: NDArray[np.uint8], mirrored: bool) -> NDArray[np.float32]:
+        """(H, W) of 0 and 1 → (size, size) in [0, 1]: which share of each pixel is 1, smooth at outlines.
+
+        Args:
+            mirrored: beyond the edge lies the mirror image; else nothing, as where a single island is shown.
+        """
+        margin = 0 if mirrored else self.edge
+        moved = replace(self, top=self.top + margin, left=self.left + margin)
+        window = Image.fromarray(moved._window(np.pad(shown * np.uint8(255), margin), order=1))
+        method = Image.Resampling.BOX if self.edge > self.size else Image.Resampling.BILINEAR
+        resized = np.asarray(window.resize((self.size, self.size), method), np.float32) / 255
+        return apply_symmetry(resized, self.symmetry)
 
     def cut_instances(self, instances: NDArray[np.uint16]) -> NDArray[np.int32]:
         """(H, W) instance ids → (size, size), each pixel the id at its middle."""
@@ -108,7 +124,11 @@ class Placement:
 
     def _window(self, array: NDArray[Any], order: int) -> NDArray[Any]:
         if self.angle == 0:
-            return np.ascontiguousarray(array[self.top : self.top + self.edge, self.left : self.left + self.edge])
+            bottom, right_end = self.top + self.edge, self.left + self.edge
+            if self.top < 0 or self.left < 0 or bottom > array.shape[0] or right_end > array.shape[1]:
+                rows = _reflect(self.top, self.edge, array.shape[0])
+                return array[rows[:, None], _reflect(self.left, self.edge, array.shape[1])]
+            return np.ascontiguousarray(array[self.top : bottom, self.left : right_end])
         from scipy.ndimage import map_coordinates
 
         offsets = np.arange(self.edge) - (self.edge - 1) / 2
@@ -156,6 +176,30 @@ def sample_placement(
         brightness=float(rng.uniform(-1, 1)) * variation.brightness,
         contrast=float(np.exp(rng.uniform(-1, 1) * variation.contrast)),
     )
+
+
+def place_around(
+    center: tuple[int, int], geometry: CropGeometry, rng: np.random.Generator, augment: bool | str, variation: Variation
+) -> Placement:
+    """A crop whose middle is given, which may reach beyond the micrograph; all else as of `sample_placement`."""
+    low, high = np.log(geometry.scale_range)
+    edge = max(1, round(geometry.crop_size * float(np.exp(rng.uniform(low, high)))))
+    return Placement(
+        center[0] - edge // 2,
+        center[1] - edge // 2,
+        edge,
+        geometry.image_size,
+        sample_symmetry(augment, rng),
+        angle=float(rng.uniform(0, 2 * np.pi)) if variation.any_angle else 0.0,
+        brightness=float(rng.uniform(-1, 1)) * variation.brightness,
+        contrast=float(np.exp(rng.uniform(-1, 1) * variation.contrast)),
+    )
+
+
+def _reflect(start: int, count: int, length: int) -> NDArray[np.intp]:
+    """(count,) indices from `start` on into an axis of `length`, mirrored at its ends, the last pixel twice."""
+    folded = np.arange(start, start + count) % (2 * length)
+    return np.where(folded < length, folded, 2 * length - 1 - folded)
 
 
 def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

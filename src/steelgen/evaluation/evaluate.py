@@ -12,6 +12,7 @@ from steelgen.config.base import config_to_json
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.evaluation.evidence import Judgment, describe_sets, load_evidence
 from steelgen.evaluation.figures import figure_to_json, to_json
+from steelgen.evaluation.judge_descriptors import judge_descriptors
 from steelgen.evaluation.judge_faithfulness import judge_faithfulness, see_masks
 from steelgen.evaluation.judge_fidelity import judge_fidelity
 from steelgen.evaluation.judge_memorization import judge_memorization
@@ -22,6 +23,7 @@ from steelgen.evaluation.results import RESULT_FILE
 from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.verdict import Answer, compute_verdict, judge_differences
 from steelgen.files import check_output_free, new_folder, save_json
+from steelgen.generators.describing import load_describer
 from steelgen.runs import describe_environment
 
 
@@ -50,7 +52,9 @@ def evaluate(
     """
     check_output_free(config.output_dir)
     study = load_study_result(config.utility) if config.utility else None
-    stages = count(), len(config.features.kinds) + 3
+    # What is wrong with it is said before anything takes time.
+    describer = load_describer(config.descriptors) if config.descriptors else None
+    stages = count(), len(config.features.kinds) + 3 + (config.descriptors is not None)
 
     def begin(line: str) -> None:
         report(next(stages[0]), stages[1])
@@ -67,6 +71,10 @@ def evaluate(
         "memorization": judge_memorization(evidence, begin),
     }
     answers: list[Answer] = []
+    farthest = None
+    if describer:
+        begin("descriptors of islands")
+        sections["descriptors"], farthest = judge_descriptors(evidence, describer, seen)
     if study:
         sections["utility"] = judge_utility(study)
         answers = judge_differences(study["differences"])
@@ -85,6 +93,6 @@ def evaluate(
     }
     with new_folder(config.output_dir) as folder:
         save_json(folder / RESULT_FILE, result)
-        (folder / "report.html").write_text(build_report(result, evidence, seen, study), encoding="utf-8")
+        (folder / "report.html").write_text(build_report(result, evidence, seen, study, farthest), encoding="utf-8")
     report(stages[1], stages[1])
     return result

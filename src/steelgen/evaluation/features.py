@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from steelgen.errors import InputError, first_line
 from steelgen.files import default_cache_dir, hash_files, new_file
+from steelgen.generators.describing import load_describer
+from steelgen.generators.saved import hash_generator
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 _PART_BYTES = 1 << 20
@@ -45,7 +47,7 @@ def build_extractor(
     """Builds the extractor of that kind.
 
     Args:
-        kind: `efficientnet-lite0`, `inception`, the path of a TorchScript file (.pt, .ts), or
+        kind: `efficientnet-lite0`, `inception`, `rvae:PATH`, the path of a TorchScript file (.pt, .ts), or
             `module:function`; the last two take (N, 3, S, S) float32 in [0, 1] and return (N, D).
         inception_weights: the published state dict of the 2015 Inception (.pth or .safetensors); None looks
             for it in `cache_dir`, where `fetch_inception_weights` puts it.
@@ -59,13 +61,15 @@ def build_extractor(
         return _build_efficientnet(device)
     if kind == "inception":
         return _build_inception(inception_weights or (cache_dir or Path()) / INCEPTION_FILE, device)
+    if kind.startswith("rvae:"):
+        return _build_latents(Path(kind.removeprefix("rvae:")), device)
     if kind.endswith((".pt", ".ts", ".torchscript")):
         return _build_torchscript(Path(kind), device)
     module, separator, function = kind.partition(":")
     if separator and module and function:
         return _import_extractor(module, function, device)
     raise InputError(
-        f"features {kind!r}: not known; choose efficientnet-lite0, inception, a TorchScript file "
+        f"features {kind!r}: not known; choose efficientnet-lite0, inception, rvae:PATH, a TorchScript file "
         "(.pt) or module:function"
     )
 
@@ -197,6 +201,30 @@ def _build_inception(path: Path, device: str) -> FeatureExtractor:
     network = InceptionFeatures()
     _load_state(network, path)
     return FeatureExtractor("Inception", _ready(network, device), f"inception-{hash_files(path)[:16]}", device)
+
+
+def _build_latents(path: Path, device: str) -> FeatureExtractor:
+    """Mean and standard deviation, over patches on a grid, of the latents that a describing generator gives them."""
+    describer = load_describer(path)
+    if describer.sees_island:
+        raise InputError(f"features rvae:{path}: it sees masks, which images have not; train one with channels 'image'")
+    for network in describer.networks.values():
+        network.to(device)
+    edge, in_channels = describer.geometry.image_size, describer.geometry.in_channels
+
+    def compute_latents(images: torch.Tensor) -> torch.Tensor:
+        if min(images.shape[-2:]) < edge:
+            raise InputError(f"features rvae:{path}: its patches of {edge} px are larger than the images")
+        levels = (255 * images).round().to(torch.uint8)[:, :in_channels]
+        step = max(1, edge // 2)
+        patches = levels.unfold(2, edge, step).unfold(3, edge, step).permute(0, 2, 3, 4, 5, 1)
+        count = patches.shape[1] * patches.shape[2]
+        flat = patches.reshape(-1, edge, edge, in_channels).cpu().numpy()
+        latents = describer.describe(flat[..., 0] if in_channels == 1 else flat, None).latents
+        found = torch.from_numpy(latents).view(len(images), count, -1)
+        return torch.cat([found.mean(dim=1), found.std(dim=1, correction=0)], dim=1)
+
+    return FeatureExtractor("rVAE", compute_latents, f"rvae-{hash_generator(path)[:16]}", device)
 
 
 def _build_torchscript(path: Path, device: str) -> FeatureExtractor:

@@ -15,7 +15,7 @@ class Figure:
     """A figure of merit beside its floor."""
 
     section: str
-    """fidelity, faithfulness, microstructure, memorization, utility."""
+    """fidelity, faithfulness, microstructure, memorization, descriptors, utility."""
     metric: str
     """Its name, with the features or the class where there are several."""
     compared: str

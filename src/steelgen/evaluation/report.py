@@ -21,7 +21,11 @@ _SHOWN = 8
 
 
 def build_report(
-    result: dict[str, Any], evidence: Evidence, seen: dict[str, NDArray[np.uint8]], study: dict[str, Any] | None = None
+    result: dict[str, Any],
+    evidence: Evidence,
+    seen: dict[str, NDArray[np.uint8]],
+    study: dict[str, Any] | None = None,
+    farthest: NDArray[np.uint8] | None = None,
 ) -> str:
     """The page.
 
@@ -30,6 +34,7 @@ def build_report(
         evidence: the sets, for the pictures.
         seen: from `see_masks`, for the pictures.
         study: the content of utility.json, where there is one.
+        farthest: from `judge_descriptors`, where it judged.
 
     Returns:
         HTML without anything from outside: pictures and charts are inside, there is no script.
@@ -54,6 +59,7 @@ def build_report(
         colors=COLORS,
         charts=_plot_curves(result, evidence),
         utility_section=build_utility_section(study) if study else "",
+        farthest="" if farthest is None else embed_image(farthest, "PNG", optimize=True),
         pairs=_sample_pairs(result, evidence),
         ratios=[f"{row['ratio']:.2f}" for row in result["details"]["memorization"]["closest"]],
     )

@@ -89,7 +89,8 @@ class DrawRequest:
     start: StartImages | None = None
     """Real images to start from."""
     noise: Tensor | None = None
-    """(N, C, H, W) standard normal noise in place of what the seeds give."""
+    """(N, C, H, W) standard normal noise in place of what the seeds give; (N, latent_dim) of a
+    `LatentGenerator`."""
     latents: Latents | None = None
     """Where in latent space the images lie, in place of what the seeds give."""
     truncation: float | None = None
@@ -141,6 +142,16 @@ class Generator(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes a new folder that `load_generator` reads."""
+        ...
+
+
+@runtime_checkable
+class LatentGenerator(Generator, Protocol):
+    """A generator whose images are a function of a few numbers that mean something."""
+
+    @property
+    def latent_dim(self) -> int:
+        """How many."""
         ...
 
 

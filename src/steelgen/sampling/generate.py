@@ -76,7 +76,7 @@ def generate_images(
         solver: how they are drawn.
         mixed_precision: no, bf16 or fp16.
         start: images that drawing starts from.
-        noise: (N, C, H, W) standard normal noise in place of what the seeds give.
+        noise: standard normal noise in place of what the seeds give; see `DrawRequest`.
         latents: N places in latent space in place of what the seeds give.
         truncation: see `DrawRequest.truncation`.
 

@@ -20,7 +20,7 @@ from steelgen.data.placement import CropGeometry, resize_image
 from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
-from steelgen.generators import Generator, Latents, LatentSpace
+from steelgen.generators import Generator, LatentGenerator, Latents, LatentSpace
 from steelgen.sampling.generate import check_taken, generate_images, prepare_generator, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import SourceMask
@@ -77,8 +77,12 @@ def interpolate(
         points, errors = _find_points(generator, generator.geometry, walk, drawn.mask.shape, report)
     elif walk.images or walk.space:
         raise InputError(f"{config.generator}: generators of kind {generator.kind} have no latent space to project to")
-    else:
+    elif isinstance(generator, LatentGenerator):
+        points = randn_by_seed((generator.latent_dim,), walk.seeds)
+    elif "noise" in generator.takes:
         points = randn_by_seed((generator.geometry.in_channels, *drawn.mask.shape), walk.seeds)
+    else:
+        raise InputError(f"interpolate: not applicable to generators of kind {generator.kind}")
     frames: list[NDArray[np.uint8]] = []
     shares = [float(share) for share in np.linspace(0, 1, walk.num_frames)]
     ways = list(pairwise(range(len(walk.images or walk.seeds))))
@@ -149,7 +153,9 @@ def _draw(
         fields = [slerp(points.noise[first], points.noise[last], share) for share in shares]
         latents = Latents(points.space, torch.stack(styles), torch.stack(fields))
     else:
-        noise = torch.stack([slerp(points[first], points[last], share) for share in shares])
+        # A few latents have no typical norm to keep: opposite ends would swing far out.
+        mix = torch.lerp if isinstance(generator, LatentGenerator) else slerp
+        noise = torch.stack([mix(points[first], points[last], share) for share in shares])
     return generate_images(
         generator,
         [drawn.mask] * len(shares),

@@ -9,12 +9,15 @@ import torch
 
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset, Micrographs, tensor_to_image
-from steelgen.generators import Generator, draw_for_masks
+from steelgen.data.images import save_image
+from steelgen.generators import Generator, LatentGenerator, draw_for_masks
+from steelgen.generators.manifold import draw_manifold
 from steelgen.sampling.sheet import save_sheet
 
 
 class PreviewWriter:
-    """Draws previews/step-<step>.png: mask, generated image and real image side by side.
+    """Draws previews/step-<step>.png: mask, generated image and real image side by side; of a generator with latents,
+    the grid of its first two.
 
     Args:
         config: the run's.
@@ -26,6 +29,7 @@ class PreviewWriter:
         self._folder = config.run_dir / "previews"
         self._generator = generator
         self._solver = config.preview.solver
+        self._across = config.preview.num_images
         crops = CropDataset(micrographs, generator.geometry, seed=0, augment=False)
         pairs = [crops.cut(number) for number in range(config.preview.num_images)]
         self._real = [image for image, _ in pairs]
@@ -33,10 +37,13 @@ class PreviewWriter:
 
     def draw(self, step: int) -> Path:
         """Draws the preview of a step and returns its path."""
+        path = self._folder / f"step-{step:06d}.png"
+        if isinstance(self._generator, LatentGenerator):
+            save_image(path, draw_manifold(self._generator, self._across))
+            return path
         seeds = list(range(len(self._real)))
         masks = torch.from_numpy(self._masks.astype(np.int64))
         drawn = draw_for_masks(self._generator, masks, seeds, self._solver)
-        path = self._folder / f"step-{step:06d}.png"
         save_sheet(
             path,
             self._masks,
