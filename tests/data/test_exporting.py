@@ -297,7 +297,7 @@ def test_command_prints_lines_json_or_nothing(tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, [*arguments, str(tmp_path / "a"), "--splits", "train,test"])
     assert printed.exit_code == 0, printed.output
     assert "3 real and 0 generated pairs in train" in printed.stdout
-    assert "pixels to ignore became background in yolo" in printed.stdout
+    assert "ignored pixels became background in yolo" in printed.stdout
     assert not (tmp_path / "a" / "images" / "val").exists()
     quiet = CliRunner().invoke(app, [*arguments, str(tmp_path / "b"), "--quiet"])
     assert (quiet.exit_code, quiet.output) == (0, "")

@@ -165,7 +165,7 @@ class TestCoco:
             (coco([{"image_id": 9, "segmentation": []}]), "unknown image_id 9"),
             (coco([{"category_id": 9, "segmentation": []}]), "unknown category_id 9"),
             (coco([{"segmentation": [[1, 2, 3]]}]), "not a list of x, y"),
-            (coco([{"segmentation": [[1, 2, 3, 4, float("nan"), 6]]}]), "NaN is no number of JSON"),
+            (coco([{"segmentation": [[1, 2, 3, 4, float("nan"), 6]]}]), "NaN is not a JSON number"),
             (coco([{"segmentation": {"size": [9, 9], "counts": [81]}}]), "run lengths of size"),
             (coco([{"segmentation": {"size": [40, 50], "counts": [1999, 2]}}]), "reach pixel 2001 of 2000"),
             (coco([], images=[{"id": 1, "file_name": "a.png", "height": 4, "width": 4}]), "is 50x40, but"),

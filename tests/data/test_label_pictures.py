@@ -211,7 +211,7 @@ class TestMasksWithoutTheDataBar:
         run = ["data", "import", "folder", str(tmp_path / "set"), str(tmp_path / "out"), "--split", "1,0,0"]
         done = CliRunner().invoke(app, run)
         assert done.exit_code == 0, done.output
-        assert "1 images were cropped at the bottom to the height of their masks, which lack the bar" in done.output
+        assert "cropped 1 images at the bottom to the height of their masks" in done.output
         pair = list_pairs(tmp_path / "out", "train")[0]
         found, labels = load_pair(pair, load_dataset_info(tmp_path / "out"))
         np.testing.assert_array_equal(found, image[: len(found)])

@@ -87,13 +87,13 @@ def test_replay_on_the_command_line(trained, tmp_path):
     metadata = str(out / "metadata.jsonl")
     result = CliRunner().invoke(app, ["sample", "--replay", metadata, "2"])
     assert result.exit_code == 0, result.stderr
-    assert "replay-000001.png: the same pixels as the original" in result.stdout
+    assert "replay-000001.png: identical to the original" in result.stdout
     for arguments, message in [
         (["--replay", metadata, "2"], "already exists"),
         (["--replay", metadata, "7"], "has no line 7"),
         (["--replay", str(tmp_path / "none.jsonl"), "1"], "no such file"),
-        (["--replay", metadata, "1", "--set", "seed=1"], "takes everything from the line"),
-        (["-c", metadata, "--out", "x.png"], "with --replay alone"),
+        (["--replay", metadata, "1", "--set", "seed=1"], "can only be combined with"),
+        (["-c", metadata, "--out", "x.png"], "require --replay"),
     ]:
         result = CliRunner().invoke(app, ["sample", *arguments])
         assert result.exit_code == 2

@@ -113,7 +113,7 @@ def test_an_unfinished_folder_is_completed_and_left_alone(trained, tmp_path):
 def test_used_folders_are_refused(trained, tmp_path):
     out = draw(trained, tmp_path / "out", num_samples=1)
     with pytest.raises(
-        InputError, match=r"out: seed was 0, is now 7: going on would mix the two; .*--allow-changed seed"
+        InputError, match=r"out: seed was 0, is now 7: resuming would mix results of both; .*--allow-changed seed"
     ):
         draw(trained, out, num_samples=1, seed=7)
     foreign = tmp_path / "foreign"
