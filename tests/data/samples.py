@@ -1,4 +1,4 @@
-"""Small annotated sources for the tests of the readers."""
+"""Small annotated sources for the tests of the importers, and short forms of functions under test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 from PIL import Image
+
+from steelgen.data.rasterize import compute_coverage, select_pixels
+from steelgen.data.runlength import count_runs, encode_runs
 
 BUNDLED = Path(__file__).parents[2] / "data"
 
@@ -67,6 +70,19 @@ def random_mask(seed: int, size: tuple[int, int] = (40, 50), smooth: float = 1.0
     """A mask of classes 0 to 2, of single pixels (smooth 0) to large islands with holes."""
     field = scipy.ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=size), smooth)
     return np.digitize(field, np.quantile(field, [0.4, 0.75])).astype(np.uint8)
+
+
+def rasterize_polygons(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Rasterizes the union of polygons as a boolean mask."""
+    mask = np.zeros((height, width), bool)
+    coverage = compute_coverage(polygons, height, width)
+    mask[coverage.window] = select_pixels(coverage.share)
+    return mask
+
+
+def encode_counts(mask: np.ndarray) -> list[int]:
+    """Encodes a boolean mask as COCO's uncompressed counts."""
+    return count_runs(encode_runs(mask), mask.size)
 
 
 def decode_counts(counts: list[int], height: int, width: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def test_every_problem_is_named(dataset: Path) -> None:
         problem.file: problem.message for problem in check_dataset(dataset).problems if problem.file != "metadata.jsonl"
     }
     assert found["train/images/lonely.png"] == "has no mask of the same name"
-    assert "is 50x40, its image 60x40" in found["train/masks/wide.png"]
+    assert "the mask is 50x40, but its image is 60x40" in found["train/masks/wide.png"]
     assert "mask index 7 is not below num_classes 2" in found["train/masks/a.png"]
     assert "not a readable image" in found["train/images/b.png"]
     assert found["test/masks"] == "no such folder"
@@ -78,7 +78,7 @@ def test_every_problem_is_named(dataset: Path) -> None:
         problem.message for problem in check_dataset(dataset).problems if problem.file == "metadata.jsonl"
     ]
     assert about_metadata == [
-        "names train/images/gone.png, which is not there",
+        "train/images/gone.png is missing",
         "parent p has images in train and val: a leak",
     ]
 

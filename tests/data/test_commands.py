@@ -96,7 +96,7 @@ def test_quiet_and_json(tmp_path: Path) -> None:
         (("import", "coco", "x", "y", "--data-bar", "some"), "--data-bar some"),
         (("import", "coco", "x", "y", "--split", "1,1,1"), "split '1,1,1'"),
         (("import", "coco", "x", "y", "--pixel-size-um", "nan"), "--pixel-size-um nan"),
-        (("import", "coco", "x", "y", "--layout", "isdm"), "--layout: means nothing for coco"),
+        (("import", "coco", "x", "y", "--layout", "isdm"), "--layout: does not apply to coco"),
         (("tile", _UHCS, "y", "--size", "9999"), "smaller than a tile of 9999"),
         (("split", _UHCS, "y", "--by", "steel"), "has no 'steel' to split by"),
         (("split", _UHCS, _UHCS), "already in use"),

@@ -255,7 +255,7 @@ def test_nnunet_wants_its_names_and_one_kind_of_image(tmp_path: Path) -> None:
     described = json.loads((out / "dataset.json").read_text())
     info = load_dataset_info(root)
     save_dataset_info(root, info.model_copy(update={"class_names": ["a", "b", "ignore"]}))
-    with pytest.raises(InputError, match="class 'ignore' that nnU-Net takes for another one"):
+    with pytest.raises(InputError, match="class name 'ignore' of steel is reserved"):
         export_dataset("nnunet", root, tmp_path / "Dataset009_steel")
     save_dataset_info(root, info)
     assert described["labels"] == {"background": 0, _NAMES[1]: 1, _NAMES[2]: 2, "ignore": 3}
@@ -308,14 +308,14 @@ def test_command_prints_lines_json_or_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cocoo", "set", "y"), "export kind 'cocoo': known are coco"),
+        (("cocoo", "set", "y"), "export kind 'cocoo': must be one of coco"),
         (("coco", "nowhere", "y"), "nowhere: no such dataset folder"),
         (("coco", "set", "set"), "set: the output folder is already in use"),
         (("coco", "set", "y", "--splits", "training"), "set: no split 'training' (present: train, val, test)"),
-        (("coco", "set", "y", "--ratio", "0.5"), "ratio: means nothing without"),
+        (("coco", "set", "y", "--ratio", "0.5"), "ratio: needs a samples folder"),
         (("coco", "set", "y", "--with", "samples", "--ratio", "-1"), "--ratio -1.0: must be above 0"),
-        (("coco", "set", "y", "--with", "samples", "--ratio", "2"), "asks for 6 generated pairs, samples holds 5"),
-        (("coco", "set", "y", "--with", "others"), "others: its classes (background, b, c) are not those of set"),
+        (("coco", "set", "y", "--with", "samples", "--ratio", "2"), "needs 6 generated pairs, but samples has 5"),
+        (("coco", "set", "y", "--with", "others"), "others: classes (background, b, c) differ from those of set"),
         (("coco", "unlabeled", "y"), "there is nothing to export"),
         (("coco", "broken", "y"), "its image i0.png is 3x3"),
         (("coco", "unpaired", "y"), "has no mask of the same name"),

@@ -94,7 +94,8 @@ def test_second_call_goes_on_and_third_does_nothing(server: _Server, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("mood", "message"), [("wrong", "were published"), ("too long", "were published"), ("missing", "404")]
+    ("mood", "message"),
+    [("wrong", "expected 256,000 bytes"), ("too long", "expected 256,000 bytes"), ("missing", "404")],
 )
 def test_liars_are_named(server: _Server, tmp_path: Path, mood: str, message: str) -> None:
     server.mood = mood
@@ -117,7 +118,7 @@ def test_answer_for_another_place_is_not_appended(server: _Server, tmp_path: Pat
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the connection broke off"):
+    with pytest.raises(InputError, match="connection lost"):
         fetch_files((_FILE,), tmp_path, "http://127.0.0.1:1", pause_s=0.001)
 
 
@@ -138,7 +139,7 @@ def test_unpack(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil"])
 def test_zip_that_would_leave_the_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="would leave the folder"):
+    with pytest.raises(InputError, match="is outside the folder"):
         unpack(_zip(tmp_path / "images.zip", name), tmp_path / "images")
     assert not (tmp_path / "images").exists()
 

@@ -8,9 +8,7 @@ import scipy.ndimage
 from PIL import Image
 
 from steelgen.data.outlines import iterate_regions, join_even_odd, join_rings, trace_outlines
-from steelgen.data.rasterize import rasterize_polygons
-from steelgen.data.runlength import encode_counts
-from tests.data.samples import BUNDLED, decode_counts, random_mask
+from tests.data.samples import BUNDLED, decode_counts, encode_counts, random_mask, rasterize_polygons
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.7, 2.0, 5.0])

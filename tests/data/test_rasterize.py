@@ -8,7 +8,8 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steelgen.data.rasterize import compute_coverage, rasterize_polygons
+from steelgen.data.rasterize import compute_coverage
+from tests.data.samples import rasterize_polygons
 
 _SETTINGS = settings(max_examples=200, deadline=None)
 

@@ -42,7 +42,7 @@ def test_split_of_a_dataset_goes_without_them(tiny_dataset):
     assert len(list_pairs(tiny_dataset, "train", with_rejects=True)) == 4
     assert len(list_pairs(tiny_dataset, "val")) == 2
     save_rejects(tiny_dataset / "train", [f"train{index}" for index in range(4)])
-    with pytest.raises(InputError, match="names every image"):
+    with pytest.raises(InputError, match="rejects all images of the split"):
         list_pairs(tiny_dataset, "train")
 
 

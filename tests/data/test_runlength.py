@@ -62,7 +62,7 @@ def test_bad_counts(counts: object) -> None:
 
 
 def test_run_behind_the_last_pixel() -> None:
-    with pytest.raises(InputError, match="pixel 7 of an image of 2x3 = 6"):
+    with pytest.raises(InputError, match="reach pixel 7, but the image has 2x3 = 6"):
         decode_runs(np.array([[5, 2]]), 3, 2)
 
 

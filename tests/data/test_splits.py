@@ -35,7 +35,7 @@ def test_three_groups_fill_three_splits() -> None:
 
 
 def test_empty_split_is_an_error() -> None:
-    with pytest.raises(InputError, match="the split 'test' would be empty"):
+    with pytest.raises(InputError, match="split 'test' would be empty"):
         assign_splits(["a", "a", "b"], _USUAL)
 
 

@@ -86,7 +86,7 @@ def test_pixel_size_is_kept_through_scaling(tmp_path: Path) -> None:
     [
         (TileOptions(size=64), "smaller than a tile of 64"),
         (TileOptions(size=20, min_foreground=0.9), "'train' would be empty"),
-        (TileOptions(size=20, stride=4, placement="centered"), "means nothing"),
+        (TileOptions(size=20, stride=4, placement="centered"), "does not apply"),
         (TileOptions(size=20, scale=0), "scale above 0"),
     ],
 )
