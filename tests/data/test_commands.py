@@ -22,7 +22,7 @@ def _run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["data", *map(str, arguments)])
 
 
-def test_import_tells_splits_bars_and_pixel_sizes(tmp_path: Path) -> None:
+def test_import_reports_splits_bars_and_pixel_sizes(tmp_path: Path) -> None:
     tags = [(34682, "s", 0, "[Scan]\r\nPixelWidth=2e-008\r\n[Image]\r\nResolutionY=400\r\n", True)]
     for stem, extra in (("a", tags), ("b", [])):
         image = np.asarray(Image.open(BUNDLED / "uhcs" / "train" / "images" / "uhcs0007.png"))

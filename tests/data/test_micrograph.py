@@ -16,7 +16,7 @@ _RAMP = np.linspace(1000, 3000, 2000).astype(np.uint16).reshape(40, 50)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp"])
-def test_8_bit_is_read_as_it_is(tmp_path: Path, name: str) -> None:
+def test_8_bit_is_not_scaled(tmp_path: Path, name: str) -> None:
     path = save_noise(tmp_path / name)
     np.testing.assert_array_equal(load_micrograph(path).image, np.asarray(Image.open(path)))
 
@@ -45,7 +45,7 @@ def test_page_of_a_multi_page_tiff(tmp_path: Path) -> None:
         load_micrograph(tmp_path / "a.tif", ImageOptions(page=3))
 
 
-def test_floats_are_scaled_or_refused(tmp_path: Path) -> None:
+def test_floats_are_scaled_or_rejected(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", _RAMP.astype(np.float32))
     assert load_micrograph(tmp_path / "a.tif").image.max() == 255
     with pytest.raises(InputError, match="no full range"):
@@ -87,7 +87,7 @@ def test_no_real_micrograph_has_a_bar_by_mistake() -> None:
     assert [path.name for path in paths if find_data_bar(load_image(path))] == []
 
 
-def test_dark_rim_of_the_specimen_is_no_bar() -> None:
+def test_dark_rim_of_the_specimen_is_not_a_bar() -> None:
     noise = np.random.default_rng(0).integers(60, 220, (400, 500), np.uint8)
     surface = 330 + 12 * np.sin(np.arange(500) / 40)
     noise[np.arange(400)[:, None] > surface] = 3

@@ -26,7 +26,7 @@ from steelgen.data.importers.nnunet import read_nnunet
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.rle_csv import read_rle_csv
 from steelgen.data.importers.roi import read_roi
-from steelgen.data.importers.sources import located
+from steelgen.data.importers.sources import error_location
 from steelgen.data.importers.trees import read_trees
 from steelgen.data.importers.via import read_via
 from steelgen.data.importers.voc import read_voc
@@ -180,7 +180,7 @@ def _write_image(
     if image.size and image.size != (height, width):
         stated = f"{image.size[1]}x{image.size[0]}"
         raise InputError(f"{image.path}: is {width}x{height}, but its annotations are for {stated}")
-    with located(image.path):
+    with error_location(image.path):
         mask, instances = _build_mask(image, micrograph, info, options)
     # The mask may not include the data bar of the image.
     rows = min(micrograph.image.shape[0], mask.shape[0])

@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation, join_annotators
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_polygon_from_flat, check_size
-from steelgen.data.importers.sources import SPLIT_NAMES, ImageIndex, build_set, located
+from steelgen.data.importers.sources import SPLIT_NAMES, ImageIndex, build_set, error_location
 from steelgen.data.runlength import parse_counts
 from steelgen.errors import InputError
 from steelgen.files import Record, load_json, parse_record
@@ -28,14 +28,14 @@ class _Category(Record):
     name: _Name
 
 
-class _Image(Record):
+class _Image(Record, extra="ignore"):
     id: _Id
     file_name: _Name
     height: Any = None
     width: Any = None
 
 
-class _Region(Record):
+class _Region(Record, extra="ignore"):
     id: Any = None
     image_id: Any = None
     category_id: Any = None
@@ -115,7 +115,7 @@ def _read_document(path: Path, document: _Document, names: list[str], index: Ima
     rows = {row.id: row for row in document.images}
     regions: dict[int, list[Annotation]] = {}
     for region in document.annotations:
-        with located(f"{path}: annotation {region.id!r:.40}"):
+        with error_location(f"{path}: annotation {region.id!r:.40}"):
             for key, known in (("image_id", rows), ("category_id", classes)):
                 if not isinstance(value := getattr(region, key), int) or value not in known:
                     raise InputError(f"unknown {key} {value!r:.40}")

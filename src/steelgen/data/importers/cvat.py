@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation
 from steelgen.data.importers.names import annotate, collect_names, find_index
 from steelgen.data.importers.options import ReadOptions
-from steelgen.data.importers.shapes import build_box, build_ellipse, build_polygon, check_box, place_mask
-from steelgen.data.importers.sources import SPLIT_NAMES, ImageIndex, build_set, find_only_file, located, read_xml
+from steelgen.data.importers.shapes import build_box, build_ellipse, build_polygon, check_box, check_size, place_mask
+from steelgen.data.importers.sources import SPLIT_NAMES, ImageIndex, build_set, error_location, find_only_file, read_xml
 from steelgen.data.runlength import decode_runs, parse_counts, to_integers
 from steelgen.errors import InputError
 
@@ -48,8 +48,8 @@ def read_cvat(src: Path, options: ReadOptions) -> AnnotatedSet:
         found = index.require(name, path, hint=subset)
         if found is None:
             continue
-        with located(f"{path}: image {name!r:.80}"):
-            size = _integer(image, "height"), _integer(image, "width")
+        with error_location(f"{path}: image {name!r:.80}"):
+            size = check_size(_integer(image, "height"), _integer(image, "width"), "<image>")
             shapes = sorted(image, key=lambda shape: _integer(shape, "z_order", 0))
             regions = tuple(_read_shape(shape, names, size) for shape in shapes if shape.tag not in _WITHOUT_AREA)
         images.append(AnnotatedImage(found, annotations=regions, split=SPLIT_NAMES.get(subset.lower()), size=size))
@@ -89,7 +89,7 @@ def _number(element: Element, key: str, default: float | None = None) -> float:
         return default
     value = _to_number(text)
     if not isinstance(value, float):
-        raise InputError(f"<{element.tag}>: {key} is {text!r:.40}, must be a number")
+        raise InputError(f"<{element.tag:.40}>: {key} is {text!r:.40}, must be a number")
     return value
 
 
@@ -102,13 +102,7 @@ def _to_number(text: str | None) -> float | str | None:
 
 
 def _integer(element: Element, key: str, default: int | None = None) -> int:
-    text = element.get(key)
-    if text is None and default is not None:
-        return default
-    try:
-        value = int(text or "")
-    except ValueError:
-        value = _LIMIT
-    if abs(value) >= _LIMIT:
-        raise InputError(f"<{element.tag:.40}>: {key} is {text!r:.40}, must be an integer within ±{_LIMIT - 1}")
-    return value
+    value = _number(element, key, default)
+    if not (abs(value) <= _LIMIT and float(value).is_integer()):
+        raise InputError(f"<{element.tag:.40}>: {key} is {value:g}, must be an integer within ±{_LIMIT}")
+    return int(value)

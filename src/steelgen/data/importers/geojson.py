@@ -10,12 +10,12 @@ from steelgen.data.folder import IMAGE_SUFFIXES
 from steelgen.data.importers.names import annotate, collect_names, find_index
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_rings
-from steelgen.data.importers.sources import ImageIndex, build_set, list_files, located
+from steelgen.data.importers.sources import ImageIndex, build_set, error_location, list_files
 from steelgen.errors import InputError
 from steelgen.files import load_json
 
 _WITHOUT_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
-_ONLY_CLASS = "annotation"
+_DEFAULT_CLASS = "annotation"
 """Class of features without a class."""
 
 
@@ -41,7 +41,7 @@ def read_geojson(src: Path, options: ReadOptions) -> AnnotatedSet:
             raise InputError(f"{path}: another file also annotates {image.name}")
         annotations: list[Annotation] = []
         for number, feature in enumerate(found, start=1):
-            with located(f"{path}: feature {number}"):
+            with error_location(f"{path}: feature {number}"):
                 annotations += _read_geometry(feature.get("geometry"), find_index(_label(feature, path), names))
         images[image] = AnnotatedImage(image, index.stem(image), annotations=tuple(annotations))
     return build_set(src, names, images.values())
@@ -75,7 +75,7 @@ def _label(feature: dict[str, Any], path: Path) -> str:
     for key in ("class", "label"):
         label = properties.get(key) if label is None else label
     if label is None:
-        return _ONLY_CLASS
+        return _DEFAULT_CLASS
     if not isinstance(label, str) or not label.strip():
         raise InputError(f"{path}: the class of a feature must be text, got {label!r:.60}")
     return label.strip()

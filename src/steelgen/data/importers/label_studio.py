@@ -15,7 +15,7 @@ from steelgen.data.folder import IMAGE_SUFFIXES
 from steelgen.data.importers.names import annotate, collect_names, find_index
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_box, build_ellipse, build_polygon, check_size
-from steelgen.data.importers.sources import ImageIndex, base_name, build_set, find_only_file, located
+from steelgen.data.importers.sources import ImageIndex, base_name, build_set, error_location, find_only_file
 from steelgen.data.runlength import decode_brush, encode_runs
 from steelgen.errors import InputError
 from steelgen.files import load_json
@@ -127,7 +127,7 @@ def _read_region(result: dict[str, Any], class_index: int, annotator: str, task:
     assert task.size is not None
     height, width = task.size
     value = result["value"]
-    with located(f"{task.where}: result {result.get('id')!r:.20}"):
+    with error_location(f"{task.where}: result {result.get('id')!r:.20}"):
         if "rle" in value:
             return annotate(class_index, runs=_read_brush(value["rle"], height, width), annotator=annotator)
         if "points" in value:

@@ -17,7 +17,7 @@ from steelgen.data.images import decoder_errors
 from steelgen.data.importers.names import annotate, collect_names, find_index
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_ellipse, build_polygon, check_box, check_size, place_mask
-from steelgen.data.importers.sources import ImageIndex, build_set, list_files, located
+from steelgen.data.importers.sources import ImageIndex, build_set, error_location, list_files
 from steelgen.errors import InputError
 from steelgen.files import load_json
 
@@ -55,7 +55,7 @@ def read_labelme(src: Path, options: ReadOptions) -> AnnotatedSet:
             size = check_size(values.get("imageHeight"), values.get("imageWidth"), f"{path}: image")
         annotations: list[Annotation] = []
         for number, shape in enumerate(values["shapes"], start=1):
-            with located(f"{path}: shape {number} ({shape['label']!r:.40})"):
+            with error_location(f"{path}: shape {number} ({shape['label']!r:.40})"):
                 annotations += _read_shape(shape, find_index(shape["label"], names), size)
         image = AnnotatedImage(found, annotations=tuple(annotations), size=size)
         first = images.get(found)

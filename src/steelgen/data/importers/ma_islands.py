@@ -16,7 +16,7 @@ from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation
 from steelgen.data.folder import DatasetInfo, index_by_stem
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_polygon, parse_literal
-from steelgen.data.importers.sources import base_name, list_files, located, read_csv, read_csv_header
+from steelgen.data.importers.sources import base_name, error_location, list_files, read_csv, read_csv_header
 from steelgen.errors import InputError
 
 _SOURCE = "Iren et al., Scientific Data 8, 140 (2021), doi 10.1038/s41597-021-00926-7"
@@ -43,7 +43,7 @@ def read_ma_islands(src: Path, options: ReadOptions) -> AnnotatedSet:
     for number, row in read_csv(polygon_csv, ("image_url", "polygon")):
         stem = _stem(row["image_url"])
         if stem in images:
-            with located(f"{polygon_csv}:{number}"):
+            with error_location(f"{polygon_csv}:{number}"):
                 polygon = build_polygon(parse_literal(row["polygon"]))
             annotations.setdefault(stem, []).append(Annotation(1, (polygon,), annotator=row.get("annotator", "")))
         elif stem not in excluded_stems and not options.skip_missing:
@@ -54,7 +54,7 @@ def read_ma_islands(src: Path, options: ReadOptions) -> AnnotatedSet:
             raise InputError(f"{metadata_csv}:{number}: a second, different row for {row['image_url']}")
     image_column, point_column = (name.lower() for name in options.poi_columns)
     for number, row in read_csv(poi_csv, options.poi_columns) if poi_csv else ():
-        with located(f"{poi_csv}:{number}"):
+        with error_location(f"{poi_csv}:{number}"):
             # The check of polygons needs three points.
             point = build_polygon([parse_literal(row[point_column])] * 3)[0]
         found = metadata.setdefault(_stem(row[image_column]), {})

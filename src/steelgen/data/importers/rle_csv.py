@@ -7,7 +7,7 @@ from pathlib import Path
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation
 from steelgen.data.importers.names import is_background
 from steelgen.data.importers.options import ReadOptions
-from steelgen.data.importers.sources import ImageIndex, build_set, located, read_csv, read_csv_header
+from steelgen.data.importers.sources import ImageIndex, build_set, error_location, read_csv, read_csv_header
 from steelgen.data.runlength import parse_pairs
 from steelgen.errors import InputError
 
@@ -28,7 +28,7 @@ def read_rle_csv(src: Path, options: ReadOptions) -> AnnotatedSet:
     columns = ("imageid", "classid") if "classid" in read_csv_header(table) else ("imageid_classid",)
     for number, row in read_csv(table, (*columns, "encodedpixels")):
         where = f"{table}:{number}"
-        with located(where):
+        with error_location(where):
             name, class_index = _read_name(row, columns, highest=len(wanted) or 254)
         found = index.require(name, where)
         if found is None:
@@ -39,7 +39,7 @@ def read_rle_csv(src: Path, options: ReadOptions) -> AnnotatedSet:
         seen.add((found, class_index, annotator))
         annotators[found][annotator] = None
         if row["encodedpixels"] not in ("", "nan", "NaN"):
-            with located(where):
+            with error_location(where):
                 runs = parse_pairs(row["encodedpixels"])
             # A row contains all objects of a class, so it is not an instance.
             regions[found].append(Annotation(class_index, runs=runs, annotator=annotator, is_instance=False))

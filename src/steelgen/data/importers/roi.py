@@ -13,7 +13,7 @@ from steelgen.data.images import decoder_errors
 from steelgen.data.importers.names import annotate, collect_names, find_index, is_background
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_box, build_ellipse, build_polygon, open_ring
-from steelgen.data.importers.sources import ImageIndex, build_set, leaves_archive, list_files, located
+from steelgen.data.importers.sources import ImageIndex, build_set, error_location, leaves_archive, list_files
 from steelgen.data.outlines import join_even_odd
 from steelgen.errors import InputError
 
@@ -26,7 +26,7 @@ _MAX_ROIS = 65_535
 _DEFAULT_NAME = re.compile(r"([-_ ]*\d{4,}){2,3}$")
 """ImageJ's default name of an ROI: (slice,) y and x of its center."""
 _COUNTER = re.compile(r"[-_ .#]\d+$")
-_ONLY_CLASS = "roi"
+_DEFAULT_CLASS = "roi"
 """Class of ROIs with a default name."""
 
 
@@ -60,7 +60,7 @@ def read_roi(src: Path, options: ReadOptions) -> AnnotatedSet:
             raise InputError(f"{rois[0].where}: the ROIs of an image must be on one slice, got {sorted(slices)}")
         annotations: list[Annotation] = []
         for roi in rois:
-            with decoder_errors(roi.where, "ROI"), located(roi.where):
+            with decoder_errors(roi.where, "ROI"), error_location(roi.where):
                 annotations += _read_shape(roi.roi, find_index(_label(roi, options), names))
         split = image.parent.name if image.parent.name in SPLITS else None
         images.append(AnnotatedImage(image, index.stem(image), annotations=tuple(annotations), split=split))
@@ -119,7 +119,7 @@ def _label(roi: _Roi, options: ReadOptions) -> str:
         return wanted[roi.roi.group - 1] if roi.roi.group <= len(wanted) else f"group_{roi.roi.group}"
     name = roi.roi.name.removesuffix(".roi").strip()
     stripped = _DEFAULT_NAME.sub("", name)
-    return (stripped if stripped != name else _COUNTER.sub("", name)).strip() or _ONLY_CLASS
+    return (stripped if stripped != name else _COUNTER.sub("", name)).strip() or _DEFAULT_CLASS
 
 
 def _read_shape(roi: ImagejRoi, class_index: int) -> list[Annotation]:

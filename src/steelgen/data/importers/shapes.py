@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steelgen.data.images import MAX_PIXELS
 from steelgen.data.outlines import join_rings
 from steelgen.data.runlength import encode_runs
 from steelgen.errors import InputError
 
 _ELLIPSE_POINTS = 256
-MAX_EDGE = 2**20
-"""Largest height or width of an image in pixels."""
 MAX_COORDINATE = 1e6
 """Largest absolute coordinate in pixels; vertices may be outside of their image."""
 
@@ -120,10 +119,13 @@ def place_mask(mask: NDArray[np.bool_], left: int, top: int, size: tuple[int, in
 
 
 def check_size(height: Any, width: Any, where: object) -> tuple[int, int]:
-    """Returns (height, width); raises an `InputError` at `where` unless they are integers from 1 to 2²⁰."""
-    for edge in (height, width):
-        if not isinstance(edge, int) or not 0 < edge <= MAX_EDGE:
-            raise InputError(f"{where}: height {height!r:.20} and width {width!r:.20} must be from 1 to {MAX_EDGE}")
+    """Returns (height, width); raises an `InputError` at `where` unless they are integers of at most MAX_PIXELS."""
+    is_valid = isinstance(height, int) and isinstance(width, int) and min(height, width) > 0
+    if not is_valid or height * width > MAX_PIXELS:
+        raise InputError(
+            f"{where}: height {height!r:.20} and width {width!r:.20} must be integers from 1, with at most "
+            f"{MAX_PIXELS:,} pixels"
+        )
     return height, width
 
 

@@ -34,7 +34,7 @@ _MAX_FIELD = 50_000_000
 
 
 @contextmanager
-def located(where: object) -> Iterator[None]:
+def error_location(where: object) -> Iterator[None]:
     """Prefixes the message of an `InputError` with its location."""
     try:
         yield

@@ -10,12 +10,12 @@ from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation
 from steelgen.data.importers.names import annotate, collect_names, find_index
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_box, build_ellipse, build_polygon
-from steelgen.data.importers.sources import ImageIndex, build_set, list_files, located, read_csv, read_csv_header
+from steelgen.data.importers.sources import ImageIndex, build_set, error_location, list_files, read_csv, read_csv_header
 from steelgen.errors import InputError
 from steelgen.files import load_json, parse_json
 
 _WITHOUT_AREA = ("point", "polyline")
-_ONLY_CLASS = "region"
+_DEFAULT_CLASS = "region"
 """Class of regions if none has an attribute."""
 
 
@@ -39,7 +39,7 @@ def read_via(src: Path, options: ReadOptions) -> AnnotatedSet:
     names = collect_names(labels, options.class_names)
     annotations: dict[str, list[Annotation]] = {name: [] for name in files}
     for region in regions:
-        with located(region.where):
+        with error_location(region.where):
             class_index = find_index(_label(region, attribute), names)
             annotations[region.image] += _read_shape(region.shape, class_index)
     index = ImageIndex(path.parent, options.skip_missing)
@@ -131,7 +131,7 @@ def _find_attribute(regions: list[_Region], path: Path) -> str:
 
 def _label(region: _Region, attribute: str) -> str:
     if not attribute:
-        return _ONLY_CLASS
+        return _DEFAULT_CLASS
     value = region.attributes.get(attribute)
     if isinstance(value, dict):
         checked = [key for key, on in value.items() if on is True]

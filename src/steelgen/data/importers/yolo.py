@@ -14,7 +14,7 @@ from steelgen.data.images import load_image_size
 from steelgen.data.importers.names import annotate, collect_names, find_index
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.shapes import build_polygon_from_flat
-from steelgen.data.importers.sources import SPLIT_NAMES, build_set, list_files, located, read_lines
+from steelgen.data.importers.sources import SPLIT_NAMES, build_set, error_location, list_files, read_lines
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_text
 
@@ -134,7 +134,7 @@ def _read_image(path: Path, split: str | None, names: list[str], class_names: li
     labels = _find_labels(path)
     for number, line in enumerate(read_lines(labels) if labels.is_file() else (), start=1):
         if line:
-            with located(f"{labels}:{number}"):
+            with error_location(f"{labels}:{number}"):
                 class_index, ring = _read_line(line.split(), names, class_names)
             annotations.append(annotate(class_index, ring * (width, height)))
     split = split or next((SPLIT_NAMES[part] for part in path.parts[::-1] if part in SPLIT_NAMES), None)
