@@ -90,7 +90,7 @@ def break_dataset(root, how):
         from PIL import Image
 
         Image.new("L", (30, 40), 0).save(mask)
-        return str(mask), "the mask is 30x40 but its image train1.png is 48x40"
+        return str(mask), "the mask is 30x40, but its image train1.png is 48x40"
     if how == "missing mask":
         mask.unlink()
         return str(image), "has no mask of the same name"

@@ -22,7 +22,7 @@ def _run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["data", *map(str, arguments)])
 
 
-def test_import_tells_splits_bars_and_pixel_sizes(tmp_path: Path) -> None:
+def test_import_reports_splits_bars_and_pixel_sizes(tmp_path: Path) -> None:
     tags = [(34682, "s", 0, "[Scan]\r\nPixelWidth=2e-008\r\n[Image]\r\nResolutionY=400\r\n", True)]
     for stem, extra in (("a", tags), ("b", [])):
         image = np.asarray(Image.open(BUNDLED / "uhcs" / "train" / "images" / "uhcs0007.png"))
@@ -96,7 +96,7 @@ def test_quiet_and_json(tmp_path: Path) -> None:
         (("import", "coco", "x", "y", "--data-bar", "some"), "--data-bar some"),
         (("import", "coco", "x", "y", "--split", "1,1,1"), "split '1,1,1'"),
         (("import", "coco", "x", "y", "--pixel-size-um", "nan"), "--pixel-size-um nan"),
-        (("import", "coco", "x", "y", "--layout", "isdm"), "--layout: means nothing for coco"),
+        (("import", "coco", "x", "y", "--layout", "isdm"), "--layout: does not apply to coco"),
         (("tile", _UHCS, "y", "--size", "9999"), "smaller than a tile of 9999"),
         (("split", _UHCS, "y", "--by", "steel"), "has no 'steel' to split by"),
         (("split", _UHCS, _UHCS), "already in use"),

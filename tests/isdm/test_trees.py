@@ -117,7 +117,7 @@ def test_training_on_such_a_folder(tmp_path, mode, cache):
         ("ade20k", "annotations", "images/training/a0.jpg: has no training/a0.png in annotations/"),
         ("celeba", "train/labels", "train: has no labels/"),
         ("celeba", "", "data: no such folder"),
-        ("cityscapes", None, "the value 40 is none of the 34 classes"),
+        ("cityscapes", None, "value 40 is not one of the 34 classes"),
     ],
 )
 def test_bad_layouts_are_one_line(tmp_path, mode, break_it, message, cache):

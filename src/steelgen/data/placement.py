@@ -1,4 +1,4 @@
-"""Where a crop lies in its micrograph, and how pixels, classes and instance ids get there."""
+"""Placement of crops in micrographs, and resampling of images, masks and instance ids."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ from steelgen.config.base import FactorRange
 
 @dataclass(frozen=True)
 class CropGeometry:
-    """How a micrograph becomes network input: a square of `crop_size` source pixels, resized to `image_size`."""
+    """Size of crops: a square of `crop_size` micrograph pixels, resized to `image_size`."""
 
     image_size: Annotated[int, Field(ge=1, le=8192)]
-    """Edge of the network's images, in pixels."""
+    """Edge of the network's images in pixels."""
     crop_size: Annotated[int, Field(ge=1, le=65536)]
-    """Edge of the square cut from the micrograph, in pixels of the micrograph."""
+    """Edge of the square cut from the micrograph, in micrograph pixels."""
     scale_range: FactorRange = (1.0, 1.0)
-    """Each crop's edge is crop_size times a factor drawn log-uniformly from this range."""
+    """Range of a log-uniform random factor for crop_size; (1, 1) keeps the size constant."""
     in_channels: Annotated[int, Field(ge=1, le=3)] = 1
     """1 for gray micrographs, 3 for RGB."""
 
     def scale_pixel_size(self, pixel_size_um: float | None) -> float | None:
-        """Edge of a pixel of the network's images in µm, from that of the micrograph's, where it is known."""
+        """Converts the pixel size of a micrograph in µm to that of the network's images; None stays None."""
         return None if pixel_size_um is None else pixel_size_um * self.crop_size / self.image_size
 
 
 @dataclass(frozen=True)
 class Variation:
-    """Random changes of a crop beyond flips and quarter turns; the default changes nothing."""
+    """Random changes of crops in addition to flips and quarter turns; none by default."""
 
     any_angle: bool = False
-    """Turn each crop by any angle; what lies beyond the micrograph is its mirror image."""
+    """Rotate each crop by a random angle; beyond the micrograph, its mirror image is used."""
     brightness: float = 0.0
-    """Add up to this share of the gray range, or take it away."""
+    """Largest shift of all gray levels up or down, as a share of the gray range; 0 disables it."""
     contrast: float = 0.0
-    """Multiply contrast about the crop's mean by a factor drawn log-uniformly from exp(±contrast)."""
+    """Scale contrast about the crop's mean by a log-uniform random factor from exp(±contrast); 0 disables it."""
 
 
 AUGMENTATION_CHANNELS = 6
-"""Numbers in `Placement.describe_augmentation`."""
+"""Length of `Placement.describe_augmentation`."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One crop of one micrograph, decided: the same for its image, its mask and its instance ids.
+    """Position and random changes of one crop, shared by its image, mask and instance ids.
 
-    Beyond the micrograph's edge lies its mirror image.
+    Pixels beyond the edge of the micrograph are reflected.
     """
 
     top: int
     left: int
     edge: int
-    """In pixels of the micrograph."""
+    """Edge in micrograph pixels."""
     size: int
-    """In pixels of the crop."""
+    """Edge of the resized crop in pixels."""
     symmetry: int
-    """Element 0-7 of the square's symmetry group."""
+    """Element 0-7 of the symmetry group of the square, see `apply_symmetry`."""
     angle: float = 0.0
-    """In radians, about the crop's middle."""
+    """Rotation about the center in radians."""
     brightness: float = 0.0
     contrast: float = 1.0
 
     def cut_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W) or (H, W, 3) → (size, size) or (size, size, 3) uint8."""
+        """Cuts (size, size) or (size, size, 3) uint8 from an (H, W) or (H, W, 3) image."""
         crop = apply_symmetry(resize_image(self._window(image, order=1), self.size, self.size), self.symmetry)
         if self.brightness == 0 and self.contrast == 1:
             return crop
@@ -77,14 +77,14 @@ class Placement:
         return varied.clip(0, 255).round().astype(np.uint8)
 
     def cut_mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W) class indices → (size, size)."""
+        """Cuts (size, size) from (H, W) class indices."""
         return apply_symmetry(resize_mask(self._window(mask, order=0), self.size, self.size), self.symmetry)
 
     def cut_share(self, shown: NDArray[np.uint8], mirrored: bool) -> NDArray[np.float32]:
-        """(H, W) of 0 and 1 → (size, size) in [0, 1]: which share of each pixel is 1, smooth at outlines.
+        """Cuts (size, size) in [0, 1], the covered fraction of each pixel, from (H, W) of 0 and 1.
 
         Args:
-            mirrored: beyond the edge lies the mirror image; else nothing, as where a single island is shown.
+            mirrored: reflect pixels beyond the edge; otherwise they are 0, for a single island.
         """
         margin = 0 if mirrored else self.edge
         moved = replace(self, top=self.top + margin, left=self.left + margin)
@@ -94,33 +94,25 @@ class Placement:
         return apply_symmetry(resized, self.symmetry)
 
     def cut_instances(self, instances: NDArray[np.uint16]) -> NDArray[np.int32]:
-        """(H, W) instance ids → (size, size), each pixel the id at its middle."""
+        """Cuts (size, size) from (H, W) instance ids, by nearest neighbor."""
         window = Image.fromarray(self._window(instances, order=0).astype(np.int32))
         resized = window.resize((self.size, self.size), Image.Resampling.NEAREST)
         return apply_symmetry(np.asarray(resized), self.symmetry)
 
     def describe_augmentation(self, crop_size: int) -> NDArray[np.float32]:
-        """How the crop differs from a plain one, for a network that is told (Karras et al. 2022, appendix F.1).
+        """Computes augmentation labels for conditioning the network (Karras et al. 2022, appendix F.1).
 
         Args:
-            crop_size: edge of a plain crop, in pixels of the micrograph.
+            crop_size: edge of an unchanged crop in micrograph pixels.
 
         Returns:
-            (6,): 1 if mirrored left to right; before that, the turn's cosine − 1 and sine; log2 of the scale;
-            brightness; ln of the contrast. All 0 for a plain crop.
+            (6,): 1 if mirrored left to right, cosine − 1 and sine of the rotation before it, log2 of the scale,
+            brightness, ln of the contrast; all 0 for an unchanged crop.
         """
         turn = self.angle + self.symmetry % 4 * np.pi / 2
-        return np.array(
-            [
-                self.symmetry >= 4,
-                np.cos(turn) - 1,
-                np.sin(turn),
-                np.log2(self.edge / crop_size),
-                self.brightness,
-                np.log(self.contrast),
-            ],
-            np.float32,
-        )
+        scale, contrast = np.log2(self.edge / crop_size), np.log(self.contrast)
+        turned = np.cos(turn) - 1, np.sin(turn)
+        return np.array([self.symmetry >= 4, *turned, scale, self.brightness, contrast], np.float32)
 
     def _window(self, array: NDArray[Any], order: int) -> NDArray[Any]:
         if self.angle == 0:
@@ -153,13 +145,13 @@ def sample_placement(
     augment: bool | str,
     variation: Variation | None = None,
 ) -> Placement:
-    """Draws one crop of a micrograph of `height` x `width` pixels.
+    """Samples a crop of a micrograph of `height` x `width` pixels.
 
     Args:
-        augment: True draws one of the 8 flips and rotations, "mirror" a flip every other time, False neither.
+        augment: True selects one of the 8 flips and rotations, "mirror" a flip with probability 1/2, False neither.
     """
     low, high = np.log(geometry.scale_range)
-    # A micrograph smaller than the crop is used whole, as its largest square.
+    # For micrographs smaller than the crop, the largest square.
     edge = min(round(geometry.crop_size * float(np.exp(rng.uniform(low, high)))), height, width)
     top = int(rng.integers(height - edge + 1))
     left = int(rng.integers(width - edge + 1))
@@ -181,7 +173,7 @@ def sample_placement(
 def place_around(
     center: tuple[int, int], geometry: CropGeometry, rng: np.random.Generator, augment: bool | str, variation: Variation
 ) -> Placement:
-    """A crop whose middle is given, which may reach beyond the micrograph; all else as of `sample_placement`."""
+    """Samples a crop around a center, which may extend beyond the micrograph; otherwise like `sample_placement`."""
     low, high = np.log(geometry.scale_range)
     edge = max(1, round(geometry.crop_size * float(np.exp(rng.uniform(low, high)))))
     return Placement(
@@ -197,13 +189,13 @@ def place_around(
 
 
 def _reflect(start: int, count: int, length: int) -> NDArray[np.intp]:
-    """(count,) indices from `start` on into an axis of `length`, mirrored at its ends, the last pixel twice."""
+    """Computes (count,) indices from `start` into an axis of `length`, reflected at its ends with the edge repeated."""
     folded = np.arange(start, start + count) % (2 * length)
     return np.where(folded < length, folded, 2 * length - 1 - folded)
 
 
 def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resizes an image to (height, width): area average when shrinking, bicubic when enlarging."""
+    """Resizes an image to (height, width): by area average if smaller, bicubic if larger."""
     if image.shape[:2] == (height, width):
         return image
     method = Image.Resampling.BOX if image.shape[0] > height else Image.Resampling.BICUBIC
@@ -211,9 +203,9 @@ def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[n
 
 
 def resize_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resizes a mask to (height, width); each pixel takes the class that covers most of its area.
+    """Resizes a mask to (height, width); each pixel gets the class that covers most of its area.
 
-    Nearest-neighbor would drop thin films at random; here one that covers half a pixel stays.
+    Nearest-neighbor would drop thin films at random; this keeps a film that covers half a pixel.
     """
     if mask.shape == (height, width):
         return mask
@@ -228,20 +220,20 @@ def resize_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 
 
 def scale_whole(mask: NDArray[np.uint8], geometry: CropGeometry) -> NDArray[np.uint8]:
-    """Resizes a whole mask by the factor of its crops, image_size / crop_size, but to image_size at least."""
+    """Resizes a whole mask by the factor of its crops, image_size / crop_size, but not below image_size."""
     factor = geometry.image_size / geometry.crop_size
     height, width = (max(geometry.image_size, round(edge * factor)) for edge in mask.shape)
     return resize_mask(mask, height, width)
 
 
 def sample_symmetry(augment: bool | str, rng: np.random.Generator) -> int:
-    """An element of the square's symmetry group: any where `augment` is True; a flip every other time for "mirror"."""
+    """Samples an element 0-7 of the symmetry group of the square; see `augment` of `sample_placement`."""
     if augment == "mirror":
         return 4 * int(rng.integers(2))
     return int(rng.integers(8)) if augment else 0
 
 
 def apply_symmetry(array: NDArray[Any], symmetry: int) -> NDArray[Any]:
-    """Applies element 0-7 of the square's symmetry group: `symmetry % 4` quarter turns, then a flip for 4-7."""
+    """Applies element 0-7 of the symmetry group of the square: `symmetry % 4` quarter turns, then a flip for 4-7."""
     array = np.rot90(array, symmetry % 4)
     return np.ascontiguousarray(np.flip(array, axis=1) if symmetry >= 4 else array)
