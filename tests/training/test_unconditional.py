@@ -155,7 +155,7 @@ def test_a_plain_folder_of_images(tmp_path, unlabeled):
     counts, _ = resplit_dataset(folder, tmp_path / "split", {"train": 0.5, "val": 0.25, "test": 0.25})
     assert counts == {"test": 1, "train": 2, "val": 1}
     assert not list((tmp_path / "split").glob("*/masks"))
-    with pytest.raises(InputError, match="images without masks; nothing is to be imported"):
+    with pytest.raises(InputError, match="has images without masks, which `steelgen train` reads directly"):
         READERS["folder"].read(folder, ReadOptions())
 
 
