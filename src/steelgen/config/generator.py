@@ -177,9 +177,9 @@ class GanSection(Section):
     (0, 0.99), objective relativistic, r1_gamma and r2_gamma 0.5, penalty_every 4 and ada_target 0.5, and wants a
     train.learning_rate of about 0.002."""
     condition: Literal["none", "mask"] = "none"
-    """Whether images are drawn for masks; needs architecture style and a dataset with masks."""
+    """mask: images are generated for masks; needs architecture style and a dataset with masks."""
     latent_dim: int = Field(100, ge=1, le=4096)
-    """Length of the random vector that an image is drawn from."""
+    """Length of the random vector that an image is generated from."""
     base_channels: int = Field(64, ge=1, le=1024)
     """Channels of the finest feature maps; each coarser level has twice as many, with style up to 8 times."""
     spade_channels: int | None = Field(None, ge=1, le=4096)

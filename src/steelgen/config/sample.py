@@ -140,12 +140,12 @@ class FilterSection(Section):
 
 
 class LabelsSection(Section):
-    """Masks for images that are drawn without any, by a segmenter trained on real micrographs; with confidence maps."""
+    """Masks for images generated without any, by a segmenter trained on real micrographs, with confidence maps."""
 
     segmenter: Path
     """Output folder of `steelgen segment train`; its classes are those of the masks."""
     min_confidence: float = Field(0.0, ge=0, le=1)
-    """Mean probability of the pixels' classes; pairs below are dropped, counted and drawn anew. 0 keeps all."""
+    """Mean probability of the pixels' classes; pairs below are dropped, counted and replaced. 0 keeps all."""
     max_attempts: int = Field(20, ge=1, le=1000000)
     """Attempts at an image before the run stops with a message."""
 
@@ -206,7 +206,7 @@ class SampleConfig(Section):
     """Factor on the distance of styles from their mean, for style-based adversarial generators: less variety, fewer odd
     images; null or 1: all of it."""
     labels: LabelsSection | None = None
-    """How images that are drawn without masks get some, for mask_source.kind none; null: they stay without."""
+    """How images that are generated without masks get some, for mask_source.kind none; null: they stay without."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the network; auto takes bf16 where the machine has it, and is recorded as what it took."""
     channels_last: bool = True
