@@ -86,9 +86,13 @@ class Placement:
         Args:
             mirrored: reflect pixels beyond the edge; otherwise they are 0, for a single island.
         """
-        margin = 0 if mirrored else self.edge
-        moved = replace(self, top=self.top + margin, left=self.left + margin)
-        window = Image.fromarray(moved._window(np.pad(shown * np.uint8(255), margin), order=1))
+        placement = self
+        if not mirrored:
+            shown, placement = (
+                _lift_out(shown, self.top, self.left, self.edge),
+                replace(self, top=self.edge, left=self.edge),
+            )
+        window = Image.fromarray(placement._window(shown * np.uint8(255), order=1))
         method = Image.Resampling.BOX if self.edge > self.size else Image.Resampling.BILINEAR
         resized = np.asarray(window.resize((self.size, self.size), method), np.float32) / 255
         return apply_symmetry(resized, self.symmetry)
@@ -186,6 +190,16 @@ def place_around(
         brightness=float(rng.uniform(-1, 1)) * variation.brightness,
         contrast=float(np.exp(rng.uniform(-1, 1) * variation.contrast)),
     )
+
+
+def _lift_out(array: NDArray[np.uint8], top: int, left: int, edge: int) -> NDArray[np.uint8]:
+    """(3 · edge, 3 · edge) around a window, which lies in its middle; 0 beyond the array."""
+    around = np.zeros((3 * edge, 3 * edge), np.uint8)
+    first_row, first_column = max(0, top - edge), max(0, left - edge)
+    inside = array[first_row : max(0, top + 2 * edge), first_column : max(0, left + 2 * edge)]
+    row, column = first_row - (top - edge), first_column - (left - edge)
+    around[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
+    return around
 
 
 def _reflect(start: int, count: int, length: int) -> NDArray[np.intp]:
