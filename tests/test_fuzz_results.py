@@ -40,7 +40,7 @@ from steelgen.training.loop import train
 from steelgen.training.state import build_state
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.damage import CASES, assert_short, damage_json
-from tests.evaluation import test_run, test_utility
+from tests.evaluation import test_evaluate, test_utility
 from tests.training.test_loop import Recorder
 
 Reader = Callable[[Path], Any]
@@ -62,9 +62,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     sample(parse_config(values, SampleConfig))
     quick = {"microstructure": {"max_images": 4}}
-    evaluate(test_run.build_config(root / "samples", root / "tiny", root / "evaluation", **quick))
+    evaluate(test_evaluate.build_config(root / "samples", root / "tiny", root / "evaluation", **quick))
     utility(_study_config(root))
-    values = {"dataset": str(root / "tiny"), "output_dir": str(root / "segmenter"), "segmenter": test_run.QUICK}
+    values = {"dataset": str(root / "tiny"), "output_dir": str(root / "segmenter"), "segmenter": test_evaluate.QUICK}
     train_labeler(parse_config({**values, "image_size": 16, "crop_size": 24}, SegmentConfig))
     slurm_folder(root / "samples").mkdir()
     jobs = {"sample": {"job_id": "7", "script": "a.sbatch", "shards": 2, "after": None}}

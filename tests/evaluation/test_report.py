@@ -18,7 +18,7 @@ from steelgen.evaluation.comparison import compare
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.verdict import compute_verdict
-from tests.evaluation.test_run import build_config
+from tests.evaluation.test_evaluate import build_config
 
 SMALL = {"microstructure": {"max_images": 4}}
 

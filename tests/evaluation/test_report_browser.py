@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from steelgen.evaluation.evaluate import evaluate
-from tests.evaluation.test_run import build_config
+from tests.evaluation.test_evaluate import build_config
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
