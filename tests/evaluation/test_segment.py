@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from steelgen.config.base import parse_config
 from steelgen.config.segment import SegmentConfig
 from steelgen.errors import InputError
-from steelgen.evaluation.iou import compute_agreement
+from steelgen.evaluation.iou import compute_scores
 from steelgen.evaluation.segment import _starts, label_folder, label_micrograph, load_labeler, train_labeler
 from tests.evaluation.conftest import draw_micrograph
 
@@ -48,7 +48,7 @@ def test_images_of_any_size_are_labeled(trained: Path, shape: tuple[int, int]) -
     image, mask = image[: shape[0], : shape[1]], mask[: shape[0], : shape[1]]
     predicted, confidence = label_micrograph(load_labeler(trained), image)
     assert predicted.shape == confidence.shape == shape
-    assert compute_agreement(mask[None], predicted[None], 2).mean_iou > 0.75
+    assert compute_scores(mask[None], predicted[None], 2).mean_iou > 0.75
     assert 0.5 <= confidence.min() <= confidence.max() <= 1.0001
     wrong = predicted != mask
     assert confidence[wrong].mean() < confidence[~wrong].mean()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import bootstrap_interval
-from steelgen.evaluation.iou import Agreement, bootstrap_agreement, compute_agreement, nanmean
+from steelgen.evaluation.iou import SegmentationScores, bootstrap_scores, compute_scores, nanmean
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
 from steelgen.evaluation.sets import ImageSet
 
@@ -56,9 +56,9 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         return [], {}, ["faithfulness is not measured: the generated images come without masks"]
     config = evidence.config
 
-    def compare(images: ImageSet) -> Agreement:
+    def compare(images: ImageSet) -> SegmentationScores:
         assert images.masks is not None
-        return compute_agreement(
+        return compute_scores(
             images.masks,
             seen[images.name],
             evidence.info.num_classes,
@@ -67,7 +67,7 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         )
 
     generated, floor = compare(evidence.generated), compare(evidence.held_out)
-    intervals = bootstrap_agreement(generated, config.seed)
+    intervals = bootstrap_scores(generated, config.seed)
     names = evidence.info.class_names
     shared: dict[str, Any] = {
         "section": "faithfulness",
@@ -97,7 +97,7 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
     return figures, details, []
 
 
-def _describe(agreement: Agreement) -> dict[str, Any]:
+def _describe(agreement: SegmentationScores) -> dict[str, Any]:
     """All but the counts of every single image."""
     left_out = ("image_confusion", "image_boundary_counts")
     return {name: value for name, value in asdict(agreement).items() if name not in left_out}
