@@ -1,4 +1,4 @@
-"""How far a set of generated images is from a set of real ones, on feature vectors."""
+"""Distances between two sets of features: Fréchet distance, KID, precision and recall."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from numpy.typing import NDArray
 
 
 def compute_frechet_distance(first: NDArray, second: NDArray) -> float:
-    """Fréchet distance between the Gaussians fitted to two sets of features.
+    """Fréchet distance between Gaussians fitted to (N, D) and (M, D) features; N, M ≥ 2.
 
-    |μ₁ - μ₂|² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁Σ₂)^½, Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The last trace
-    is the nuclear norm of A Bᵀ, with A and B the centered features over √(N-1): exact also where the
-    covariances are singular, and in need of no matrix square root.
-
-    Args:
-        first: (N, D) features, N ≥ 2.
-        second: (M, D) features, M ≥ 2.
+    |μ₁ - μ₂|² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁Σ₂)^½, Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The last trace is the
+    nuclear norm of A Bᵀ, with A and B the centered features over √(N-1): it is exact for singular covariances and needs
+    no matrix square root.
 
     Returns:
-        The distance, ≥ 0, in squared units of the features. Biased upwards by about 1/N.
+        The distance, ≥ 0, in squared units of the features; biased upward by about 1/N.
     """
     a, b = _centered_factor(first), _centered_factor(second)
     difference = first.mean(axis=0, dtype=np.float64) - second.mean(axis=0, dtype=np.float64)
@@ -31,13 +27,9 @@ def compute_frechet_distance(first: NDArray, second: NDArray) -> float:
 def compute_frechet_error(first: NDArray, second: NDArray) -> float:
     """Standard error of `compute_frechet_distance` by the infinitesimal jackknife (Efron 1982, ch. 6).
 
-    One image x adds to the distance's first variation 2 (μ₁-μ₂)·x + x·x - x·T x, x centered and T the optimal
-    transport between the two Gaussians; with A Bᵀ = U S Vᵀ, A T Aᵀ = U S Uᵀ. It says how the distance scatters at
-    this number of images, and nothing of the bias, which the floor has too.
-
-    Args:
-        first: (N, D) features, N ≥ 2.
-        second: (M, D) features, M ≥ 2.
+    The first variation of the distance by an image x is 2 (μ₁-μ₂)·x + x·x - x·T x, with x centered and T the optimal
+    transport between the two Gaussians; with A Bᵀ = U S Vᵀ, A T Aᵀ = U S Uᵀ. The error does not include the bias, which
+    the floor shares.
     """
     difference = first.mean(axis=0, dtype=np.float64) - second.mean(axis=0, dtype=np.float64)
     u, singular, vt = scipy.linalg.svd(
@@ -47,7 +39,7 @@ def compute_frechet_error(first: NDArray, second: NDArray) -> float:
     for features, vectors, sign in ((first, u, 1), (second, vt.T, -1)):
         centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
         if len(vectors) < len(centered):
-            # The factor was the triangle of a QR decomposition: back to one row an image.
+            # The factor was the triangle of a QR decomposition; multiply by Q for one row per image.
             vectors = scipy.linalg.qr(centered, mode="economic", check_finite=False)[0] @ vectors
         influence = 2 * sign * centered @ difference + (centered**2).sum(axis=1)
         influence -= (len(centered) - 1) * (vectors**2 * singular).sum(axis=1)
@@ -63,18 +55,17 @@ def compute_kid(
     Args:
         first: (N, D) features.
         second: (M, D) features.
-        subset_size: features drawn from each set without replacement; None takes half of the smaller set, at
-            most 1000.
-        num_subsets: number of draws.
-        seed: of the draws.
+        subset_size: features sampled from each set without replacement; None uses half of the smaller set, at most
+            1000.
+        num_subsets: number of subsets.
+        seed: seed of the subsets.
 
     Returns:
-        Mean and standard deviation over the draws. The mean can be slightly negative: the estimate is
-        unbiased.
+        Mean and standard deviation over the subsets. The mean can be slightly negative, since the estimate is unbiased.
     """
     smaller = min(len(first), len(second))
     size = min(1000, max(2, smaller // 2)) if subset_size is None else min(subset_size, smaller)
-    # Every draw needs the same kernel values: they are computed once.
+    # All subsets share the kernel values.
     xx, yy, xy = _cubic_kernel(first, first), _cubic_kernel(second, second), _cubic_kernel(first, second)
     rng = np.random.default_rng(seed)
     draws = []
@@ -88,12 +79,7 @@ def compute_kid(
 
 
 def compute_kid_error(first: NDArray, second: NDArray) -> float:
-    """Standard error of KID by the jackknife: each image of either set is left out once (Efron 1982, ch. 3).
-
-    Args:
-        first: (N, D) features, N ≥ 3.
-        second: (M, D) features, M ≥ 3.
-    """
+    """Standard error of KID of (N, D) and (M, D) features; N, M ≥ 3; jackknife over images (Efron 1982, ch. 3)."""
     across = _cubic_kernel(first, second)
     variance = 0.0
     for kernel, cross in ((_cubic_kernel(first, first), across), (_cubic_kernel(second, second), across.T)):
@@ -108,16 +94,15 @@ def compute_kid_error(first: NDArray, second: NDArray) -> float:
 def compute_precision_recall(real: NDArray, generated: NDArray, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall, Kynkäänniemi et al. 2019 (arXiv 1904.06991), eqs. 1-3.
 
-    A set's manifold is the union of balls around its features that reach to each one's k-th nearest
-    neighbor.
+    The manifold of a set is the union of balls around its features, each with the k-th nearest neighbor on its surface.
 
     Args:
         real: (N, D) features, N > k.
         generated: (M, D) features, M > k.
-        k: which neighbor sets the radius.
+        k: neighbor that sets the radius.
 
     Returns:
-        Share of generated features within the real manifold; share of real features within the generated one.
+        Share of generated features within the real manifold; share of real features within the generated manifold.
     """
     across = scipy.spatial.distance.cdist(real, generated)
     real_radii = np.partition(scipy.spatial.distance.cdist(real, real), k, axis=1)[:, k]

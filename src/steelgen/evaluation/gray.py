@@ -1,4 +1,4 @@
-"""Gray levels and their frequencies: what a network's features may overlook."""
+"""Gray-level histograms and power spectra, which network features may miss."""
 
 from __future__ import annotations
 
@@ -10,26 +10,22 @@ from steelgen.data.images import to_channels
 
 
 def compute_histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Pixels at each of the 256 gray levels of each image; RGB is turned gray (ITU-R 601 luma).
+    """Pixels at each of the 256 gray levels; RGB is converted to gray (ITU-R 601 luma).
 
     Args:
         images: (N, S, S) or (N, S, S, 3) uint8.
 
     Returns:
-        (N, 256) counts; their sum over images is the histogram of the set.
+        (N, 256) counts; the sum over images is the histogram of the set.
     """
-    return np.stack([np.bincount(image.ravel(), minlength=256) for image in turn_gray(images)])
+    return np.stack([np.bincount(image.ravel(), minlength=256) for image in _to_gray(images)])
 
 
 def compute_gray_kl(real: NDArray, generated: NDArray) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence D(real ‖ generated) of gray-level histograms, in nats.
+    """Kullback-Leibler divergence D(real ‖ generated) of gray-level histograms, (..., 256) counts, in nats.
 
-    Half a count is added to each level (Jeffreys' prior), so that a level that one set lacks does not make
-    it infinite.
-
-    Args:
-        real: (..., 256) counts.
-        generated: (..., 256) counts.
+    Half a count is added to each level (Jeffreys' prior), so that a level missing from one set does not make it
+    infinite.
     """
     p, q = real + 0.5, generated + 0.5
     p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
@@ -45,21 +41,21 @@ def compute_gray_wasserstein(real: NDArray, generated: NDArray) -> NDArray[np.fl
 def compute_power_spectra(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Radially averaged power spectrum of each image.
 
-    Each image loses its mean and is tapered by a Hann window, without which the jump from one edge to the
-    opposite one fills all frequencies.
+    The mean is subtracted and a Hann window applied; without it the jump between opposite borders leaks into all
+    frequencies.
 
     Args:
-        images: (N, S, S) or (N, S, S, 3) uint8; RGB is turned gray.
+        images: (N, S, S) or (N, S, S, 3) uint8; RGB is converted to gray.
 
     Returns:
-        (N, S // 2) mean power at 1, 2 … S // 2 cycles an image; their mean over images is that of the set.
+        (N, S // 2) mean power at 1, 2 … S // 2 cycles per image; the mean over images is the spectrum of the set.
     """
-    gray = turn_gray(images)
+    gray = _to_gray(images)
     size = gray.shape[1]
     window = np.outer(np.hanning(size), np.hanning(size))
     across = np.arange(size // 2 + 1)
     ring = np.rint(np.hypot(np.fft.fftfreq(size, 1 / size)[:, None], across[None, :])).astype(np.int64).ravel()
-    # The other half plane holds the same: every column but the first and, of an even size, the last counts twice.
+    # The other half-plane is the same: every column counts twice but the first and, for an even size, the last.
     twice = np.where((across == 0) | (2 * across == size), 1.0, 2.0)
     counts = np.bincount(ring, np.tile(twice, size))
     spectra = []
@@ -70,17 +66,12 @@ def compute_power_spectra(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def compute_spectrum_distance(real: NDArray[np.float64], generated: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Root mean square difference of power spectra on a logarithmic scale, in decades.
-
-    Args:
-        real: (..., F) powers, as from `compute_power_spectra`.
-        generated: (..., F).
-    """
-    # Power below a thousandth of a squared gray level is that of a constant image.
+    """Root mean square difference of log₁₀ power spectra, (..., F) from `compute_power_spectra`, in decades."""
+    # A thousandth of a squared gray level is below the power of any image that is not constant.
     difference = np.log10(np.maximum(real, 1e-3)) - np.log10(np.maximum(generated, 1e-3))
     return np.sqrt((difference**2).mean(axis=-1))
 
 
-def turn_gray(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _to_gray(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(N, S, S) or (N, S, S, 3) uint8 → (N, S, S) uint8."""
     return images if images.ndim == 3 else np.stack([to_channels(image, 1) for image in images])
