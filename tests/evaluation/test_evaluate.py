@@ -20,7 +20,7 @@ from steelgen.data.folder import save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.evaluation.evidence import load_evidence
+from steelgen.evaluation.sets import load_evidence
 from tests.evaluation.conftest import INFO, save_pairs
 
 QUICK = {"steps": 4, "batch_size": 4, "base_channels": 8, "num_levels": 2}

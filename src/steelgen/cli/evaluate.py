@@ -27,7 +27,7 @@ def evaluate_command(
         if not silent:
             print_json(config_to_json(settings))
         if dry_run:
-            from steelgen.evaluation.evidence import describe_sets, load_evidence
+            from steelgen.evaluation.sets import describe_sets, load_evidence
 
             evidence, notes = load_evidence(settings)
             print_json(describe_sets(evidence))

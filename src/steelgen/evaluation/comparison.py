@@ -12,10 +12,7 @@ from steelgen.pages import render
 
 
 def compare(folders: Sequence[Path]) -> tuple[list[str], list[list[Any]], list[str]]:
-    """Puts the figures of several evaluations into one table.
-
-    Args:
-        folders: output folders of `evaluate`, or their evaluation.json.
+    """Puts the figures of several evaluations, output folders or their evaluation.json, into one table.
 
     Returns:
         Column titles: metric, compared, one per evaluation, floor (of the first), better; rows, with figures as in
@@ -42,14 +39,7 @@ def build_comparison(folders: Sequence[Path]) -> str:
     """Builds a self-contained HTML page with every verdict and all figures; the best value of a row is bold."""
     columns, rows, differences = compare(folders)
     shown = [
-        {
-            "metric": metric,
-            "compared": compared,
-            "figures": figures,
-            "best": _find_best([figure and figure["value"] for figure in figures], better),
-            "floor": floor,
-            "better": better,
-        }
+        (metric, compared, figures, _find_best(figures, better), floor, better)
         for metric, compared, *figures, floor, better in rows
     ]
     verdicts = [load_evaluation(folder)["verdict"] for folder in folders]
@@ -62,8 +52,8 @@ def build_comparison(folders: Sequence[Path]) -> str:
     )
 
 
-def _find_best(values: Sequence[float | None], better: str) -> float | None:
-    known = [value for value in values if value is not None]
+def _find_best(figures: Sequence[dict[str, Any] | None], better: str) -> float | None:
+    known = [figure["value"] for figure in figures if figure is not None and figure["value"] is not None]
     if better == "near floor" or not known:
         return None
     return min(known) if better == "lower" else max(known)

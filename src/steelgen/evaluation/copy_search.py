@@ -61,7 +61,6 @@ class Resemblance(NamedTuple):
     """Pearson correlation of gray levels, refined at the image's resolution if high; -1 if nothing fits."""
     micrograph: int = -1
     symmetry: int = 0
-    """See `Match`."""
     window: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Top, left, height and width, in px of the micrograph."""
 
@@ -70,10 +69,7 @@ class CopySearch:
     """FFT search over training micrographs, shrunk so that the edge of a crop is `search_size` px.
 
     Args:
-        micrographs: the training split.
-        geometry: crop and image size.
         search_size: px; smaller is faster and more tolerant of noise and sub-pixel shifts.
-        device: torch device.
         scale_range: crop sizes to search, relative to crop_size.
         blur: standard deviation in shrunk px of a Gaussian blur, so that sub-pixel shifts of fine textures are found.
     """
@@ -110,11 +106,9 @@ class CopySearch:
         return cut_match(self.micrographs, match, self.geometry.crop_size, size)
 
     def correlate(self, image: NDArray[np.uint8], enough: float = 0.9) -> Resemblance:
-        """Finds the location that correlates most with an image.
+        """Finds the location that correlates most with an image, (H, W) or (H, W, 3) uint8 at the generator's scale.
 
-        Args:
-            image: (H, W) or (H, W, 3) uint8, at the scale of the generator's images.
-            enough: correlations well below this are not refined at full resolution.
+        Correlations well below `enough` are not refined at full resolution.
         """
         gray = to_channels(image, 1)
         turned = [apply_symmetry(gray, inverse) for inverse in _INVERSE]
@@ -137,12 +131,10 @@ class CopySearch:
             return Resemblance(-1.0)
         found.sort(key=lambda place: -place[0])
         best = found[:_REFINED] if found[0][0] >= enough - _SLACK else []
-        refined = [self._refine_correlation(turned[place[2]], *place[1:]) for place in best]
+        refined = [self._align(turned[place[2]], *place[1:]) for place in best]
         return max(refined, default=Resemblance(found[0][0]), key=lambda place: place.correlation)
 
-    def _refine_correlation(
-        self, image: NDArray[np.uint8], field: _Field, symmetry: int, top: float, left: float
-    ) -> Resemblance:
+    def _align(self, image: NDArray[np.uint8], field: _Field, symmetry: int, top: float, left: float) -> Resemblance:
         """Searches within one shrunk pixel, then climbs pixel by pixel in position and size."""
         target = _standardize(image)
         source = to_channels(self.micrographs.images[field.micrograph], 1)

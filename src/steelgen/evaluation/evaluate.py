@@ -10,7 +10,6 @@ from typing import Any
 from steelgen import __version__
 from steelgen.config.base import config_to_json
 from steelgen.config.evaluate import EvaluateConfig
-from steelgen.evaluation.evidence import Judgment, describe_sets, load_evidence
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.judge_faithfulness import judge_faithfulness, see_masks
 from steelgen.evaluation.judge_fidelity import judge_fidelity
@@ -19,6 +18,7 @@ from steelgen.evaluation.judge_microstructure import judge_microstructure
 from steelgen.evaluation.judge_utility import judge_utility
 from steelgen.evaluation.report import build_report
 from steelgen.evaluation.results import RESULT_FILE
+from steelgen.evaluation.sets import Judgment, describe_sets, load_evidence
 from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.verdict import compute_verdict, judge_differences
 from steelgen.files import check_output_free, new_folder, save_json
@@ -37,7 +37,6 @@ def evaluate(
     micrograph and have as many images as the sets compared.
 
     Args:
-        config: see `EvaluateConfig`.
         report_stage: called with a line when a stage starts.
         report: called with (stages done, total stages).
 

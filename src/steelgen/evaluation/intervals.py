@@ -22,10 +22,7 @@ def resample_weights(count: int, seed: int, stream: int = 0, num_resamples: int 
     A figure that is a function of sums over images needs one matrix product for all resamples.
 
     Args:
-        count: images in the set.
-        seed: seed of the resamples.
-        stream: keeps the resamples of several sets independent under one seed.
-        num_resamples: number of resamples.
+        stream: makes the resamples of several sets independent under one seed.
 
     Returns:
         (1 + num_resamples, count); the first row is all ones, the set itself.
@@ -42,8 +39,7 @@ def center_interval(values: NDArray, lowest: float = -math.inf, highest: float =
 
     Args:
         values: (1 + B,), the first one of the set itself, as in `resample_weights`.
-        lowest: lower limit of the figure's range.
-        highest: upper limit.
+        lowest, highest: range of the figure.
 
     Returns:
         Lower and upper end; NaN if the figure is undefined, or undefined in over 10 % of the resamples: it then depends
@@ -73,10 +69,7 @@ def wilson_interval(share: float, count: int) -> Interval:
 
 
 def bootstrap_interval(values: NDArray, seed: int = 0, num_resamples: int = 2000) -> Interval:
-    """Percentile bootstrap interval of the mean of (N,) values without NaNs (Efron and Tibshirani 1993, ch. 13).
-
-    NaN if all values are NaN.
-    """
+    """Percentile bootstrap interval of the mean of (N,) values, NaNs excluded (Efron and Tibshirani 1993, ch. 13)."""
     defined = np.asarray(values, dtype=np.float64)
     defined = defined[~np.isnan(defined)]
     if defined.size == 0:

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import bootstrap_interval
 from steelgen.evaluation.iou import SegmentationScores, bootstrap_scores, compute_scores, nanmean
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
-from steelgen.evaluation.sets import ImageSet
+from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 
 
 def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dict[str, NDArray[np.uint8]]:

@@ -7,25 +7,22 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.features import FeatureExtractor, build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.fidelity import (
     compute_frechet_distance,
     compute_frechet_error,
-    compute_kid,
-    compute_kid_error,
-    compute_precision_recall,
-)
-from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.gray import (
     compute_gray_kl,
     compute_gray_wasserstein,
     compute_histograms,
+    compute_kid,
+    compute_kid_error,
     compute_power_spectra,
+    compute_precision_recall,
     compute_spectrum_distance,
 )
+from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import center_interval, normal_interval, resample_weights, wilson_interval
-from steelgen.evaluation.sets import ImageSet
+from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 
 _Pair = tuple[NDArray, NDArray]
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from steelgen.data.placement import apply_symmetry
 from steelgen.evaluation.copy_search import CopySearch, Match
-from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import wilson_interval
 from steelgen.evaluation.memorization import COPY_RATIO, bootstrap_ct, compute_authenticity, compute_ct, find_nearest
+from steelgen.evaluation.sets import Evidence, Judgment
 
 SHOWN_PAIRS = 20
 
@@ -23,10 +23,7 @@ _Distances = tuple[NDArray, NDArray]
 
 
 def judge_memorization(evidence: Evidence, report_progress: Callable[[str], None]) -> Judgment:
-    """Finds nearest training images in pixels (every location and orientation) and in features.
-
-    The floor is measured on held-out images.
-    """
+    """Finds nearest training images in pixels and in features; the floor is measured on held-out images."""
     config = evidence.config.memorization
     generated = evidence.generated.images[: config.max_images]
     held_out = evidence.held_out.images[: config.max_images]

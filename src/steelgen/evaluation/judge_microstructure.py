@@ -7,23 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import center_interval, resample_weights
 from steelgen.evaluation.iou import nanmean_rows
 from steelgen.evaluation.microstructure import ISLAND_PROPERTIES, compute_grain_size_number, compute_mean_intercept
+from steelgen.evaluation.sets import Evidence, Judgment
 from steelgen.evaluation.structure import Resampled, Structure, compute_structure_distances, measure_structure
 
 
 def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgment:
-    """Compares generated with held-out images, by masks predicted by the segmenter and by given masks where they exist.
+    """Compares generated with held-out images by predicted masks (`seen`, from `see_masks`) and by given masks, if any.
 
     Both sides of a comparison come from the same source, so that the segmenter's errors cancel to first order. The
     floor uses training crops in place of the generated images.
-
-    Args:
-        evidence: the sets.
-        seen: predicted masks by set, from `see_masks`.
     """
     config, names = evidence.config, evidence.info.class_names
     if not names:
@@ -48,15 +44,13 @@ def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]])
             key: [describe_structure(structure, limited[key].shape[1:], pixel_size) for structure in structures]
             for key, structures in measured.items()
         }
-        details[source]["distances"] = {
-            metric: {
+        details[source]["distances"] = described = {}
+        for metric, values in distances.items():
+            described[metric] = {
                 "generated": values[0],
                 "interval": [center_interval(column, lowest=0.0) for column in values.T],
                 "floor": floors[metric][0],
             }
-            for metric, values in distances.items()
-        }
-        for metric, values in distances.items():
             averaged = nanmean_rows(values)
             figures.append(
                 Figure(
@@ -96,9 +90,8 @@ def describe_structure(
     """Numbers and curves of one class in a set of images, for the report and the JSON file.
 
     Args:
-        structure: from `measure_structure`.
-        image_shape: (S, S) of the images.
-        pixel_size_um: pixel size of these masks, if known.
+        image_shape: (S, S).
+        pixel_size_um: pixel size of the masks, if known.
 
     Returns:
         Lengths in px, and `mean_intercept_um` and `grain_size_number` if the pixel size is known. Islands and chords

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from steelgen.evaluation.evidence import Judgment
 from steelgen.evaluation.figures import Figure
+from steelgen.evaluation.sets import Judgment
 
 
 def judge_utility(study: dict[str, Any]) -> Judgment:

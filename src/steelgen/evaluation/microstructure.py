@@ -32,7 +32,6 @@ def compute_s2(phase: Phase, max_distance: int) -> NDArray[np.float64]:
     periodicity is assumed, and averaged over all displacements whose length rounds to r.
 
     Args:
-        phase: (N, H, W) bool.
         max_distance: largest r in px, below the edge of the image.
 
     Returns:
@@ -74,28 +73,18 @@ def compute_lineal_path(phase: Phase, max_length: int) -> NDArray[np.float64]:
     """Lineal path L(z): the probability that a segment of z pixels along a row or column is in the phase.
 
     Args:
-        phase: (N, H, W) bool.
         max_length: largest z in px, at most the shorter edge of the image.
 
     Returns:
         (N, max_length) for z = 1, 2 …; L(1) is the phase fraction. The mean over images is that of the set.
     """
     lengths = np.arange(1, max_length + 1)
-    counts = _count_runs(phase)
+    counts = count_runs(phase)
     # A run of n pixels contains n - z + 1 segments of z.
     longer = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
     segments = longer[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1 : max_length + 1]
     height, width = phase.shape[1:]
     return segments / (height * (width - lengths + 1) + width * (height - lengths + 1))
-
-
-def compute_chords(phase: Phase) -> NDArray[np.int64]:
-    """Number of chords by length: runs of the phase along rows and columns, without those cut by the image border.
-
-    Returns:
-        (N, max(H, W) + 1) chords of 0, 1, 2 … px in each image.
-    """
-    return _count_runs(phase, complete=True)
 
 
 def compute_intercepts(phase: Phase) -> NDArray[np.float64]:
@@ -142,25 +131,22 @@ def compute_islands(phase: Phase) -> dict[str, NDArray[np.float64]]:
         of the ellipse of equal second moments; block-type ≈ 1, film-like high), `circularity` (4π·area / perimeter², at
         most 1), `orientation` (degrees from the horizontal, [0, 180)), `image` (its index).
     """
-    parts = [_measure_islands(image) for image in phase]
+    parts = []
+    for image in phase:
+        found = measure_islands(image)
+        kept = found.whole & (found.area >= MIN_ISLAND_AREA)
+        area, perimeter = found.area[kept], _measure_perimeters(found.labels, len(kept))[kept]
+        part = {
+            "area": area,
+            "diameter": np.sqrt(4 * area / math.pi),
+            "aspect_ratio": found.aspect_ratio[kept],
+            "circularity": np.minimum(4 * math.pi * area / np.maximum(perimeter, 1e-9) ** 2, 1),
+            "orientation": np.degrees(-found.angle[kept]) % 180,  # rows point down, angles up
+        }
+        parts.append(part)
     islands = {name: np.concatenate([part[name] for part in parts]) for name in ISLAND_PROPERTIES}
     islands["image"] = np.repeat(np.arange(len(phase), dtype=np.float64), [len(part["area"]) for part in parts])
     return islands
-
-
-def _measure_islands(image: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
-    """The properties of the islands of one (H, W) image."""
-    islands = measure_islands(image)
-    kept = islands.whole & (islands.area >= MIN_ISLAND_AREA)
-    area, perimeter = islands.area[kept], _measure_perimeters(islands.labels, len(kept))[kept]
-    return {
-        "area": area,
-        "diameter": np.sqrt(4 * area / math.pi),
-        "aspect_ratio": islands.aspect_ratio[kept],
-        "circularity": np.minimum(4 * math.pi * area / np.maximum(perimeter, 1e-9) ** 2, 1),
-        # Rows point down, angles up.
-        "orientation": np.degrees(-islands.angle[kept]) % 180,
-    }
 
 
 def _measure_perimeters(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
@@ -176,8 +162,15 @@ def _measure_perimeters(labels: NDArray[np.int32], count: int) -> NDArray[np.flo
     return perimeters[1:]
 
 
-def _count_runs(phase: Phase, complete: bool = False) -> NDArray[np.int64]:
-    """(N, max(H, W) + 1) runs along rows and columns by length; `complete` omits those at the image border."""
+def count_runs(phase: Phase, complete: bool = False) -> NDArray[np.int64]:
+    """Number of runs of the phase along rows and columns by length.
+
+    Args:
+        complete: count only chords, that is runs that are not cut by the image border.
+
+    Returns:
+        (N, max(H, W) + 1) runs of 0, 1, 2 … px in each image.
+    """
     longest = max(phase.shape[1:])
     counts = np.zeros(len(phase) * (longest + 1), np.int64)
     for lines in (phase, phase.transpose(0, 2, 1)):

@@ -12,8 +12,8 @@ from steelgen.charts import COLORS, Curve, plot_chart
 from steelgen.data.palette import color_mask
 from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.copy_search import Match, cut_match
-from steelgen.evaluation.evidence import Evidence
 from steelgen.evaluation.figures import CLASSES_PER_TABLE
+from steelgen.evaluation.sets import Evidence
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.pages import embed_image, render, show_number
 
@@ -36,7 +36,6 @@ def build_report(
 
     Args:
         result: the content of evaluation.json.
-        evidence: the image sets.
         seen: predicted masks by set, from `see_masks`.
         study: the content of utility.json, if there is a study.
     """
@@ -105,8 +104,8 @@ def _list_distances(structure: dict[str, Any]) -> dict[str, list[tuple[list[str]
             shown = slice(start, start + CLASSES_PER_TABLE)
             rows = []
             for metric, values in structure[source]["distances"].items():
-                columns = zip(*(values[key][shown] for key in ("generated", "interval", "floor")), strict=True)
-                cells = [dict(zip(("value", "interval", "floor"), column, strict=True)) for column in columns]
+                columns = (values[key][shown] for key in ("generated", "interval", "floor"))
+                cells = [{"value": v, "interval": i, "floor": f} for v, i, f in zip(*columns, strict=True)]
                 rows.append((metric, cells))
             tables.append((names[shown], rows))
         headings[title] = tables

@@ -13,11 +13,11 @@ from steelgen.evaluation.microstructure import (
     ISLAND_PROPERTIES,
     Phase,
     compute_boundary_density,
-    compute_chords,
     compute_intercepts,
     compute_islands,
     compute_lineal_path,
     compute_s2,
+    count_runs,
 )
 
 _MAX_VALUES = 4_000_000
@@ -71,7 +71,7 @@ def measure_structure(phase: Phase) -> Structure:
         phase.mean(axis=(1, 2)),
         compute_s2(phase, reach),
         compute_lineal_path(phase, reach),
-        compute_chords(phase),
+        count_runs(phase, complete=True),
         compute_intercepts(phase),
         compute_boundary_density(phase),
         compute_islands(phase),
@@ -92,14 +92,14 @@ def compute_structure_distances(
     }
     if pixel_size_um is not None:
         distances["chord length W1 (µm)"] = distances["chord length W1 (px)"] * pixel_size_um
-    distances["mean intercept (relative)"] = _relative(_mean_intercept(generated), _mean_intercept(real))
-    distances["boundary density (relative)"] = _relative(
-        generated.mean(first.boundary_density), real.mean(second.boundary_density)
-    )
     # All images have one size, so islands per image stand for islands per area.
-    distances["islands per area (relative)"] = _relative(
-        *(part.island_weights.sum(axis=1) / len(part.structure) for part in (generated, real))
-    )
+    for name, compute in (
+        ("mean intercept", lambda part: _divide(*part.mean(part.structure.intercepts).T)),
+        ("boundary density", lambda part: part.mean(part.structure.boundary_density)),
+        ("islands per area", lambda part: part.island_weights.sum(axis=1) / len(part.structure)),
+    ):
+        reference = compute(real)
+        distances[f"{name} (relative)"] = _divide(np.abs(compute(generated) - reference), reference)
     for name in ISLAND_PROPERTIES:
         title = f"island {name.replace('_', ' ')} W1 ({_UNITS[name]})"
         compare = compute_axial_wasserstein if name == "orientation" else compute_wasserstein
@@ -159,15 +159,6 @@ def compute_axial_wasserstein(
 def _relative_l1(first: NDArray, second: NDArray) -> NDArray[np.float64]:
     """(B, K) curves → (B,) area between them relative to the area below the second."""
     return _divide(np.abs(first - second).sum(axis=1), second.sum(axis=1))
-
-
-def _relative(first: NDArray, second: NDArray) -> NDArray[np.float64]:
-    return _divide(np.abs(first - second), second)
-
-
-def _mean_intercept(part: Resampled) -> NDArray[np.float64]:
-    length, number = part.mean(part.structure.intercepts).T
-    return _divide(length, number)
 
 
 def _share(counts: NDArray) -> NDArray[np.float64]:

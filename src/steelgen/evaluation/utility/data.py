@@ -63,12 +63,10 @@ def load_study(config: UtilityConfig) -> StudyData:
     if found and found.masks is None:
         raise InputError(f"{config.generated}: no masks in labels/ or masks/, which training needs")
     geometry, notes = _resolve_geometry(config, found)
-    splits = [load_micrographs(config.dataset, config.train_split, geometry.in_channels)]
+    names = [name for name in (config.train_split, config.val_split, config.test_split) if name is not None]
+    splits = [load_micrographs(config.dataset, name, geometry.in_channels) for name in names]
     if config.val_split is None:
-        splits += hold_back(splits.pop(), config.val_share)
-    else:
-        splits.append(load_micrographs(config.dataset, config.val_split, geometry.in_channels))
-    splits.append(load_micrographs(config.dataset, config.test_split, geometry.in_channels))
+        splits[:1] = hold_back(splits[0], config.val_share)
     if config.num_classes:
         splits = [replace(s, info=declare_classes(s.info, config.num_classes, config.dataset)) for s in splits]
     train, val, test = splits

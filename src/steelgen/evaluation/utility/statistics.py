@@ -82,11 +82,9 @@ def bootstrap_differences(
     Args:
         treated: (A, S, N, C, C) of the code with generated pairs.
         control: same shape, of its baseline.
-        num_resamples: D.
-        seed: seed of the resamples.
 
     Returns:
-        (D, A).
+        (num_resamples, A).
     """
     _, num_seeds, num_images = treated.shape[:3]
     rng = np.random.default_rng(seed)

@@ -51,7 +51,6 @@ def utility(
     all machines that share the folder.
 
     Args:
-        config: see `UtilityConfig`.
         report: called with a line when a cell is finished.
         shard: runs only this part of the cells; the last one to finish gathers.
         allow_changed: config fields and sections that may differ from those of the started study; `dataset` and
@@ -90,10 +89,7 @@ def utility(
 def gather(config: UtilityConfig, data: StudyData, studies: Sequence[str]) -> dict[str, Any] | None:
     """Writes utility.json and utility.html and returns the content of the former; None while cells are missing.
 
-    Args:
-        config: of the study.
-        data: of the study.
-        studies: see `load_cell`; the first is the current one.
+    Cells may be of any of `studies` (hashes), the first of which is the current one.
 
     Raises:
         InputError: if a cell was tested on other micrographs.

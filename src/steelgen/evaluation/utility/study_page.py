@@ -52,9 +52,7 @@ def build_utility_section(result: dict[str, Any]) -> Markup:
     charts = list_curves(result["scores"])
     section = render(
         "study_section.html",
-        differences_chart=Markup(plot_intervals("difference in mIoU with 95 % interval", differences))
-        if differences
-        else None,
+        differences_chart=differences and Markup(plot_intervals("difference in mIoU with 95 % interval", differences)),
         differences=describe_differences(result["differences"]),
         scores=_split_scores(result["scores"], result["class_names"]),
         legend=charts[0][2] if charts else [],
@@ -69,7 +67,7 @@ def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float]
     Returns:
         Title, x values and curves of each chart; no charts for fewer than two numbers of micrographs.
     """
-    real_counts = sorted({row["num_real"] for row in scores if row["num_real"]})
+    real_counts = sorted({float(row["num_real"]) for row in scores if row["num_real"]})
     if len(real_counts) < 2:
         return []
     generated_counts = sorted({row["num_generated"] for row in scores if row["num_real"]})
@@ -89,7 +87,7 @@ def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float]
                     spread=([low for low, _ in ends], [high for _, high in ends]),
                 )
             )
-        charts.append((f"mIoU, {architecture}", [float(real_count) for real_count in real_counts], curves))
+        charts.append((f"mIoU, {architecture}", real_counts, curves))
     return charts
 
 
