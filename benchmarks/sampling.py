@@ -41,7 +41,7 @@ from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import RespacedSolver
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
-from steelgen.evaluation.iou import compute_agreement
+from steelgen.evaluation.iou import compute_scores
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
 from steelgen.generators import draw_for_masks
 from steelgen.generators.families import load_generator
@@ -233,7 +233,7 @@ class Judge:
     def _agree(self, images: Any) -> float:
         info = self.generator.info
         seen = predict_masks(self.segmenter, images)
-        return compute_agreement(self.masks, seen, info.num_classes, info.ignore_index).mean_iou
+        return compute_scores(self.masks, seen, info.num_classes, info.ignore_index).mean_iou
 
 
 class _InTurn:

@@ -15,8 +15,8 @@ from steelgen.data.check_page import build_page
 from steelgen.errors import InputError
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.evaluation.evidence import load_evidence
 from steelgen.evaluation.report import build_report
+from steelgen.evaluation.sets import load_evidence
 from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_page

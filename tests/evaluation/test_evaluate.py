@@ -20,7 +20,7 @@ from steelgen.data.folder import save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.evaluation.evidence import load_evidence
+from steelgen.evaluation.sets import load_evidence
 from tests.evaluation.conftest import INFO, save_pairs
 
 QUICK = {"architecture": "unet", "steps": 4, "batch_size": 4, "base_channels": 8, "num_levels": 2}
@@ -154,9 +154,9 @@ def test_real_data_as_a_generator_scores_at_the_floor(dataset: Path, tmp_path: P
     kid = find(result, "KID-tests.evaluation.test_features:mean_features", "generated vs test")
     assert kid["value"] <= kid["floor"] + 3 * kid["spread"]
     standings = {answer["question"]: answer["standing"] for answer in result["verdict"]}
-    assert standings["Do they obey their masks?"] == "good"
+    assert standings["Do the images match their masks?"] == "good"
     assert find(result, "copies (share with d1/d2 < 1/3)", "train")["value"] == 0
-    assert standings["Are they more than copies?"] != "poor"
+    assert standings["Are the images more than copies?"] != "poor"
 
 
 def damage_empty(folder: Path) -> None:
@@ -203,10 +203,10 @@ def damage_truncate(folder: Path) -> None:
     [
         (damage_empty, "samples: 0 images; at least 4 are needed"),
         (damage_one_image, "samples: 1 images; at least 4 are needed"),
-        (damage_sizes, "003.png: is 40x40, but 000.png is 32x32"),
-        (damage_shape, "000.png: generated images must be square, this one is 40x32"),
+        (damage_sizes, "003.png: is 40x40 px, but 000.png is 32x32 px"),
+        (damage_shape, "000.png: is 40x32 px; generated images must be square"),
         (damage_mask_index, "002.png: mask index 7 is not below num_classes 2"),
-        (damage_mask_missing, "004.png: has no mask of the same name"),
+        (damage_mask_missing, "004.png: no mask with the same stem in"),
         (damage_twice, "004.png: 004.bmp has the same stem"),
         (damage_sampling, "sampling.json: must be a JSON object"),
         (damage_truncate, "001.png: not a readable image"),
@@ -226,7 +226,7 @@ def test_unusable_folders_are_one_line_and_leave_nothing(
 def test_other_unusable_input(generated: Path, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no split 'val'"):
         evaluate(build_config(generated, dataset, tmp_path / "out", held_out_split="val"))
-    with pytest.raises(InputError, match="nothing would be held out"):
+    with pytest.raises(InputError, match="nothing is held out"):
         evaluate(build_config(generated, dataset, tmp_path / "out", held_out_split="train"))
     with pytest.raises(InputError, match="device 'nowhere'"):
         evaluate(build_config(generated, dataset, tmp_path / "out", device="nowhere"))
@@ -259,7 +259,7 @@ def test_rgb_against_gray_is_said(generated: Path, dataset: Path, tmp_path: Path
         gray = np.asarray(Image.open(path)).astype(int)
         Image.fromarray(np.stack([gray, gray, (gray + 9).clip(0, 255)], axis=2).astype(np.uint8)).save(path)
     _, notes = load_evidence(build_config(generated, dataset, tmp_path / "out"))
-    assert "3 of 8 generated images are RGB and were turned gray (ITU-R 601 luma)" in notes
+    assert "3 of 8 generated images are RGB and were converted to gray (ITU-R 601 luma)" in notes
     in_color, notes = load_evidence(build_config(generated, dataset, tmp_path / "out", geometry={"in_channels": 3}))
     assert notes == []
     assert in_color.generated.images.shape == in_color.held_out.images.shape == (8, 32, 32, 3)

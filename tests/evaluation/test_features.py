@@ -139,7 +139,7 @@ def test_fetched_inception_weights_are_found_by_name(
 
 
 def test_missing_or_foreign_inception_weights_are_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"Inception weights are not there; run `steelgen data fetch inception`"):
+    with pytest.raises(InputError, match=r"no Inception weights; run `steelgen data fetch inception`"):
         build_extractor("inception", cache_dir=tmp_path)
     path = tmp_path / "other.pth"
     torch.save({"conv.weight": torch.zeros(1)}, path)
@@ -172,7 +172,7 @@ def test_torchscript_and_imported_features(tmp_path: Path) -> None:
     scripted = compute_features(IMAGES, build_extractor(str(path)))
     imported = compute_features(IMAGES, build_extractor(f"{__name__}:mean_features"))
     np.testing.assert_allclose(scripted, imported, rtol=1e-5)
-    with pytest.raises(InputError, match="not known"):
+    with pytest.raises(InputError, match="unknown; use"):
         build_extractor("resnet")
     with pytest.raises(InputError, match="no_such"):
         build_extractor(f"{__name__}:no_such")

@@ -61,10 +61,10 @@ def test_a_class_that_the_segmenter_does_not_find_is_left_out_of_the_verdict() -
     plain = judge(("ferrite", 0.6, 0.8), ("cementite", 0.4, 0.8))
     assert plain.standing == "poor"
     assert "0.500" in plain.answer
-    assert "Left out" not in plain.answer
+    assert "Not judged" not in plain.answer
     partly = judge(("ferrite", 0.75, 0.8), ("films", 0.01, 0.29), ("absent", float("nan"), 0.1))
     assert partly.standing == "good"
-    assert "mIoU 0.750; on real ones it reaches 0.800. Left out: films; " in partly.answer
+    assert "mIoU 0.750; on real images it reaches 0.800. Not judged: films; " in partly.answer
     assert "below 0.3" in partly.answer
     assert judge(("films", 0.29, 0.29)).standing == "unknown"
     assert judge(("edge", 0.29, 0.3), ("films", 0.0, 0.2)).standing == "good"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from steelgen.config.base import parse_config
 from steelgen.config.segment import SegmentConfig
 from steelgen.errors import InputError
-from steelgen.evaluation.iou import compute_agreement
+from steelgen.evaluation.iou import compute_scores
 from steelgen.evaluation.segment import _starts, label_folder, label_micrograph, load_labeler, train_labeler
 from tests.evaluation.conftest import draw_micrograph
 
@@ -73,7 +73,7 @@ def test_a_segmenter_from_before_the_choice_of_architectures_still_labels(traine
     (old / "segmenter.json").write_text(json.dumps(described))
     labeler = load_labeler(old)
     image, mask = draw_micrograph(np.random.default_rng(7), 64)
-    assert compute_agreement(mask[None], label_micrograph(labeler, image)[0][None], 2).mean_iou > 0.75
+    assert compute_scores(mask[None], label_micrograph(labeler, image)[0][None], 2).mean_iou > 0.75
 
 
 def test_windows_cover_every_length() -> None:
@@ -90,7 +90,7 @@ def test_images_of_any_size_are_labeled(trained: Path, shape: tuple[int, int]) -
     image, mask = image[: shape[0], : shape[1]], mask[: shape[0], : shape[1]]
     predicted, confidence = label_micrograph(load_labeler(trained), image)
     assert predicted.shape == confidence.shape == shape
-    assert compute_agreement(mask[None], predicted[None], 2).mean_iou > 0.75
+    assert compute_scores(mask[None], predicted[None], 2).mean_iou > 0.75
     assert 0.5 <= confidence.min() <= confidence.max() <= 1.0001
     wrong = predicted != mask
     assert confidence[wrong].mean() < confidence[~wrong].mean()

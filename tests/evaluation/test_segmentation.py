@@ -13,7 +13,7 @@ from steelgen.data.crops import Micrographs, cut_crops, load_micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry, apply_symmetry
 from steelgen.errors import InputError
-from steelgen.evaluation.iou import compute_agreement
+from steelgen.evaluation.iou import compute_scores
 from steelgen.evaluation.segmentation import (
     Averaging,
     choose_enlargement,
@@ -41,7 +41,7 @@ def test_segmenter_learns_bright_discs_and_is_reproducible(dataset: Path, settin
     train = load_micrographs(dataset, "train")
     segmenter = train_segmenter(train, GEOMETRY, settings, seed=1)
     images, masks = cut_crops(load_micrographs(dataset, "test"), GEOMETRY, 16)
-    assert compute_agreement(masks, predict_masks(segmenter, images), 2).mean_iou > 0.85
+    assert compute_scores(masks, predict_masks(segmenter, images), 2).mean_iou > 0.85
     again = train_segmenter(train, GEOMETRY, settings, seed=1)
     for name, value in segmenter.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)

@@ -171,7 +171,7 @@ def test_scores_are_those_of_the_confusion_matrices(real: Path, generated: Path,
     assert difference == pytest.approx(np.subtract(values, baseline))
     page = (tmp_path / "out" / "utility.html").read_text()
     assert "<script" not in page
-    assert "Not shown" in page or "Yes" in page or "No:" in page
+    assert "Inconclusive" in page or "Yes:" in page or "No:" in page
 
 
 def test_long_class_names_fit_on_the_page() -> None:
@@ -285,7 +285,7 @@ def test_a_study_goes_on_with_changes_that_are_allowed(real: Path, generated: Pa
         utility(longer, allow_changed=["dataset"])
     result = utility(longer, allow_changed=["dataset", "training"])
     assert result is not None
-    assert result["warnings"][0] == "1 of 2 cells were made before changes.jsonl tells of changes"
+    assert result["warnings"][0] == "1 of 2 cells are older than the changes in changes.jsonl"
     cells = read_cells(out)
     assert cells.pop(name) == before
     assert [cell["study"] for cell in cells.values()] == [result["study"]]
@@ -311,7 +311,7 @@ def test_studies_of_older_versions_go_on_or_are_refused(real: Path, generated: P
     assert read_cells(out) == before
     (out / "study.json").write_text(older)
     (generated / "samples" / "000.png").write_bytes((generated / "samples" / "001.png").read_bytes())
-    with pytest.raises(InputError, match="holds a study of other data"):
+    with pytest.raises(InputError, match="contains a study of other data"):
         utility(config)
 
 
@@ -384,15 +384,18 @@ def test_augmentation_changes_images_and_not_which_crops(real: Path, generated: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codes": ["R9F000"]}, "codes: R9F000: 9 real micrographs asked for, there are 8"),
-        ({"codes": ["RALLF9"]}, "codes: RALLF9: 9 generated pairs asked for, there are 8"),
-        ({"codes": ["RALL"]}, "codes: 'RALL' is no code"),
-        ({"codes": ["RALLF000", "RALLF000"]}, "codes: 'RALLF000' stands there twice"),
-        ({"architectures": ["resnet"]}, "unknown architecture 'resnet'; known: unet, unet:efficientnet-lite0"),
-        ({"generated": None}, "code RALLFALL needs generated pairs"),
+        ({"codes": ["R9F000"]}, "codes: R9F000: needs 9 real micrographs, there are 8"),
+        ({"codes": ["RALLF9"]}, "codes: RALLF9: needs 9 generated pairs, there are 8"),
+        ({"codes": ["RALL"]}, "codes: 'RALL' is not a code"),
+        ({"codes": ["RALLF000", "RALLF000"]}, "codes: 'RALLF000' is listed twice"),
+        (
+            {"architectures": ["resnet"]},
+            "unknown architecture 'resnet'; known: unet, unet:efficientnet-lite0",
+        ),
+        ({"generated": None}, "codes: RALLFALL needs generated pairs"),
         ({"generated": None, "codes": ["RALLF000"], "geometry": {}}, "geometry.image_size: is missing"),
         ({"test_split": "train"}, "nothing is held out"),
-        ({"val_split": "train"}, "val_split 'train' is also the train_split"),
+        ({"val_split": "train"}, "val_split: 'train' is also the train_split"),
         ({"num_classes": 3}, "has 2 classes, not 3"),
         ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0"),
     ],
@@ -412,7 +415,7 @@ def test_unusable_generated_folders_are_one_line(real: Path, generated: Path, tm
         utility(build_config(real, generated, tmp_path / "out"))
     (generated / "dataset.json").unlink()
     shutil.rmtree(generated / "labels")
-    with pytest.raises(InputError, match="holds no masks"):
+    with pytest.raises(InputError, match="no masks in labels/"):
         utility(build_config(real, generated, tmp_path / "out"))
     for path in (generated / "samples").iterdir():
         path.unlink()
@@ -442,7 +445,7 @@ def test_command(real: Path, generated: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["utility", "-c", str(path)])
     assert done.exit_code == 0, done.output
     assert "RALLFALL" in done.output
-    assert "Do 8 generated pairs help beside 8 real micrographs?" in done.output
+    assert "Do 8 generated pairs help in addition to 8 real micrographs?" in done.output
     wrong = CliRunner().invoke(app, ["utility", "-c", str(path), "--set", "training.step=3"])
     assert wrong.exit_code == 2
     assert "did you mean 'steps'" in wrong.output

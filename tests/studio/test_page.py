@@ -112,7 +112,7 @@ def test_what_is_painted_is_drawn_kept_and_found_again(site, visit):
     card.wait_for(state="detached")
     page.locator("#which").get_by_label("rejected").check()
     card.wait_for()
-    card.get_by_role("button", name="Take back").click()
+    card.get_by_role("button", name="Restore").click()
     wait_for(page, "#browse-status", "taken back")
     assert not (site.out / "rejects.txt").exists()
 

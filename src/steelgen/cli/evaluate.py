@@ -41,7 +41,7 @@ def evaluate_command(
     silent = quiet or (as_json and not dry_run)
     print_config(settings, silent)
     if dry_run:
-        from steelgen.evaluation.evidence import describe_sets, load_evidence
+        from steelgen.evaluation.sets import describe_sets, load_evidence
 
         evidence, notes = load_evidence(settings)
         print_json(describe_sets(evidence))

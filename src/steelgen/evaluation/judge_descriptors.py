@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from steelgen.data.cache import Micrographs
 from steelgen.data.sheets import build_sheet
 from steelgen.errors import InputError
-from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.fidelity import compute_mmd
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import center_interval, resample_weights
 from steelgen.evaluation.islands import IslandSet, describe_islands
-from steelgen.evaluation.sets import ImageSet
+from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 from steelgen.generators.describing import Describer
 
 _MAX_ISLANDS = 2000

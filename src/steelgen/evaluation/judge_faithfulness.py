@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import bootstrap_interval
-from steelgen.evaluation.iou import MIN_REAL_IOU, Agreement, bootstrap_agreement, can_judge, compute_agreement, nanmean
+from steelgen.evaluation.iou import (
+    MIN_REAL_IOU,
+    SegmentationScores,
+    bootstrap_scores,
+    can_judge,
+    compute_scores,
+    nanmean,
+)
 from steelgen.evaluation.segmentation import averaging_of, load_or_train_segmenter, predict_masks
-from steelgen.evaluation.sets import ImageSet
+from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 
 
 def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dict[str, NDArray[np.uint8]]:
@@ -62,9 +68,9 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         return [], {}, ["faithfulness is not measured: the generated images come without masks"]
     config = evidence.config
 
-    def compare(images: ImageSet) -> Agreement:
+    def compare(images: ImageSet) -> SegmentationScores:
         assert images.masks is not None
-        return compute_agreement(
+        return compute_scores(
             images.masks,
             seen[images.name],
             evidence.info.num_classes,
@@ -73,7 +79,7 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         )
 
     generated, floor = compare(evidence.generated), compare(evidence.held_out)
-    intervals = bootstrap_agreement(generated, config.seed)
+    intervals = bootstrap_scores(generated, config.seed)
     names = evidence.info.class_names
     shared: dict[str, Any] = {
         "section": "faithfulness",
@@ -112,7 +118,7 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
     return figures, details, warnings
 
 
-def _describe(agreement: Agreement) -> dict[str, Any]:
+def _describe(agreement: SegmentationScores) -> dict[str, Any]:
     """All but the counts of every single image."""
     left_out = ("image_confusion", "image_boundary_counts")
     return {name: value for name, value in asdict(agreement).items() if name not in left_out}

@@ -21,7 +21,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
 from steelgen.errors import InputError, first_line
 from steelgen.evaluation.figures import to_json
-from steelgen.evaluation.iou import compute_agreement, compute_confusion, compute_mean_iou
+from steelgen.evaluation.iou import compute_confusion, compute_mean_iou, compute_scores
 from steelgen.evaluation.segmentation import (
     ONE_VIEW,
     Averaging,
@@ -286,9 +286,9 @@ def _geometry(config: SegmentConfig) -> CropGeometry:
 
 def _score(pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]], info: DatasetInfo) -> dict[str, Any]:
     # Micrographs may differ in size, masks to be stacked may not: one strip holds them all.
-    agreements = [compute_agreement(t[None], p[None], info.num_classes, info.ignore_index) for t, p in pairs]
+    agreements = [compute_scores(t[None], p[None], info.num_classes, info.ignore_index) for t, p in pairs]
     true, predicted = (np.concatenate([pair[i].ravel() for pair in pairs])[None, None] for i in (0, 1))
-    whole = compute_agreement(true, predicted, info.num_classes, info.ignore_index)
+    whole = compute_scores(true, predicted, info.num_classes, info.ignore_index)
     return {
         "class_names": info.class_names,
         "mean_iou": to_json(whole.mean_iou),
