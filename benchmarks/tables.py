@@ -66,7 +66,7 @@ def tabulate_gan(stored: Results) -> Lines:
     columns = ["micrographs", "system", "KID·10³ above the floor", "FD", "precision, recall", "copies", "images/s"]
     minutes = sorted({run["minutes"] for run in stored["runs"]})
     lines = [
-        f"32 px, {' or '.join(f'{value:g}' for value in minutes)} minutes of one core for each run, "
+        f"32 px, {' or '.join(f'{value:g}' for value in minutes)} min of one core for each run, "
         f"{stored['runs'][0]['images']} images each.",
         "",
         *_table([*columns, "longest step / mean", "seeds"], rows, texts=2),
