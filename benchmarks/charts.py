@@ -1,4 +1,4 @@
-"""Charts of the benchmarks, as PNG."""
+"""PNG charts of the benchmarks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 
-def draw_curves(
+def plot_curves(
     curves: dict[str, list[tuple[float, float]]],
     x_label: str,
     y_label: str,
@@ -18,18 +18,18 @@ def draw_curves(
     path: Path,
     logarithmic: bool = True,
 ) -> None:
-    """Draws lines through points, positive ones where the axes are logarithmic.
+    """Plots curves, on logarithmic axes by default.
 
     Args:
-        curves: (x, y) points by name, at least one, in the order of x.
-        x_label, y_label: what the axes show.
-        bold: names of the curves to draw thicker, in strong colors.
+        curves: positive (x, y) points by name, at least one, sorted by x.
+        x_label, y_label: axis labels.
+        bold: names of curves to plot thicker and opaque.
         path: the .png file.
     """
     figure = Figure((8.7, 4.8), layout="constrained")
     scale = "log" if logarithmic else "linear"
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, xscale=scale, yscale=scale)
-    # By the last point, so that the legend stands in the order of the curves' ends.
+    # The legend follows the order of the last points.
     ordered = sorted(curves.items(), key=lambda item: -item[1][-1][1])
     for number, (name, points) in enumerate(ordered):
         strong = name in bold

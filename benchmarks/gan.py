@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from charts import draw_curves
+from charts import plot_curves
 from common import LinePrinter, save_results, summarize, time_in_turns
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
@@ -348,7 +348,7 @@ def main() -> None:
             if score["curve"] and score["seed"] == 0 and score["system"] == "style"
             for index, what in enumerate(("r_t", "p"))
         }
-        draw_curves(curves, "step", "r_t and p", set(curves), RESULTS / "gan.png", logarithmic=False)
+        plot_curves(curves, "step", "r_t and p", set(curves), RESULTS / "gan.png", logarithmic=False)
         leak = arguments.runs / "leak.json"
         times = load_json(arguments.runs / "step_times.json")["seconds_a_step"]
         stored = {"seconds_a_step": times, "runs": scores, "leak": load_json(leak) if leak.is_file() else None}

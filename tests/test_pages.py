@@ -1,4 +1,4 @@
-"""Nothing that a file says becomes markup of a page."""
+"""Text from files never becomes markup of a page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Reader(HTMLParser):
 
 
 def assert_harmless(page: str, poisoned: int = 1) -> None:
-    """There is no script in a page, and at least so many poisoned values are shown as what they are."""
+    """The page has no script and shows at least `poisoned` hostile values as text."""
     reader = _Reader()
     reader.feed(page)
     assert "script" not in reader.tags
@@ -53,7 +53,7 @@ def assert_harmless(page: str, poisoned: int = 1) -> None:
 
 
 def poison(value: Any, keep: tuple[str, ...] = ()) -> Any:
-    """A JSON document with markup in place of each of its strings but those under the keys `keep`."""
+    """A JSON document with markup in place of all strings except those under the keys `keep`."""
     if isinstance(value, dict):
         return {key: inner if key in keep else poison(inner, keep) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -63,7 +63,7 @@ def poison(value: Any, keep: tuple[str, ...] = ()) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, generated pairs, a study of both in study/ and an evaluation in evaluation/."""
+    """A dataset, generated pairs, their study in study/ and evaluation in evaluation/."""
     from steelgen.data.folder import save_dataset_info
 
     root = tmp_path_factory.mktemp("pages")
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_pairs(root / "discs" / split / "images", root / "discs" / split / "masks", count, 48, seed)
     save_dataset_info(root / "discs", INFO)
     save_pairs(root / "generated" / "samples", root / "generated" / "labels", 8, 32, 9)
-    # Two numbers of micrographs give a curve.
+    # A curve needs two numbers of micrographs.
     codes = ["RALLF000", "R2F000", "R2FALL", "RALLFALL"]
     utility(test_utility.build_config(root / "discs", root / "generated", root / "study", codes=codes))
     evaluate(build_config(root, utility=str(root / "study")))
@@ -115,7 +115,7 @@ def test_comparison(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "field"), [("verdict", "standing"), ("figures", "better"), ("figures", "seed")])
-def test_words_that_choose_a_style_are_checked(folder: Path, tmp_path: Path, place: str, field: str) -> None:
+def test_words_that_select_a_style_are_validated(folder: Path, tmp_path: Path, place: str, field: str) -> None:
     result = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     result[place][0][field] = POISON
     (tmp_path / "evaluation.json").write_text(json.dumps(result))

@@ -1,4 +1,4 @@
-"""`evaluate` from folder to figures, and what it says of folders it cannot use."""
+"""`evaluate` from folder to figures, and its errors for unusable folders."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_few_images_for_many_features_are_warned_about(generated: Path, dataset:
     assert find(result, "FD-EfficientNetLite0", "test")["value"] > 0
 
 
-def test_a_plain_folder_without_masks_is_judged_too(generated: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_plain_folder_without_masks_is_evaluated(generated: Path, dataset: Path, tmp_path: Path) -> None:
     plain = tmp_path / "elsewhere"
     shutil.copytree(generated / "samples", plain)
     for path in plain.iterdir():
@@ -213,7 +213,7 @@ def damage_truncate(folder: Path) -> None:
         (shutil.rmtree, "no such folder of generated images"),
     ],
 )
-def test_unusable_folders_are_one_line_and_leave_nothing(
+def test_unusable_folders_give_one_line_and_no_output(
     damage: object, message: str, generated: Path, dataset: Path, tmp_path: Path
 ) -> None:
     damage(generated)  # type: ignore[operator]
@@ -234,7 +234,7 @@ def test_other_unusable_input(generated: Path, dataset: Path, tmp_path: Path) ->
         evaluate(build_config(generated, dataset, dataset))
 
 
-def test_constant_images_are_noted_and_what_they_leave_undefined_is_null(
+def test_constant_images_are_noted_and_undefined_figures_are_null(
     generated: Path, dataset: Path, tmp_path: Path
 ) -> None:
     for part, level in (("samples", 90), ("labels", 0)):
@@ -242,7 +242,7 @@ def test_constant_images_are_noted_and_what_they_leave_undefined_is_null(
             Image.fromarray(np.full((32, 32), level, np.uint8)).save(path)
     result = evaluate(build_config(generated, dataset, tmp_path / "out"))
     assert "8 of 8 generated images are constant" in result["notes"]
-    # Masks without an island and without a boundary have neither chords nor islands to compare.
+    # Masks of one class have no chords and no islands to compare.
     chords = find(result, "chord length W1 (px) of masks", "test")
     assert chords["value"] is None
     assert chords["interval"] == [None, None]
@@ -254,7 +254,7 @@ def test_constant_images_are_noted_and_what_they_leave_undefined_is_null(
     assert not [text for text in texts if "nan" in text.lower().split()]
 
 
-def test_rgb_against_gray_is_said(generated: Path, dataset: Path, tmp_path: Path) -> None:
+def test_conversion_of_rgb_to_gray_is_noted(generated: Path, dataset: Path, tmp_path: Path) -> None:
     for path in sorted((generated / "samples").iterdir())[:3]:
         gray = np.asarray(Image.open(path)).astype(int)
         Image.fromarray(np.stack([gray, gray, (gray + 9).clip(0, 255)], axis=2).astype(np.uint8)).save(path)

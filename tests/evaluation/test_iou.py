@@ -28,7 +28,7 @@ def test_confusion_and_iou_by_hand() -> None:
     assert np.isnan(iou[2])
 
 
-def test_a_class_that_is_only_predicted_scores_zero_and_an_absent_one_does_not_count() -> None:
+def test_a_false_class_scores_zero_and_an_absent_one_is_excluded() -> None:
     true = np.zeros((1, 2, 2), np.uint8)
     predicted = np.array([[[0, 0], [0, 1]]], np.uint8)
     scores = compute_scores(true, predicted, num_classes=3)
@@ -72,7 +72,7 @@ def test_bootstrap_interval_of_the_dataset_miou() -> None:
     assert bootstrap_scores(same).mean_iou == pytest.approx((same.mean_iou, same.mean_iou))
 
 
-def test_boundary_is_inside_the_region_and_not_along_the_image_edge() -> None:
+def test_boundary_is_inside_the_region_and_not_at_the_image_border() -> None:
     region = np.zeros((4, 5), bool)
     region[:, :3] = True
     assert find_boundary(region).nonzero()[1].tolist() == [2, 2, 2, 2]

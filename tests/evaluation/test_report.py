@@ -1,4 +1,4 @@
-"""The verdict's rules, the page, and several runs side by side."""
+"""Rules of the verdict, the report page, and comparison of evaluations."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_class_that_the_segmenter_does_not_find_is_left_out_of_the_verdict() -
     assert judge(("edge", 0.29, 0.3), ("films", 0.0, 0.2)).standing == "good"
 
 
-def test_page_needs_nothing_from_outside(generated: Path, dataset: Path, tmp_path: Path) -> None:
+def test_page_is_self_contained(generated: Path, dataset: Path, tmp_path: Path) -> None:
     evaluate(build_config(generated, dataset, tmp_path / "out", **SMALL))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -104,7 +104,7 @@ def test_sheet_places_tiles() -> None:
     assert (sheet[:, 10:] == 7).all()
 
 
-def test_compare_puts_runs_side_by_side(generated: Path, dataset: Path, tmp_path: Path) -> None:
+def test_compare_tabulates_evaluations(generated: Path, dataset: Path, tmp_path: Path) -> None:
     from steelgen.cli.app import app
 
     for name, seed in (("a", 0), ("b", 1)):
@@ -120,7 +120,7 @@ def test_compare_puts_runs_side_by_side(generated: Path, dataset: Path, tmp_path
     assert "<b>" in (tmp_path / "page.html").read_text()
 
 
-def test_compare_refuses_what_is_no_evaluation(tmp_path: Path) -> None:
+def test_compare_refuses_other_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name two or more"):
         compare([tmp_path])
     (tmp_path / "evaluation.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""The utility study from config to page: pairing, resuming, shards, what it says of input it cannot use."""
+"""The utility study from config to page: pairing, resuming, shards, errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def build_config(real: Path, pairs: Path | None, out: Path, **more: Any) -> Util
 
 
 def read_cells(out: Path) -> dict[str, dict[str, Any]]:
-    """All cells without the time that they took."""
+    """All cells without their times."""
     cells = {path.name: json.loads(path.read_text()) for path in (out / "cells").glob("*.json")}
     return {name: {key: value for key, value in cell.items() if key != "seconds"} for name, cell in cells.items()}
 
@@ -82,7 +82,7 @@ def test_codes_count(text: str, real_count: int, generated_count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "RALL", "FALL", "R-1F0", "RALLFALLX", "R10F5%", "rallf000", "R000F000", "R0%F0"])
-def test_what_is_no_code_is_named(text: str) -> None:
+def test_invalid_codes_are_named(text: str) -> None:
     with pytest.raises(ValueError, match="'"):
         parse_code(text)
 
@@ -109,7 +109,7 @@ def test_cells_of_a_seed_share_micrographs_and_real_crops(real: Path, generated:
     generated_numbers = [number for dataset, number in numbers if dataset is more.generated]
     assert real_numbers == list(range(len(real_numbers)))
     assert generated_numbers == list(range(len(generated_numbers)))
-    # 4 micrographs of 48² with crops of 32² are 8 crops beside 8 generated pairs.
+    # 4 micrographs of 48² with crops of 32² are 8 crops, and there are 8 generated pairs.
     assert len(real_numbers) == pytest.approx(60 * 8 / 16, abs=1)
     for number in range(4):
         torch.testing.assert_close(alone.real[number]["image"], more.real[number]["image"], rtol=0, atol=0)
@@ -130,7 +130,7 @@ def test_mixture_and_pretraining(real: Path, generated: Path, tmp_path: Path) ->
     assert alone.pick(0) == (alone.real, 0)
 
 
-def test_networks_of_a_seed_begin_alike(real: Path, generated: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_networks_of_a_seed_start_alike(real: Path, generated: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from steelgen.evaluation.utility import training as module
 
     config = build_config(real, generated, tmp_path / "out")
@@ -142,7 +142,7 @@ def test_networks_of_a_seed_begin_alike(real: Path, generated: Path, tmp_path: P
 
     monkeypatch.setattr(module, "train_network", remember)
     for code, seed in (("RALLF000", 0), ("RALLFALL", 0), ("RALLF000", 1)):
-        torch.rand(seed + 5)  # what was drawn before must not matter
+        torch.rand(seed + 5)  # earlier random numbers must not matter
         run_cell(Cell(parse_code(code), "unet", seed), data, config)
     assert all(torch.equal(started[0][name], started[1][name]) for name in started[0])
     assert any(not torch.equal(started[0][name], started[2][name]) for name in started[0])
@@ -175,7 +175,7 @@ def test_scores_are_those_of_the_confusion_matrices(real: Path, generated: Path,
 
 
 def test_long_class_names_fit_on_the_page() -> None:
-    """No table of the report has more columns than that of mIoU, and each class has one in one of them."""
+    """No table has more columns than that of mIoU, and each class has a column in one table."""
     names = [f"widmanstaetten_ferrite_{index}" for index in range(6)]
     confusions = {("RALLF000", "unet"): np.ones((2, 3, 6, 6), np.int64)}
     result = {**summarize(confusions, {"RALLF000": (4, 0)}, 100), "class_names": names}
@@ -183,18 +183,18 @@ def test_long_class_names_fit_on_the_page() -> None:
     assert [table.split("</tr>")[0].count("<th") - 1 for table in tables] == [7, 6, 4]
     assert [table.count("<td") for table in tables] == [7, 6, 4]
     assert [sum(table.count(f"IoU {name}<") for table in tables) for name in names] == [1] * 6
-    # 1 of 11 pixels that either has: 1 / (6 + 6 - 1).
+    # Intersection 1, union 6 + 6 - 1.
     assert tables[1].count(">0.09091<") == 4
 
 
-def test_five_steps_are_as_good_as_any(real: Path, tmp_path: Path) -> None:
-    """A warm-up of a fifth of them is one step, by whose length less one torch's schedule divides."""
+def test_five_steps_work(real: Path, tmp_path: Path) -> None:
+    """A warm-up of 0.2 is one step; torch's schedule divides by its length minus one."""
     config = build_config(real, None, tmp_path, codes=["RALLF000"], seeds=[0], training={"steps": 5})
     cell = run_cell(Cell(parse_code("RALLF000"), "unet", 0), load_study(config), config)
     assert [step for step, _ in cell["validation"]] == [2, 4, 5]
 
 
-def test_ignored_pixels_count_nowhere(real: Path, tmp_path: Path) -> None:
+def test_ignored_pixels_are_excluded(real: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     half = tmp_path / "half"
@@ -216,9 +216,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_study_goes_on_as_if_nothing_had_been(
-    real: Path, generated: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_a_killed_study_resumes_exactly(real: Path, generated: Path, tmp_path: Path, monkeypatch: Any) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     utility(build_config(real, generated, whole))
     done = 0
@@ -270,8 +268,8 @@ def test_seeds_and_codes_may_be_added_but_nothing_else_changed(real: Path, gener
         utility(build_config(real, generated, out))
 
 
-def test_a_study_goes_on_with_changes_that_are_allowed(real: Path, generated: Path, tmp_path: Path) -> None:
-    """Cells that are done stay, the others are made anew, and the study says so; but all are tested on the same."""
+def test_a_study_resumes_with_allowed_changes(real: Path, generated: Path, tmp_path: Path) -> None:
+    """Finished cells are kept, the study warns about them, and all must be tested on the same micrographs."""
     data, out = shutil.copytree(real, tmp_path / "discs"), tmp_path / "out"
     config = build_config(data, generated, out, seeds=[0], codes=["RALLF000"])
     utility(config)
@@ -298,13 +296,13 @@ def test_a_study_goes_on_with_changes_that_are_allowed(real: Path, generated: Pa
         utility(longer, allow_changed=["dataset"])
 
 
-def test_studies_of_older_versions_go_on_or_are_refused(real: Path, generated: Path, tmp_path: Path) -> None:
-    """Without hashes of their own for each kind of data, they are known by the one for all."""
+def test_studies_of_older_versions_resume_or_are_refused(real: Path, generated: Path, tmp_path: Path) -> None:
+    """They have no hashes by kind of data, only that of all data."""
     out = tmp_path / "out"
     config = build_config(real, generated, out, seeds=[0], codes=["RALLF000"])
     utility(config)
-    begun = json.loads((out / "study.json").read_text())
-    older = json.dumps({key: value for key, value in begun.items() if key not in ("inputs", "earlier")})
+    start = json.loads((out / "study.json").read_text())
+    older = json.dumps({key: value for key, value in start.items() if key not in ("inputs", "earlier")})
     (out / "study.json").write_text(older)
     before = read_cells(out)
     utility(config)
@@ -326,7 +324,7 @@ def test_both_formats_of_sampling_and_separate_masks_are_read(real: Path, genera
     assert load_study(apart).compute_hash() == expected
 
 
-def test_bf16_and_what_it_ran_with_are_recorded(real: Path, tmp_path: Path) -> None:
+def test_bf16_and_package_versions_are_recorded(real: Path, tmp_path: Path) -> None:
     config = build_config(real, None, tmp_path / "out", codes=["R2F000"], seeds=[0], mixed_precision="bf16")
     result = utility(config)
     assert result is not None
@@ -335,7 +333,7 @@ def test_bf16_and_what_it_ran_with_are_recorded(real: Path, tmp_path: Path) -> N
     assert {"torch", "monai", "transformers"} <= result["environment"]["packages"].keys()
 
 
-def test_without_a_validation_split_a_share_is_held_back(real: Path, tmp_path: Path) -> None:
+def test_val_share_replaces_the_validation_split(real: Path, tmp_path: Path) -> None:
     config = build_config(real, None, tmp_path / "out", codes=["RALLF000"], val_split=None, val_share=0.25)
     data = load_study(config)
     assert (len(data.train), len(data.val)) == (6, 2)
@@ -400,7 +398,7 @@ def test_augmentation_changes_images_and_not_which_crops(real: Path, generated: 
         ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0"),
     ],
 )
-def test_unusable_configs_are_one_line(
+def test_unusable_configs_give_one_line(
     changes: dict[str, Any], message: str, real: Path, generated: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
@@ -409,7 +407,7 @@ def test_unusable_configs_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_unusable_generated_folders_are_one_line(real: Path, generated: Path, tmp_path: Path) -> None:
+def test_unusable_generated_folders_give_one_line(real: Path, generated: Path, tmp_path: Path) -> None:
     save_dataset_info(generated, INFO.model_copy(update={"class_names": ["island", "matrix"]}))
     with pytest.raises(InputError, match=r"its classes are island, matrix, those of .* are matrix, island"):
         utility(build_config(real, generated, tmp_path / "out"))
@@ -424,7 +422,7 @@ def test_unusable_generated_folders_are_one_line(real: Path, generated: Path, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_shows_before_anything_is_trained(real: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_missing_package_is_reported_before_training(real: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     config = build_config(real, None, tmp_path / "out", codes=["RALLF000"], architectures=["unet", "smp:FPN"])
     with pytest.raises(InputError, match="smp:FPN: needs `pip install segmentation-models-pytorch`"):
@@ -451,7 +449,7 @@ def test_command(real: Path, generated: Path, tmp_path: Path) -> None:
     assert "did you mean 'steps'" in wrong.output
 
 
-def test_an_evaluation_shows_a_finished_study(real: Path, generated: Path, tmp_path: Path, cache: Path) -> None:
+def test_an_evaluation_includes_a_finished_study(real: Path, generated: Path, tmp_path: Path, cache: Path) -> None:
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.evaluation.comparison import compare
     from steelgen.evaluation.evaluate import evaluate
