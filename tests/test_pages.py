@@ -21,7 +21,7 @@ from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_page
 from tests.conftest import write_tiny_dataset
-from tests.evaluation import test_run, test_utility
+from tests.evaluation import test_evaluate, test_utility
 from tests.evaluation.conftest import INFO, save_pairs
 
 POISON = "\"'></style></title></svg><script>alert(1)</script><img src=x onerror=alert(1)>&"
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_config(root: Path, **more: Any) -> Any:
     quick = {"microstructure": {"max_images": 4}, **more}
-    return test_run.build_config(root / "generated", root / "discs", root / "evaluation", **quick)
+    return test_evaluate.build_config(root / "generated", root / "discs", root / "evaluation", **quick)
 
 
 def test_study(folder: Path) -> None:
