@@ -49,7 +49,7 @@ from steelgen.generators import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.sampling import sample as sampling_module
-from steelgen.sampling.beside import Candidate, iterate_masks
+from steelgen.sampling.workers import Candidate, iterate_masks
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 GUIDANCE = 1.5
@@ -277,7 +277,7 @@ def measure_beside(generator: Path, images: int, repeats: int) -> dict[str, Any]
     def run(beside: bool, values: dict[str, Any]) -> None:
         in_turn = [
             mock.patch.object(sampling_module, "PairWriter", _InTurn),
-            mock.patch.object(sampling_module, "iterate_masks", partial(iterate_masks, beside=False)),
+            mock.patch.object(sampling_module, "iterate_masks", partial(iterate_masks, use_workers=False)),
         ]
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             for patch in [] if beside else in_turn:

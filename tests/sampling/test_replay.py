@@ -60,7 +60,7 @@ def test_other_weights_are_refused(trained, tmp_path):
     values = load_file(weights)
     first = sorted(values)[0]
     save_file({**values, first: values[first] + 1}, weights)
-    with pytest.raises(InputError, match=r"these are not the weights of .*metadata\.jsonl:1 \(SHA-256"):
+    with pytest.raises(InputError, match=r"the weights differ from those of .*metadata\.jsonl:1 \(SHA-256"):
         replay(out / "metadata.jsonl", 1, generator=other)
     assert not (out / "replay-000000.png").exists()
 
@@ -68,7 +68,7 @@ def test_other_weights_are_refused(trained, tmp_path):
 @pytest.mark.parametrize(
     ("line", "text", "message"),
     [
-        (0, "", "line 0: lines are counted from 1"),
+        (0, "", "line 0: line numbers start at 1"),
         (9, "", "has no line 9"),
         (1, "{", "not valid JSON"),
         (1, "[1]", "must be a JSON object, not list"),

@@ -191,6 +191,6 @@ def test_without_masks_from_real_images(tiny_dataset, tmp_path, masked):
     assert (faint / "samples/000001.png").read_bytes() != (plain / "samples/000001.png").read_bytes()
     row = json.loads((faint / "metadata.jsonl").read_text().splitlines()[1])
     assert row["draw"]["strength"] == 0.05
-    with pytest.raises(InputError, match=r"start_images\.dataset: is missing, and masks of the source 'none'"):
+    with pytest.raises(InputError, match=r"start_images\.dataset: is missing; masks of the source 'none'"):
         sample_tiny(tmp_path / "run", tmp_path / "refused", start_images={"strength": 0.5})
     assert not (tmp_path / "refused").exists()
