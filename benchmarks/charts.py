@@ -1,4 +1,4 @@
-"""Charts of the benchmarks, as PNG."""
+"""PNG charts of the benchmarks."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 
-def draw_curves(
-    curves: dict[str, list[tuple[float, float]]], x_label: str, y_label: str, bold: Collection[str], path: Path
+def plot_curves(
+    curves: dict[str, list[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    bold: Collection[str],
+    path: Path,
+    logarithmic: bool = True,
 ) -> None:
-    """Draws lines through positive points on logarithmic axes.
+    """Plots curves, on logarithmic axes by default.
 
     Args:
-        curves: (x, y) points by name, at least one, in the order of x.
-        x_label, y_label: what the axes show.
-        bold: names of the curves to draw thicker, in strong colors.
+        curves: positive (x, y) points by name, at least one, sorted by x.
+        x_label, y_label: axis labels.
+        bold: names of curves to plot thicker and opaque.
         path: the .png file.
     """
     figure = Figure((8.7, 4.8), layout="constrained")
-    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
-    # By the last point, so that the legend stands in the order of the curves' ends.
+    scale = "log" if logarithmic else "linear"
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, xscale=scale, yscale=scale)
+    # The legend follows the order of the last points.
     ordered = sorted(curves.items(), key=lambda item: -item[1][-1][1])
     for number, (name, points) in enumerate(ordered):
         strong = name in bold
@@ -37,11 +43,12 @@ def draw_curves(
             label=f"{name}: {points[-1][1]:.4g}",
         )
     axes.grid(alpha=0.3)
-    axes.set_xticks(sorted({x for points in curves.values() for x, _ in points}), minor=False)
-    axes.set_xticks([], minor=True)
-    axes.set_yticks([], minor=True)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
+    if logarithmic:
+        axes.set_xticks(sorted({x for points in curves.values() for x, _ in points}), minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_yticks([], minor=True)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
     figure.legend(loc="outside right upper", fontsize=7)
     figure.savefig(path)

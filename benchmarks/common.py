@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, medians, lines for a log, and the record of machine and versions."""
+"""Shared code of the benchmarks: timing, medians, log lines, and saving of results with machine and versions."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from steelgen.files import save_json
 from steelgen.runs import describe_environment
 
 
-def time_in_turns(
+def time_alternately(
     variants: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Runs every variant `repeats` times, A B C A B C …, after one warm-up each; returns seconds.
+    """Times every variant `repeats` times, A B C A B C …, after one warm-up each; returns seconds.
 
-    Turns, so that a machine that slows down does so for all variants alike.
+    Variants alternate, so that a slowdown of the machine affects all of them.
 
     Args:
-        clock: time.process_time counts what one thread computes, whatever else the machine does meanwhile.
+        clock: time.process_time measures CPU time, independent of other load.
     """
     for run in variants.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
-            begun = clock()
+            start = clock()
             run()
-            seconds[name].append(clock() - begun)
+            seconds[name].append(clock() - start)
     return seconds
 
 
@@ -44,7 +44,7 @@ def summarize(seconds: list[float]) -> dict[str, float]:
 
 
 def save_results(path: Path, results: dict[str, Any], show: bool = True) -> None:
-    """Writes results with machine, versions, command and date; prints them too, unless not to `show`."""
+    """Writes results with machine, versions, command and date, and prints them if `show`."""
     environment = {**describe_environment(), "cpu": _cpu_name(), "date": date.today().isoformat()}
     environment["command"] = [*_name_launcher(), *_drop_output(sys.argv)]
     save_json(path, {"environment": environment, **results})
@@ -53,7 +53,7 @@ def save_results(path: Path, results: dict[str, Any], show: bool = True) -> None
 
 
 class LinePrinter:
-    """Tells of training in lines that reach a log at once."""
+    """Training observer that prints flushed lines."""
 
     def on_start(self, first_step: int, last_step: int) -> None:
         """See `TrainingObserver`."""
@@ -62,7 +62,9 @@ class LinePrinter:
     def on_step(self, step: int, values: dict[str, float]) -> None:
         """See `TrainingObserver`."""
         if values and step % 100 == 0:
-            print(f"step {step}: loss {values['loss']:.4f}", flush=True)
+            # Of several phases, each has its own.
+            losses = [f"{name} {value:.4f}" for name, value in values.items() if name.split("_")[0] == "loss"]
+            print(f"step {step}: {', '.join(losses[:2])}", flush=True)
 
     def on_event(self, message: str) -> None:
         """See `TrainingObserver`."""
@@ -75,7 +77,7 @@ def _name_launcher() -> list[str]:
 
 
 def _drop_output(arguments: list[str]) -> list[str]:
-    """Without --out and its value: where a result went first is of no use to those who read it."""
+    """Arguments without --out and its value, which readers of the results do not need."""
     if "--out" not in arguments:
         return arguments
     index = arguments.index("--out")

@@ -1,13 +1,13 @@
-"""Data: importing and checking a set of the MA-island set's size, and loaders beside the network that they feed.
+"""Import and check of a dataset as large as the MA-island set, and speed of crop loading.
 
     python benchmarks/data.py import [--images 1705] [--polygons 8909]
     python benchmarks/data.py loader [--repeats 5]
 
-`import` simulates the set (1024x768 PNGs, cut at random from the bundled real ones, so that many look alike and the
-check says so with exit code 1) and runs `steelgen data import` and `steelgen data check` on it, with wall time and the
-memory of all their processes together. `loader` gives crops a second of the memory-mapped cache, of micrographs held in
-memory and of PNGs decoded on the fly, all in one process, beside the crops a second that a 64-channel SemanticUNet
-trains on at 64² on the same CPU.
+`import` simulates the dataset (1024x768 PNGs cut at random from the bundled ones; many look alike, so the check exits
+with code 1), runs `steelgen data import` and `steelgen data check`, and measures wall time and the memory of all
+processes together. `loader` measures crops per second from the memory-mapped cache, from micrographs in memory and from
+PNGs decoded on the fly, all in one process, and the crops per second that a 64-channel SemanticUNet trains on at 64 px
+on the same CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import save_results, summarize, time_in_turns
+from common import save_results, summarize, time_alternately
 from PIL import Image
 
 DATA = Path(__file__).parents[1] / "data"
@@ -30,9 +30,9 @@ BATCH_SIZE = 16
 
 
 def simulate_set(root: Path, num_images: int, num_polygons: int) -> None:
-    """Writes a set in the layout of the MA-island set."""
+    """Writes a dataset in the layout of the MA-island set."""
     sources = [np.asarray(Image.open(path)) for path in sorted((DATA / "ma_islands" / "PNG").glob("*.png"))]
-    # Mirrored at the borders, so that a window of 1024x768 fits everywhere.
+    # Mirrored at the borders, so that a window of 1024x768 fits at every position.
     sources = [np.pad(source, ((0, 400), (0, 400)), mode="symmetric") for source in sources]
     rng = np.random.default_rng(0)
     (root / "PNG").mkdir(parents=True)
@@ -56,8 +56,8 @@ def simulate_set(root: Path, num_images: int, num_polygons: int) -> None:
 
 
 def run_measured(*arguments: str) -> dict[str, Any]:
-    """Runs a steelgen command; wall seconds, exit code and the peak memory of its processes together."""
-    begun, peak = time.perf_counter(), 0
+    """Runs a steelgen command and measures wall time, peak memory of all its processes, and exit code."""
+    start, peak = time.perf_counter(), 0
     with subprocess.Popen(
         [sys.executable, "-m", "steelgen", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -68,11 +68,11 @@ def run_measured(*arguments: str) -> dict[str, Any]:
             except psutil.NoSuchProcess:
                 continue
             time.sleep(0.1)
-    return {"seconds": time.perf_counter() - begun, "peak_mb": peak / 1e6, "exit_code": process.returncode}
+    return {"seconds": time.perf_counter() - start, "peak_mb": peak / 1e6, "exit_code": process.returncode}
 
 
 def benchmark_import(num_images: int, num_polygons: int) -> dict[str, Any]:
-    """Import and check of a simulated set."""
+    """Measures import and check of a simulated dataset."""
     with tempfile.TemporaryDirectory() as folder:
         root, out = Path(folder, "set"), Path(folder, "out")
         simulate_set(root, num_images, num_polygons)
@@ -82,7 +82,7 @@ def benchmark_import(num_images: int, num_polygons: int) -> dict[str, Any]:
 
 
 def benchmark_loader(repeats: int) -> dict[str, Any]:
-    """Crops a second of three loaders and of one training step."""
+    """Measures crops per second of three loaders and of training."""
     import torch
 
     from steelgen.data.cache import open_cached_split
@@ -93,7 +93,7 @@ def benchmark_loader(repeats: int) -> dict[str, Any]:
     from steelgen.models.semantic_unet import SemanticUNet
 
     class Decoding:
-        """Pretends to be a list of arrays, and reads the file every time."""
+        """Acts as a list of arrays, but reads the file on every access."""
 
         def __init__(self, part: int) -> None:
             self.part = part
@@ -110,12 +110,12 @@ def benchmark_loader(repeats: int) -> dict[str, Any]:
         import_dataset("ma-islands", Path(folder, "source"), root)
         info, pairs = load_dataset_info(root), list_pairs(root, "train")
         stems = [pair.stem for pair in pairs]
-        begun = time.perf_counter()
+        start = time.perf_counter()
         cached = open_cached_split(root, "train", cache_root=Path(folder, "cache"))
-        build_seconds = time.perf_counter() - begun
-        begun = time.perf_counter()
+        build_seconds = time.perf_counter() - start
+        start = time.perf_counter()
         cached = open_cached_split(root, "train", cache_root=Path(folder, "cache"))
-        open_seconds = time.perf_counter() - begun
+        open_seconds = time.perf_counter() - start
         geometry = CropGeometry(image_size=64, crop_size=128)
         sources = {
             "cache": Micrographs(info, stems, cached.images, cached.masks),
@@ -138,7 +138,7 @@ def benchmark_loader(repeats: int) -> dict[str, Any]:
         variants = {
             name: lambda name=name: [loaders[name][number] for number in range(counts[name])] for name in loaders
         }
-        seconds = time_in_turns({**variants, "training": train}, repeats)
+        seconds = time_alternately({**variants, "training": train}, repeats)
     rates = {name: counts[name] / summarize(values)["median"] for name, values in seconds.items()}
     return {
         "crops_per_second": rates,
@@ -150,13 +150,13 @@ def benchmark_loader(repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parses the command line and writes the results."""
+    """Measures one part and saves its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("import", "loader"))
     parser.add_argument("--images", type=int, default=1705)
     parser.add_argument("--polygons", type=int, default=8909)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="JSON file; runs/benchmarks/data-PART.json without it")
+    parser.add_argument("--out", type=Path, help="JSON file (default: runs/benchmarks/data-PART.json)")
     arguments = parser.parse_args()
     if arguments.part == "import":
         results = benchmark_import(arguments.images, arguments.polygons)

@@ -1,8 +1,8 @@
-"""How long `evaluate` takes, and how much memory: everything but the utility study.
+"""Time and memory of `steelgen evaluate` without a utility study.
 
     python benchmarks/evaluation.py [--count 1000] [--image-size 256]
 
-The generated images are validation crops with noise, so that nothing needs to be trained first; the cache is empty.
+The generated images are validation crops with noise, so no generator has to be trained; the cache is empty.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from steelgen.evaluation.evaluate import evaluate
 
 
 def write_generated(dataset: Path, folder: Path, geometry: CropGeometry, count: int) -> None:
-    """Noised validation crops with their masks, in the layout of `steelgen sample`."""
+    """Writes validation crops with noise, and their masks, as a samples folder."""
     micrographs = load_micrographs(dataset, "val")
     images, masks = cut_crops(micrographs, geometry, count, seed=1)
     rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def write_generated(dataset: Path, folder: Path, geometry: CropGeometry, count: 
 
 
 def main() -> None:
-    """Runs `evaluate` once and writes the times of its stages."""
+    """Runs `evaluate` once and saves the times of its stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=Path("data/uhcs"))
     parser.add_argument("--count", type=int, default=1000)

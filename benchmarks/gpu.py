@@ -1,12 +1,12 @@
-"""steelgen on a GPU, within minutes and without a download: does it resume exactly, how fast is it, what does it take?
+"""Exact resume, speed, memory and host waits of training and sampling on a GPU, within minutes and without downloads.
 
-    benchmarks/gpu                    the committed results: nine minutes, with the GPU to itself
-    benchmarks/gpu --only resume      some parts; the results of the others stay
-    benchmarks/gpu --dry              the same of tiny networks on a CPU, in a minute or two: that every line runs
+    benchmarks/gpu                    the committed results: nine minutes on an otherwise idle GPU
+    benchmarks/gpu --only resume      some parts; results of the others are kept
+    benchmarks/gpu --dry              the same with tiny networks on a CPU in a minute or two, to check that it works
 
-Training is that of configs/train.json on the micrographs in data/uhcs, at three image sizes, through `steelgen.train`
-with its loader, averages and metrics. Each part runs in a process of its own with its share of the time that is left,
-the most telling ones first. What a part has measured when its time is up, or it fails, stays in the results.
+Training uses configs/train.json on the micrographs in data/uhcs at three image sizes, through `steelgen.train` with its
+loader, EMA and metrics. Each part runs in its own process with its share of the remaining time, the most important ones
+first. Measurements made before a part times out or fails are kept in the results.
 """
 
 from __future__ import annotations
@@ -64,29 +64,29 @@ Save = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class Scale:
-    """What is measured: of the committed results, or of a dry run."""
+    """Settings of the committed results or of a dry run."""
 
     batches: dict[int, int]
-    """Crops a step by image size in px."""
+    """Crops per step by image size in px."""
     precisions: tuple[str, ...]
     unet: dict[str, Any]
-    """Changes of the network in configs/train.json."""
+    """Changes of the network section of configs/train.json."""
     warm_up: int
-    """Steps before anything is measured: memory is taken, kernels are chosen."""
+    """Steps before measuring, for memory allocation and kernel selection."""
     watched: int
-    """Steps whose waits are counted."""
+    """Steps in which waits are counted."""
     block: int
-    """Steps between two looks at the clock, for which the host waits."""
+    """Steps per time measurement, which waits for the GPU."""
     blocks: int
     images: int
-    """Drawn at once."""
+    """Images per batch in sampling."""
     micrograph: tuple[int, int]
-    """Height and width in px, drawn in windows."""
+    """Height and width in px of an image sampled in windows."""
     solver_steps: int
     memory_gib: float | None
-    """Limit that the largest batch is looked for under; None: what is free."""
+    """Memory limit for the largest batch; None uses the free memory."""
     most_crops: int
-    """Crops a step that are spread over batches and accumulation there."""
+    """Crops per step in the search for the largest batch."""
 
 
 FULL = Scale({64: 64, 128: 32, 256: 16}, ("bf16", "no"), {}, 6, 5, 4, 6, 16, (512, 512), 12, 16.0, 256)
@@ -94,7 +94,7 @@ DRY = Scale({16: 2}, ("no",), TINY, 1, 1, 1, 2, 2, (24, 40), 2, None, 1)
 
 
 def build_config(scale: Scale, run_dir: Path, size: int, **train: Any) -> TrainConfig:
-    """Training without previews and checkpoints on the way, of crops of `size` px."""
+    """Training on crops of `size` px without previews and intermediate checkpoints."""
     values = load_json(ROOT / "configs" / "train.json")
     steps = scale.warm_up + scale.watched + scale.block * scale.blocks
     quiet = {"max_steps": steps, "warmup_steps": 2, "log_every": 10_000, "checkpoint_every": 10_000, "trackers": []}
@@ -107,21 +107,21 @@ def build_config(scale: Scale, run_dir: Path, size: int, **train: Any) -> TrainC
     return parse_config({**values, "selection": {"criterion": "none"}}, TrainConfig)
 
 
-def train_anew(config: TrainConfig, observer: LinePrinter, resume: bool = False) -> None:
-    """Trains as in a process of its own: accelerate keeps the first precision, torch the wish for determinism."""
+def train_isolated(config: TrainConfig, observer: LinePrinter, resume: bool = False) -> None:
+    """Trains as in a new process, without the precision and determinism set by earlier trainings."""
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.use_deterministic_algorithms(False)
     train(config, observer, resume)
 
 
 class Watch(LinePrinter):
-    """Counts waits of some steps of a training, within `stack`, then times blocks of steps."""
+    """Counts the waits of some training steps, within `stack`, then times blocks of steps."""
 
     def __init__(self, scale: Scale, stack: ExitStack) -> None:
         self._scale, self._stack = scale, stack
         self.waits: Counter[str] = Counter()
         self.seconds: list[float] = []
-        """Of a step, one value a block."""
+        """Seconds per step, one value per block."""
         self._since = 0.0
 
     def on_step(self, step: int, values: dict[str, float]) -> None:
@@ -131,7 +131,7 @@ class Watch(LinePrinter):
             self.waits = self._stack.enter_context(count_waits())
         elif step >= counted and (step - counted) % self._scale.block == 0:
             self._stack.close()
-            finish()
+            synchronize()
             now = time.perf_counter()
             if step > counted:
                 self.seconds.append((now - self._since) / self._scale.block)
@@ -140,7 +140,7 @@ class Watch(LinePrinter):
 
 @contextmanager
 def count_waits() -> Iterator[Counter[str]]:
-    """Counts within the block, by file and line, the operators for which the host waits until the GPU is done."""
+    """Counts, by file and line, the operators within the block that make the host wait for the GPU."""
     found: Counter[str] = Counter()
     if not torch.cuda.is_available():
         yield found
@@ -152,19 +152,19 @@ def count_waits() -> Iterator[Counter[str]]:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    noted = [each for each in caught if "synchronizing CUDA operation" in str(each.message)]
-    found.update(f"{Path(each.filename).name}:{each.lineno}" for each in noted)
+    syncs = [each for each in caught if "synchronizing CUDA operation" in str(each.message)]
+    found.update(f"{Path(each.filename).name}:{each.lineno}" for each in syncs)
 
 
-def finish() -> None:
-    """Waits until the GPU has done all that it was given."""
+def synchronize() -> None:
+    """Waits for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 @contextmanager
 def watch_memory(row: Results) -> Iterator[None]:
-    """Adds to a row the most that tensors took of the GPU within the block, and the most that torch reserved, GiB."""
+    """Adds the peak GPU memory of the block to a row, allocated by tensors and reserved by torch, in GiB."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -176,13 +176,13 @@ def watch_memory(row: Results) -> Iterator[None]:
 
 
 def measure_training(scale: Scale, folder: Path, save: Save) -> None:
-    """Steps of every size in fp32 (with TF32) and bf16, in both memory layouts."""
+    """Measures steps of every size in fp32 (with TF32) and bf16, in both memory layouts."""
     kinds = itertools.product((True, False), scale.precisions, scale.batches)
     _measure_steps(scale, folder, save, [(size, precision, last, False) for last, precision, size in kinds])
 
 
 def measure_compiled(scale: Scale, folder: Path, save: Save) -> None:
-    """Compiled steps, which take a minute or more to begin."""
+    """Measures compiled steps, which take a minute or more to start."""
     kinds = [(size, precision, True, True) for precision in scale.precisions for size in scale.batches]
     _measure_steps(scale, folder, save, kinds)
 
@@ -192,11 +192,11 @@ def _measure_steps(scale: Scale, folder: Path, save: Save, kinds: list[tuple[int
     for size, precision, channels_last, compiled in kinds:
         options = {"mixed_precision": precision, "channels_last": channels_last, "compile": compiled}
         row = {"image_size": size, "batch_size": scale.batches[size], **options}
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             with ExitStack() as stack, watch_memory(row), tempfile.TemporaryDirectory(dir=folder) as place:
                 watch = Watch(scale, stack)
-                train_anew(build_config(scale, Path(place) / "run", size, **options), watch)
+                train_isolated(build_config(scale, Path(place) / "run", size, **options), watch)
         except Exception as error:
             if not is_out_of_memory(error.__cause__ or error):
                 raise
@@ -207,16 +207,15 @@ def _measure_steps(scale: Scale, folder: Path, save: Save, kinds: list[tuple[int
             row["images_per_second"] = summarize([scale.batches[size] * rate for rate in rates])
             row["waits_a_step"] = watch.waits.total() / scale.watched
             row["waits"] = dict(watch.waits.most_common(10))
-            row["seconds_in_all"] = time.perf_counter() - begun
+            row["seconds_in_all"] = time.perf_counter() - start
         rows.append(row)
         save(rows)
 
 
 def measure_resume(scale: Scale, folder: Path, save: Save) -> None:
-    """Trains N + N steps, stopped by a signal between, and 2 N steps, the latter twice: do all weights agree?
+    """Compares the weights after N + N steps, stopped by a signal in between, with those after 2 N steps.
 
-    The second run of 2 N steps tells whether a difference is the resumption's, or whether kernels order their sums as
-    they please.
+    A second run of 2 N steps shows whether differences come from resuming or from nondeterministic kernels.
     """
     size, half = min(scale.batches), scale.watched
     rows: list[Results] = []
@@ -225,24 +224,24 @@ def measure_resume(scale: Scale, folder: Path, save: Save) -> None:
         row = {"image_size": size, "steps": 2 * half, "mixed_precision": precision, "deterministic": deterministic}
         rows.append(row)
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            names = ("whole", "again", "parts")
-            whole, again, parts = (build_config(scale, Path(place) / name, size, **options) for name in names)
+            names = ("whole", "repeated", "parts")
+            whole, repeated, parts = (build_config(scale, Path(place) / name, size, **options) for name in names)
             try:
-                train_anew(whole, LinePrinter())
-                train_anew(again, LinePrinter())
-                train_anew(parts, _Stop(half))
-                train_anew(parts, LinePrinter(), resume=True)
-            except RuntimeError as error:  # an operator that torch has no deterministic kernel of
+                train_isolated(whole, LinePrinter())
+                train_isolated(repeated, LinePrinter())
+                train_isolated(parts, _Stop(half))
+                train_isolated(parts, LinePrinter(), resume=True)
+            except RuntimeError as error:  # an operator without a deterministic kernel
                 row["failed"] = first_line(error)
             else:
                 weights = _load_weights(whole.run_dir, 2 * half)
                 row["resumed"] = _compare(weights, _load_weights(parts.run_dir, 2 * half))
-                row["repeated"] = _compare(weights, _load_weights(again.run_dir, 2 * half))
+                row["repeated"] = _compare(weights, _load_weights(repeated.run_dir, 2 * half))
         save(rows)
 
 
 class _Stop(LinePrinter):
-    """Ends training after a step as a cluster would."""
+    """Stops training after a step as a cluster would."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -267,7 +266,7 @@ def _compare(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
 
 
 def measure_sampling(scale: Scale, folder: Path, save: Save) -> None:
-    """Images of the default solver by networks of every size with random weights; at last a micrograph in windows."""
+    """Measures the default solver with untrained networks of every size, and a larger image in windows."""
     rows: list[Results] = []
     sizes = {size: (size, size) for size in scale.batches}
     middle = sorted(sizes)[len(sizes) // 2]
@@ -286,15 +285,15 @@ def measure_sampling(scale: Scale, folder: Path, save: Save) -> None:
             with watch_memory(row):
                 ready = prepare_generator(path)
 
-                def draw() -> float:
-                    begun = time.perf_counter()
+                def sample() -> float:
+                    start = time.perf_counter()
                     generate_images(ready, list(masks), list(range(count)), solver, precision)  # noqa: B023
-                    return time.perf_counter() - begun
+                    return time.perf_counter() - start
 
-                draw()  # the first time kernels are chosen
+                sample()  # kernels are selected in the first call
                 with count_waits() as waits:
-                    draw()
-                seconds = [draw() for _ in range(scale.blocks)]
+                    sample()
+                seconds = [sample() for _ in range(scale.blocks)]
             row["images_per_second"] = summarize([count / each for each in seconds])
             row["waits_a_batch"] = waits.total()
             row["waits"] = dict(waits.most_common(10))
@@ -303,7 +302,7 @@ def measure_sampling(scale: Scale, folder: Path, save: Save) -> None:
 
 
 def measure_memory(scale: Scale, folder: Path, save: Save) -> None:
-    """The largest batch that `steelgen tune-batch` finds under a limit, and what training with it takes then."""
+    """Measures the largest batch found by `steelgen tune-batch` and the memory of training with it."""
     size = sorted(scale.batches)[len(scale.batches) // 2]
     options = {"mixed_precision": scale.precisions[0], "train_batch_size": scale.most_crops}
     config = build_config(scale, folder / "run", size, **options)
@@ -318,7 +317,7 @@ def measure_memory(scale: Scale, folder: Path, save: Save) -> None:
         "max_steps": 2,
     }
     with watch_memory(row):
-        train_anew(build_config(scale, folder / "run", size, **options | fitting), LinePrinter())
+        train_isolated(build_config(scale, folder / "run", size, **options | fitting), LinePrinter())
     network = prepare_training(config)[0].network
     bytes_of_each = 4 * (4 + 1)  # weights, gradients, two moments; one average (docs/memory.md)
     row["weights_gib"] = bytes_of_each * sum(each.numel() for each in network.parameters()) / 2**30
@@ -326,7 +325,7 @@ def measure_memory(scale: Scale, folder: Path, save: Save) -> None:
 
 
 def measure_processes(scale: Scale, folder: Path, save: Save) -> None:
-    """Images a second of one and of two processes, each with a GPU of its own and the same batch."""
+    """Measures images per second of one and two processes, each with its own GPU and the same batch."""
     if torch.cuda.is_available() and torch.cuda.device_count() < 2:
         save({"skipped": "one GPU"})
         return
@@ -355,12 +354,12 @@ PARTS: dict[str, tuple[Callable[[Scale, Path, Save], None], int]] = {
     "compiled": (measure_compiled, 7),
     "processes": (measure_processes, 3),
 }
-"""In the order of their worth, each with its share of the time; one that ends early leaves the rest to the others."""
+"""Parts by importance, with their shares of the time; unused time goes to the following ones."""
 
 
 def run_parts(names: list[str], arguments: argparse.Namespace, results: Results) -> None:
-    """Runs parts in processes of their own, and saves what all have measured after each."""
-    end = time.monotonic() + 60 * arguments.minutes - 5  # to write the results in
+    """Runs each part in its own process and saves all results after each."""
+    end = time.monotonic() + 60 * arguments.minutes - 5  # for writing the results
     for number, name in enumerate(names):
         shares = [PARTS[each][1] for each in names[number:]]
         limit = (end - time.monotonic()) * shares[0] / sum(shares)
@@ -370,11 +369,11 @@ def run_parts(names: list[str], arguments: argparse.Namespace, results: Results)
 
 
 def run_part(name: str, dry: bool, limit: float) -> Results:
-    """What a part has measured within `limit` seconds, and why it ended early if it did."""
+    """Results of a part within `limit` seconds, and why it ended early if it did."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "part.json"
         command = [sys.executable, __file__, "--part", name, "--out", str(out), *(["--dry"] if dry else [])]
-        begun = time.monotonic()
+        start = time.monotonic()
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
         try:
             _, errors = process.communicate(timeout=limit)
@@ -385,14 +384,14 @@ def run_part(name: str, dry: bool, limit: float) -> Results:
         finally:
             _end_group(process)
         measured = load_json(out)["measured"] if out.is_file() else None
-        return {"measured": measured, "seconds": round(time.monotonic() - begun, 1), **ended}
+        return {"measured": measured, "seconds": round(time.monotonic() - start, 1), **ended}
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    """Ends a part and what it has started: torchrun passes SIGTERM on to processes that are not of its group."""
-    for sent in (signal.SIGTERM, signal.SIGKILL):
+    """Ends a part and its child processes; torchrun forwards SIGTERM to processes outside its group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, sent)
+            os.killpg(process.pid, number)
             process.communicate(timeout=5)
         except ProcessLookupError:
             return
@@ -401,7 +400,7 @@ def _end_group(process: subprocess.Popen) -> None:
 
 
 def describe_gpu() -> Results:
-    """The GPU, its driver and the libraries that torch was built with; None for what is not there."""
+    """The GPU, its driver and CUDA libraries; None for missing ones."""
     if not torch.cuda.is_available():
         return {"name": None}
     device = torch.cuda.get_device_properties(0)
@@ -420,24 +419,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks/gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dry", action="store_true", help="tiny networks; works on a CPU")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together (default 9)")
+    parser.add_argument("--dry", action="store_true", help="use tiny networks; works on a CPU")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit of all parts together (default 9)")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--out", type=Path, help="the JSON file; the tables lie beside it as .md")
+    parser.add_argument("--out", type=Path, help="JSON file; tables are written next to it as .md")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
         measure, scale = PARTS[arguments.part][0], DRY if arguments.dry else FULL
-        # In the folder that the caller removes, also where this process is killed.
+        # The caller removes this folder even if this process is killed.
         measure(scale, arguments.out.parent, lambda measured: save_json(arguments.out, {"measured": measured}))
         return 0
     on_cpu = pick_device().type == "cpu"
     if on_cpu and not arguments.dry:
-        print("there is no GPU here; --dry tries every part on the CPU", file=sys.stderr)
+        print("no GPU found; use --dry to run every part on the CPU", file=sys.stderr)
         return 2
     folder = ROOT / "runs" / "benchmarks" / "dry" if arguments.dry else ROOT / "benchmarks" / "results"
     arguments.out = arguments.out or folder / "gpu.json"
-    # Compilation for a CPU says nothing of that for a GPU, and needs a compiler of C++.
+    # Compilation for a CPU differs from that for a GPU and needs a C++ compiler.
     names = arguments.only or [name for name in PARTS if not (on_cpu and name == "compiled")]
     kept = load_json(arguments.out)["parts"] if arguments.only and arguments.out.is_file() else {}
     results = {"dry": arguments.dry, "gpu": describe_gpu(), "minutes": arguments.minutes, "parts": kept}

@@ -1,4 +1,4 @@
-"""How far steelgen is from ISDM's own numbers, and what balancing does to a made imbalance (docs/isdm.md).
+"""Differences of steelgen from ISDM's numbers, and balancing of a synthetic imbalance (docs/isdm.md).
 
 python benchmarks/isdm.py [--out benchmarks/results/isdm.json]
 """
@@ -28,13 +28,13 @@ from steelgen.generators.semantic_diffusion.isdm.network import convert_solver
 from steelgen.sampling.balance import BalancedSource
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "isdm" / "data"
-"""A checkpoint of ISDM's, and what ISDM computes from it (float32, CPU)."""
+"""An ISDM checkpoint and ISDM's outputs with it (float32, CPU)."""
 GUIDANCE_SCALE = 1.5
 
 
 @torch.no_grad()
 def compare_with_reference() -> dict[str, dict[str, float]]:
-    """The largest difference from each of ISDM's outputs, absolute and relative to the output's largest value."""
+    """Largest difference from each of ISDM's outputs, absolute and relative to the largest value of the output."""
     settings = load_isdm_settings(REFERENCE / "isdm_config.json")
     generator = load_isdm_checkpoint(REFERENCE / "ema_0.9999_000120.pt", settings)
     expected = {key: torch.from_numpy(value) for key, value in np.load(REFERENCE / "expected.npz").items()}
@@ -67,7 +67,7 @@ def _compare(value: Tensor, wanted: Tensor) -> dict[str, float]:
 
 
 def balance_an_imbalance(number: int) -> dict[str, dict[str, float]]:
-    """Pixel shares of two classes, in 20 masks of which two hold the second one, and in `number` balanced ones."""
+    """Pixel shares of two classes in 20 masks, of which two have the second class, and in `number` balanced masks."""
     with tempfile.TemporaryDirectory() as folder:
         info = DatasetInfo(name="imbalanced", class_names=["matrix", "often", "rare"])
         root = Path(folder)
@@ -89,9 +89,9 @@ def balance_an_imbalance(number: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Compares and prints, or saves."""
+    """Compares, and prints or saves the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-samples", type=int, default=100, help="masks that are balanced")
+    parser.add_argument("--num-samples", type=int, default=100, help="number of balanced masks")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
     results = {"differences": compare_with_reference(), "class_shares": balance_an_imbalance(arguments.num_samples)}

@@ -1,13 +1,13 @@
-"""Every benchmark with the settings of the committed results, one after the other; then RESULTS.md.
+"""Runs all benchmarks with the settings of the committed results and writes RESULTS.md.
 
-    benchmarks/run                                   all: many hours on 2 CPU cores, most of them recipe and curve
+    benchmarks/run                                   all; many hours on 2 CPU cores, mostly recipe and sampling-curve
     benchmarks/run --only training sampling-speed    some
-    benchmarks/run --only gpu                        on a GPU, which benchmarks/gpu has more options for
-    benchmarks/run --gather                          RESULTS.md alone, from benchmarks/results/*.json
+    benchmarks/run --only gpu                        on a GPU; benchmarks/gpu has more options
+    benchmarks/run --gather                          only writes RESULTS.md from benchmarks/results/*.json
 
-Results replace those in benchmarks/results. Sampling needs a trained generator: benchmarks/configs/uhcs_32.json is
-trained first where its run is not there. A command that fails is named at the end, and the others go on; the exit code
-is then 1. The recipe goes on where an earlier attempt ended: to measure it anew, remove runs/benchmarks/recipe.
+Results in benchmarks/results are replaced. Sampling needs a trained generator, so benchmarks/configs/uhcs_32.json is
+trained first unless its run exists. If a command fails, the others still run, it is named at the end and the exit code
+is 1. The recipe resumes an interrupted run; remove runs/benchmarks/recipe to measure it again.
 """
 
 from __future__ import annotations
@@ -33,18 +33,16 @@ LAUNCHER = "-m torch.distributed.run --standalone --nproc_per_node 2"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Commands, less the `python` in front, and what they need.
-
-    Attributes:
-        threads: of torch, where the committed results were measured with other than all cores.
-        needs_gpu: left out unless it is asked for.
-    """
+    """Commands of a benchmark and what they need."""
 
     name: str
     commands: Sequence[str]
+    """Without the leading `python`."""
     threads: int | None = None
+    """OMP_NUM_THREADS of the committed results; None for all cores."""
     needs_generator: bool = False
     needs_gpu: bool = False
+    """Runs only if named by --only."""
 
 
 def _store(command: str, name: str, threads: int | None = None, needs_generator: bool = False) -> Benchmark:
@@ -57,7 +55,7 @@ def _sample(part: str, settings: str, threads: int | None = None, generator: str
 
 
 def _list_recipe() -> Iterator[str]:
-    """Step times, the two recipes with three seeds at 300, 600 and 1,200 s, every change with one seed at 150 s."""
+    """Step times; two recipes with three seeds at 300, 600 and 1,200 s; every variant with one seed at 150 s."""
     yield "benchmarks/recipe.py time"
     for variant in ("default", "isdm"):
         for seed in range(3):
@@ -69,6 +67,22 @@ def _list_recipe() -> Iterator[str]:
     yield "benchmarks/recipe.py table"
 
 
+def _list_gan() -> Iterator[str]:
+    """Step times, every system on 16 micrographs, adaptive augmentation on 4 and on many, three seeds; the leak."""
+    yield "benchmarks/gan.py time"
+    for seed in range(GAN_SEEDS):
+        for system, data in GAN_RUNS:
+            yield f"benchmarks/gan.py run --system {system} --data {data} {GAN_LARGE} --seed {seed} {GAN_BUDGET}"
+    yield f"benchmarks/gan.py leak {GAN_BUDGET}"
+    yield "benchmarks/gan.py table"
+
+
+GAN_SEEDS, GAN_BUDGET, GAN_LARGE = 3, "--minutes 20", "--large data/large"
+"""The large set is no part of steelgen: any dataset folder of a thousand images or more."""
+GAN_RUNS = (
+    *((system, "16") for system in ("dcgan", "style", "style-no-ada", "diffusion", "masked", "masked-diffusion")),
+    *((system, data) for data in ("4", "large") for system in ("style", "style-no-ada")),
+)
 UTILITY_STUDIES = (
     "main",
     "augmented",
@@ -108,19 +122,25 @@ BENCHMARKS = (
     _sample("guide", "--images 128", threads=1, generator="bundled:uhcs"),
     _sample("beside", "--images 16 --repeats 3", generator="bundled:uhcs"),
     Benchmark("recipe", list(_list_recipe())),
+    Benchmark("gan", list(_list_gan()), threads=1),
+    Benchmark(
+        "segmentation",
+        [f"benchmarks/segmentation.py {part}" for part in ("folds", "times", "scales", "table")],
+    ),
     Benchmark(
         "utility",
         [*(f"benchmarks/utility.py run --study {name}" for name in UTILITY_STUDIES), "benchmarks/utility.py table"],
     ),
     _store("benchmarks/evaluation.py --count 1000 --image-size 256", "evaluation-speed"),
     _store("benchmarks/isdm.py", "isdm", threads=1),
+    _store("benchmarks/rvae.py", "rvae", threads=1),
     _store(f"{LAUNCHER} benchmarks/scaling.py", "scaling", threads=1),
     Benchmark("gpu", ["benchmarks/gpu.py"], needs_gpu=True),
 )
 
 
 def run_benchmarks(chosen: Sequence[Benchmark]) -> list[str]:
-    """Runs them from the repository's root; returns the commands that failed."""
+    """Runs benchmarks from the repository root; returns the commands that failed."""
     failed = []
     if any(benchmark.needs_generator for benchmark in chosen) and not (ROOT / GENERATOR / "export").is_dir():
         failed += _run(TRAIN_GENERATOR, None)
@@ -138,8 +158,8 @@ def _run(command: str, threads: int | None) -> list[str]:
 
 
 def list_commands() -> Iterator[str]:
-    """A line for each benchmark, its commands below."""
-    yield f"(a trained generator, where {GENERATOR}/export is missing)"
+    """Lines with the name of each benchmark and its commands."""
+    yield f"(trained generator, if {GENERATOR}/export is missing)"
     yield f"  python {TRAIN_GENERATOR}"
     for benchmark in BENCHMARKS:
         yield benchmark.name
@@ -155,9 +175,9 @@ def main() -> int:
     names = [benchmark.name for benchmark in BENCHMARKS]
     on_cpu = [benchmark.name for benchmark in BENCHMARKS if not benchmark.needs_gpu]
     parser.add_argument("--only", nargs="+", choices=names, default=on_cpu, metavar="NAME", help="see --list")
-    parser.add_argument("--list", action="store_true", help="print names and commands, run nothing")
-    parser.add_argument("--gather", action="store_true", help="write RESULTS.md from what is stored, run nothing")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder to gather from")
+    parser.add_argument("--list", action="store_true", help="print names and commands without running them")
+    parser.add_argument("--gather", action="store_true", help="only write RESULTS.md from the stored results")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of results")
     parser.add_argument("--report", type=Path, default=ROOT / "benchmarks" / "RESULTS.md", help="file to write")
     arguments = parser.parse_args()
     if arguments.list:
@@ -167,7 +187,7 @@ def main() -> int:
     if not arguments.gather:
         failed = run_benchmarks([benchmark for benchmark in BENCHMARKS if benchmark.name in arguments.only])
     for name in write_report(arguments.results, arguments.report):
-        print(f"{arguments.results / name}.json: not in the report, benchmarks/report.py has no section for it")
+        print(f"{arguments.results / name}.json: not in the report; benchmarks/report.py has no section for it")
     print(f"wrote {arguments.report}")
     for command in failed:
         print(f"failed: {command}", file=sys.stderr)

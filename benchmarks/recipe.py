@@ -1,24 +1,24 @@
-"""The training recipe, piece by piece: KID to held-out micrographs at equal training time.
+"""Variants of the training recipe: KID to held-out micrographs at equal training time.
 
     python benchmarks/recipe.py time
     python benchmarks/recipe.py run --variant default --seed 0 --budget-seconds 600
     python benchmarks/recipe.py table
 
-Every variant trains the same network with the same batches in bf16. On a machine that does other work too, equal time
-is kept by equal counting: `time` measures a training step of all variants in turns, on the CPU in seconds of computing
-by one thread, and `run` takes as many steps as the budget holds by that measure. `run` may be killed at any moment and
-started again with the same arguments. It scores the averaged weights after a half and all of the budget: images drawn
-for masks of crops from the validation and test splits, against crops of the test split. The floor is that of real crops
-of the training split against the same; a figure "above the floor" has it taken off. `table` gathers all.
+Every variant trains the same network on the same batches in bf16. Other load on the machine must not matter, so
+`time` measures the training steps of all variants alternately, on a CPU as CPU time of one thread, and `run` takes
+the number of steps that fits into the budget. `run` resumes after interruption if called with the same arguments. It
+scores the EMA weights after half and all of the budget: images sampled for masks of validation and test crops,
+compared with test crops. The floor is the score of real training crops; "above the floor" means after subtracting it.
+`table` gathers all scores.
 
-Images are drawn by dpmsolver++, for all variants alike. The ISDM recipe (epsilon, linear schedule, learned variance,
-plain gray levels, picked mask pixels, weights averaged with 0.9999 from the first step on, the epoch of lowest training
-loss) is also scored by its last weights, averaged and not, since in short runs its choice may not be its best. Solvers
-that draw fresh noise at every step forgive a network more: so some variants' weights and ISDM's last ones are scored by
-sde-dpmsolver++ or, where they have learned the variance, by ddpm too, and with --own-sampler the latter also by ISDM's
-own procedure, which takes longer.
+Images are sampled with dpmsolver++ for all variants. The ISDM recipe (epsilon, linear schedule, learned variance,
+plain gray levels, nearest-neighbor masks, EMA with a decay of 0.9999 from the first step, the epoch of lowest
+training loss) is also scored by its last weights with and without EMA, since its choice may not be the best one in
+short runs. Stochastic solvers are more tolerant of network errors, so the weights of some variants and the last ones
+of ISDM are also scored with sde-dpmsolver++ or, if they have a learned variance, with ddpm; --own-sampler adds ISDM's
+own, slower procedure.
 
-results/recipe.json keeps the results of mask-noise, min-snr and augmentation-conditioning, which were removed since.
+results/recipe.json keeps the results of mask-noise, min-snr and augmentation-conditioning, which have been removed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from charts import draw_curves
-from common import LinePrinter, save_results, summarize, time_in_turns
+from charts import plot_curves
+from common import LinePrinter, save_results, summarize, time_alternately
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tables import tabulate_scores
@@ -85,24 +85,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nearest-masks": {f"{NETWORK}.mask_resize": "nearest"},
     "loss-aware": {"diffusion.timestep_sampling": "loss_second_moment"},
 }
-"""What each changes of CONFIG."""
+"""Changes of CONFIG by variant."""
 VARIANTS["cosine-rate"] = {f"{TRAIN}.lr_scheduler": "cosine"}
 VARIANTS["isdm-our-average"] = VARIANTS["isdm"] | {f"{TRAIN}.ema_decay": 0.995, f"{TRAIN}.ema_warmup": True}
 SAME_STEP = {"cosine-rate": "default", "isdm-our-average": "isdm"}
-"""Variants that compute the same in a step as another: equal time is equal steps."""
-FRESH_NOISE = {"default": "sde-dpmsolver++", "epsilon": "sde-dpmsolver++", "isdm-our-average": "ddpm"}
-"""Variants whose averaged weights are scored by a solver of fresh noise too."""
+"""Variants with the same step time as another."""
+STOCHASTIC_SOLVERS = {"default": "sde-dpmsolver++", "epsilon": "sde-dpmsolver++", "isdm-our-average": "ddpm"}
+"""Variants whose EMA weights are also scored with a stochastic solver."""
 
 LAST_WEIGHTS = "last weights, not averaged"
 STORED_STDS, REBUILT_STDS = (0.05, 0.1), (0.03, 0.05, 0.1, 0.15, 0.2, 0.25)
-"""Power-function averages that are stored in training, and those put together from them and scored at its end."""
+"""Power-function EMAs stored during training, and those rebuilt from them and scored at the end."""
 SOLVERS: dict[str, SolverSection | RespacedSolverSection] = {
     name: SolverSection(name=name) for name in ("dpmsolver++", "sde-dpmsolver++", "ddpm")
 }
 
 
 def build_config(variant: str, seed: int, run_dir: Path, steps: int = 1, **changes: Any) -> TrainConfig:
-    """A variant's config; it draws no previews and writes checkpoints often."""
+    """Config of a variant, without previews and with frequent checkpoints."""
     values = {
         **VARIANTS[variant],
         "run_dir": str(run_dir),
@@ -121,7 +121,7 @@ def build_config(variant: str, seed: int, run_dir: Path, steps: int = 1, **chang
 
 
 def build_step(variant: str) -> Callable[[], None]:
-    """A training step of a variant, again and again on the same batch, with all that `train` does in it."""
+    """A training step of a variant on a fixed batch, with everything that `train` does in it."""
     config = build_config(variant, 0, Path("unused"))
     generator, micrographs = prepare_training(config)
     trainable = build_trainable(generator, config)
@@ -153,7 +153,7 @@ def build_step(variant: str) -> Callable[[], None]:
 
 
 class Judge:
-    """Scores generators by crops that none of them has seen."""
+    """Scores generators against held-out crops."""
 
     def __init__(self, generator: Generator, images: int) -> None:
         geometry = generator.geometry
@@ -167,16 +167,17 @@ class Judge:
         self.floor = self._compare(compute_cached_features(seen, self._extractor, cache))
 
     def score(self, path: Path, solver: str, seed: int) -> dict[str, float]:
-        """KID and Fréchet distance of one image a mask, drawn by a generator's folder."""
+        """KID and Fréchet distance of one image per mask."""
         generator, device = load_generator(path), pick_device()
         generator.network.requires_grad_(False).to(device)
-        drawn: list[NDArray[np.uint8]] = []
+        images: list[NDArray[np.uint8]] = []
         for start in range(0, len(self._masks), 32):
             masks = torch.from_numpy(self._masks[start : start + 32].astype(np.int64))
             seeds = [10_000 * seed + start + index for index in range(len(masks))]
             with autocast("bf16", device):
-                drawn += [tensor_to_image(image) for image in draw_for_masks(generator, masks, seeds, SOLVERS[solver])]
-        return self._compare(compute_features(np.stack(drawn), self._extractor))
+                drawn = draw_for_masks(generator, masks, seeds, SOLVERS[solver])
+            images += [tensor_to_image(image) for image in drawn]
+        return self._compare(compute_features(np.stack(images), self._extractor))
 
     def _compare(self, features: NDArray[np.float32]) -> dict[str, float]:
         kid, spread = compute_kid(self._real, features)
@@ -184,10 +185,10 @@ class Judge:
 
 
 def run_variant(arguments: argparse.Namespace) -> None:
-    """Trains and scores one variant with one seed; goes on where an earlier attempt was cut off.
+    """Trains and scores one variant with one seed; resumes an interrupted run.
 
     Raises:
-        InputError: if no step times were measured, or a signal ended training.
+        InputError: if step times were not measured, or a signal stopped training.
     """
     runs, variant, seed, budget = arguments.runs, arguments.variant, arguments.seed, arguments.budget_seconds
     times = load_json(runs / "step_times.json")["seconds_a_step"]
@@ -217,7 +218,9 @@ def run_variant(arguments: argparse.Namespace) -> None:
             continue
         result = train(build_config(variant, seed, run_dir, steps, **options), LinePrinter(), resume=True)
         if result.export is None:
-            raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; start it again")
+            raise InputError(
+                f"{name}: stopped by {result.stopped_by} at step {result.global_step}; run again to resume"
+            )
         score(label, result.export, steps)
     if variant == "isdm":
         last = export_last_weights(run_dir)
@@ -227,7 +230,7 @@ def run_variant(arguments: argparse.Namespace) -> None:
         score("best epoch", run_dir / "best", total)
         for solver in ("dpmsolver++", "sde-dpmsolver++", "ddpm"):
             score(f"{LAST_WEIGHTS}, {solver}", last, total, solver)
-    if solver := FRESH_NOISE.get(variant):
+    if solver := STOCHASTIC_SOLVERS.get(variant):
         score(f"by {solver}", result.export, total, solver)
     for std in REBUILT_STDS if stored else ():
         folder = run_dir / f"export-std-{std:g}"
@@ -247,12 +250,12 @@ def export_last_weights(run_dir: Path) -> Path:
 
 
 def gather_scores(runs: Path) -> list[dict[str, Any]]:
-    """All that `run` has stored."""
+    """All scores that `run` has stored."""
     return [load_json(path) for path in sorted((runs / "scores").glob("*.json"))]
 
 
 def gather_curves(gathered: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """(seconds of training, mean over the seeds of KID above the floor) of each variant, of plain weights besides."""
+    """(training seconds, mean KID above the floor over seeds) of each variant, and of weights without EMA."""
     curves: dict[str, dict[float, list[float]]] = {}
     for run in gathered:
         for label, score in run["scores"].items():
@@ -260,7 +263,7 @@ def gather_curves(gathered: Sequence[dict[str, Any]]) -> dict[str, list[tuple[fl
             if not plain and not label.startswith("at "):
                 continue
             share = 1.0 if plain else float(label.removeprefix("at "))
-            above = max(score["kid"] - run["floor"]["kid"], 1e-4)  # a logarithm is taken of it
+            above = max(score["kid"] - run["floor"]["kid"], 1e-4)  # for the logarithmic axis
             name = run["variant"] + (label.removeprefix("last weights") if plain else "")
             curves.setdefault(name, {}).setdefault(share * run["budget_seconds"], []).append(above)
     return {
@@ -273,24 +276,31 @@ def main() -> None:
     """Runs one of the three parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("time", "run", "table"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/recipe"), help="where everything is kept")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/recipe"), help="folder of runs and scores")
     parser.add_argument("--variant", choices=VARIANTS, default="default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget-seconds", type=float, default=600)
-    parser.add_argument("--images", type=int, default=256, help="drawn for a score")
+    parser.add_argument("--images", type=int, default=256, help="images per score")
     parser.add_argument(
-        "--stages", type=float, nargs="*", default=[0.5], help="shares of the budget scored before its end"
+        "--stages",
+        type=float,
+        nargs="*",
+        default=[0.5],
+        help="shares of the budget scored before its end",
     )
     parser.add_argument(
-        "--own-sampler", type=int, default=0, help="score ISDM's last weights by so many of its ancestral steps too"
+        "--own-sampler",
+        type=int,
+        default=0,
+        help="score ISDM's last weights with this number of its ancestral steps too",
     )
-    parser.add_argument("--power-averages", action="store_true", help="also store and score power-function averages")
-    parser.add_argument("--repeats", type=int, default=10, help="steps of each variant that `time` measures")
+    parser.add_argument("--power-averages", action="store_true", help="also store and score power-function EMAs")
+    parser.add_argument("--repeats", type=int, default=10, help="steps per variant in `time`")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.part == "time":
         clock = time.perf_counter if pick_device().type == "cuda" else time.process_time
-        seconds = time_in_turns(
+        seconds = time_alternately(
             {name: build_step(name) for name in VARIANTS if name not in SAME_STEP}, arguments.repeats, clock
         )
         rows = {name: summarize(values) for name, values in seconds.items()}
@@ -300,7 +310,7 @@ def main() -> None:
         run_variant(arguments)
     else:
         gathered = gather_scores(arguments.runs)
-        draw_curves(
+        plot_curves(
             gather_curves(gathered),
             "seconds of training",
             "KID above the floor",

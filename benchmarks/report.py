@@ -1,4 +1,4 @@
-"""RESULTS.md from the stored results: every figure beside ISDM's where ISDM was measured in the same run."""
+"""RESULTS.md from the stored results, with ISDM's figures where they were measured in the same run."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from tables import Lines, Results
 
 @dataclass(frozen=True)
 class Section:
-    """What RESULTS.md says about results/NAME.json: a heading, what is compared, tables of the figures."""
+    """The section of RESULTS.md on results/NAME.json."""
 
     name: str
     heading: str
     compared: str
+    """What the tables compare."""
     tabulate: Callable[[Results], Lines]
     instead: str = ""
-    """What it says without stored results; "" leaves the section out."""
+    """Text without stored results; "" omits the section."""
 
 
 def write_report(results: Path, path: Path) -> list[str]:
-    """Writes the report of all results that are there.
+    """Writes the report of all stored results.
 
     Args:
-        results: folder of the benchmarks' JSON files.
+        results: folder of JSON files.
         path: the .md file.
 
     Returns:
-        Names of results without a section, which are left out.
+        Names of results without a section, which are omitted.
     """
     path.write_text(build_report(results), encoding="utf-8")
     known = {section.name for section in SECTIONS}
@@ -40,7 +41,7 @@ def write_report(results: Path, path: Path) -> list[str]:
 
 
 def build_report(results: Path) -> str:
-    """The report as Markdown; benchmarks without results are named at its end."""
+    """Builds the report as Markdown; benchmarks without results are named at the end."""
     parts, missing = [_HEAD], []
     for section in SECTIONS:
         file = results / f"{section.name}.json"
@@ -57,12 +58,12 @@ def build_report(results: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_HEAD = """# What the benchmarks measured
+_HEAD = """# Benchmark results
 
-Made by `benchmarks/run --gather` from benchmarks/results/*.json; `benchmarks/run` measures everything anew. "ISDM's" is
-ISDM's procedure, done again here on the same weights, masks and machine. Spreads are from the lowest to the highest of
-the repeats or seeds, or ± one standard deviation of KID over its subsets. KID and the Fréchet distance (FD) are of
-EfficientNet-Lite0's features: the lower the better. mIoU: the higher the better."""
+Written by `benchmarks/run --gather` from benchmarks/results/*.json; `benchmarks/run` repeats all measurements. "ISDM's"
+means ISDM's procedure, reproduced with the same weights and masks on the same machine. Ranges are from the minimum to
+the maximum of the repeats or seeds, or ± one standard deviation of KID over its subsets. KID and the Fréchet distance
+(FD) use EfficientNet-Lite0 features; lower is better. Higher mIoU is better."""
 
 
 def _describe_environment(environment: Results) -> str:
@@ -84,54 +85,60 @@ def _describe_environment(environment: Results) -> str:
 SECTIONS = (
     Section(
         "training",
-        "A training step",
-        "ISDM's network trained ISDM's way (fp32, a second forward pass for the loss, mask features anew in every "
-        "norm) and as `steelgen train` does it, from the same weights.",
+        "Training step",
+        "ISDM's network trained ISDM's way (fp32, a second forward pass for the loss, mask features recomputed in "
+        "every norm) and as in `steelgen train`, from the same weights.",
         tables.tabulate_training,
     ),
     Section(
         "sampling-speed",
         "Sampling: time",
-        "ISDM's procedure (300 ancestral steps, two passes a step, fp32), then one measure more in each row down to "
-        "steelgen's default; 32 px, the same weights and masks.",
+        "ISDM's procedure (300 ancestral steps, two passes per step, fp32); every further row adds one change, the "
+        "last one is steelgen's default. 32 px, with the same weights and masks.",
         tables.tabulate_speed,
     ),
     Section(
         "sampling-beside",
-        "Sampling: what goes on beside drawing",
-        "`steelgen sample` by the bundled model (64 px): masks made, pairs judged and written in turn with drawing, as "
-        "before, and in processes and threads beside it.",
+        "Sampling: parallel work",
+        "`steelgen sample` with the bundled model (64 px): masks are made and pairs filtered and written in sequence "
+        "with the network, as before, or in parallel processes and threads.",
         tables.tabulate_beside,
     ),
     Section(
         "sampling-quality",
         "Sampling: quality",
-        "ISDM's procedure and steelgen's default on the same weights, by distance to held-out crops and by how well a "
-        "segmenter trained on real crops finds the masks again.",
+        "ISDM's procedure and steelgen's default with the same weights: distance to held-out crops, and mIoU between "
+        "the masks and those that a segmenter trained on real crops predicts.",
         tables.tabulate_quality,
     ),
     Section(
         "sampling-curve",
         "Sampling: KID over the number of network evaluations",
-        "Solvers with the default's spacing and guidance, on the same weights as above; Heun takes two evaluations a "
+        "Solvers with the default spacing and guidance and the same weights as above; Heun uses two evaluations per "
         "step.",
         tables.tabulate_curve,
     ),
     Section(
         "sampling-guide",
         "Sampling: guidance",
-        "Guidance scales and the noise levels at which there is guidance, with two spacings of the steps; by the "
-        "bundled model of 64 px.",
+        "Guidance scales and intervals of noise levels, with two spacings of the steps; bundled model, 64 px.",
         tables.tabulate_guide,
     ),
     Section(
         "recipe",
-        "The training recipe at equal time",
-        "steelgen's default recipe, ISDM's and single changes of the default: KID to held-out crops after the same "
-        "time of training of the same network. ISDM's average of 0.9999 from the first step on still holds most of the "
-        "untrained weights after so few steps, so its last weights without an average are a row of their own. "
-        "The options behind mask-noise, min-snr and augmentation-conditioning were removed since.",
+        "Training recipe at equal time",
+        "steelgen's default recipe, ISDM's recipe and single changes of the default: KID to held-out crops after "
+        "equal training time of the same network. ISDM's EMA with a decay of 0.9999 from the first step still "
+        "contains most of the untrained weights after so few steps, so its last weights without EMA have rows of "
+        "their own. The options of mask-noise, min-snr and augmentation-conditioning have been removed.",
         tables.tabulate_recipe,
+    ),
+    Section(
+        "gan",
+        "Adversarial generators",
+        "DCGAN, the style-based generator with and without adaptive augmentation (ADA), the masked one, and semantic "
+        "diffusion with and without masks, after equal time of training of one core; images/s are those of one core.",
+        tables.tabulate_gan,
     ),
     Section(
         "utility",
@@ -141,42 +148,60 @@ SECTIONS = (
         tables.tabulate_utility,
     ),
     Section(
+        "segmentation",
+        "Segmenters of real micrographs",
+        "The six folds of uhcs: a segmenter trained on 20 micrographs, tested on the other 4, whole and at their own "
+        "resolution. Then judges as `steelgen evaluate` trains them, tested on crops at half the resolution.",
+        tables.tabulate_segmentation,
+    ),
+    Section(
         "evaluation-speed",
-        "Time of an evaluation",
-        "`steelgen evaluate` without a utility study, from an empty cache.",
+        "Evaluation time",
+        "`steelgen evaluate` without a utility study, with an empty cache.",
         tables.tabulate_evaluation,
     ),
     Section(
         "data-import",
-        "Importing a large set",
-        "A simulated set as large as the MA-island set, 1024×768 px; memory is that of all processes together.",
+        "Importing a large dataset",
+        "A simulated dataset as large as the MA-island set, 1024×768 px; memory is the sum over all processes.",
         tables.tabulate_import,
     ),
     Section(
         "data-loader",
         "Loading crops",
-        "64 px crops by one process from three sources, beside the crops that a 64-channel network trains on.",
+        "64 px crops loaded by one process from three sources, compared with the crops that a 64-channel network "
+        "trains on.",
         tables.tabulate_loader,
     ),
     Section(
         "isdm",
-        "Distance from ISDM's own numbers",
-        "What ISDM computes from a checkpoint of its own, and steelgen from the imported one; below, balanced masks.",
+        "Differences from ISDM's numbers",
+        "Outputs of steelgen with an imported ISDM checkpoint, compared with those of ISDM; below, balanced masks.",
         tables.tabulate_isdm,
+    ),
+    Section(
+        "rvae",
+        "Descriptors that do not see the direction",
+        "Two latents of `rvae` beside those of a plain variational autoencoder of about the same size, trained alike; "
+        "for real islands also two principal components and five hand-made shape measures. Movement: how far turning a "
+        "patch moves its latents, in their standard deviation over patches, of the worse latent. Agreement: adjusted "
+        "Rand index of k-means clusters with the labels, and how often the 7 nearest islands tell the label, with as "
+        "many islands of each label.",
+        tables.tabulate_rvae,
     ),
     Section(
         "scaling",
         "Data-parallel training",
-        "A step with and without the all-reduce on this CPU, and predictions for GPUs by the model in docs/scaling.md.",
+        "A step with and without all-reduce on this CPU, and predictions for GPUs by the model in docs/scaling.md.",
         tables.tabulate_scaling,
     ),
     Section(
         "gpu",
         "On a GPU",
-        "Training and sampling with the network of configs/train.json, by `benchmarks/gpu`; waits are the host's for "
-        "the GPU.",
+        "Training and sampling with the network of configs/train.json, by `benchmarks/gpu`; waits are those of the "
+        "host for the GPU.",
         tables.tabulate_gpu,
-        instead="steelgen has not been measured on a GPU yet: all figures above are a CPU's. `benchmarks/gpu` measures "
-        "whether resuming is exact, speed, memory and waits within nine minutes.",
+        instead="steelgen has not been measured on a GPU yet: all figures above are from a CPU. `benchmarks/gpu` "
+        "measures exact resume, speed, memory and waits within nine minutes.",
     ),
 )

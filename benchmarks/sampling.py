@@ -1,15 +1,17 @@
-"""Sampling: ISDM's procedure against steelgen's default, on the same weights, masks and machine.
+"""Sampling: ISDM's procedure compared with steelgen's default, with the same weights, masks and machine.
 
     steelgen train -c benchmarks/configs/uhcs_32.json
     python benchmarks/sampling.py speed   --generator RUN [--images 2] [--repeats 3]
     python benchmarks/sampling.py quality --generator RUN [--images 256]
     python benchmarks/sampling.py curve   --generator RUN [--images 256]
     python benchmarks/sampling.py guide   --generator RUN [--images 256]
+    python benchmarks/sampling.py beside  --generator RUN [--images 16] [--repeats 3]
 
-ISDM draws an image with 300 ancestral steps of learned variance, two separate network passes a step, fp32, and computes
-the mask features anew in every pass. `speed` turns our measures on one at a time. `quality` compares both by KID and FD
-to held-out crops and by the agreement of a real-trained segmenter with the masks, ours with three seeds. `curve` is KID
-over the number of steps for each solver, `guide` over guidance scales and intervals: the defaults were chosen by them.
+ISDM samples an image with 300 ancestral steps of learned variance and two separate fp32 network passes per step, each
+of which recomputes the mask features. `speed` adds our changes one at a time. `quality` compares both by KID and FD
+to held-out crops, and by the mIoU of a segmenter trained on real crops with the masks, ours with three seeds. `curve`
+gives KID over the number of steps of each solver, `guide` over guidance scales and intervals; the defaults were
+chosen by them. `beside` compares sequential with parallel mask making, filtering and writing.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from common import save_results, summarize, time_in_turns
+from common import save_results, summarize, time_alternately
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,13 +43,13 @@ from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import RespacedSolver
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
-from steelgen.evaluation.iou import compute_agreement
+from steelgen.evaluation.iou import compute_scores
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
 from steelgen.generators import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
-from steelgen.sampling import run as sampling_run
-from steelgen.sampling.beside import Candidate, iterate_masks
+from steelgen.sampling import sample as sampling_module
+from steelgen.sampling.workers import Candidate, iterate_masks
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 GUIDANCE = 1.5
@@ -69,15 +71,16 @@ GUIDES: tuple[tuple[float, tuple[float, float] | None, bool], ...] = (
     (1.0, None, True),
     (1.5, (0.2, 2.0), True),
 )
-"""Guidance scale, the noise levels at which there is guidance, and whether the steps are spaced as by Karras."""
-Draw = Callable[[Tensor, list[int]], Tensor]
+"""Guidance scale, guidance interval in noise levels, and whether steps have Karras spacing."""
+Sample = Callable[[Tensor, list[int]], Tensor]
+"""(N, H, W) int64 masks and N seeds → (N, C, H, W) images in [-1, 1]."""
 
 
 @torch.no_grad()
-def draw_as_isdm(
+def sample_as_isdm(
     generator: SemanticDiffusion, masks: Tensor, seeds: list[int], cached: bool = False, batched: bool = False
 ) -> Tensor:
-    """Ancestral sampling over 300 steps; each measure that does not change the image can be turned on."""
+    """Samples as ISDM does, over 300 ancestral steps; `cached` and `batched` are speedups that keep the images."""
     unet, n, channels = generator.network, len(masks), generator.geometry.in_channels
     schedule = generator.schedule
     steps = RespacedSolver(ISDM, schedule.prediction_type, unet.config.timestep_scale, generator.value_range)
@@ -104,15 +107,15 @@ def draw_as_isdm(
 
 
 def measure_speed(generator: SemanticDiffusion, images: int, repeats: int) -> dict[str, Any]:
-    """Seconds an image for ISDM's procedure, then with one measure more in each row."""
-    masks, seeds = draw_masks(generator, images), list(range(images))
+    """Seconds per image of ISDM's procedure, and with one change more in each row."""
+    masks, seeds = cut_masks(generator, images), list(range(images))
     default = SolverSection()
     everywhere = default.model_copy(update={"guidance_interval": None})
     twenty = everywhere.model_copy(update={"num_inference_steps": 20})
 
     def isdm(layout: torch.memory_format, cached: bool, batched: bool) -> None:
         generator.network.to(memory_format=layout)
-        draw_as_isdm(generator, masks, seeds, cached, batched)
+        sample_as_isdm(generator, masks, seeds, cached, batched)
 
     def ours(solver: SolverSection, bf16: bool) -> None:
         generator.network.to(memory_format=torch.channels_last)
@@ -120,7 +123,7 @@ def measure_speed(generator: SemanticDiffusion, images: int, repeats: int) -> di
             draw_for_masks(generator, masks, seeds, solver)
 
     plain, last = torch.contiguous_format, torch.channels_last
-    seconds = time_in_turns(
+    seconds = time_alternately(
         {
             "ISDM's procedure": lambda: isdm(plain, cached=False, batched=False),
             "+ channels last": lambda: isdm(last, cached=False, batched=False),
@@ -145,16 +148,16 @@ def measure_speed(generator: SemanticDiffusion, images: int, repeats: int) -> di
 
 
 def measure_quality(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
-    """ISDM's procedure and the default, three seeds each, against held-out crops and against their masks."""
+    """Scores of ISDM's procedure and of the default with three seeds."""
     judge = Judge(generator, images)
     scores: dict[str, Any] = {}
     for seed in range(3):
         scores[f"default, seed {seed}"] = judge.score(
-            lambda masks, seeds: judge.draw(SolverSection(), masks, seeds), seed
+            lambda masks, seeds: judge.sample(SolverSection(), masks, seeds), seed
         )
         print(scores, flush=True)
     scores["ISDM's procedure"] = judge.score(
-        lambda masks, seeds: draw_as_isdm(generator, masks, seeds, cached=True, batched=True), 0
+        lambda masks, seeds: sample_as_isdm(generator, masks, seeds, cached=True, batched=True), 0
     )
     return {
         "images": images,
@@ -165,21 +168,21 @@ def measure_quality(generator: SemanticDiffusion, images: int) -> dict[str, Any]
 
 
 def measure_curve(generator: SemanticDiffusion, images: int, solvers: Sequence[str] = CURVE_SOLVERS) -> dict[str, Any]:
-    """KID over the number of network evaluations a pass; Heun takes two a step."""
+    """KID over the number of network evaluations; Heun uses two per step."""
     judge = Judge(generator, images)
     rows: dict[str, dict[str, Any]] = {}
     for name in solvers:
         for steps in CURVE_STEPS:
             taken = max(2, (steps + 1) // 2) if name == "heun" else steps
             solver = SolverSection().model_copy(update={"name": name, "num_inference_steps": taken})
-            score = judge.score(lambda masks, seeds, solver=solver: judge.draw(solver, masks, seeds), 0)
+            score = judge.score(lambda masks, seeds, solver=solver: judge.sample(solver, masks, seeds), 0)
             rows.setdefault(name, {})[str(steps)] = score
             print(name, steps, score, flush=True)
     return {"images": images, "floor": judge.floor, "solvers": rows}
 
 
 def measure_guides(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
-    """Guidance scales and intervals, at 12 steps; the first and the default also with Karras's spacing."""
+    """Scores of guidance scales and intervals with 12 steps, two of them also with Karras spacing."""
     judge = Judge(generator, images)
     rows = []
     for scale, interval, karras in GUIDES:
@@ -190,16 +193,16 @@ def measure_guides(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
             "karras_sigmas": karras,
         }
         solver = SolverSection().model_copy(update=changes)
-        score = judge.score(lambda masks, seeds, solver=solver: judge.draw(solver, masks, seeds), 0)
+        score = judge.score(lambda masks, seeds, solver=solver: judge.sample(solver, masks, seeds), 0)
         rows.append({**changes, **score})
         print(rows[-1], flush=True)
     return {"images": images, "floor": judge.floor, "guides": rows}
 
 
 class Judge:
-    """Compares drawn images with real crops of the test split that have the same masks as a group, and with the masks.
+    """Scores images sampled for masks of the test split against its real crops and against the masks.
 
-    The floor is that of the training split's crops, and of the segmenter on the test crops themselves.
+    The floor is measured on crops of the training split, that of mIoU on the test crops themselves.
     """
 
     def __init__(self, generator: SemanticDiffusion, images: int) -> None:
@@ -210,34 +213,34 @@ class Judge:
         real, self.masks = cut_crops(test, generator.geometry, images, seed=0)
         self.real = compute_features(real, self.extractor)
         others, _ = cut_crops(train, generator.geometry, images, seed=0)
-        self.floor = {**self._compare(others), "miou": self._agree(real)}
+        self.floor = {**self._compare(others), "miou": self._compute_miou(real)}
 
-    def draw(self, solver: SolverSection, masks: Tensor, seeds: list[int]) -> Tensor:
+    def sample(self, solver: SolverSection, masks: Tensor, seeds: list[int]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return draw_for_masks(self.generator, masks, seeds, solver)
 
-    def score(self, draw: Draw, seed: int, batch: int = 32) -> dict[str, float]:
-        drawn = []
+    def score(self, sample: Sample, seed: int, batch: int = 32) -> dict[str, float]:
+        sampled = []
         for start in range(0, len(self.masks), batch):
             masks = torch.from_numpy(self.masks[start : start + batch].astype(np.int64))
             seeds = [10_000 * seed + start + index for index in range(len(masks))]
-            drawn += [tensor_to_image(image) for image in draw(masks, seeds)]
-        images = np.stack(drawn)
-        return {**self._compare(images), "miou": self._agree(images)}
+            sampled += [tensor_to_image(image) for image in sample(masks, seeds)]
+        images = np.stack(sampled)
+        return {**self._compare(images), "miou": self._compute_miou(images)}
 
     def _compare(self, images: Any) -> dict[str, float]:
         features = compute_features(images, self.extractor)
         kid, spread = compute_kid(self.real, features)
         return {"fd": compute_frechet_distance(self.real, features), "kid": kid, "kid_std": spread}
 
-    def _agree(self, images: Any) -> float:
+    def _compute_miou(self, images: Any) -> float:
         info = self.generator.info
-        seen = predict_masks(self.segmenter, images)
-        return compute_agreement(self.masks, seen, info.num_classes, info.ignore_index).mean_iou
+        predicted = predict_masks(self.segmenter, images)
+        return compute_scores(self.masks, predicted, info.num_classes, info.ignore_index).mean_iou
 
 
 class _InTurn:
-    """In place of a `PairWriter`: judges and writes each pair as soon as it is drawn, before the next ones."""
+    """Replacement of `PairWriter` that filters and writes each pair before the next ones are sampled."""
 
     def __init__(self, finish: Callable[[Candidate, NDArray[np.uint8]], str | None]) -> None:
         self._finish = finish
@@ -262,7 +265,7 @@ class _InTurn:
 
 
 def measure_beside(generator: Path, images: int, repeats: int) -> dict[str, Any]:
-    """Images a second of `steelgen sample`, with masks, judgment and files in turn with drawing and beside it."""
+    """Times `steelgen sample` with masks, filter and files in sequence with the network and in parallel."""
 
     def build(folder: str, **values: Any) -> SampleConfig:
         masks = {"kind": "procedural", "dataset": str(DATASET), "split": "train"}
@@ -271,19 +274,19 @@ def measure_beside(generator: Path, images: int, repeats: int) -> dict[str, Any]
 
     copies = {"filter": {"dataset": str(DATASET), "min_iou": 0, "max_correlation": 0.999}}
 
-    def draw(beside: bool, values: dict[str, Any]) -> None:
+    def run(beside: bool, values: dict[str, Any]) -> None:
         in_turn = [
-            mock.patch.object(sampling_run, "PairWriter", _InTurn),
-            mock.patch.object(sampling_run, "iterate_masks", partial(iterate_masks, beside=False)),
+            mock.patch.object(sampling_module, "PairWriter", _InTurn),
+            mock.patch.object(sampling_module, "iterate_masks", partial(iterate_masks, use_workers=False)),
         ]
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             for patch in [] if beside else in_turn:
                 stack.enter_context(patch)
-            sampling_run.sample(build(folder, **values))
+            sampling_module.sample(build(folder, **values))
 
-    seconds = time_in_turns(
+    seconds = time_alternately(
         {
-            f"{what}, {how}": partial(draw, how == "beside", values)
+            f"{what}, {how}": partial(run, how == "beside", values)
             for what, values in (("procedural masks", {}), ("procedural masks and copy filter", copies))
             for how in ("in turn", "beside")
         },
@@ -292,19 +295,19 @@ def measure_beside(generator: Path, images: int, repeats: int) -> dict[str, Any]
     return {"images": images, "seconds": {name: summarize(values) for name, values in seconds.items()}}
 
 
-def draw_masks(generator: SemanticDiffusion, count: int) -> Tensor:
+def cut_masks(generator: SemanticDiffusion, count: int) -> Tensor:
     """Masks of held-out crops, (count, S, S) int64."""
     _, masks = cut_crops(load_micrographs(DATASET, "test"), generator.geometry, count)
     return torch.from_numpy(masks.astype(np.int64))
 
 
 def main() -> None:
-    """Measures one part and writes its results."""
+    """Measures one part and saves its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("speed", "quality", "curve", "guide", "beside"))
     parser.add_argument("--generator", type=Path, required=True, help="run folder, checkpoint or export")
     parser.add_argument("--images", type=int)
-    parser.add_argument("--solvers", nargs="+", choices=CURVE_SOLVERS, default=CURVE_SOLVERS, help="of the curve")
+    parser.add_argument("--solvers", nargs="+", choices=CURVE_SOLVERS, default=CURVE_SOLVERS, help="solvers of `curve`")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/sampling-PART.json")
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What data-parallel training costs in communication, and how far it scales by a simple model (docs/scaling.md).
+"""Communication of data-parallel training, and its scaling by a simple model (docs/scaling.md).
 
     python -m torch.distributed.run --standalone --nproc_per_node 2 benchmarks/scaling.py [--config configs/train.json]
 
-Measured: the bytes that DistributedDataParallel all-reduces in a step, the seconds of a step with and without that
-all-reduce, and the floating-point operations of a step. Predicted: efficiency from 1 to 64 GPUs.
+Measures the bytes that DistributedDataParallel all-reduces per step, the time of a step with and without all-reduce,
+and the floating-point operations per step. Predicts the efficiency from 1 to 64 GPUs.
 """
 
 # No `from __future__ import annotations` here: DistributedDataParallel reads the hook's annotations as objects.
@@ -31,15 +31,15 @@ from steelgen.training.setup import build_crops, prepare_training
 GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 GPUS_PER_NODE = 8
 SUSTAINED_FLOPS = 40e12
-"""Assumed of a GPU in bf16 with channels_last: an eighth of an A100's peak."""
+"""Assumed for a GPU in bf16 with channels_last: an eighth of the peak of an A100."""
 INTERCONNECTS = {"InfiniBand HDR": (200e9, 20e9, 5e-6), "100 Gb/s Ethernet": (200e9, 8e9, 30e-6)}
-"""Assumed bytes/s of the all-reduce within a node and between nodes, and seconds of latency a hop."""
+"""Assumed bytes/s of all-reduce within a node and between nodes, and latency per hop in seconds."""
 OVERLAP = 0.5
-"""Assumed share of a step's time that communication can hide behind: the backward pass, less its first bucket."""
+"""Assumed share of the step time that can overlap with communication: the backward pass without its first bucket."""
 
 
 def measure(config: TrainConfig, batch_size: int, repeats: int) -> dict[str, Any]:
-    """Bytes, seconds and operations of a training step of this process."""
+    """Measures bytes, seconds and operations of a training step of this process."""
     generator, micrographs = prepare_training(config)
     trainable = build_trainable(generator, config)
     crops = build_crops(config, trainable, micrographs)
@@ -59,9 +59,9 @@ def measure(config: TrainConfig, batch_size: int, repeats: int) -> dict[str, Any
     wrapped.register_comm_hook(dist.group.WORLD, count_bytes)
 
     def step() -> float:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         trainable.compute_loss(trainable.phases[0], {"unet": wrapped}, batch).losses.mean().backward()
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     def step_alone() -> float:
         with wrapped.no_sync():
@@ -88,15 +88,15 @@ def measure(config: TrainConfig, batch_size: int, repeats: int) -> dict[str, Any
 def predict_efficiency(
     step: float, volume: float, gpus: int, interconnect: tuple[float, float, float], hidden: float, jitter: float
 ) -> float:
-    """Share of the ideal speed-up: step / (step + waiting for the slowest + what of the all-reduce is not hidden).
+    """Share of the ideal speedup: step / (step + wait for the slowest GPU + all-reduce time that does not overlap).
 
     Args:
-        step: seconds of a GPU's step without communication.
+        step: seconds per step of a GPU without communication.
         volume: bytes of the gradients.
         gpus: number of GPUs, at least 1.
-        interconnect: bytes/s within a node and between nodes, seconds of latency a hop.
-        hidden: share of the step behind which communication hides.
-        jitter: relative spread of step times; the slowest of n is √(2 ln n) spreads late.
+        interconnect: bytes/s within a node and between nodes, latency per hop in seconds.
+        hidden: share of the step that overlaps with communication.
+        jitter: relative standard deviation of step times; the slowest of n is late by √(2 ln n) of them.
     """
     within, between, latency = interconnect
     bandwidth = within if gpus <= GPUS_PER_NODE else between
@@ -106,9 +106,9 @@ def predict_efficiency(
 
 
 def predict_scaling(flop_a_crop: float, volume: float, crops_a_gpu: int) -> dict[str, Any]:
-    """Efficiencies by interconnect and number of GPUs: [nothing hidden and 3 % jitter, half hidden and no jitter].
+    """Efficiencies by interconnect and number of GPUs: [no overlap and 3 % jitter, half overlap and no jitter].
 
-    Weak scaling keeps crops_a_gpu on each GPU; strong scaling shares the crops of 8 GPUs out among all.
+    Weak scaling keeps crops_a_gpu on each GPU; strong scaling distributes the crops of 8 GPUs over all.
     """
     step = flop_a_crop * crops_a_gpu / SUSTAINED_FLOPS
     table: dict[str, Any] = {}
@@ -128,10 +128,10 @@ def predict_scaling(flop_a_crop: float, volume: float, crops_a_gpu: int) -> dict
 
 
 def main() -> None:
-    """Measures under torchrun; the first process predicts and saves."""
+    """Measures under torchrun; the first process predicts, and prints or saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/train.json"))
-    parser.add_argument("--batch-size", type=int, default=2, help="crops a process in the measured step")
+    parser.add_argument("--batch-size", type=int, default=2, help="crops per process in the measured step")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Tables of the stored results, as lines of Markdown: one function a benchmark."""
+"""Markdown tables of the stored results, one function per benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Lines = list[str]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> Lines:
-    """A Markdown table whose first `texts` columns are flush left, the figures flush right."""
+    """A Markdown table; the first `texts` columns are left-aligned, the numbers right-aligned."""
     rule = "---|" * texts + "--:|" * (len(columns) - texts)
     return [f"| {' | '.join(columns)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)]
 
@@ -36,8 +36,52 @@ def _kid(score: dict[str, float]) -> str:
     return f"{1e3 * score['kid']:.1f} ± {1e3 * score['kid_std']:.1f}"
 
 
+def tabulate_gan(stored: Results) -> Lines:
+    """Systems by data, means over the seeds, and how many lamellae lie as they should."""
+    groups: dict[tuple[str, str], list[Results]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["data"], run["system"]), []).append(run)
+    rows = []
+    for (data, system), runs in sorted(groups.items()):
+        above = [1e3 * (run["score"]["kid"] - run["floor"]["kid"]) for run in runs]
+        means = {key: fmean(run["score"][key] for run in runs) for key in ("fd", "precision", "recall", "copies")}
+        longest = [run["score"]["longest_step"] for run in runs if "longest_step" in run["score"]]
+        rows.append(
+            [
+                data,
+                system,
+                _mean_and_range(above),
+                f"{means['fd']:.0f}",
+                f"{means['precision']:.2f}, {means['recall']:.2f}",
+                f"{means['copies']:.2f}",
+                _number(fmean(run["score"]["images_per_second"] for run in runs)),
+                f"{fmean(longest):.1f}" if longest else "–",
+                str(len(runs)),
+            ]
+        )
+    floors = {run["data"]: run["floor"] for run in stored["runs"]}
+    for data, floor in sorted(floors.items()):
+        fidelity = f"{floor['precision']:.2f}, {floor['recall']:.2f}"
+        rows.append([data, "floor", "0", f"{floor['fd']:.0f}", fidelity, f"{floor['copies']:.2f}", "–", "–", "–"])
+    columns = ["micrographs", "system", "KID·10³ above the floor", "FD", "precision, recall", "copies", "images/s"]
+    minutes = sorted({run["minutes"] for run in stored["runs"]})
+    lines = [
+        f"32 px, {' or '.join(f'{value:g}' for value in minutes)} min of one core for each run, "
+        f"{stored['runs'][0]['images']} images each.",
+        "",
+        *_table([*columns, "longest step / mean", "seeds"], rows, texts=2),
+    ]
+    if leak := stored["leak"]:
+        lines += [
+            "",
+            f"Lamellae within 20° of where they lie: {leak['real']:.3f} of real ones, {leak['drawn']:.3f} of those "
+            f"drawn after {leak['steps']} steps with transforms at a mean probability of {leak['mean_strength']:.2f}.",
+        ]
+    return lines
+
+
 def tabulate_training(stored: Results) -> Lines:
-    """Images a second and memory of a training step."""
+    """Throughput and memory of a training step."""
     settings, ours = stored["settings"], stored["precision_of_ours"]
     rows = [
         [
@@ -50,28 +94,28 @@ def tabulate_training(stored: Results) -> Lines:
         for name, row in stored["variants"].items()
     ]
     return [
-        f"{settings['image_size']} px, {settings['channels']} channels, {settings['batch_size']} crops a step, on "
-        f"{settings['device']}; medians of {settings['repeats']} turns.",
+        f"{settings['image_size']} px, {settings['channels']} channels, {settings['batch_size']} crops per step, on "
+        f"{settings['device']}; medians of {settings['repeats']} repeats.",
         "",
-        *_table(["step", "images/s", "times faster", "peak memory (GiB)", "memory (% of ISDM's)"], rows),
+        *_table(["step", "images/s", "speedup", "peak memory (GiB)", "memory (% of ISDM's)"], rows),
     ]
 
 
 def tabulate_speed(stored: Results) -> Lines:
-    """Seconds an image, one measure more in each row."""
+    """Time per image; every row adds one change."""
     rows = [
         [name, _spread(row["seconds_per_image"]), _spread(row["times_faster_than_isdm"])]
         for name, row in stored["variants"].items()
     ]
     return [
-        f"Medians of {stored['repeats']} turns of {stored['images']} images.",
+        f"Medians of {stored['repeats']} repeats of {stored['images']} images.",
         "",
-        *_table(["procedure", "time an image (s)", "times faster"], rows),
+        *_table(["procedure", "time per image (s)", "speedup"], rows),
     ]
 
 
 def tabulate_beside(stored: Results) -> Lines:
-    """Images a second with everything in turn, and beside drawing."""
+    """Throughput with sequential and with parallel work."""
     seconds, images = stored["seconds"], stored["images"]
     rows = []
     for what in dict.fromkeys(name.rpartition(", ")[0] for name in seconds):
@@ -79,9 +123,9 @@ def tabulate_beside(stored: Results) -> Lines:
         rates = [f"{images / row['median']:.2f}" for row in (in_turn, beside)]
         rows.append([what, *rates, f"{in_turn['median'] / beside['median']:.2f}"])
     return [
-        f"Medians of turns of {images} images.",
+        f"Medians of repeats of {images} images.",
         "",
-        *_table(["what is sampled", "images/s in turn", "images/s beside", "times faster"], rows),
+        *_table(["masks and filter", "images/s, sequential", "images/s, parallel", "speedup"], rows),
     ]
 
 
@@ -93,7 +137,7 @@ def _judge(score: dict[str, float]) -> list[str]:
 
 
 def tabulate_quality(stored: Results) -> Lines:
-    """Both procedures, ours with mean and range over the seeds."""
+    """Scores of both procedures; ours with mean and range over seeds."""
     scores = stored["scores"]
     ours = [score for name, score in scores.items() if name.startswith("default")]
     mean = [_mean_and_range([factor * score[key] for score in ours], digits) for key, factor, digits in _MEANS]
@@ -101,7 +145,7 @@ def tabulate_quality(stored: Results) -> Lines:
     rows = [[name, *_judge(score)] for name, score in others.items()]
     rows += [[f"default, mean of {len(ours)} seeds", *mean]]
     rows += [[name, *_judge(score)] for name, score in scores.items() if name not in others]
-    rows += [["floor (real against real)", *_judge(stored["floor"])]]
+    rows += [["floor (real vs real)", *_judge(stored["floor"])]]
     return [f"{stored['images']} images each.", "", *_table(["procedure", *_JUDGED], rows)]
 
 
@@ -109,28 +153,28 @@ _MEANS = (("kid", 1e3, 1), ("fd", 1.0, 1), ("miou", 1.0, 3))
 
 
 def tabulate_curve(stored: Results) -> Lines:
-    """KID, one row a solver, one column a number of evaluations."""
+    """KID; a row per solver, a column per number of evaluations."""
     solvers = stored["solvers"]
     counts = list(next(iter(solvers.values())))
     rows = [[name, *(_kid(scores[count]) for count in counts)] for name, scores in solvers.items()]
-    columns = ["KID·10³ of solver", *(f"{count} evaluations" for count in counts)]
+    columns = ["KID·10³ by solver", *(f"{count} evaluations" for count in counts)]
     return [f"{stored['images']} images each; floor {_kid(stored['floor'])}.", "", *_table(columns, rows)]
 
 
 def tabulate_guide(stored: Results) -> Lines:
-    """One row a guidance scale, interval and spacing."""
+    """Scores; a row per guidance scale, interval and spacing."""
     rows = []
     for row in stored["guides"]:
         low, high = row["guidance_interval"] or (0, "∞")
-        spacing = "Karras's" if row["karras_sigmas"] else "default"
+        spacing = "Karras" if row["karras_sigmas"] else "default"
         rows.append([f"{row['guidance_scale']:g}", f"{low} to {high}", spacing, *_judge(row)])
     rows.append(["floor", "", "", *_judge(stored["floor"])])
-    columns = ["guidance scale", "at noise levels", "spacing", *_JUDGED]
+    columns = ["guidance scale", "noise levels with guidance", "spacing", *_JUDGED]
     return [f"{stored['images']} images each, 12 steps.", "", *_table(columns, rows, texts=3)]
 
 
 def tabulate_scores(runs: Sequence[Results]) -> Lines:
-    """The recipe's scores: one row a variant, budget and way of drawing, mean and range over the seeds."""
+    """Scores of the recipe; a row per variant, budget and weights, with mean and range over seeds."""
     grouped: dict[tuple[str, float, str], list[Results]] = {}
     for run in runs:
         for label, score in run["scores"].items():
@@ -150,13 +194,13 @@ _SCORES = (("above", 1e3), ("kid", 1e3), ("fd", 1.0))
 
 
 def tabulate_recipe(stored: Results) -> Lines:
-    """Scores, and the time of a step by which budgets were counted."""
+    """Scores, and the step times behind the budgets."""
     times = [[name, _spread(summary)] for name, summary in stored["seconds_a_step"].items()]
-    return [*tabulate_scores(stored["runs"]), "", *_table(["variant", "CPU time a step (s)"], times)]
+    return [*tabulate_scores(stored["runs"]), "", *_table(["variant", "CPU time per step (s)"], times)]
 
 
 def tabulate_utility(stored: Results) -> Lines:
-    """Differences to the real-only codes, the scores, and what other pairs or another mixture gain."""
+    """Differences to the real-only codes, scores, and gains of other pairs and mixtures."""
     scores = [
         [row["code"], row["architecture"], f"{row['mean_iou']:.3f}", ", ".join(f"{v:.3f}" for v in row["by_seed"])]
         for row in stored["scores"]
@@ -181,8 +225,37 @@ def _show_difference(row: Results) -> list[str]:
     ]
 
 
+def tabulate_segmentation(stored: Results) -> Lines:
+    """IoU by fold; then judges of images at half the resolution, by the seconds of their training and by scale."""
+    names = stored["class_names"]
+    folds = [
+        [
+            f"{row['fold']}",
+            *_ious(row),
+            str(row["steps"]),
+            f"{row['training_seconds'] / 60:.1f}",
+        ]
+        for row in stored["folds"]
+    ]
+    if folds:
+        folds.append(["mean", *_ious(stored), "", ""])
+    judges = [
+        [row["name"].split("-seed")[0], f"{row['seconds']:g}", *_ious(row)]
+        for row in [*stored["times"], *stored["scales"]]
+    ]
+    return [
+        *_table(["fold", *names, "mIoU", "steps", "training (min of a core)"], folds),
+        "",
+        *_table(["judge", "training (s of a core)", *names, "mIoU"], judges),
+    ]
+
+
+def _ious(row: Results) -> list[str]:
+    return [f"{value:.3f}" for value in [*row["class_iou"], row["mean_iou"]]]
+
+
 def tabulate_evaluation(stored: Results) -> Lines:
-    """Seconds of each stage."""
+    """Time of each stage."""
     rows = [[name, _number(seconds)] for name, seconds in stored["stages"].items()]
     rows += [["all", _number(stored["seconds"])], ["all, CPU time", _number(stored["cpu_seconds"])]]
     return [
@@ -194,7 +267,7 @@ def tabulate_evaluation(stored: Results) -> Lines:
 
 
 def tabulate_import(stored: Results) -> Lines:
-    """Seconds and memory of import and check."""
+    """Time and memory of import and check."""
     rows = [
         [f"`steelgen data {name}`", _number(stored[name]["seconds"]), _number(stored[name]["peak_mb"])]
         for name in ("import", "check")
@@ -207,7 +280,7 @@ def tabulate_import(stored: Results) -> Lines:
 
 
 def tabulate_loader(stored: Results) -> Lines:
-    """Crops a second of each source."""
+    """Crops per second of each source."""
     rows = [[name, _number(rate)] for name, rate in stored["crops_per_second"].items()]
     return [
         *_table(["source", "crops/s (median)"], rows),
@@ -219,7 +292,7 @@ def tabulate_loader(stored: Results) -> Lines:
 
 
 def tabulate_isdm(stored: Results) -> Lines:
-    """Differences from ISDM's outputs; class shares before and after balancing."""
+    """Differences from ISDM's outputs, and class shares before and after balancing."""
     differences = [
         [f"`{name}`", f"{row['absolute']:.1e}", f"{row['relative']:.1e}"] for name, row in stored["differences"].items()
     ]
@@ -236,15 +309,15 @@ def tabulate_isdm(stored: Results) -> Lines:
 
 
 def tabulate_scaling(stored: Results) -> Lines:
-    """What was measured, and the efficiencies predicted from it."""
+    """Measurements, and the efficiencies predicted from them."""
     measured, predicted = stored["measured"], stored["predicted_efficiency"]
     seconds = measured["seconds_a_step"]
     rows = [
         ["parameters (10⁶)", _number(measured["parameters"] / 1e6)],
-        ["all-reduced a step (MB)", _number(measured["all_reduced_bytes_a_step"] / 1e6)],
-        ["operations of a crop, forward and backward (GFLOP)", _number(measured["flop_a_crop"] / 1e9)],
-        ["step with the all-reduce (s, median)", _number(seconds["with_all_reduce"])],
-        ["step without it (s, median)", _number(seconds["without"])],
+        ["all-reduced per step (MB)", _number(measured["all_reduced_bytes_a_step"] / 1e6)],
+        ["operations per crop, forward and backward (GFLOP)", _number(measured["flop_a_crop"] / 1e9)],
+        ["step with all-reduce (s, median)", _number(seconds["with_all_reduce"])],
+        ["step without all-reduce (s, median)", _number(seconds["without"])],
     ]
     efficiencies = [
         [name, *("–".join(dict.fromkeys(str(int(100 * share + 0.5)) for share in ends)) for ends in row.values())]
@@ -261,11 +334,11 @@ def tabulate_scaling(stored: Results) -> Lines:
 
 
 def tabulate_gpu(stored: Results) -> Lines:
-    """Resumption, steps, sampling, memory and several processes, as far as they were measured."""
+    """Resume, steps, sampling, memory and several processes, as far as measured."""
     gpu, parts = stored["gpu"], stored["parts"]
     lines = [_describe_gpu(gpu) if gpu["name"] else "On a CPU."]
     if stored["dry"]:
-        lines += ["", "A dry run of tiny networks: that every part works; the figures say nothing."]
+        lines += ["", "A dry run with tiny networks that only checks that every part works."]
     for names, tabulate in _GPU_TABLES.items():
         measured = [parts[name]["measured"] for name in names if name in parts and parts[name]["measured"]]
         rows = [row for found in measured for row in (found if isinstance(found, list) else [found])]
@@ -273,7 +346,7 @@ def tabulate_gpu(stored: Results) -> Lines:
             lines += ["", *tabulate(rows)]
     for name, part in parts.items():
         if "cut_after_seconds" in part:
-            lines += ["", f"The part “{name}” was cut short after {part['cut_after_seconds']} s."]
+            lines += ["", f"The part “{name}” was stopped after {part['cut_after_seconds']} s."]
         if "failed" in part:
             lines += ["", f"The part “{name}” failed: {' '.join(part['failed'])}"]
     return lines
@@ -290,7 +363,7 @@ def _name_precision(row: Results) -> str:
 
 
 def _tabulate_resumption(rows: Sequence[Results]) -> Lines:
-    columns = ["precision", "deterministic", "steps", "differing after a stop", "largest", "differing anew", "largest"]
+    columns = ["precision", "deterministic", "steps", "resumed: differing", "largest", "repeated: differing", "largest"]
     cells = [
         [
             _name_precision(row),
@@ -302,7 +375,8 @@ def _tabulate_resumption(rows: Sequence[Results]) -> Lines:
         for row in rows
     ]
     heading = (
-        "Tensors of a checkpoint that differ from the undisturbed run's, after a stop halfway and in a second run:"
+        "Tensors of a checkpoint that differ from those of an uninterrupted run, after resuming from halfway and in a "
+        "repeated run:"
     )
     return [heading, "", *_table(columns, cells, texts=2)]
 
@@ -312,7 +386,7 @@ def _show_differences(found: Results) -> list[str]:
 
 
 def _tabulate_gpu_steps(rows: Sequence[Results]) -> Lines:
-    columns = ["px", "crops", "precision", "layout", "compiled", "steps/s", "images/s", "memory (GiB)", "waits a step"]
+    columns = ["px", "crops", "precision", "layout", "compiled", "steps/s", "images/s", "memory (GiB)", "waits/step"]
     cells = []
     for row in rows:
         layout, compiled = "channels last" if row["channels_last"] else "NCHW", "yes" if row["compile"] else "no"
@@ -323,7 +397,7 @@ def _tabulate_gpu_steps(rows: Sequence[Results]) -> Lines:
         rates = [_spread(row["steps_per_second"]), _spread(row["images_per_second"])]
         cells.append([*shown, *rates, _show_memory(row), _number(row["waits_a_step"])])
     return [
-        "Training steps through `steelgen train`; medians of blocks of steps:",
+        "Training steps of `steelgen train`; medians over blocks of steps:",
         "",
         *_table(columns, cells, texts=5),
     ]
@@ -334,7 +408,7 @@ def _show_memory(row: Results) -> str:
 
 
 def _tabulate_gpu_sampling(rows: Sequence[Results]) -> Lines:
-    columns = ["network (px)", "images", "precision", "images/s", "memory (GiB)", "waits a batch"]
+    columns = ["network (px)", "images", "precision", "images/s", "memory (GiB)", "waits/batch"]
     cells = [
         [
             str(row["network_size"]),
@@ -346,7 +420,7 @@ def _tabulate_gpu_sampling(rows: Sequence[Results]) -> Lines:
         ]
         for row in rows
     ]
-    heading = f"Sampling by the default solver in {rows[0]['solver_steps']} steps, larger images in windows:"
+    heading = f"Sampling with the default solver in {rows[0]['solver_steps']} steps, larger images in windows:"
     return [heading, "", *_table(columns, cells, texts=3)]
 
 
@@ -358,19 +432,19 @@ def _tabulate_gpu_memory(rows: Sequence[Results]) -> Lines:
     ]
     if "weights_gib" in row:
         reserved = _number(row["reserved_gib"]) if "reserved_gib" in row else "–"
-        cells += [["reserved by training with it", reserved], ["tensors of training at once", _show_memory(row)]]
-        cells += [["weights, gradients, moments and average alone", _number(row["weights_gib"])]]
-    return [f"Largest batch under a limit of memory: {row['largest']}.", "", *_table(["GiB", ""], cells)]
+        cells += [["reserved by training with it", reserved], ["peak of tensors in training", _show_memory(row)]]
+        cells += [["weights, gradients, moments and EMA alone", _number(row["weights_gib"])]]
+    return [f"Largest batch under a memory limit: {row['largest']}.", "", *_table(["GiB", ""], cells)]
 
 
 def _tabulate_gpu_processes(rows: Sequence[Results]) -> Lines:
     row = rows[0]
     if "skipped" in row:
-        return [f"Two processes were not tried: {row['skipped']}."]
+        return [f"Two processes were not measured: {row['skipped']}."]
     rates = [row[key] for key in ("images_per_second_of_1", "images_per_second_of_2") if key in row]
     shown = " and ".join(_number(rate) for rate in rates)
-    batch = f"A batch of {row['batch_size']} at {row['image_size']} px a process"
-    return [f"{batch}: {shown} images/s by one and two processes."]
+    batch = f"A batch of {row['batch_size']} at {row['image_size']} px per process"
+    return [f"{batch}: {shown} images/s with one and two processes."]
 
 
 _GPU_TABLES = {
@@ -380,3 +454,38 @@ _GPU_TABLES = {
     ("memory",): _tabulate_gpu_memory,
     ("processes",): _tabulate_gpu_processes,
 }
+
+
+def tabulate_rvae(stored: Results) -> Lines:
+    """What is known of ellipses and letters, then agreement of real islands with their labels, then distances."""
+    kinds = ("rvae", "plain VAE")
+    rows = []
+    if "ellipses" in stored:
+        for name, key, wanted in (
+            ("ellipses: correlation of the angle, mod π", "angle_correlation", "≥ 0.95"),
+            ("ellipses: R² of the aspect ratio", "aspect_r2", "≥ 0.9"),
+            ("ellipses: R² of the area", "area_r2", ""),
+        ):
+            values = [stored["ellipses"][kind][key] for kind in kinds]
+            rows.append([name, *("none" if value is None else f"{value:.3f}" for value in values), wanted])
+    if "letters" in stored:
+        values = [stored["letters"][kind]["within_over_between"] for kind in kinds]
+        rows.append(["letters: movement", *(f"{value:.3f}" for value in values), "≤ 0.1"])
+    real = {name: stored[key] for name, key in (("uhcs", "uhcs"), ("MA islands", "ma")) if key in stored}
+    for name, part in real.items():
+        rows.append([f"{name}: movement", *(f"{part['movement'][kind]:.3f}" for kind in kinds), "< 0.1"])
+    lines = _table(["what", *kinds, "wanted of rvae"], rows)
+    for name, part in real.items():
+        labels = ", ".join(f"{count} of {label}" for label, count in part["labeled"].items())
+        scores = [
+            [kind, f"{score['adjusted_rand']:.3f}", f"{score['neighbors']:.3f}"]
+            for kind, score in part["agreement"].items()
+        ]
+        lines += [
+            "",
+            f"Islands of {name} ({part['islands']}; labels: {labels}). MMD² of held-out islands to those trained on "
+            f"{part['mmd_floor']:.4f}, to those of procedural layouts {part['mmd_procedural']:.4f}.",
+            "",
+            *_table(["by", "adjusted Rand", "nearest neighbors"], scores),
+        ]
+    return lines

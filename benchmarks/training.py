@@ -1,12 +1,12 @@
-"""A training step of ISDM's network, done ISDM's way and ours: images/s and peak memory, in turns in one run.
+"""Training step of ISDM's network, ISDM's way and ours: images/s and peak memory, measured alternately.
 
     python benchmarks/training.py [--image-size 64] [--channels 64] [--batch-size 4] [--repeats 5] [--threads 2]
     python benchmarks/training.py --device cuda --image-size 256 --channels 128 --batch-size 8
 
-ISDM's way: fp32, NCHW, an AdamW that loops over parameters, the full mask resized anew in every SPADE norm with γ and β
-by convolutions of their own, a second forward pass for the loss (counted without gradients, in its favor), and an
-average that loops over parameters. Ours: what `steelgen train` does with mixed_precision auto, on the same network and
-weights. On a GPU `ours, compiled` is measured too. Memory is the peak of a fresh process of each variant (CPU) or of
+ISDM's way: fp32, NCHW, AdamW that loops over parameters, the full mask resized in every SPADE norm with separate
+convolutions for γ and β, a second forward pass for the loss (without gradients, in its favor), and an EMA that loops
+over parameters. Ours: a step of `steelgen train` with mixed_precision auto, for the same network and weights. On a GPU,
+`ours, compiled` is measured too. Memory is the peak of a new process per variant (CPU) or
 torch.cuda.max_memory_allocated.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import save_results, summarize, time_in_turns
+from common import save_results, summarize, time_alternately
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -47,7 +47,7 @@ Step = Callable[[], Any]
 
 
 class IsdmForward(nn.Module):
-    """The same network run as ISDM runs it; called twice a step."""
+    """The same network run as by ISDM, with two forward passes."""
 
     def __init__(self, network: SemanticUNet) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def _modulate(norm: SpadeNorm, mask: Tensor, edge: int) -> Modulation:
 
 
 def build_generator(arguments: argparse.Namespace) -> SemanticDiffusion:
-    """ISDM's network as a generator, with weights that follow from a seed."""
+    """ISDM's network as a generator, with seeded weights."""
     torch.manual_seed(0)
     settings = IsdmNetworkSection(
         image_size=arguments.image_size,
@@ -90,19 +90,19 @@ def build_generator(arguments: argparse.Namespace) -> SemanticDiffusion:
 
 
 def build_batch(arguments: argparse.Namespace) -> dict[str, Tensor]:
-    """Random images and masks of islands of 8 px."""
+    """Random images, and masks of 8 px squares."""
     size, rng = (arguments.batch_size, arguments.image_size, arguments.image_size), np.random.default_rng(0)
     coarse = rng.integers(0, CLASSES, (size[0], -(-size[1] // 8), -(-size[2] // 8)))
     mask = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, : size[1], : size[2]]
     image = rng.uniform(-1, 1, (size[0], 3, *size[1:])).astype(np.float32)
     randomness = CropRandomness(0, image.shape[1:], mask_dropout=0.2)
-    drawn = default_collate([randomness(number) for number in range(size[0])])
-    batch = {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "number": torch.arange(size[0]), **drawn}
+    noise = default_collate([randomness(number) for number in range(size[0])])
+    batch = {"image": torch.from_numpy(image), "mask": torch.from_numpy(mask), "number": torch.arange(size[0]), **noise}
     return {name: tensor.to(arguments.device) for name, tensor in batch.items()}
 
 
 def build_isdm_step(arguments: argparse.Namespace) -> Step:
-    """A training step as ISDM takes it."""
+    """A training step of ISDM."""
     generator, batch = build_generator(arguments), build_batch(arguments)
     trainable = SemanticDiffusionTraining(generator, DiffusionTrainingSection())
     forward, parameters = IsdmForward(generator.network), list(generator.network.parameters())
@@ -123,7 +123,7 @@ def build_isdm_step(arguments: argparse.Namespace) -> Step:
 
 
 def build_our_step(arguments: argparse.Namespace, compiled: bool = False) -> Step:
-    """A training step as `steelgen train` takes it."""
+    """A training step of `steelgen train`."""
     generator, batch = build_generator(arguments), build_batch(arguments)
     trainable = SemanticDiffusionTraining(generator, DiffusionTrainingSection())
     network = generator.network.to(memory_format=torch.channels_last)
@@ -158,7 +158,7 @@ VARIANTS: dict[str, Callable[[argparse.Namespace], Step]] = {
 
 
 def measure_memory(arguments: argparse.Namespace, name: str) -> float:
-    """Peak GiB of two steps of one variant."""
+    """Peak memory of two steps of a variant, in GiB."""
     if arguments.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -170,10 +170,10 @@ def measure_memory(arguments: argparse.Namespace, name: str) -> float:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Images a second and memory of every variant, and the ratios to ISDM's way turn by turn."""
+    """Images per second and memory of every variant, and the ratios to ISDM's way by repeat."""
     names = list(VARIANTS) if arguments.device == "cuda" else list(VARIANTS)[:2]
     memory = {name: measure_memory(arguments, name) for name in names}
-    seconds = time_in_turns({name: VARIANTS[name](arguments) for name in names}, arguments.repeats)
+    seconds = time_alternately({name: VARIANTS[name](arguments) for name in names}, arguments.repeats)
     base = np.array(seconds[names[0]])
     return {
         "settings": {key: value for key, value in vars(arguments).items() if key not in ("out", "memory_of")},
@@ -191,7 +191,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and saves."""
+    """Measures all variants and saves the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--image-size", type=int, default=64)
@@ -200,7 +200,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training.json")
-    parser.add_argument("--memory-of", choices=VARIANTS, help="only take two steps of this variant and print the peak")
+    parser.add_argument(
+        "--memory-of", choices=VARIANTS, help="only run two steps of this variant and print the peak memory"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:

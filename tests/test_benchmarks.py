@@ -1,9 +1,10 @@
-"""benchmarks/run names every program, survives one that fails, makes RESULTS.md from what is stored; benchmarks/gpu."""
+"""benchmarks/run lists every program, survives a failing one and writes RESULTS.md; benchmarks/gpu."""
 
 import importlib
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -43,20 +44,25 @@ def store(folder, name, values):
     (folder / f"{name}.json").write_text(json.dumps({"environment": ENVIRONMENT, **values}))
 
 
-def test_list_names_every_program():
+def load_program(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return runpy.run_path(str(path), run_name="imported")
+
+
+def test_list_names_every_program_and_variant(monkeypatch):
     listed = run("--list")
-    sources = {path.name: path.read_text() for path in BENCHMARKS.glob("*.py") if path.name != "programs.py"}
-    programs = {name for name, source in sources.items() if "__main__" in source}
+    programs = {path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()} - {"programs.py"}
     assert len(programs) >= 7
     assert {name for name in programs if f"benchmarks/{name}" not in listed} == set()
-    for name in ("data.py", "sampling.py", "recipe.py"):
-        parts = re.findall(r'"(\w+)"', re.search(r'"part", choices=\((.*)\)', sources[name])[1])
-        assert [part for part in parts if f"benchmarks/{name} {part}" not in listed] == []
-    variants = re.findall(
-        r'^    "([\w.-]+)": {', sources["recipe.py"].split("VARIANTS:")[1].split("\n}")[0], re.MULTILINE
-    )
-    assert len(variants) >= 12
-    assert [variant for variant in variants if f"--variant {variant} " not in listed] == []
+    variants = set(load_program(BENCHMARKS / "recipe.py", monkeypatch)["VARIANTS"])
+    assert set(re.findall(r"--variant (\S+)", listed)) == variants
+    studies = set(load_program(BENCHMARKS / "utility.py", monkeypatch)["STUDIES"])
+    assert set(re.findall(r"--study (\S+)", listed)) == studies
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_program_imports(path, monkeypatch):
+    assert load_program(path, monkeypatch)["__doc__"]
 
 
 def test_committed_report_follows_from_committed_results(tmp_path):
@@ -69,12 +75,12 @@ def test_a_missing_result_leaves_its_section_out(path, tmp_path):
     results = shutil.copytree(path.parent, tmp_path / "results")
     (results / path.name).unlink()
     report = gather(results, tmp_path)
-    assert report.count("\n## ") == whole.count("\n## ") - (path.stem != "gpu")  # which says that there was none
+    assert report.count("\n## ") == whole.count("\n## ") - (path.stem != "gpu")  # always has a section
     assert path.stem in report.splitlines()[-1]
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-def test_stored_results_know_no_path_of_a_machine(path):
+def test_stored_results_contain_no_absolute_paths(path):
     assert re.findall(r'[" =]/\w[^"]*', path.read_text()) == []
 
 
@@ -115,6 +121,18 @@ def test_utility_shows_differences_with_intervals(tmp_path):
     assert "| RALLFALL − RALLF000 | unet | +0.012 | -0.002 to +0.030 | +0.010, +0.015 |" in lines
     assert "| RALLF000 | unet | 0.500 | 0.490, 0.510 |" in lines
     assert "| pretrain | RALLFALL − RALLF000 | unet | +0.020 | -0.002 to +0.030 | +0.010, +0.030 |" in lines
+
+
+def test_segmentation_shows_folds_and_judges(tmp_path):
+    score = {"class_iou": [0.9, 0.5], "mean_iou": 0.7}
+    fold = {"fold": 3, "steps": 900, "training_seconds": 90, **score}
+    judge = {"name": "small-seed0-20s", "seconds": 20.0, **score}
+    stored = {"class_names": ["matrix", "film"], "folds": [fold], "times": [judge], "scales": [], **score}
+    store(tmp_path, "segmentation", stored)
+    lines = gather(tmp_path, tmp_path).splitlines()
+    assert "| 3 | 0.900 | 0.500 | 0.700 | 900 | 1.5 |" in lines
+    assert "| mean | 0.900 | 0.500 | 0.700 |  |  |" in lines
+    assert "| small | 20 | 0.900 | 0.500 | 0.700 |" in lines
 
 
 def test_results_without_a_section_are_named(tmp_path):
@@ -161,7 +179,7 @@ def run_on_gpu(*arguments):
 
 
 def test_every_part_of_the_gpu_benchmark_runs_dry(tmp_path):
-    """On the CPU; then one of them is cut short, and leaves what the others have measured."""
+    """On the CPU; then one part is stopped early and keeps the results of the others."""
     out = tmp_path / "gpu.json"
     done = run_on_gpu("--dry", "--out", out)
     assert done.returncode == 0, done.stderr
@@ -183,7 +201,7 @@ def test_every_part_of_the_gpu_benchmark_runs_dry(tmp_path):
     assert cut == {name: part for name, part in parts.items() if name != "sampling"}
     report = gather(tmp_path, tmp_path)
     assert "## On a GPU\n" in report
-    assert "The part “sampling” was cut short" in report
+    assert "The part “sampling” was stopped after" in report
     assert report.count("| fp32 (TF32) | ") >= len(resume) + len(parts["training"]["measured"])
 
 
@@ -191,11 +209,11 @@ def test_every_part_of_the_gpu_benchmark_runs_dry(tmp_path):
 def test_the_gpu_benchmark_needs_a_gpu_or_a_dry_run():
     done = run_on_gpu()
     assert done.returncode == 2
-    assert done.stderr == "there is no GPU here; --dry tries every part on the CPU\n"
+    assert done.stderr == "no GPU found; use --dry to run every part on the CPU\n"
 
 
 def test_waits_are_counted_by_line(monkeypatch):
-    """torch's debug mode for synchronisation warns at each; other warnings are none."""
+    """torch's sync debug mode warns at each wait; other warnings do not count."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     gpu = importlib.import_module("gpu")
     modes = []

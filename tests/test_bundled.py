@@ -93,4 +93,4 @@ def test_what_is_not_bundled_is_named(path):
 def test_an_unknown_model_is_one_line():
     result = invoke("generator=bundled:nothing")
     assert result.exit_code == 2
-    assert "there are: uhcs" in result.output
+    assert "available: uhcs" in result.output

@@ -67,5 +67,5 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch, environment, expected,
 def test_a_rank_that_is_no_number_is_one_line(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "x")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(InputError, match="LOCAL_RANK=x: must be a whole number"):
+    with pytest.raises(InputError, match="LOCAL_RANK=x: must be a non-negative integer"):
         devices.pick_device()

@@ -20,7 +20,7 @@ def test_doctor_speaks_json_and_leaves_nothing(tmp_path):
     )
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == any(finding["state"] == "bad" for finding in findings.values())
-    for name in ("Python", "packages", "torch", "bf16", "processes talk by", "disk space", "write speed"):
+    for name in ("Python", "packages", "torch", "bf16", "distributed backends", "disk space", "write speed"):
         assert findings[name]["value"], name
     for name in ("file locking", "rename"):
         assert findings[name]["state"] == "ok"
@@ -92,7 +92,7 @@ def test_what_was_asked_for_is_fine():
     ],
 )
 def test_one_process_where_several_were_wanted_is_refused(environment):
-    with pytest.raises(InputError, match=r"several processes were asked for.*torch\.distributed\.run"):
+    with pytest.raises(InputError, match=r"several processes were requested.*torch\.distributed\.run"):
         check_allocation(environment, num_processes=1, num_gpus=0)
     check_allocation(environment, num_processes=2, num_gpus=0)
 

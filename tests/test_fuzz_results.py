@@ -1,4 +1,4 @@
-"""Damaged files that steelgen wrote itself: an `InputError` or what the file says, never anything else."""
+"""Damaged files written by steelgen are read or raise `InputError`, never anything else."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from steelgen.training.loop import train
 from steelgen.training.state import build_state
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.damage import CASES, assert_short, damage_json
-from tests.evaluation import test_run, test_utility
+from tests.evaluation import test_evaluate, test_utility
 from tests.training.test_loop import Recorder
 
 Reader = Callable[[Path], Any]
-"""Reads a file by the folder that all lie in."""
+"""Reads a file, given the folder of all files."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that steelgen writes, made by it: a run, samples, an evaluation, a study, a segmenter."""
+    """Everything that steelgen writes: a run, samples, an evaluation, a study, a segmenter."""
     root = tmp_path_factory.mktemp("results")
     write_tiny_dataset(root / "tiny")
     train(_train_config(root), Recorder())
@@ -62,9 +62,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     sample(parse_config(values, SampleConfig))
     quick = {"microstructure": {"max_images": 4}}
-    evaluate(test_run.build_config(root / "samples", root / "tiny", root / "evaluation", **quick))
+    evaluate(test_evaluate.build_config(root / "samples", root / "tiny", root / "evaluation", **quick))
     utility(_study_config(root))
-    values = {"dataset": str(root / "tiny"), "output_dir": str(root / "segmenter"), "segmenter": test_run.QUICK}
+    values = {"dataset": str(root / "tiny"), "output_dir": str(root / "segmenter"), "segmenter": test_evaluate.QUICK}
     train_labeler(parse_config({**values, "image_size": 16, "crop_size": 24}, SegmentConfig))
     slurm_folder(root / "samples").mkdir()
     jobs = {"sample": {"job_id": "7", "script": "a.sbatch", "shards": 2, "after": None}}
@@ -80,7 +80,7 @@ def _study_config(root: Path) -> Any:
     return test_utility.build_config(root / "tiny", root / "samples", root / "study", geometry={"image_size": 16})
 
 
-def _draw(root: Path) -> None:
+def _sample(root: Path) -> None:
     generator = load_generator(root / "run" / "export")
     edge = generator.geometry.image_size
     masks = torch.zeros(1, edge, edge, dtype=torch.long)
@@ -94,7 +94,7 @@ def _resume(root: Path) -> None:
     load_checkpoint(root / "run" / "checkpoints" / "step-000002", state)
 
 
-def _look_at_samples(root: Path) -> None:
+def _read_samples(root: Path) -> None:
     run_status(root / "samples")
     resolve_geometry(find_generated(root / "samples"), GeometrySection())
 
@@ -112,15 +112,15 @@ def _read_study(root: Path) -> None:
 
 
 FILES: dict[str, Reader] = {
-    "run/export/generator.json": _draw,
-    "run/export/model_index.json": _draw,
-    "run/export/unet/config.json": _draw,
-    "run/export/scheduler/scheduler_config.json": _draw,
+    "run/export/generator.json": _sample,
+    "run/export/model_index.json": _sample,
+    "run/export/unet/config.json": _sample,
+    "run/export/scheduler/scheduler_config.json": _sample,
     "run/checkpoints/step-000002/training.json": _resume,
     "run/result.json": lambda root: run_status(root / "run"),
     "run/config.json": lambda root: run_status(root / "run"),
     "run/metrics.jsonl": lambda root: list(read_metrics(root / "run" / "metrics.jsonl")),
-    "samples/sampling.json": _look_at_samples,
+    "samples/sampling.json": _read_samples,
     "samples/metadata.jsonl": _replay,
     "samples.slurm/jobs.json": lambda root: run_status(root / "samples"),
     "evaluation/evaluation.json": lambda root: build_comparison([root / "evaluation", root / "evaluation"]),
@@ -152,5 +152,5 @@ def test_damaged_results(folder: Path, name: str) -> None:
                 raise AssertionError(f"case {number}: {path.read_bytes()[:2000]!r}") from error
     finally:
         path.write_text(whole)
-    # Where nothing is refused the fuzz tests nothing; but damaged lines of metrics are passed over.
+    # A test in which nothing is refused tests nothing; but damaged lines of metrics are skipped.
     assert accepted < count or name.endswith("metrics.jsonl")

@@ -85,7 +85,7 @@ def test_on_another_machine_one_that_stays_silent_is_waited_for(tmp_path):
     begun, said = time.monotonic(), []
     take(tmp_path, said).release()
     assert time.monotonic() - begun >= SILENT
-    assert ["waiting up to 0.5 s for a sign of life" in line for line in said] == [True, False]
+    assert ["waiting up to 0.5 s for a heartbeat" in line for line in said] == [True, False]
 
 
 def test_on_another_machine_one_that_gives_a_sign_of_life_keeps_it(tmp_path):
@@ -160,7 +160,7 @@ def test_who_has_lost_it_is_told_and_leaves_the_successor_alone(tmp_path, lose):
     deadline = time.monotonic() + 10
     while not lock.lost and time.monotonic() < deadline:
         time.sleep(BEAT)
-    with pytest.raises(InputError, match="is not this process's any more"):
+    with pytest.raises(InputError, match="this process lost the lock"):
         lock.check()
     lock.release()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == left

@@ -1,4 +1,4 @@
-"""Nothing that a file says becomes markup of a page."""
+"""Text from files never becomes markup of a page."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from steelgen.data.check_page import build_page
 from steelgen.errors import InputError
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.evaluation.evidence import load_evidence
 from steelgen.evaluation.report import build_report
+from steelgen.evaluation.sets import load_evidence
 from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_page
 from tests.conftest import write_tiny_dataset
-from tests.evaluation import test_run, test_utility
+from tests.evaluation import test_evaluate, test_utility
 from tests.evaluation.conftest import INFO, save_pairs
 
 POISON = "\"'></style></title></svg><script>alert(1)</script><img src=x onerror=alert(1)>&"
@@ -43,7 +43,7 @@ class _Reader(HTMLParser):
 
 
 def assert_harmless(page: str, poisoned: int = 1) -> None:
-    """There is no script in a page, and at least so many poisoned values are shown as what they are."""
+    """The page has no script and shows at least `poisoned` hostile values as text."""
     reader = _Reader()
     reader.feed(page)
     assert "script" not in reader.tags
@@ -53,7 +53,7 @@ def assert_harmless(page: str, poisoned: int = 1) -> None:
 
 
 def poison(value: Any, keep: tuple[str, ...] = ()) -> Any:
-    """A JSON document with markup in place of each of its strings but those under the keys `keep`."""
+    """A JSON document with markup in place of all strings except those under the keys `keep`."""
     if isinstance(value, dict):
         return {key: inner if key in keep else poison(inner, keep) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -63,7 +63,7 @@ def poison(value: Any, keep: tuple[str, ...] = ()) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset, generated pairs, a study of both in study/ and an evaluation in evaluation/."""
+    """A dataset, generated pairs, their study in study/ and evaluation in evaluation/."""
     from steelgen.data.folder import save_dataset_info
 
     root = tmp_path_factory.mktemp("pages")
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_pairs(root / "discs" / split / "images", root / "discs" / split / "masks", count, 48, seed)
     save_dataset_info(root / "discs", INFO)
     save_pairs(root / "generated" / "samples", root / "generated" / "labels", 8, 32, 9)
-    # Two numbers of micrographs give a curve.
+    # A curve needs two numbers of micrographs.
     codes = ["RALLF000", "R2F000", "R2FALL", "RALLFALL"]
     utility(test_utility.build_config(root / "discs", root / "generated", root / "study", codes=codes))
     evaluate(build_config(root, utility=str(root / "study")))
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_config(root: Path, **more: Any) -> Any:
     quick = {"microstructure": {"max_images": 4}, **more}
-    return test_run.build_config(root / "generated", root / "discs", root / "evaluation", **quick)
+    return test_evaluate.build_config(root / "generated", root / "discs", root / "evaluation", **quick)
 
 
 def test_study(folder: Path) -> None:
@@ -88,7 +88,7 @@ def test_study(folder: Path) -> None:
     page = build_utility_page(poison(result))
     assert "Data-fraction curve" in page
     assert_harmless(page, 20)
-    assert "script" not in build_utility_page(result)
+    assert "<script" not in build_utility_page(result)
 
 
 def test_report(folder: Path) -> None:
@@ -115,7 +115,7 @@ def test_comparison(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "field"), [("verdict", "standing"), ("figures", "better"), ("figures", "seed")])
-def test_words_that_choose_a_style_are_checked(folder: Path, tmp_path: Path, place: str, field: str) -> None:
+def test_words_that_select_a_style_are_validated(folder: Path, tmp_path: Path, place: str, field: str) -> None:
     result = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     result[place][0][field] = POISON
     (tmp_path / "evaluation.json").write_text(json.dumps(result))

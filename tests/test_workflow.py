@@ -92,7 +92,7 @@ def test_stages_are_skipped_gone_on_with_or_refused(tmp_path, monkeypatch):
     assert len((tmp_path / "samples/metadata.jsonl").read_text().splitlines()) == 6
 
     with pytest.raises(
-        InputError, match=r"run: holds the output of another config \(train.learning_rate was 0.0002, is now"
+        InputError, match=r"run: contains the output of another config \(train.learning_rate was 0.0002, is now"
     ):
         plan(train__train__learning_rate=1e-3)
     # A longer training goes on, so that what was drawn before is no longer of this generator.

@@ -1,4 +1,4 @@
-"""What a job asked for against what it got."""
+"""Checks that a training got the processes, nodes and GPUs that its job requested."""
 
 from __future__ import annotations
 
@@ -7,86 +7,75 @@ from collections.abc import Mapping
 from steelgen.errors import InputError
 
 _RENDEZVOUS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a process needs to know to meet the others of a training."""
-_START_SEVERAL = (
-    "start them by `python -m torch.distributed.run --standalone --nproc_per_node N -m steelgen …` or by "
+"""Variables by which the processes of a training find each other."""
+_LAUNCH_HINT = (
+    "start several processes with `python -m torch.distributed.run --standalone --nproc_per_node N -m steelgen …` or "
     "`accelerate launch --multi_gpu`"
 )
 
 
 def read_count(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """A whole number ≥ 0 from the environment.
-
-    Args:
-        environment: the environment variables.
-        name: of the variable.
-        default: where it is not set; None: it has to be.
+    """Reads a non-negative integer from the environment; without a default the variable is required.
 
     Raises:
-        InputError: if it is missing or no such number.
+        InputError: if the variable is missing or not a non-negative integer.
     """
     text = environment.get(name)
     if text is None and default is not None:
         return default
     if text is None:
-        raise InputError(f"{name}: is not set in the environment, though others of its kind are")
+        raise InputError(f"{name} is not set, but related environment variables are")
     if not (text.isascii() and text.isdigit()):
-        raise InputError(f"{name}={text}: must be a whole number")
+        raise InputError(f"{name}={text}: must be a non-negative integer")
     return int(text)
 
 
 def check_launch(environment: Mapping[str, str]) -> None:
-    """Raises InputError if what a launcher of several processes should have told this one is missing or no number."""
+    """Raises InputError if variables set by a multi-process launcher are incomplete or not integers."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         read_count(environment, name, 0)
-    told = "LOCAL_RANK" if "LOCAL_RANK" in environment else "WORLD_SIZE"
+    launched_by = "LOCAL_RANK" if "LOCAL_RANK" in environment else "WORLD_SIZE"
     missing = [name for name in _RENDEZVOUS if name not in environment]
-    if missing and (told == "LOCAL_RANK" or read_count(environment, told, 1) > 1):
-        raise InputError(f"{told}={environment[told]} is set, but {', '.join(missing)} is not; {_START_SEVERAL}")
+    if missing and (launched_by == "LOCAL_RANK" or read_count(environment, launched_by, 1) > 1):
+        raise InputError(
+            f"{launched_by}={environment[launched_by]} is set, but {', '.join(missing)} is not; {_LAUNCH_HINT}"
+        )
 
 
 def check_allocation(environment: Mapping[str, str], num_processes: int, num_gpus: int) -> None:
-    """Compares the processes, nodes and GPUs that a job asked for with those that training has.
+    """Compares the requested processes, nodes and GPUs with those that training got.
 
-    A batch script says what it asked for in STEELGEN_EXPECTED_PROCESSES, STEELGEN_EXPECTED_NODES and
-    STEELGEN_EXPECTED_GPUS (a node); what is not set is not checked. Nodes are counted by torchrun. Launchers that start
-    several processes which do not find each other, or one in place of several, give themselves away too.
+    Batch scripts state the request in STEELGEN_EXPECTED_PROCESSES, STEELGEN_EXPECTED_NODES and STEELGEN_EXPECTED_GPUS
+    (per node); a variable that is not set is not checked. torchrun counts the nodes. Also detects launchers whose
+    processes do not find each other, or that start one process instead of several.
 
     Args:
-        environment: the environment variables.
-        num_processes: the world size of training, from the library that trains rather than from a variable.
-        num_gpus: GPUs that this process sees.
+        environment: environment variables.
+        num_processes: world size as reported by the training library, not by a variable.
+        num_gpus: GPUs visible to this process.
 
     Raises:
-        InputError: if one of them differs or is no number.
+        InputError: if a count differs or is not an integer.
     """
-    got = {
-        "PROCESSES": num_processes,
-        "NODES": read_count(environment, "GROUP_WORLD_SIZE", 1),
-        "GPUS": num_gpus,
-    }
-    for name, count in got.items():
+    actual = {"PROCESSES": num_processes, "NODES": read_count(environment, "GROUP_WORLD_SIZE", 1), "GPUS": num_gpus}
+    for name, count in actual.items():
         expected = read_count(environment, f"STEELGEN_EXPECTED_{name}", count)
         if expected != count:
             unit = "GPUs on this node" if name == "GPUS" else name.lower()
             raise InputError(
                 f"STEELGEN_EXPECTED_{name}={expected}: training has {count} {unit}; "
-                "check the job's request and how its processes were started"
+                "check the job's resource request and how its processes were launched"
             )
-    if num_processes == 1:
-        _check_alone(environment)
-
-
-def _check_alone(environment: Mapping[str, str]) -> None:
-    """Raises InputError if whoever started this one process seems to have wanted several."""
+    if num_processes > 1:
+        return
     for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         if read_count(environment, name, 1) > 1:
             raise InputError(
-                f"{name}={environment[name]}: several processes were asked for, but each would train by itself; "
-                f"{_START_SEVERAL}"
+                f"{name}={environment[name]}: several processes were requested, but each would train on its own; "
+                f"{_LAUNCH_HINT}"
             )
-    # `accelerate launch` announces where processes meet if there are to be several, but without GPUs starts only one.
+    # `accelerate launch` sets the rendezvous address for several processes, but without GPUs starts only one.
     if "ACCELERATE_DYNAMO_MODE" in environment and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
         raise InputError(
-            f"accelerate launch: several processes were asked for, but for CPUs it starts only one; {_START_SEVERAL}"
+            f"accelerate launch: several processes were requested, but it starts only one on CPUs; {_LAUNCH_HINT}"
         )

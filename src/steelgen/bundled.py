@@ -1,4 +1,4 @@
-"""Generators that come with the package, each with masks to draw for and a model card."""
+"""Generators that ship with the package, each with masks to sample for and a model card."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 from steelgen.errors import InputError
 
 PREFIX = "bundled:"
-"""Paths in configs that begin so lie in the package: bundled:uhcs is a generator, bundled:uhcs/masks a folder in it."""
+"""Prefix of paths inside the package: bundled:uhcs is a generator, bundled:uhcs/masks a folder in it."""
 BUNDLED_SAMPLE_CONFIG = Path(f"{PREFIX}uhcs/sample.json")
-"""What `steelgen sample` does without a config."""
+"""Config of `steelgen sample` without --config."""
 _ASSETS = Path(__file__).parent / "assets"
 
 
 def list_bundled() -> list[str]:
-    """Names of the bundled generators."""
+    """Lists the names of the bundled generators."""
     return sorted(folder.name for folder in _ASSETS.iterdir() if (folder / "generator.json").is_file())
 
 
 def resolve_bundled(path: Path) -> Path:
-    """Where a path lies that may begin with `PREFIX`; any other is returned as it is.
+    """Resolves a path that starts with `PREFIX`; returns any other path unchanged.
 
     Raises:
-        InputError: if no bundled model has that name, or it has no such file.
+        InputError: if there is no such bundled model or no such file in it.
     """
     if not str(path).startswith(PREFIX):
         return path
     name, *rest = Path(str(path).removeprefix(PREFIX)).parts or ("",)
     if name not in list_bundled():
-        raise InputError(f"{path}: no such bundled model; there are: {', '.join(list_bundled())}")
+        raise InputError(f"{path}: no such bundled model; available: {', '.join(list_bundled())}")
     found = _ASSETS.joinpath(name, *rest)
     if ".." in rest or not found.exists():
-        raise InputError(f"{path}: the bundled model {name} holds nothing of that name")
+        raise InputError(f"{path}: the bundled model {name} contains no such file")
     return found

@@ -1,4 +1,4 @@
-"""Two calls on one folder: whatever decides the result must be the same, or be allowed to differ by name."""
+"""Changes between the config of an output folder and that of a later call: listed, refused or recorded."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from steelgen.config.base import Section, config_to_json, parse_config
 from steelgen.errors import InputError
 
 CHANGES_FILE = "changes.jsonl"
-"""In a folder that was gone on with although something had changed: what, from what to what, and when."""
-_SHOWN = 3
-"""Changes that a message tells in full."""
+"""Record of allowed changes in an output folder: time, field, value before and now."""
+_MAX_NAMED = 3
+"""Changes that a message names."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A field of a config, or what it stands for, that two calls have differently."""
+    """A config field, or the digest of an input, that differs between two calls."""
 
     field: str
-    """Dotted, as for --set."""
+    """Dotted name, as for --set."""
     before: Any
     now: Any
 
@@ -32,7 +32,7 @@ class Change:
 
 
 def refresh_config(written: dict[str, Any], kind: type[Section]) -> dict[str, Any]:
-    """A config as an older steelgen wrote it, with the defaults of keys that are new since; unreadable, it stays."""
+    """Adds the defaults of newer fields to a config of an older steelgen; returns an invalid config unchanged."""
     try:
         return config_to_json(parse_config(written, kind))
     except InputError:
@@ -40,7 +40,7 @@ def refresh_config(written: dict[str, Any], kind: type[Section]) -> dict[str, An
 
 
 def list_changes(before: Any, now: Any, field: str = "") -> Iterator[Change]:
-    """The fields in which two JSON values differ, by name; one that is missing is taken for null."""
+    """Yields the fields in which two JSON values differ, sorted by name; a missing field counts as null."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             yield from list_changes(before.get(key), now.get(key), f"{field}.{key}" if field else key)
@@ -49,26 +49,26 @@ def list_changes(before: Any, now: Any, field: str = "") -> Iterator[Change]:
 
 
 def list_known_changes(known: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
-    """The same of digests by field, of which an older steelgen may have noted fewer."""
+    """Yields the fields whose digests differ; fields that an older steelgen did not record are ignored."""
     common = known.keys() & now.keys()
     return list_changes({field: known[field] for field in common}, {field: now[field] for field in common})
 
 
 def is_among(field: str, names: Sequence[str]) -> bool:
-    """Whether a field is one of those names, or lies in a section that is."""
+    """Returns whether a field is one of `names` or inside a section that is."""
     return any(field == name or field.startswith(f"{name}.") for name in names)
 
 
 def refuse_changes(folder: Path, changes: Sequence[Change], allowed: Sequence[str]) -> None:
-    """Raises InputError if something has changed that is not among the allowed fields and sections; names it."""
+    """Raises InputError if a field has changed that is not among the allowed fields and sections."""
     refused = [change for change in changes if not is_among(change.field, allowed)]
     if not refused:
         return
-    more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
-    flags = " ".join(f"--allow-changed {change.field}" for change in refused[:_SHOWN])
+    more = f" and {len(refused) - _MAX_NAMED} more" if len(refused) > _MAX_NAMED else ""
+    flags = " ".join(f"--allow-changed {change.field}" for change in refused[:_MAX_NAMED])
     raise InputError(
-        f"{folder}: {'; '.join(map(str, refused[:_SHOWN]))}{more}: going on would mix the two; put it back, name "
-        f"another folder, or add {flags} if it is meant"
+        f"{folder}: {'; '.join(map(str, refused[:_MAX_NAMED]))}{more}: resuming would mix results of both; restore the "
+        f"old value, use another folder, or pass {flags}"
     )
 
 

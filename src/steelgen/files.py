@@ -1,4 +1,4 @@
-"""Reading files, and writing them so that nothing half-written ever stands under its final name."""
+"""Atomic writing of files and folders, and reading of JSON with messages that name the file."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ASIDE = ".replaced"
 _LARGEST_TEXT = 512 << 20
-"""Bytes; the annotations of some ten thousand micrographs take a fifth of it."""
+"""Bytes; the annotations of ten thousand micrographs take about a fifth."""
 _ODD_ESCAPES = re.compile(r"\\u(0000|[dD][89a-fA-F])")
-"""Escapes in a JSON document that may stand for what is not `is_writable`."""
+"""Escapes in a JSON document that may make a string not `is_writable`."""
 _WORKING_NAME = re.compile(r"\..+\.(?P<machine>\d+)-(?P<process>\d+)(\.\w+)?")
-"""Names under which `new_file` writes."""
+"""Names of the temporary files of `new_file`."""
 _ABANDONED_S = 3600
-"""Age, in seconds, of a half-written file that no living process of another machine leaves lying for so long."""
+"""Age, in seconds, at which a temporary file of another machine counts as abandoned."""
 
 
 class Record(BaseModel):
-    """A part of a JSON file that steelgen wrote and reads again; keys of other versions of steelgen are kept."""
+    """A part of a JSON file written by steelgen; unknown keys, of other versions of steelgen, are kept."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
 
@@ -47,29 +47,18 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def default_cache_dir() -> Path:
-    """Where decoded micrographs, features and weights are kept: $STEELGEN_CACHE, or the user's cache folder.
-
-    Raises:
-        InputError: if nothing says where that is.
-    """
+    """Returns the folder for decoded micrographs, features and weights: $STEELGEN_CACHE or the user's cache folder."""
     if chosen := os.environ.get("STEELGEN_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or find_home() / ".cache") / "steelgen"
 
 
 def find_home() -> Path:
-    """The user's home folder.
-
-    Raises:
-        InputError: if there is none, as for a user of a container that has no entry in its list of users.
-    """
+    """Returns the user's home folder; raises InputError if there is none, as for some users in containers."""
     try:
         return Path.home()
     except RuntimeError:
-        raise InputError(
-            "HOME: is not set, and this machine's list of users does not know the user; set HOME, or STEELGEN_CACHE to "
-            "a folder for what steelgen keeps"
-        ) from None
+        raise InputError("HOME is not set and the user has no home folder; set HOME or STEELGEN_CACHE") from None
 
 
 def check_output_free(folder: Path) -> None:
@@ -77,20 +66,21 @@ def check_output_free(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() or folder.is_symlink():
-        raise InputError(f"{folder}: the output folder is already in use; name another or remove it")
+        raise InputError(f"{folder}: the output folder is already in use; choose another or remove it")
 
 
 @contextmanager
 def new_folder(folder: Path, durable: bool = False, replace: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside `folder` that takes its name when the block ends without an error.
+    """Yields a temporary folder that is renamed to `folder` when the block ends without an error.
 
     Args:
-        durable: flush every file to disk first, so that the folder is whole even after a power cut.
-        replace: a folder that stands there gives way. Between two renames it is found under `aside_path` alone, until
-            `restore_folders` puts it back.
+        folder: the final path.
+        durable: flush every file to disk first, so that the folder survives a power failure.
+        replace: replace an existing folder. A process killed between the two renames leaves the old folder at
+            `aside_path` for `restore_folders`.
 
     Raises:
-        InputError: if `folder` is already in use and not to be replaced.
+        InputError: if `folder` is already in use and `replace` is false.
     """
     if not replace:
         check_output_free(folder)
@@ -109,7 +99,7 @@ def new_folder(folder: Path, durable: bool = False, replace: bool = False) -> It
             folder.rmdir()
         working.rename(folder)
         if durable:
-            _flush(folder.parent)  # the names, before the old folder goes
+            _flush(folder.parent)  # makes the renames durable before the old folder is removed
     except BaseException:
         shutil.rmtree(working, ignore_errors=True)
         raise
@@ -118,12 +108,12 @@ def new_folder(folder: Path, durable: bool = False, replace: bool = False) -> It
 
 
 def aside_path(folder: Path) -> Path:
-    """Where a folder lies while another takes its place; whole as long as `folder` itself is missing."""
+    """Returns the path of the old folder while `new_folder` replaces it; complete while `folder` itself is missing."""
     return folder.parent / f".{folder.name}{_ASIDE}"
 
 
 def restore_folders(parent: Path) -> None:
-    """Puts back what killed processes had just moved aside within `parent`; removes it where its successor is there."""
+    """Restores folders in `parent` that killed processes had moved aside; removes those whose replacement exists."""
     for aside in parent.glob(f".*{_ASIDE}"):
         folder = parent / aside.name.removeprefix(".").removesuffix(_ASIDE)
         if folder.exists():
@@ -134,9 +124,9 @@ def restore_folders(parent: Path) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that replaces it, flushed to disk, when the block ends without an error."""
+    """Yields a temporary path; its file is flushed to disk and replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two machines may write the same file at once. The suffix stays last: Pillow and others choose the format by it.
+    # Two machines may write the same file at once. The suffix stays last because Pillow chooses the format by it.
     working = path.with_name(f".{path.stem}.{_machine_number()}-{os.getpid()}{path.suffix}")
     try:
         yield working
@@ -148,54 +138,46 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes below `folder` what `new_file` was writing in processes that are gone.
+    """Removes temporary files of `new_file` below `folder` whose process is gone.
 
-    Of a process of another machine only the age of what it wrote tells whether it is.
+    For processes of other machines only the age of the file is known.
     """
-    for path in _iterate_files(folder):
-        found = _WORKING_NAME.fullmatch(path.name)
-        if not found:
-            continue
-        if found["machine"] == str(_machine_number()):
-            gone = not is_alive(int(found["process"]))
-        else:
-            gone = time.time() - path.lstat().st_mtime > _ABANDONED_S
-        if gone:
-            path.unlink(missing_ok=True)
-
-
-def _iterate_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, one at a time: there may be a million."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _iterate_files(Path(entry.path))
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            found = _WORKING_NAME.fullmatch(name)
+            if not found:
+                continue
+            path = Path(parent, name)
+            if found["machine"] == str(_machine_number()):
+                gone = not is_alive(int(found["process"]))
             else:
-                yield Path(entry.path)
+                gone = time.time() - path.lstat().st_mtime > _ABANDONED_S
+            if gone:
+                path.unlink(missing_ok=True)
 
 
 def is_alive(process: int) -> bool:
-    """Whether this machine runs a process of that number."""
+    """Returns whether a process with this id runs on this machine."""
     import psutil
 
     return psutil.pid_exists(process)
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented UTF-8 JSON, atomically."""
+    """Writes `value` atomically as indented UTF-8 JSON."""
     with new_file(path) as working:
         working.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors, of any device and memory layout, as safetensors; not atomically: within a new folder or file."""
+    """Writes tensors of any device and memory layout as safetensors; not atomic: call it within `new_folder`."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
 
 
 def hash_files(*paths: Path, algorithm: str = "sha256") -> str:
-    """The hash, in hex, of the content of files one after the other; a MiB at a time, since they may be large."""
+    """Computes the hash, in hex, of the concatenated content of files of any size."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     for path in paths:
         with open(path, "rb") as file:
@@ -208,11 +190,11 @@ def load_text(path: Path) -> str:
     """Reads a text file.
 
     Raises:
-        InputError: if it is missing, no file, larger than 512 MiB or not UTF-8.
+        InputError: if it is missing, not a file, larger than 512 MiB or not UTF-8.
     """
     try:
         found = path.stat()
-        # Devices may never end; a pipe, as from a shell's <(…), is read as far as the limit.
+        # A device may be endless; a pipe, as from a shell's <(…), is read up to the limit.
         readable = stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)
         data = b""
         if readable and found.st_size <= _LARGEST_TEXT:
@@ -223,11 +205,11 @@ def load_text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except ValueError:  # a NUL or half a surrogate pair
-        raise InputError(f"{str(path)!r}: no name that a file can have") from None
+        raise InputError(f"{str(path)!r}: not a valid file name") from None
     if not readable:
         raise InputError(f"{path}: is a {'folder' if stat.S_ISDIR(found.st_mode) else 'device'}, not a file")
     if max(len(data), found.st_size) > _LARGEST_TEXT:
-        raise InputError(f"{path}: is larger than {_LARGEST_TEXT >> 20} MiB")
+        raise InputError(f"{path}: larger than {_LARGEST_TEXT >> 20} MiB, the limit for text files")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -244,17 +226,17 @@ def load_json(path: Path, finite: bool = True) -> Any:
 
 
 def parse_json(text: str, origin: str, line: int | None = None, finite: bool = True) -> Any:
-    """A JSON document as Python values.
+    """Parses a JSON document.
 
     Args:
         text: the document.
-        origin: where it stands, for messages.
-        line: the line of a file that it stands in, where it is but one of many.
-        finite: refuse NaN and Infinity, which are no JSON by the letter (RFC 8259) but are written by Python.
+        origin: its file, for messages.
+        line: its line in the file, for JSON Lines.
+        finite: reject NaN and Infinity, which are not JSON (RFC 8259) but are written by Python.
 
     Raises:
-        InputError: if it is not JSON, is nested too deeply, holds an integer of thousands of digits, or text that no
-            file can hold: NUL, or half a surrogate pair.
+        InputError: if it is not JSON, is nested too deeply, or contains an integer of thousands of digits or
+            characters that are invalid in files: NUL or unpaired surrogates.
     """
     where = origin if line is None else f"{origin}:{line}"
     try:
@@ -267,22 +249,22 @@ def parse_json(text: str, origin: str, line: int | None = None, finite: bool = T
     except ValueError as error:
         raise InputError(f"{where}: not valid JSON: {str(error).split(';')[0]}") from None
     if _ODD_ESCAPES.search(text):
-        plain = json.dumps(value, ensure_ascii=False).replace("\\\\", "")  # of all escapes only those of controls stay
+        plain = json.dumps(value, ensure_ascii=False).replace("\\\\", "")  # keeps only escapes of control characters
         if not is_writable(plain.replace("\\u0000", "\0")):
-            raise InputError(f"{where}: holds \\u0000 or half a surrogate pair, which are no text")
+            raise InputError(f"{where}: contains invalid characters (\\u0000 or an unpaired surrogate)")
     return value
 
 
 def is_writable(text: str) -> bool:
-    """Whether text can stand in files and in their names: without NUL and halves of surrogate pairs."""
+    """Returns whether text is valid in files and file names: no NUL, no unpaired surrogates."""
     return "\0" not in text and text == text.encode("utf-8", "replace").decode()
 
 
 def load_record(path: Path, kind: type[RecordT], finite: bool = True) -> RecordT:
-    """Reads a JSON file that steelgen wrote itself.
+    """Reads a JSON file that steelgen wrote.
 
     Raises:
-        InputError: see `load_json`; or if a field is missing or not what it should be: the first one is named.
+        InputError: see `load_json`; also if a field is missing or invalid: the message names the first.
     """
     return parse_record(load_json(path, finite), kind, str(path))
 
@@ -296,15 +278,15 @@ def parse_record(values: Any, kind: type[RecordT], origin: str) -> RecordT:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a file could not be written for want of space or quota."""
+    """Returns whether an error means that the disk or the quota is full."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
-    # safetensors writes with Rust, and keeps of its errors only the words.
+    # safetensors writes with Rust and keeps only the message of an error.
     return any(f"(os error {number})" in str(error) for number in _FULL)
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _flush(path: Path) -> None:

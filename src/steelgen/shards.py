@@ -1,4 +1,4 @@
-"""Shards: which images of a sampling run, or cells of a utility study, one task of many does."""
+"""Shards: the images of a sampling run, or the cells of a utility study, that one job of an array does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steelgen.errors import InputError
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `number` of `count`, counted from 1 as in `--shard 2/4`."""
+    """Shard `number` of `count`, counted from 1 as in `--shard 2/4`."""
 
     number: int
     count: int
@@ -21,7 +21,7 @@ class Shard:
             raise InputError(f"shard {self.number}/{self.count}: must be I/N with 1 ≤ I ≤ N")
 
     def indices(self, total: int) -> range:
-        """The numbers of images or cells below `total` that are this shard's: every count-th."""
+        """Returns the indices of this shard's images or cells among `total`: every count-th."""
         return range(self.number - 1, total, self.count)
 
     def __str__(self) -> str:
@@ -29,10 +29,10 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """Reads "I/N".
+    """Parses "I/N".
 
     Raises:
-        InputError: if it is not two whole numbers with 1 ≤ I ≤ N.
+        InputError: if it is not two integers with 1 ≤ I ≤ N.
     """
     number, _, count = text.partition("/")
     if not (number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
@@ -41,13 +41,13 @@ def parse_shard(text: str) -> Shard:
 
 
 def find_shard(environment: Mapping[str, str]) -> Shard | None:
-    """The shard that torchrun (RANK, WORLD_SIZE) or a Slurm job array of more than one task gives this process.
+    """Returns the shard of this process under torchrun (RANK, WORLD_SIZE) or in a Slurm job array of several tasks.
 
-    A task of an array that is run again alone cannot be told how many shards there were, so a script names its
-    shard with --shard; the environment is for a job array made by hand.
+    Slurm does not tell a task that is resubmitted alone how many shards there were. Batch scripts therefore pass
+    --shard; the environment serves job arrays written by hand.
 
     Raises:
-        InputError: if a variable is missing or no number, or the array has gaps.
+        InputError: if a variable is missing or not an integer, or the array has gaps.
     """
     if (processes := read_count(environment, "WORLD_SIZE", 1)) > 1:
         return Shard(read_count(environment, "RANK") + 1, processes)
@@ -57,5 +57,5 @@ def find_shard(environment: Mapping[str, str]) -> Shard | None:
         )
         if step and (last - first) // step + 1 == tasks:
             return Shard((task - first) // step + 1, tasks)
-        raise InputError("SLURM_ARRAY_TASK_ID: the job array has gaps, so its shards cannot be numbered; give --shard")
+        raise InputError("SLURM_ARRAY_TASK_ID: the job array has gaps, so the shard is ambiguous; pass --shard I/N")
     return None

@@ -1,84 +1,76 @@
-"""Where scalars of a run go beside metrics.jsonl: TensorBoard, Weights & Biases."""
+"""Experiment trackers besides metrics.jsonl: TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from steelgen.errors import InputError
 from steelgen.files import Record, load_json, load_record, save_json
 
 WANDB_FILE = "wandb.json"
-"""In a run folder: the id under which Weights & Biases knows the run."""
-
-
-class Tracker(Protocol):
-    """Takes scalars."""
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One point a scalar."""
-
-    def close(self) -> None:
-        """Flushes what is still under way."""
+"""In a run folder: the id of the run in Weights & Biases."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises InputError if one of the trackers is not installed."""
+    """Raises InputError if a tracker is not installed."""
     if "wandb" not in names:
         return
     try:
-        from wandb import init  # noqa: F401 - a folder wandb/ of logs would import, but has no init
+        from wandb import init  # noqa: F401 - a folder wandb/ of logs can be imported, but has no init
     except ImportError:
-        raise InputError(
-            "train.trackers: wandb is not installed; `pip install 'steelgen[wandb]'`, or leave it out"
-        ) from None
+        raise InputError("train.trackers: wandb is not installed; pip install 'steelgen[wandb]'") from None
 
 
-def open_trackers(names: Sequence[str], run_dir: Path, resume_step: int) -> list[Tracker]:
-    """The trackers of a run that goes on after `resume_step`.
+def open_trackers(names: Sequence[str], run_dir: Path, resume_step: int) -> list[TensorBoard | Wandb]:
+    """Opens the trackers of a run.
 
     Args:
         names: tensorboard, wandb.
-        run_dir: with its config.json.
+        run_dir: the run folder; must contain config.json.
+        resume_step: later points of an earlier attempt are dropped.
     """
-    trackers: list[Tracker] = []
+    trackers: list[TensorBoard | Wandb] = []
     if "tensorboard" in names:
-        trackers.append(_TensorBoard(run_dir, resume_step))
+        trackers.append(TensorBoard(run_dir, resume_step))
     if "wandb" in names:
-        trackers.append(_Wandb(run_dir))
+        trackers.append(Wandb(run_dir))
     return trackers
 
 
-class _TensorBoard:
+class TensorBoard:
+    """Event files in the tensorboard/ of a run folder."""
+
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes one point per scalar."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Flushes pending points."""
         self._writer.close()
 
 
-class _Known(Record):
+class _RunId(Record):
     """wandb.json."""
 
     id: str
 
 
-class _Wandb:
-    """One run of Weights & Biases, whatever the number of attempts; it drops steps that it has got already."""
+class Wandb:
+    """One run in Weights & Biases for all attempts; it ignores steps that it has received before."""
 
     def __init__(self, run_dir: Path) -> None:
         import wandb
 
         path = run_dir / WANDB_FILE
-        known = load_record(path, _Known).id if path.is_file() else None
+        known = load_record(path, _RunId).id if path.is_file() else None
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "steelgen"),
@@ -88,12 +80,14 @@ class _Wandb:
                 id=known,
                 resume="allow",
             )
-        except wandb.Error as error:  # no key, or no network
-            raise InputError(f"wandb: {error}; WANDB_MODE=offline needs neither key nor network") from error
+        except wandb.Error as error:  # no key or no network
+            raise InputError(f"wandb: {error}; set WANDB_MODE=offline to run without key and network") from error
         save_json(path, {"id": self._run.id})
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes one point per scalar."""
         self._run.log(values, step=step)
 
     def close(self) -> None:
+        """Flushes pending points."""
         self._run.finish()

@@ -1,4 +1,4 @@
-"""The workflow: train → finetune → sample → evaluate → utility, here or as a chain of Slurm jobs, on the same files."""
+"""The workflow: train → finetune → sample → evaluate → utility, run locally or as a chain of Slurm jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steelgen.config.base import Section, config_to_json
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.slurm import SlurmProfile
-from steelgen.config.train import FinetuneConfig, TrainConfig
+from steelgen.config.train import RunConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.config.workflow import WorkflowConfig
 from steelgen.devices import pick_device, resolve_precision
@@ -28,50 +28,59 @@ from steelgen.evaluation.utility.results import STUDY_FILE, load_study_result
 from steelgen.runs import RESULT_FILE, load_result, load_settings
 from steelgen.sampling.formats import load_sampling
 
-# Training goes on from its checkpoint when only these have changed.
+_FILES = {
+    "train": ("config.json", RESULT_FILE),
+    "finetune": ("config.json", RESULT_FILE),
+    "sample": ("sampling.json", "metadata.jsonl"),
+    "evaluate": ("evaluation.json", "evaluation.json"),
+    "utility": (STUDY_FILE, UTILITY_FILE),
+}
+"""The first and the last file that a stage writes into its output folder."""
 _LENGTHS = ("max_steps", "max_epochs", "max_minutes")
+"""Training resumes from its checkpoint if only these fields have changed."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, and whether there is anything left to do for it."""
+    """One stage of a workflow."""
 
     action: str
     config: Section
     output: Path
     complete: bool
-    """Its output is all there, by the same config, and newer than what it was made from."""
+    """The output is complete, has the same config, and is newer than its inputs."""
 
 
 def plan_workflow(config: WorkflowConfig) -> list[Stage]:
-    """The stages in order, each compared with what its output folder holds.
+    """Lists the stages in order and compares each with its output folder.
 
     Raises:
-        InputError: if an output folder holds something else: the output of another config, or of an older generator.
+        InputError: if an output folder belongs to another config or was made before an earlier stage was complete.
     """
     stages: list[Stage] = []
-    for action in ("train", "finetune", "sample", "evaluate", "utility"):
+    for action in _FILES:
         settings = getattr(config, action)
         if settings is None:
             continue
         output = find_output(settings)
-        end, done = _END_FILES[action], _is_complete(settings, output)
+        first, last = _FILES[action]
+        complete = _is_complete(settings, output) and (output / last).is_file()
         for before in stages:
-            if before.action != "evaluate":  # of which no other stage makes anything
-                _check_not_stale(output, _BEGIN_FILES[action], before)
-        stages.append(Stage(action, settings, output, done and (output / end).is_file()))
+            if before.action != "evaluate":  # no other stage reads its output
+                _check_not_stale(output / first, before)
+        stages.append(Stage(action, settings, output, complete))
     return stages
 
 
 def run_workflow(config: WorkflowConfig, run_stage: Callable[[Stage], None], report: Callable[[str], None]) -> None:
-    """Runs what is left to do, one stage after another, on this machine.
+    """Runs the incomplete stages one after another on this machine.
 
     Args:
-        run_stage: carries out one stage; the command line calls the function behind the stage's own command.
-        report: told a line a stage.
+        run_stage: runs one stage; the command line calls the function behind the stage's command.
+        report: receives one line per stage.
 
     Raises:
-        InputError: also if a stage was stopped before its end, so that the next one cannot begin.
+        InputError: see `plan_workflow`; also if a stage was stopped before its end.
     """
     for stage in plan_workflow(config):
         if stage.complete:
@@ -80,104 +89,80 @@ def run_workflow(config: WorkflowConfig, run_stage: Callable[[Stage], None], rep
         report(f"{stage.action}: → {stage.output}")
         run_stage(stage)
         if not _is_complete(stage.config, stage.output):
-            raise InputError(f"{stage.output}: {stage.action} was stopped before its end; the same command goes on")
+            raise InputError(f"{stage.output}: {stage.action} was stopped early; run the same command again to resume")
 
 
 def submit_workflow(config: WorkflowConfig, profile: SlurmProfile, report: Callable[[str], None]) -> list[str]:
-    """Submits what is left to do as jobs, each waiting until the one before has ended well.
+    """Submits the incomplete stages as Slurm jobs, each of which waits until the one before has succeeded.
 
-    Sampling is a job array; the job that gathers its shards evaluates as well.
+    Sampling is a job array; the job that gathers its shards also evaluates.
 
     Returns:
-        The ids of the jobs, in order.
+        The job ids, in order.
     """
-    stages = {stage.action: stage for stage in plan_workflow(config)}
-    open_stages = {action: stage for action, stage in stages.items() if not stage.complete}
-    for stage in stages.values():
+    pending: dict[str, Stage] = {}
+    for stage in plan_workflow(config):
         if stage.complete:
             report(f"{stage.action}: complete in {stage.output}, skipped")
         else:
             check_not_queued(stage.output, stage.action)
-    frozen = {action: freeze_config(action, stage.config, stage.output) for action, stage in open_stages.items()}
+            pending[stage.action] = stage
+    frozen = {action: freeze_config(action, stage.config, stage.output) for action, stage in pending.items()}
     ids: list[str] = []
 
-    def submit(job: Job) -> None:
+    def submit(action: str, output: Path, **options: Any) -> None:
+        job = Job(action, frozen[options.get("gathers", action)], output, **options)
         ids.append(submit_job(job, profile, after=ids[-1] if ids else None))
         report(f"{job.action}: job {ids[-1]} → {job.output}")
 
-    for action in ("train", "finetune"):
-        if action in open_stages:
-            submit(Job(action, frozen[action], open_stages[action].output))
-    if "sample" in open_stages:
-        output = open_stages["sample"].output
-        submit(Job("sample", frozen["sample"], output, shards=config.shards))
-        submit(Job("gather", frozen["sample"], output, evaluate_config=frozen.get("evaluate")))
-    elif "evaluate" in open_stages:
-        submit(Job("evaluate", frozen["evaluate"], open_stages["evaluate"].output))
-    if "utility" in open_stages:
-        assert config.utility is not None
-        output, shards = open_stages["utility"].output, min(config.shards, len(list_cells(config.utility)))
-        submit(Job("utility", frozen["utility"], output, shards=shards))
-        submit(Job("gather", frozen["utility"], output, gathers="utility"))
+    for action, stage in pending.items():
+        if action in ("train", "finetune") or (action == "evaluate" and "sample" not in pending):
+            submit(action, stage.output)
+        elif action == "sample":
+            submit(action, stage.output, shards=config.shards)
+            submit("gather", stage.output, gathers=action, evaluate_config=frozen.get("evaluate"))
+        elif action == "utility":
+            assert config.utility is not None
+            submit(action, stage.output, shards=min(config.shards, len(list_cells(config.utility))))
+            submit("gather", stage.output, gathers=action)
     return ids
 
 
-_BEGIN_FILES = {
-    "train": "config.json",
-    "finetune": "config.json",
-    "sample": "sampling.json",
-    "evaluate": "evaluation.json",
-    "utility": STUDY_FILE,
-}
-_END_FILES = {
-    "train": RESULT_FILE,
-    "finetune": RESULT_FILE,
-    "sample": "metadata.jsonl",
-    "evaluate": "evaluation.json",
-    "utility": UTILITY_FILE,
-}
-
-
 def _is_complete(config: Section, output: Path) -> bool:
-    """Whether an output folder holds all that a config asks for.
+    """Returns whether an output folder is complete for a config.
 
     Raises:
-        InputError: if it holds the output of another config.
+        InputError: if a training run or an evaluation in it has another config.
     """
-    if isinstance(config, TrainConfig | FinetuneConfig):
+    wanted = config_to_json(config)
+    if isinstance(config, RunConfig):
         if not (output / "config.json").is_file():
             return False
         written = refresh_config(load_settings(output).model_dump(), type(config))
-        _check_same(output, _without_lengths(written), _without_lengths(config_to_json(config)))
-        unchanged = written == config_to_json(config)
-        return unchanged and (output / RESULT_FILE).is_file() and load_result(output).finished
+        _check_same(output, _without_lengths(written), _without_lengths(wanted))
+        return written == wanted and (output / RESULT_FILE).is_file() and load_result(output).finished
     if isinstance(config, SampleConfig):
         if not (output / "sampling.json").is_file() or not (output / "metadata.jsonl").is_file():
             return False
         with open(output / "metadata.jsonl", "rb") as file:
             rows = sum(1 for _ in file)
-        # What else may differ between two calls on one folder is for `sample` to say: it names the key.
+        # `sample` itself refuses other changes, and names the key.
         written = refresh_config(load_sampling(output).config.model_dump(), type(config))
-        if config.mixed_precision == "auto":  # is written down as what the machine took
+        if config.mixed_precision == "auto":  # recorded as the precision that the machine resolved it to
             written["mixed_precision"] = "auto"
-        return (
-            rows == config.num_samples
-            and finished_indices(output).issuperset(range(config.num_samples))
-            and written == config_to_json(config)
-        )
+        indices = range(config.num_samples)
+        return rows == len(indices) and finished_indices(output).issuperset(indices) and written == wanted
     if isinstance(config, UtilityConfig):
         if not (output / UTILITY_FILE).is_file():
             return False
-        # What else may differ between two calls on one folder is for `utility` to say: cells may be added.
+        # `utility` itself refuses other changes; cells may be added.
         written = refresh_config(load_study_result(output)["config"], type(config))
-        wanted = config_to_json(config)
         precision = resolve_precision(config.mixed_precision, pick_device(config.device))
         return written == {**wanted, "mixed_precision": precision}
     assert isinstance(config, EvaluateConfig)
     if not (output / "evaluation.json").is_file():
         return False
-    written = refresh_config(load_evaluation(output)["config"], type(config))
-    _check_same(output, written, config_to_json(config))
+    _check_same(output, refresh_config(load_evaluation(output)["config"], type(config)), wanted)
     return True
 
 
@@ -188,16 +173,16 @@ def _without_lengths(values: dict[str, Any]) -> dict[str, Any]:
 
 def _check_same(output: Path, written: dict[str, Any], wanted: dict[str, Any]) -> None:
     if change := next(list_changes(written, wanted), None):
-        raise InputError(f"{output}: holds the output of another config ({change}); name another folder or remove it")
+        raise InputError(f"{output}: contains the output of another config ({change}); choose another or remove it")
 
 
-def _check_not_stale(output: Path, begin: str, before: Stage) -> None:
-    """Raises InputError if an output was begun before the stage it follows had ended, so from something else."""
-    if not (output / begin).is_file():
+def _check_not_stale(first: Path, before: Stage) -> None:
+    """Raises InputError if the first file of an output is older than the completion of an earlier stage."""
+    if not first.is_file():
         return
-    end = before.output / _END_FILES[before.action]
-    if not before.complete or (output / begin).stat().st_mtime < end.stat().st_mtime:
+    end = before.output / _FILES[before.action][1]
+    if not before.complete or first.stat().st_mtime < end.stat().st_mtime:
         raise InputError(
-            f"{output}: was made before {before.action} in {before.output} was complete; "
-            "remove it or name another folder"
+            f"{first.parent}: was made before {before.action} in {before.output} was complete; remove it or choose "
+            "another folder"
         )

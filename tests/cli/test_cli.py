@@ -5,12 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from steelgen import __version__
 from steelgen.cli.app import app
+from steelgen.cli.config import Action
+from steelgen.config.actions import ACTIONS
 from tests.conftest import tiny_train_config, write_tiny_dataset
 
 
@@ -87,7 +90,7 @@ def break_dataset(root, how):
         from PIL import Image
 
         Image.new("L", (30, 40), 0).save(mask)
-        return str(mask), "the mask is 30x40 but its image train1.png is 48x40"
+        return str(mask), "the mask is 30x40, but its image train1.png is 48x40"
     if how == "missing mask":
         mask.unlink()
         return str(image), "has no mask of the same name"
@@ -153,6 +156,7 @@ def test_config_show_and_schema(train_json, tmp_path):
     assert run("config", "schema", "--out", tmp_path / "schema").exit_code == 0
     assert (tmp_path / "schema/finetune.json").is_file()
     assert run("config", "schema", "trian").exit_code == 2
+    assert get_args(Action) == tuple(ACTIONS)
 
 
 def test_names_in_brackets_stay_in_tables(capsys):

@@ -82,10 +82,10 @@ def test_impossible_arrays_are_refused(text):
     [
         ({"partitoin": "gpu"}, "did you mean 'partition'"),
         ({"partition": "gpu --exclusive"}, "partition"),
-        ({"time": "soon"}, "one of Slurm's time limits"),
-        ({"venv": ".venv", "conda": "x"}, "one of venv and conda"),
-        ({"sbatch": ["reservation"]}, "must be one option"),
-        ({"environment": {"A B": "1"}}, "no name of a variable"),
+        ({"time": "soon"}, "must be a Slurm time limit"),
+        ({"venv": ".venv", "conda": "x"}, "venv and conda are mutually exclusive"),
+        ({"sbatch": ["reservation"]}, "must be a single option"),
+        ({"environment": {"A B": "1"}}, "not a valid variable name"),
     ],
 )
 def test_bad_profiles_name_the_value(values, message):

@@ -65,7 +65,7 @@ def test_shards_at_once_draw_what_one_call_draws(tiny_dataset, tmp_path):
     for task in tasks:
         output, _ = task.communicate(timeout=120)
         assert task.returncode == 0
-        assert "gathers all" in output
+        assert "gather all shards" in output
     shards = tmp_path / "shards"
     assert [part.state for part in run_status(shards, 3)] == ["complete"] * 3 + ["missing"]
     assert not (shards / "metadata.jsonl").exists()
@@ -111,5 +111,5 @@ def test_status_of_a_study_counts_cells_by_code_and_by_shard(tmp_path):
 
 
 def test_status_of_something_else(tmp_path):
-    with pytest.raises(InputError, match="neither"):
+    with pytest.raises(InputError, match="contains no training run"):
         run_status(tmp_path)

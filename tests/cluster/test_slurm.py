@@ -117,7 +117,7 @@ def test_two_nodes_train_together(cluster, cut_training, tmp_path):
     assert epochs == pytest.approx([2 * value for value in alone])
     fewer = cluster.run("sbatch", "--parsable", "--nodes=1", "run.slurm/train.sbatch", cwd=tmp_path).stdout.strip()
     assert cluster.wait(fewer, 30)["JobState"] == "FAILED"
-    assert "asked for 2 nodes, got 1" in read_logs(tmp_path / "run")
+    assert "requested 2 nodes, got 1" in read_logs(tmp_path / "run")
 
 
 def test_killed_shard_is_run_again_alone(cluster, trained):
@@ -271,7 +271,7 @@ def test_training_cut_by_its_time_limit_ends_bit_identical(cluster, cut_training
     print(log)
     assert job["JobState"] == "COMPLETED", log
     assert int(job["Restarts"]) >= 2
-    assert log.count("back into the queue") == int(job["Restarts"])
+    assert log.count("requeueing job") == int(job["Restarts"])
     whole = tiny_train_config(folder / "tiny", tmp_path / "whole", max_steps=CUT_STEPS)
     train(parse_config(whole, TrainConfig), Recorder())
     assert_same_tensors(load_weights(folder / "run", CUT_STEPS), load_weights(tmp_path / "whole", CUT_STEPS))

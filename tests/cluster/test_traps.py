@@ -85,12 +85,12 @@ def stage(tmp_path):
     [
         (SAVE_ON_SIGNAL, signal.SIGUSR1, 0, 0, True, "stopped at run/checkpoints/step-000007"),
         (SAVE_ON_SIGNAL, signal.SIGUSR1, 100, 1, False, "already requeued 100 times"),
-        (SAVE_ON_SIGNAL, signal.SIGTERM, 0, 143, False, "ended from outside"),
+        (SAVE_ON_SIGNAL, signal.SIGTERM, 0, 143, False, "terminated by scancel"),
         (on_signal("USR1", end("SIGUSR1", False, 0)), signal.SIGUSR1, 0, 1, False, "no step was saved"),
         (on_signal("USR1", "exit 3"), signal.SIGUSR1, 0, 3, False, "training failed with status 3"),
         ("exit 3", None, 0, 3, False, "training failed with status 3; not requeued"),
         (f"{SAVE}; {end('max_steps', True, 0)}", None, 0, 0, False, "finished"),
-        (end("SIGUSR1", False, 0), None, 0, 1, False, "without being asked to"),
+        (end("SIGUSR1", False, 0), None, 0, 1, False, "stopped early without a signal"),
         # Preempted with a grace time: Slurm signals what srun started, not the script.
         (f"{SAVE}; {end('SIGTERM', False, 1)}", None, 0, 0, True, "stopped at run/checkpoints/step-000007"),
         (end("SIGTERM", False, 1), None, 100, 1, False, "already requeued 100 times"),

@@ -111,7 +111,7 @@ def test_resolved_config_is_enough_to_run_again():
     ("text", "message"),
     [
         ("{", r"c.json:1:2: not valid JSON"),
-        ("[]", "must hold a JSON object, not list"),
+        ("[]", "must contain a JSON object, not list"),
         ("\ufeff{}", "is missing"),
         ("[" * 100_000, "not valid JSON"),
     ],

@@ -1,4 +1,4 @@
-"""Small annotated sources for the tests of the readers."""
+"""Small annotated sources for the tests of the importers, and short forms of functions under test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
+from steelgen.data.folder import list_pairs, list_splits, load_dataset_info, load_pair
+from steelgen.data.importers.options import ReadOptions
+from steelgen.data.importing import WriteOptions, import_dataset
+from steelgen.data.rasterize import compute_coverage, select_pixels
+from steelgen.data.runlength import count_runs, encode_runs
+
 BUNDLED = Path(__file__).parents[2] / "data"
+ALL_TRAIN = WriteOptions(fractions={"train": 1.0})
 
 
 def save_noise(path: Path, height: int = 40, width: int = 50, seed: int = 0) -> Path:
@@ -67,6 +74,33 @@ def random_mask(seed: int, size: tuple[int, int] = (40, 50), smooth: float = 1.0
     """A mask of classes 0 to 2, of single pixels (smooth 0) to large islands with holes."""
     field = scipy.ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=size), smooth)
     return np.digitize(field, np.quantile(field, [0.4, 0.75])).astype(np.uint8)
+
+
+def import_masks(kind: str, src: Path, write: WriteOptions | None = ALL_TRAIN, **read: Any) -> dict[str, np.ndarray]:
+    """Imports a source as SOURCE-out beside it and returns the masks by stem."""
+    out = src.parent / f"{src.stem}-out"
+    import_dataset(kind, src, out, ReadOptions(**read), write)
+    info = load_dataset_info(out)
+    pairs = [pair for split in list_splits(out) for pair in list_pairs(out, split)]
+    return {pair.stem: load_pair(pair, info)[1] for pair in pairs}
+
+
+def imported_names(src: Path) -> list[str]:
+    """Returns the class names of a source that `import_masks` has imported."""
+    return load_dataset_info(src.parent / f"{src.stem}-out").class_names
+
+
+def rasterize_polygons(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Rasterizes the union of polygons as a boolean mask."""
+    mask = np.zeros((height, width), bool)
+    coverage = compute_coverage(polygons, height, width)
+    mask[coverage.window] = select_pixels(coverage.share)
+    return mask
+
+
+def encode_counts(mask: np.ndarray) -> list[int]:
+    """Encodes a boolean mask as COCO's uncompressed counts."""
+    return count_runs(encode_runs(mask), mask.size)
 
 
 def decode_counts(counts: list[int], height: int, width: int) -> np.ndarray:

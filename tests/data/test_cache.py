@@ -15,7 +15,7 @@ from tests.data.samples import BUNDLED
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
-def test_the_cache_holds_what_the_files_hold(tmp_path: Path, in_channels: int) -> None:
+def test_cache_equals_the_files(tmp_path: Path, in_channels: int) -> None:
     import_dataset("ma-islands", BUNDLED / "ma_islands", tmp_path / "set")
     cached = open_cached_split(tmp_path / "set", "train", in_channels, tmp_path / "cache")
     info = load_dataset_info(tmp_path / "set")
@@ -32,7 +32,7 @@ def test_the_cache_holds_what_the_files_hold(tmp_path: Path, in_channels: int) -
     assert not cached.images[0].flags.writeable
 
 
-def test_decoded_once_and_anew_when_the_content_changes(tmp_path: Path) -> None:
+def test_decoded_once_and_again_after_changes(tmp_path: Path) -> None:
     shutil.copytree(BUNDLED / "uhcs", tmp_path / "set")
     first = open_cached_split(tmp_path / "set", "val", cache_root=tmp_path / "cache")
     built = {path: os.stat(path).st_mtime_ns for path in (tmp_path / "cache").glob("*/*")}
@@ -52,3 +52,19 @@ def test_broken_image_leaves_no_cache(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"uhcs0220\.png: not a readable image"):
         open_cached_split(tmp_path / "set", "val", cache_root=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_instances_of_masks_in_numbered_folders(tmp_path: Path) -> None:
+    """Large sets are in numbered subfolders of images/ and masks/; instances/ has none."""
+    import_dataset("ma-islands", BUNDLED / "ma_islands", tmp_path / "set")
+    flat = open_cached_split(tmp_path / "set", "train", cache_root=tmp_path / "cache")
+    for kind in ("images", "masks"):
+        folder = tmp_path / "set" / "train" / kind
+        (folder / "000").mkdir()
+        for path in folder.glob("*.png"):
+            path.rename(folder / "000" / path.name)
+    numbered = open_cached_split(tmp_path / "set", "train", cache_root=tmp_path / "cache")
+    assert flat.instances is not None
+    assert numbered.instances is not None
+    for first, second in zip(flat.instances, numbered.instances, strict=True):
+        np.testing.assert_array_equal(first, second)

@@ -34,7 +34,7 @@ def dataset(tmp_path: Path) -> Path:
     return root
 
 
-def test_what_a_sound_folder_holds(dataset: Path) -> None:
+def test_statistics_of_a_valid_folder(dataset: Path) -> None:
     report = check_dataset(dataset)
     assert report.problems == []
     train = report.splits["train"]
@@ -45,13 +45,13 @@ def test_what_a_sound_folder_holds(dataset: Path) -> None:
     assert [thumbnail.caption for thumbnail in report.thumbnails] == ["train/a", "train/b", "val/c"]
 
 
-def test_bundled_uhcs_is_sound() -> None:
+def test_bundled_uhcs_has_no_problems() -> None:
     report = check_dataset(BUNDLED / "uhcs")
     assert report.problems == []
     assert {split: summary.num_images for split, summary in report.splits.items()} == {"train": 16, "val": 4, "test": 4}
 
 
-def test_every_problem_is_named(dataset: Path) -> None:
+def test_all_problems_are_reported(dataset: Path) -> None:
     masks = dataset / "train" / "masks"
     save_noise(dataset / "train" / "images" / "lonely.png")
     save_noise(dataset / "train" / "images" / "wide.png", width=60, seed=9)
@@ -69,7 +69,7 @@ def test_every_problem_is_named(dataset: Path) -> None:
         problem.file: problem.message for problem in check_dataset(dataset).problems if problem.file != "metadata.jsonl"
     }
     assert found["train/images/lonely.png"] == "has no mask of the same name"
-    assert "is 50x40, its image 60x40" in found["train/masks/wide.png"]
+    assert "the mask is 50x40, but its image is 60x40" in found["train/masks/wide.png"]
     assert "mask index 7 is not below num_classes 2" in found["train/masks/a.png"]
     assert "not a readable image" in found["train/images/b.png"]
     assert found["test/masks"] == "no such folder"
@@ -78,17 +78,17 @@ def test_every_problem_is_named(dataset: Path) -> None:
         problem.message for problem in check_dataset(dataset).problems if problem.file == "metadata.jsonl"
     ]
     assert about_metadata == [
-        "names train/images/gone.png, which is not there",
+        "train/images/gone.png is missing",
         "parent p has images in train and val: a leak",
     ]
 
 
 @pytest.mark.parametrize("symmetry", range(8))
-def test_turned_copy_in_another_split_is_a_leak(dataset: Path, symmetry: int) -> None:
+def test_rotated_copy_in_another_split_is_a_leak(dataset: Path, symmetry: int) -> None:
     image = np.asarray(Image.open(BUNDLED / "uhcs" / "train" / "images" / "uhcs0007.png"))[:400, :400]
     turned = np.rot90(image, symmetry % 4)
     turned = turned[:, ::-1] if symmetry >= 4 else turned
-    # Brighter and with other noise, as a second exposure would be.
+    # With another brightness and other noise, like a second exposure.
     noise = np.random.default_rng(0).normal(0, 4, turned.shape)
     again = (turned * 0.9 + 20 + noise).clip(0, 255).astype(np.uint8)
     shrunken = [shrink_image(np.ascontiguousarray(array)) for array in (image, again)]
@@ -119,7 +119,7 @@ class TestCommand:
         assert missing.exit_code == 2
         assert missing.output.count("\n") == 1
 
-    def test_import_says_what_it_wrote(self, tmp_path: Path) -> None:
+    def test_import_reports_its_result(self, tmp_path: Path) -> None:
         command = ["data", "import", "ma-islands", str(BUNDLED / "ma_islands"), str(tmp_path / "out")]
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0

@@ -22,7 +22,7 @@ def _run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["data", *map(str, arguments)])
 
 
-def test_import_tells_splits_bars_and_pixel_sizes(tmp_path: Path) -> None:
+def test_import_reports_splits_bars_and_pixel_sizes(tmp_path: Path) -> None:
     tags = [(34682, "s", 0, "[Scan]\r\nPixelWidth=2e-008\r\n[Image]\r\nResolutionY=400\r\n", True)]
     for stem, extra in (("a", tags), ("b", [])):
         image = np.asarray(Image.open(BUNDLED / "uhcs" / "train" / "images" / "uhcs0007.png"))
@@ -32,8 +32,8 @@ def test_import_tells_splits_bars_and_pixel_sizes(tmp_path: Path) -> None:
     done = _run("import", "folder", tmp_path / "set", tmp_path / "out", "--split", "0.5,0,0.5")
     assert done.exit_code == 0, done.output
     assert "1 images in train, 1 images in test" in done.output
-    assert "nothing in val; `steelgen data split" in done.output
-    assert "a data bar was cropped from 1 images" in done.output
+    assert "no images in val; `steelgen data split" in done.output
+    assert "cropped the data bar of 1 images" in done.output
     assert "known for 1 of 2 images" in done.output
     rows = {Path(name).stem: row for name, row in load_metadata(tmp_path / "out").items()}
     assert rows["a"]["pixel_size_um"] == pytest.approx(0.02)
@@ -96,11 +96,11 @@ def test_quiet_and_json(tmp_path: Path) -> None:
         (("import", "coco", "x", "y", "--data-bar", "some"), "--data-bar some"),
         (("import", "coco", "x", "y", "--split", "1,1,1"), "split '1,1,1'"),
         (("import", "coco", "x", "y", "--pixel-size-um", "nan"), "--pixel-size-um nan"),
-        (("import", "coco", "x", "y", "--layout", "isdm"), "--layout: means nothing for coco"),
+        (("import", "coco", "x", "y", "--layout", "isdm"), "--layout: does not apply to coco"),
         (("tile", _UHCS, "y", "--size", "9999"), "smaller than a tile of 9999"),
         (("split", _UHCS, "y", "--by", "steel"), "has no 'steel' to split by"),
         (("split", _UHCS, _UHCS), "already in use"),
-        (("fetch", "imagenet", "y"), "known are ma-islands"),
+        (("fetch", "imagenet", "y"), "available: ma-islands"),
         (("check", "nowhere"), "nowhere: no such dataset folder"),
     ],
 )

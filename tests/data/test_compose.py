@@ -21,7 +21,7 @@ def test_overlap_rules(overlap: str, expected: int) -> None:
     assert mask[10, 10] == 2
 
 
-def test_overlap_of_one_class_is_no_dispute() -> None:
+def test_overlap_of_one_class_is_not_ignored() -> None:
     mask, instances = compose_mask([_square(1, 2, 2, 4), _square(1, 4, 4, 10)], 20, 20, "ignore")
     assert set(np.unique(mask)) == {0, 1}
     assert instances[5, 5] == 2
@@ -51,7 +51,7 @@ def test_a_crowd_has_a_class_but_no_instance() -> None:
     assert not instances.any()
 
 
-def test_runs_and_polygons_meet() -> None:
+def test_union_of_runs_and_polygons() -> None:
     region = np.zeros((10, 10), bool)
     region[0, :] = True
     both = Annotation(3, _square(3, 4, 4, 2).polygons, runs=encode_runs(region))
@@ -66,7 +66,7 @@ def test_agreement_of_three_annotators() -> None:
     np.testing.assert_array_equal(merge_masks(masks, "majority"), [[0, 0, 1, 1, 255]])
 
 
-def test_an_ignored_pixel_is_no_vote() -> None:
+def test_ignored_pixels_have_no_vote() -> None:
     masks = [np.array([[255, 255]], np.uint8), np.array([[1, 255]], np.uint8)]
     for agreement in ("union", "intersection", "majority"):
         np.testing.assert_array_equal(merge_masks(masks, agreement), [[1, 255]])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Exports: what other tools find in them, and that the mask comes back."""
+"""Exports, read by other tools and by our importers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _OUT = {"nnunet": "Dataset007_steel"}
 
 
 def _save_dataset(root: Path, ignores: bool = False, color: bool = False) -> Path:
-    """Train of three, val of one and test of two images; masks of single pixels to large islands with holes."""
+    """Saves three train, one val and two test images; masks have single pixels to large islands with holes."""
     rows = []
     for number, split in enumerate(("train", "train", "train", "val", "test", "test")):
         save_noise(root / split / "images" / f"i{number}.png", seed=number)
@@ -59,7 +59,7 @@ def _save_dataset(root: Path, ignores: bool = False, color: bool = False) -> Pat
 
 
 def _save_samples(root: Path, count: int = 5, names: list[str] | None = None) -> Path:
-    """A folder as `steelgen sample` writes it."""
+    """Saves a samples folder."""
     rows = []
     for number in range(count):
         save_noise(root / "samples" / f"{number:06d}.png", seed=100 + number)
@@ -87,8 +87,8 @@ def _read_provenance(out: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("ignores", [False, True])
 @pytest.mark.parametrize("kind", _ROUND_TRIPS)
-def test_the_mask_comes_back_exactly(tmp_path: Path, kind: str, ignores: bool) -> None:
-    """Islands of any size, holes, islands in holes; polygons run along pixel borders, so not one pixel is off."""
+def test_round_trip_keeps_the_mask(tmp_path: Path, kind: str, ignores: bool) -> None:
+    """Polygons follow pixel borders, so islands of any size, holes and islands in holes are exact."""
     root = _save_dataset(tmp_path / "set", ignores)
     out = tmp_path / _OUT.get(kind, "out")
     summary = export_dataset(kind, root, out)
@@ -117,8 +117,8 @@ def test_the_mask_comes_back_exactly(tmp_path: Path, kind: str, ignores: bool) -
         np.testing.assert_array_equal(np.asarray(Image.open(back)), image)
 
 
-def test_pycocotools_draws_the_mask(tmp_path: Path) -> None:
-    """Its own polygon rasterizer, and its own decoder of run lengths."""
+def test_pycocotools_decodes_the_mask(tmp_path: Path) -> None:
+    """pycocotools has an independent rasterizer and decoder."""
     root = _save_dataset(tmp_path / "set")
     export_dataset("coco", root, tmp_path / "out")
     masks = _load_masks(root)
@@ -129,27 +129,27 @@ def test_pycocotools_draws_the_mask(tmp_path: Path) -> None:
             assert (tmp_path / "out" / split / image["file_name"]).is_file()
             for index in (1, 2):
                 annotations = coco.loadAnns(coco.getAnnIds(imgIds=image["id"], catIds=[index]))
-                drawn = np.zeros(mask.shape, bool)
+                rasterized = np.zeros(mask.shape, bool)
                 exact = np.zeros(mask.shape, bool)
                 for annotation in annotations:
-                    drawn |= coco.annToMask(annotation).astype(bool)
+                    rasterized |= coco.annToMask(annotation).astype(bool)
                     exact |= coco.annToMask({**annotation, "segmentation": annotation["segmentation_rle"]}).astype(bool)
                 np.testing.assert_array_equal(exact, mask == index)
-                overlap = (drawn & exact).sum() / (drawn | exact).sum()
+                overlap = (rasterized & exact).sum() / (rasterized | exact).sum()
                 assert overlap >= 0.99, (split, image["file_name"], index, overlap)
 
 
-def test_yolo_polygons_drawn_by_scikit_image(tmp_path: Path) -> None:
+def test_scikit_image_rasterizes_yolo_polygons(tmp_path: Path) -> None:
     """An even-odd rasterizer takes the pixels whose centers are inside: the mask, holes and small islands included."""
     root = _save_dataset(tmp_path / "set")
     export_dataset("yolo", root, tmp_path / "out")
     for (split, stem), mask in _load_masks(root).items():
-        drawn = np.zeros(mask.shape, np.uint8)
+        rasterized = np.zeros(mask.shape, np.uint8)
         for line in (tmp_path / "out" / "labels" / split / f"{stem}.txt").read_text().splitlines():
             index, *numbers = line.split()
             ring = np.array(numbers, float).reshape(-1, 2) * (mask.shape[1], mask.shape[0])
-            drawn[skimage.draw.polygon2mask(mask.shape, ring[:, ::-1] - 0.5)] = int(index) + 1
-        np.testing.assert_array_equal(drawn, mask)
+            rasterized[skimage.draw.polygon2mask(mask.shape, ring[:, ::-1] - 0.5)] = int(index) + 1
+        np.testing.assert_array_equal(rasterized, mask)
 
 
 def test_rois_are_polygons_and_composites_with_names_groups_and_colors(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_rois_are_polygons_and_composites_with_names_groups_and_colors(tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["coco", "labelme", "cvat", "roi"])
-def test_touching_instances_stay_apart(tmp_path: Path, kind: str) -> None:
+def test_touching_instances_stay_separate(tmp_path: Path, kind: str) -> None:
     root = tmp_path / "set"
     save_noise(root / "train" / "images" / "a.png")
     (root / "train" / "masks").mkdir()
@@ -185,7 +185,7 @@ def test_touching_instances_stay_apart(tmp_path: Path, kind: str) -> None:
     assert (back[instances == 3] == back[6, 6]).all()
     assert back[6, 6] not in (0, back[6, 15])
     assert ((back > 0) == (instances > 0)).all()
-    # LabelMe's importer knows no groups: there the parts of an instance are instances.
+    # LabelMe's importer ignores groups, so each part of an instance is an instance.
     assert len(np.unique(back)) == (4 if kind == "labelme" else 3)
 
 
@@ -232,7 +232,7 @@ def test_samples_alone_in_numbered_folders_and_without_rejects(tmp_path: Path) -
     assert mixed.rejected == 3
 
 
-def test_names_that_occur_twice_are_told_apart(tmp_path: Path) -> None:
+def test_duplicate_names_become_unique(tmp_path: Path) -> None:
     root, samples = _save_dataset(tmp_path / "set"), _save_samples(tmp_path / "samples", 2)
     for folder in ("images", "masks"):
         (root / "train" / folder / "i0.png").rename(root / "train" / folder / "000001.png")
@@ -246,7 +246,7 @@ def test_names_that_occur_twice_are_told_apart(tmp_path: Path) -> None:
     assert masks == names
 
 
-def test_nnunet_wants_its_names_and_one_kind_of_image(tmp_path: Path) -> None:
+def test_nnunet_requires_its_names_and_one_image_kind(tmp_path: Path) -> None:
     root = _save_dataset(tmp_path / "set", ignores=True, color=True)
     with pytest.raises(InputError, match="DatasetNNN_NAME"):
         export_dataset("nnunet", root, tmp_path / "steel")
@@ -255,7 +255,7 @@ def test_nnunet_wants_its_names_and_one_kind_of_image(tmp_path: Path) -> None:
     described = json.loads((out / "dataset.json").read_text())
     info = load_dataset_info(root)
     save_dataset_info(root, info.model_copy(update={"class_names": ["a", "b", "ignore"]}))
-    with pytest.raises(InputError, match="class 'ignore' that nnU-Net takes for another one"):
+    with pytest.raises(InputError, match="class name 'ignore' of steel is reserved"):
         export_dataset("nnunet", root, tmp_path / "Dataset009_steel")
     save_dataset_info(root, info)
     assert described["labels"] == {"background": 0, _NAMES[1]: 1, _NAMES[2]: 2, "ignore": 3}
@@ -297,7 +297,7 @@ def test_command_prints_lines_json_or_nothing(tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, [*arguments, str(tmp_path / "a"), "--splits", "train,test"])
     assert printed.exit_code == 0, printed.output
     assert "3 real and 0 generated pairs in train" in printed.stdout
-    assert "pixels to ignore became background in yolo" in printed.stdout
+    assert "ignored pixels became background in yolo" in printed.stdout
     assert not (tmp_path / "a" / "images" / "val").exists()
     quiet = CliRunner().invoke(app, [*arguments, str(tmp_path / "b"), "--quiet"])
     assert (quiet.exit_code, quiet.output) == (0, "")
@@ -308,14 +308,14 @@ def test_command_prints_lines_json_or_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cocoo", "set", "y"), "export kind 'cocoo': known are coco"),
+        (("cocoo", "set", "y"), "export kind 'cocoo': must be one of coco"),
         (("coco", "nowhere", "y"), "nowhere: no such dataset folder"),
         (("coco", "set", "set"), "set: the output folder is already in use"),
         (("coco", "set", "y", "--splits", "training"), "set: no split 'training' (present: train, val, test)"),
-        (("coco", "set", "y", "--ratio", "0.5"), "ratio: means nothing without"),
+        (("coco", "set", "y", "--ratio", "0.5"), "ratio: needs a samples folder"),
         (("coco", "set", "y", "--with", "samples", "--ratio", "-1"), "--ratio -1.0: must be above 0"),
-        (("coco", "set", "y", "--with", "samples", "--ratio", "2"), "asks for 6 generated pairs, samples holds 5"),
-        (("coco", "set", "y", "--with", "others"), "others: its classes (background, b, c) are not those of set"),
+        (("coco", "set", "y", "--with", "samples", "--ratio", "2"), "needs 6 generated pairs, but samples has 5"),
+        (("coco", "set", "y", "--with", "others"), "others: classes (background, b, c) differ from those of set"),
         (("coco", "unlabeled", "y"), "there is nothing to export"),
         (("coco", "broken", "y"), "its image i0.png is 3x3"),
         (("coco", "unpaired", "y"), "has no mask of the same name"),

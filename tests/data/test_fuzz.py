@@ -109,7 +109,7 @@ def _labelme(root: Path, rng: Rng) -> str:
 
 
 def _change(document: Any, rng: Rng) -> bytes:
-    """A JSON document in which a value is another one, or its text damaged."""
+    """Changes a value of a JSON document, or damages its text."""
     if rng.random() < 0.6:
         return json.dumps(mutate_json(document, rng)).encode()
     return mutate(json.dumps(document).encode(), rng)
@@ -224,7 +224,7 @@ def _nnunet(root: Path, rng: Rng) -> str:
 
 
 def _labels(root: Path, rng: Rng) -> str:
-    """Label pictures of 32 bit, or in the colors of a legend."""
+    """Label images of 32 bit, or in the colors of a legend."""
     (root / "a.png").write_bytes(_png(_IMAGE))
     if rng.random() < 0.5:
         buffer = io.BytesIO()
@@ -238,7 +238,7 @@ def _labels(root: Path, rng: Rng) -> str:
 
 
 def _export(root: Path, rng: Rng) -> str:
-    """A dataset folder whose own files are damaged; it is only exported."""
+    """A dataset folder with damaged files, to be exported."""
     _dataset_folder(root, rng)
     (root / "train" / "rejects.txt").write_bytes(mutate(b"b\nc\n", rng))
     return "export"
@@ -273,7 +273,7 @@ def _tiff_files(root: Path, rng: Rng) -> str:
 
 
 def _dataset_folder(root: Path, rng: Rng) -> str:
-    """A finished dataset folder whose own files are damaged; it is only checked."""
+    """A dataset folder with damaged files, to be checked."""
     for folder, array in (("images", _IMAGE), ("masks", _MASK)):
         (root / "train" / folder).mkdir(parents=True)
         (root / "train" / folder / "a.png").write_bytes(_png(array))
@@ -306,7 +306,7 @@ _SOURCES: Sequence[Callable[[Path, Rng], str]] = (
 
 
 def _assert_sound(root: Path, out: Path, kind: str) -> None:
-    """What was written reads back, is whole, and holds the mask that the source says."""
+    """Checks that the dataset folder is valid and has the mask of the source."""
     info = load_dataset_info(out)
     masks = {}
     for split in list_splits(out):
@@ -315,7 +315,7 @@ def _assert_sound(root: Path, out: Path, kind: str) -> None:
             assert image.size
             masks[pair.stem] = mask
     if kind == "folder":
-        # A PNG's checksums tell every damage; the files that were spared are as they were.
+        # Checksums of PNGs detect all damage, so the masks are those of undamaged files.
         rows = masks["a"].shape[0]
         np.testing.assert_array_equal(masks["a"], _MASK[:rows])
     if kind == "ma-islands" and (root / "metadata.csv").is_file() is False:
@@ -323,7 +323,7 @@ def _assert_sound(root: Path, out: Path, kind: str) -> None:
 
 
 def _read_polygons(path: Path) -> list[np.ndarray]:
-    """The polygons of image a, read in another way than steelgen's."""
+    """Reads the polygons of image a independently of steelgen."""
     with open(path, encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader((line for line in lines), delimiter=";")
         rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
@@ -333,7 +333,7 @@ def _read_polygons(path: Path) -> list[np.ndarray]:
 
 
 def _assert_covers(mask: np.ndarray, polygons: list[np.ndarray]) -> None:
-    """Pixels further than one pixel from every edge are filled where a winding number says so."""
+    """Checks the pixels that are more than one pixel from all edges by their winding number."""
     rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]] + 0.5
     filled = np.zeros(mask.shape, bool)
     near = np.zeros(mask.shape, bool)
@@ -366,7 +366,7 @@ def _run_case(number: int, folder: Path) -> bool:
             import_dataset(kind, root, out, write=_ALL_TRAIN)
     except (InputError, OSError) as error:
         assert_readable(str(error))
-        assert sorted(path.name for path in folder.iterdir()) == ["set"], "something half-written is left"
+        assert sorted(path.name for path in folder.iterdir()) == ["set"], "temporary files are left"
         return False
     finally:
         assert time.perf_counter() - start < _SLOWEST_S
@@ -378,7 +378,7 @@ def _run_case(number: int, folder: Path) -> bool:
 
 @pytest.fixture
 def quick_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of small files are written and flushed."""
+    """A folder in memory if possible, since thousands of small files are written and flushed."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return
@@ -399,11 +399,11 @@ def test_mutated_sources(part: int, quick_path: Path) -> None:
         except Exception as error:
             raise AssertionError(f"case {number} of {CASES}") from error
         shutil.rmtree(folder)
-    # A fuzz in which nothing is refused tests nothing.
+    # Without rejected cases, the fuzz would test nothing.
     assert accepted < len(numbers)
 
 
-def test_bombs_are_refused_before_decoding(tmp_path: Path) -> None:
+def test_bombs_are_rejected_before_decoding(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
     data = b"\x89PNG\r\n\x1a\n" + b"".join(

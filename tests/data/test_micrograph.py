@@ -7,6 +7,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageDraw
 
+from steelgen.data.images import load_image
 from steelgen.data.micrograph import ImageOptions, find_data_bar, load_micrograph
 from steelgen.errors import InputError
 from tests.data.samples import BUNDLED, save_noise
@@ -15,7 +16,7 @@ _RAMP = np.linspace(1000, 3000, 2000).astype(np.uint16).reshape(40, 50)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp"])
-def test_8_bit_is_read_as_it_is(tmp_path: Path, name: str) -> None:
+def test_8_bit_is_not_scaled(tmp_path: Path, name: str) -> None:
     path = save_noise(tmp_path / name)
     np.testing.assert_array_equal(load_micrograph(path).image, np.asarray(Image.open(path)))
 
@@ -40,11 +41,11 @@ def test_page_of_a_multi_page_tiff(tmp_path: Path) -> None:
         photometric="minisblack",
     )
     assert load_micrograph(tmp_path / "a.tif", ImageOptions(page=2)).image[0, 0] == 14
-    with pytest.raises(InputError, match="has 3 pages, counted from 0, not a page 3"):
+    with pytest.raises(InputError, match="no page 3; the file has 3 pages"):
         load_micrograph(tmp_path / "a.tif", ImageOptions(page=3))
 
 
-def test_floats_are_scaled_or_refused(tmp_path: Path) -> None:
+def test_floats_are_scaled_or_rejected(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", _RAMP.astype(np.float32))
     assert load_micrograph(tmp_path / "a.tif").image.max() == 255
     with pytest.raises(InputError, match="no full range"):
@@ -60,7 +61,7 @@ def test_fei_tags_give_pixel_size_and_data_bar(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noise, extratags=[(34682, "s", 0, text, True)])
     micrograph = load_micrograph(tmp_path / "a.tif")
     assert micrograph.pixel_size_um == pytest.approx(0.025)
-    assert (micrograph.image.shape, micrograph.data_bar_height) == ((34, 50), 6)
+    assert (micrograph.image.shape, micrograph.full_height) == ((34, 50), 40)
 
 
 def test_zeiss_tags_give_pixel_size(tmp_path: Path) -> None:
@@ -83,10 +84,10 @@ def test_data_bar_is_found(plain: int) -> None:
 def test_no_real_micrograph_has_a_bar_by_mistake() -> None:
     paths = [*(BUNDLED / "uhcs").glob("*/images/*.png"), *(BUNDLED / "ma_islands" / "PNG").glob("*.png")]
     assert len(paths) == 28
-    assert {path.name for path in paths if load_micrograph(path).data_bar_height} == set()
+    assert [path.name for path in paths if find_data_bar(load_image(path))] == []
 
 
-def test_dark_rim_of_the_specimen_is_no_bar() -> None:
+def test_dark_rim_of_the_specimen_is_not_a_bar() -> None:
     noise = np.random.default_rng(0).integers(60, 220, (400, 500), np.uint8)
     surface = 330 + 12 * np.sin(np.arange(500) / 40)
     noise[np.arange(400)[:, None] > surface] = 3
@@ -96,7 +97,7 @@ def test_dark_rim_of_the_specimen_is_no_bar() -> None:
 def test_given_height_is_cropped(tmp_path: Path) -> None:
     path = save_noise(tmp_path / "a.png")
     assert load_micrograph(path, ImageOptions(data_bar=10)).image.shape == (30, 50)
-    with pytest.raises(InputError, match="40 rows leaves nothing of 40"):
+    with pytest.raises(InputError, match="40 rows leaves no image; the file has 40 rows"):
         load_micrograph(path, ImageOptions(data_bar=40))
 
 

@@ -8,16 +8,14 @@ import scipy.ndimage
 from PIL import Image
 
 from steelgen.data.outlines import iterate_regions, join_even_odd, join_rings, trace_outlines
-from steelgen.data.rasterize import rasterize_polygons
-from steelgen.data.runlength import encode_counts
-from tests.data.samples import BUNDLED, decode_counts, random_mask
+from tests.data.samples import BUNDLED, decode_counts, encode_counts, random_mask, rasterize_polygons
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.7, 2.0, 5.0])
 def test_islands_as_run_lengths_and_outlines_are_the_mask(smooth: float) -> None:
     for seed in range(3):
         mask = random_mask(seed, smooth=smooth)
-        drawn = np.zeros_like(mask)
+        rasterized = np.zeros_like(mask)
         for region in iterate_regions(mask, (1, 2)):
             island = decode_counts(region.encode(), *region.size)
             assert np.array_equal(rasterize_polygons(region.trace(), *mask.shape), island)
@@ -25,12 +23,12 @@ def test_islands_as_run_lengths_and_outlines_are_the_mask(smooth: float) -> None
             window = island[region.top : region.top + height, region.left : region.left + width]
             assert window.sum() == island.sum() == region.area
             assert scipy.ndimage.label(island)[1] == 1
-            assert (drawn[island] == 0).all()
-            drawn[island] = region.class_index
-        assert np.array_equal(drawn, mask)
+            assert (rasterized[island] == 0).all()
+            rasterized[island] = region.class_index
+        assert np.array_equal(rasterized, mask)
 
 
-def test_instances_may_touch_and_be_of_several_parts() -> None:
+def test_instances_may_touch_and_have_several_parts() -> None:
     mask = np.ones((4, 6), np.uint8)
     mask[3] = 2
     instances = np.array([[7, 7, 7, 9, 9, 0], [7, 7, 7, 9, 9, 0], [9, 9, 7, 0, 0, 0], [0] * 6], np.uint16)
@@ -59,14 +57,14 @@ def test_outline_of_a_ring_has_the_area_of_the_ring() -> None:
 
 
 def test_bridges_stay_within_their_part() -> None:
-    """What fills borders, too, as many tools do, then fills no pixel of a hole along a bridge."""
+    """So tools that also fill the pixels under an outline do not fill pixels of holes along bridges."""
     for seed in range(3):
         pixels = random_mask(seed, (60, 70), smooth=1.0) > 0
         for ring in trace_outlines(pixels):
             for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
                 assert (x0 == x1) != (y0 == y1)
                 if y0 == y1:
-                    # A step along a row has the part above or below it everywhere.
+                    # Horizontal steps have the part above or below them.
                     columns = slice(min(x0, x1), max(x0, x1))
                     below = pixels[y0, columns] if y0 < 60 else np.zeros(columns.stop - columns.start, bool)
                     assert (below | (pixels[y0 - 1, columns] if y0 else False)).all()
@@ -83,12 +81,12 @@ def test_even_odd_rings_in_any_direction() -> None:
 
 
 def test_a_real_micrograph_is_traced_in_seconds() -> None:
-    """A network with thousands of holes, whose outline is one ring."""
+    """The mask has a network with thousands of holes, which becomes one ring."""
     mask = np.asarray(Image.open(BUNDLED / "uhcs" / "train" / "masks" / "uhcs0007.png"))
-    drawn = np.zeros_like(mask)
+    rasterized = np.zeros_like(mask)
     for region in iterate_regions(mask, (1, 2, 3)):
-        drawn[rasterize_polygons(region.trace(), *mask.shape)] = region.class_index
-    np.testing.assert_array_equal(drawn, np.where(mask == 255, 0, mask))
+        rasterized[rasterize_polygons(region.trace(), *mask.shape)] = region.class_index
+    np.testing.assert_array_equal(rasterized, np.where(mask == 255, 0, mask))
 
 
 def _box(left: int, top: int, right: int, bottom: int) -> list[tuple[int, int]]:

@@ -12,8 +12,8 @@ from steelgen.data.placement import CropGeometry, Placement, Variation, sample_p
 GEOMETRY = CropGeometry(image_size=16, crop_size=24)
 
 
-def test_turning_by_an_angle_agrees_with_scipy():
-    """Inside the inscribed circle a turned crop is what scipy's rotate makes of the straight one."""
+def test_rotation_agrees_with_scipy():
+    """Compares a rotated crop to scipy's rotation of the straight one, inside the inscribed circle."""
     image = scipy.ndimage.gaussian_filter(np.random.default_rng(0).uniform(0, 255, (60, 60)), 3).astype(np.uint8)
     straight = Placement(10, 12, 33, 33, symmetry=0)
     turned = Placement(10, 12, 33, 33, symmetry=0, angle=np.deg2rad(30))
@@ -24,7 +24,7 @@ def test_turning_by_an_angle_agrees_with_scipy():
 
 
 def test_image_mask_and_instances_stay_together():
-    """Whatever the variation, a mask drawn as an image must land on itself."""
+    """A mask that is cut as an image must match the mask that is cut as a mask."""
     rng = np.random.default_rng(1)
     labels = np.kron(rng.integers(0, 3, (8, 8)), np.ones((8, 8))).astype(np.uint8)
     for number in range(20):
@@ -35,7 +35,7 @@ def test_image_mask_and_instances_stay_together():
         assert (mask == ids).mean() > 0.8
 
 
-def test_brightness_and_contrast_stay_within_their_limits():
+def test_brightness_and_contrast_stay_in_range():
     image = np.full((40, 40), 120, np.uint8)
     image[::2] = 140
     levels, spreads = [], []
@@ -71,8 +71,8 @@ def test_micrographs_come_from_the_cache_and_without_one(tiny_dataset, tmp_path,
     assert np.array_equal(load_micrographs(tiny_dataset, "train").images[0], decoded.images[0])
 
 
-def test_touching_islands_are_kept_apart_in_the_batch(tiny_dataset):
-    """Two instances of one class that touch have an edge between them, which their mask does not show."""
+def test_instance_edges_separate_touching_islands_in_the_batch(tiny_dataset):
+    """Touching instances of one class have an edge between them that is not in the mask."""
     micrographs = load_micrographs(tiny_dataset, "train")
     for stem, mask in zip(micrographs.stems, micrographs.masks, strict=True):
         ids = np.ones(mask.shape, np.uint16)
@@ -92,7 +92,7 @@ def test_touching_islands_are_kept_apart_in_the_batch(tiny_dataset):
 
 
 def test_pixel_size_follows_the_resize():
-    """128 px of 0.5 µm on 64 px are pixels of 1 µm: the crop is 64 µm wide either way."""
+    """128 px of 0.5 µm become 64 px of 1 µm."""
     geometry = CropGeometry(image_size=64, crop_size=128)
     assert geometry.scale_pixel_size(0.5) * 64 == 0.5 * 128
     assert geometry.scale_pixel_size(None) is None

@@ -1,4 +1,4 @@
-"""The oracle of every area is shapely."""
+"""Areas of rasterized polygons, compared to shapely."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steelgen.data.rasterize import compute_coverage, rasterize_polygons
+from steelgen.data.rasterize import compute_coverage
+from tests.data.samples import rasterize_polygons
 
 _SETTINGS = settings(max_examples=200, deadline=None)
 
@@ -72,7 +73,7 @@ def test_bridge_to_an_inner_ring_leaves_a_hole() -> None:
     assert mask.sum() == 30 * 30 - 10 * 10
 
 
-def test_polygon_drawn_twice_round_is_filled_once() -> None:
+def test_polygon_with_two_windings_is_filled_once() -> None:
     ring = np.array([(5.0, 5), (15, 5), (15, 15), (5, 15)] * 2)
     assert rasterize_polygons([ring], 40, 40).sum() == 100
 

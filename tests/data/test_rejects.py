@@ -1,4 +1,4 @@
-"""Pairs that a person has rejected are passed over wherever pairs are listed to be used; every file stays."""
+"""Rejected pairs are skipped, and their files stay in place."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from steelgen.sampling.sample import sample, save_contact_sheet
 GEOMETRY = CropGeometry(16, 24)
 
 
-def test_list_is_one_stem_a_line_and_goes_with_its_last(tmp_path):
+def test_one_stem_per_line_and_no_file_without_stems(tmp_path):
     save_rejects(tmp_path, ["b", "a"])
     assert (tmp_path / REJECTS_FILE).read_text() == "a\nb\n"
     (tmp_path / REJECTS_FILE).write_bytes("\ufeff a \r\n\r\nÄ\n".encode())
@@ -29,31 +29,31 @@ def test_list_is_one_stem_a_line_and_goes_with_its_last(tmp_path):
     assert load_rejects(tmp_path / "images") == frozenset()
 
 
-def test_list_that_is_no_text_is_named(tmp_path):
+def test_file_that_is_not_text(tmp_path):
     (tmp_path / REJECTS_FILE).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"rejects\.txt: not UTF-8"):
         load_rejects(tmp_path)
 
 
-def test_split_of_a_dataset_goes_without_them(tiny_dataset):
+def test_rejected_pairs_of_a_split_are_skipped(tiny_dataset):
     save_rejects(tiny_dataset / "train", ["train1", "val0"])
     assert [pair.stem for pair in list_pairs(tiny_dataset, "train")] == ["train0", "train2", "train3"]
     assert load_micrographs(tiny_dataset, "train").stems == ["train0", "train2", "train3"]
     assert len(list_pairs(tiny_dataset, "train", with_rejects=True)) == 4
     assert len(list_pairs(tiny_dataset, "val")) == 2
     save_rejects(tiny_dataset / "train", [f"train{index}" for index in range(4)])
-    with pytest.raises(InputError, match="names every image"):
+    with pytest.raises(InputError, match="rejects all images of the split"):
         list_pairs(tiny_dataset, "train")
 
 
-def test_masks_of_a_folder_are_not_drawn(tiny_dataset):
+def test_rejected_masks_of_a_folder_are_skipped(tiny_dataset):
     save_rejects(tiny_dataset / "train", ["train0"])
     config = FolderMasks(folder=tiny_dataset / "train" / "masks")
     source = build_mask_source(config, load_dataset_info(tiny_dataset), GEOMETRY, 0)
     assert {source.draw(index).source for index in range(6)} == {"train1.png", "train2.png", "train3.png"}
 
 
-def test_folder_of_samples_goes_without_them(tmp_path, monkeypatch):
+def test_rejected_samples_are_skipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = {
         "generator": "bundled:uhcs",

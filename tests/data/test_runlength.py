@@ -15,7 +15,7 @@ def test_severstal_runs_go_down_the_columns_from_1() -> None:
     np.testing.assert_array_equal(mask, [[1, 0], [1, 1], [0, 0]])
 
 
-def test_uncompressed_counts_begin_with_background() -> None:
+def test_uncompressed_counts_start_with_background() -> None:
     mask = decode_runs(parse_counts([0, 2, 3, 1]), 3, 2)
     np.testing.assert_array_equal(mask, [[1, 0], [1, 0], [0, 1]])
 
@@ -29,7 +29,7 @@ def test_compressed_counts_of_the_coco_tools() -> None:
 
 @given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=20)))
 @settings(max_examples=100, deadline=None)
-def test_every_form_reads_back(mask: np.ndarray) -> None:
+def test_all_forms_round_trip(mask: np.ndarray) -> None:
     runs = encode_runs(mask)
     np.testing.assert_array_equal(decode_runs(runs, *mask.shape), mask)
     pairs = " ".join(f"{start + 1} {length}" for start, length in runs)
@@ -61,8 +61,8 @@ def test_bad_counts(counts: object) -> None:
         parse_counts(counts)  # type: ignore[arg-type]
 
 
-def test_run_behind_the_last_pixel() -> None:
-    with pytest.raises(InputError, match="pixel 7 of an image of 2x3 = 6"):
+def test_run_after_the_last_pixel() -> None:
+    with pytest.raises(InputError, match="reach pixel 7, but the image has 2x3 = 6"):
         decode_runs(np.array([[5, 2]]), 3, 2)
 
 
@@ -73,7 +73,7 @@ def _counts(mask: np.ndarray) -> list[int]:
 
 
 def _compress(counts: list[int]) -> str:
-    """COCO's text, after its description: differences from the fourth count on, in five bits a character."""
+    """Encodes COCO's text by its description: differences from the fourth count on, five bits per character."""
     text = ""
     for index, count in enumerate(counts):
         value = count - counts[index - 2] if index > 2 else count

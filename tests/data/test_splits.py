@@ -9,20 +9,20 @@ from steelgen.errors import InputError
 _USUAL = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
-def test_groups_stay_together_and_shares_are_met() -> None:
+def test_groups_stay_together_and_fractions_are_met() -> None:
     groups = [f"parent{index % 40}" for index in range(400)]
     splits = assign_splits(groups, _USUAL, seed=3)
     assert len(set(zip(groups, splits, strict=True))) == 40
     assert [splits.count(split) for split in _USUAL] == [280, 60, 60]
 
 
-def test_seed_decides() -> None:
+def test_seed_determines_the_splits() -> None:
     groups = [str(index) for index in range(30)]
     assert assign_splits(groups, _USUAL, seed=1) == assign_splits(groups, _USUAL, seed=1)
     assert assign_splits(groups, _USUAL, seed=1) != assign_splits(groups, _USUAL, seed=2)
 
 
-def test_stratified_split_shares_out_a_rare_class() -> None:
+def test_stratified_split_distributes_a_rare_class() -> None:
     rng = np.random.default_rng(0)
     rare = (np.arange(60) % 10 == 0) * 100.0
     pixels = np.stack([rng.uniform(900, 1000, 60), rare], axis=1)
@@ -35,11 +35,11 @@ def test_three_groups_fill_three_splits() -> None:
 
 
 def test_empty_split_is_an_error() -> None:
-    with pytest.raises(InputError, match="the split 'test' would be empty"):
+    with pytest.raises(InputError, match="split 'test' would be empty"):
         assign_splits(["a", "a", "b"], _USUAL)
 
 
-def test_share_of_zero_leaves_a_split_out() -> None:
+def test_fraction_of_zero_omits_a_split() -> None:
     assert set(assign_splits(list("abcd"), {"train": 0.5, "val": 0.0, "test": 0.5})) == {"train", "test"}
 
 

@@ -65,7 +65,7 @@ def test_grid_covers_the_micrograph(tmp_path: Path) -> None:
 def test_conditions() -> None:
     mask = _mask()
     assert find_tiles(mask, _INFO, TileOptions(size=20, min_foreground=0.04)) == [(0, 0)]
-    # The second island lies across the grid's rows.
+    # The second island crosses the grid's rows.
     assert find_tiles(mask, _INFO, TileOptions(size=20, whole=True)) == [(0, 0)]
     assert find_tiles(mask, _INFO, TileOptions(size=20, placement="centered")) == [(0, 0), (10, 22)]
     assert find_tiles(np.zeros_like(mask), _INFO, TileOptions(size=20, placement="centered")) == []
@@ -77,7 +77,7 @@ def test_pixel_size_is_kept_through_scaling(tmp_path: Path) -> None:
     assert load_dataset_info(tmp_path / "out").pixel_size_um == pytest.approx(0.04)
     assert {row["pixel_size_um"] for row in load_metadata(tmp_path / "out").values()} == {0.04}
     masks = [load_pair(pair, _INFO)[1] for pair in list_pairs(tmp_path / "out", "train")]
-    # 20x25 px in tiles of 10: the last column overlaps the one before, and the second island lies in both.
+    # 20x25 px in tiles of 10: the last two columns overlap, and the second island is in both.
     assert sum(int(mask.sum()) for mask in masks) == 4 * (4 + 2 * 4)
 
 
@@ -86,7 +86,7 @@ def test_pixel_size_is_kept_through_scaling(tmp_path: Path) -> None:
     [
         (TileOptions(size=64), "smaller than a tile of 64"),
         (TileOptions(size=20, min_foreground=0.9), "'train' would be empty"),
-        (TileOptions(size=20, stride=4, placement="centered"), "means nothing"),
+        (TileOptions(size=20, stride=4, placement="centered"), "does not apply"),
         (TileOptions(size=20, scale=0), "scale above 0"),
     ],
 )
@@ -106,7 +106,7 @@ def test_split_keeps_tiles_of_one_parent_together(tmp_path: Path) -> None:
     assert check_dataset(tmp_path / "out").problems == []
 
 
-def test_split_reports_a_turned_copy(tmp_path: Path) -> None:
+def test_split_reports_a_rotated_copy(tmp_path: Path) -> None:
     root = _dataset(tmp_path / "set", _mask(), ("a", "b", "c"))
     images = root / "train" / "images"
     Image.open(images / "a.png").rotate(180).save(images / "b.png")
@@ -124,7 +124,7 @@ def test_split_of_isdm_masks_keeps_their_meaning(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_pair(list_pairs(tmp_path / "out", "val")[0], info)[1], _mask())
 
 
-def test_instance_edges_part_touching_islands() -> None:
+def test_instance_edges_separate_touching_islands() -> None:
     ids = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [0, 0, 0, 0], [0, 0, 0, 0]])
     expected = [[0, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
     np.testing.assert_array_equal(compute_instance_edges(ids), np.array(expected, bool))

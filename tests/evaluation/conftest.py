@@ -1,4 +1,4 @@
-"""A small real-looking dataset and folders of generated images, made in a moment."""
+"""A small synthetic dataset and folders of generated images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INFO = DatasetInfo(name="discs", class_names=["matrix", "island"])
 
 
 def check_oracle(quantity: str, measured: object, expected: object, atol: float = 0.0, rtol: float = 0.0) -> None:
-    """Compares with an oracle and prints the largest deviation: the table in docs/evaluation.md (`pytest -s`)."""
+    """Compares with an oracle and prints the largest deviation, for the table in docs/evaluation.md (`pytest -s`)."""
     measured, expected = np.asarray(measured, float), np.asarray(expected, float)
     deviation = np.abs(measured - expected)
     relative = np.max(deviation / np.abs(expected), where=expected != 0, initial=0)
@@ -24,7 +24,7 @@ def check_oracle(quantity: str, measured: object, expected: object, atol: float 
 
 
 def draw_micrograph(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bright discs on a dark, noisy ground, with their mask."""
+    """Bright discs on a dark, noisy background, with their mask."""
     rows, columns = np.mgrid[:size, :size]
     mask = np.zeros((size, size), np.uint8)
     for _ in range(size * size // 400):

@@ -1,4 +1,4 @@
-"""`evaluate` from folder to figures, and what it says of folders it cannot use."""
+"""`evaluate` from folder to figures, and its errors for unusable folders."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from steelgen.data.folder import save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.evaluation.evidence import load_evidence
+from steelgen.evaluation.sets import load_evidence
 from tests.evaluation.conftest import INFO, save_pairs
 
-QUICK = {"steps": 4, "batch_size": 4, "base_channels": 8, "num_levels": 2}
+QUICK = {"architecture": "unet", "steps": 4, "batch_size": 4, "base_channels": 8, "num_levels": 2}
 FEATURES = {"kinds": "tests.evaluation.test_features:mean_features"}
 
 
@@ -62,6 +62,24 @@ def test_evaluate_writes_every_figure_with_its_floor(generated: Path, dataset: P
     assert len(result["details"]["faithfulness"]["generated"]["image_iou"]) == 8
 
 
+def test_a_segmenter_that_cannot_judge_a_class_says_so(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    # One step at a rate of nothing: islands, whose share is small, are hardly ever seen.
+    blind = {**QUICK, "steps": 1, "learning_rate": 1e-9}
+    result = evaluate(build_config(generated, dataset, tmp_path / "out", segmenter=blind))
+    figures = [find(result, f"IoU {name}", "masks") for name in ("matrix", "island")]
+    details = result["details"]["faithfulness"]
+    unseen = [figure["floor"] < 0.3 for figure in figures]
+    assert any(unseen)
+    assert details["can_judge"] == [not each for each in unseen]
+    for figure, each in zip(figures, unseen, strict=True):
+        name = figure["metric"].removeprefix("IoU ")
+        assert (figure["note"] == "cannot be judged: below 0.3 on real ones") == each
+        assert any(f"the segmenter cannot judge {name}" in line for line in result["warnings"]) == each
+        assert (name in result["verdict"][2]["answer"] or all(unseen)) == each or not each
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "cannot be judged: below 0.3 on real ones" in page
+
+
 def test_few_images_for_many_features_are_warned_about(generated: Path, dataset: Path, tmp_path: Path) -> None:
     config = build_config(generated, dataset, tmp_path / "out", features={"kinds": "efficientnet-lite0"})
     result = evaluate(config)
@@ -69,7 +87,7 @@ def test_few_images_for_many_features_are_warned_about(generated: Path, dataset:
     assert find(result, "FD-EfficientNetLite0", "test")["value"] > 0
 
 
-def test_a_plain_folder_without_masks_is_judged_too(generated: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_plain_folder_without_masks_is_evaluated(generated: Path, dataset: Path, tmp_path: Path) -> None:
     plain = tmp_path / "elsewhere"
     shutil.copytree(generated / "samples", plain)
     for path in plain.iterdir():
@@ -136,9 +154,9 @@ def test_real_data_as_a_generator_scores_at_the_floor(dataset: Path, tmp_path: P
     kid = find(result, "KID-tests.evaluation.test_features:mean_features", "generated vs test")
     assert kid["value"] <= kid["floor"] + 3 * kid["spread"]
     standings = {answer["question"]: answer["standing"] for answer in result["verdict"]}
-    assert standings["Do they obey their masks?"] == "good"
+    assert standings["Do the images match their masks?"] == "good"
     assert find(result, "copies (share with d1/d2 < 1/3)", "train")["value"] == 0
-    assert standings["Are they more than copies?"] != "poor"
+    assert standings["Are the images more than copies?"] != "poor"
 
 
 def damage_empty(folder: Path) -> None:
@@ -185,17 +203,17 @@ def damage_truncate(folder: Path) -> None:
     [
         (damage_empty, "samples: 0 images; at least 4 are needed"),
         (damage_one_image, "samples: 1 images; at least 4 are needed"),
-        (damage_sizes, "003.png: is 40x40, but 000.png is 32x32"),
-        (damage_shape, "000.png: generated images must be square, this one is 40x32"),
+        (damage_sizes, "003.png: is 40x40 px, but 000.png is 32x32 px"),
+        (damage_shape, "000.png: is 40x32 px; generated images must be square"),
         (damage_mask_index, "002.png: mask index 7 is not below num_classes 2"),
-        (damage_mask_missing, "004.png: has no mask of the same name"),
+        (damage_mask_missing, "004.png: no mask with the same stem in"),
         (damage_twice, "004.png: 004.bmp has the same stem"),
         (damage_sampling, "sampling.json: must be a JSON object"),
         (damage_truncate, "001.png: not a readable image"),
         (shutil.rmtree, "no such folder of generated images"),
     ],
 )
-def test_unusable_folders_are_one_line_and_leave_nothing(
+def test_unusable_folders_give_one_line_and_no_output(
     damage: object, message: str, generated: Path, dataset: Path, tmp_path: Path
 ) -> None:
     damage(generated)  # type: ignore[operator]
@@ -208,7 +226,7 @@ def test_unusable_folders_are_one_line_and_leave_nothing(
 def test_other_unusable_input(generated: Path, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no split 'val'"):
         evaluate(build_config(generated, dataset, tmp_path / "out", held_out_split="val"))
-    with pytest.raises(InputError, match="nothing would be held out"):
+    with pytest.raises(InputError, match="nothing is held out"):
         evaluate(build_config(generated, dataset, tmp_path / "out", held_out_split="train"))
     with pytest.raises(InputError, match="device 'nowhere'"):
         evaluate(build_config(generated, dataset, tmp_path / "out", device="nowhere"))
@@ -216,7 +234,7 @@ def test_other_unusable_input(generated: Path, dataset: Path, tmp_path: Path) ->
         evaluate(build_config(generated, dataset, dataset))
 
 
-def test_constant_images_are_noted_and_what_they_leave_undefined_is_null(
+def test_constant_images_are_noted_and_undefined_figures_are_null(
     generated: Path, dataset: Path, tmp_path: Path
 ) -> None:
     for part, level in (("samples", 90), ("labels", 0)):
@@ -224,7 +242,7 @@ def test_constant_images_are_noted_and_what_they_leave_undefined_is_null(
             Image.fromarray(np.full((32, 32), level, np.uint8)).save(path)
     result = evaluate(build_config(generated, dataset, tmp_path / "out"))
     assert "8 of 8 generated images are constant" in result["notes"]
-    # Masks without an island and without a boundary have neither chords nor islands to compare.
+    # Masks of one class have no chords and no islands to compare.
     chords = find(result, "chord length W1 (px) of masks", "test")
     assert chords["value"] is None
     assert chords["interval"] == [None, None]
@@ -236,12 +254,12 @@ def test_constant_images_are_noted_and_what_they_leave_undefined_is_null(
     assert not [text for text in texts if "nan" in text.lower().split()]
 
 
-def test_rgb_against_gray_is_said(generated: Path, dataset: Path, tmp_path: Path) -> None:
+def test_conversion_of_rgb_to_gray_is_noted(generated: Path, dataset: Path, tmp_path: Path) -> None:
     for path in sorted((generated / "samples").iterdir())[:3]:
         gray = np.asarray(Image.open(path)).astype(int)
         Image.fromarray(np.stack([gray, gray, (gray + 9).clip(0, 255)], axis=2).astype(np.uint8)).save(path)
     _, notes = load_evidence(build_config(generated, dataset, tmp_path / "out"))
-    assert "3 of 8 generated images are RGB and were turned gray (ITU-R 601 luma)" in notes
+    assert "3 of 8 generated images are RGB and were converted to gray (ITU-R 601 luma)" in notes
     in_color, notes = load_evidence(build_config(generated, dataset, tmp_path / "out", geometry={"in_channels": 3}))
     assert notes == []
     assert in_color.generated.images.shape == in_color.held_out.images.shape == (8, 32, 32, 3)

@@ -1,4 +1,4 @@
-"""Named features: shapes, preprocessing, weights from a file, messages."""
+"""Feature extractors: shapes, preprocessing, weights from a file, errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_efficientnet_features_are_of_the_published_weights() -> None:
     features = compute_features(IMAGES, extractor, batch_size=2)
     assert features.shape == (3, 1280)
     assert extractor.frechet_name == "FD-EfficientNetLite0"
-    # The batch does not matter, and gray is RGB with equal channels.
+    # Features do not depend on the batch size, and gray equals RGB with equal channels.
     rgb = np.repeat(IMAGES[..., None], 3, axis=3)
     np.testing.assert_allclose(compute_features(rgb, extractor, batch_size=3), features, atol=1e-4)
 
@@ -87,7 +87,7 @@ def list_published_convolutions() -> dict[str, tuple[int, int, int, int]]:
 
 @pytest.fixture(scope="module")
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random file of the published format: plain tensors, batch norms without a count of batches, 1008 outputs."""
+    """Random weights in the published format: plain tensors, batch norms without batch counts, 1008 outputs."""
     generator = torch.Generator().manual_seed(0)
     state = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
     for name, shape in list_published_convolutions().items():
@@ -100,7 +100,7 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_inception_reads_a_file_of_the_published_format(inception_weights: Path) -> None:
+def test_inception_loads_the_published_format(inception_weights: Path) -> None:
     state = torch.load(inception_weights, weights_only=True)
     body = sum(value.numel() for name, value in state.items() if "running" not in name and not name.startswith("fc."))
     assert body == 21_785_568  # InceptionV3 without auxiliary head and classifier
@@ -134,12 +134,12 @@ def test_fetched_inception_weights_are_found_by_name(
     for _ in range(2):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
-        (mirror / name).unlink(missing_ok=True)  # the second call needs nothing
+        (mirror / name).unlink(missing_ok=True)  # the second call uses the cache
     assert build_extractor("inception", cache_dir=cache).name == "Inception"
 
 
-def test_missing_or_foreign_inception_weights_are_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"Inception weights are not there; run `steelgen data fetch inception`"):
+def test_missing_or_wrong_inception_weights_give_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no Inception weights; run `steelgen data fetch inception`"):
         build_extractor("inception", cache_dir=tmp_path)
     path = tmp_path / "other.pth"
     torch.save({"conv.weight": torch.zeros(1)}, path)
@@ -147,7 +147,7 @@ def test_missing_or_foreign_inception_weights_are_one_clear_line(tmp_path: Path)
         build_extractor("inception", path)
 
 
-def test_fetch_refuses_what_is_not_the_published_file(tmp_path: Path) -> None:
+def test_fetch_refuses_other_files(tmp_path: Path) -> None:
     source = tmp_path / module.INCEPTION_FILE
     source.write_bytes(b"not the weights")
     with pytest.raises(InputError, match="is not the published"):
@@ -160,7 +160,7 @@ def test_fetch_refuses_what_is_not_the_published_file(tmp_path: Path) -> None:
 def test_tensorflow_resize_samples_without_a_half_pixel_shift() -> None:
     ramp = torch.arange(4.0).expand(1, 1, 4, 4)
     assert resize_bilinear_tf1(ramp, 8)[0, 0, 0].tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3]
-    # Align-corners sampling of a (size-1)·k+1 grid is the same rule away from the last pixel.
+    # Align-corners sampling on a (size-1)·k+1 grid is the same except for the last pixel.
     image = torch.rand(1, 2, 5, 5)
     expected = F.interpolate(image, (9, 9), mode="bilinear", align_corners=True)
     torch.testing.assert_close(resize_bilinear_tf1(image, 10)[..., :9, :9], expected)
@@ -172,7 +172,7 @@ def test_torchscript_and_imported_features(tmp_path: Path) -> None:
     scripted = compute_features(IMAGES, build_extractor(str(path)))
     imported = compute_features(IMAGES, build_extractor(f"{__name__}:mean_features"))
     np.testing.assert_allclose(scripted, imported, rtol=1e-5)
-    with pytest.raises(InputError, match="not known"):
+    with pytest.raises(InputError, match="unknown; use"):
         build_extractor("resnet")
     with pytest.raises(InputError, match="no_such"):
         build_extractor(f"{__name__}:no_such")

@@ -1,4 +1,4 @@
-"""Distances against scipy's closed form and torchmetrics."""
+"""Feature distances against closed forms and torchmetrics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_frechet_distance_is_the_closed_form_on_gaussians(n: int, m: int) -> Non
 
 
 def test_frechet_distance_with_fewer_images_than_features() -> None:
-    # With a regular covariance on one side the product's eigenvalues are real and give the trace of its root.
+    # If one covariance is regular, the eigenvalues of the product are real and give the trace of its root.
     rng = np.random.default_rng(1)
     first, second = draw_gaussian(rng, 10, 24), draw_gaussian(rng, 500, 24)
     s1, s2 = np.cov(first.astype(float), rowvar=False), np.cov(second.astype(float), rowvar=False)
@@ -55,7 +55,7 @@ def test_frechet_distance_of_a_set_to_itself_and_to_its_shift() -> None:
 
 
 class PassThrough(torch.nn.Module):
-    """Lets torchmetrics take features for images."""
+    """Identity, so that torchmetrics uses images as features."""
 
     num_features = 16
 
@@ -125,5 +125,5 @@ def test_errors_are_the_scatter_over_fresh_draws(count: int, dimensions: int, sh
     ):
         scatter = np.std([compute(*pair) for pair in pairs])
         estimated = np.mean([estimate(*pair) for pair in pairs])
-        # Between sets of one kind the first variation vanishes: the error is then too wide, never too narrow.
+        # Between sets of one distribution the first variation vanishes, and the error is overestimated.
         assert 0.8 < estimated / scatter < (1.4 if shift else 2)

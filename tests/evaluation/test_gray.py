@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from steelgen.evaluation.gray import (
+from steelgen.evaluation.fidelity import (
     compute_gray_kl,
     compute_gray_wasserstein,
     compute_histograms,

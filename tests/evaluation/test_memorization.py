@@ -1,4 +1,4 @@
-"""Planted copies are found; images that are none are not."""
+"""Planted copies are found, other images are not flagged."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_a_planted_tenth_of_flipped_and_noised_copies_is_found(train: Micrograph
     assert precision >= 0.95
 
 
-def test_the_place_found_is_the_one_that_was_copied(train: Micrographs, search: CopySearch) -> None:
+def test_the_copied_location_is_found(train: Micrographs, search: CopySearch) -> None:
     copies, _ = cut_crops(train, GEOMETRY, 8, seed=4, augment=True)
     for copy, match in zip(copies, search.find(copies), strict=True):
         assert np.abs(search.cut(match, 32).astype(float) - copy).mean() < 1
 
 
-def test_a_training_place_does_not_find_itself(search: CopySearch, train: Micrographs) -> None:
+def test_a_training_location_does_not_find_itself(search: CopySearch, train: Micrographs) -> None:
     copies, _ = cut_crops(train, GEOMETRY, 4, seed=6)
     matches = search.find(copies)
     places = np.stack([search.cut(match, 32) for match in matches])
@@ -72,7 +72,7 @@ def test_a_training_place_does_not_find_itself(search: CopySearch, train: Microg
         assert not same or abs(other.top - match.top) > 32 or abs(other.left - match.left) > 32
 
 
-def test_constant_images_are_no_copies(search: CopySearch) -> None:
+def test_constant_images_are_not_copies(search: CopySearch) -> None:
     match = search.find(np.full((1, 32, 32), 77, np.uint8))[0]
     assert match.ratio > 0.9
 
@@ -102,14 +102,14 @@ def test_authenticity_and_ct_by_hand() -> None:
     assert compute_ct(first, second) == pytest.approx((u - 300) / np.sqrt(30 * 20 * 51 / 12))
     low, high = bootstrap_ct(first, second)
     assert low < compute_ct(first, second) < high
-    # Two sets of the same kind: the z-score's own standard deviation is 1.
+    # For two sets of one distribution the standard deviation of the z-score is 1.
     assert high - low == pytest.approx(4, abs=0.8)
     scores = [compute_ct(rng.normal(size=50), rng.normal(size=40)) for _ in range(200)]
     assert abs(np.mean(scores)) < 0.25
     assert np.std(scores) == pytest.approx(1, abs=0.15)
 
 
-def test_nearest_features_take_the_best_variant_and_skip_oneself() -> None:
+def test_nearest_features_use_the_best_variant_and_skip_self() -> None:
     library = np.array([[0.0, 0], [3, 0], [10, 0]])
     distances, indices = find_nearest(np.array([[[50.0, 0], [9, 0]]]), library)
     assert (distances[0], indices[0]) == (1.0, 2)

@@ -1,4 +1,4 @@
-"""The verdict's rules, the page, and several runs side by side."""
+"""Rules of the verdict, the report page, and comparison of evaluations."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from steelgen.errors import InputError
 from steelgen.evaluation.comparison import compare
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.verdict import compute_verdict
-from tests.evaluation.test_run import build_config
+from steelgen.evaluation.verdict import Answer, compute_verdict
+from tests.evaluation.test_evaluate import build_config
 
 SMALL = {"microstructure": {"max_images": 4}}
 
@@ -51,7 +51,26 @@ def test_verdict_follows_the_floors() -> None:
     assert [answer.standing for answer in compute_verdict([])] == ["unknown"] * 4
 
 
-def test_page_needs_nothing_from_outside(generated: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_class_that_the_segmenter_does_not_find_is_left_out_of_the_verdict() -> None:
+    def judge(*classes: tuple[str, float, float]) -> Answer:
+        figures = build_figures(0.0119, 2.9, 0.5, 0.0, 0.5)
+        for name, value, floor in classes:
+            figures.append(Figure("faithfulness", f"IoU {name}", "", value, floor, (9, 9), 0, "higher"))
+        return compute_verdict(figures)[2]
+
+    plain = judge(("ferrite", 0.6, 0.8), ("cementite", 0.4, 0.8))
+    assert plain.standing == "poor"
+    assert "0.500" in plain.answer
+    assert "Not judged" not in plain.answer
+    partly = judge(("ferrite", 0.75, 0.8), ("films", 0.01, 0.29), ("absent", float("nan"), 0.1))
+    assert partly.standing == "good"
+    assert "mIoU 0.750; on real images it reaches 0.800. Not judged: films; " in partly.answer
+    assert "below 0.3" in partly.answer
+    assert judge(("films", 0.29, 0.29)).standing == "unknown"
+    assert judge(("edge", 0.29, 0.3), ("films", 0.0, 0.2)).standing == "good"
+
+
+def test_page_is_self_contained(generated: Path, dataset: Path, tmp_path: Path) -> None:
     evaluate(build_config(generated, dataset, tmp_path / "out", **SMALL))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -85,7 +104,7 @@ def test_sheet_places_tiles() -> None:
     assert (sheet[:, 10:] == 7).all()
 
 
-def test_compare_puts_runs_side_by_side(generated: Path, dataset: Path, tmp_path: Path) -> None:
+def test_compare_tabulates_evaluations(generated: Path, dataset: Path, tmp_path: Path) -> None:
     from steelgen.cli.app import app
 
     for name, seed in (("a", 0), ("b", 1)):
@@ -101,7 +120,7 @@ def test_compare_puts_runs_side_by_side(generated: Path, dataset: Path, tmp_path
     assert "<b>" in (tmp_path / "page.html").read_text()
 
 
-def test_compare_refuses_what_is_no_evaluation(tmp_path: Path) -> None:
+def test_compare_refuses_other_folders(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name two or more"):
         compare([tmp_path])
     (tmp_path / "evaluation.json").write_text("{}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from steelgen.config.base import parse_config
 from steelgen.config.segment import SegmentConfig
 from steelgen.errors import InputError
-from steelgen.evaluation.iou import compute_agreement
+from steelgen.evaluation.iou import compute_scores
 from steelgen.evaluation.segment import _starts, label_folder, label_micrograph, load_labeler, train_labeler
 from tests.evaluation.conftest import draw_micrograph
 
@@ -26,12 +27,53 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output_dir": str(out),
         "image_size": 32,
         "crop_size": 32,
-        "segmenter": {"steps": 30, "batch_size": 8, "base_channels": 8, "num_levels": 2, "learning_rate": 1e-2},
+        "segmenter": {
+            "architecture": "unet",
+            "steps": 30,
+            "batch_size": 8,
+            "base_channels": 8,
+            "num_levels": 2,
+            "learning_rate": 1e-2,
+        },
     }
     scores = train_labeler(parse_config(values, SegmentConfig))
     assert scores["mean_iou"] > 0.85
+    assert scores["validation"] == []
     assert json.loads((out / "scores.json").read_text()) == scores
     return out
+
+
+def test_a_validation_split_chooses_the_step(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "discs")
+    shutil.copytree(dataset / "test", tmp_path / "discs" / "val")
+    quick = {"architecture": "unet", "steps": 9, "batch_size": 4, "base_channels": 8, "num_levels": 1}
+    values = {"dataset": str(tmp_path / "discs"), "image_size": 32, "crop_size": 32, "segmenter": quick}
+    more = {"validate_every": 3, "output_dir": str(tmp_path / "out")}
+    scores = train_labeler(parse_config({**values, **more}, SegmentConfig))
+    assert len(scores["validation"]) == 3
+    # Validation and test are the same micrographs here; flips make the small difference.
+    assert scores["mean_iou"] == pytest.approx(max(scores["validation"]), abs=0.05)
+    stopped = {"patience": 1, "validate_every": 1, "output_dir": str(tmp_path / "stopped")}
+    slow = {**values, "segmenter": {**quick, "steps": 50, "learning_rate": 1e-9}}
+    assert len(train_labeler(parse_config({**slow, **stopped}, SegmentConfig))["validation"]) < 50
+    twice = {**values, "val_split": "test", "output_dir": str(tmp_path / "twice")}
+    with pytest.raises(InputError, match="val_split: 'test' is also trained or tested on"):
+        train_labeler(parse_config(twice, SegmentConfig))
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_segmenter_from_before_the_choice_of_architectures_still_labels(trained: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(trained, old)
+    described = json.loads((old / "segmenter.json").read_text())
+    kept = ("steps", "batch_size", "learning_rate", "base_channels", "num_levels", "train_size", "boundary_tolerance")
+    described["config"]["segmenter"] = {key: described["config"]["segmenter"][key] for key in kept}
+    for key in ("val_split", "validate_every", "patience"):
+        del described["config"][key]
+    (old / "segmenter.json").write_text(json.dumps(described))
+    labeler = load_labeler(old)
+    image, mask = draw_micrograph(np.random.default_rng(7), 64)
+    assert compute_scores(mask[None], label_micrograph(labeler, image)[0][None], 2).mean_iou > 0.75
 
 
 def test_windows_cover_every_length() -> None:
@@ -48,7 +90,7 @@ def test_images_of_any_size_are_labeled(trained: Path, shape: tuple[int, int]) -
     image, mask = image[: shape[0], : shape[1]], mask[: shape[0], : shape[1]]
     predicted, confidence = label_micrograph(load_labeler(trained), image)
     assert predicted.shape == confidence.shape == shape
-    assert compute_agreement(mask[None], predicted[None], 2).mean_iou > 0.75
+    assert compute_scores(mask[None], predicted[None], 2).mean_iou > 0.75
     assert 0.5 <= confidence.min() <= confidence.max() <= 1.0001
     wrong = predicted != mask
     assert confidence[wrong].mean() < confidence[~wrong].mean()

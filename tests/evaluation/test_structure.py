@@ -1,4 +1,4 @@
-"""Distances of microstructures against scipy, by hand, and their intervals against fresh draws."""
+"""Microstructure distances against scipy and by hand, and their intervals against new samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from steelgen.evaluation.structure import (
 
 
 def draw_squares(count: int, seed: int, edge: int = 6) -> np.ndarray:
-    """Squares of one size at random places of (count, 48, 48) images, overlapping at will."""
+    """Squares of one size at random locations of (count, 48, 48) images, with overlap."""
     rng = np.random.default_rng(seed)
     phase = np.zeros((count, 48, 48), bool)
     for image in phase:
@@ -27,7 +27,7 @@ def draw_squares(count: int, seed: int, edge: int = 6) -> np.ndarray:
 
 
 def compare(first: np.ndarray, second: np.ndarray, seed: int | None = None, pixel_size: float | None = None) -> dict:
-    """Distances of the sets, and of resamples where there is a seed."""
+    """Distances of the sets, and of resamples if there is a seed."""
     num_resamples = 0 if seed is None else 200
     parts = [
         Resampled(measure_structure(phase), resample_weights(len(phase), seed or 0, stream, num_resamples))
@@ -75,7 +75,7 @@ def test_distances_of_known_shapes() -> None:
     assert np.isnan(nothing["island area W1 (px²)"])
 
 
-def test_resampling_is_measuring_the_images_drawn() -> None:
+def test_resampling_equals_measuring_the_resampled_images() -> None:
     first, second = draw_squares(12, 0), draw_squares(10, 1, edge=8)
     drawn = compare(first, second, seed=3)
     for draw in (1, 17):
@@ -88,7 +88,7 @@ def test_resampling_is_measuring_the_images_drawn() -> None:
             assert values[draw] == pytest.approx(again[metric][0], rel=1e-5, nan_ok=True), metric
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     reference = draw_squares(150, 99, edge=8)
     metrics = ("phase fraction (points)", "chord length W1 (px)", "island area W1 (px²)")
     true = compare(draw_squares(300, 98), reference)

@@ -1,4 +1,4 @@
-"""The utility study from config to page: pairing, resuming, shards, what it says of input it cannot use."""
+"""The utility study from config to page: pairing, resuming, shards, errors."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_st
 from steelgen.evaluation.utility.statistics import summarize
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
-from steelgen.evaluation.utility.training import run_cell
+from steelgen.evaluation.utility.training import run_cell, train_network
+from steelgen.models.architectures import find_pretrained_part
 from steelgen.shards import Shard
 from tests.evaluation.conftest import INFO, save_pairs
 
+OFF = ("rare_share", "brightness", "contrast", "gamma", "noise", "blur", "cutmix_share")
 TRAINING = {"steps": 4, "batch_size": 4, "base_channels": 8, "validate_every": 2, "learning_rate": 1e-2}
 
 
@@ -56,7 +58,7 @@ def build_config(real: Path, pairs: Path | None, out: Path, **more: Any) -> Util
 
 
 def read_cells(out: Path) -> dict[str, dict[str, Any]]:
-    """All cells without the time that they took."""
+    """All cells without their times."""
     cells = {path.name: json.loads(path.read_text()) for path in (out / "cells").glob("*.json")}
     return {name: {key: value for key, value in cell.items() if key != "seconds"} for name, cell in cells.items()}
 
@@ -80,7 +82,7 @@ def test_codes_count(text: str, real_count: int, generated_count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "RALL", "FALL", "R-1F0", "RALLFALLX", "R10F5%", "rallf000", "R000F000", "R0%F0"])
-def test_what_is_no_code_is_named(text: str) -> None:
+def test_invalid_codes_are_named(text: str) -> None:
     with pytest.raises(ValueError, match="'"):
         parse_code(text)
 
@@ -107,7 +109,7 @@ def test_cells_of_a_seed_share_micrographs_and_real_crops(real: Path, generated:
     generated_numbers = [number for dataset, number in numbers if dataset is more.generated]
     assert real_numbers == list(range(len(real_numbers)))
     assert generated_numbers == list(range(len(generated_numbers)))
-    # 4 micrographs of 48² with crops of 32² are 8 crops beside 8 generated pairs.
+    # 4 micrographs of 48² with crops of 32² are 8 crops, and there are 8 generated pairs.
     assert len(real_numbers) == pytest.approx(60 * 8 / 16, abs=1)
     for number in range(4):
         torch.testing.assert_close(alone.real[number]["image"], more.real[number]["image"], rtol=0, atol=0)
@@ -128,7 +130,7 @@ def test_mixture_and_pretraining(real: Path, generated: Path, tmp_path: Path) ->
     assert alone.pick(0) == (alone.real, 0)
 
 
-def test_networks_of_a_seed_begin_alike(real: Path, generated: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_networks_of_a_seed_start_alike(real: Path, generated: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from steelgen.evaluation.utility import training as module
 
     config = build_config(real, generated, tmp_path / "out")
@@ -140,7 +142,7 @@ def test_networks_of_a_seed_begin_alike(real: Path, generated: Path, tmp_path: P
 
     monkeypatch.setattr(module, "train_network", remember)
     for code, seed in (("RALLF000", 0), ("RALLFALL", 0), ("RALLF000", 1)):
-        torch.rand(seed + 5)  # what was drawn before must not matter
+        torch.rand(seed + 5)  # earlier random numbers must not matter
         run_cell(Cell(parse_code(code), "unet", seed), data, config)
     assert all(torch.equal(started[0][name], started[1][name]) for name in started[0])
     assert any(not torch.equal(started[0][name], started[2][name]) for name in started[0])
@@ -169,11 +171,11 @@ def test_scores_are_those_of_the_confusion_matrices(real: Path, generated: Path,
     assert difference == pytest.approx(np.subtract(values, baseline))
     page = (tmp_path / "out" / "utility.html").read_text()
     assert "<script" not in page
-    assert "Not shown" in page or "Yes" in page or "No:" in page
+    assert "Inconclusive" in page or "Yes:" in page or "No:" in page
 
 
 def test_long_class_names_fit_on_the_page() -> None:
-    """No table of the report has more columns than that of mIoU, and each class has one in one of them."""
+    """No table has more columns than that of mIoU, and each class has a column in one table."""
     names = [f"widmanstaetten_ferrite_{index}" for index in range(6)]
     confusions = {("RALLF000", "unet"): np.ones((2, 3, 6, 6), np.int64)}
     result = {**summarize(confusions, {"RALLF000": (4, 0)}, 100), "class_names": names}
@@ -181,18 +183,18 @@ def test_long_class_names_fit_on_the_page() -> None:
     assert [table.split("</tr>")[0].count("<th") - 1 for table in tables] == [7, 6, 4]
     assert [table.count("<td") for table in tables] == [7, 6, 4]
     assert [sum(table.count(f"IoU {name}<") for table in tables) for name in names] == [1] * 6
-    # 1 of 11 pixels that either has: 1 / (6 + 6 - 1).
+    # Intersection 1, union 6 + 6 - 1.
     assert tables[1].count(">0.09091<") == 4
 
 
-def test_five_steps_are_as_good_as_any(real: Path, tmp_path: Path) -> None:
-    """A warm-up of a fifth of them is one step, by whose length less one torch's schedule divides."""
+def test_five_steps_work(real: Path, tmp_path: Path) -> None:
+    """A warm-up of 0.2 is one step; torch's schedule divides by its length minus one."""
     config = build_config(real, None, tmp_path, codes=["RALLF000"], seeds=[0], training={"steps": 5})
     cell = run_cell(Cell(parse_code("RALLF000"), "unet", 0), load_study(config), config)
     assert [step for step, _ in cell["validation"]] == [2, 4, 5]
 
 
-def test_ignored_pixels_count_nowhere(real: Path, tmp_path: Path) -> None:
+def test_ignored_pixels_are_excluded(real: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     half = tmp_path / "half"
@@ -214,9 +216,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_study_goes_on_as_if_nothing_had_been(
-    real: Path, generated: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_a_killed_study_resumes_exactly(real: Path, generated: Path, tmp_path: Path, monkeypatch: Any) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     utility(build_config(real, generated, whole))
     done = 0
@@ -268,8 +268,8 @@ def test_seeds_and_codes_may_be_added_but_nothing_else_changed(real: Path, gener
         utility(build_config(real, generated, out))
 
 
-def test_a_study_goes_on_with_changes_that_are_allowed(real: Path, generated: Path, tmp_path: Path) -> None:
-    """Cells that are done stay, the others are made anew, and the study says so; but all are tested on the same."""
+def test_a_study_resumes_with_allowed_changes(real: Path, generated: Path, tmp_path: Path) -> None:
+    """Finished cells are kept, the study warns about them, and all must be tested on the same micrographs."""
     data, out = shutil.copytree(real, tmp_path / "discs"), tmp_path / "out"
     config = build_config(data, generated, out, seeds=[0], codes=["RALLF000"])
     utility(config)
@@ -283,7 +283,7 @@ def test_a_study_goes_on_with_changes_that_are_allowed(real: Path, generated: Pa
         utility(longer, allow_changed=["dataset"])
     result = utility(longer, allow_changed=["dataset", "training"])
     assert result is not None
-    assert result["warnings"][0] == "1 of 2 cells were made before changes.jsonl tells of changes"
+    assert result["warnings"][0] == "1 of 2 cells are older than the changes in changes.jsonl"
     cells = read_cells(out)
     assert cells.pop(name) == before
     assert [cell["study"] for cell in cells.values()] == [result["study"]]
@@ -296,20 +296,20 @@ def test_a_study_goes_on_with_changes_that_are_allowed(real: Path, generated: Pa
         utility(longer, allow_changed=["dataset"])
 
 
-def test_studies_of_older_versions_go_on_or_are_refused(real: Path, generated: Path, tmp_path: Path) -> None:
-    """Without hashes of their own for each kind of data, they are known by the one for all."""
+def test_studies_of_older_versions_resume_or_are_refused(real: Path, generated: Path, tmp_path: Path) -> None:
+    """They have no hashes by kind of data, only that of all data."""
     out = tmp_path / "out"
     config = build_config(real, generated, out, seeds=[0], codes=["RALLF000"])
     utility(config)
-    begun = json.loads((out / "study.json").read_text())
-    older = json.dumps({key: value for key, value in begun.items() if key not in ("inputs", "earlier")})
+    start = json.loads((out / "study.json").read_text())
+    older = json.dumps({key: value for key, value in start.items() if key not in ("inputs", "earlier")})
     (out / "study.json").write_text(older)
     before = read_cells(out)
     utility(config)
     assert read_cells(out) == before
     (out / "study.json").write_text(older)
     (generated / "samples" / "000.png").write_bytes((generated / "samples" / "001.png").read_bytes())
-    with pytest.raises(InputError, match="holds a study of other data"):
+    with pytest.raises(InputError, match="contains a study of other data"):
         utility(config)
 
 
@@ -324,7 +324,7 @@ def test_both_formats_of_sampling_and_separate_masks_are_read(real: Path, genera
     assert load_study(apart).compute_hash() == expected
 
 
-def test_bf16_and_what_it_ran_with_are_recorded(real: Path, tmp_path: Path) -> None:
+def test_bf16_and_package_versions_are_recorded(real: Path, tmp_path: Path) -> None:
     config = build_config(real, None, tmp_path / "out", codes=["R2F000"], seeds=[0], mixed_precision="bf16")
     result = utility(config)
     assert result is not None
@@ -333,30 +333,72 @@ def test_bf16_and_what_it_ran_with_are_recorded(real: Path, tmp_path: Path) -> N
     assert {"torch", "monai", "transformers"} <= result["environment"]["packages"].keys()
 
 
-def test_without_a_validation_split_a_share_is_held_back(real: Path, tmp_path: Path) -> None:
+def test_val_share_replaces_the_validation_split(real: Path, tmp_path: Path) -> None:
     config = build_config(real, None, tmp_path / "out", codes=["RALLF000"], val_split=None, val_share=0.25)
     data = load_study(config)
     assert (len(data.train), len(data.val)) == (6, 2)
     assert not set(data.train.stems) & set(data.val.stems)
 
 
+def test_a_pretrained_network_and_strong_augmentation_make_a_study(
+    real: Path, generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watch(network: torch.nn.Module, *rest: Any) -> Any:
+        seen.append(network)
+        return train_network(network, *rest)
+
+    monkeypatch.setattr("steelgen.evaluation.utility.training.train_network", watch)
+    training = {"steps": 40, "validate_every": 1, "patience": 2, "augmentation": {}, "enlargement": None}
+    more = {"architectures": ["unet:efficientnet-lite0"], "codes": ["RALLF000"], "seeds": [0], "training": training}
+    config = build_config(real, None, tmp_path / "out", **more)
+    result = utility(config)
+    assert [row["architecture"] for row in result["scores"]][:1] == ["unet:efficientnet-lite0"]
+    cell = json.loads((tmp_path / "out" / "cells" / "RALLF000-unet_efficientnet-lite0-seed0.json").read_text())
+    assert cell["test"]["mean_iou"] > 0.5
+    steps = [step for step, _ in cell["validation"]]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) == cell["best_step"] + 2 or len(steps) == 40
+    assert find_pretrained_part(seen[0]) is not None
+
+
+def test_augmentation_changes_images_and_not_which_crops(real: Path, generated: Path, tmp_path: Path) -> None:
+    def sample(step: int, augmentation: dict[str, Any] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        training = {"augmentation": augmentation, "brightness": 0, "contrast": 0}
+        config = build_config(real, generated, tmp_path / "out", training=training)
+        data = load_study(config)
+        return TrainingSet(data, parse_code("RALLFALL"), 0, config.training).sample_batch(step, 6)
+
+    plain, off = sample(3, None), sample(3, dict.fromkeys(OFF, 0))
+    torch.testing.assert_close(off[0].contiguous(), plain[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(off[1], plain[1])
+    images, masks = sample(3, {"rare_share": 0})
+    torch.testing.assert_close(masks, plain[1])
+    assert (images - plain[0]).abs().amax(dim=(1, 2, 3)).min() > 0.02
+    torch.testing.assert_close(sample(3, {"rare_share": 0})[0], images, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codes": ["R9F000"]}, "codes: R9F000: 9 real micrographs asked for, there are 8"),
-        ({"codes": ["RALLF9"]}, "codes: RALLF9: 9 generated pairs asked for, there are 8"),
-        ({"codes": ["RALL"]}, "codes: 'RALL' is no code"),
-        ({"codes": ["RALLF000", "RALLF000"]}, "codes: 'RALLF000' stands there twice"),
-        ({"architectures": ["resnet"]}, "architectures: unknown architecture 'resnet'; known: unet, unetplusplus"),
-        ({"generated": None}, "code RALLFALL needs generated pairs"),
+        ({"codes": ["R9F000"]}, "codes: R9F000: needs 9 real micrographs, there are 8"),
+        ({"codes": ["RALLF9"]}, "codes: RALLF9: needs 9 generated pairs, there are 8"),
+        ({"codes": ["RALL"]}, "codes: 'RALL' is not a code"),
+        ({"codes": ["RALLF000", "RALLF000"]}, "codes: 'RALLF000' is listed twice"),
+        (
+            {"architectures": ["resnet"]},
+            "unknown architecture 'resnet'; known: unet, unet:efficientnet-lite0",
+        ),
+        ({"generated": None}, "codes: RALLFALL needs generated pairs"),
         ({"generated": None, "codes": ["RALLF000"], "geometry": {}}, "geometry.image_size: is missing"),
         ({"test_split": "train"}, "nothing is held out"),
-        ({"val_split": "train"}, "val_split 'train' is also the train_split"),
+        ({"val_split": "train"}, "val_split: 'train' is also the train_split"),
         ({"num_classes": 3}, "has 2 classes, not 3"),
         ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0"),
     ],
 )
-def test_unusable_configs_are_one_line(
+def test_unusable_configs_give_one_line(
     changes: dict[str, Any], message: str, real: Path, generated: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
@@ -365,13 +407,13 @@ def test_unusable_configs_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_unusable_generated_folders_are_one_line(real: Path, generated: Path, tmp_path: Path) -> None:
+def test_unusable_generated_folders_give_one_line(real: Path, generated: Path, tmp_path: Path) -> None:
     save_dataset_info(generated, INFO.model_copy(update={"class_names": ["island", "matrix"]}))
     with pytest.raises(InputError, match=r"its classes are island, matrix, those of .* are matrix, island"):
         utility(build_config(real, generated, tmp_path / "out"))
     (generated / "dataset.json").unlink()
     shutil.rmtree(generated / "labels")
-    with pytest.raises(InputError, match="holds no masks"):
+    with pytest.raises(InputError, match="no masks in labels/"):
         utility(build_config(real, generated, tmp_path / "out"))
     for path in (generated / "samples").iterdir():
         path.unlink()
@@ -380,7 +422,7 @@ def test_unusable_generated_folders_are_one_line(real: Path, generated: Path, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_shows_before_anything_is_trained(real: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_missing_package_is_reported_before_training(real: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     config = build_config(real, None, tmp_path / "out", codes=["RALLF000"], architectures=["unet", "smp:FPN"])
     with pytest.raises(InputError, match="smp:FPN: needs `pip install segmentation-models-pytorch`"):
@@ -395,19 +437,19 @@ def test_command(real: Path, generated: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(build_config(real, generated, out, seeds=[0]).model_dump(mode="json")))
     dry = CliRunner().invoke(app, ["utility", "-c", str(path), "--dry-run"])
     assert dry.exit_code == 0, dry.output
-    assert "2 cells, 0 of them done" in dry.output
+    assert "2 cells, 0 done" in dry.output
     first = CliRunner().invoke(app, ["utility", "-c", str(path), "--shard", "1/2"])
     assert "shard 1/2 is complete" in first.output
     done = CliRunner().invoke(app, ["utility", "-c", str(path)])
     assert done.exit_code == 0, done.output
     assert "RALLFALL" in done.output
-    assert "Do 8 generated pairs help beside 8 real micrographs?" in done.output
+    assert "Do 8 generated pairs help in addition to 8 real micrographs?" in done.output
     wrong = CliRunner().invoke(app, ["utility", "-c", str(path), "--set", "training.step=3"])
     assert wrong.exit_code == 2
     assert "did you mean 'steps'" in wrong.output
 
 
-def test_an_evaluation_shows_a_finished_study(real: Path, generated: Path, tmp_path: Path, cache: Path) -> None:
+def test_an_evaluation_includes_a_finished_study(real: Path, generated: Path, tmp_path: Path, cache: Path) -> None:
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.evaluation.comparison import compare
     from steelgen.evaluation.evaluate import evaluate

@@ -40,14 +40,14 @@ def test_t_interval_is_scipys():
 
 def test_bootstrap_over_seeds_alone_is_scipys():
     rng = np.random.default_rng(0)
-    # One test micrograph: only seeds are drawn, and the statistic is the mean of the paired differences.
+    # With one test micrograph only seeds are resampled, and the statistic is the mean of the paired differences.
     treated = np.array([[[make_confusion(v, 10**6)] for v in rng.normal(0.6, 0.05, 12)]])
     control = np.array([[[make_confusion(v, 10**6)] for v in rng.normal(0.5, 0.05, 12)]])
     differences = (compute_mean_iou(treated) - compute_mean_iou(control)).ravel()
     draws = bootstrap_differences(treated, control, 20000)[:, 0]
     expected = scipy.stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=20000, rng=1)
     assert np.percentile(draws, [2.5, 97.5]) == pytest.approx(expected.confidence_interval, abs=1.5e-3)
-    # The mean of n values drawn again has standard deviation s·√((n-1)/n)/√n.
+    # The mean of n resampled values has standard deviation s·√((n-1)/n)/√n.
     assert draws.std() == pytest.approx(differences.std() / np.sqrt(12), rel=0.03)
 
 
@@ -114,20 +114,20 @@ def test_a_code_without_its_baseline_is_not_compared():
 
 
 @pytest.mark.parametrize("interval", [(-0.01, 0.2), (0.0, 0.2), (-0.2, 0.0)])
-def test_an_interval_with_zero_in_it_never_helps(interval):
+def test_an_interval_that_includes_zero_is_inconclusive(interval):
     row = {"code": "RALLFALL", "baseline": "RALLF000", "num_real": 4, "num_generated": 9, "architecture": POOLED}
     (answer,) = judge_differences([{**row, "difference": 0.1, "interval": interval, "by_seed": [0.1, 0.1]}])
     assert answer.standing == "fair"
-    assert answer.answer.startswith("Not shown")
+    assert answer.answer.startswith("Inconclusive")
 
 
 @pytest.mark.parametrize(("seeds", "standing"), [(1, "fair"), (2, "good")])
-def test_one_seed_never_helps(seeds, standing):
+def test_one_seed_is_inconclusive(seeds, standing):
     row = {"code": "RALLFALL", "baseline": "RALLF000", "num_real": 4, "num_generated": 9, "architecture": POOLED}
     (answer,) = judge_differences([{**row, "difference": 0.1, "interval": (0.05, 0.2), "by_seed": [0.1] * seeds}])
     assert answer.standing == standing
 
 
-def test_few_seeds_and_few_micrographs_are_warned_about():
+def test_few_seeds_and_few_micrographs_give_warnings():
     assert [line.split(":")[0] for line in find_warnings(1, 4)] == ["4 test micrographs", "1 seed"]
     assert find_warnings(3, 10) == []

@@ -147,12 +147,12 @@ def test_dead_keys_are_named_with_the_reason():
     [
         ("train", {"num_chanels": 3}, "unknown key 'num_chanels'; did you mean 'num_channels'"),
         ("train", {"diffusion_steps": 20}, "linear noise schedule of 20 steps would end at beta"),
-        ("train", {"image_size": 96}, "image_size 96 has no default channel_mult"),
+        ("train", {"image_size": 96}, "image_size 96: set channel_mult"),
         ("train", {"channel_mult": "1,x"}, "channel_mult '1,x': must be numbers"),
         ("train", {"data_dir": ""}, "data_dir: is missing"),
         ("sample", {}, "model_path: is missing"),
         ("finetune", {}, "resume_checkpoint: is missing"),
-        ("train", {"num_channels": 48}, "not a multiple of the norms' 32 groups"),
+        ("train", {"num_channels": 48}, "not a multiple of the 32 groups"),
     ],
 )
 def test_bad_configs(action, changes, message):
@@ -199,9 +199,9 @@ def test_convert_train_sample_and_finetune_from_the_command_line(tmp_path, monke
         return result.output
 
     shown = run("config", "convert", "train.json", "--out", "new.json")
-    assert "train.json: taken for an ISDM config, read as `steelgen train`" in shown
+    assert "train.json: ISDM config, converted to a config of `steelgen train`" in shown
     assert load_config(tmp_path / "new.json", ACTIONS["train"]).train.max_steps == 2
-    assert "taken for an ISDM config" in run("train", "-c", "train.json", "--set", "preview.num_images=0")
+    assert "ISDM config, converted" in run("train", "-c", "train.json", "--set", "preview.num_images=0")
     run("export", "isdm", "OUT/train_lemons_d=50_c=4", "old/model000002.pt")
 
     sampling = {**old, "model_path": "old/model000002.pt", "num_samples": 3, "batch_size": 2, "timestep_respacing": "2"}

@@ -101,7 +101,7 @@ def test_training_on_such_a_folder(tmp_path, mode, cache):
     }
     result = run(tmp_path, config, "train", "--set", "preview.num_images=0")
     assert result.exit_code == 0, result.output
-    assert f"imported {tmp_path / 'data'}, {mode}, as {next(cache.iterdir())}" in result.stderr
+    assert f"imported {tmp_path / 'data'} ({mode}) to {next(cache.iterdir())}" in result.stderr
     generator = load_generator(tmp_path / "OUT/train_data_d=50_c=151")
     assert generator.info.num_classes == 151
     assert generator.network.config.instance_edges == (mode != "ade20k")
@@ -117,7 +117,7 @@ def test_training_on_such_a_folder(tmp_path, mode, cache):
         ("ade20k", "annotations", "images/training/a0.jpg: has no training/a0.png in annotations/"),
         ("celeba", "train/labels", "train: has no labels/"),
         ("celeba", "", "data: no such folder"),
-        ("cityscapes", None, "the value 40 is none of the 34 classes"),
+        ("cityscapes", None, "value 40 is not one of the 34 classes"),
     ],
 )
 def test_bad_layouts_are_one_line(tmp_path, mode, break_it, message, cache):

@@ -71,7 +71,7 @@ def test_defaults_are_its_own(old):
     assert config.training.learning_rate == 1e-4
     assert config.training.loss == "dice"
     assert config.val_split is None
-    assert any(note.startswith("semantic_image_synthesis: means nothing") for note in notes)
+    assert any(note.startswith("semantic_image_synthesis: ignored") for note in notes)
 
 
 def test_what_it_names_is_taken_over(old):
@@ -90,8 +90,8 @@ def test_commands_take_it_as_it_is(old, tmp_path):
     path.write_text(json.dumps({**old, "test_codes": ["RALLF000", "RALLFALL"]}))
     dry = CliRunner().invoke(app, ["utility", "-c", str(path), "--dry-run", "--set", "seeds=[4]"])
     assert dry.exit_code == 0, dry.output
-    assert "taken for a config of ISDM's segmentation_evaluation, read as `steelgen utility`" in dry.output
-    assert "6 cells, 0 of them done" in dry.output
+    assert "segmentation_evaluation config, converted to a config of `steelgen utility`" in dry.output
+    assert "6 cells, 0 done" in dry.output
     new = tmp_path / "new.json"
     converted = CliRunner().invoke(app, ["config", "convert", str(path), "--out", str(new)])
     assert converted.exit_code == 0, converted.output
@@ -103,7 +103,7 @@ def test_commands_take_it_as_it_is(old, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"test": "elsewhere/test"}, "must lie side by side"),
+        ({"test": "elsewhere/test"}, "must be in one folder"),
         ({"train": "lost/train", "test": "lost/test"}, "no such folder"),
         ({"modells": []}, "unknown key 'modells'; did you mean 'models'"),
         ({"num_classes": "two"}, "num_classes"),

@@ -93,7 +93,7 @@ def test_area_shares_are_met_to_the_pixel(islands, share):
     [
         ({"blok": 0.1}, "'blok' is not among the classes matrix, block, lath"),
         ({"matrix": 0.1}, "'matrix' is the matrix"),
-        ({"block": 0.5, "lath": 0.5}, "add up to 1, more than 0.9"),
+        ({"block": 0.5, "lath": 0.5}, "fractions add up to 1, more than 0.9"),
     ],
 )
 def test_impossible_shares_are_named(islands, shares, message):

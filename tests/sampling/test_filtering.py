@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from steelgen.config.base import parse_config
 from steelgen.config.sample import FilterSection
@@ -90,14 +91,14 @@ def test_other_images_of_the_same_kind_are_no_copies():
 
 def test_a_segmenter_keeps_real_pairs_and_drops_swapped_ones(trained):
     dataset, _ = trained
-    config = FilterSection(
-        dataset=dataset, min_iou=0.5, max_correlation=1, segmenter={"steps": 150, "base_channels": 8}
-    )
+    config = FilterSection(dataset=dataset, min_iou=0.5, max_correlation=1, segmenter={"steps": 60, "enlargement": 2})
     micrographs = load_micrographs(dataset, "test")
     geometry = CropGeometry(16, 24)
     pair_filter = build_filter(config, micrographs.info, geometry)
     images, masks = cut_crops(micrographs, geometry, 12, seed=1)
     kept = [pair_filter.judge(image, mask) is None for image, mask in zip(images, masks, strict=True)]
+    assert pair_filter.describe()["not_judged"] == []
+    assert min(pair_filter.describe()["real_iou"].values()) > 0.3
     swapped = [(mask + 1) % 3 for mask in masks]
     reasons = [pair_filter.judge(image, mask) for image, mask in zip(images, swapped, strict=True)]
     assert np.mean(kept) > 0.7
@@ -106,6 +107,35 @@ def test_a_segmenter_keeps_real_pairs_and_drops_swapped_ones(trained):
         config.model_copy(update={"max_correlation": 0.9}), None, CopySearch(micrographs, geometry), micrographs.info
     )
     assert copies.judge(images[0], masks[0]) == NEAR_COPY
+
+
+def test_a_class_that_the_segmenter_does_not_find_drops_no_pair():
+    info = DatasetInfo(name="x", class_names=["matrix", "island", "film"])
+    config = FilterSection(dataset="x", min_iou=0.5)
+
+    class AllMatrix(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.tensor([1.0, 0.0, 0.0]))
+
+        def forward(self, images):
+            return self.bias[None, :, None, None].expand(len(images), 3, *images.shape[-2:])
+
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:4] = 2
+    image = np.zeros((16, 16), np.uint8)
+    strict = PairFilter(config, AllMatrix(), None, info)
+    assert strict.judge(image, mask) == "segmenter disagrees on film"
+    assert strict.describe()["real_iou"] is None
+    modest = PairFilter(config, AllMatrix(), None, info, np.array([0.9, np.nan, 0.29]))
+    assert modest.judge(image, mask) is None
+    assert modest.describe() == {
+        "min_iou": {"matrix": 0.5, "island": 0.5, "film": 0.0},
+        "real_iou": {"matrix": 0.9, "island": None, "film": 0.29},
+        "not_judged": ["film"],
+    }
+    mask[:12] = 1
+    assert modest.judge(image, mask) == "segmenter disagrees on matrix"
 
 
 @pytest.fixture(scope="module")

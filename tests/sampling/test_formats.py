@@ -111,7 +111,7 @@ def test_memory_does_not_grow_with_the_number_of_images(trained, tmp_path, monke
     """Writing 100 pairs and all that describes them takes no more than writing 30, to 50 kB."""
     import steelgen.sampling.sample as run
 
-    def draw_nothing(generator, masks, seeds, *how):
+    def draw_nothing(generator, masks, seeds, *how, **more):
         return [np.full(mask.shape, seed % 256, np.uint8) for mask, seed in zip(masks, seeds, strict=True)]
 
     monkeypatch.setattr(run, "generate_images", draw_nothing)

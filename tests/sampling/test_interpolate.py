@@ -8,7 +8,7 @@ from PIL import Image
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.errors import InputError
-from steelgen.sampling.interpolate import interpolate, slerp
+from steelgen.sampling.interpolate import Walk, interpolate, slerp
 from tests.sampling.test_sample import draw
 
 
@@ -36,18 +36,18 @@ def test_slerp_keeps_the_norm_and_meets_its_ends():
 
 
 def test_ends_of_the_strip_are_the_seeds_own_images(trained, tmp_path):
-    interpolate(build_config(trained, tmp_path), (0, 1), 4, 0, tmp_path / "strip.png")
+    interpolate(build_config(trained, tmp_path), Walk((0, 1), 4), 0, tmp_path / "strip.png")
     strip = np.asarray(Image.open(tmp_path / "strip.png"))
     assert strip.shape == (16, 64)
     first = np.asarray(Image.open(draw(trained, tmp_path / "out", num_samples=1) / "samples/000000.png"))
     assert np.array_equal(strip[:, :16], first)
-    interpolate(build_config(trained, tmp_path), (0, 1), 4, 0, tmp_path / "turn.gif")
+    interpolate(build_config(trained, tmp_path), Walk((0, 1), 4), 0, tmp_path / "turn.gif")
     assert Image.open(tmp_path / "turn.gif").n_frames == 6
 
 
 def test_bad_requests(trained, tmp_path):
     config = build_config(trained, tmp_path)
     with pytest.raises(InputError, match=r"strip\.txt: must end in \.png"):
-        interpolate(config, (0, 1), 4, 0, tmp_path / "strip.txt")
+        interpolate(config, Walk((0, 1), 4), 0, tmp_path / "strip.txt")
     with pytest.raises(InputError, match="frames 1"):
-        interpolate(config, (0, 1), 1, 0, tmp_path / "strip.png")
+        interpolate(config, Walk((0, 1), 1), 0, tmp_path / "strip.png")

@@ -11,7 +11,7 @@ from steelgen.cluster.status import finished_indices, run_status
 from steelgen.data.folder import list_pairs
 from steelgen.errors import InputError
 from steelgen.evaluation.sets import find_generated
-from steelgen.sampling.names import build_stems
+from steelgen.sampling.masks import build_stems
 from steelgen.sampling.replay import replay
 from tests.sampling.test_sample import FOLDERS, draw
 
@@ -47,7 +47,7 @@ def test_names_by_hand():
 
 
 def test_files_of_the_same_stem_are_refused():
-    with pytest.raises(InputError, match="2 masks are called 'a'"):
+    with pytest.raises(InputError, match="2 masks have the stem 'a'"):
         build_stems(InTurn(["a", "a", "b"]), 1)
 
 
@@ -83,9 +83,9 @@ def test_images_are_called_like_the_files_of_their_masks(trained, tmp_path, sour
 
 def test_masks_without_files_cannot_name_images(trained, tmp_path):
     source = {"kind": "procedural", "dataset": str(trained[0])}
-    with pytest.raises(InputError, match="do not come from one file each"):
+    with pytest.raises(InputError, match="does not take each mask from one file"):
         draw(trained, tmp_path / "out", mask_source=source, file_stems="source")
-    with pytest.raises(InputError, match="an image that the filter drops gets another mask"):
+    with pytest.raises(InputError, match="the filter may replace the mask of an image"):
         draw(trained, tmp_path / "out", filter={"dataset": str(trained[0])}, file_stems="source")
 
 
@@ -108,7 +108,7 @@ def test_large_sets_lie_in_numbered_folders(trained, tmp_path, output_format):
     assert finished_indices(out) == set(range(5))
     assert (out / wanted[2]).stat().st_mtime_ns == kept
     assert replay(out / "metadata.jsonl", 4)[1]
-    with pytest.raises(InputError, match="was begun with files_per_folder 2, which cannot be changed to 3"):
+    with pytest.raises(InputError, match="was created with files_per_folder 2, which cannot be changed to 3"):
         draw(trained, tmp_path / "out", files_per_folder=3, **options)
     if output_format == "dataset":
         assert [pair.image.relative_to(out).as_posix() for pair in list_pairs(out, "train")] == wanted

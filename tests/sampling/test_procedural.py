@@ -9,8 +9,8 @@ from steelgen.config.sample import ProceduralMasks
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
+from steelgen.sampling.island_statistics import measure_masks, pool_tables, tabulate_islands
 from steelgen.sampling.mask_sources import build_mask_source
-from steelgen.sampling.measured import measure_masks, pool_tables, tabulate_islands
 from steelgen.sampling.procedural import sample_footprint, sample_layout
 from tests.sampling.layouts import write_island_dataset
 
@@ -85,7 +85,7 @@ def test_a_class_that_is_not_there_cannot_be_measured(tmp_path):
         (tmp_path / "train" / folder).mkdir(parents=True)
         save_mask(tmp_path / "train" / folder / "a.png", mask, info.palette)
     save_dataset_info(tmp_path, info)
-    with pytest.raises(InputError, match="holds no 'film' to be measured"):
+    with pytest.raises(InputError, match="'film' cannot be measured, it does not occur in the train split"):
         build(tmp_path, phase_fraction={"film": 0.1})
 
 

@@ -60,7 +60,7 @@ def test_other_weights_are_refused(trained, tmp_path):
     values = load_file(weights)
     first = sorted(values)[0]
     save_file({**values, first: values[first] + 1}, weights)
-    with pytest.raises(InputError, match=r"these are not the weights of .*metadata\.jsonl:1 \(SHA-256"):
+    with pytest.raises(InputError, match=r"the weights differ from those of .*metadata\.jsonl:1 \(SHA-256"):
         replay(out / "metadata.jsonl", 1, generator=other)
     assert not (out / "replay-000000.png").exists()
 
@@ -68,7 +68,7 @@ def test_other_weights_are_refused(trained, tmp_path):
 @pytest.mark.parametrize(
     ("line", "text", "message"),
     [
-        (0, "", "line 0: lines are counted from 1"),
+        (0, "", "line 0: line numbers start at 1"),
         (9, "", "has no line 9"),
         (1, "{", "not valid JSON"),
         (1, "[1]", "must be a JSON object, not list"),
@@ -87,13 +87,13 @@ def test_replay_on_the_command_line(trained, tmp_path):
     metadata = str(out / "metadata.jsonl")
     result = CliRunner().invoke(app, ["sample", "--replay", metadata, "2"])
     assert result.exit_code == 0, result.stderr
-    assert "replay-000001.png: the same pixels as the original" in result.stdout
+    assert "replay-000001.png: identical to the original" in result.stdout
     for arguments, message in [
         (["--replay", metadata, "2"], "already exists"),
         (["--replay", metadata, "7"], "has no line 7"),
         (["--replay", str(tmp_path / "none.jsonl"), "1"], "no such file"),
-        (["--replay", metadata, "1", "--set", "seed=1"], "takes everything from the line"),
-        (["-c", metadata, "--out", "x.png"], "with --replay alone"),
+        (["--replay", metadata, "1", "--set", "seed=1"], "can only be combined with"),
+        (["-c", metadata, "--out", "x.png"], "require --replay"),
     ]:
         result = CliRunner().invoke(app, ["sample", *arguments])
         assert result.exit_code == 2

@@ -113,7 +113,7 @@ def test_an_unfinished_folder_is_completed_and_left_alone(trained, tmp_path):
 def test_used_folders_are_refused(trained, tmp_path):
     out = draw(trained, tmp_path / "out", num_samples=1)
     with pytest.raises(
-        InputError, match=r"out: seed was 0, is now 7: going on would mix the two; .*--allow-changed seed"
+        InputError, match=r"out: seed was 0, is now 7: resuming would mix results of both; .*--allow-changed seed"
     ):
         draw(trained, out, num_samples=1, seed=7)
     foreign = tmp_path / "foreign"
@@ -144,7 +144,7 @@ def test_masks_from_a_folder(trained, tmp_path):
 def test_bad_masks_and_generators_are_named(trained, tmp_path):
     folder = tmp_path / "masks"
     folder.mkdir()
-    with pytest.raises(InputError, match="holds no mask images"):
+    with pytest.raises(InputError, match="contains no mask images"):
         draw(trained, tmp_path / "out", mask_source={"kind": "folder", "folder": str(folder)})
     Image.fromarray(np.full((16, 16), 9, np.uint8)).save(folder / "a.png")
     with pytest.raises(InputError, match=r"a\.png: mask index 9 is not below num_classes 3"):
@@ -185,7 +185,7 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_drawn(trained, tmp_
         return drawn(self, request)
 
     monkeypatch.setattr(SemanticDiffusion, "draw", run_out)
-    with pytest.raises(InputError, match=r"^out of memory: 4 images of 16x16 px at once need more than") as caught:
+    with pytest.raises(InputError, match=r"^out of memory: a batch of 4 images of 16x16 px needs more than") as caught:
         draw(trained, tmp_path / "out", num_samples=8, batch_size=4)
     assert "try batch_size=2, solver.mask_cache_gib=0, mixed_precision=bf16" in str(caught.value)
     assert len(list((tmp_path / "out" / "samples").iterdir())) == 4

@@ -143,13 +143,13 @@ def test_a_changed_or_missing_micrograph_is_named_in_replay(trained, tmp_path):
     stem = json.loads((out / "metadata.jsonl").read_text())["start_image"]["stem"]
     path = dataset / f"test/images/{stem}.png"
     Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    with pytest.raises(InputError, match=rf"{stem} is not the micrograph that drawing started from"):
+    with pytest.raises(InputError, match=rf"the pixels of the micrograph .*{stem} have changed since sampling"):
         replay(out / "metadata.jsonl", 1)
     path.unlink()
     (dataset / f"test/masks/{stem}.png").unlink()
-    with pytest.raises(InputError, match=rf"{stem} is not there any more"):
+    with pytest.raises(InputError, match=rf"the micrograph .*{stem} does not exist"):
         replay(out / "metadata.jsonl", 1)
     row = json.loads((out / "metadata.jsonl").read_text())
     (out / "metadata.jsonl").write_text(json.dumps({**row, "start_image": {"sha256": "x"}}))
-    with pytest.raises(InputError, match="start_image: dataset: is missing"):
+    with pytest.raises(InputError, match=r"start_image\.dataset: is missing"):
         replay(out / "metadata.jsonl", 1)

@@ -47,7 +47,9 @@ def test_evaluate(dataset, pairs, tmp_path):
     assert {"fidelity", "faithfulness", "microstructure", "memorization"} == {section for section, *_ in on_cpu}
     for name, figure in on_cpu.items():
         for key in ("value", "floor"):
-            assert on_device[name][key] == pytest.approx(figure[key], rel=1e-3, abs=1e-4), name
+            # A segmenter of three steps may miss a class: then neither is defined.
+            expected = figure[key] if figure[key] is None else pytest.approx(figure[key], rel=1e-3, abs=1e-4)
+            assert on_device[name][key] == expected, name
 
 
 def test_segment(dataset, tmp_path):

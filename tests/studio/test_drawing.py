@@ -1,4 +1,4 @@
-"""What the page does, without the page."""
+"""The studio without its page."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def mask():
 
 
 def test_draws_what_sample_draws_for_the_same_mask_and_seed(studio, mask, tmp_path):
-    drawn = list(studio.draw(mask, [5, 6], guidance_scale=2.0))
+    drawn = list(studio.generate(mask, [5, 6], guidance_scale=2.0))
     assert [pair.seed for pair in drawn] == [5, 6]
     (tmp_path / "masks").mkdir()
     Image.fromarray(mask.mask).save(tmp_path / "masks" / "a.png")
@@ -55,10 +55,10 @@ def test_draws_what_sample_draws_for_the_same_mask_and_seed(studio, mask, tmp_pa
 
 
 def test_kept_pairs_lie_as_samples_do_and_can_be_drawn_again(studio, mask, tmp_path):
-    first, second = studio.draw(mask, [5, 6])
+    first, second = studio.generate(mask, [5, 6])
     studio.out = tmp_path / "kept"
-    assert studio.keep([second]) == ["000000"]
-    assert studio.keep([first, second]) == ["000001", "000002"]
+    assert studio.save([second]) == ["000000"]
+    assert studio.save([first, second]) == ["000001", "000002"]
     assert {path.name for path in studio.out.iterdir()} == {
         *("samples", "labels", "colored_labels"),
         *("dataset.json", "sampling.json", "metadata.jsonl", "contact_sheet.png"),
@@ -77,7 +77,7 @@ def test_kept_pairs_lie_as_samples_do_and_can_be_drawn_again(studio, mask, tmp_p
 
 def test_kept_pairs_have_the_keys_of_sampled_ones(studio, mask, tmp_path):
     studio.out = tmp_path / "kept"
-    studio.keep(list(studio.draw(mask, [0, 1, 2, 3])))
+    studio.save(list(studio.generate(mask, [0, 1, 2, 3])))
     values = {"generator": "bundled:uhcs", "output_dir": str(tmp_path / "out"), "num_samples": 1}
     values |= {"mask_source": {"kind": "folder", "folder": "bundled:uhcs/masks"}}
     out = sample(parse_config(values, SampleConfig))
@@ -90,33 +90,33 @@ def test_kept_pairs_have_the_keys_of_sampled_ones(studio, mask, tmp_path):
 
 
 def test_mask_from_a_split_brings_its_micrograph(studio, tmp_path):
-    assert studio.sources == ["bundled masks", "train split", "val split", "test split"]
-    taken = studio.take_mask("train split", 3)
+    assert list(studio.sources) == ["bundled masks", "train split", "val split", "test split"]
+    taken = studio.get_mask("train split", 3)
     assert taken.image is not None
     assert taken.mask.max() < studio.info.num_classes
-    assert (studio.take_mask("train split", 3).mask == taken.mask).all()
+    assert (studio.get_mask("train split", 3).mask == taken.mask).all()
     studio.out = tmp_path / "kept"
-    studio.keep(list(studio.draw(taken, [0])))
+    studio.save(list(studio.generate(taken, [0])))
     assert (load_image(studio.out / "images" / "000000.png") == taken.image).all()
-    with pytest.raises(InputError, match="no such source"):
-        studio.take_mask("../../etc", 0)
+    with pytest.raises(InputError, match="unknown mask source"):
+        studio.get_mask("../../etc", 0)
 
 
 def test_a_copy_is_told_from_a_drawing(studio, mask, monkeypatch):
-    real = studio.take_mask("train split", 0)
-    drawn = next(studio.draw(mask, [0]))
+    real = studio.get_mask("train split", 0)
+    drawn = next(studio.generate(mask, [0]))
     assert drawn.nearest is not None
     assert not drawn.nearest.is_copy
     monkeypatch.setattr("steelgen.studio.session.generate_images", lambda *_: [real.image])
-    copied = next(studio.draw(mask, [0])).nearest
+    copied = next(studio.generate(mask, [0])).nearest
     assert copied.is_copy
     assert real.source.endswith(copied.stem)
     assert np.abs(copied.image.astype(int) - real.image).mean() < 8
 
 
 def test_zip_is_a_folder_of_samples(studio, mask):
-    drawn = list(studio.draw(mask, [1, 2]))
-    with zipfile.ZipFile(io.BytesIO(studio.pack(drawn))) as archive:
+    drawn = list(studio.generate(mask, [1, 2]))
+    with zipfile.ZipFile(io.BytesIO(studio.build_zip(drawn))) as archive:
         names = archive.namelist()
         assert {"samples/samples/000001.png", "samples/labels/000001.png", "samples/metadata.jsonl"} <= set(names)
         image = np.asarray(Image.open(io.BytesIO(archive.read("samples/samples/000001.png"))))
@@ -125,15 +125,15 @@ def test_zip_is_a_folder_of_samples(studio, mask):
 
 def test_progress_counts_up_and_a_cancelled_drawing_ends_at_once(studio, mask):
     threads, told = torch.get_num_threads(), []
-    list(studio.draw(mask, [0, 1], report=lambda done, total: told.append((done, total))))
+    list(studio.generate(mask, [0, 1], report=lambda done, total: told.append((done, total))))
     assert told == [*((done, 24) for done in range(24)), (24, 24)]
     told.clear()
-    asked = studio.draw(mask, [0, 1], 1.5, lambda *step: told.append(step), lambda: len(told) == 3)
+    asked = studio.generate(mask, [0, 1], 1.5, lambda *step: told.append(step), lambda: len(told) == 3)
     with pytest.raises(Cancelled):
         list(asked)
     assert len(told) == 3
     assert torch.get_num_threads() == threads
-    assert len(list(studio.draw(mask, [0]))) == 1
+    assert len(list(studio.generate(mask, [0]))) == 1
 
 
 def test_folder_in_use_for_something_else_is_refused(tmp_path, studio, mask):
@@ -148,7 +148,7 @@ def test_folder_in_use_for_something_else_is_refused(tmp_path, studio, mask):
         Studio(Path("bundled:uhcs"), out=out)
     studio.out = out
     with pytest.raises(InputError, match="another mask_source"):
-        studio.keep(list(studio.draw(mask, [0])))
+        studio.save(list(studio.generate(mask, [0])))
     assert len(list((out / "samples").iterdir())) == 1
 
 

@@ -1,4 +1,4 @@
-"""Masks from a browser, from files, and laid out by numbers."""
+"""Masks from the canvas, from files, and of random islands."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from steelgen.data.palette import color_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.studio import masks
-from steelgen.studio.masks import decode_mask, encode_mask, lay_out, read_mask
+from steelgen.studio.masks import decode_mask, encode_mask, place_random_islands, read_mask
 
 INFO = DatasetInfo(name="test", class_names=["matrix", "island", "film"])
 GEOMETRY = CropGeometry(32, 64)
@@ -60,7 +60,7 @@ def test_file_of_the_networks_size_is_taken_as_it_is(tmp_path):
     for name in ("a.png", "colored.png"):
         mask, note = read_mask(tmp_path / name, INFO, GEOMETRY)
         assert (mask == blocks()).all()
-        assert note == f"{name}, as it is"
+        assert note == name
 
 
 def test_soft_edges_of_a_painted_picture_go_to_the_nearest_class(tmp_path):
@@ -69,7 +69,7 @@ def test_soft_edges_of_a_painted_picture_go_to_the_nearest_class(tmp_path):
     mask, note = read_mask(tmp_path / "soft.jpg", INFO, GEOMETRY)
     middle = np.asarray(Image.fromarray(blocks()).resize((128, 128), Image.Resampling.NEAREST))[::2, ::2][16:48, 16:48]
     assert (mask == middle).mean() > 0.95
-    assert "the middle of soft.jpg (128x128 px)" in note
+    assert note == "soft.jpg (128x128 px), resized to the scale of the generator and cropped to the center"
 
 
 def test_a_larger_file_is_brought_to_scale(tmp_path):
@@ -97,10 +97,10 @@ def test_bad_files_are_called_by_name_alone(tmp_path):
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "photo.png")
     save_mask(tmp_path / "tiny.png", blocks(8, 8), INFO.palette)
     for name, words in {
-        "text.png": "is no image",
+        "text.png": "not a readable image",
         "gray.png": "index 7 is not below",
-        "photo.png": "have the color of a class",
-        "tiny.png": "smaller than the generator's 32x32",
+        "photo.png": "of the pixels have a class color",
+        "tiny.png": "smaller than the generator's 32x32 px",
     }.items():
         with pytest.raises(InputError, match=words) as caught:
             read_mask(tmp_path / name, INFO, GEOMETRY)
@@ -111,23 +111,23 @@ def test_bad_files_are_called_by_name_alone(tmp_path):
 def test_a_hundred_megapixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     Image.new("L", (10_000, 10_000)).save(tmp_path / "huge.png")
     monkeypatch.setattr(masks, "load_image", None)
-    with pytest.raises(InputError, match=r"huge\.png: 10000x10000 px exceed the page's limit of 50,000,000 pixels"):
+    with pytest.raises(InputError, match=r"huge\.png: 10000x10000 px exceeds the limit of 50,000,000 pixels"):
         read_mask(tmp_path / "huge.png", INFO, GEOMETRY)
 
 
 @pytest.mark.parametrize("label", [0, 1, 2])
 def test_layout_meets_its_share_to_the_pixel(label):
-    mask = lay_out(blocks(64, 64), label, 0.25, 8, 2, seed=3)
+    mask = place_random_islands(blocks(64, 64), label, 0.25, 8, 2, seed=3)
     assert (mask == label).sum() == round(0.25 * 64 * 64)
-    again = lay_out(blocks(64, 64), label, 0.25, 8, 2, seed=3)
+    again = place_random_islands(blocks(64, 64), label, 0.25, 8, 2, seed=3)
     assert (mask == again).all()
-    assert (lay_out(blocks(64, 64), label, 0.25, 8, 2, seed=4) != mask).any()
+    assert (place_random_islands(blocks(64, 64), label, 0.25, 8, 2, seed=4) != mask).any()
 
 
 def test_islands_have_the_size_and_the_aspect_that_was_asked_for():
     sizes, aspects = [], []
     for seed in range(8):
-        mask = lay_out(np.zeros((256, 256), np.uint8), 1, 0.15, 18, 3, seed)
+        mask = place_random_islands(np.zeros((256, 256), np.uint8), 1, 0.15, 18, 3, seed)
         labeled, _ = ndimage.label(mask == 1)
         for island in regionprops(labeled):
             top, left, bottom, right = island.bbox
@@ -140,7 +140,7 @@ def test_islands_have_the_size_and_the_aspect_that_was_asked_for():
 
 def test_what_is_painted_stays_beside_the_islands():
     painted = blocks(64, 64)
-    mask = lay_out(painted, 1, 0.1, 8, 1, seed=0)
+    mask = place_random_islands(painted, 1, 0.1, 8, 1, seed=0)
     untouched = mask != 1
     assert (mask[untouched] == np.where(painted == 1, 0, painted)[untouched]).all()
-    assert (lay_out(painted, 1, 0, 8, 1, seed=0) == np.where(painted == 1, 0, painted)).all()
+    assert (place_random_islands(painted, 1, 0, 8, 1, seed=0) == np.where(painted == 1, 0, painted)).all()

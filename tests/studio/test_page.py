@@ -56,8 +56,8 @@ def choose_variants(page, count):
 
 def draw(page, variants=1):
     choose_variants(page, variants)
-    page.click("#draw")
-    wait_for(page, "#paint-status", f"drew {variants}")
+    page.click("#generate")
+    wait_for(page, "#paint-status", f"{variants} of {variants} images generated; mask")
 
 
 def wait_for(page, selector, text):
@@ -87,7 +87,7 @@ def test_what_is_painted_is_drawn_kept_and_found_again(site, visit):
     assert read_picture(pictures.nth(1)).shape == (64, 64)
     before = len(list(site.out.glob("samples/*.png")))
     page.locator("#results button").nth(1).click()
-    wait_for(page, "#paint-status", "kept")
+    wait_for(page, "#paint-status", "saved")
     stem = f"{before:06d}"
     mask = load_mask(site.out / "labels" / f"{stem}.png", load_dataset_info(site.out))
     assert (mask == painted).all()
@@ -102,7 +102,7 @@ def test_what_is_painted_is_drawn_kept_and_found_again(site, visit):
     browse(page)
     card = page.locator("#pairs .card").filter(has_text=stem)
     card.get_by_role("button", name="Reject").click()
-    wait_for(page, "#browse-status", f"{stem} is rejected")
+    wait_for(page, "#browse-status", f"{stem} rejected")
     assert stem in (site.out / "rejects.txt").read_text().split()
     page.reload()
     page.wait_for_selector("#canvas .brushes label")
@@ -112,8 +112,8 @@ def test_what_is_painted_is_drawn_kept_and_found_again(site, visit):
     card.wait_for(state="detached")
     page.locator("#which").get_by_label("rejected").check()
     card.wait_for()
-    card.get_by_role("button", name="Take back").click()
-    wait_for(page, "#browse-status", "taken back")
+    card.get_by_role("button", name="Restore").click()
+    wait_for(page, "#browse-status", "restored")
     assert not (site.out / "rejects.txt").exists()
 
 
@@ -136,14 +136,14 @@ def test_zip_and_png_are_handed_out(visit):
 
 def test_masks_are_taken_laid_out_filled_and_undone(visit):
     page = visit()
-    page.click("#take")
+    page.click("#load-next")
     wait_for(page, "#paint-status", "mask: train")
     page.wait_for_function("() => sessionStorage.length === 1")
     taken = read_canvas(page)
     assert len(np.unique(taken)) > 1
-    page.click("#layout >> text=Islands by numbers")
-    page.click("#scatter")
-    wait_for(page, "#paint-status", "again for another")
+    page.click("#islands >> text=Random islands")
+    page.click("#place")
+    wait_for(page, "#paint-status", "mask: layout 1 (20 %")
     assert (read_canvas(page) == 1).sum() == round(0.2 * 64 * 64)
     page.click("#canvas .undo")
     assert (read_canvas(page) == taken).all()
@@ -159,7 +159,7 @@ def test_masks_are_taken_laid_out_filled_and_undone(visit):
     assert (filled[-1] == 3).all()
     assert (filled[0] == 2).all()
     draw(page)
-    assert "real, of this mask" not in page.locator("#results").inner_text()
+    assert "real image" not in page.locator("#results").inner_text()
 
 
 def test_keyboard_alone_paints_draws_and_keeps(site, visit):
@@ -179,13 +179,13 @@ def test_keyboard_alone_paints_draws_and_keeps(site, visit):
     painted = read_canvas(page)
     assert (painted == 2).sum() > 50
     assert len(page.evaluate("getComputedStyle(document.activeElement).outlineStyle")) > 0
-    tab_to("#draw")
+    tab_to("#generate")
     press("Enter")
-    wait_for(page, "#paint-status", "drew 2")
+    wait_for(page, "#paint-status", "2 of 2 images generated; mask")
     before = len(list(site.out.glob("samples/*.png")))
     tab_to("#results button")
     press("Enter")
-    wait_for(page, "#paint-status", "kept")
+    wait_for(page, "#paint-status", "saved")
     mask = load_mask(site.out / "labels" / f"{before:06d}.png", load_dataset_info(site.out))
     assert (mask == painted).all()
 
@@ -193,7 +193,7 @@ def test_keyboard_alone_paints_draws_and_keeps(site, visit):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_overlaps_or_sticks_out(site, visit, width):
     page = visit(width)
-    page.click("#take")
+    page.click("#load-next")
     wait_for(page, "#paint-status", "mask:")
     draw(page, variants=2)
     for tab in ("Paint", "Browse", "Run"):
@@ -216,15 +216,15 @@ def test_names_are_shown_as_text(site, visit):
     page = visit()
     assert page.locator("#canvas .brushes label").nth(1).inner_text() == HOSTILE
     assert HOSTILE in page.locator(".studio-head").first.inner_text()
-    page.click("#layout >> text=Islands by numbers")
-    page.locator("#layout-class input").click()
+    page.click("#islands >> text=Random islands")
+    page.locator("#islands-class input").click()
     page.wait_for_selector("[role=option]")
     page.keyboard.press("Escape")
-    page.click("#scatter")
+    page.click("#place")
     wait_for(page, "#paint-status", HOSTILE)
     draw(page)
     browse(page, site.dataset)
-    assert HOSTILE in page.locator("#figures").inner_text()
+    assert HOSTILE in page.locator("#classes").inner_text()
     assert HOSTILE in page.locator("#pairs").inner_text()
     page.fill("#folder input", f"/{HOSTILE}")
     page.keyboard.press("Enter")
@@ -237,7 +237,7 @@ def test_names_are_shown_as_text(site, visit):
     page.set_input_files(
         "#upload input, input[type=file]", {"name": "a<b>.png", "mimeType": "image/png", "buffer": b"x"}
     )
-    wait_for(page, BAD, "is no image that can be read")
+    wait_for(page, BAD, "not a readable image")
     assert page.evaluate("window.hacked") is None
 
 
@@ -246,7 +246,7 @@ def test_uploads_that_are_no_mask_are_refused_in_one_line(visit, tmp_path):
     before = read_canvas(page)
     (tmp_path / "text.png").write_text("no image")
     Image.new("L", (10_000, 10_000)).save(tmp_path / "huge.png")
-    for name, words in (("text.png", "text.png: is no image"), ("huge.png", "10000x10000 px exceed the page's limit")):
+    for name, words in (("text.png", "text.png: not a readable image"), ("huge.png", "10000x10000 px exceeds")):
         page.set_input_files("input[type=file]", tmp_path / name)
         wait_for(page, BAD, words)
         assert "\n" not in page.locator(BAD).inner_text()
@@ -256,7 +256,7 @@ def test_uploads_that_are_no_mask_are_refused_in_one_line(visit, tmp_path):
     colors[:32] = (86, 180, 233)
     Image.fromarray(colors).save(tmp_path / "mask.png")
     page.set_input_files("input[type=file]", tmp_path / "mask.png")
-    wait_for(page, "#paint-status", "mask.png, as it is")
+    wait_for(page, "#paint-status", "mask: mask.png")
     assert (read_canvas(page)[:32] == 2).all()
 
 
@@ -281,12 +281,12 @@ def test_two_at_once_wait_for_one_another_and_do_not_mix(visit, slow):
         page.locator("#canvas .brushes label").nth(label).click()
         paint(page, (0.1, row), (0.9, row))
     painted = [read_canvas(page) for page in (first, second)]
-    first.click("#draw")
-    second.click("#draw")
+    first.click("#generate")
+    second.click("#generate")
     wait_for(second, "#paint-status", "queue")
-    wait_for(first, "#paint-status", "drawing")
+    wait_for(first, "#paint-status", "generating")
     for page, own in zip((first, second), painted, strict=True):
-        wait_for(page, "#paint-status", "drew 2")
+        wait_for(page, "#paint-status", "2 of 2 images generated; mask")
         swatches = page.locator("#canvas .swatch").evaluate_all("all => all.map(one => one.style.background)")
         palette = np.array([[int(part) for part in re.findall(r"\d+", swatch)] for swatch in swatches])
         for card in range(2):
@@ -301,7 +301,7 @@ def test_closed_tab_and_stop_cancel(visit, slow):
 
     page = visit()
     choose_variants(page, 8)
-    page.click("#draw")
+    page.click("#generate")
     page.wait_for_selector("#results .card")
     page.close()
     wait_until_quiet()
@@ -310,12 +310,12 @@ def test_closed_tab_and_stop_cancel(visit, slow):
     page = visit()
     choose_variants(page, 8)
     slow.clear()
-    page.click("#draw")
+    page.click("#generate")
     page.wait_for_selector("#results .card")
     page.click("#stop")
     wait_for(page, "#paint-status", "stopped")
     wait_until_quiet()
-    page.wait_for_selector("#keep-all:not([disabled])")
+    page.wait_for_selector("#save-all:not([disabled])")
     assert 12 <= len(slow) < 80
     draw(page)
 
@@ -337,7 +337,7 @@ def test_run_is_watched_while_it_trains(site, visit, tmp_path):
         file.write(json.dumps({"step": 20, "loss": 0.25}) + "\n")
     save_noise(run / "previews" / "step-000020.png")
     save_noise(run / "previews" / "copies-000020.png")
-    wait_for(page, "#run-status", "step 20 of 40 · loss 0.25 · it has begun to copy")
+    wait_for(page, "#run-status", "step 20 of 40 · loss 0.25 · generated images copy training images")
     assert page.locator("#previews img").count() == 2
 
 

@@ -1,12 +1,16 @@
 """Nothing that a file or a folder is called becomes markup of the page; also where no browser is there to tell."""
 
 import numpy as np
+import pytest
 
 from steelgen.pages import render
-from steelgen.studio.browsing import ClassFigures
 from steelgen.studio.pictures import build_figure, show_status
 from steelgen.studio.session import Nearest
 from tests.test_pages import POISON, assert_harmless
+
+pytest.importorskip("gradio", reason="needs gradio: pip install 'steelgen[studio]'")
+
+from steelgen.studio.browse_tab import ClassStatistics
 
 FIGURE = build_figure(np.zeros((4, 4), np.uint8), POISON)
 
@@ -19,7 +23,7 @@ def test_lines():
 def test_drawn_pairs():
     nearest = Nearest(np.zeros((4, 4), np.uint8), POISON, 1.0, 2.0, True)
     card = {"figures": [FIGURE], "nearest": nearest, "seed": 1, "stem": POISON, "image": "data:", "mask": "data:"}
-    assert_harmless(render("studio_pairs.html", cards=[card], knows_training=True), poisoned=2)
+    assert_harmless(render("studio_results.html", cards=[card], has_dataset=True), poisoned=2)
 
 
 def test_pairs_of_a_folder():
@@ -31,8 +35,8 @@ def test_pairs_of_a_folder():
 
 
 def test_classes():
-    figures = [ClassFigures(POISON, 0.5, 3, 2.0), ClassFigures("empty", 0.0, 0, np.nan)]
-    page = render("studio_classes.html", figures=figures, palette=[(0, 0, 0)] * 2, measured=1, kept=1, rejected=0)
+    classes = [ClassStatistics(POISON, 0.5, 3, 2.0), ClassStatistics("empty", 0.0, 0, np.nan)]
+    page = render("studio_classes.html", classes=classes, palette=[(0, 0, 0)] * 2, measured=1, kept=1, rejected=0)
     assert_harmless(page)
     assert "nan" not in page
 

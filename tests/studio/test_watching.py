@@ -1,12 +1,15 @@
-"""A run while it trains, without the page."""
+"""State of a run folder during training, without a browser."""
 
 import json
 
 import pytest
 
 from steelgen.errors import InputError
-from steelgen.studio.watching import fingerprint, read_run
 from tests.data.samples import save_noise
+
+pytest.importorskip("gradio", reason="needs gradio: pip install 'steelgen[studio]'")
+
+from steelgen.studio.run_tab import fingerprint, read_run
 
 
 def begin_run(folder):
@@ -18,7 +21,7 @@ def begin_run(folder):
 def test_run_is_seen_as_it_goes(tmp_path):
     run = begin_run(tmp_path / "run")
     view = read_run(run)
-    assert (view.step, view.last_step, view.curves, view.previews, view.ended_by) == (0, 40, None, [], None)
+    assert (view.step, view.max_steps, view.curves, view.previews, view.stopped_by) == (0, 40, None, [], None)
     before = fingerprint(run)
     assert fingerprint(run) == before
     lines = [json.dumps({"step": step, "loss": 1 / step}) for step in (10, 20)]
@@ -33,7 +36,7 @@ def test_run_is_seen_as_it_goes(tmp_path):
     assert [path.stem for path in view.previews] == ["step-000000", "step-000020"]
     assert [path.stem for path in view.copies] == ["copies-000020"]
     (run / "result.json").write_text(json.dumps({"global_step": 40, "stopped_by": "max_steps", "finished": True}))
-    assert read_run(run).ended_by == "max_steps"
+    assert read_run(run).stopped_by == "max_steps"
 
 
 def test_what_is_no_run_is_named(tmp_path):

@@ -273,7 +273,7 @@ def test_accelerate_that_starts_one_process_for_two_is_refused(tiny_dataset, tmp
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("steelgen: ")]
     assert len(said) == 1
-    assert "accelerate launch: several processes were asked for, but for CPUs it starts only one" in said[0]
+    assert "accelerate launch: several processes were requested, but it starts only one on CPUs" in said[0]
     assert "python -m torch.distributed.run --standalone --nproc_per_node N -m steelgen" in said[0]
     assert not (tmp_path / "run").exists()
 

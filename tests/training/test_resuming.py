@@ -78,7 +78,7 @@ def test_of_two_that_go_on_at_the_same_time_one_does(tiny_dataset, tmp_path):
     config = crash_config(tiny_dataset, run, max_steps=6, **options)
     logs = [tmp_path / "log0", tmp_path / "log1"]
     children = [fork_training(config, log, most_steps=2) for log in logs]
-    wait_until(lambda: any("is writing it" in log.read_text() for log in logs if log.exists()))
+    wait_until(lambda: any("is writing to this folder" in log.read_text() for log in logs if log.exists()))
     wait_until((run / "checkpoints/step-000004").is_dir)
     (winner,) = (child for child in children if child == json.loads((run / LOCK_FILE).read_text())["pid"])
     (loser,) = (child for child in children if child != winner)

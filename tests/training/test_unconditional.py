@@ -154,7 +154,7 @@ def test_a_plain_folder_of_images(tmp_path, unlabeled):
     counts, _ = resplit_dataset(folder, tmp_path / "split", {"train": 0.5, "val": 0.25, "test": 0.25})
     assert counts == {"test": 1, "train": 2, "val": 1}
     assert not list((tmp_path / "split").glob("*/masks"))
-    with pytest.raises(InputError, match="images without masks; nothing is to be imported"):
+    with pytest.raises(InputError, match="has images without masks, which `steelgen train` reads directly"):
         READERS["folder"].read(folder, ReadOptions())
 
 
@@ -190,6 +190,6 @@ def test_without_masks_from_real_images(tiny_dataset, tmp_path, masked):
     assert (faint / "samples/000001.png").read_bytes() != (plain / "samples/000001.png").read_bytes()
     row = json.loads((faint / "metadata.jsonl").read_text().splitlines()[1])
     assert row["draw"]["strength"] == 0.05
-    with pytest.raises(InputError, match=r"start_images\.dataset: is missing, and masks of the source 'none'"):
+    with pytest.raises(InputError, match=r"start_images\.dataset: is missing; masks of the source 'none'"):
         sample_tiny(tmp_path / "run", tmp_path / "refused", start_images={"strength": 0.5})
     assert not (tmp_path / "refused").exists()

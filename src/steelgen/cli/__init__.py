@@ -1,1 +1,1 @@
-"""The command line: parses, loads a config, calls one function, prints. Nothing else prints."""
+"""Command line: parses arguments, loads a config, calls one function, prints. Nothing else prints."""

@@ -1,125 +1,99 @@
-"""What `steelgen data` tells of datasets, as lines and tables or as JSON values."""
+"""Results of `steelgen data` as lines and tables or as JSON."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from steelgen.cli.output import print_table
+from steelgen.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from steelgen.data.check import CheckReport
     from steelgen.data.folder import DatasetInfo
 
 
-def describe_import(out: Path, info: DatasetInfo) -> dict[str, Any]:
-    """What was written, as JSON values."""
-    from collections import Counter
-
-    from steelgen.data.folder import load_metadata
-
-    rows = load_metadata(out)
-    return {
-        "folder": str(out),
-        "class_names": info.class_names,
-        "images": dict(Counter(name.split("/")[0] for name in rows)),
-        "pixel_size_um": info.pixel_size_um,
-        "cropped_to_masks": sum("mask_height" in row for row in rows.values()),
-        "data_bars_cropped": sum("data_bar_height" in row for row in rows.values()),
-    }
-
-
-def print_import(out: Path, info: DatasetInfo) -> None:
-    """What was written, and what was done to the images that nobody asked for by name."""
-    from collections import Counter
-
+def report_import(out: Path, info: DatasetInfo, quiet: bool, as_json: bool) -> None:
+    """Prints what was written, and the automatic changes to the images."""
     from steelgen.data.folder import SPLITS, load_metadata
 
-    metadata = load_metadata(out)
-    shown = ", ".join(info.class_names[:8]) + (" …" if info.num_classes > 8 else "")
-    counts = Counter(name.split("/")[0] for name in metadata)
-    typer.echo(f"{out}: {info.num_classes} classes ({shown}); {describe_counts(counts, 'images')}")
-    if missing := [split for split in SPLITS if split not in counts]:
-        typer.echo(f"{out}: nothing in {' and '.join(missing)}; `steelgen data split {out} FOLDER` makes all three")
-    bars = sum("data_bar_height" in row for row in metadata.values())
-    if bars:
-        typer.echo(f"{out}: a data bar was cropped from {bars} images; --data-bar none keeps it")
-    if shorter := sum("mask_height" in row for row in metadata.values()):
-        typer.echo(
-            f"{out}: {shorter} images were cropped at the bottom to the height of their masks, which lack the bar"
+    if quiet and not as_json:
+        return
+    rows = load_metadata(out)
+    counts = Counter(name.split("/")[0] for name in rows)
+    cropped, bars, sized = (
+        sum(key in row for row in rows.values()) for key in ("mask_height", "data_bar_height", "pixel_size_um")
+    )
+    if as_json:
+        print_json(
+            {
+                "folder": str(out),
+                "class_names": info.class_names,
+                "images": dict(counts),
+                "pixel_size_um": info.pixel_size_um,
+                "cropped_to_masks": cropped,
+                "data_bars_cropped": bars,
+            }
         )
-    sized = sum("pixel_size_um" in row for row in metadata.values())
-    if 0 < sized < len(metadata):
-        typer.echo(f"{out}: the pixel size is known for {sized} of {len(metadata)} images only")
+        return
+    names = ", ".join(info.class_names[:8]) + (" …" if info.num_classes > 8 else "")
+    typer.echo(f"{out}: {info.num_classes} classes ({names}); {describe_counts(counts, 'images')}")
+    if missing := [split for split in SPLITS if split not in counts]:
+        typer.echo(
+            f"{out}: no images in {' and '.join(missing)}; `steelgen data split {out} FOLDER` creates all splits"
+        )
+    if bars:
+        typer.echo(f"{out}: cropped the data bar of {bars} images; --data-bar none keeps it")
+    if cropped:
+        typer.echo(f"{out}: cropped {cropped} images at the bottom to the height of their masks")
+    if 0 < sized < len(rows):
+        typer.echo(f"{out}: pixel size known for {sized} of {len(rows)} images")
 
 
 def describe_counts(counts: Mapping[str, int], what: str) -> str:
+    """Formats counts by split, e.g. "12 images in train, 3 images in val"."""
     from steelgen.data.folder import SPLITS
 
     return ", ".join(f"{counts[split]} {what} in {split}" for split in SPLITS if split in counts)
 
 
-def describe_report(result: CheckReport) -> dict[str, Any]:
-    """What the check found, as JSON values."""
+def report_check(result: CheckReport, quiet: bool, as_json: bool) -> None:
+    """Prints content and problems of a dataset folder."""
     import numpy as np
 
-    return {
-        "folder": str(result.root),
-        "class_names": result.info.class_names,
-        "splits": {
-            split: {
-                "images": summary.num_images,
-                "sizes": sorted(summary.sizes),
-                "mean_gray": summary.mean_intensity,
-                "ignored_share": summary.ignored_pixels / max(summary.num_pixels, 1),
-                "classes": {
-                    name: {
-                        "share": summary.share(index),
-                        "islands": len(areas := summary.island_areas[index]),
-                        "median_area_px": float(np.median(areas)) if len(areas) else None,
-                    }
-                    for index, name in enumerate(result.info.class_names)
-                },
-            }
-            for split, summary in result.splits.items()
-        },
-        "problems": [{"file": file, "problem": problem} for file, problem in result.problems],
-    }
-
-
-def print_report(result: CheckReport) -> None:
-    import numpy as np
-
-    names = result.info.class_names
-    rows = []
+    names, table, splits = result.info.class_names, [], {}
     for split, summary in result.splits.items():
+        ignored = summary.ignored_pixels / max(summary.num_pixels, 1)
         sizes = sorted(summary.sizes)
         extent = "×".join(map(str, sizes[0])) + (f" … {'×'.join(map(str, sizes[-1]))}" if len(sizes) > 1 else "")
+        first = (split, summary.num_images, extent, round(summary.mean_intensity, 1))
+        classes = {}
         for index, name in enumerate(names):
-            areas = summary.island_areas[index]
-            rows.append(
-                (
-                    split if index == 0 else "",
-                    summary.num_images if index == 0 else "",
-                    extent if index == 0 else "",
-                    round(summary.mean_intensity, 1) if index == 0 else "",
-                    name,
-                    f"{100 * summary.share(index):.2f}",
-                    len(areas) if index else "–",
-                    float(np.median(areas)) if len(areas) else "–",
-                )
-            )
-        if not names:
-            gray = round(summary.mean_intensity, 1)
-            rows.append((split, summary.num_images, extent, gray, "(no masks)", "–", "–", "–"))
-            continue
-        rows.append(
-            ("", "", "", "", "(ignored)", f"{100 * summary.ignored_pixels / max(summary.num_pixels, 1):.2f}", "–", "–")
-        )
-    columns = ("split", "images", "size px", "mean gray", "class", "area %", "islands", "median area px")
-    print_table(str(result.root), columns, rows)
-    if result.problems:
-        print_table(f"problems: {len(result.problems)}", ("file", "problem"), result.problems)
+            areas, share = summary.island_areas[index], summary.share(index)
+            median = float(np.median(areas)) if len(areas) else None
+            classes[name] = {"share": share, "islands": len(areas), "median_area_px": median}
+            shown = (name, f"{100 * share:.2f}", len(areas) if index else "–", "–" if median is None else median)
+            table.append((*(first if index == 0 else ("",) * 4), *shown))
+        if names:
+            table.append(("", "", "", "", "(ignored)", f"{100 * ignored:.2f}", "–", "–"))
+        else:
+            table.append((*first, "(no masks)", "–", "–", "–"))
+        splits[split] = {
+            "images": summary.num_images,
+            "sizes": sizes,
+            "mean_gray": summary.mean_intensity,
+            "ignored_share": ignored,
+            "classes": classes,
+        }
+    if as_json:
+        problems = [{"file": file, "problem": problem} for file, problem in result.problems]
+        report = {"folder": str(result.root), "class_names": names, "splits": splits, "problems": problems}
+        print_json(report)
+    elif not quiet:
+        columns = ("split", "images", "size px", "mean gray", "class", "area %", "islands", "median area px")
+        print_table(str(result.root), columns, table)
+        if result.problems:
+            print_table(f"problems: {len(result.problems)}", ("file", "problem"), result.problems)

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from steelgen.cli.output import errors_as_lines, print_json
 
 
+@errors_as_lines()
 def doctor_command(
-    run_dir: Annotated[Path, typer.Option(help="Where runs will be written: its disk is tried.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
+    run_dir: Annotated[Path, Option(help="Folder for runs; its disk is tested.")] = Path("runs"),
+    as_json: Annotated[bool, Option("--json", help="Print findings as JSON.")] = False,
 ) -> None:
-    """Look over this machine: Python, torch, GPUs, disk, weights, Slurm. Exit code 1 if something must be mended."""
+    """Check this machine: Python, torch, GPUs, disk, weights, Slurm; exit code 1 if something must be fixed."""
     from steelgen.doctor import examine_machine
 
-    with errors_as_lines():
-        findings = examine_machine(run_dir)
+    findings = examine_machine(run_dir)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -1,15 +1,31 @@
-"""`steelgen evaluate`."""
+"""`steelgen evaluate`, `compare` and `utility`."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from steelgen.cli.options import ConfigOption, DryRunOption, JsonOption, QuietOption, SetOption
-from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
+from steelgen.cli.isdm import load_utility_settings
+from steelgen.cli.options import (
+    AllowChangedOption,
+    ConfigOption,
+    DryRunOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    ShardOption,
+)
+from steelgen.cli.output import errors_as_lines, log, print_config, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from steelgen.config.utility import UtilityConfig
 
 
+@errors_as_lines()
 def evaluate_command(
     config: ConfigOption,
     overrides: SetOption = None,
@@ -17,46 +33,118 @@ def evaluate_command(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge generated micrographs, each figure beside its real-vs-real floor."""
-    from steelgen.config.base import config_to_json, load_config
+    """Evaluate generated micrographs; every metric is reported with its real-vs-real floor."""
+    from steelgen.config.base import load_config
     from steelgen.config.evaluate import EvaluateConfig
 
-    with errors_as_lines():
-        settings = load_config(config, EvaluateConfig, overrides or ())
-        silent = quiet or (as_json and not dry_run)
-        if not silent:
-            print_json(config_to_json(settings))
-        if dry_run:
-            from steelgen.evaluation.evidence import describe_sets, load_evidence
+    settings = load_config(config, EvaluateConfig, overrides or ())
+    silent = quiet or (as_json and not dry_run)
+    print_config(settings, silent)
+    if dry_run:
+        from steelgen.evaluation.sets import describe_sets, load_evidence
 
-            evidence, notes = load_evidence(settings)
-            print_json(describe_sets(evidence))
-            _print_lines("note", notes)
-            return
-        from steelgen.evaluation.evaluate import evaluate
+        evidence, notes = load_evidence(settings)
+        print_json(describe_sets(evidence))
+        for note in notes:
+            log(f"note: {note}")
+        return
+    from steelgen.evaluation.evaluate import evaluate
 
-        with progress_bar("evaluate", silent) as report:
-            result = evaluate(settings, lambda line: None if silent else typer.echo(line, err=True), report)
-        if as_json:
-            print_json(result)
-        if silent:
-            return
-        _print_lines("note", result["notes"])
-        _print_lines("warning", result["warnings"])
-        _print_figures(result["figures"])
-        for answer in result["verdict"]:
-            typer.echo(f"{answer['question']} {answer['answer']}")
-        typer.echo(f"report: {settings.output_dir / 'report.html'}; figures: {settings.output_dir / 'evaluation.json'}")
+    with progress_bar("evaluate", silent) as report:
+        result = evaluate(settings, lambda line: None if silent else log(line), report)
+    if as_json:
+        print_json(result)
+    if silent:
+        return
+    _print_notes(result)
+    _print_figures(result["figures"])
+    for answer in result["verdict"]:
+        typer.echo(f"{answer['question']} {answer['answer']}")
+    typer.echo(f"report: {settings.output_dir / 'report.html'}; figures: {settings.output_dir / 'evaluation.json'}")
+
+
+@errors_as_lines()
+def compare_command(
+    runs: Annotated[list[Path], Argument(help="Two or more output folders of `steelgen evaluate`.")],
+    out: Annotated[Path | None, Option(help="HTML page to write the comparison to.")] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare evaluations side by side."""
+    from steelgen.evaluation.comparison import build_comparison, compare
+    from steelgen.files import new_file
+    from steelgen.pages import show_number, show_value
+
+    columns, rows, differences = compare(runs)
+    if out is not None:
+        with new_file(out) as working:
+            working.write_text(build_comparison(runs), encoding="utf-8")
+    if as_json:
+        print_json({"columns": columns, "rows": rows, "not_alike": differences})
+    if quiet or as_json:
+        return
+    for line in differences:
+        log(f"different settings: {line}")
+    shown = []
+    for metric, compared, *values, floor, better in rows:
+        cells = ["–" if value is None else show_value(value) for value in values]
+        shown.append([metric, compared, *cells, show_number(floor), better])
+    print_table("comparison of evaluations", columns, shown)
+    if out is not None:
+        typer.echo(f"page: {out}")
+
+
+@errors_as_lines()
+def utility_command(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    shard: ShardOption = None,
+    allow_changed: AllowChangedOption = None,
+    dry_run: DryRunOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure whether generated data improves segmentation of held-out real micrographs.
+
+    With --shard, the last shard to finish writes the report.
+    """
+    settings = load_utility_settings(config, overrides)
+    silent = quiet or (as_json and not dry_run)
+    print_config(settings, silent)
+    if dry_run:
+        _print_plan(settings)
+        return
+    from steelgen.evaluation.utility.study import utility
+    from steelgen.shards import find_shard, parse_shard
+
+    part = parse_shard(shard) if shard else find_shard(os.environ)
+    with progress_bar("cells", silent) as report:
+        result = utility(settings, lambda line: None if silent else log(line), part, allow_changed or (), report)
+    if as_json:
+        print_json(result)
+    if silent:
+        return
+    if result is None:
+        typer.echo(f"shard {part} is complete in {settings.output_dir}; cells of other shards are missing")
+    else:
+        _print_study(settings, result)
+
+
+def _print_notes(result: dict[str, Any]) -> None:
+    """Prints the notes and warnings of an evaluation or a study to stderr."""
+    for kind in ("notes", "warnings"):
+        for line in result[kind]:
+            log(f"{kind[:-1]}: {line}")
 
 
 def _print_figures(figures: list[dict[str, Any]]) -> None:
-    """Prints one table a section."""
+    """Prints one table per section."""
     from steelgen.pages import show_number, show_value
 
     for section in dict.fromkeys(figure["section"] for figure in figures):
         rows = [
             [
-                figure["metric"],
+                figure["metric"] + (f" ({figure['note']})" if figure["note"] else ""),
                 figure["compared"],
                 show_value(figure),
                 show_number(figure["floor"]),
@@ -70,6 +158,30 @@ def _print_figures(figures: list[dict[str, Any]]) -> None:
         print_table(section, ["metric", "compared", "value [95 %]", "floor", "better", "N", "seed"], rows)
 
 
-def _print_lines(kind: str, lines: list[str]) -> None:
-    for line in lines:
-        typer.echo(f"{kind}: {line}", err=True)
+def _print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
+    """Prints scores, differences and the verdict of a finished study."""
+    from steelgen.evaluation.utility.study_page import describe_differences, describe_scores
+    from steelgen.evaluation.verdict import judge_differences
+
+    _print_notes(result)
+    test = f"{result['micrographs']['test']} micrographs of {settings.test_split}"
+    print_table(f"mIoU on {test}", *describe_scores(result["scores"], result["class_names"]))
+    if result["differences"]:
+        print_table("difference to real micrographs only", *describe_differences(result["differences"]))
+    for answer in judge_differences(result["differences"]):
+        typer.echo(f"{answer.question} {answer.answer}")
+    typer.echo(f"report: {settings.output_dir / 'utility.html'}; figures: {settings.output_dir / 'utility.json'}")
+
+
+def _print_plan(settings: UtilityConfig) -> None:
+    from steelgen.evaluation.sets import describe_geometry
+    from steelgen.evaluation.utility.cells import cell_path, list_cells
+    from steelgen.evaluation.utility.data import count_data, load_study
+
+    data = load_study(settings)
+    cells = list_cells(settings)
+    codes = list(dict.fromkeys(cell.code for cell in cells))
+    rows = [[code.text, *count_data(code, data)] for code in codes]
+    print_table("training sets", ["code", "real micrographs", "generated pairs"], rows)
+    done = sum(cell_path(settings.output_dir, cell).is_file() for cell in cells)
+    typer.echo(f"{describe_geometry(data.geometry)}; {len(cells)} cells, {done} done")

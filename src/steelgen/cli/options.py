@@ -1,32 +1,50 @@
-"""Options that several commands share."""
+"""Options and option parsers shared by several commands."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-import typer
+from typer import Option
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="JSON config; see configs/ and `steelgen config schema`.")
-]
+from steelgen.errors import InputError
+
+ValueT = TypeVar("ValueT")
+
+ConfigOption = Annotated[Path, Option("--config", "-c", help="JSON config; see configs/ and `steelgen config schema`.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a config value, e.g. train.learning_rate=1e-4; repeatable.",
+    Option("--set", metavar="KEY=VALUE", help="Override a config value, e.g. train.learning_rate=1e-4; repeatable."),
+]
+ShardOption = Annotated[
+    str | None,
+    Option(
+        metavar="I/N",
+        help="Run only shard I of N, counted from 1. Default: taken from the environment under torchrun and in Slurm "
+        "job arrays.",
     ),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 AllowChangedOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--allow-changed",
         metavar="FIELD",
-        help="Go on although this field or section of the config, or what lies there, has changed since the folder was "
-        "begun, e.g. train.learning_rate; repeatable. changes.jsonl keeps what has.",
+        help="Resume although this config field or section, or the data behind it, has changed, e.g. "
+        "train.learning_rate; repeatable. Changes are recorded in changes.jsonl.",
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DryRunOption = Annotated[bool, Option("--dry-run", help="Print the plan and exit.")]
+QuietOption = Annotated[bool, Option("--quiet", "-q", help="Print only errors.")]
+JsonOption = Annotated[bool, Option("--json", help="Print the result as JSON.")]
+
+
+def parse_pair(option: str, text: str, kind: Callable[[str], ValueT], what: str) -> tuple[ValueT, ValueT]:
+    """Parses two comma-separated values with `kind`; raises InputError, which calls them `what`, if it cannot."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if len(parts) == 2 and all(parts):
+            return kind(parts[0]), kind(parts[1])
+    except ValueError:
+        pass
+    raise InputError(f"{option} {text}: must be two {what} separated by a comma")

@@ -1,4 +1,4 @@
-"""`steelgen sample`."""
+"""`steelgen sample` and `steelgen interpolate`."""
 
 from __future__ import annotations
 
@@ -7,143 +7,167 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from steelgen.cli.isdm import load_settings
-from steelgen.cli.options import AllowChangedOption, DryRunOption, JsonOption, QuietOption, SetOption
-from steelgen.cli.output import errors_as_lines, fail, print_json, print_table, progress_bar
+from steelgen.cli.options import (
+    AllowChangedOption,
+    ConfigOption,
+    DryRunOption,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    ShardOption,
+)
+from steelgen.cli.output import errors_as_lines, fail, print_config, print_json, print_table, progress_bar
+from steelgen.errors import InputError
 
 if TYPE_CHECKING:
     from steelgen.config.sample import SampleConfig
     from steelgen.shards import Shard
 
 
+@errors_as_lines()
 def sample_command(
     config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            help="JSON config; see configs/ and `steelgen config schema`. Without it the bundled steel model draws.",
-        ),
+        Path | None, Option("--config", "-c", help="JSON config. Default: the bundled steel model.")
     ] = None,
     overrides: SetOption = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Draw part I of N alone, from 1; a last call without it writes metadata and contact sheet. Under "
-            "torchrun and in a Slurm job array it follows from the environment.",
-        ),
-    ] = None,
+    shard: ShardOption = None,
     allow_changed: AllowChangedOption = None,
     dry_run: DryRunOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
-    again: Annotated[
+    replay: Annotated[
         tuple[Path, int] | None,
-        typer.Option(
-            "--replay", metavar="METADATA LINE", help="Draw the image of a line (from 1) of a metadata.jsonl again."
-        ),
+        Option(metavar="METADATA LINE", help="Reproduce the image of a line (from 1) of a metadata.jsonl."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="With --replay: the PNG to write; replay-NAME without it.")
+        Path | None, Option("--out", "-o", help="With --replay: PNG to write. Default: replay-NAME.")
     ] = None,
     generator: Annotated[
-        Path | None, typer.Option(help="With --replay: where the generator is now, if not where the line says.")
+        Path | None, Option(help="With --replay: path of the generator. Default: the one in the metadata.")
     ] = None,
 ) -> None:
-    """Draw labeled synthetic micrographs with a trained generator."""
-    if again:
+    """Sample labeled synthetic micrographs from a trained generator.
+
+    Shards write into one folder; a final call without --shard writes metadata and contact sheet.
+    """
+    if replay:
         if config or overrides or shard or allow_changed or dry_run:
-            fail("--replay: takes everything from the line; of all options only --out and --generator go with it")
-        _replay(*again, out, generator)
+            fail("--replay: can only be combined with --out and --generator; the metadata sets everything else")
+        _replay(*replay, out, generator)
         return
     if out or generator:
-        fail("--out and --generator mean something with --replay alone; set output_dir and generator in the config")
+        fail("--out and --generator: require --replay; otherwise set output_dir and generator in the config")
     from steelgen.bundled import BUNDLED_SAMPLE_CONFIG, resolve_bundled
-    from steelgen.config.base import config_to_json
 
-    with errors_as_lines():
-        settings = load_settings(config or resolve_bundled(BUNDLED_SAMPLE_CONFIG), "sample", overrides or ())
-        silent = quiet or (as_json and not dry_run)
+    settings = load_settings(config or resolve_bundled(BUNDLED_SAMPLE_CONFIG), "sample", overrides)
+    silent = quiet or (as_json and not dry_run)
+    print_config(settings, silent)
+    if dry_run:
+        from steelgen.generators.families import load_generator
+
+        loaded = load_generator(settings.generator)
+        parameters = sum(weight.numel() for network in loaded.networks.values() for weight in network.parameters())
+        names = ", ".join(loaded.info.class_names)
         if not silent:
-            print_json(config_to_json(settings))
-        if dry_run:
-            from steelgen.generators.families import load_generator
+            typer.echo(f"{parameters:,} parameters, {loaded.geometry.image_size} px, classes: {names}")
+        return
+    from steelgen.sampling.sample import sample
+    from steelgen.shards import find_shard, parse_shard
 
-            loaded = load_generator(settings.generator)
-            parameters = sum(weight.numel() for network in loaded.networks.values() for weight in network.parameters())
-            names = ", ".join(loaded.info.class_names)
-            if not silent:
-                typer.echo(f"{parameters:,} parameters, {loaded.geometry.image_size} px, classes: {names}")
-            return
-        from steelgen.sampling.sample import sample
-        from steelgen.shards import find_shard, parse_shard
+    part = parse_shard(shard) if shard else find_shard(os.environ)
+    with progress_bar("segmenter", silent) as report_filter, progress_bar("sampling", silent) as report:
+        folder = sample(settings, report, part, allow_changed or (), report_filter)
+    if not silent or as_json:
+        _report_result(settings, folder, part, as_json)
 
-        part = parse_shard(shard) if shard else find_shard(os.environ)
-        with progress_bar("segmenter", silent) as report_filter, progress_bar("sampling", silent) as report:
-            folder = sample(settings, report, part, allow_changed or (), report_filter)
-        if as_json:
-            print_json(_describe_folder(settings, folder, part))
-        if silent:
-            return
-        if part:
-            typer.echo(f"shard {part} is complete in {folder}; the same command without a shard gathers all")
-            return
-        if settings.filter:
-            _print_filter(folder)
-        if settings.mask_source.kind == "balanced":
-            _print_balance(folder)
-        typer.echo(f"{settings.num_samples} labeled images in {folder}; look at {folder / 'contact_sheet.png'}")
+
+@errors_as_lines()
+def interpolate_command(
+    config: ConfigOption,
+    out: Annotated[Path, Option("--out", "-o", help=".png for a strip or, with more points, a grid; .gif to animate.")],
+    seeds: Annotated[str | None, Option(help="Seeds to interpolate between, in order. Default: 0,1.")] = None,
+    frames: Annotated[int, Option(help="Number of frames from each point to the next, including both.")] = 8,
+    mask: Annotated[int, Option(min=0, help="Index of the mask in the config's mask source.")] = 0,
+    space: Annotated[
+        str | None, Option(help="Latent space of adversarial generators: z (spherical) or w (linear).")
+    ] = None,
+    first: Annotated[
+        Path | None, Option("--from", help="Start from this real micrograph: its center, projected to w.")
+    ] = None,
+    last: Annotated[Path | None, Option("--to", help="End at this real micrograph; required by --from.")] = None,
+    projection_steps: Annotated[int, Option(min=1, help="Optimization steps of the projection.")] = 300,
+    overrides: SetOption = None,
+) -> None:
+    """Interpolate between seeds or real micrographs, as a strip, grid or animation; uses a sample config."""
+    from steelgen.config.base import load_config
+    from steelgen.config.sample import SampleConfig
+
+    try:
+        points = [int(seed) for seed in (seeds or "0,1").split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {seeds}: must be two or more integers separated by commas") from None
+    if (first is None) != (last is None):
+        raise InputError("--from and --to: require each other")
+    if first and seeds:
+        raise InputError(f"--seeds {seeds}: not applicable with --from and --to")
+    settings = load_config(config, SampleConfig, overrides or ())
+    from steelgen.sampling.interpolate import Walk, interpolate
+
+    images = (first, last) if first and last else ()
+    with progress_bar("frames") as report:
+        errors = interpolate(settings, Walk(points, frames, space, images, projection_steps), mask, out, report)
+    for path, error in zip(images, errors, strict=True):
+        typer.echo(f"{path}: projected with an RMS error of {error:.1f} gray levels")
+    typer.echo(f"{frames * max(1, len(points) - 1)} frames in {out}")
 
 
 def _replay(metadata: Path, line: int, out: Path | None, generator: Path | None) -> None:
-    with errors_as_lines():
-        from steelgen.sampling.replay import replay
+    from steelgen.sampling.replay import replay
 
-        path, same = replay(metadata, line, out, generator)
-        verdict = {
-            True: "the same pixels as the original",
-            False: "differs from the original",
-            None: "original not there",
-        }
-        typer.echo(f"{path}: {verdict[same]}")
+    path, same = replay(metadata, line, out, generator)
+    verdicts = {True: "identical to the original", False: "differs from the original", None: "original not found"}
+    typer.echo(f"{path}: {verdicts[same]}")
 
 
-def _describe_folder(settings: SampleConfig, folder: Path, shard: Shard | None) -> dict[str, Any]:
-    """What was drawn, as JSON values; what is known of the whole folder alone is null for a shard."""
+def _report_result(settings: SampleConfig, folder: Path, shard: Shard | None, as_json: bool) -> None:
+    """Prints the result; in JSON, values of the complete folder are null for a shard."""
     from steelgen.files import load_json
     from steelgen.sampling.formats import load_sampling
 
     sampling = load_sampling(folder)
-    balance = folder / "balance.json"
-    return {
-        "folder": str(folder),
-        "num_samples": settings.num_samples,
-        "shard": str(shard) if shard else None,
-        "dropped": sampling.dropped if settings.filter and not shard else None,
-        "balance": load_json(balance) if settings.mask_source.kind == "balanced" and not shard else None,
-    }
+    filtered = settings.filter is not None and not shard
+    balanced = settings.mask_source.kind == "balanced" and not shard
+    balance = load_json(folder / "balance.json") if balanced else None
+    if as_json:
+        print_json(
+            {
+                "folder": str(folder),
+                "num_samples": settings.num_samples,
+                "shard": str(shard) if shard else None,
+                "dropped": sampling.dropped if filtered else None,
+                "balance": balance,
+            }
+        )
+    elif shard:
+        typer.echo(f"shard {shard} is complete in {folder}; run the same command without --shard to gather all shards")
+    else:
+        if filtered:
+            print_table("filter", ("outcome", "images"), [("kept", sampling.kept), *sorted(sampling.dropped.items())])
+        if balance:
+            _print_balance(balance)
+        typer.echo(f"{settings.num_samples} labeled images in {folder}; overview in {folder / 'contact_sheet.png'}")
 
 
-def _print_filter(folder: Path) -> None:
-    from steelgen.sampling.formats import load_sampling
-
-    sampling = load_sampling(folder)
-    rows = [(reason, count) for reason, count in sorted(sampling.dropped.items())]
-    print_table("filter", ("outcome", "images"), [("kept", sampling.kept), *rows])
-
-
-def _print_balance(folder: Path) -> None:
-    from steelgen.files import load_json
-
-    balance = load_json(folder / "balance.json")
+def _print_balance(balance: dict[str, Any]) -> None:
     shares = zip(balance["classes"], balance["before"], balance["after"], strict=True)
     rows = [(name, f"{before:.1%}", f"{after:.1%}") for name, before, after in shares]
-    print_table("class shares (balance.png)", ("class", "real masks", "drawn"), rows)
-    reached, wanted = balance["class_difference"], balance["max_class_dif"]
-    described = "a class is missing" if reached is None else f"the most frequent exceeds the rarest by {reached:.1%}"
-    verdict = "within" if balance["met"] else "the best that was reached, not within"
-    typer.echo(f"balance: {described}, {verdict} max_class_dif {wanted:.1%}")
+    print_table("class shares (balance.png)", ("class", "real masks", "generated"), rows)
+    reached, limit = balance["class_difference"], balance["max_class_dif"]
+    result = "a class is missing" if reached is None else f"the most frequent class exceeds the rarest by {reached:.1%}"
+    verdict = "within" if balance["met"] else "best result, exceeds"
+    typer.echo(f"balance: {result}; {verdict} max_class_dif {limit:.1%}")
     if balance["absent"]:
-        typer.echo(f"balance: no mask holds {', '.join(balance['absent'])}")
+        typer.echo(f"balance: no mask contains {', '.join(balance['absent'])}")

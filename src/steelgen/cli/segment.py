@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from steelgen.cli.options import ConfigOption, DryRunOption, JsonOption, QuietOption, SetOption
-from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
+from steelgen.cli.output import errors_as_lines, print_config, print_json, print_table, progress_bar
 
 segment_app = typer.Typer(no_args_is_help=True)
 
 
 @segment_app.command("train")
+@errors_as_lines()
 def train_command(
     config: ConfigOption,
     overrides: SetOption = None,
@@ -22,43 +24,41 @@ def train_command(
     as_json: JsonOption = False,
 ) -> None:
     """Train the baseline segmenter on the real micrographs of a dataset and score it on held-out ones."""
-    from steelgen.config.base import config_to_json, load_config
+    from steelgen.config.base import load_config
     from steelgen.config.segment import SegmentConfig
 
-    with errors_as_lines():
-        settings = load_config(config, SegmentConfig, overrides or ())
-        silent = quiet or (as_json and not dry_run)
-        if not silent:
-            print_json(config_to_json(settings))
-        if dry_run:
-            return
-        from steelgen.evaluation.segment import train_labeler
-        from steelgen.pages import show_number
+    settings = load_config(config, SegmentConfig, overrides or ())
+    silent = quiet or (as_json and not dry_run)
+    print_config(settings, silent)
+    if dry_run:
+        return
+    from steelgen.evaluation.segment import train_labeler
+    from steelgen.pages import show_number
 
-        with progress_bar("segmenter", silent) as report:
-            scores = train_labeler(settings, report)
-        if as_json:
-            print_json(scores)
-        if silent:
-            return
-        rows = [[name, show_number(iou)] for name, iou in zip(scores["class_names"], scores["class_iou"], strict=True)]
-        title = f"IoU on {len(scores['micrographs'])} micrographs of {scores['split']}"
-        print_table(title, ["class", "IoU"], [*rows, ["mean", show_number(scores["mean_iou"])]])
-        typer.echo(f"segmenter in {settings.output_dir}")
+    with progress_bar("segmenter", silent) as report:
+        scores = train_labeler(settings, report)
+    if as_json:
+        print_json(scores)
+    if silent:
+        return
+    rows = [[name, show_number(iou)] for name, iou in zip(scores["class_names"], scores["class_iou"], strict=True)]
+    title = f"IoU on {len(scores['micrographs'])} micrographs of {scores['split']}"
+    print_table(title, ["class", "IoU"], [*rows, ["mean", show_number(scores["mean_iou"])]])
+    typer.echo(f"segmenter in {settings.output_dir}")
 
 
 @segment_app.command("predict")
+@errors_as_lines()
 def predict_command(
-    segmenter: Annotated[Path, typer.Argument(help="Output folder of `steelgen segment train`.")],
-    images: Annotated[Path, typer.Argument(help="A folder of images of any size.")],
-    out: Annotated[Path, typer.Argument(help="Gets images/, masks/ and confidence/; must be new or empty.")],
-    device: Annotated[str, typer.Option(help="A torch device; auto takes a GPU where there is one.")] = "auto",
+    segmenter: Annotated[Path, Argument(help="Output folder of `steelgen segment train`.")],
+    images: Annotated[Path, Argument(help="Folder of images of any size.")],
+    out: Annotated[Path, Argument(help="Output folder for images/, masks/, confidence/; must be new or empty.")],
+    device: Annotated[str, Option(help="A torch device; auto uses a GPU if there is one.")] = "auto",
 ) -> None:
-    """Label a folder of images, with a map of how sure each pixel's label is."""
+    """Predict masks for a folder of images, with a confidence map for each."""
     from steelgen.evaluation.segment import label_folder, load_labeler
 
-    with errors_as_lines():
-        labeler = load_labeler(segmenter, device)
-        with progress_bar("labeling") as report:
-            count = label_folder(labeler, images, out, report)
-        typer.echo(f"{count} images labeled in {out}")
+    labeler = load_labeler(segmenter, device)
+    with progress_bar("labeling") as report:
+        count = label_folder(labeler, images, out, report)
+    typer.echo(f"{count} images labeled in {out}")

@@ -5,48 +5,49 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from steelgen.cli.options import ConfigOption, DryRunOption, SetOption
-from steelgen.cli.output import errors_as_lines, print_json, print_table, progress_bar
+from steelgen.cli.output import errors_as_lines, log, print_json, print_table, progress_bar
 from steelgen.cli.progress import run_training
 from steelgen.cli.slurm import ProfileOption
+from steelgen.errors import InputError
 
 if TYPE_CHECKING:
     from steelgen.workflow import Stage
 
 
+@errors_as_lines()
 def workflow_command(
     config: ConfigOption,
     overrides: SetOption = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Submit the stages as a chain of dependent jobs.")] = False,
+    slurm: Annotated[bool, Option("--slurm", help="Submit the stages as a chain of Slurm jobs.")] = False,
     profile: ProfileOption = None,
     dry_run: DryRunOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print the plan as JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="With --dry-run: print the plan as JSON.")] = False,
 ) -> None:
-    """Train, sample and evaluate one after another; what is complete with an unchanged config is skipped."""
+    """Train, sample and evaluate in sequence; skips stages that are complete with an unchanged config."""
     from steelgen.cluster.submission import load_profile
     from steelgen.config.base import load_config
     from steelgen.config.workflow import WorkflowConfig
-    from steelgen.errors import InputError
     from steelgen.workflow import plan_workflow, run_workflow, submit_workflow
 
-    with errors_as_lines():
-        settings = load_config(config, WorkflowConfig, overrides or ())
-        if as_json and not dry_run:
-            raise InputError("--json: needs --dry-run; the stages print as they go")
-        if profile and not slurm:
-            raise InputError(f"--profile {profile}: needs --slurm")
-        if dry_run:
-            stages = plan_workflow(settings)
-            if as_json:
-                print_json([{"stage": s.action, "complete": s.complete, "output": str(s.output)} for s in stages])
-                return
-            rows = [[s.action, "skip, complete" if s.complete else "run", s.output] for s in stages]
-            print_table("dry run", ["stage", "what", "output"], rows)
-        elif slurm:
-            submit_workflow(settings, load_profile(profile), typer.echo)
-        else:
-            run_workflow(settings, _run_stage, typer.echo)
+    settings = load_config(config, WorkflowConfig, overrides or ())
+    if as_json and not dry_run:
+        raise InputError("--json: requires --dry-run")
+    if profile and not slurm:
+        raise InputError(f"--profile {profile}: requires --slurm")
+    if dry_run:
+        stages = plan_workflow(settings)
+        if as_json:
+            print_json([{"stage": s.action, "complete": s.complete, "output": str(s.output)} for s in stages])
+            return
+        rows = [[s.action, "skip, complete" if s.complete else "run", s.output] for s in stages]
+        print_table("dry run", ["stage", "what", "output"], rows)
+    elif slurm:
+        submit_workflow(settings, load_profile(profile), typer.echo)
+    else:
+        run_workflow(settings, _run_stage, typer.echo)
 
 
 def _run_stage(stage: Stage) -> None:
@@ -66,9 +67,9 @@ def _run_stage(stage: Stage) -> None:
         from steelgen.evaluation.evaluate import evaluate
 
         with progress_bar("evaluate") as report:
-            evaluate(stage.config, lambda line: typer.echo(line, err=True), report)
+            evaluate(stage.config, log, report)
     elif isinstance(stage.config, UtilityConfig):
         from steelgen.evaluation.utility.study import utility
 
         with progress_bar("cells") as report:
-            utility(stage.config, lambda line: typer.echo(line, err=True), report_cells=report)
+            utility(stage.config, log, report_cells=report)

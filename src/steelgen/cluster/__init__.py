@@ -1,1 +1,1 @@
-"""From one GPU to a cluster: Slurm scripts and jobs, and their status."""
+"""Slurm: batch scripts, submission and status of runs."""

@@ -1,4 +1,4 @@
-"""Batch scripts: the templates of scripts/slurm with their marked parts filled in."""
+"""Batch scripts, rendered from the templates of scripts/slurm."""
 
 from __future__ import annotations
 
@@ -15,64 +15,58 @@ from steelgen.shards import Shard
 
 TRAINING = ("train", "finetune")
 ARRAYS = ("sample", "utility")
-"""Commands that run as a job array, one shard a task."""
+"""Commands that run as a job array, one shard per task."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One batch job: which command it runs, on what, and where its output goes."""
+    """A batch job."""
 
     action: str
     """train, finetune, sample, utility, gather or evaluate."""
     config: Path
-    """The command's config; of a gathering job that of the array."""
+    """The command's config; for a gather job that of the array."""
     output: Path
     """The folder that the command writes: run_dir or output_dir."""
     overrides: tuple[str, ...] = ()
     """`--set` overrides of the config."""
     shards: int = 1
-    """Tasks of an array."""
+    """Tasks of a job array."""
     array_limit: int | None = None
-    """Tasks of it that may run at once."""
+    """Maximum number of tasks that run at once."""
     gathers: str = "sample"
-    """Of a gathering job: the command of the array."""
+    """For a gather job: the command of the array."""
     evaluate_config: Path | None = None
-    """What a gathering job evaluates by; None: nothing."""
+    """For a gather job: config of an evaluation that follows; None skips it."""
 
 
 def slurm_folder(output: Path) -> Path:
-    """Where scripts, frozen configs and logs of an output folder's jobs lie: beside it, since it must start empty."""
+    """Returns the folder for scripts, frozen configs and logs: beside the output folder, which must start empty."""
     return output.with_name(f"{output.name}.slurm")
 
 
 def parse_array(text: str) -> tuple[int, int | None]:
-    """Reads `--array N` or `N%LIMIT`: the number of shards, and how many may run at once.
+    """Parses `--array N` or `N%LIMIT` into the number of shards and the maximum number that run at once.
 
     Raises:
         InputError: if it is neither.
     """
     match = re.fullmatch(r"([1-9]\d{0,5})(?:%([1-9]\d{0,5}))?", text)
     if not match:
-        raise InputError(f"--array {text}: must be the number of shards, e.g. 100, or 100%8 for 8 of them at once")
+        raise InputError(f"--array {text}: must be the number of shards, e.g. 100, or 100%8 to run 8 at once")
     return int(match[1]), int(match[2]) if match[2] else None
 
 
 def render_script(job: Job, profile: SlurmProfile, directory: Path) -> str:
-    """The batch script of a job.
-
-    Args:
-        job: what it runs.
-        profile: the site's settings.
-        directory: the folder it runs in, which relative paths of the config start from.
+    """Renders the batch script of a job; `directory` is its working directory.
 
     Raises:
-        InputError: if the signal would come before the job has started.
+        InputError: if the signal would be sent before the job has started.
     """
-    # Slurm takes 0 for no limit.
-    if 0 < _seconds(profile.time) <= profile.signal_seconds:
+    limit = _parse_time(profile.time)
+    if 0 < limit <= profile.signal_seconds:  # 0 is no limit
         raise InputError(
-            f"signal_seconds {profile.signal_seconds}: must be less than the time limit {profile.time} "
-            f"({_seconds(profile.time)} s)"
+            f"signal_seconds {profile.signal_seconds}: must be less than the time limit {profile.time} ({limit} s)"
         )
     template = "train" if job.action in TRAINING else "array" if job.action in ARRAYS else job.action
     text = (resources.files("steelgen.cluster") / "templates" / f"{template}.sbatch").read_text(encoding="utf-8")
@@ -83,7 +77,7 @@ def render_script(job: Job, profile: SlurmProfile, directory: Path) -> str:
 
 
 def _fill(text: str, part: str, lines: list[str]) -> str:
-    """Replaces what stands between `# <part>: …` and `# end of <part>`."""
+    """Replaces the lines between `# <part>: …` and `# end of <part>`."""
     pattern = rf"(# {part}: .*\n)(?:.*\n)*?(# end of {part}\n)"
     body = "".join(f"{line}\n" for line in lines)
     filled, count = re.subn(pattern, lambda match: match[1] + body + match[2], text)
@@ -92,38 +86,29 @@ def _fill(text: str, part: str, lines: list[str]) -> str:
 
 
 def _header(job: Job, profile: SlurmProfile, directory: Path) -> list[str]:
-    training = job.action in TRAINING
+    training, array = job.action in TRAINING, job.action in ARRAYS
     gpus = profile.gpus_per_node if training else min(profile.gpus_per_node, 1)
-    log = "%x-%A_%a.log" if job.action in ARRAYS else "%x-%j.log"
-    options = [
-        f"--job-name={shlex.quote(f'{job.action}-{job.output.name}')}",
-        f"--chdir={shlex.quote(str(directory))}",
-        *(
-            f"--{name}={value}"
-            for name in ("partition", "account", "qos", "constraint")
-            if (value := getattr(profile, name))
-        ),
-        f"--nodes={profile.nodes if training else 1}",
-        "--ntasks-per-node=1",
-    ]
+    name = shlex.quote(f"{job.action}-{job.output.name}")
+    options = [f"--job-name={name}", f"--chdir={shlex.quote(str(directory))}"]
+    for option in ("partition", "account", "qos", "constraint"):
+        if value := getattr(profile, option):
+            options.append(f"--{option}={value}")
+    options += [f"--nodes={profile.nodes if training else 1}", "--ntasks-per-node=1"]
     if gpus:
-        kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
-        options.append(
-            f"--gpus-per-node={kind}{gpus}" if profile.gpu_option == "gpus-per-node" else f"--gres=gpu:{kind}{gpus}"
-        )
+        request = "gpus-per-node=" if profile.gpu_option == "gpus-per-node" else "gres=gpu:"
+        options.append(f"--{request}{f'{profile.gpu_type}:' if profile.gpu_type else ''}{gpus}")
     if profile.cpus_per_task:
         options.append(f"--cpus-per-task={profile.cpus_per_task}")
     if profile.memory:
         options.append(f"--mem={profile.memory}")
     options.append(f"--time={profile.time}")
-    if job.action in ARRAYS:
-        limit = f"%{job.array_limit}" if job.array_limit else ""
-        options.append(f"--array=1-{job.shards}{limit}")
+    if array:
+        options.append(f"--array=1-{job.shards}{f'%{job.array_limit}' if job.array_limit else ''}")
     options.append("--requeue")
-    if training or job.action in ARRAYS:
+    if training or array:
         options.append(f"--signal=B:USR1@{profile.signal_seconds}")
-    options += ["--open-mode=append", f"--output={shlex.quote(str(slurm_folder(job.output) / log))}"]
-    return options + profile.sbatch
+    log = slurm_folder(job.output) / ("%x-%A_%a.log" if array else "%x-%j.log")
+    return [*options, "--open-mode=append", f"--output={shlex.quote(str(log))}", *profile.sbatch]
 
 
 def _site_lines(profile: SlurmProfile) -> list[str]:
@@ -139,43 +124,31 @@ def _site_lines(profile: SlurmProfile) -> list[str]:
 
 
 def _settings_lines(job: Job, profile: SlurmProfile) -> list[str]:
-    arguments = ["--config", str(job.config), *(word for item in job.overrides for word in ("--set", item))]
+    options = [word for item in job.overrides for word in ("--set", item)]
+    arguments = f"arguments=({shlex.join(['--config', str(job.config), *options])})"
+    requeues = f"max_requeues={profile.max_requeues}"
     if job.action in TRAINING:
         return [
             f"action={job.action}",
-            f"arguments=({shlex.join(arguments)})",
+            arguments,
             f"run_dir={shlex.quote(str(job.output))}",
             f"nodes={profile.nodes}",
             f"gpus_per_node={profile.gpus_per_node}",
-            f"max_requeues={profile.max_requeues}",
+            requeues,
         ]
     if job.action in ARRAYS:
-        Shard(1, job.shards)
-        return [
-            f"action={job.action}",
-            f"arguments=({shlex.join(arguments)})",
-            f"shards={job.shards}",
-            f"max_requeues={profile.max_requeues}",
-        ]
+        return [f"action={job.action}", arguments, f"shards={Shard(1, job.shards).count}", requeues]
     if job.action == "gather":
         evaluate = ["--config", str(job.evaluate_config)] if job.evaluate_config else []
-        return [
-            f"action={job.gathers}",
-            f"arguments=({shlex.join(arguments)})",
-            f"evaluate_arguments=({shlex.join(evaluate)})",
-        ]
-    return [f"arguments=({shlex.join(arguments)})"]
+        return [f"action={job.gathers}", arguments, f"evaluate_arguments=({shlex.join(evaluate)})"]
+    return [arguments]
 
 
-def _seconds(time: str) -> int:
-    """Seconds of one of Slurm's forms of a time limit."""
+def _parse_time(time: str) -> int:
+    """Converts a Slurm time limit to seconds."""
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
-    if dash:
-        parts += [0] * (3 - len(parts))
-        return int(days) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
-    if len(parts) == 1:
-        return parts[0] * 60
-    if len(parts) == 2:
-        return parts[0] * 60 + parts[1]
-    return parts[0] * 3600 + parts[1] * 60 + parts[2]
+    if not dash and len(parts) < 3:  # minutes[:seconds]
+        parts.insert(0, 0)
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

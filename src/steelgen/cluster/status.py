@@ -1,4 +1,4 @@
-"""How far a run is, from its files alone."""
+"""Progress of a run, read from its files."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from steelgen.shards import Shard
 
 @dataclass(frozen=True)
 class Part:
-    """One line of a status: a training run, one shard of an array, one code of a utility study."""
+    """A line of the status: a training run, a shard of an array or a code of a utility study."""
 
     name: str
     done: int
     wanted: int | None
-    """None where the config gives no number of steps."""
+    """None if the config sets no number of steps."""
     state: str
-    """complete, partial or missing; of training finished, or when and why it stopped."""
+    """complete, partial or missing; for training whether it has finished or why it stopped."""
 
 
 def run_status(run: Path, shards: int | None = None) -> list[Part]:
-    """The parts of a training run, a sampling run or a utility study and how far each is.
+    """Lists the progress of a training run, a sampling run or a utility study.
 
     Args:
         run: the run folder or the output folder.
-        shards: shards of a sampling run or a study; None takes the number that was submitted, else one.
+        shards: shards of a sampling run or a study; None uses the submitted number, or 1.
 
     Raises:
-        InputError: if the folder is neither.
+        InputError: if the folder is none of these.
     """
     if (run / "sampling.json").is_file():
         return _sampling_status(run, shards)
@@ -48,13 +48,12 @@ def run_status(run: Path, shards: int | None = None) -> list[Part]:
     if (run / "config.json").is_file():
         return [_training_status(run)]
     raise InputError(
-        f"{run}: neither a training run (config.json) nor a sampling run (sampling.json) nor a utility study "
-        f"({STUDY_FILE})"
+        f"{run}: contains no training run (config.json), sampling run (sampling.json) or utility study ({STUDY_FILE})"
     )
 
 
 def finished_indices(run: Path) -> set[int]:
-    """The numbers of the images that a sampling run has finished."""
+    """Returns the indices of the images that a sampling run has finished."""
     folder = run / load_layout(run).samples
     paths = list_images(folder) if folder.is_dir() else []
     config = load_sampling(run).config
@@ -65,43 +64,35 @@ def finished_indices(run: Path) -> set[int]:
 
 def _sampling_status(run: Path, shards: int | None) -> list[Part]:
     count = shards or submitted_jobs(run).get("sample", {}).get("shards", 1)
-    total = load_sampling(run).config.num_samples
-    drawn = finished_indices(run)
-    gathered = (run / "metadata.jsonl").is_file()
-    return [*_shard_parts(drawn, total, count), _build_part("gathered", int(gathered), 1)]
+    parts = _shard_parts(finished_indices(run), load_sampling(run).config.num_samples, count)
+    return [*parts, _build_part("gathered", (run / "metadata.jsonl").is_file(), 1)]
 
 
 def _study_status(run: Path, shards: int | None) -> list[Part]:
-    """One part a code and architecture, whose cells are its seeds; then the shards, where there are several."""
+    """One part per code and architecture, which counts its seeds; then the shards if there are several."""
     count = shards or submitted_jobs(run).get("utility", {}).get("shards", 1)
     config = parse_config(load_study_start(run).config, UtilityConfig, origin=str(run / STUDY_FILE))
     cells = list_cells(config)
     done = {index for index, cell in enumerate(cells) if cell_path(run, cell).is_file()}
-    parts = []
-    for code in config.codes:
-        for architecture in config.architectures:
-            wanted = {
-                index for index, cell in enumerate(cells) if (cell.code.text, cell.architecture) == (code, architecture)
-            }
-            parts.append(_build_part(f"{code} {architecture}", len(wanted & done), len(wanted)))
-    gathered = (run / UTILITY_FILE).is_file()
-    return [
-        *parts,
-        *(_shard_parts(done, len(cells), count) if count > 1 else []),
-        _build_part("gathered", int(gathered), 1),
-    ]
+    members: dict[str, set[int]] = {}
+    for index, cell in enumerate(cells):
+        members.setdefault(f"{cell.code.text} {cell.architecture}", set()).add(index)
+    parts = [_build_part(name, len(wanted & done), len(wanted)) for name, wanted in members.items()]
+    if count > 1:
+        parts += _shard_parts(done, len(cells), count)
+    return [*parts, _build_part("gathered", (run / UTILITY_FILE).is_file(), 1)]
 
 
 def _shard_parts(done: Set[int], total: int, count: int) -> list[Part]:
     parts = []
-    for number in range(1, count + 1):
-        wanted = Shard(number, count).indices(total)
-        parts.append(_build_part(f"shard {number}/{count}", sum(index in done for index in wanted), len(wanted)))
+    for shard in (Shard(number, count) for number in range(1, count + 1)):
+        wanted = shard.indices(total)
+        parts.append(_build_part(f"shard {shard}", sum(index in done for index in wanted), len(wanted)))
     return parts
 
 
 def _build_part(name: str, done: int, wanted: int) -> Part:
-    return Part(name, done, wanted, "complete" if done == wanted else "partial" if done else "missing")
+    return Part(name, int(done), wanted, "complete" if done == wanted else "partial" if done else "missing")
 
 
 def _training_status(run: Path) -> Part:
@@ -111,4 +102,4 @@ def _training_status(run: Path) -> Part:
         ended = f"finished ({result.stopped_by})" if result.finished else f"stopped by {result.stopped_by}"
         return Part("training", result.global_step, wanted, ended)
     steps = [int(path.name[5:]) for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
-    return Part("training", max(steps, default=0), wanted, "unfinished, newest checkpoint shown")
+    return Part("training", max(steps, default=0), wanted, "unfinished (latest checkpoint)")

@@ -1,4 +1,4 @@
-"""Handing jobs to Slurm, and remembering which."""
+"""Submission of jobs to Slurm, and their record in jobs.json."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ PROFILE_VARIABLE = "STEELGEN_SLURM_PROFILE"
 
 
 def load_profile(name: str | None, **given: Any) -> SlurmProfile:
-    """The site profile with the options of one command in place of its own.
+    """Loads the site profile and applies the options of one command.
 
     Args:
-        name: a file, or the name of one in ~/.config/steelgen/slurm; None takes $STEELGEN_SLURM_PROFILE, else the
-            profile named default there, else steelgen's defaults.
-        given: fields to replace; None leaves the profile's.
+        name: a file, or the name of one in ~/.config/steelgen/slurm; None uses $STEELGEN_SLURM_PROFILE, else the
+            profile named default, else steelgen's defaults.
+        given: fields to override; None keeps the profile's value.
 
     Raises:
-        InputError: if there is no such profile or a value is out of limits.
+        InputError: if there is no such profile or a value is out of range.
     """
     wanted = name or os.environ.get(PROFILE_VARIABLE)
     folder = find_home() / ".config" / "steelgen" / "slurm"
@@ -39,14 +39,14 @@ def load_profile(name: str | None, **given: Any) -> SlurmProfile:
         path = folder / f"{wanted}.json"
     if wanted and not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
-        raise InputError(f"{wanted}: no such site profile, nor one of that name in {folder} (known: {known})")
+        raise InputError(f"{wanted}: no such site profile, neither a file nor a name in {folder} (known: {known})")
     profile = load_config(path, SlurmProfile) if path.is_file() else SlurmProfile()
     values = {**config_to_json(profile), **{key: value for key, value in given.items() if value is not None}}
     return parse_config(values, SlurmProfile, origin="slurm options")
 
 
 def write_job(job: Job, profile: SlurmProfile, folder: Path) -> Path:
-    """Writes a job's script as <action>.sbatch into a folder and returns its path."""
+    """Writes the script of a job as <action>.sbatch into a folder and returns its path."""
     path = folder / f"{job.action}.sbatch"
     with new_file(path) as working:
         working.write_text(render_script(job, profile, Path.cwd()), encoding="utf-8")
@@ -55,23 +55,20 @@ def write_job(job: Job, profile: SlurmProfile, folder: Path) -> Path:
 
 
 def freeze_config(action: str, config: Section, output: Path) -> Path:
-    """Writes a resolved config beside the output folder, so that a queued job does not see later edits of the file."""
+    """Copies a resolved config beside the output folder, so that later edits do not affect a queued job."""
     path = slurm_folder(output) / f"{action}.json"
     save_json(path, config_to_json(config))
     return path
 
 
 def submit_job(job: Job, profile: SlurmProfile, after: str | None = None) -> str:
-    """Writes a job's script, hands it to sbatch and notes it in jobs.json.
+    """Writes the script of a job, submits it with sbatch, records it in jobs.json and returns its id.
 
     Args:
-        after: run only when this job has ended well; when it has not, the job is dropped.
-
-    Returns:
-        The job's id.
+        after: id of a job that must succeed first; if it fails, Slurm cancels this one.
 
     Raises:
-        InputError: if there is no Slurm, a job on the same output is still queued or running, or sbatch refuses it.
+        InputError: if Slurm is missing, a job for the same output is queued or running, or sbatch rejects the job.
     """
     folder = slurm_folder(job.output)
     check_not_queued(job.output, job.action)
@@ -80,14 +77,14 @@ def submit_job(job: Job, profile: SlurmProfile, after: str | None = None) -> str
     if after:
         command += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     job_id = _run_slurm([*command, str(script)]).split(";")[0].strip()
-    noted = {
+    record = {
         "job_id": job_id,
         "script": str(script),
         "shards": job.shards,
         "after": after,
         "submitted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    save_json(folder / "jobs.json", {**submitted_jobs(job.output), job.action: noted})
+    save_json(folder / "jobs.json", {**submitted_jobs(job.output), job.action: record})
     return job_id
 
 
@@ -102,26 +99,20 @@ class _Jobs(RootModel[dict[str, _Job]]):
 
 
 def submitted_jobs(output: Path) -> dict[str, dict[str, Any]]:
-    """What jobs.json notes of an output folder's last jobs, by action.
-
-    Raises:
-        InputError: if it is damaged.
-    """
+    """Reads the last job of each action from jobs.json; raises InputError if the file is damaged."""
     path = slurm_folder(output) / "jobs.json"
     return load_record(path, _Jobs).model_dump() if path.is_file() else {}
 
 
 def check_not_queued(output: Path, action: str) -> None:
-    """Raises InputError if the last such job of an output folder is still queued or running."""
-    noted = submitted_jobs(output).get(action)
-    if noted and queue_state(noted["job_id"]):
-        raise InputError(
-            f"{output}: its {action} job {noted['job_id']} is still in the queue; wait for it or `scancel` it"
-        )
+    """Raises InputError if the last job of this action for an output folder is queued or running."""
+    job = submitted_jobs(output).get(action)
+    if job and queue_state(job["job_id"]):
+        raise InputError(f"{output}: {action} job {job['job_id']} is still in the queue; wait for it or `scancel` it")
 
 
 def queue_state(job_id: str) -> str:
-    """The states that squeue shows for a job and its array tasks, e.g. "RUNNING"; empty once it has left the queue."""
+    """Returns the states of a job and its array tasks from squeue, e.g. "RUNNING"; empty if not in the queue."""
     if not shutil.which("squeue"):
         return ""
     found = subprocess.run(["squeue", "--noheader", "--jobs", job_id, "--format=%T"], capture_output=True, text=True)
@@ -130,7 +121,7 @@ def queue_state(job_id: str) -> str:
 
 def _run_slurm(command: Sequence[str]) -> str:
     if not shutil.which(command[0]):
-        raise InputError(f"{command[0]}: not found; on a machine without Slurm run the command itself")
+        raise InputError(f"{command[0]}: not found; without Slurm, run the command directly")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")

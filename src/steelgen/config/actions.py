@@ -1,4 +1,4 @@
-"""Every config there is, by its command's name, and where each command writes."""
+"""Config models by command, and their output folders."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ ACTIONS: dict[str, type[Section]] = {
 
 
 def find_output(config: Section) -> Path:
-    """The folder that a command writes by its config: run_dir or output_dir."""
+    """Returns the output folder of a command: run_dir or output_dir of its config."""
     return config.run_dir if isinstance(config, RunConfig) else config.output_dir  # type: ignore[attr-defined]

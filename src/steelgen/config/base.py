@@ -1,12 +1,11 @@
-"""What all configs share: strict sections, loading from JSON, `--set` overrides, messages that name the nearest key."""
+"""Base of all configs: strict sections, loading from JSON, `--set` overrides, messages that name the nearest key."""
 
 from __future__ import annotations
 
 import difflib
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,7 +14,7 @@ from steelgen.files import is_writable, load_json, parse_json
 
 
 class Section(BaseModel):
-    """A part of a config. Unknown keys are errors; the docstring under a field is its description in the schema."""
+    """A section of a config; unknown keys are errors, and the docstring of a field is its description in the schema."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -25,7 +24,7 @@ class Section(BaseModel):
         protected_namespaces=(),
     )
     removed: ClassVar[Mapping[str, str]] = {}
-    """Fields that older configs hold, and why they are gone; where they were off, the config goes on."""
+    """Fields of older configs and why they were removed; their off values are still accepted."""
 
     @model_validator(mode="before")
     @classmethod
@@ -39,19 +38,19 @@ class Section(BaseModel):
 
 
 MAX_SEED = 2**62
-"""Half of what torch takes, since numbers of images are added to it."""
+"""Half of torch's limit, since image indices are added to the seed."""
 MAX_STEPS = 10**8
 MAX_IMAGE_SIZE = 8192
-"""px, of the edge of a network's images."""
+"""Pixels, edge of a network's images."""
 MAX_CROP_SIZE = 2**16
-"""px, of the edge of what is cut from a micrograph."""
+"""Pixels, edge of a crop."""
 MAX_BATCH_SIZE = 2**16
 MAX_SHARDS = 10**5
 MAX_LEARNING_RATE = 10
 MAX_TIMESTEPS = 10**5
-"""Steps of a forward process; with more, neighboring ones differ by less than fp32 can tell."""
+"""Steps of the forward process; with more, neighboring steps are equal in fp32."""
 MAX_IMAGES = 10**7
-"""Of a set that is drawn."""
+"""Images per sampling run."""
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 
@@ -66,31 +65,31 @@ _RENAMED = {"memorisation": "memorization", "standardise": "standardize"}
 
 _Factor = Annotated[float, Field(gt=0, le=1000)]
 FactorRange = Annotated[tuple[_Factor, _Factor], AfterValidator(_check_factors)]
-"""The lowest and the highest of positive factors."""
+"""Lowest and highest factor, both positive."""
 
 
 def load_config(path: Path, kind: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
     """Reads a JSON config and applies `--set` overrides.
 
     Args:
-        path: the JSON file; a `$schema` key is accepted for editors and ignored.
+        path: the JSON file; a `$schema` key, for editors, is ignored.
         kind: the config model of the action.
-        overrides: `dotted.key=value` strings; a value that parses as JSON is taken as such, else as text.
+        overrides: `dotted.key=value` strings; the value is parsed as JSON if possible, else used as text.
 
     Raises:
-        InputError: if the file is no JSON object, a key is unknown (the nearest known one is named) or a value is out
-            of limits.
+        InputError: if the file is not a JSON object, a key is unknown (the message names the nearest known key) or a
+            value is out of range.
     """
     values = load_json(path)
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(values).__name__}")
+        raise InputError(f"{path}: must contain a JSON object, not {type(values).__name__}")
     return parse_config(values, kind, overrides, origin=str(path))
 
 
 def parse_config(
     values: dict[str, Any], kind: type[ConfigT], overrides: Sequence[str] = (), origin: str = "config"
 ) -> ConfigT:
-    """Validates a dictionary as a config after applying overrides; see `load_config`."""
+    """Applies overrides to a dictionary and validates it as a config; see `load_config`."""
     values = rename_old_keys({key: value for key, value in values.items() if key != "$schema"})
     for override in overrides:
         _apply_override(values, override)
@@ -101,19 +100,19 @@ def parse_config(
 
 
 def rename_old_keys(values: Any) -> Any:
-    """The values with the keys of configs of version 0.1 under the names they have now."""
+    """Renames keys of version 0.1 to their current names, recursively."""
     if not isinstance(values, dict):
         return values
     return {_RENAMED.get(key, key): rename_old_keys(value) for key, value in values.items()}
 
 
 def config_to_json(config: Section) -> dict[str, Any]:
-    """The resolved config as JSON values: every field, defaults included; enough to run again."""
+    """Converts a config to JSON values: every field, defaults included; sufficient to run again."""
     return config.model_dump(mode="json")
 
 
 def build_schema(kind: type[Section]) -> dict[str, Any]:
-    """The JSON Schema of a config, with a `$schema` key allowed in the document itself."""
+    """Builds the JSON Schema of a config, which also allows a `$schema` key."""
     schema = kind.model_json_schema()
     schema["properties"] = {"$schema": {"type": "string"}, **schema["properties"]}
     return schema
@@ -124,7 +123,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not all(key.split(".")):
         raise InputError(f"--set {override}: must be dotted.key=value")
     if not is_writable(override):
-        raise InputError(f"--set {override!r}: holds what is no character")
+        raise InputError(f"--set {override!r}: contains invalid characters")
     try:
         value = parse_json(text, f"--set {key}")
     except InputError:
@@ -138,9 +137,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _describe(error: ValidationError, kind: type[Section], values: dict[str, Any]) -> str:
-    """The first problem, unknown keys before the errors that they cause (a misspelt required field is also missing)."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    first = problems[0]
+    """Describes the first problem; unknown keys come first, since a misspelled required key is also missing."""
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     place = _drop_tags(first["loc"], values)
     location = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
@@ -152,7 +150,7 @@ def _describe(error: ValidationError, kind: type[Section], values: dict[str, Any
 
 
 def _drop_tags(location: Sequence[int | str], values: Any) -> tuple[int | str, ...]:
-    """The place of a problem as the user wrote it: a discriminated union puts the member's tag in between."""
+    """Removes the tags of discriminated unions, which are not keys of the document, from an error's location."""
     place: list[int | str] = []
     for index, part in enumerate(location):
         if isinstance(values, dict) and part not in values and index < len(location) - 1:
@@ -174,15 +172,13 @@ def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[st
             if part in model.model_fields
             for inner in find_sections(model.model_fields[part].annotation)
         ]
-        # A discriminated union puts the member's tag into the location; it names no field.
+        # The tag of a discriminated union is not a field.
         models = below or models
     return [name for model in models for name in model.model_fields]
 
 
 def find_sections(annotation: Any) -> list[type[BaseModel]]:
-    """The config models within a type annotation: in unions, lists, Annotated."""
+    """Finds the config models in a type annotation, inside unions, lists and Annotated."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, list) or get_args(annotation):
-        return [model for argument in get_args(annotation) for model in find_sections(argument)]
-    return []
+    return [model for argument in get_args(annotation) for model in find_sections(argument)]

@@ -1,4 +1,4 @@
-"""The config of `steelgen evaluate`."""
+"""Config of `steelgen evaluate`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from steelgen.config.base import (
     MAX_CROP_SIZE,
     MAX_IMAGE_SIZE,
     MAX_IMAGES,
-    MAX_LEARNING_RATE,
     MAX_SEED,
-    MAX_STEPS,
     FactorRange,
     Section,
 )
+from steelgen.config.segmenter import SegmenterSection
 
 
 class FeaturesSection(Section):
-    """The networks whose features images are compared on."""
+    """Feature networks for FD, KID, precision and recall."""
 
     kinds: list[str] = Field(default=["efficientnet-lite0"], min_length=1)
-    """efficientnet-lite0, inception, a TorchScript file (.pt) or module:function; one or several."""
+    """One or several of efficientnet-lite0, inception, a TorchScript file (.pt), rvae:PATH (a trained generator of kind
+    rvae on gray levels of a grid), module:function."""
     inception_weights: Path | None = None
-    """The published Inception state dict (.pth or .safetensors); null looks in the cache."""
+    """Published Inception state dict (.pth or .safetensors); null uses the file in the cache."""
     batch_size: int | None = Field(default=None, ge=1, le=MAX_BATCH_SIZE)
-    """Images a forward pass; null takes 4 on a CPU, whose cache larger batches overflow, and 64 on a GPU."""
+    """Images per forward pass; null uses 4 on a CPU, whose cache larger batches exceed, and 64 on a GPU."""
 
     @field_validator("kinds", mode="before")
     @classmethod
@@ -37,78 +37,61 @@ class FeaturesSection(Section):
 
 
 class GeometrySection(Section):
-    """How real micrographs are cut to be comparable; null takes what sampling.json says."""
+    """Geometry of the real crops; null uses the value in sampling.json, else that of the generated images."""
 
     image_size: int | None = Field(default=None, ge=16, le=MAX_IMAGE_SIZE)
-    """Edge of the images compared, in pixels."""
+    """Edge of the compared images, in pixels."""
     crop_size: int | None = Field(default=None, ge=16, le=MAX_CROP_SIZE)
-    """Edge of the square cut from a micrograph, in its own pixels."""
+    """Edge of the crop of a micrograph, in micrograph pixels."""
     scale_range: FactorRange | None = None
-    """Each crop's edge is crop_size times a factor drawn from this range."""
+    """Range of random factors of crop_size."""
     in_channels: Literal[1, 3] | None = None
-    """1 compares gray images, 3 RGB."""
-
-
-class SegmenterSection(Section):
-    """The U-Net that is trained on the real training split and judges whether masks are obeyed."""
-
-    steps: int = Field(default=300, ge=1, le=MAX_STEPS)
-    """Optimiser steps."""
-    batch_size: int = Field(default=16, ge=1, le=MAX_BATCH_SIZE)
-    """Crops a step."""
-    learning_rate: float = Field(default=3e-3, gt=0, le=MAX_LEARNING_RATE)
-    """Peak of the one-cycle schedule."""
-    base_channels: int = Field(default=16, ge=8, multiple_of=8, le=1024)
-    """Width of the first level; each of the following is twice as wide."""
-    num_levels: int = Field(default=3, ge=1, le=6)
-    """Levels above the bottleneck."""
-    train_size: int = Field(default=96, ge=16, le=MAX_IMAGE_SIZE)
-    """Edge of the training crops, px, at the magnification of the images; smaller images are used whole."""
-    boundary_tolerance: float = Field(default=2.0, ge=0, le=1000)
-    """px within which a boundary pixel counts as met, for the boundary F1."""
+    """Channels of the compared images: 1 for gray, 3 for RGB."""
 
 
 class MicrostructureSection(Section):
-    """Descriptors of the masks, and of what the segmenter sees in the images."""
+    """Descriptors of given and predicted masks."""
 
     max_images: int = Field(default=256, ge=1, le=MAX_IMAGES)
-    """Images of each set that are measured; the first ones."""
+    """Maximum number of images of each set that are measured, the first ones."""
 
 
 class MemorizationSection(Section):
-    """The search for training images among the generated ones."""
+    """Search of the training micrographs for generated images."""
 
     max_images: int = Field(default=128, ge=2, le=MAX_IMAGES)
-    """Images of each set that are searched for; the first ones. 0.1 to 0.2 s each on two cores."""
+    """Maximum number of images of each set that are searched for, the first ones. 0.1 to 0.2 s each on two cores."""
     search_size: int = Field(default=32, ge=8, le=1024)
-    """px edge at which pixels are compared."""
+    """Edge in px of the shrunk images in the search; smaller is faster and more tolerant of noise."""
 
 
 class EvaluateConfig(Section):
-    """Everything that `steelgen evaluate` needs to judge a folder of generated images."""
+    """Evaluation of a folder of generated images against real micrographs."""
 
     generated: Path
-    """What `steelgen sample` wrote, in either output format, or any folder of images, with or without masks/."""
+    """Samples folder in either output format, or any folder of images, with or without masks/."""
     dataset: Path
-    """The real dataset folder."""
+    """Dataset folder of real micrographs."""
     output_dir: Path
-    """Where evaluation.json goes; must be new or empty."""
+    """Output folder of evaluation.json and report.html; must be new or empty."""
     held_out_split: str = "test"
-    """The real split that the generator never saw: the reference that counts."""
+    """Split not used to train the generator, the main reference."""
     train_split: str = "train"
-    """The real split that the generator was trained on."""
+    """Split that the generator was trained on."""
     num_real: int | None = Field(default=None, ge=4, le=MAX_IMAGES)
-    """Real crops of each split; null takes as many as there are generated images."""
+    """Real crops of each split; null uses the number of generated images."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    """Of the crops, the segmenter and the KID subsets."""
+    """Seed of crops, segmenter, KID subsets and resamples."""
     geometry: GeometrySection = GeometrySection()
     features: FeaturesSection = FeaturesSection()
     segmenter: SegmenterSection = SegmenterSection()
     microstructure: MicrostructureSection = MicrostructureSection()
     memorization: MemorizationSection = MemorizationSection()
+    descriptors: Path | None = None
+    """A trained generator of kind rvae, by whose latents islands are compared and the strangest shown; null: none."""
     utility: Path | None = None
-    """Output folder of a finished `steelgen utility`, which the report then shows; null: none."""
+    """Output folder of a finished `steelgen utility` to include in the report; null includes none."""
     cache_dir: Path | None = None
-    """Folder of features, segmenters and weights; null takes $STEELGEN_CACHE or ~/.cache/steelgen."""
+    """Folder of cached features, segmenters and weights; null uses $STEELGEN_CACHE or ~/.cache/steelgen."""
     device: str = "auto"
-    """A torch device; auto takes a GPU where there is one."""
+    """Torch device; auto uses a GPU if there is one."""

@@ -141,20 +141,81 @@ class SemanticDiffusionSection(Section):
             raise ValueError(f"data.image_size {image_size} is not a multiple of {factor}, needed for {levels} levels")
 
 
+_GAN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "dcgan": {},
+    "style": {
+        "latent_dim": 64,
+        "base_channels": 32,
+        "adam_betas": (0.0, 0.99),
+        "objective": "relativistic",
+        "r1_gamma": 0.5,
+        "r2_gamma": 0.5,
+        "penalty_every": 4,
+        "ada_target": 0.5,
+    },
+    "mask": {"objective": "segmentation", "spade_channels": 64},
+}
+"""What GanSection's fields are by default with another architecture than DCGAN's, and with masks."""
+
+
 class GanSection(Section):
-    """DCGAN (Radford et al. 2016, arXiv 1511.06434): micrographs without masks, each in one pass; the baseline of
-    adversarial generators. image_size must be a power of two."""
+    """Adversarial generators, each image in one pass: DCGAN (Radford et al. 2016, arXiv 1511.06434), the baseline; a
+    style-based one (Karras et al. 2020, arXiv 1912.04958) for sets of any size; or, with condition mask, a SPADE
+    generator against a discriminator that segments (OASIS, arXiv 2012.04781). image_size must be a power of two."""
 
     kind: Literal["gan"] = "gan"
     """Which generator."""
+    architecture: Literal["dcgan", "style"] = "dcgan"
+    """The networks. The defaults of the other fields are DCGAN's; style has latent_dim 64, base_channels 32, adam_betas
+    (0, 0.99), objective relativistic, r1_gamma and r2_gamma 0.5, penalty_every 4 and ada_target 0.5, and wants a
+    train.learning_rate of about 0.002."""
+    condition: Literal["none", "mask"] = "none"
+    """mask: images are generated for masks; needs architecture style and a dataset with masks."""
     latent_dim: int = Field(100, ge=1, le=4096)
-    """Length of the random vector that an image is drawn from."""
+    """Length of the random vector that an image is generated from."""
     base_channels: int = Field(64, ge=1, le=1024)
-    """Channels of the finest feature maps; each coarser level has twice as many."""
+    """Channels of the finest feature maps; each coarser level has twice as many, with style up to 8 times."""
+    spade_channels: int | None = Field(None, ge=1, le=4096)
+    """Hidden width of the SPADE norms, with condition mask, where it is 64 by default."""
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
     """AdamW's moment decays, in place of train.adam_betas."""
+    objective: Literal["logistic", "relativistic", "segmentation"] = "logistic"
+    """The non-saturating logistic loss; the one that compares each real image with a generated one (R3GAN, Huang et al.
+    2024, arXiv 2501.05441); or, with condition mask and there alone, the cross-entropy of a segmentation."""
+    r1_gamma: float = Field(0.0, ge=0, le=1000000)
+    """Weight γ of the penalty γ/2·‖∇D‖² at real images (Mescheder et al. 2018, arXiv 1801.04406), whose gray levels
+    have the standard deviation 1 with style; 0: none. More is steadier, and blurs."""
+    r2_gamma: float = Field(0.0, ge=0, le=1000000)
+    """The same at generated images."""
+    penalty_every: int = Field(1, ge=1, le=1000)
+    """Steps between penalties, which count so many times more; each costs about as much as a step without."""
+    ada_target: float | None = Field(None, gt=0, lt=1)
+    """What the discriminator sees is transformed the more often, the more its lead r_t exceeds this (adaptive
+    augmentation, Karras et al. 2020, arXiv 2006.06676); null: never."""
+    ada_images: int = Field(50000, ge=1, le=1000000000)
+    """Crops in which the probability of the transforms can go from 0 to 1."""
 
     steps_by_solver: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        defaults = _GAN_DEFAULTS.get(str(values.get("architecture", "dcgan")), {})
+        if values.get("condition") == "mask":
+            defaults = {**defaults, **_GAN_DEFAULTS["mask"]}
+        return {**defaults, **values}
+
+    @model_validator(mode="after")
+    def _check_condition(self) -> GanSection:
+        if self.condition == "mask" and self.architecture != "style":
+            raise ValueError(f"condition 'mask' needs architecture 'style', not {self.architecture!r}")
+        if (self.objective == "segmentation") != (self.condition == "mask"):
+            raise ValueError(f"objective {self.objective!r}: not applicable to condition {self.condition!r}")
+        if (self.spade_channels is None) != (self.condition == "none"):
+            raise ValueError(f"spade_channels {self.spade_channels}: not applicable to condition {self.condition!r}")
+        return self
 
     def check_image_size(self, image_size: int) -> None:
         """See `SemanticDiffusionSection.check_image_size`."""
@@ -162,7 +223,69 @@ class GanSection(Section):
             raise ValueError(f"data.image_size {image_size} is not a power of two, as generator.kind gan needs")
 
 
-GENERATOR_KINDS = ("semantic_diffusion", "gan")
+class RvaeSection(Section):
+    """Variational autoencoder whose latents do not depend on direction and place (Bepler et al. 2019, arXiv 1909.11663;
+    Kalinin et al. 2021, Sci. Adv. 7, eabd5084): what kind of island a patch shows, in two or three numbers, for
+    `steelgen describe` and as a judge in `steelgen evaluate`. A patch is data.crop_size px of the micrograph wide;
+    image_size must be a multiple of 8."""
+
+    kind: Literal["rvae"] = "rvae"
+    """Which generator."""
+    patches: Literal["islands", "instances", "grid"] = "islands"
+    """Patches lie around the islands of the masks, around annotated instances, which may touch, or on a grid."""
+    classes: list[str] | None = Field(None, min_length=1)
+    """Classes whose islands are looked at; null: all but the first, which is the matrix."""
+    min_area: int = Field(30, ge=1, le=MAX_IMAGE_SIZE**2)
+    """Area, in px of the micrograph, of the smallest island that is looked at."""
+    spacing: int | None = Field(None, ge=2, le=MAX_IMAGE_SIZE)
+    """px between the patches of a grid; null: half of data.crop_size."""
+    channels: Literal["image", "mask", "both"] = "mask"
+    """What a patch shows: gray levels, the island's shape in the mask, or both."""
+    neighbors: bool = False
+    """The mask shows the other islands of the same class within the patch too; a grid always does."""
+    latent_dim: int = Field(2, ge=1, le=64)
+    """Numbers that describe an island."""
+    invariant: bool = True
+    """Take direction, shift and scale out; false gives a plain variational autoencoder of the same size, to compare
+    with."""
+    angle_starts: int = Field(2, ge=1, le=6)
+    """Equally spaced angles that are tried for each patch: 2 for objects that look alike after half a turn, 3 for
+    triangular ones, 1 where there is only one way to lay them together."""
+    rotation_prior: float | None = Field(None, gt=0, le=100)
+    """Standard deviation of the angle's normal prior, in radians, for a material with a preferred direction; null: all
+    directions alike."""
+    translation_prior: float = Field(0.1, ge=0, le=1)
+    """Standard deviation of the shift's prior, in half edges of the patch; 0: no shift is taken out."""
+    scale_prior: float = Field(0.0, ge=0, le=2)
+    """Standard deviation of the prior of the log of the scale; 0: size is not taken out, but described."""
+    kl_weight: float = Field(1.0, ge=0, le=1000)
+    """β of the divergence from the prior (Higgins et al. 2017); below 1 latents say more, above 1 less."""
+    kl_crops: int = Field(10_000, ge=0, le=MAX_TIMESTEPS**2)
+    """Crops of training over which that weight rises from 0; validation always has all of it."""
+    encoder_channels: int = Field(16, ge=1, le=512)
+    """Channels of the encoder's first convolution."""
+    decoder_channels: int = Field(64, ge=1, le=2048)
+    """Width of the decoder."""
+    decoder_layers: int = Field(3, ge=1, le=16)
+    """Hidden layers of the decoder."""
+
+    steps_by_solver: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> RvaeSection:
+        if self.patches == "grid" and self.classes is not None:
+            raise ValueError("classes are not applicable to patches 'grid', which lie everywhere")
+        if self.patches != "grid" and self.spacing is not None:
+            raise ValueError(f"spacing is not applicable to patches {self.patches!r}")
+        return self
+
+    def check_image_size(self, image_size: int) -> None:
+        """See `SemanticDiffusionSection.check_image_size`."""
+        if image_size % 8:
+            raise ValueError(f"data.image_size {image_size} is not a multiple of 8, as generator.kind rvae needs")
+
+
+GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae")
 
 
 def _find_kind(value: Any) -> str:
@@ -171,11 +294,13 @@ def _find_kind(value: Any) -> str:
 
 
 AnyGeneratorSection = Annotated[
-    Annotated[SemanticDiffusionSection, Tag("semantic_diffusion")] | Annotated[GanSection, Tag("gan")],
+    Annotated[SemanticDiffusionSection, Tag("semantic_diffusion")]
+    | Annotated[GanSection, Tag("gan")]
+    | Annotated[RvaeSection, Tag("rvae")],
     Discriminator(
         _find_kind,
         custom_error_type="unknown_kind",
-        custom_error_message=f"kind must be {' or '.join(GENERATOR_KINDS)}",
+        custom_error_message=f"kind must be one of {', '.join(GENERATOR_KINDS)}",
     ),
 ]
 """Section of any generator kind. A new kind is a section here and a folder of its name in `generators/`."""

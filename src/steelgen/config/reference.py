@@ -1,4 +1,4 @@
-"""The reference of all configs as a Markdown page, made from the docstrings of their fields."""
+"""Markdown reference of all configs, generated from the docstrings of their fields."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from steelgen.config.base import find_sections
 
 _OPENING = """# Every config, field by field
 
-Made by `steelgen config reference --out docs/configs.md` from the docstrings of the config models; a test keeps it so.
-Configs are JSON. An unknown key is an error that names the nearest known one; any value can be set on the command line,
-as in `--set train.learning_rate=1e-4`; `steelgen config show ACTION -c FILE` prints a config with all its defaults.
-Editors complete and check the keys where a file names its schema: `"$schema": "configs/schema/train.json"`.
+Generated from the docstrings of the config models by `steelgen config reference --out docs/configs.md`.
+Configs are JSON files. An unknown key is an error that names the nearest known key. `--set train.learning_rate=1e-4`
+overrides a value on the command line; `steelgen config show ACTION -c FILE` prints a config with all its defaults.
+Editors complete and check the keys of a file that names its schema: `"$schema": "configs/schema/train.json"`.
 """
 
 
 def build_reference() -> str:
-    """One heading an action and one a section; a section that several actions share is described once, at the first."""
+    """Builds the page: a heading per action and section; a shared section appears once, where it first occurs."""
     seen: set[type[BaseModel]] = set()
     parts = [_OPENING]
     for action, kind in ACTIONS.items():
@@ -46,31 +46,27 @@ def build_reference() -> str:
 
 
 def _describe_model(model: type[BaseModel]) -> str:
+    paragraphs = (inspect.getdoc(model) or "").split("\n\n")
     rows = ["| field | values | default | |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        default = "**needed**" if field.is_required() else f"`{_default(field)}`"
-        rows.append(f"| `{name}` | {_values(field)} | {default} | {_in_cell(field.description or '')} |")
-    return f"{_in_line(inspect.getdoc(model) or '')}\n\n" + "\n".join(rows) + "\n"
+        values = ", ".join([_describe_type(field.annotation), *_describe_limits(field.metadata)])
+        default = "**required**" if field.is_required() else f"`{_describe_default(field)}`"
+        rows.append(f"| `{name}` | {_in_cell(values)} | {default} | {_in_cell(field.description or '')} |")
+    return "\n\n".join([*(" ".join(text.split()) for text in paragraphs), "\n".join(rows)]) + "\n"
 
 
-def _default(field: FieldInfo) -> str:
+def _describe_default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if isinstance(default, BaseModel):
-        changed = default.model_dump(mode="json", exclude_defaults=True)
-        return json.dumps(changed) if changed else "{}"
+        default = default.model_dump(mode="json", exclude_defaults=True)
     return json.dumps(default, default=str)
 
 
-def _values(field: FieldInfo) -> str:
-    return _in_cell(", ".join([_describe_type(field.annotation), *_describe_limits(field.metadata)]))
-
-
 def _describe_type(annotation: Any) -> str:
-    """A type in words of JSON."""
+    """Describes a type in JSON terms."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation.__name__
-    arguments = get_args(annotation)
-    kind = get_origin(annotation)
+    kind, arguments = get_origin(annotation), get_args(annotation)
     if kind is Annotated:
         limits = [limit for part in arguments[1:] for limit in getattr(part, "metadata", [])]
         return " ".join([_describe_type(arguments[0]), *_describe_limits(limits)])
@@ -98,10 +94,6 @@ _LIMITS: dict[str, Any] = {
     "Lt": lambda limit: f"< {limit.lt:,}",
     "MinLen": lambda limit: f"at least {limit.min_length}",
 }
-
-
-def _in_line(text: str) -> str:
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _in_cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Config of `steelgen sample`."""
+"""Config model of `steelgen sample`."""
 
 from __future__ import annotations
 
@@ -8,108 +8,99 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_CROP_SIZE, MAX_IMAGES, MAX_SEED, FactorRange, Section
-from steelgen.config.evaluate import SegmenterSection
+from steelgen.config.segmenter import SegmenterSection
 from steelgen.config.solver import AnySolverSection, SolverSection
 
 
-class SplitMasks(Section):
-    """Masks from one split of a dataset folder, cut like the crops of training."""
+class _DatasetMasks(Section):
+    kind: str
+    dataset: Path
+    """Dataset folder with the generator's classes."""
+    split: Literal["train", "val", "test"] = "train"
+    """Split of the dataset folder."""
+
+
+class SplitMasks(_DatasetMasks):
+    """Masks from one split of a dataset folder, cropped as in training."""
 
     kind: Literal["split"] = "split"
-    """Where masks come from."""
-    dataset: Path
-    """A dataset folder with the classes that the generator was trained on."""
-    split: Literal["train", "val", "test"] = "train"
-    """The split whose masks are used."""
+    """Type of mask source."""
     augment: bool = True
-    """Draw one of the 8 flips and rotations for each mask."""
+    """Apply a random flip and rotation (8 symmetries) to each mask."""
     in_order: bool = False
-    """Take the masks in the order of their names, again from the start when they run out, as ISDM does; else in a fresh
-    random order each time round."""
+    """Iterate over the masks in file name order and repeat, as ISDM does; false shuffles them on each pass."""
     whole: bool = False
-    """Use whole masks at the scale of the crops: whole micrographs are drawn, from overlapping windows."""
+    """Use whole masks, resized to the scale of the crops; whole micrographs are generated from overlapping windows."""
 
 
 class FolderMasks(Section):
-    """Masks from a folder of single-channel or palette images of class indices, cut like the crops of training."""
+    """Masks from a folder of single-channel or palette images of class indices, cropped as in training."""
 
     kind: Literal["folder"] = "folder"
-    """Where masks come from."""
+    """Type of mask source."""
     folder: Path
-    """The folder; its images are used in the order of their names, again from the start when they run out.
-    bundled:uhcs/masks are those of eight real micrographs that the bundled model has not seen."""
+    """Folder of mask images, used in file name order and repeated. bundled:uhcs/masks contains the masks of eight real
+    micrographs that were held out when the bundled model was trained."""
     augment: bool = False
-    """Draw one of the 8 flips and rotations for each mask."""
+    """Apply a random flip and rotation (8 symmetries) to each mask."""
     whole: bool = False
-    """Use whole masks at the scale of the crops: whole micrographs are drawn, from overlapping windows."""
+    """Use whole masks, resized to the scale of the crops; whole micrographs are generated from overlapping windows."""
 
 
-class AugmentedMasks(Section):
-    """Masks of a split, rearranged: turned, warped, their islands cut out, scaled and placed anew without overlap."""
+class AugmentedMasks(_DatasetMasks):
+    """Rearranged masks of a split: rotated, warped, with islands scaled and moved to new places without overlap."""
 
     kind: Literal["augmented"] = "augmented"
-    """Where masks come from."""
-    dataset: Path
-    """A dataset folder with the classes that the generator was trained on."""
-    split: Literal["train", "val", "test"] = "train"
-    """The split whose masks are used."""
+    """Type of mask source."""
     flip: bool = True
-    """Mirror every other mask."""
+    """Mirror masks at random, with probability 1/2."""
     max_rotation: float = Field(180.0, ge=0, le=180)
-    """Turn each mask by an angle of up to so many degrees either way."""
+    """Maximum rotation angle, in degrees; angles are uniform in ±max_rotation."""
     warp: float = Field(3.0, ge=0, le=1000)
-    """Elastic warp: standard deviation of the displacement, in px of the micrograph."""
+    """Strength of the elastic warp: standard deviation of the displacement, in px of the micrograph; 0 disables it."""
     warp_length: float = Field(32.0, gt=0, le=MAX_CROP_SIZE)
-    """Distance over which the displacement changes, in px of the micrograph."""
+    """Correlation length of the elastic warp, in px of the micrograph."""
     move_share: float = Field(0.5, ge=0, le=1)
-    """Share of the islands that are cut out and placed anew; those cut by the border stay."""
+    """Probability of moving an island; islands cut by the border are never moved."""
     island_scale: FactorRange = (0.8, 1.25)
-    """Length of an island placed anew, relative to what it was."""
+    """Range of the length scale factor of moved islands."""
     phase_fraction: dict[str, Annotated[float, Field(ge=0, le=0.6)]] = {}
-    """Area share to be met by class name: islands are added from other masks, or taken away."""
+    """Target phase fractions by class name; islands of other masks are added, or its own removed, to match them."""
 
 
-class ProceduralMasks(Section):
-    """Layouts drawn from measured island statistics: sizes, aspect ratios, orientations, spacings, area shares."""
+class ProceduralMasks(_DatasetMasks):
+    """Synthetic layouts sampled from measured island statistics: size, aspect ratio, orientation, spacing, fraction."""
 
     kind: Literal["procedural"] = "procedural"
-    """Where masks come from."""
-    dataset: Path
-    """A dataset folder with the classes that the generator was trained on."""
-    split: Literal["train", "val", "test"] = "train"
-    """The split that is measured."""
+    """Type of mask source."""
     phase_fraction: dict[str, Annotated[float, Field(ge=0, le=0.6)]] = {}
-    """Area share to be met by class name, instead of that of a random place of a real mask."""
+    """Target phase fractions by class name; other classes take the fractions of a random window of a real mask."""
 
 
-class BalancedMasks(Section):
-    """Masks of a split, chosen so that all classes are drawn about as often."""
+class BalancedMasks(_DatasetMasks):
+    """Masks of a split, chosen to balance the classes."""
 
     kind: Literal["balanced"] = "balanced"
-    """Where masks come from."""
-    dataset: Path
-    """A dataset folder with the classes that the generator was trained on."""
-    split: Literal["train", "val", "test"] = "train"
-    """The split whose masks are used."""
+    """Type of mask source."""
     max_class_dif: float = Field(0.1, ge=0, le=1000000)
-    """By how much the most frequent class may exceed the rarest, relative to the rarest."""
+    """Maximum class difference: largest class count / smallest class count − 1."""
     based_on_generated_data_only: bool = False
-    """Balance what is drawn; else what is drawn together with the split's own masks."""
+    """Balance the chosen masks alone; false balances them together with the masks of the split."""
     based_on_pixel_count: bool = True
-    """Count a class by its pixels; else by its objects (connected regions)."""
+    """Count the pixels of a class; false counts its objects (connected regions)."""
     ejection_classes: list[Annotated[int, Field(ge=0, le=254)]] = [0]
-    """Indices of classes that are not balanced; a mask that holds nothing else is not drawn."""
+    """Indices of the classes to leave out of the balance; masks that contain only these are not used."""
     use_mask_augmentation: bool = False
-    """Draw one of the 8 flips and rotations each time."""
+    """Apply a random flip and rotation (8 symmetries) to each mask."""
     block_size: int = Field(64, ge=1, le=MAX_IMAGES)
-    """Masks that are chosen together; the classes are balanced after each block. Best: num_samples."""
+    """Masks chosen together; the classes are balanced after each block. num_samples works best."""
 
 
 class NoMasks(Section):
-    """No masks: micrographs as such, from a generator trained without masks or also without (mask_dropout)."""
+    """No masks: unlabeled images, from a generator trained without masks or with mask_dropout."""
 
     kind: Literal["none"]
-    """Where masks come from."""
+    """Type of mask source."""
 
 
 AnyMasks = Annotated[
@@ -118,106 +109,112 @@ AnyMasks = Annotated[
 
 
 class FilterSection(Section):
-    """Which pairs are kept; a dropped one is drawn anew with another mask and seed."""
+    """Quality filter; a dropped pair is generated again with another mask and seed."""
 
     dataset: Path
-    """The real dataset folder that the generator was trained on."""
+    """Dataset folder that the generator was trained on."""
     split: Literal["train", "val", "test"] = "train"
-    """The split that the segmenter is trained on and near-copies are looked for in."""
+    """Split that trains the segmenter and is searched for near-copies."""
     min_iou: Annotated[float, Field(ge=0, le=1)] | dict[str, Annotated[float, Field(ge=0, le=1)]] = 0.3
-    """IoU of the mask and what the segmenter sees, at least: one number, or one by class name; 0 asks nothing."""
+    """Minimum IoU of the mask and the segmenter's prediction: one value, or one per class name; 0 disables it."""
     min_share: float = Field(0.02, ge=0, le=1)
-    """A class that covers a smaller share of the image, in the mask and as seen, is not judged."""
+    """Minimum area share of a class, in the mask or the prediction, for its IoU to be checked."""
     max_correlation: float = Field(0.85, gt=0, le=1)
-    """An image that correlates more with any place of a real micrograph, at any of 8 flips and rotations, is a copy;
-    1 lets all pass."""
+    """Maximum correlation of an image with any window of a real micrograph, over 8 flips and rotations; images above it
+    are dropped as copies. 1 disables the check."""
+    max_attempts: int = Field(20, ge=1, le=1000000)
+    """Maximum attempts per image; the run stops with an error when they are used up."""
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    """Seed of the segmenter's weights and crops."""
+    segmenter: SegmenterSection = SegmenterSection()
+    """Size and training of the segmenter, which is cached."""
+
+
+class LabelsSection(Section):
+    """Masks for images generated without any, by a segmenter trained on real micrographs, with confidence maps."""
+
+    segmenter: Path
+    """Output folder of `steelgen segment train`; its classes are those of the masks."""
+    min_confidence: float = Field(0.0, ge=0, le=1)
+    """Mean probability of the pixels' classes; pairs below are dropped, counted and replaced. 0 keeps all."""
     max_attempts: int = Field(20, ge=1, le=1000000)
     """Attempts at an image before the run stops with a message."""
-    seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Of the segmenter's weights and crops."""
-    segmenter: SegmenterSection = SegmenterSection()
-    """Size and training of the segmenter; it is kept in the cache."""
 
 
 class StartImagesSection(Section):
-    """Image to image (SDEdit, Meng et al. 2022, arXiv 2108.01073): real micrographs, noised, instead of noise alone."""
+    """Image-to-image sampling (SDEdit, Meng et al. 2022, arXiv 2108.01073) from noised real micrographs."""
 
     strength: float = Field(0.6, gt=0, le=1)
-    """Where in the noise schedule drawing starts, as a share of it. A small one changes texture alone, a large one
-    shapes too; 1 leaves nothing of the micrograph."""
+    """Starting point in the noise schedule, as a share of its length: small values change only texture, larger ones
+    also shapes; 1 discards the micrograph."""
     dataset: Path | None = None
-    """A dataset folder whose micrographs are used, whatever the masks; null: the micrograph that each mask belongs to,
-    for the mask sources split and balanced."""
+    """Dataset folder of the start images, independent of the masks; null uses the micrograph of each mask, for the mask
+    sources split and balanced."""
     split: Literal["train", "val", "test"] = "train"
-    """Its split."""
+    """Split of the start images."""
     augment: bool = False
-    """Draw one of the 8 flips and rotations for each of its micrographs."""
+    """Apply a random flip and rotation (8 symmetries) to each start image of `dataset`."""
 
 
 class SampleConfig(Section):
-    """`steelgen sample`: draw labeled synthetic micrographs."""
+    """`steelgen sample`: sample images with matching masks from a generator."""
 
     removed = {
-        "noise_prior": "schedules without signal at their last step, the default, have no use for it; train with "
+        "noise_prior": "schedules without signal at their last step, the default, do not need it; train with "
         "generator.noise.zero_terminal_snr"
     }
 
     generator: Path
-    """A run folder, a checkpoint, an export, or a model that comes with steelgen: bundled:uhcs."""
+    """Run folder, checkpoint, export, or bundled model (bundled:uhcs)."""
     output_dir: Path
-    """Gets the images, their masks, metadata.jsonl and a contact sheet; must not be in use."""
+    """Samples folder to write: images, masks, metadata.jsonl and a contact sheet. It must be new, or unfinished and
+    started with this config."""
     output_format: Literal["folders", "dataset"] = "folders"
-    """samples/, images/ (real, where there are any), labels/ and colored_labels/; or a dataset folder to train on, with
-    train/images/ and train/masks/."""
+    """Layout of output_dir: samples/, images/ (the real ones, if any), labels/ and colored_labels/; or a dataset folder
+    for training, with train/images/ and train/masks/."""
     files_per_folder: int | None = Field(None, ge=0, le=MAX_IMAGES)
-    """Images of each numbered sub-folder of those folders, 000/, 001/ …; 0: no sub-folders. null: none up to 10,000
-    images, else 1,000 in each, since shared file systems are slow with large folders; a folder once begun stays as it
-    is."""
+    """Images per numbered subfolder (000/, 001/, …); 0 writes no subfolders. null writes none up to 10,000 images, else
+    1,000 per subfolder, since shared file systems are slow with large folders. Fixed when the folder is created."""
     file_stems: Literal["number", "source"] = "number"
-    """Name files by the image's number; or, as ISDM does, by the file that the mask comes from and the batch that the
-    image is drawn in, NAME_0.png; for a mask that comes round again in that batch NAME_0-2.png. A folder once begun
-    keeps counting in its first batch_size."""
+    """Name files by image number; or, as ISDM does, by mask file and batch number: NAME_0.png, or NAME_0-2.png if it
+    repeats within the batch. A resumed folder keeps the batch_size it was created with for these names."""
     coco: bool = False
-    """Also write coco.json: every island as polygon and as run lengths."""
+    """Also write coco.json with a polygon and a run-length encoding of every island."""
     mask_source: AnyMasks
-    """Where the masks come from."""
+    """Source of the masks."""
     num_samples: int = Field(64, ge=1, le=MAX_IMAGES)
-    """Pairs to draw."""
+    """Number of image-mask pairs."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Image number i is drawn with seed + i, whatever the batch size."""
+    """Base seed; image i uses seed + i, independent of the batch size."""
     batch_size: int = Field(16, ge=1, le=MAX_BATCH_SIZE)
-    """Images drawn at a time; a matter of memory and speed alone."""
+    """Images generated at once; affects only memory and speed."""
     solver: AnySolverSection = SolverSection()
-    """How they are drawn."""
+    """Solver of the reverse process."""
     start_images: StartImagesSection | None = None
-    """What drawing starts from beside noise; null: nothing."""
+    """Start images for image-to-image sampling; null starts from noise."""
+    truncation: float | None = Field(None, ge=0, le=1)
+    """Truncation factor of style-based adversarial generators: scales the distance of styles from their mean. Lower
+    values give less variety and fewer odd images; null or 1 disables it."""
+    labels: LabelsSection | None = None
+    """Labeling of images generated without masks (mask_source.kind none); null leaves them unlabeled."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
-    """Precision of the network; auto takes bf16 where the machine has it, and is recorded as what it took."""
+    """Precision of the network; auto uses bf16 where the hardware supports it; the resolved value is recorded."""
     channels_last: bool = True
-    """Memory layout that convolutions prefer."""
+    """Use the channels-last memory format, which speeds up convolutions."""
     compile: bool = False
-    """torch.compile the network; pays off from a few hundred images on a GPU."""
+    """Compile the network with torch.compile; pays off from a few hundred images on a GPU."""
     filter: FilterSection | None = None
-    """Which pairs are kept; null keeps all of them."""
+    """Quality filter; null keeps all pairs."""
 
     @model_validator(mode="after")
-    def _check_masks(self) -> SampleConfig:
-        if isinstance(self.mask_source, NoMasks) and (self.coco or self.filter):
-            raise ValueError(f"{'coco' if self.coco else 'filter'} needs masks, and mask_source.kind is 'none'")
-        return self
-
-    @model_validator(mode="after")
-    def _check_stems(self) -> SampleConfig:
+    def _check_combinations(self) -> SampleConfig:
+        kind, start = self.mask_source.kind, self.start_images
+        if kind == "none" and (self.filter or (self.coco and not self.labels)):
+            raise ValueError(f"{'filter' if self.filter else 'coco'} needs masks, but mask_source.kind is 'none'")
+        if self.labels and kind != "none":
+            raise ValueError(f"labels needs mask_source.kind 'none', not {kind!r}, which has masks")
         if self.file_stems == "source" and self.filter:
-            raise ValueError("file_stems 'source': an image that the filter drops gets another mask; use 'number'")
-        return self
-
-    @model_validator(mode="after")
-    def _check_start(self) -> SampleConfig:
-        start = self.start_images
-        if start and start.dataset is None and self.mask_source.kind not in ("split", "balanced"):
-            raise ValueError(
-                f"start_images.dataset: is missing, and masks of the source {self.mask_source.kind!r} belong to no "
-                "micrograph"
-            )
+            raise ValueError("file_stems 'source': the filter may replace the mask of an image; use 'number'")
+        if start and start.dataset is None and kind not in ("split", "balanced"):
+            raise ValueError(f"start_images.dataset: is missing; masks of the source {kind!r} have no micrograph")
         return self

@@ -144,7 +144,7 @@ class PreviewSection(Section):
     every: int = Field(1000, ge=1, le=MAX_STEPS)
     """Steps between previews; there is one at step 0 and one at the end too."""
     num_images: int = Field(8, ge=0, le=1000)
-    """Images per preview; 0 disables previews."""
+    """Images per preview, or rows and columns of the grid of an rvae's first two latents; 0 disables previews."""
     solver: SolverSection = SolverSection()
     """Solver of the previews."""
 

@@ -1,73 +1,75 @@
-"""The config of `steelgen utility`, and the codes that name its training sets."""
+"""Config of `steelgen utility` and the codes of its training sets."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_LEARNING_RATE, MAX_SEED, MAX_STEPS, Section
 from steelgen.config.evaluate import GeometrySection
+from steelgen.config.segmenter import Architecture, AugmentationSection
 
 _CODE = re.compile(r"R(?P<real>ALL|\d+|\d+(?:\.\d+)?%)F(?P<generated>ALL|\d+)")
 
 
 @dataclass(frozen=True)
 class DataCode:
-    """R<n|p%|ALL>F<m|ALL>: train on n real micrographs (or p % of them) and m generated pairs."""
+    """R<n|p%|ALL>F<m|ALL>: train on n (or p %) of the real micrographs and m generated pairs."""
 
     text: str
-    """As it was written."""
     real: str
     """ALL, a number or a percentage."""
     generated: str
     """ALL or a number."""
 
     def count_real(self, available: int) -> int:
-        """How many of `available` micrographs it takes; a percentage is rounded, but never to none.
+        """Number of micrographs; a percentage is rounded to at least one.
 
         Raises:
-            ValueError: if it is more than there are.
+            ValueError: if there are fewer.
         """
-        if self.real == "ALL":
-            return available
         if self.real.endswith("%"):
             return max(1, int(available * float(self.real[:-1]) / 100 + 0.5))
-        return _check_count(self.text, int(self.real), available, "real micrographs")
+        return self._count(self.real, available, "real micrographs")
 
     def count_generated(self, available: int) -> int:
-        """How many of `available` generated pairs it takes.
+        """Number of generated pairs.
 
         Raises:
-            ValueError: if it is more than there are.
+            ValueError: if there are fewer.
         """
-        if self.generated == "ALL":
-            return available
-        return _check_count(self.text, int(self.generated), available, "generated pairs")
+        return self._count(self.generated, available, "generated pairs")
+
+    def _count(self, text: str, available: int, kind: str) -> int:
+        count = available if text == "ALL" else int(text)
+        if count > available:
+            raise ValueError(f"{self.text}: needs {count} {kind}, there are {available}")
+        return count
 
     @property
     def needs_generated(self) -> bool:
-        """Whether any generated pair is trained on."""
+        """Whether there are generated pairs in the training set."""
         return self.generated == "ALL" or int(self.generated) > 0
 
 
 def parse_code(text: str) -> DataCode:
-    """Reads a code such as RALLF000, R000FALL, R100F400 or R25%FALL.
+    """Parses a code such as RALLF000, R000FALL, R100F400 or R25%FALL.
 
     Raises:
-        ValueError: if it is none, or stands for no data at all.
+        ValueError: if it is not a code or selects no data.
     """
     match = _CODE.fullmatch(text)
     if not match:
-        raise ValueError(f"{text!r} is no code R<n|p%|ALL>F<m|ALL>, e.g. RALLF000, R100F400 or R25%FALL")
+        raise ValueError(f"{text!r} is not a code R<n|p%|ALL>F<m|ALL>, such as RALLF000, R100F400 or R25%FALL")
     code = DataCode(text, match["real"], match["generated"])
     if code.real.endswith("%") and not 0 < float(code.real[:-1]) <= 100:
-        raise ValueError(f"{text!r}: the share of the micrographs must be above 0 and at most 100 %")
+        raise ValueError(f"{text!r}: the percentage must be above 0 and at most 100")
     if code.real.isdigit() and int(code.real) == 0 and not code.needs_generated:
-        raise ValueError(f"{text!r} trains on nothing")
+        raise ValueError(f"{text!r} selects no training data")
     return code
 
 
@@ -79,9 +81,18 @@ class UtilityTrainingSection(Section):
     batch_size: int = Field(default=16, ge=2, le=MAX_BATCH_SIZE)
     """Images a step."""
     learning_rate: float = Field(default=2e-3, gt=0, le=MAX_LEARNING_RATE)
-    """AdamW's, at the peak of the one-cycle schedule."""
+    """AdamW's, at the peak of the schedule."""
     weight_decay: float = Field(default=0.01, ge=0, le=1000)
     """AdamW's decoupled weight decay."""
+    weights: str | None = "auto"
+    """Of encoders, see `segmenter.weights` of evaluate: auto, imagenet, micronet, a file or null."""
+    encoder_factor: float = Field(default=0.2, ge=0, le=1)
+    """Share of the learning rate for a pretrained encoder; 0 leaves it as it is."""
+    frozen_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the training in which a pretrained encoder is not trained yet."""
+    enlargement: float | None = Field(default=1.0, ge=1, le=4)
+    """How much larger than they are the networks see their images; null enlarges them up to twice, until the thinnest
+    class is 3 px wide."""
     loss: Literal["ce", "dice", "ce+dice"] = "ce+dice"
     """Cross-entropy weighted by the inverse root of the class frequencies, soft Dice, or their sum."""
     base_channels: int = Field(default=16, ge=8, multiple_of=8, le=1024)
@@ -92,6 +103,8 @@ class UtilityTrainingSection(Section):
     """Add or take away up to this share of the gray range, at random."""
     contrast: float = Field(default=0.25, ge=0, le=1)
     """Multiply contrast by a random factor between exp(-contrast) and exp(contrast)."""
+    augmentation: AugmentationSection | None = None
+    """Stronger changes of real and generated images alike, in place of brightness and contrast; null: none."""
     real_share: float | None = Field(default=None, gt=0, lt=1)
     """Share of real images in the batches of a code that has both kinds; null: as many as there are crops of each."""
     schedule: Literal["mixed", "pretrain"] = "mixed"
@@ -100,93 +113,64 @@ class UtilityTrainingSection(Section):
     """Share of the steps that `pretrain` spends on generated images."""
     validate_every: int = Field(default=50, ge=1, le=MAX_STEPS)
     """Steps between validations; the weights with the best validation mIoU are those tested."""
+    patience: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    """Validations without a new best after which training ends; null trains all steps."""
 
 
 class UtilityConfig(Section):
-    """Does generated data help? Codes × architectures × seeds → mIoU on held-out real micrographs."""
+    """Study of the effect of generated data on segmentation: mIoU by code, architecture and seed."""
 
     dataset: Path
-    """The real dataset folder."""
+    """Dataset folder of real micrographs."""
     generated: Path | None = None
-    """What `steelgen sample` wrote, or a folder with images/ and masks/; null where no code needs it."""
+    """Samples folder, or a folder with images/ and masks/; null if no code needs it."""
     generated_masks: Path | None = None
-    """Folder of the masks, where it does not lie beside the images; then `generated` holds the images."""
+    """Folder of the masks, if `generated` has only images."""
     output_dir: Path
-    """Gets cells/, utility.json and utility.html; a study that was stopped goes on."""
+    """Output folder of cells/, utility.json and utility.html; a stopped study resumes."""
     codes: list[str] = Field(default=["RALLF000", "RALLFALL"], min_length=1)
-    """Training sets R<n|p%|ALL>F<m|ALL>: n micrographs of the training split, m generated pairs."""
-    architectures: list[str] = Field(default=["unetplusplus", "segformer", "deeplabv3plus"], min_length=1)
-    """unet, unetplusplus, segformer, deeplabv3plus, upernet, smp:NAME or smp:NAME:ENCODER."""
+    """Training sets R<n|p%|ALL>F<m|ALL>: n micrographs of the training split and m generated pairs."""
+    architectures: list[Architecture] = Field(default=["unetplusplus", "segformer", "deeplabv3plus"], min_length=1)
+    """unet, unet:efficientnet-lite0 (-lite1, -lite2), unetplusplus, segformer, deeplabv3plus, upernet, smp:NAME or
+    smp:NAME:ENCODER."""
     seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(default=[0, 1, 2], min_length=1)
-    """Of the subset of micrographs, the weights and the crops; cells of one seed are paired."""
+    """Seeds of subsets, weights and crops; cells of one seed are paired."""
     train_split: str = "train"
-    """The split that real micrographs are taken from."""
+    """Split of the real training micrographs."""
     val_split: str | None = "val"
-    """The split that chooses the best step; null holds back val_share of the training split."""
+    """Split for selecting the best step; null uses val_share of the training split instead."""
     val_share: float = Field(default=0.2, gt=0, lt=1)
-    """With val_split null: share of the training micrographs that are validated on instead."""
+    """Share of the training micrographs used for validation if val_split is null."""
     test_split: str = "test"
-    """The held-out split, predicted once by each network."""
+    """Held-out split, predicted once by each network."""
     num_classes: int | None = Field(default=None, ge=1, le=255)
-    """Classes that the dataset must have; null: those it has."""
+    """Number of classes; null uses that of the dataset."""
     geometry: GeometrySection = GeometrySection()
     training: UtilityTrainingSection = UtilityTrainingSection()
     mixed_precision: Literal["no", "bf16", "auto"] = "no"
-    """Precision of the networks; auto takes bf16 where the machine has it, and is recorded as what it took."""
+    """Precision of the networks; auto uses bf16 where supported and is recorded as the precision used."""
     num_bootstrap: int = Field(default=2000, ge=100, le=100000)
-    """Resamples behind each 95 % interval of a difference."""
+    """Bootstrap resamples per 95 % interval of a difference."""
     device: str = "auto"
-    """A torch device; auto takes a GPU where there is one."""
+    """Torch device; auto uses a GPU if there is one."""
 
-    @field_validator("codes")
+    @field_validator("codes", "architectures", "seeds")
     @classmethod
-    def _check_codes(cls, codes: list[str]) -> list[str]:
-        for text in codes:
-            parse_code(text)
-        return _check_unique("codes", codes)
-
-    @field_validator("architectures")
-    @classmethod
-    def _check_architectures(cls, names: list[str]) -> list[str]:
-        for name in names:
-            check_architecture(name)
-        return _check_unique("architectures", names)
-
-    @field_validator("seeds")
-    @classmethod
-    def _check_seeds(cls, seeds: list[int]) -> list[int]:
-        return _check_unique("seeds", seeds)
+    def _check_values(cls, values: list[Any], info: ValidationInfo) -> list[Any]:
+        for value in values:
+            if info.field_name == "codes":
+                parse_code(value)
+            if values.count(value) > 1:
+                raise ValueError(f"{value!r} is listed twice")
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> UtilityConfig:
         for text in self.codes:
             if self.generated is None and parse_code(text).needs_generated:
-                raise ValueError(f"code {text} needs generated pairs, but generated is null")
+                raise ValueError(f"codes: {text} needs generated pairs, but generated is null")
         if self.test_split in (self.train_split, self.val_split):
-            raise ValueError(f"test_split {self.test_split!r} is also trained or validated on; nothing is held out")
+            raise ValueError(f"test_split: {self.test_split!r} is also the train or val_split, so nothing is held out")
         if self.val_split == self.train_split:
-            raise ValueError(f"val_split {self.val_split!r} is also the train_split; null holds back a share of it")
+            raise ValueError(f"val_split: {self.val_split!r} is also the train_split; null uses a share of it")
         return self
-
-
-BUILT_IN = ("unet", "unetplusplus", "segformer", "deeplabv3plus", "upernet")
-"""Architectures that need no further name."""
-
-
-def check_architecture(name: str) -> None:
-    """Raises ValueError if `name` is no architecture; whether its package is installed shows when it is built."""
-    if name not in BUILT_IN and not re.fullmatch(r"smp:\w+(:[\w-]+)?", name):
-        raise ValueError(f"unknown architecture {name!r}; known: {', '.join(BUILT_IN)}, smp:NAME, smp:NAME:ENCODER")
-
-
-def _check_count(text: str, count: int, available: int, kind: str) -> int:
-    if count > available:
-        raise ValueError(f"{text}: {count} {kind} asked for, there are {available}")
-    return count
-
-
-def _check_unique(name: str, values: list) -> list:
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{name}: {value!r} stands there twice")
-    return values

@@ -14,20 +14,20 @@ from steelgen.config.utility import UtilityConfig
 
 
 class WorkflowConfig(Section):
-    """`steelgen workflow`: train → (finetune →) sample → (evaluate, utility), each on what the one before wrote."""
+    """`steelgen workflow`: train → (finetune →) sample → (evaluate, utility), each on the output of earlier stages."""
 
     train: TrainConfig
     """The config of `steelgen train`."""
     finetune: FinetuneConfig | None = None
-    """The config of `steelgen finetune`; null goes on with the trained generator as it is."""
+    """The config of `steelgen finetune`; null skips fine-tuning."""
     sample: SampleConfig
     """The config of `steelgen sample`."""
     evaluate: EvaluateConfig | None = None
-    """The config of `steelgen evaluate`; null ends with the images."""
+    """The config of `steelgen evaluate`; null skips the evaluation."""
     utility: UtilityConfig | None = None
-    """The config of `steelgen utility`; null asks for no study."""
+    """The config of `steelgen utility`; null skips the study."""
     shards: int = Field(1, ge=1, le=MAX_SHARDS)
-    """Tasks of the job arrays of sampling and study under --slurm; on a workstation one batch comes after another."""
+    """Tasks of each job array (sampling, utility study) with --slurm; unused without it."""
 
     @model_validator(mode="after")
     def _check_chain(self) -> WorkflowConfig:
@@ -46,4 +46,4 @@ class WorkflowConfig(Section):
 
 def _check_link(reader: str, path: Path, writer: str, written: Path) -> None:
     if path != written and written not in path.parents:
-        raise ValueError(f"{reader} is {path}, but {writer} writes {written}: the stages do not follow each other")
+        raise ValueError(f"{reader} is {path}, but must be in {writer} {written}, the output of the stage before")

@@ -1,1 +1,1 @@
-"""Annotated micrographs on disk, and the way from there to tensors."""
+"""Annotated micrographs: import, export, dataset folders and training crops."""

@@ -1,4 +1,4 @@
-"""The check page: one HTML file with everything in it."""
+"""Self-contained HTML page of `data check`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from steelgen.pages import embed_image, render
 
 
 def save_page(path: Path, report: CheckReport) -> None:
-    """Writes the check page: problems, figures, plots and overlays; it loads nothing from elsewhere."""
+    """Writes the check page: problems, statistics, plots and overlays, without external resources."""
     with new_file(path) as working:
         working.write_text(build_page(report), encoding="utf-8")
 
 
 def build_page(report: CheckReport) -> str:
-    """The check page as HTML text."""
+    """Returns the check page as HTML."""
     info = report.info
     facts = [f"{info.num_classes} classes"]
     facts += [f"{summary.num_images} images in {split}" for split, summary in report.splits.items()]
@@ -43,7 +43,7 @@ def build_page(report: CheckReport) -> str:
 
 
 def _list_classes(report: CheckReport) -> tuple[list[str], list[list[str]]]:
-    """The table of classes: column titles and rows."""
+    """Builds the table of classes: column titles and rows."""
     columns = ["class"]
     for split in report.splits:
         columns += [f"{split}: area %", "islands", "median area px"]
@@ -62,19 +62,19 @@ def _list_classes(report: CheckReport) -> tuple[list[str], list[list[str]]]:
 
 
 def _plot_all(report: CheckReport) -> list[tuple[str, Markup]]:
-    """Gray levels of each split, and the size of the islands of each class over all splits."""
+    """Plots the gray levels of each split, and the island sizes of each class in all splits."""
     plots = []
     for split, summary in report.splits.items():
         caption = f"gray levels, {split}"
         counts = summary.intensity.reshape(64, 4).sum(axis=1)
         plots.append((caption, _plot_histogram(caption, counts, np.linspace(0, 256, 65), "#555555")))
     for index, name in enumerate(report.info.class_names[1:], start=1):
-        areas = np.concatenate([summary.island_areas[index] for summary in report.splits.values()])
-        if len(areas):
-            diameters = np.sqrt(4 * areas / np.pi)
+        areas = [summary.island_areas[index] for summary in report.splits.values()]
+        if sum(map(len, areas)):
+            diameters = np.sqrt(4 * np.concatenate(areas) / np.pi)
             edges = np.geomspace(1, max(float(diameters.max()), 2) * 1.001, 33)
             color = "#{:02x}{:02x}{:02x}".format(*report.info.palette[index])
-            caption = f"islands of {name}: equivalent diameter in px (logarithmic), {len(areas)} islands"
+            caption = f"islands of {name}: equivalent diameter in px (logarithmic), {len(diameters)} islands"
             plots.append((caption, _plot_histogram(caption, np.histogram(diameters, edges)[0], edges, color)))
     return plots
 

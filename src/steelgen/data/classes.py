@@ -1,4 +1,4 @@
-"""How many classes a dataset has, where its masks alone do not tell."""
+"""Declared number of classes, for datasets whose masks may not show all of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from steelgen.errors import InputError
 
 
 def declare_classes(info: DatasetInfo, num_classes: int, root: Path) -> DatasetInfo:
-    """The info of a dataset that is said to have `num_classes` classes.
-
-    Without a dataset.json the classes are counted in the masks, which may lack the last ones; these are added.
+    """Sets the number of classes of a dataset without a dataset.json, whose masks may not show the last classes.
 
     Raises:
-        InputError: if it has more classes, or its dataset.json says otherwise.
+        InputError: if the masks have more classes, or dataset.json has a different number.
     """
     if info.num_classes == num_classes:
         return info

@@ -1,12 +1,14 @@
-"""Micrographs → training crops, reproducibly: crop number n is a pure function of (seed, n).
+"""Reproducible training crops: crop number n is a pure function of (seed, n).
 
-Nothing here keeps state, so the order and the crops are the same whatever the number of workers or processes, and
-training resumes in mid-epoch by counting on from the crops already used.
+There is no state, so order and crops do not depend on the number of workers or processes, and training resumes within
+an epoch from the number of the next crop.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,25 +19,21 @@ from torch.utils.data import Dataset, Sampler
 
 from steelgen.data.cache import Micrographs, decode_split, open_cached_split
 from steelgen.data.instances import compute_instance_edges
-from steelgen.data.placement import CropGeometry, Placement, Variation, sample_placement
+from steelgen.data.patches import PatchCenters, check_patch_size, select_island
+from steelgen.data.placement import CropGeometry, Placement, Variation, place_around, sample_placement
 from steelgen.errors import InputError
 
 
 def load_micrographs(root: Path, split: str, in_channels: int = 1) -> Micrographs:
-    """Every pair of a split, decoded once into a memory-mapped cache that later runs and other processes share.
-
-    Args:
-        root: a dataset folder.
-        split: train, val or test.
-        in_channels: 1 turns RGB micrographs gray (ITU-R 601 luma); 3 repeats gray ones.
+    """Loads a split from the memory-mapped cache that runs and processes share; see `open_cached_split`.
 
     Raises:
-        InputError: if the split is missing, empty or holds a pair that cannot be used.
+        InputError: if the split is missing, empty or contains an invalid pair.
     """
     try:
         return open_cached_split(root, split, in_channels)
     except OSError:
-        # A cache folder that cannot be written, as on some compute nodes: then every process decodes for itself.
+        # On compute nodes without a writable cache folder, each process decodes the split itself.
         return decode_split(root, split, in_channels)
 
 
@@ -55,53 +53,61 @@ def cut_crop(
     return placement.cut_image(image), placement.cut_mask(mask)
 
 
+@dataclass(eq=False, repr=False)
 class CropDataset(Dataset):
-    """Crop number n of an endless sequence; an epoch visits every micrograph `crops_per_micrograph` times.
+    """Endless sequence of crops; an epoch has `crops_per_micrograph` crops of each micrograph.
 
     Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
-    int64, what `randomness` gives, and where asked for `instance_edges` (S, S) bool.
+    int64, the entries of `randomness`, and optionally `instance_edges` (S, S) bool and, with `centers`, `island`
+    (S, S) float32 in [0, 1].
 
-    Args:
-        micrographs: the split.
-        geometry: size of the crops.
-        seed: with the crop's number it decides everything.
-        augment: see `sample_placement`.
-        variation: further random changes.
-        instance_edges: items tell where instances meet.
-        in_order: each pass visits the micrographs in the order of their names; else in a fresh random order.
-        randomness: what else is random of crop number n; see `Generator.randomness`.
+    Raises:
+        InputError: if a micrograph is smaller than image_size, or an epoch has fewer than `min_crops` crops.
     """
 
-    def __init__(
-        self,
-        micrographs: Micrographs,
-        geometry: CropGeometry,
-        seed: int,
-        augment: bool | str,
-        variation: Variation | None = None,
-        instance_edges: bool = False,
-        in_order: bool = False,
-        randomness: Callable[[int], dict[str, torch.Tensor]] | None = None,
-    ) -> None:
-        smallest = min(min(mask.shape) for mask in micrographs.masks)
-        if smallest < geometry.image_size:
+    micrographs: Micrographs
+    geometry: CropGeometry
+    seed: int
+    """Determines each crop together with its number."""
+    augment: bool | str
+    """See `sample_placement`."""
+    variation: Variation | None = None
+    instance_edges: bool = False
+    """Add the edges between instances to the items, if the micrographs have instances."""
+    in_order: bool = False
+    """Visit the micrographs sorted by name in each pass; otherwise in a new random order per pass."""
+    randomness: Callable[[int], dict[str, torch.Tensor]] | None = None
+    """Further random entries of crop number n; see `Generator.randomness`."""
+    min_crops: int = 1
+    """Smallest number of crops in an epoch."""
+    centers: PatchCenters | None = None
+    """Center the crops on these places, each once per pass in a new random order; None means random places."""
+    neighbors: bool = False
+    """Show the other islands of the same class in `island`, too."""
+
+    def __post_init__(self) -> None:
+        smallest = min(min(mask.shape) for mask in self.micrographs.masks)
+        if smallest < self.geometry.image_size:
             raise InputError(
-                f"{micrographs.info.name}: the smallest micrograph has an edge of {smallest} px, "
-                f"less than image_size {geometry.image_size}"
+                f"{self.micrographs.info.name}: the shortest edge of the micrographs is {smallest} px, less than "
+                f"image_size {self.geometry.image_size}"
             )
-        self.micrographs = micrographs
-        self.geometry = geometry
-        self.seed = seed
-        self.augment = augment
-        self.variation = variation
-        self.instance_edges = instance_edges and micrographs.instances is not None
-        self.in_order = in_order
-        self.randomness = randomness
-        area = float(np.mean([mask.size for mask in micrographs.masks]))
-        self.crops_per_micrograph = max(1, round(area / geometry.crop_size**2))
+        self.instance_edges = self.instance_edges and self.micrographs.instances is not None
+        if self.centers is not None:
+            check_patch_size(self.micrographs, self.geometry.crop_size)
+        self.patches = None if self.centers is None else self.centers.find(self.micrographs)
+        area = float(np.mean([mask.size for mask in self.micrographs.masks]))
+        self.crops_per_micrograph = max(1, round(area / self.geometry.crop_size**2))
+        if len(self) < self.min_crops:
+            raise InputError(
+                f"{self.micrographs.info.name}: {len(self.micrographs)} micrographs have {len(self)} crops, fewer than "
+                f"the {self.min_crops} of a batch; lower train.train_batch_size"
+            )
 
     def __len__(self) -> int:
-        """Crops in an epoch."""
+        """Number of crops in an epoch."""
+        if self.patches is not None:
+            return len(self.patches)
         return len(self.micrographs) * self.crops_per_micrograph
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
@@ -115,23 +121,41 @@ class CropDataset(Dataset):
             assert self.micrographs.instances is not None
             ids = self.place(number).cut_instances(self.micrographs.instances[self.micrograph_index(number)])
             item["instance_edges"] = torch.from_numpy(compute_instance_edges(ids))
+        if self.centers is not None and self.patches is not None:
+            patch = self.patches[self._patch_index(number)]
+            shown = select_island(patch, self.micrographs, self.centers.kind, self.neighbors)
+            item["island"] = torch.from_numpy(
+                self.place(number).cut_share(shown, mirrored=self.centers.kind == "grid" or self.neighbors)
+            )
         return item if self.randomness is None else {**item, **self.randomness(number)}
 
     def cut(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Crop number `number` (any integer ≥ 0) as uint8 image and mask."""
+        """Cuts crop number `number` (≥ 0) as uint8 image and mask."""
         index, placement = self.micrograph_index(number), self.place(number)
         return placement.cut_image(self.micrographs.images[index]), placement.cut_mask(self.micrographs.masks[index])
 
     def place(self, number: int) -> Placement:
-        """Where crop number `number` lies in its micrograph."""
+        """Returns the placement of crop number `number` in its micrograph."""
+        if self.patches is not None:
+            center = self.patches[self._patch_index(number)].center
+            rng = np.random.default_rng((self.seed, number))
+            return place_around(center, self.geometry, rng, self.augment, self.variation or Variation())
         height, width = self.micrographs.masks[self.micrograph_index(number)].shape
         rng = np.random.default_rng((self.seed, number))
         return sample_placement(height, width, self.geometry, rng, self.augment, self.variation)
 
     def micrograph_index(self, number: int) -> int:
-        """Which micrograph crop number `number` is cut from; each pass over the micrographs visits each once."""
+        """Returns the index of the micrograph of crop number `number`; each pass visits each micrograph once."""
+        if self.patches is not None:
+            return self.patches[self._patch_index(number)].micrograph
         pass_number, position = divmod(number, len(self.micrographs))
         return position if self.in_order else int(_permutation(self.seed, pass_number, len(self.micrographs))[position])
+
+    def _patch_index(self, number: int) -> int:
+        """Which patch crop number `number` is."""
+        assert self.patches is not None
+        pass_number, position = divmod(number, len(self.patches))
+        return position if self.in_order else int(_permutation(self.seed, pass_number, len(self.patches))[position])
 
 
 @lru_cache(maxsize=4)
@@ -139,35 +163,33 @@ def _permutation(seed: int, pass_number: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, pass_number, 1)).permutation(length)
 
 
+@dataclass(eq=False, repr=False)
 class CropSampler(Sampler):
-    """Batches of consecutive crop numbers for one process, endlessly, starting after `start` batches.
+    """Endless batches of consecutive crop numbers for one process, starting after `start` batches.
 
-    Micro-batch k of all processes together covers crops k·B·W to (k+1)·B·W, process r taking the r-th B of them:
-    the union of the processes' batches is what one process with the whole batch would see.
+    Micro-batch k of all W processes covers crops k·B·W to (k+1)·B·W; process r gets the r-th B of them. The union over
+    the processes equals the batch of a single process with batch size B·W.
     """
 
-    def __init__(self, batch_size: int, process_index: int = 0, num_processes: int = 1, start: int = 0) -> None:
-        self.batch_size = batch_size
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.start = start
+    batch_size: int
+    process_index: int = 0
+    num_processes: int = 1
+    start: int = 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        micro_batch = self.start
-        while True:
+        for micro_batch in itertools.count(self.start):
             first = (micro_batch * self.num_processes + self.process_index) * self.batch_size
             yield list(range(first, first + self.batch_size))
-            micro_batch += 1
 
 
 def image_to_tensor(image: NDArray[np.uint8]) -> torch.Tensor:
-    """uint8 (H, W) or (H, W, 3) → float32 (C, H, W) in [-1, 1]."""
+    """Converts uint8 (H, W) or (H, W, 3) to float32 (C, H, W) in [-1, 1]."""
     array = image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
     return torch.from_numpy(array.astype(np.float32) / 127.5 - 1)
 
 
 def tensor_to_image(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """float (C, H, W) in [-1, 1] → uint8 (H, W) for one channel, (H, W, 3) for three; values outside are clipped."""
+    """Converts float (C, H, W) in [-1, 1] to uint8 (H, W) or (H, W, 3); values outside the range are clipped."""
     array = ((tensor.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
     return array[0] if array.shape[0] == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))
 
@@ -175,7 +197,7 @@ def tensor_to_image(tensor: torch.Tensor) -> NDArray[np.uint8]:
 def cut_crops(
     micrographs: Micrographs, geometry: CropGeometry, count: int, seed: int = 0, augment: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Cuts `count` random crops, evenly over the micrographs, as arrays for evaluation.
+    """Cuts `count` random crops, evenly distributed over the micrographs, for evaluation.
 
     Returns:
         images: (count, S, S) or (count, S, S, 3) uint8; masks: (count, S, S) uint8.

@@ -1,9 +1,8 @@
-"""Micrographs that look alike, whichever way round: a leak if one is trained on and the other tested on."""
+"""Near-duplicate images under flips and rotations: a leak if they are in different splits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +14,11 @@ _MAX_BITS = 10
 _MIN_CORRELATION = 0.9
 
 
-class Duplicate(NamedTuple):
-    """Two images that look alike."""
-
-    first: int
-    second: int
-    correlation: float
-    """Of the shrunken gray levels, at the best of the 8 flips and rotations."""
-
-
 def shrink_image(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Shrinks an image to what is compared.
-
-    Args:
-        image: (H, W) or (H, W, 3) uint8.
+    """Shrinks an (H, W) or (H, W, 3) uint8 image for comparison.
 
     Returns:
-        (32, 32) float32 with mean 0 and norm 1; all zero for a plain image.
+        (32, 32) float32 with mean 0 and norm 1; all zero for a uniform image.
     """
     small = Image.fromarray(image).convert("L").resize((_EDGE, _EDGE), Image.Resampling.BILINEAR)
     gray = np.asarray(small, np.float32)
@@ -41,21 +28,24 @@ def shrink_image(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def compute_hash(shrunken: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """The perceptual hash of shrunken images (..., 32, 32): the signs of 63 low frequencies of the cosine transform."""
+    """Computes the perceptual hash of shrunken images (..., 32, 32): the signs of 63 low DCT coefficients."""
     from scipy.fft import dctn
 
     spectrum = dctn(shrunken, axes=(-2, -1))[..., :_FREQUENCIES, :_FREQUENCIES]
     return spectrum.reshape(*shrunken.shape[:-2], -1)[..., 1:] > 0
 
 
-def find_duplicates(shrunken: Sequence[NDArray[np.float32]], groups: Sequence[str]) -> list[Duplicate]:
-    """Finds pairs of images of different groups that look alike under one of the 8 flips and rotations.
+def find_duplicates(shrunken: Sequence[NDArray[np.float32]], groups: Sequence[str]) -> list[tuple[int, int, float]]:
+    """Finds near-duplicates in different groups, under any of the 8 flips and rotations.
 
-    Candidates differ in at most 10 of 63 hash bits, and are reported where their shrunken gray levels correlate by 0.9.
+    Candidates differ in at most 10 of 63 hash bits; they are reported if their gray levels correlate by at least 0.9.
 
     Args:
-        shrunken: one `shrink_image` result an image.
-        groups: the split of each image; pairs within one are not reported.
+        shrunken: result of `shrink_image` for each image.
+        groups: split of each image; pairs within a split are not reported.
+
+    Returns:
+        (first index, second index, correlation at the best flip or rotation) of each pair.
     """
     if not shrunken:
         return []
@@ -76,4 +66,4 @@ def find_duplicates(shrunken: Sequence[NDArray[np.float32]], groups: Sequence[st
                 if correlation >= _MIN_CORRELATION:
                     pair = (first, int(second))
                     found[pair] = max(found.get(pair, 0.0), correlation)
-    return [Duplicate(first, second, correlation) for (first, second), correlation in sorted(found.items())]
+    return [(first, second, correlation) for (first, second), correlation in sorted(found.items())]

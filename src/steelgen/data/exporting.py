@@ -1,4 +1,4 @@
-"""A dataset folder, or a folder of samples, → the format that another tool reads."""
+"""Export of a dataset folder or a samples folder to the formats of other tools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,16 +23,15 @@ from steelgen.data.exporters.yolo import write_yolo
 from steelgen.data.folder import (
     SPLITS,
     DatasetInfo,
-    Pair,
     find_images,
     list_pairs,
     list_samples,
     list_splits,
     load_dataset_info,
+    load_instances,
     load_metadata,
     load_pair,
 )
-from steelgen.data.instances import load_instance_ids
 from steelgen.data.rejects import load_rejects
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_folder
@@ -40,15 +39,15 @@ from steelgen.files import check_output_free, new_folder
 PROVENANCE_FILE = "provenance.csv"
 
 Report = Callable[[int, int], None]
-"""Told (done, total) as the work goes on."""
+"""Progress callback, called with (done, total)."""
 
 
 class Writer(NamedTuple):
-    """How one format is written."""
+    """Writer of one format."""
 
     write: Callable[[Path, DatasetInfo, Iterator[ExportPair]], None]
     holds_ignored: bool
-    """Whether pixels to ignore stay apart from the background."""
+    """Whether the format distinguishes ignored pixels from background."""
 
 
 WRITERS = {
@@ -66,69 +65,67 @@ WRITERS = {
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Which pairs are exported."""
+    """Selection of the pairs to export."""
 
     splits: tuple[str, ...] = ()
-    """Those of the folder that are wanted; all of them where empty."""
+    """Splits to export; empty means all."""
     added: Path | None = None
-    """A folder of samples whose pairs join the training split."""
+    """Samples folder whose pairs are added to the training split."""
     ratio: float | None = None
-    """Generated pairs for each real training pair; where None all of them."""
+    """Number of generated pairs per real training pair; None means all pairs of `added`."""
     seed: int = 0
-    """Decides which generated pairs are taken where not all are."""
+    """Determines which generated pairs are selected by `ratio`."""
 
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What was written."""
+    """Result of an export."""
 
     counts: dict[str, dict[str, int]]
     """{split: {"real": …, "generated": …}}."""
     rejected: int = 0
-    """Pairs left out since rejects.txt names them."""
+    """Number of pairs omitted because of rejects.txt."""
     lost_ignored_pixels: int = 0
-    """Pixels to ignore that the format cannot tell from background."""
+    """Number of ignored pixels that the format does not distinguish from background."""
     class_names: list[str] = field(default_factory=list)
 
 
 def export_dataset(
     kind: str, src: Path, out: Path, options: ExportOptions | None = None, report: Report | None = None
 ) -> ExportSummary:
-    """Writes the pairs of a dataset folder, or of what `steelgen sample` wrote, in the format of another tool.
+    """Exports the pairs of a dataset folder, or the samples of a samples folder as training pairs.
 
-    Samples are training pairs. Those that a rejects.txt names are left out. provenance.csv tells of every item where
-    it comes from. `out` appears when all of it is there.
+    Omits the pairs in rejects.txt. provenance.csv lists the origin of each pair. `out` is created when it is complete.
 
     Raises:
-        InputError: if the kind is unknown, a folder cannot be used or holds no masks, the classes of the two folders
-            differ, there are too few samples for the ratio, or `out` is in use.
+        InputError: if the kind is unknown, a folder is invalid or has no masks, the classes of the two folders differ,
+            there are too few samples for the ratio, or `out` is in use.
     """
     if kind not in WRITERS:
-        raise InputError(f"export kind {kind!r}: known are {', '.join(WRITERS)}")
+        raise InputError(f"export kind {kind!r}: must be one of {', '.join(WRITERS)}")
     options = options or ExportOptions()
     check_output_free(out)
-    info = load_dataset_info(src)
+    infos = {folder: load_dataset_info(folder) for folder in (src, options.added) if folder}
+    info = infos[src]
     items, rejected = collect_items(src, options.splits)
     if options.added:
-        added_info = load_dataset_info(options.added)
-        if added_info.class_names != info.class_names:
+        if (added_names := infos[options.added].class_names) != info.class_names:
             raise InputError(
-                f"{options.added}: its classes ({', '.join(added_info.class_names)}) are not those of {src} "
+                f"{options.added}: classes ({', '.join(added_names)}) differ from those of {src} "
                 f"({', '.join(info.class_names)})"
             )
         added, more = collect_items(options.added, ())
         rejected += more
         items = [*items, *_choose_added(items, added, options)]
     elif options.ratio is not None:
-        raise InputError("ratio: means nothing without a folder of samples to add")
+        raise InputError("ratio: needs a samples folder to add")
     if not info.num_classes:
-        raise InputError(f"{src}: holds images without masks; there is nothing to export")
+        raise InputError(f"{src}: has no masks; there is nothing to export")
     if kind == "nnunet":
         check_nnunet(out, info)
-    # Writers take one split after the other.
-    items = _name_apart(sorted(items, key=lambda item: SPLITS.index(item.split)))
+    # Writers expect the pairs sorted by split.
+    items = _make_names_unique(sorted(items, key=lambda item: SPLITS.index(item.split)))
     ignored = Counter[str]()
-    infos = {src: info} | ({options.added: added_info} if options.added else {})
     with new_folder(out) as working:
         WRITERS[kind].write(working, info, _load_items(items, infos, ignored, report))
         _save_provenance(working / PROVENANCE_FILE, items)
@@ -140,20 +137,20 @@ def export_dataset(
 
 
 def collect_items(root: Path, splits: tuple[str, ...]) -> tuple[list[ExportItem], int]:
-    """The pairs of a dataset folder or a folder of samples, without those that a rejects.txt names.
+    """Lists the pairs of a dataset folder or samples folder, without rejected ones.
 
     Args:
-        splits: those wanted; all where empty.
+        splits: splits to list; empty means all.
 
     Returns:
-        (the items, sorted within each split; how many were left out).
+        The items, sorted within each split; the number of rejected pairs.
 
     Raises:
-        InputError: if there are no pairs, or a split is not there.
+        InputError: if there are no pairs, or a split does not exist.
     """
     rows = load_metadata(root)
     is_samples = (root / "samples").is_dir()
-    made_here = (root / "sampling.json").is_file()
+    generated_here = (root / "sampling.json").is_file()
     present = ["train"] if is_samples else list_splits(root)
     for split in splits:
         if split not in present:
@@ -162,82 +159,61 @@ def collect_items(root: Path, splits: tuple[str, ...]) -> tuple[list[ExportItem]
     for split in splits or present:
         rejects = load_rejects(root / "samples" if is_samples else find_images(root, split))
         for pair in list_samples(root) if is_samples else list_pairs(root, split, with_rejects=True):
-            if pair.mask is None and is_samples:
-                raise InputError(f"{pair.image}: has no mask of the same name in {root / 'labels'}")
             if pair.mask is None:
-                raise InputError(f"{root}: holds images without masks; there is nothing to export")
+                missing = f"{pair.image}: has no mask of the same name in {root / 'labels'}"
+                raise InputError(missing if is_samples else f"{root}: has no masks; there is nothing to export")
             if pair.stem in rejects:
                 rejected += 1
                 continue
             row = rows.get(pair.image.relative_to(root).as_posix(), {})
-            instances = root / split / "instances" / f"{pair.stem}.png"
-            items.append(
-                ExportItem(
-                    name=pair.stem,
-                    split=split,
-                    image=pair.image,
-                    mask=pair.mask,
-                    instances=instances if instances.is_file() else None,
-                    folder=root,
-                    generated=bool(row.get("synthetic", made_here)),
-                    metadata=row,
-                )
-            )
+            items.append(ExportItem(pair.stem, split, pair, root, bool(row.get("synthetic", generated_here)), row))
     if not items:
-        raise InputError(f"{root}: no pairs are left to export")
+        raise InputError(f"{root}: has no pairs to export; all are rejected")
     return items, rejected
 
 
 def _choose_added(real: list[ExportItem], added: list[ExportItem], options: ExportOptions) -> list[ExportItem]:
-    """The generated pairs that join the training split."""
+    """Selects the generated pairs that are added to the training split."""
     if options.ratio is not None:
         wanted = round(options.ratio * sum(item.split == "train" for item in real))
         if not 0 < wanted <= len(added):
             raise InputError(
-                f"ratio {options.ratio:g}: asks for {wanted} generated pairs, {options.added} holds {len(added)}"
+                f"ratio {options.ratio:g}: needs {wanted} generated pairs, but {options.added} has {len(added)}"
             )
         chosen = np.random.default_rng(options.seed).choice(len(added), wanted, replace=False)
         added = [added[index] for index in sorted(chosen)]
     return [replace(item, split="train") for item in added]
 
 
-def _name_apart(items: list[ExportItem]) -> list[ExportItem]:
-    """Puts the split in front of stems that occur twice, and the folder where that is not enough.
-
-    Raises:
-        InputError: if names still clash.
-    """
-    for rename in (None, "{0.split}_{0.name}", "{0.folder.name}_{0.name}"):
+def _make_names_unique(items: list[ExportItem]) -> list[ExportItem]:
+    """Prefixes stems that occur twice with the split, and with the folder if that is not enough."""
+    for prefixed in ("{0.split}_{0.name}", "{0.folder.name}_{0.name}"):
         stems = Counter(item.name.casefold() for item in items)
-        if rename and stems.total() > len(stems):
-            items = [
-                replace(item, name=rename.format(item)) if stems[item.name.casefold()] > 1 else item for item in items
-            ]
+        items = [
+            replace(item, name=prefixed.format(item)) if stems[item.name.casefold()] > 1 else item for item in items
+        ]
     stems = Counter(item.name.casefold() for item in items)
-    if stems.total() > len(stems):
-        clash = next(item for item in items if stems[item.name.casefold()] > 1)
-        raise InputError(f"{clash.image}: another image would get the same name {clash.name!r}")
+    for item in items:
+        if stems[item.name.casefold()] > 1:
+            raise InputError(f"{item.pair.image}: another image would get the same name {item.name!r}")
     return items
 
 
 def _load_items(
     items: list[ExportItem], infos: dict[Path, DatasetInfo], ignored: Counter[str], report: Report | None
 ) -> Iterator[ExportPair]:
-    """Reads one pair after the other, and counts the ignored pixels of each."""
+    """Reads the pairs one at a time, and counts the ignored pixels of each."""
     for number, item in enumerate(items, start=1):
         info = infos[item.folder]
-        image, mask = load_pair(Pair(item.name, item.image, item.mask), info)
-        instances = load_instance_ids(item.instances) if item.instances else None
-        if instances is not None and instances.shape != mask.shape:
-            raise InputError(f"{item.instances}: is not of its mask's size {mask.shape[1]}x{mask.shape[0]}")
+        image, mask = load_pair(item.pair, info)
         ignored[item.name] = int((mask == info.ignore_index).sum())
-        yield ExportPair(item, image, mask, instances)
+        yield ExportPair(item, image, mask, load_instances(item.pair, mask.shape))
         if report:
             report(number, len(items))
 
 
 def _save_provenance(path: Path, items: list[ExportItem]) -> None:
-    rows: list[dict[str, Any]] = [item.provenance for item in items]
+    rows = [item.provenance for item in items]
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()

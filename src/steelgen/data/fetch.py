@@ -1,4 +1,4 @@
-"""Downloading published datasets, with resume and checksum."""
+"""Download of published datasets, with resume and checksums."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from steelgen.data.importers.sources import leaves_archive
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, hash_files, new_folder
 
@@ -26,9 +28,9 @@ class RemoteFile(NamedTuple):
 
     name: str
     path: str
-    """Below the base URL."""
+    """Path relative to the base URL."""
     size: int
-    """In bytes."""
+    """Size in bytes."""
     md5: str
 
 
@@ -52,35 +54,39 @@ def fetch_files(
     report: Callable[[int, int], None] | None = None,
     pause_s: float = 2.0,
 ) -> None:
-    """Downloads files and unpacks the zips among them; what is there already and right is left alone.
+    """Downloads files and unpacks zips; skips files that already exist with the right checksum.
 
-    A file that is not complete is NAME.part, and a second call goes on where the first broke off.
+    An incomplete file is named NAME.part, and the next call resumes it.
 
     Args:
-        report: told (bytes done, bytes in all) as the work goes on.
-        pause_s: seconds before the second attempt, doubled each time.
+        report: progress callback, called with (bytes done, total bytes).
+        pause_s: pause before the second attempt in seconds; doubled for each further attempt.
 
     Raises:
-        InputError: if a file cannot be had, or its size or checksum is not the published one.
+        InputError: if a download fails, or size or checksum differ from the published ones.
     """
     out.mkdir(parents=True, exist_ok=True)
     total, before = sum(file.size for file in files), 0
+
+    def advance(before: int, done: int) -> None:
+        if report:
+            report(before + done, total)
+
     for file in files:
         target = out / file.name
         if not (target.is_file() and hash_files(target, algorithm="md5") == file.md5):
-            _fetch(file, target, f"{base_url}/{file.path}", report, before, total, pause_s)
+            _fetch(file, target, f"{base_url}/{file.path}", partial(advance, before), pause_s)
         before += file.size
-        if report:
-            report(before, total)
+        advance(before, 0)
         if target.suffix == ".zip":
             unpack(target, out / target.stem)
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a zip into a new folder; where the folder exists, it is left as it is.
+    """Unpacks a zip into a new folder; does nothing if the folder already has files.
 
     Raises:
-        InputError: if the archive is damaged, names files outside of the folder, or holds more than 20 GB.
+        InputError: if the archive is damaged, has paths outside the folder, or more than 20 GB.
     """
     if folder.is_dir() and any(folder.iterdir()):
         return
@@ -88,59 +94,50 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as content:
             if sum(member.file_size for member in content.infolist()) > _MAX_UNPACKED:
-                raise InputError(f"{archive}: holds more than {_MAX_UNPACKED // 10**9} GB")
+                raise InputError(f"{archive}: larger than {_MAX_UNPACKED // 10**9} GB when unpacked")
             for name in content.namelist():
-                if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name:
-                    raise InputError(f"{archive}: {name!r:.120} would leave the folder")
+                if leaves_archive(name):
+                    raise InputError(f"{archive}: {name!r:.120} is outside the folder")
             with new_folder(folder) as working:
                 content.extractall(working)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{archive}: not a readable zip: {error}") from None
 
 
-def _fetch(
-    file: RemoteFile,
-    target: Path,
-    url: str,
-    report: Callable[[int, int], None] | None,
-    before: int,
-    total: int,
-    pause_s: float,
-) -> None:
+def _fetch(file: RemoteFile, target: Path, url: str, advance: Callable[[int], None], pause_s: float) -> None:
     part = target.with_name(target.name + ".part")
     reason = ""
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(pause_s * 2 ** (attempt - 1))
         try:
-            _continue(file, part, url, report, before, total)
+            _download(file, part, url, advance)
         except urllib.error.HTTPError as error:
-            reason = f"the server answers {error.code} {error.reason}"
+            reason = f"server error {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 416, 429):
                 break
             if error.code == 416:
                 part.unlink(missing_ok=True)
             continue
         except (OSError, http.client.HTTPException) as error:
-            reason = f"the connection broke off: {error or type(error).__name__}"
+            reason = f"connection lost: {error or type(error).__name__}"
             continue
         size = part.stat().st_size
         if size < file.size:
-            reason = f"the connection ended after {size:,} of {file.size:,} bytes"
+            reason = f"connection closed after {size:,} of {file.size:,} bytes"
             continue
         found = hash_files(part, algorithm="md5")
         if size == file.size and found == file.md5:
             part.replace(target)
             return
-        # What is wrong somewhere cannot be mended by going on at the end.
+        # Resuming cannot fix wrong content.
         part.unlink()
-        reason = f"{size:,} bytes with md5 {found}, but {file.size:,} with {file.md5} were published"
-    raise InputError(f"{url}: could not fetch {file.name}: {reason}")
+        reason = f"got {size:,} bytes with md5 {found}, expected {file.size:,} bytes with md5 {file.md5}"
+    raise InputError(f"{url}: cannot download {file.name}: {reason}")
 
 
-def _continue(
-    file: RemoteFile, part: Path, url: str, report: Callable[[int, int], None] | None, before: int, total: int
-) -> None:
+def _download(file: RemoteFile, part: Path, url: str, advance: Callable[[int], None]) -> None:
+    """Downloads a file, from the end of `part` if the server supports ranges."""
     have = part.stat().st_size if part.is_file() else 0
     if have >= file.size:
         return
@@ -149,9 +146,8 @@ def _continue(
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         have = have if resumed else 0
         with open(part, "ab" if resumed else "wb") as writing:
-            # One byte too many is enough to know that the file is wrong; an endless answer must not fill the disk.
+            # One extra byte shows that the file is wrong; the limit keeps an endless response from filling the disk.
             while have <= file.size and (chunk := response.read(min(_CHUNK, file.size + 1 - have))):
                 writing.write(chunk)
                 have += len(chunk)
-                if report:
-                    report(before + min(have, file.size), total)
+                advance(min(have, file.size))

@@ -1,9 +1,11 @@
-"""Reading single image files, strictly, and writing them."""
+"""Strict reading and writing of single image files."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,84 +17,74 @@ from steelgen.errors import InputError, first_line
 from steelgen.files import new_file
 
 MAX_PIXELS = 400_000_000
-"""Larger images are refused before decoding: a few bytes can claim any size."""
+"""Larger images are rejected before decoding: a file of a few bytes can claim any size."""
 
 
-def load_image(path: Path, keep_depth: bool = False, as_indices: bool = False) -> NDArray[Any]:
+def load_image(path: Path, keep_depth: bool = False) -> NDArray[Any]:
     """Reads a micrograph.
 
     Palette images and RGB images with equal channels become one channel; 16-bit images are scaled by their full range.
 
     Args:
-        keep_depth: leave 16-bit images as they are.
-        as_indices: read the indices of palette images instead of their colors.
+        keep_depth: do not scale 16-bit images.
 
     Returns:
-        (H, W) uint8 for gray images, (H, W, 3) uint8 RGB for color images; uint16 where the depth is kept.
+        (H, W) uint8 for gray images, (H, W, 3) uint8 RGB for color images; uint16 with `keep_depth`.
 
     Raises:
-        InputError: if the file is missing, truncated, too large or no image.
+        InputError: if the file is missing, truncated, too large or not an image.
     """
-    array = _decode(path, as_indices)
+    array = _decode(path)
     if array.dtype == np.uint16:
         return array if keep_depth else (array >> 8).astype(np.uint8)
-    if array.ndim == 3 and (array[..., :1] == array).all():
-        return np.ascontiguousarray(array[..., 0])
-    return array
+    return merge_equal_channels(array)
 
 
 def load_index_image(path: Path) -> NDArray[np.uint8]:
-    """Reads class indices: the indices of a palette image, or the gray levels of a single-channel one.
+    """Reads class indices, 0-255, as (H, W) uint8; see `load_integers`."""
+    return load_integers(path, 255).astype(np.uint8)
+
+
+def find_mask_values(paths: Iterable[Path]) -> NDArray[np.intp]:
+    """Reads masks by `load_index_image` and returns the values (0-255) that occur in any of them, sorted."""
+    occurs = np.zeros(256, bool)
+    for path in paths:
+        occurs[np.unique(load_index_image(path))] = True
+    return np.flatnonzero(occurs)
+
+
+def load_integers(path: Path, highest: int | None = None) -> NDArray[np.integer[Any]]:
+    """Reads a label image: palette indices, or gray levels of any depth; the first page of a TIFF.
+
+    Args:
+        highest: largest value allowed, with 0 as the smallest.
 
     Returns:
-        (H, W) uint8.
+        (H, W), with the dtype of the file.
 
     Raises:
-        InputError: if the file is missing, truncated, too large, no image, or has color channels that differ.
-    """
-    array = load_whole_numbers(path)
-    if array.size and not 0 <= array.min() <= array.max() <= 255:
-        value = array.max() if array.max() > 255 else array.min()
-        raise InputError(f"{path}: mask index {value} does not fit 8 bits")
-    return array.astype(np.uint8)
-
-
-def load_whole_numbers(path: Path) -> NDArray[np.integer[Any]]:
-    """Reads an image of labels: palette indices, or gray levels of any depth; of a TIFF the first page.
-
-    Returns:
-        (H, W), of the type in the file.
-
-    Raises:
-        InputError: if the file is missing, truncated, too large, no image, or has channels that differ.
+        InputError: if the file is missing, truncated, too large or not an image, its channels differ, or a value is out
+            of range.
     """
     array = _load_deep_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else None
-    if array is None:
-        array = _decode(path, as_indices=True)
-    if array.ndim == 3 and (array[..., :1] == array).all():
-        return np.ascontiguousarray(array[..., 0])
+    array = merge_equal_channels(_decode(path, as_indices=True) if array is None else array)
     if array.ndim == 3:
-        raise InputError(f"{path}: a mask must have one channel of class indices, not RGB colors")
+        raise InputError(f"{path}: a mask needs one channel of class indices, not RGB colors")
+    if highest is not None and array.size and not 0 <= array.min() <= array.max() <= highest:
+        value = array.max() if array.max() > highest else array.min()
+        raise InputError(f"{path}: value {value} is not from 0 to {highest}")
     return array
 
 
 def load_rgba(path: Path) -> NDArray[np.uint8]:
-    """Reads the colors of an image as (H, W, 4) uint8 RGBA.
-
-    Raises:
-        InputError: see `load_image`.
-    """
+    """Reads an image as (H, W, 4) uint8 RGBA; raises errors as `load_image`."""
     return _decode(path, mode="RGBA")
 
 
 def is_colored(path: Path) -> bool:
-    """Whether an image has color channels that differ, or an opacity.
-
-    Raises:
-        InputError: see `load_image`.
-    """
+    """Whether an image has color channels that differ, or transparent pixels; raises errors as `load_image`."""
     try:
-        load_whole_numbers(path)
+        load_integers(path)
     except InputError as error:
         try:
             rgba = load_rgba(path)
@@ -103,40 +95,60 @@ def is_colored(path: Path) -> bool:
 
 
 def load_image_size(path: Path) -> tuple[int, int]:
-    """The (height, width) that an image's header states; the pixels are not read.
+    """Reads (height, width) from an image's header, without decoding the pixels.
 
     Raises:
-        InputError: if the file is missing or no image.
+        InputError: if the file is missing or not an image.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return image.height, image.width
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise InputError(f"{path}: not a readable image: {first_line(error)}") from None
+    with decoder_errors(path), Image.open(path) as image:
+        return image.height, image.width
 
 
 def save_image(path: Path, image: NDArray[np.uint8]) -> None:
-    """Writes an (H, W) or (H, W, 3) uint8 image, whole or not at all; the path's ending says in which format."""
+    """Writes an (H, W) or (H, W, 3) uint8 image atomically, in the format of the path's suffix."""
     with new_file(path) as working:
         Image.fromarray(image).save(working)
 
 
 def save_micrograph(path: Path, image: NDArray[np.uint8]) -> None:
-    """Writes an (H, W) or (H, W, 3) image as PNG into a folder that is made where it is missing.
-
-    Not all at once: for folders that themselves appear when they are whole.
-    """
+    """Writes an (H, W) or (H, W, 3) image as PNG, creating its folder; not atomic, for use within `new_folder`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Gray levels of micrographs are mostly noise: stronger compression takes five times as long for 3 %.
+    # Gray levels of micrographs are mostly noise: stronger compression takes five times as long and saves 3 %.
     Image.fromarray(np.ascontiguousarray(image)).save(path, compress_level=2)
 
 
+def to_channels(image: NDArray[np.uint8], in_channels: int) -> NDArray[np.uint8]:
+    """Converts an (H, W) or (H, W, 3) uint8 image to 1 channel (H, W), by ITU-R 601 luma, or to 3 (H, W, 3)."""
+    if in_channels == 1:
+        return np.asarray(Image.fromarray(image).convert("L")) if image.ndim == 3 else image
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+
+
+def merge_equal_channels(array: NDArray[Any]) -> NDArray[Any]:
+    """Reduces (H, W, C) with equal channels to (H, W); returns any other image unchanged."""
+    if array.ndim == 3 and (array[..., :1] == array).all():
+        return np.ascontiguousarray(array[..., 0])
+    return array
+
+
+@contextmanager
+def decoder_errors(where: object, kind: str = "image") -> Iterator[None]:
+    """Converts the exceptions of a decoder, which may be of any type on damaged files, to `InputError`."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns about sizes, which are checked here, and about tags that are not used.
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except Exception as error:
+        raise InputError(f"{where}: not a readable {kind}: {first_line(error)}") from None
+
+
 def _load_deep_tiff(path: Path) -> NDArray[np.integer[Any]] | None:
-    """The first page of a TIFF of whole numbers that Pillow does not read, such as napari's 32 and 64 bit labels."""
+    """Reads the first page of an integer TIFF that Pillow does not support, such as napari's 32 and 64 bit labels."""
     import tifffile
 
     try:
@@ -149,47 +161,32 @@ def _load_deep_tiff(path: Path) -> NDArray[np.integer[Any]] | None:
             array = page.asarray().squeeze()
     except InputError:
         raise
-    except Exception:  # Pillow says what is wrong with it
+    except Exception:  # Pillow reports what is wrong with the file
         return None
     if array.ndim != 2:
-        raise InputError(f"{path}: labels of shape {array.shape} are no 2D image")
+        raise InputError(f"{path}: labels of shape {array.shape} are not a 2D image")
     return array
 
 
 def _decode(path: Path, as_indices: bool = False, mode: str | None = None) -> NDArray:
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of sizes, which are checked here, and of tags that nobody reads.
-            warnings.simplefilter("ignore")
-            _verify_checksums(path)
-            with Image.open(path) as opened:
-                image: Image.Image = opened
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise InputError(f"{path}: {width}x{height} pixels exceed the limit of {MAX_PIXELS:,}")
-                if mode is not None:
-                    return np.asarray(image.convert(mode))
-                if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-                    return _to_uint16(np.asarray(image), path)
-                if image.mode == "1" and as_indices:
-                    return np.asarray(image).astype(np.uint8)
-                if image.mode == "1" or (image.mode == "P" and not as_indices) or image.mode == "LA":
-                    image = image.convert("RGB" if image.mode == "P" else "L")
-                elif image.mode == "F":
-                    raise InputError(f"{path}: floating-point gray levels have no known range")
-                elif image.mode not in ("L", "P", "RGB"):
-                    image = image.convert("RGB")
-                return np.asarray(image)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise InputError(f"{path}: not a readable image: {first_line(error)}") from None
+    with decoder_errors(path):
+        _verify_checksums(path)
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InputError(f"{path}: {width}x{height} pixels exceed the limit of {MAX_PIXELS:,}")
+            if mode is None and image.mode in ("I;16", "I;16B", "I;16L", "I"):
+                return _to_uint16(np.asarray(image), path)
+            if mode is None and image.mode == "1" and as_indices:
+                return np.asarray(image).astype(np.uint8)
+            if mode is None and image.mode == "F":
+                raise InputError(f"{path}: floating-point gray levels have no known range")
+            modes = {"L": "L", "LA": "L", "1": "L", "P": "P" if as_indices else "RGB"}
+            return np.asarray(image.convert(mode or modes.get(image.mode, "RGB")))
 
 
 def _verify_checksums(path: Path) -> None:
-    """Raises where a PNG's checksums are wrong: Pillow's decoder shows some damaged pixels without a word."""
+    """Raises if a PNG's checksums are wrong: Pillow's decoder accepts some damaged pixels."""
     with Image.open(path) as image:
         if image.format == "PNG":
             image.verify()
@@ -199,10 +196,3 @@ def _to_uint16(array: NDArray, path: Path) -> NDArray[np.uint16]:
     if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
         raise InputError(f"{path}: gray levels outside 0..65535")
     return array.astype(np.uint16)
-
-
-def to_channels(image: NDArray[np.uint8], in_channels: int) -> NDArray[np.uint8]:
-    """Makes a (H, W) or (H, W, 3) uint8 image have 1 (H, W) or 3 (H, W, 3) channels; gray is ITU-R 601 luma."""
-    if in_channels == 1:
-        return np.asarray(Image.fromarray(image).convert("L")) if image.ndim == 3 else image
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image

@@ -1,4 +1,4 @@
-"""Annotated micrographs of any kind → a dataset folder."""
+"""Import of annotated micrographs of any kind as a dataset folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet
-from steelgen.data.compose import Agreement, Overlap, compose_mask, merge_masks
+from steelgen.data.compose import Agreement, Overlap, compose_mask, load_mask_file, merge_masks
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask, save_metadata
 from steelgen.data.images import save_micrograph
 from steelgen.data.importers.coco import read_coco
@@ -26,12 +26,12 @@ from steelgen.data.importers.nnunet import read_nnunet
 from steelgen.data.importers.options import ReadOptions
 from steelgen.data.importers.rle_csv import read_rle_csv
 from steelgen.data.importers.roi import read_roi
+from steelgen.data.importers.sources import error_location
 from steelgen.data.importers.trees import read_trees
 from steelgen.data.importers.via import read_via
 from steelgen.data.importers.voc import read_voc
 from steelgen.data.importers.yolo import read_yolo
 from steelgen.data.instances import load_instance_ids, save_instances
-from steelgen.data.mask_files import load_mask_file
 from steelgen.data.micrograph import MAX_BAR_SHARE, ImageOptions, Micrograph, load_micrograph
 from steelgen.data.pool import map_on_cores
 from steelgen.data.splits import assign_splits
@@ -39,15 +39,15 @@ from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_folder
 
 Report = Callable[[int, int], None]
-"""Told (done, total) as the work goes on."""
+"""Progress callback, called with (done, total)."""
 
 
 class Reader(NamedTuple):
-    """How one kind of annotation is read."""
+    """Reader of one annotation kind."""
 
     read: Callable[[Path, ReadOptions], AnnotatedSet]
     uses: tuple[str, ...]
-    """The fields of ReadOptions that mean something for it."""
+    """Fields of ReadOptions that apply to it."""
 
 
 READERS = {
@@ -70,14 +70,14 @@ READERS = {
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How annotations are drawn and which split they go to."""
+    """Rasterization, splits and image conversion."""
 
     overlap: Overlap = "later"
     agreement: Agreement = "majority"
     fractions: dict[str, float] | None = None
-    """Share of each split; where None the source's own splits, or 70/15/15 % where it has none."""
+    """Share of each split; None means the source's own splits, or 70/15/15 % if it has none."""
     split_by: str = "parent"
-    """Images with the same value stay together: `parent`, or a metadata column such as `type`."""
+    """Key of images that stay in the same split: `parent`, or a metadata column such as `type`."""
     seed: int = 0
     images: ImageOptions = field(default_factory=ImageOptions)
 
@@ -90,18 +90,17 @@ def import_dataset(
     write: WriteOptions | None = None,
     report: Report | None = None,
 ) -> DatasetInfo:
-    """Reads annotated micrographs of a kind and writes them as a dataset folder.
+    """Reads annotated micrographs of one kind and writes a dataset folder.
 
     Raises:
-        InputError: if the kind is unknown, an option means nothing for it, the source cannot be used, or `out` is in
-            use.
+        InputError: if the kind is unknown, an option does not apply to it, the source is invalid, or `out` is in use.
     """
     if kind not in READERS:
-        raise InputError(f"import kind {kind!r}: known are {', '.join(READERS)}")
+        raise InputError(f"import kind {kind!r}: must be one of {', '.join(READERS)}")
     read = read or ReadOptions()
     for option in fields(ReadOptions):
         if option.name not in READERS[kind].uses and getattr(read, option.name) != option.default:
-            raise InputError(f"--{option.name.replace('_', '-')}: means nothing for {kind}")
+            raise InputError(f"--{option.name.replace('_', '-')}: does not apply to {kind}")
     check_output_free(out)
     return write_dataset(READERS[kind].read(src, read), out, write, report)
 
@@ -109,31 +108,30 @@ def import_dataset(
 def write_dataset(
     annotated: AnnotatedSet, out: Path, options: WriteOptions | None = None, report: Report | None = None
 ) -> DatasetInfo:
-    """Draws the masks and writes the dataset folder, one image after the other; `out` appears when all of it is there.
+    """Rasterizes the annotations and writes a dataset folder; `out` is created when it is complete.
 
     Returns:
-        the content of dataset.json.
+        Content of dataset.json.
 
     Raises:
-        InputError: if an image cannot be used, two images would get the same name, a split would be empty, or
-            `out` is in use.
+        InputError: if an image is invalid, two images would get the same name, a split would be empty, or `out` is in
+            use.
     """
     options = options or WriteOptions()
     splits = choose_splits(annotated.images, options)
     _check_names(annotated.images, splits)
     info = annotated.info
-    pixel_sizes = set()
     rows = []
     with new_folder(out) as working:
         for split in dict.fromkeys(splits):
             (working / split / "images").mkdir(parents=True)
             (working / split / "masks").mkdir()
         tasks = list(zip(annotated.images, splits, strict=True))
-        for number, row in enumerate(map_on_cores(partial(_write_image, working, info, options), tasks)):
-            pixel_sizes.add(row.get("pixel_size_um"))
+        for row in map_on_cores(partial(_write_image, working, info, options), tasks):
             rows.append(row)
             if report:
-                report(number + 1, len(splits))
+                report(len(rows), len(tasks))
+        pixel_sizes = {row.get("pixel_size_um") for row in rows}
         if len(pixel_sizes) == 1:
             info = info.model_copy(update={"pixel_size_um": pixel_sizes.pop()})
         save_metadata(working, rows)
@@ -142,17 +140,17 @@ def write_dataset(
 
 
 def choose_splits(images: list[AnnotatedImage], options: WriteOptions) -> list[str]:
-    """The split of each image: by the fractions asked for, else the source's own, else 70/15/15 %.
+    """Returns the split of each image: by `fractions` if given, else the source's own, else 70/15/15 %.
 
     Raises:
-        InputError: if a split would be empty, or an image lacks the column to split by.
+        InputError: if a split would be empty, or an image has no value for `split_by`.
     """
-    suggested = [image.split for image in images if image.split is not None]
-    if options.fractions is None and len(suggested) == len(images):
-        return suggested
-    if options.fractions is None and suggested:
+    own = [image.split for image in images if image.split is not None]
+    if options.fractions is None and len(own) == len(images):
+        return own
+    if options.fractions is None and own:
         stray = next(image for image in images if image.split is None)
-        raise InputError(f"{stray.path}: is in none of the source's splits; ask for new ones with --split")
+        raise InputError(f"{stray.path}: is in none of the source's splits; use --split to create new ones")
     groups = []
     for image in images:
         value = image.parent if options.split_by == "parent" else image.metadata.get(options.split_by)
@@ -167,7 +165,7 @@ def _check_names(images: list[AnnotatedImage], splits: list[str]) -> None:
     taken: dict[tuple[str, str], Path] = {}
     for image, split in zip(images, splits, strict=True):
         if not image.stem or image.stem.startswith(".") or not image.stem.isprintable():
-            raise InputError(f"{image.path}: {image.stem!r} cannot be the name of an image in a dataset folder")
+            raise InputError(f"{image.path}: {image.stem!r} is not a valid name of an image in a dataset folder")
         other = taken.setdefault((split, image.stem.casefold()), image.path)
         if other is not image.path:
             raise InputError(f"{image.path}: {other} would get the same name in {split}")
@@ -179,21 +177,18 @@ def _write_image(
     image, split = task
     micrograph = load_micrograph(image.path, options.images)
     height, width = micrograph.full_height, micrograph.image.shape[1]
-    if image.size not in (None, (height, width)):
-        stated = f"{image.size[1]}x{image.size[0]}" if image.size else ""
+    if image.size and image.size != (height, width):
+        stated = f"{image.size[1]}x{image.size[0]}"
         raise InputError(f"{image.path}: is {width}x{height}, but its annotations are for {stated}")
-    try:
-        mask, instances = _draw(image, micrograph, info, options)
-    except InputError as error:
-        raise InputError(f"{image.path}: {error}") from None
-    # Masks may lack the data bar of their image.
+    with error_location(image.path):
+        mask, instances = _build_mask(image, micrograph, info, options)
+    # The mask may not include the data bar of the image.
     rows = min(micrograph.image.shape[0], mask.shape[0])
-    kept = slice(0, rows)
     file_name = f"{split}/images/{image.stem}.png"
-    save_micrograph(root / file_name, micrograph.image[kept])
-    save_mask(root / split / "masks" / f"{image.stem}.png", mask[kept], info.palette)
+    save_micrograph(root / file_name, micrograph.image[:rows])
+    save_mask(root / split / "masks" / f"{image.stem}.png", mask[:rows], info.palette)
     if instances is not None:
-        save_instances(root / split / "instances" / f"{image.stem}.png", instances[kept])
+        save_instances(root / split / "instances" / f"{image.stem}.png", instances[:rows])
     row: dict[str, Any] = {"file_name": file_name, "parent": image.parent, "source": image.path.name}
     if micrograph.pixel_size_um:
         row["pixel_size_um"] = micrograph.pixel_size_um
@@ -206,28 +201,29 @@ def _write_image(
     return {**image.metadata, **row}
 
 
-def _draw(
+def _build_mask(
     image: AnnotatedImage, micrograph: Micrograph, info: DatasetInfo, options: WriteOptions
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
-    """The mask of a whole image, or, where it is a file without the data bar, of what is above; its instance map too,
-    where one annotator drew objects."""
+    """Builds the mask of a whole image, or of the part above the data bar if the mask file is that small; and the
+    instance map if there is one annotator with objects."""
     height, width = micrograph.full_height, micrograph.image.shape[1]
+    instances: NDArray[np.uint16] | None = None
     if image.masks:
         masks = [load_mask_file(mask, micrograph, info) for mask in image.masks]
         for mask, source in zip(masks, image.masks, strict=True):
-            lacks_bar = mask.shape == (masks[0].shape[0], width) and _is_bar(
+            without_bar = mask.shape == (masks[0].shape[0], width) and _is_bar(
                 height - mask.shape[0], height, options.images.data_bar
             )
-            if mask.shape != (height, width) and not lacks_bar:
+            if mask.shape != (height, width) and not without_bar:
                 raise InputError(f"is {width}x{height}, but its mask {source.path} is {mask.shape[1]}x{mask.shape[0]}")
-        first = image.masks[0].instances
-        instances = load_instance_ids(first) if first and len(masks) == 1 else None
-        if instances is not None and instances.shape != masks[0].shape:
-            raise InputError(f"is {width}x{height}, but {first} is {instances.shape[1]}x{instances.shape[0]}")
-        if instances is not None:
+        path = image.masks[0].instances
+        if path and len(masks) == 1:
+            instances = load_instance_ids(path)
+            if instances.shape != masks[0].shape:
+                raise InputError(f"is {width}x{height}, but {path} is {instances.shape[1]}x{instances.shape[0]}")
             instances[masks[0] == info.ignore_index] = 0
     else:
-        drawn = [
+        composed = [
             compose_mask(
                 [annotation for annotation in image.annotations if annotation.annotator == annotator],
                 height,
@@ -237,13 +233,13 @@ def _draw(
             )
             for annotator in image.annotators
         ]
-        masks = [mask for mask, _ in drawn]
-        instances = drawn[0][1] if len(drawn) == 1 else None
+        masks = [mask for mask, _ in composed]
+        instances = composed[0][1]
     if len(masks) == 1:
         return masks[0], instances
     return merge_masks(masks, options.agreement, info.ignore_index), None
 
 
 def _is_bar(rows: int, height: int, data_bar: Literal["auto", "none"] | int) -> bool:
-    """Whether `rows` that a mask lacks at the bottom can be the data bar of its image."""
+    """Whether the rows that are missing at the bottom of a mask can be the data bar of its image."""
     return 0 < rows <= MAX_BAR_SHARE * height if data_bar == "auto" else rows == data_bar

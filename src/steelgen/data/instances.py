@@ -1,6 +1,6 @@
-"""Instance maps: which object each pixel belongs to, so that touching ones can be told apart.
+"""Instance maps: the annotated object at each pixel, which keeps touching objects of a class apart.
 
-In a dataset folder they are 16-bit PNGs in SPLIT/instances/, 0 where there is no object.
+In a dataset folder they are 16-bit PNGs in SPLIT/instances/; 0 means no object.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from steelgen.data.images import load_whole_numbers
-from steelgen.errors import InputError
+from steelgen.data.images import load_integers
 from steelgen.files import new_file
 
-MAX_INSTANCE_ID = 65535
+MAX_INSTANCES = 65535
+"""Largest id in an instance map."""
 
 
 def load_instance_ids(path: Path) -> NDArray[np.uint16]:
@@ -24,11 +24,7 @@ def load_instance_ids(path: Path) -> NDArray[np.uint16]:
     Raises:
         InputError: if the file is unreadable or in color, or an id does not fit 16 bits.
     """
-    ids = load_whole_numbers(path)
-    if ids.size and not 0 <= ids.min() <= ids.max() <= MAX_INSTANCE_ID:
-        value = ids.max() if ids.max() > MAX_INSTANCE_ID else ids.min()
-        raise InputError(f"{path}: the id {value} is not from 0 to {MAX_INSTANCE_ID}")
-    return ids.astype(np.uint16)
+    return load_integers(path, MAX_INSTANCES).astype(np.uint16)
 
 
 def save_instances(path: Path, instances: NDArray[np.uint16]) -> None:
@@ -38,10 +34,10 @@ def save_instances(path: Path, instances: NDArray[np.uint16]) -> None:
 
 
 def compute_instance_edges(instances: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """The pixels with a neighbor (left, right, above, below) of another id, as an (H, W) boolean mask.
+    """Marks the pixels with a neighbor (left, right, above, below) of another id, as an (H, W) boolean mask.
 
-    Both sides of a border are marked; the image's own border is none. This is the plane that ISDM, and pix2pixHD before
-    it, append to the one-hot mask.
+    Both sides of an edge are marked; the image border is not an edge. ISDM, and pix2pixHD before it, append this plane
+    to the one-hot mask.
     """
     edges = np.zeros(instances.shape, bool)
     across = instances[:, 1:] != instances[:, :-1]

@@ -1,7 +1,7 @@
-"""Islands of a class: pixels that touch along edges or at corners, and their figures by sums over all at once.
+"""Islands: 8-connected regions of a class, and their shape figures.
 
-Corners count (8 neighbors), as where image analyzers count the features of a phase (ASTM E1245) and where ISDM counts
-objects: a thin film that runs diagonally stays one island, and the matrix around islands is what touches along edges.
+Pixels that touch at corners are connected, as in feature counts of image analyzers (ASTM E1245) and in ISDM: a thin
+diagonal film is one island.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Island(NamedTuple):
     """An island in a mask."""
 
     label: int
-    """Its class."""
+    """Class index."""
     window: tuple[slice, slice]
     """Rows and columns of its bounding box."""
     footprint: NDArray[np.bool_]
@@ -28,41 +28,41 @@ class Island(NamedTuple):
 
 @dataclass(frozen=True)
 class IslandFigures:
-    """The islands of one class in one image, one row each; lengths in px."""
+    """Shape figures of the K islands of one class in one image, in px."""
 
     labels: NDArray[np.int32]
     """(H, W): row + 1 of each island, 0 outside."""
     area: NDArray[np.float64]
     boxes: NDArray[np.int64]
-    """(K, 4) first row and column, and those after the last."""
+    """(K, 4) first row and column, last row and column + 1."""
     centers: NDArray[np.float64]
     """(K, 2) y, x."""
     aspect_ratio: NDArray[np.float64]
-    """Length over width of the ellipse with the same second moments, a pixel being a unit square."""
+    """Length / width of the ellipse with the same second moments, with pixels as unit squares."""
     angle: NDArray[np.float64]
-    """Of the long axis, radians from the x axis towards y."""
+    """Angle of the long axis, in radians from the x axis towards y."""
 
     @property
     def whole(self) -> NDArray[np.bool_]:
-        """(K,) which of them the border does not cut."""
+        """(K,) whether the image border does not cut the island."""
         inside = np.concatenate([self.boxes[:, :2] > 0, self.boxes[:, 2:] < self.labels.shape], axis=1)
         return np.all(inside, axis=1)
 
 
 def label_islands(phase: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
-    """The number of the island that each pixel of a phase (H, W) lies in, from 1 on, 0 outside; and how many."""
+    """Labels the islands of an (H, W) phase: (H, W) with 1 … K, 0 outside; and K."""
     from scipy import ndimage
 
     return ndimage.label(phase, np.ones((3, 3)))
 
 
 def compute_island_areas(phase: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Pixels of each island of a phase (H, W)."""
+    """Computes the area in px of each island of an (H, W) phase."""
     return np.bincount(label_islands(phase)[0].ravel())[1:]
 
 
 def find_islands(mask: NDArray[np.uint8], label: int) -> Iterator[Island]:
-    """The islands of one class in a mask (H, W)."""
+    """Yields the islands of one class in an (H, W) mask."""
     from scipy import ndimage
 
     labels, _ = label_islands(mask == label)
@@ -72,7 +72,7 @@ def find_islands(mask: NDArray[np.uint8], label: int) -> Iterator[Island]:
 
 
 def measure_islands(phase: NDArray[np.bool_]) -> IslandFigures:
-    """Measures all islands of a phase (H, W)."""
+    """Measures all islands of an (H, W) phase."""
     from scipy import ndimage
 
     labels, count = label_islands(phase)
@@ -84,7 +84,7 @@ def measure_islands(phase: NDArray[np.bool_]) -> IslandFigures:
         return np.bincount(rows, values, minlength=count) / area
 
     center_y, center_x = mean(y), mean(x)
-    # 1/12 is a unit square's own second moment.
+    # 1/12 is the second moment of a unit square.
     yy, xx = mean(y**2) - center_y**2 + 1 / 12, mean(x**2) - center_x**2 + 1 / 12
     xy = mean(x * y) - center_x * center_y
     middle, spread = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)

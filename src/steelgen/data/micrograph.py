@@ -1,4 +1,4 @@
-"""Micrographs as microscopes write them: 8 or 16 bit, several pages, SEM tags, a data bar at the bottom."""
+"""Micrographs as microscopes write them: bit depths, TIFF pages, SEM tags and data bars."""
 
 from __future__ import annotations
 
@@ -11,71 +11,54 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.data.images import MAX_PIXELS, load_image
-from steelgen.errors import InputError, first_line
+from steelgen.data.images import MAX_PIXELS, decoder_errors, load_image, merge_equal_channels
+from steelgen.errors import InputError
 
 MAX_BAR_SHARE = 0.3
-"""Of the height of an image; data bars are lower."""
-DeepScaling = Literal["percentiles", "full"]
-
-
-_MICROMETERS = {
-    "pm": 1e-6,
-    "nm": 1e-3,
-    "µm": 1.0,
-    "um": 1.0,
-    "micron": 1.0,
-    "microns": 1.0,
-    "mm": 1e3,
-    "cm": 1e4,
-    "m": 1e6,
-}
+"""Largest height of a data bar, as a share of the image height."""
+_MICROMETERS = {"pm": 1e-6, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_MICROMETERS |= dict.fromkeys(("µm", "um", "micron", "microns"), 1.0)
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How micrographs become 8-bit images."""
+    """Options for converting micrographs to 8-bit images."""
 
-    deep_scaling: DeepScaling = "percentiles"
-    """Images of more than 8 bit: the range between two percentiles, or that of the number type, becomes 0-255."""
+    deep_scaling: Literal["percentiles", "full"] = "percentiles"
+    """Range that is scaled to 0-255 in images of more than 8 bit: between two percentiles, or that of the data type."""
     percentiles: tuple[float, float] = (0.1, 99.9)
-    """The two percentiles, of each image."""
+    """Lower and upper percentile of each image."""
     page: int = 0
-    """Page of a multi-page TIFF, counted from 0."""
+    """Page of a multi-page TIFF, 0-based."""
     data_bar: Literal["auto", "none"] | int = "auto"
-    """The bar with scale and settings below the micrograph: found and cropped, left, or cropped by this many rows."""
+    """Data bar with scale and settings at the bottom: detect and crop it, keep it, or the number of rows to crop."""
     pixel_size_um: float | None = None
-    """Edge length of a pixel in µm; where None, what the file's SEM tags say."""
+    """Edge length of a pixel in µm; None means by the SEM tags of the file."""
 
 
 @dataclass(frozen=True)
 class Micrograph:
-    """A micrograph ready for a dataset folder."""
+    """A converted micrograph."""
 
     image: NDArray[np.uint8]
-    """(H, W) or (H, W, 3), without its data bar."""
+    """(H, W) or (H, W, 3), without the data bar."""
     full_height: int
-    """Rows in the file, data bar included."""
+    """Rows in the file, including the data bar."""
     pixel_size_um: float | None
-
-    @property
-    def data_bar_height(self) -> int:
-        """Rows that were cropped at the bottom."""
-        return self.full_height - self.image.shape[0]
 
 
 def load_micrograph(path: Path, options: ImageOptions | None = None) -> Micrograph:
-    """Reads a micrograph, PNG, JPEG, BMP or TIFF; palette images and RGB with equal channels become one channel.
+    """Reads a PNG, JPEG, BMP or TIFF micrograph; palette images and RGB with equal channels become one channel.
 
     Raises:
-        InputError: if the file is no readable image, has no such page, or the data bar would leave nothing.
+        InputError: if the file is not a readable image, the page does not exist, or the data bar is the whole image.
     """
     options = options or ImageOptions()
     pixel_size, scanned_rows = None, None
     if path.suffix.lower() in (".tif", ".tiff"):
         array, pixel_size, scanned_rows = _load_tiff(path, options.page)
     elif options.page:
-        raise InputError(f"{path}: has one page, not a page {options.page}")
+        raise InputError(f"{path}: no page {options.page}; the file has one page")
     else:
         array = load_image(path, keep_depth=True)
     image = scale_to_8_bit(array, options, path)
@@ -85,28 +68,24 @@ def load_micrograph(path: Path, options: ImageOptions | None = None) -> Microgra
     else:
         bar = 0 if options.data_bar == "none" else options.data_bar
     if not 0 <= bar < height:
-        raise InputError(f"{path}: a data bar of {bar} rows leaves nothing of {height}")
+        raise InputError(f"{path}: a data bar of {bar} rows leaves no image; the file has {height} rows")
     return Micrograph(np.ascontiguousarray(image[: height - bar]), height, options.pixel_size_um or pixel_size)
 
 
 def scale_to_8_bit(array: NDArray[Any], options: ImageOptions, path: Path) -> NDArray[np.uint8]:
-    """Scales gray levels of any depth to 0-255.
-
-    Args:
-        array: (H, W) or (H, W, 3), whole or floating-point numbers.
-        path: named in errors.
+    """Scales an (H, W) or (H, W, 3) integer or floating-point image to uint8.
 
     Raises:
-        InputError: if a level is not finite, or floating-point levels are to be scaled by their "full" range.
+        InputError: names `path`; if a value is not finite, or `deep_scaling` is "full" for floating-point values.
     """
     if array.dtype == np.uint8:
         return array
     if not np.isfinite(array).all():
-        raise InputError(f"{path}: holds gray levels that are not finite numbers")
+        raise InputError(f"{path}: contains gray levels that are not finite")
     if options.deep_scaling == "percentiles":
         low, high = np.percentile(array, options.percentiles)
     elif array.dtype.kind == "f":
-        raise InputError(f"{path}: floating-point gray levels have no full range; scale them by percentiles")
+        raise InputError(f"{path}: floating-point gray levels have no full range; use percentiles")
     else:
         low, high = np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
     scaled = (array.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
@@ -114,16 +93,16 @@ def scale_to_8_bit(array: NDArray[Any], options: ImageOptions, path: Path) -> ND
 
 
 def find_data_bar(image: NDArray[np.uint8]) -> int:
-    """The height in rows of the data bar at the bottom of a micrograph; 0 where there is none.
+    """Detects the data bar at the bottom of a micrograph and returns its height in rows; 0 without a bar.
 
-    A bar is up to 30 % of the height, and most of each of its rows is one plain gray, which is rare right above it.
+    A bar is at most 30 % of the height; its rows are mostly one uniform gray, which is rare right above the bar.
     """
     gray = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
     height = gray.shape[0]
     lowest = gray[-max(height // 50, 4) :]
     plain = np.bincount(lowest.ravel(), minlength=256).argmax()
     share = (np.abs(gray.astype(np.int16) - plain) <= 2).mean(axis=1)
-    # Lines of text and a frame may fill a few rows of a bar, so nine in ten rows need to be plain.
+    # Text and a frame may fill a few rows of a bar, so 90 % of its rows must be uniform.
     plain_rows = np.cumsum(share[::-1] >= 0.4) / np.arange(1, height + 1)
     highest = int(MAX_BAR_SHARE * height)
     candidates = np.flatnonzero((plain_rows[:highest] >= 0.9) & (share[::-1][:highest] >= 0.4))
@@ -131,47 +110,37 @@ def find_data_bar(image: NDArray[np.uint8]) -> int:
         return 0
     top = height - bar
     above = share[max(top - bar, 0) : top]
-    # A bar begins with a straight edge; a dark rim of the specimen or its mounting rises and falls.
+    # A bar has a straight upper edge; a dark rim of the specimen or its mounting does not.
     is_sharp = share[top : top + 4].max() >= 0.9 and share[max(top - 4, 0) : top].max() < 0.3
     return bar if is_sharp and np.percentile(above, 90) < 0.3 else 0
 
 
 def _load_tiff(path: Path, page: int) -> tuple[NDArray[Any], float | None, int | None]:
-    """Pixels, pixel size in µm and the scanned rows (without data bar) where the tags tell."""
+    """Reads the pixels and, from the tags, the pixel size in µm and the scanned rows (without data bar)."""
     import tifffile
 
-    try:
-        with tifffile.TiffFile(path) as file:
-            if not 0 <= page < len(file.pages):
-                raise InputError(f"{path}: has {len(file.pages)} pages, counted from 0, not a page {page}")
-            wanted = file.pages[page]
-            if math.prod(wanted.shape) > 4 * MAX_PIXELS or wanted.imagewidth * wanted.imagelength > MAX_PIXELS:
-                raise InputError(
-                    f"{path}: {wanted.imagewidth}x{wanted.imagelength} pixels exceed the limit of {MAX_PIXELS:,}"
-                )
-            pixel_size, rows = _read_sem_tags(file)
-            if page == 0 and wanted.dtype == np.uint8:
-                return load_image(path), pixel_size, rows
-            array = wanted.asarray()
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # tifffile raises nearly anything on damaged files
-        raise InputError(f"{path}: not a readable TIFF: {first_line(error)}") from None
+    with decoder_errors(path, "TIFF"), tifffile.TiffFile(path) as file:
+        if not 0 <= page < len(file.pages):
+            raise InputError(f"{path}: no page {page}; the file has {len(file.pages)} pages, counted from 0")
+        wanted = file.pages[page]
+        width, height = wanted.imagewidth, wanted.imagelength
+        if math.prod(wanted.shape) > 4 * MAX_PIXELS or width * height > MAX_PIXELS:
+            raise InputError(f"{path}: {width}x{height} pixels exceed the limit of {MAX_PIXELS:,}")
+        pixel_size, rows = _read_sem_tags(file)
+        if page == 0 and wanted.dtype == np.uint8:
+            return load_image(path), pixel_size, rows
+        array = wanted.asarray()
     if array.ndim == 3 and array.shape[0] in (3, 4) and array.shape[2] > 4:
         array = np.moveaxis(array, 0, 2)
     if array.ndim == 3:
-        array = array[..., :3]
-        if (array[..., :1] == array).all():
-            array = array[..., 0]
+        array = merge_equal_channels(array[..., :3])
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or array.dtype.kind not in "uif":
-        raise InputError(f"{path}: page {page} is no gray or RGB image (shape {array.shape}, {array.dtype})")
+        raise InputError(f"{path}: page {page} is not a gray or RGB image (shape {array.shape}, {array.dtype})")
     return array, pixel_size, rows
 
 
 def _read_sem_tags(file: Any) -> tuple[float | None, int | None]:
-    """FEI's and Zeiss' own tags; lengths in them are in m and in the named unit. Else the scale of OME and ImageJ."""
+    """Reads pixel size in µm and scanned rows from the tags of FEI or Zeiss, or the scale of OME or ImageJ."""
     fei, zeiss = file.fei_metadata or {}, file.sem_metadata or {}
     for section in ("Scan", "EScan"):
         width = fei.get(section, {}).get("PixelWidth")
@@ -186,7 +155,7 @@ def _read_sem_tags(file: Any) -> tuple[float | None, int | None]:
 
 
 def _read_scale(file: Any) -> float | None:
-    """The pixel size in µm of an OME-TIFF, or of one that ImageJ wrote."""
+    """Reads the pixel size in µm from the metadata of OME or ImageJ."""
     if file.ome_metadata:
         described = re.search(r"<Pixels\b[^>]*>", file.ome_metadata)
         attributes = dict(re.findall(r"(\w+)=[\"']([^\"']*)[\"']", described[0])) if described else {}

@@ -1,4 +1,4 @@
-"""Masks → islands and their outlines, for the formats that hold polygons."""
+"""Regions of a mask and their outlines, for formats with polygons."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from steelgen.data.runlength import count_runs, encode_runs
 
 _STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
-"""(x, y) along a pixel border: right, down, left, up."""
+"""(x, y) steps along pixel borders: right, down, left, up."""
 
 
 class Region(NamedTuple):
-    """An object of one class: an island, whose pixels touch along edges, or all pixels of one instance id."""
+    """An object of one class: a 4-connected component, or all pixels of one instance id."""
 
     class_index: int
     top: int
@@ -29,20 +29,20 @@ class Region(NamedTuple):
 
     @property
     def area(self) -> int:
-        """In pixels."""
+        """Area in pixels."""
         return int(self.pixels.sum())
 
     def trace_rings(self) -> list[NDArray[np.int64]]:
-        """Outlines and, running the other way round, holes: (N, 2) corners (x, y) each, in the whole mask."""
+        """Traces outlines and, in the opposite direction, holes: (N, 2) corners (x, y) each, in the whole mask."""
         return [_drop_straight(ring) + np.array((self.left, self.top)) for ring in _follow_borders(self.pixels).rings]
 
     def trace(self) -> list[NDArray[np.int64]]:
-        """One ring a part, the holes joined to it by bridges; the area it winds around is the part's, exactly."""
+        """Traces one ring per part, with bridges to its holes; the ring encloses exactly the area of the part."""
         return [ring + np.array((self.left, self.top)) for ring in trace_outlines(self.pixels)]
 
     def encode(self) -> list[int]:
-        """COCO's uncompressed counts."""
-        # A row more keeps the runs of neighboring columns apart.
+        """Encodes the region as COCO's uncompressed counts."""
+        # An extra row separates the runs of neighboring columns.
         rows, columns = self.pixels.shape
         apart = np.zeros((rows + 1, columns), bool)
         apart[:rows] = self.pixels
@@ -56,12 +56,12 @@ class Region(NamedTuple):
 def iterate_regions(
     mask: NDArray[np.uint8], classes: Iterable[int], instances: NDArray[np.uint16] | None = None
 ) -> Iterator[Region]:
-    """The regions of a mask, class by class.
+    """Yields the regions of a mask, class by class.
 
     Args:
         mask: (H, W) class indices.
-        classes: those whose regions are wanted.
-        instances: (H, W) ids of objects, which may touch or be of several parts; pixels of id 0 make islands.
+        classes: class indices to include.
+        instances: (H, W) ids of objects, which may touch or have several parts; id 0 means by connected regions.
     """
     for index in classes:
         chosen = mask == index
@@ -74,7 +74,7 @@ def iterate_regions(
 
 
 def _cut_regions(class_index: int, labels: NDArray[np.integer]) -> Iterator[Region]:
-    """(H, W) labels, 0 for none, as regions."""
+    """Yields the regions of (H, W) labels; 0 is not a region."""
     for number, window in enumerate(scipy.ndimage.find_objects(labels), start=1):
         if window is not None:
             pixels = labels[window] == number
@@ -82,31 +82,32 @@ def _cut_regions(class_index: int, labels: NDArray[np.integer]) -> Iterator[Regi
 
 
 def join_rings(outline: NDArray, holes: Sequence[NDArray]) -> NDArray:
-    """One ring, (N, 2), of an outline and its holes, each joined to it by a bridge that is walked there and back.
+    """Joins an outline and its holes to one (N, 2) ring, by zero-width bridges.
 
-    Holes are turned to run the other way round than the outline: the area that the ring winds around is that of the
-    outline less the holes, exactly.
+    Holes run in the opposite direction of the outline, so the ring encloses exactly the outline minus the holes.
     """
-    turned = [hole[::-1] if _signed_area(hole) * _signed_area(outline) > 0 else hole for hole in holes]
-    return _bridge(outline, turned)
+    reversed_holes = [hole[::-1] if _signed_area(hole) * _signed_area(outline) > 0 else hole for hole in holes]
+    return _bridge(outline, reversed_holes)
 
 
 def join_even_odd(rings: Sequence[NDArray]) -> NDArray:
-    """One ring, (N, 2), that winds around what an odd number of rings go around: outlines, holes, parts in holes.
+    """Joins rings to one (N, 2) ring with the area of the even-odd rule: outlines, holes, parts in holes.
 
-    Rings may touch but not cross.
+    Rings may touch but must not cross.
     """
+    import shapely
+
     order = sorted((ring for ring in rings if _signed_area(ring)), key=lambda ring: -abs(_signed_area(ring)))
-    turned = []
+    oriented = []
     for number, ring in enumerate(order):
-        inside = _find_inside(ring)
-        depth = sum(_goes_around(larger, inside) for larger in order[:number])
-        turned.append(ring if (_signed_area(ring) > 0) == (depth % 2 == 0) else ring[::-1])
-    return _bridge(turned[0], turned[1:]) if turned else np.empty((0, 2))
+        inside = shapely.make_valid(shapely.Polygon(ring)).representative_point()
+        depth = sum(_contains(larger, inside.x, inside.y) for larger in order[:number])
+        oriented.append(ring if (_signed_area(ring) > 0) == (depth % 2 == 0) else ring[::-1])
+    return _bridge(oriented[0], oriented[1:]) if oriented else np.empty((0, 2))
 
 
 def _bridge(ring: NDArray, others: Sequence[NDArray]) -> NDArray:
-    """Walks along a ring and on the way, from its nearest vertex, to each other one, around it, and back."""
+    """Joins other rings to a ring, each at the nearest pair of vertices."""
     tree = scipy.spatial.cKDTree(ring)
     detours: dict[int, list[NDArray]] = {}
     for other in others:
@@ -117,7 +118,7 @@ def _bridge(ring: NDArray, others: Sequence[NDArray]) -> NDArray:
 
 
 def _insert(ring: NDArray, detours: Mapping[int, Sequence[NDArray]]) -> NDArray:
-    """The ring with detours from its vertices around other rings, each closed and left where it was entered."""
+    """Inserts closed detours around other rings at vertices of a ring."""
     pieces, done = [], 0
     for at in sorted(detours):
         pieces.append(ring[done : at + 1])
@@ -127,83 +128,65 @@ def _insert(ring: NDArray, detours: Mapping[int, Sequence[NDArray]]) -> NDArray:
     return np.concatenate([*pieces, ring[done:]])
 
 
-def _find_inside(ring: NDArray) -> tuple[float, float]:
-    import shapely
-
-    point = shapely.make_valid(shapely.Polygon(ring)).representative_point()
-    return point.x, point.y
-
-
-def _goes_around(ring: NDArray, point: tuple[float, float]) -> bool:
-    """Whether a ray from the point to the right crosses the ring an odd number of times."""
+def _contains(ring: NDArray, x: float, y: float) -> bool:
+    """Whether a ray from (x, y) to the right crosses the ring an odd number of times."""
     (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
-    crosses = (y0 <= point[1]) != (y1 <= point[1])
+    crosses = (y0 <= y) != (y1 <= y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        x = x0 + (point[1] - y0) / (y1 - y0) * (x1 - x0)
-    return bool((crosses & (x > point[0])).sum() % 2)
+        crossing_x = x0 + (y - y0) / (y1 - y0) * (x1 - x0)
+    return bool((crosses & (crossing_x > x)).sum() % 2)
 
 
 def trace_outlines(pixels: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """The borders of the 4-connected parts of an (h, w) mask, one ring of pixel corners (x, y) a part.
+    """Traces the borders of the 4-connected parts of an (h, w) mask, one ring of pixel corners (x, y) per part.
 
-    From its top left corner a hole is joined, straight through the part, to the border on the left of it, by a bridge
-    of no width that is walked there and back: the area the ring winds around is that of the part, exactly.
+    A horizontal bridge of zero width joins the top left corner of each hole to the border on its left, so the ring
+    encloses exactly the area of the part.
     """
     borders = _follow_borders(pixels)
-    # Of each pixel the column of the last border on its left.
+    # For each pixel, the column of the nearest border on its left.
     lefts = np.maximum.accumulate(np.where(pixels, 0, np.arange(1, pixels.shape[1] + 1)), axis=1)
     firsts = {}
     for number, ring in enumerate(borders.rings):
         if _signed_area(ring) < 0:
             firsts[number] = int(np.lexsort((ring[:, 1], ring[:, 0]))[0])
     detours: list[dict[int, list[NDArray]]] = [{} for _ in borders.rings]
-    # A hole begins on the right of what it is joined to: from right to left each is whole before it is joined.
+    # A hole is to the right of the border it is joined to: from right to left, each is complete before it is joined.
     for number in sorted(firsts, key=lambda number: -borders.rings[number][firsts[number], 0]):
         ring, first = borders.rings[number], firsts[number]
         x, y = ring[first]
         left = lefts[y, x - 1]
         parent = borders.ring[y, left]
         at = int(borders.position[y, left] + 1) % len(borders.rings[parent])
-        whole = _insert(np.roll(ring, -first, axis=0), _roll_keys(detours[number], first, len(ring)))
-        detours[parent].setdefault(at, []).append(whole)
+        inner = {(vertex - first) % len(ring): rings for vertex, rings in detours[number].items()}
+        detours[parent].setdefault(at, []).append(_insert(np.roll(ring, -first, axis=0), inner))
     outlines = [number for number in range(len(borders.rings)) if number not in firsts]
     return [_drop_straight(_insert(borders.rings[number], detours[number])) for number in outlines]
 
 
-def _roll_keys(detours: Mapping[int, Sequence[NDArray]], first: int, count: int) -> dict[int, Sequence[NDArray]]:
-    return {(at - first) % count: others for at, others in detours.items()}
-
-
 class _Borders(NamedTuple):
-    """The borders between the pixels that are in and those that are out, as closed rings of unit steps."""
+    """Borders of a mask as closed rings of unit steps."""
 
     rings: list[NDArray[np.int64]]
-    """(N, 2) corners (x, y) each; what is in lies on the right of the direction walked (y points down)."""
+    """(N, 2) corners (x, y) each; the mask is on the right of the direction of travel (y points down)."""
     ring: NDArray[np.int64]
-    """(h, w + 1) the ring that walks up along the left border of the pixel in row y and column x."""
+    """(h, w + 1) index of the ring with an upward step along the left border of the pixel (row, column)."""
     position: NDArray[np.int64]
-    """(h, w + 1) where in that ring the step begins."""
+    """(h, w + 1) position of that step in its ring."""
 
 
 def _follow_borders(pixels: NDArray[np.bool_]) -> _Borders:
     padded = np.zeros((pixels.shape[0] + 2, pixels.shape[1] + 2), bool)
     padded[1:-1, 1:-1] = pixels
-    below_right, below_left = padded[1:, 1:], padded[1:, :-1]
-    above_left, above_right = padded[:-1, :-1], padded[:-1, 1:]
-    # From the corner (x, y), a step along a border is taken where the pixel to its right is in, that to its left out.
-    leaves = np.stack(
-        [
-            below_right & ~above_right,
-            below_left & ~below_right,
-            above_left & ~below_left,
-            above_right & ~above_left,
-        ]
-    )
+    # The pixels below right, below left, above left and above right of each corner (x, y), which are also the pixels on
+    # the right of a step to the right, down, left and up. A border step has a mask pixel on its right only.
+    on_right = np.stack([padded[1:, 1:], padded[1:, :-1], padded[:-1, :-1], padded[:-1, 1:]])
+    leaves = on_right & ~np.roll(on_right, 1, axis=0)
     direction, y, x = np.nonzero(leaves)
     number = np.full(leaves.shape, -1)
     number[direction, y, x] = np.arange(len(x))
     dx, dy = _STEPS[direction].T
-    # Turning right first keeps pixels that touch at a corner apart.
+    # Turning right first separates pixels that touch at a corner.
     right, ahead, left = (number[(direction + turn) % 4, y + dy, x + dx] for turn in (1, 0, 3))
     following = np.where(right >= 0, right, np.where(ahead >= 0, ahead, left)).tolist()
     seen = bytearray(len(following))
@@ -219,13 +202,13 @@ def _follow_borders(pixels: NDArray[np.bool_]) -> _Borders:
         if steps:
             ring_of[steps], position_of[steps] = len(rings), np.arange(len(steps))
             rings.append(np.stack([x[steps], y[steps]], axis=1))
-    # A step up begins one row below the pixel.
+    # An upward step starts one row below the pixel.
     upward = number[3, 1:]
     return _Borders(rings, ring_of[upward], position_of[upward])
 
 
 def _drop_straight(ring: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A ring of steps along the axes without the corners at which it goes straight on."""
+    """Removes the corners at which a ring of axis-aligned steps does not turn."""
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     return ring[(np.sign(before) != np.sign(after)).any(axis=1)]
 

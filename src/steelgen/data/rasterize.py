@@ -1,11 +1,11 @@
-"""Polygons → pixels, with the polygon's area kept.
+"""Area-preserving rasterization of polygons.
 
 Coordinates are continuous: pixel (row r, column c) is the unit square from (x, y) = (c, r) to (c + 1, r + 1), so a
-vertex at the image's width lies on its right edge.
+vertex at x = width is on the right edge of the image.
 
-Taking the pixels whose centers lie inside is right on average, but a single island of radius 6 px then misses its
-area by 1-2 %. Here every pixel's covered share is computed exactly, and an island of area A gets the round(A) pixels
-that it covers most: it is never more than half a pixel off.
+Selecting the pixels whose centers are inside is right on average, but a single island of radius 6 px misses its area by
+1-2 %. Here the covered share of each pixel is computed exactly, and an island of area A gets the round(A) pixels with
+the largest share, so its area is off by half a pixel at most.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 
 class Coverage(NamedTuple):
-    """The share of each pixel that a region covers, in the part of the image that it can touch."""
+    """Share of each pixel that a region covers, within the bounding box of the region."""
 
     top: int
     left: int
@@ -27,20 +27,20 @@ class Coverage(NamedTuple):
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image that `share` describes."""
+        """Rows and columns of the bounding box in the image."""
         height, width = self.share.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 def compute_coverage(polygons: Sequence[NDArray[np.float64]], height: int, width: int) -> Coverage:
-    """The exact covered share of every pixel by the union of polygons.
+    """Computes the exact share of each pixel that the union of polygons covers.
 
-    What lies outside the image is cut off. A polygon fills what it winds around, in either direction and however often:
-    a bow tie has two wings, a key-hole bridge to an inner ring leaves a hole.
+    Parts outside the image are cut off. Polygons are filled by the nonzero winding rule: both wings of a bow tie are
+    filled, and a bridge to an inner ring leaves a hole.
 
     Args:
-        polygons: (N, 2) finite vertices (x, y) each; the last joins the first.
-        height, width: of the image, in pixels.
+        polygons: (N, 2) finite vertices (x, y) each; the ring closes itself.
+        height, width: image size in pixels.
     """
     corners = np.concatenate([*polygons, np.empty((0, 2))])
     if not len(corners):
@@ -55,26 +55,18 @@ def compute_coverage(polygons: Sequence[NDArray[np.float64]], height: int, width
 
 
 def select_pixels(share: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The round(sum of shares) pixels of the largest share, as an (h, w) boolean mask."""
+    """Selects the round(sum of shares) pixels of the largest share, as an (h, w) boolean mask."""
     selected = share > 1 - 1e-9
     rows, columns = np.nonzero((share > 1e-9) & ~selected)
     missing = int(np.floor(share[rows, columns].sum() + 0.5))
-    # Equal shares stand along straight edges: taking them from alternate rows keeps the edge where it is.
+    # Straight edges have equal shares: selecting them from alternate rows keeps the edge in place.
     order = np.lexsort((columns, rows, rows % 2, -share[rows, columns].round(9)))[:missing]
     selected[rows[order], columns[order]] = True
     return selected
 
 
-def rasterize_polygons(polygons: Sequence[NDArray[np.float64]], height: int, width: int) -> NDArray[np.bool_]:
-    """The union of polygons as an (height, width) boolean mask whose area is theirs to half a pixel."""
-    mask = np.zeros((height, width), bool)
-    coverage = compute_coverage(polygons, height, width)
-    mask[coverage.window] = select_pixels(coverage.share)
-    return mask
-
-
 def _cover(ring: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """Covered shares (height, width) by summing, edge piece by edge piece, the signed area to the right of it."""
+    """Computes (height, width) covered shares by summing the signed area to the right of each edge segment."""
     start = _split_at_grid(ring, height, width)
     end = np.roll(start, -1, axis=0)
     rise = end[:, 1] - start[:, 1]
@@ -83,7 +75,7 @@ def _cover(ring: NDArray[np.float64], height: int, width: int) -> NDArray[np.flo
     rise, x, y = rise[inside], np.maximum(x[inside], 0), y[inside]
     row, column = np.floor(y).astype(int), np.minimum(np.floor(x).astype(int), width - 1)
     position = row * (width + 1) + column
-    # An edge piece in one pixel covers its right part there and the whole width of every pixel further right.
+    # A segment covers the right part of its pixel, and the whole width of every pixel further right.
     steps = np.bincount(position, rise * (column + 1 - x), height * (width + 1))
     steps += np.bincount(position + 1, rise * (x - column), height * (width + 1))
     winding = np.cumsum(steps.reshape(height, width + 1), axis=1)[:, :width]
@@ -91,7 +83,7 @@ def _cover(ring: NDArray[np.float64], height: int, width: int) -> NDArray[np.flo
 
 
 def _split_at_grid(ring: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """Adds a vertex wherever the closed ring crosses a pixel border within the image."""
+    """Adds a vertex at each crossing of the closed ring with a pixel border in the image."""
     step = np.roll(ring, -1, axis=0) - ring
     edges = [np.arange(len(ring))]
     fractions = [np.zeros(len(ring))]

@@ -1,6 +1,6 @@
-"""Pairs that a person has looked at and does not want: one file stem a line of rejects.txt, beside images/ and masks/.
+"""Rejected pairs: rejects.txt beside images/ and masks/, one file stem per line.
 
-Every file stays where it is; what lists the pairs of a folder to use them passes over those that are named.
+The files stay in place; functions that list the pairs of a folder for use skip the rejected ones.
 """
 
 from __future__ import annotations
@@ -11,28 +11,25 @@ from pathlib import Path
 from steelgen.files import load_text, new_file
 
 REJECTS_FILE = "rejects.txt"
-"""In a split of a dataset (train/), in a folder of samples, or in a plain folder of images."""
+"""Located in a split of a dataset (train/), a samples folder, or a plain folder of images."""
 
 
 def load_rejects(images: Path) -> frozenset[str]:
-    """The stems that a rejects.txt beside or in a folder of images or masks names; none where there is no such file.
+    """Reads the rejected stems from the rejects.txt in, or beside, a folder of images or masks; empty without one.
 
     Raises:
-        InputError: if the file is no text.
+        InputError: if the file is not text.
     """
-    return _read(images / REJECTS_FILE) | _read(images.parent / REJECTS_FILE)
+    paths = [folder / REJECTS_FILE for folder in (images, images.parent)]
+    lines = [line.strip() for path in paths if path.is_file() for line in load_text(path).splitlines()]
+    return frozenset(filter(None, lines))
 
 
 def save_rejects(folder: Path, stems: Iterable[str]) -> None:
-    """Writes rejects.txt, sorted; without any stem it goes."""
+    """Writes rejects.txt, sorted; removes it if there are no stems."""
     lines = sorted(stems)
     if not lines:
         (folder / REJECTS_FILE).unlink(missing_ok=True)
         return
     with new_file(folder / REJECTS_FILE) as working:
         working.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _read(path: Path) -> frozenset[str]:
-    lines = load_text(path).splitlines() if path.is_file() else []
-    return frozenset(line.strip() for line in lines if line.strip())

@@ -1,4 +1,4 @@
-"""A dataset folder → the same micrographs in other splits."""
+"""Copy of a dataset folder with new splits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from steelgen.data.duplicates import find_duplicates, shrink_image
 from steelgen.data.folder import (
+    index_by_stem,
     list_pairs,
     list_splits,
     load_dataset_info,
@@ -20,14 +21,13 @@ from steelgen.data.folder import (
     save_mask,
     save_metadata,
 )
-from steelgen.data.importers.sources import parent_of
-from steelgen.data.splits import assign_splits
+from steelgen.data.splits import assign_splits, parent_of
 from steelgen.errors import InputError
 from steelgen.files import new_folder
 
 
 class Leak(NamedTuple):
-    """Two images in different splits that look alike."""
+    """Near-duplicate images in different splits."""
 
     first: str
     second: str
@@ -43,32 +43,30 @@ def resplit_dataset(
     seed: int = 0,
     report: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, int], list[Leak]]:
-    """Copies a dataset folder with new splits; groups of images stay together.
+    """Copies a dataset folder with new splits, keeping groups of images together.
 
     Args:
-        root: a dataset folder.
-        fractions: {split: share of the images}, see `splits.assign_splits`.
-        split_by: `parent` (from metadata.jsonl, else from tile names NAME_x0_y0_x1_y1), or a metadata column.
-        stratify: share out the classes' pixels in the same fractions, too.
+        root: dataset folder.
+        fractions: {split: share of the images}, see `assign_splits`.
+        split_by: `parent` (from metadata.jsonl, or from tile names NAME_x0_y0_x1_y1), or a metadata column.
+        stratify: apply the fractions to the pixels of each class, too.
 
     Returns:
         ({split: number of images}, near-duplicates across the new splits).
 
     Raises:
-        InputError: if the dataset cannot be used, an image lacks the column, two images of different splits have the
+        InputError: if the dataset is invalid, an image has no value for `split_by`, images of different splits have the
             same name, a split would be empty, or `out` is in use.
     """
     info, metadata = load_dataset_info(root), load_metadata(root)
     pairs = [(split, pair) for split in list_splits(root) for pair in list_pairs(root, split)]
-    by_stem: dict[str, Path] = {}
-    groups, class_pixels, shrunken = [], [], []
+    index_by_stem(pair.image for _, pair in pairs)  # raises on equal stems, which may end up in the same split
+    rows, groups, class_pixels, shrunken = [], [], [], []
     for number, (split, pair) in enumerate(pairs):
-        if pair.stem in by_stem:
-            raise InputError(f"{pair.image}: {by_stem[pair.stem]} has the same name, and they may meet in one split")
-        by_stem[pair.stem] = pair.image
         row = {"parent": parent_of(pair.stem), **metadata.get(f"{split}/images/{pair.image.name}", {})}
         if row.get(split_by) is None:
             raise InputError(f"{pair.image}: has no {split_by!r} to split by (has: {', '.join(row)})")
+        rows.append(row)
         groups.append(str(row[split_by]))
         image, mask = load_pair(pair, info)
         class_pixels.append(np.bincount(mask.ravel(), minlength=256)[: info.num_classes])
@@ -76,23 +74,17 @@ def resplit_dataset(
         if report:
             report(number + 1, len(pairs))
     splits = assign_splits(groups, fractions, seed, np.array(class_pixels, float) if stratify else None)
-    rows = []
     with new_folder(out) as working:
-        for (old, pair), new in zip(pairs, splits, strict=True):
-            for kind in ("images", "masks", "instances") if pair.mask else ("images",):
-                (working / new / kind).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(pair.image, working / new / "images" / pair.image.name)
-            # Masks are written anew: ISDM's hold 255 for class 1, which with a dataset.json means "ignore".
+        for row, (_, pair), split in zip(rows, pairs, splits, strict=True):
+            row["file_name"] = f"{split}/images/{pair.image.name}"
+            (working / split / "images").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(pair.image, working / split / "images" / pair.image.name)
+            # Masks are converted, not copied: ISDM's have 255 for class 1, which means "ignore" with a dataset.json.
             if pair.mask:
-                save_mask(working / new / "masks" / f"{pair.stem}.png", load_pair(pair, info)[1], info.palette)
-            instances = root / old / "instances" / f"{pair.stem}.png"
-            if instances.is_file():
-                shutil.copyfile(instances, working / new / "instances" / instances.name)
-            row = {"parent": parent_of(pair.stem), **metadata.get(f"{old}/images/{pair.image.name}", {})}
-            rows.append({**row, "file_name": f"{new}/images/{pair.image.name}"})
-        for folder in working.glob("*/instances"):
-            if not any(folder.iterdir()):
-                folder.rmdir()
+                save_mask(working / split / "masks" / f"{pair.stem}.png", load_pair(pair, info)[1], info.palette)
+            if pair.instances and pair.instances.is_file():
+                (working / split / "instances").mkdir(exist_ok=True)
+                shutil.copyfile(pair.instances, working / split / "instances" / pair.instances.name)
         save_metadata(working, rows)
         save_dataset_info(working, info)
     names = [f"{split}/{pair.stem}" for (_, pair), split in zip(pairs, splits, strict=True)]

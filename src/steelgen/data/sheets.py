@@ -1,4 +1,4 @@
-"""Sheets: many micrographs in one picture, with their masks laid over them or side by side."""
+"""Sheets: many micrographs in one image, with mask overlays or side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from steelgen.data.palette import blend_overlay
 from steelgen.files import new_file
 
 THUMBNAIL_EDGE = 320
-"""Longest edge of a thumbnail, in pixels."""
+"""Longest edge of a thumbnail in pixels."""
 _CAPTION_HEIGHT = 16
 _GAP = 6
 
@@ -21,7 +21,7 @@ _GAP = 6
 def build_thumbnail(
     image: NDArray[np.uint8], mask: NDArray[np.uint8], palette: list[tuple[int, int, int]], edge: int = THUMBNAIL_EDGE
 ) -> NDArray[np.uint8]:
-    """A small overlay of mask on image, as (h, w, 3) uint8 RGB whose longer edge is at most `edge` pixels."""
+    """Shrinks an overlay of a mask on its image to (h, w, 3) uint8 RGB with edges of at most `edge` pixels."""
     overlay = Image.fromarray(blend_overlay(image, mask, palette))
     overlay.thumbnail((edge, edge), Image.Resampling.BOX)
     return np.asarray(overlay)
@@ -32,11 +32,11 @@ def build_contact_sheet(
     legend: Sequence[tuple[str, tuple[int, int, int]]],
     columns: int = 4,
 ) -> Image.Image:
-    """Lays captioned thumbnails out in rows, with the classes' colors on top.
+    """Arranges captioned thumbnails in rows below a legend.
 
     Args:
         thumbnails: (caption, (h, w, 3) uint8 RGB) each.
-        legend: (class name, RGB) of every class that is shown in color.
+        legend: (class name, RGB) of each class with a color.
     """
     columns = max(1, min(columns, len(thumbnails)))
     cell_width = max((image.shape[1] for _, image in thumbnails), default=THUMBNAIL_EDGE) + _GAP
@@ -60,13 +60,13 @@ def build_contact_sheet(
 def save_contact_sheet(
     path: Path, thumbnails: Sequence[tuple[str, NDArray[np.uint8]]], legend: Sequence[tuple[str, tuple[int, int, int]]]
 ) -> None:
-    """Writes `build_contact_sheet` as a PNG."""
+    """Writes a contact sheet as PNG; see `build_contact_sheet`."""
     with new_file(path) as working:
         build_contact_sheet(thumbnails, legend).save(working)
 
 
 def _shorten(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """The end of `text`, which tells files apart, as far as it fits."""
+    """Shortens `text` to its end, which is where file names differ."""
     if draw.textlength(text) <= width:
         return text
     while text and draw.textlength("…" + text) > width:
@@ -75,12 +75,12 @@ def _shorten(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
 
 
 def build_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], tile: int, gap: int = 4) -> NDArray[np.uint8]:
-    """Images side by side on white.
+    """Arranges images side by side on white.
 
     Args:
-        rows: square images, (S, S) or (S, S, 3) uint8; every row has as many.
-        tile: edge of each on the sheet, px; images are enlarged by whole pixels' repetition, or shrunk by area.
-        gap: px between them.
+        rows: square images, (S, S) or (S, S, 3) uint8; the same number per row.
+        tile: edge of each image on the sheet in px; enlarged by nearest neighbor, or shrunk by area average.
+        gap: px between images.
 
     Returns:
         (H, W, 3) uint8.
@@ -90,6 +90,6 @@ def build_sheet(rows: Sequence[Sequence[NDArray[np.uint8]]], tile: int, gap: int
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             method = Image.Resampling.NEAREST if image.shape[0] < tile else Image.Resampling.BOX
-            picture = Image.fromarray(image).convert("RGB").resize((tile, tile), method)
-            sheet[i * step : i * step + tile, j * step : j * step + tile] = np.asarray(picture)
+            resized = Image.fromarray(image).convert("RGB").resize((tile, tile), method)
+            sheet[i * step : i * step + tile, j * step : j * step + tile] = np.asarray(resized)
     return sheet

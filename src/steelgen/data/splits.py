@@ -1,7 +1,8 @@
-"""Which images are for training, validating and testing: whole groups, never single tiles."""
+"""Assignment of images to train, val and test, by groups such as the tiles of a micrograph."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,53 +11,58 @@ from numpy.typing import NDArray
 from steelgen.data.folder import SPLITS
 from steelgen.errors import InputError
 
+_TILE = re.compile(r"(?P<parent>.+)_(?P<x0>\d{1,7})_(?P<y0>\d{1,7})_(?P<x1>\d{1,7})_(?P<y1>\d{1,7})")
+
+
+def parent_of(stem: str) -> str:
+    """Returns the micrograph that a tile named NAME_x0_y0_x1_y1 was cut from; any other stem unchanged."""
+    match = _TILE.fullmatch(stem)
+    if match and int(match["x0"]) < int(match["x1"]) and int(match["y0"]) < int(match["y1"]):
+        return match["parent"]
+    return stem
+
 
 def parse_fractions(text: str) -> dict[str, float]:
-    """Reads `0.7,0.15,0.15` as the fractions of train, val and test.
+    """Parses `0.7,0.15,0.15` as the fractions of train, val and test.
 
     Raises:
-        InputError: unless there are three numbers from 0 to 1 whose sum is 1.
+        InputError: unless it is three numbers from 0 to 1 with the sum 1.
     """
     try:
         fractions = [float(part) for part in text.split(",")]
     except ValueError:
         fractions = []
     if len(fractions) != 3 or not all(0 <= part <= 1 for part in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise InputError(
-            f"split {text!r}: must be three fractions for train,val,test with the sum 1, like 0.7,0.15,0.15"
-        )
+        raise InputError(f"split {text!r}: must be three fractions (train,val,test) with the sum 1: 0.7,0.15,0.15")
     return dict(zip(SPLITS, fractions, strict=True))
 
 
 def assign_splits(
-    groups: Sequence[str],
-    fractions: dict[str, float],
-    seed: int = 0,
-    class_pixels: NDArray[np.float64] | None = None,
+    groups: Sequence[str], fractions: dict[str, float], seed: int = 0, class_pixels: NDArray[np.float64] | None = None
 ) -> list[str]:
-    """Gives every image a split so that images of one group stay together.
+    """Assigns each image to a split and keeps the images of a group together.
 
-    The largest groups go first, each where it brings the splits closest to their fractions.
+    Greedy: the largest groups first, each to the split that brings all splits closest to their fractions.
 
     Args:
-        groups: the group (parent micrograph, steel type …) of each image.
-        fractions: the share of the images that each split should get; a share of 0 leaves the split out.
-        seed: decides between groups of the same size.
-        class_pixels: (N, C) pixels of each class in each image; where given, the classes are shared out in the same
-            fractions as the images (a stratified split).
+        groups: group of each image (parent micrograph, steel type, …).
+        fractions: share of the images in each split; 0 omits the split.
+        seed: determines the order of groups of the same size.
+        class_pixels: (N, C) pixels of each class in each image, for a stratified split: the fractions also apply to the
+            pixels of each class.
 
     Returns:
-        The split of each image.
+        Split of each image.
 
     Raises:
-        InputError: if a split with a share above 0 would be empty.
+        InputError: if a split with a fraction above 0 would be empty.
     """
     wanted = [split for split, fraction in fractions.items() if fraction > 0]
     names, membership = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     if len(names) < len(wanted):
         raise InputError(
-            f"{len(wanted)} splits of {len(names)} groups ({', '.join(names[:5])}): "
-            f"the split {wanted[len(names)]!r} would be empty"
+            f"{len(names)} groups ({', '.join(names[:5])}) for {len(wanted)} splits: "
+            f"split {wanted[len(names)]!r} would be empty"
         )
     features = np.ones((len(groups), 1))
     if class_pixels is not None:
@@ -70,7 +76,7 @@ def assign_splits(
     for done, group in enumerate(sorted(order, key=lambda name: -totals[name].max())):
         before = (filled / shares - 1) ** 2
         after = ((filled + totals[group]) / shares - 1) ** 2
-        # Weighting by the share makes an image weigh the same wherever it goes.
+        # Weighting by the share gives an image the same weight in each split.
         cost = ((after - before) * shares).sum(axis=1)
         empty = filled[:, 0] == 0
         if len(names) - done <= empty.sum():

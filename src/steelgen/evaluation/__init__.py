@@ -1,1 +1,1 @@
-"""Whether generated micrographs can be believed, obey their masks, are copies, and help."""
+"""Evaluation of generated micrographs: fidelity, faithfulness, microstructure, memorization and utility."""

@@ -1,4 +1,4 @@
-"""Several evaluations side by side."""
+"""Comparison of several evaluations: a table and a page."""
 
 from __future__ import annotations
 
@@ -12,82 +12,69 @@ from steelgen.pages import render
 
 
 def compare(folders: Sequence[Path]) -> tuple[list[str], list[list[Any]], list[str]]:
-    """Puts the figures of several evaluations into one table.
-
-    Args:
-        folders: output folders of `evaluate`, or their evaluation.json.
+    """Puts the figures of several evaluations, output folders or their evaluation.json, into one table.
 
     Returns:
-        Column titles: metric, compared, one per evaluation, floor (of the first); rows, with figures as in
-        evaluation.json or None where an evaluation lacks one; and a sentence for each way in which the evaluations are
-        not alike, so that figures must not be compared.
+        Column titles: metric, compared, one per evaluation, floor (of the first), better; rows, with figures as in
+        evaluation.json, or None where an evaluation has none; a sentence for each difference between the evaluations
+        that makes their figures incomparable.
 
     Raises:
         InputError: if there are fewer than two, or one of them is missing or damaged.
     """
     if len(folders) < 2:
-        raise InputError(f"compare: {len(folders)} evaluation; name two or more")
+        raise InputError(f"compare: {len(folders)} evaluation given; name two or more")
     results = [load_evaluation(folder) for folder in folders]
     tables = [{(figure["metric"], figure["compared"]): figure for figure in result["figures"]} for result in results]
-    keys = list(dict.fromkeys(key for table in tables for key in table))
-    rows = []
-    for key in keys:
+    rows: list[list[Any]] = []
+    for key in dict.fromkeys(key for table in tables for key in table):
         figures = [table.get(key) for table in tables]
-        floor = next(figure["floor"] for figure in figures if figure is not None)
-        better = next(figure["better"] for figure in figures if figure is not None)
-        rows.append([*key, *figures, floor, better])
+        first = next(figure for figure in figures if figure is not None)
+        rows.append([*key, *figures, first["floor"], first["better"]])
     columns = ["metric", "compared", *_short_names(folders), "floor", "better"]
     return columns, rows, _find_differences(folders, results)
 
 
 def build_comparison(folders: Sequence[Path]) -> str:
-    """The comparison as a self-contained HTML page, with each run's verdict; the best value of a row is bold."""
+    """Builds a self-contained HTML page with every verdict and all figures; the best value of a row is bold."""
     columns, rows, differences = compare(folders)
     shown = [
-        {
-            "metric": metric,
-            "compared": compared,
-            "figures": figures,
-            "best": _find_best([figure and figure["value"] for figure in figures], better),
-            "floor": floor,
-            "better": better,
-        }
+        (metric, compared, figures, _find_best(figures, better), floor, better)
         for metric, compared, *figures, floor, better in rows
     ]
     verdicts = [load_evaluation(folder)["verdict"] for folder in folders]
     return render(
         "comparison.html",
-        title="Evaluations side by side",
+        title="Comparison of evaluations",
         differences=differences,
         verdicts=list(zip(columns[2:-2], verdicts, strict=True)),
         rows=shown,
     )
 
 
-def _find_best(values: Sequence[float | None], better: str) -> float | None:
-    known = [value for value in values if value is not None]
+def _find_best(figures: Sequence[dict[str, Any] | None], better: str) -> float | None:
+    known = [figure["value"] for figure in figures if figure is not None and figure["value"] is not None]
     if better == "near floor" or not known:
         return None
     return min(known) if better == "lower" else max(known)
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, or the whole path where the last parts are the same."""
+    """The last part of each path, or the whole paths where last parts are the same."""
     names = [folder.parent.name if folder.suffix == ".json" else folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def _find_differences(folders: Sequence[Path], results: Sequence[dict[str, Any]]) -> list[str]:
-    differences = []
-    first = results[0]
-    for folder, result in zip(folders[1:], results[1:], strict=True):
-        for key in ("dataset", "held_out_split", "train_split", "seed", "segmenter", "microstructure", "memorization"):
-            value, expected = result["config"].get(key), first["config"].get(key)
-            if value != expected:
-                differences.append(f"{folder}: {key} {value}, but {folders[0]}: {expected}")
-        if result["geometry"] != first["geometry"]:
-            differences.append(f"{folder}: geometry {result['geometry']}, but {folders[0]}: {first['geometry']}")
-        counts = [each["sets"]["generated"]["count"] for each in (result, first)]
-        if counts[0] != counts[1]:
-            differences.append(f"{folder}: {counts[0]} generated images, but {folders[0]}: {counts[1]}")
-    return differences
+    keys = ("dataset", "held_out_split", "train_split", "seed", "segmenter", "microstructure", "memorization")
+    described = [
+        {key: result["config"].get(key) for key in keys}
+        | {"geometry": result["geometry"], "generated images": result["sets"]["generated"]["count"]}
+        for result in results
+    ]
+    return [
+        f"{folder}: {key} {value}, but {described[0][key]} in {folders[0]}"
+        for folder, values in zip(folders[1:], described[1:], strict=True)
+        for key, value in values.items()
+        if value != described[0][key]
+    ]

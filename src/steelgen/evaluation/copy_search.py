@@ -1,8 +1,8 @@
-"""Where in training micrographs an image is found, whichever way round.
+"""Exhaustive search of the training micrographs for the location nearest to an image.
 
-Pixels are searched exhaustively: every position in every micrograph, in all 8 flips and rotations, by FFT on shrunk
-micrographs; the best places are then compared in the micrographs' own pixels. A library of random training crops would
-miss the crop that a generator happened to learn by heart.
+Every position in every micrograph is compared in all 8 flips and rotations, by FFT on shrunk micrographs; the best
+locations are then compared at full resolution. A library of random training crops could miss the crop that a generator
+has memorized.
 """
 
 from __future__ import annotations
@@ -24,58 +24,54 @@ from steelgen.data.images import to_channels
 from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image
 
 _SCALE_STEP = 1.06
-"""Ratio of neighboring scales where crops were drawn at several."""
+"""Ratio of neighboring search scales, where crops have several."""
 _SLACK = 0.25
-"""The correlation of shrunk images may lie this far below the one looked for."""
+"""How far the correlation of shrunk images may fall below the one at full resolution."""
 _REFINED = 3
-"""Places of the shrunk micrographs that are looked at closely for a correlation."""
-# A rotation is undone by its opposite; a reflection by itself.
+"""Locations that `correlate` refines at full resolution."""
 _INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
+"""Inverse of each symmetry: the opposite rotation, or the same reflection."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """The place in the training micrographs that an image is nearest to."""
+    """The location in the training micrographs nearest to an image."""
 
     distance: float
-    """Root mean square difference of the two, each without its mean, in gray levels."""
+    """Root mean square difference after subtracting the means, in gray levels."""
     second_distance: float
-    """The same to the nearest place that does not overlap the first."""
+    """Distance to the nearest location that does not overlap the first."""
     micrograph: int
     top: int
     left: int
-    """Upper left corner, px of the micrograph."""
+    """Upper left corner, in px of the micrograph."""
     symmetry: int
-    """Element of the square's symmetry group (`apply_symmetry`) that brings the place onto the image."""
+    """Symmetry (see `apply_symmetry`) that maps the location to the image."""
 
     @property
     def ratio(self) -> float:
-        """First over second distance; 1 where both are 0, as between constant images."""
+        """First over second distance; 1 if both are 0, as for constant images."""
         return self.distance / self.second_distance if self.second_distance > 0 else 1.0
 
 
 class Resemblance(NamedTuple):
-    """The place in the training micrographs that an image correlates with most."""
+    """The location in the training micrographs that correlates most with an image."""
 
     correlation: float
-    """Pearson's, of gray levels, at the image's own resolution where it was close; -1 where nothing fits."""
+    """Pearson correlation of gray levels, refined at the image's resolution if high; -1 if nothing fits."""
     micrograph: int = -1
     symmetry: int = 0
-    """See `Match`."""
     window: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Top, left, height, width in px of the micrograph."""
+    """Top, left, height and width, in px of the micrograph."""
 
 
 class CopySearch:
-    """Training micrographs, shrunk so that a crop has an edge of `search_size` px, ready to be searched by FFT.
+    """FFT search over training micrographs, shrunk so that the edge of a crop is `search_size` px.
 
     Args:
-        micrographs: the training split.
-        geometry: how images relate to micrographs.
-        search_size: px; smaller is faster and more tolerant of noise and of fractions of a pixel.
-        device: torch device.
-        scale_range: of the crops, relative to the nominal crop_size.
-        blur: σ in shrunk px, so that a place between two pixels is still found where the texture is fine.
+        search_size: px; smaller is faster and more tolerant of noise and sub-pixel shifts.
+        scale_range: crop sizes to search, relative to crop_size.
+        blur: standard deviation in shrunk px of a Gaussian blur, so that sub-pixel shifts of fine textures are found.
     """
 
     def __init__(
@@ -97,11 +93,11 @@ class CopySearch:
         ]
 
     def find(self, images: NDArray[np.uint8], own: list[Match] | None = None) -> list[Match]:
-        """The nearest place of each image.
+        """Finds the nearest location of each image.
 
         Args:
             images: (N, S, S) or (N, S, S, 3) uint8.
-            own: for images that were cut from the micrographs, where: places that overlap it do not count.
+            own: where images were cut from the micrographs; locations that overlap it are excluded.
         """
         return [self._find_one(image, own[index] if own else None) for index, image in enumerate(images)]
 
@@ -110,16 +106,14 @@ class CopySearch:
         return cut_match(self.micrographs, match, self.geometry.crop_size, size)
 
     def correlate(self, image: NDArray[np.uint8], enough: float = 0.9) -> Resemblance:
-        """The place that an image correlates with most.
+        """Finds the location that correlates most with an image, (H, W) or (H, W, 3) uint8 at the generator's scale.
 
-        Args:
-            image: (H, W) or (H, W, 3) uint8, at the scale of the network's images.
-            enough: correlations well below this one are those of shrunk images.
+        Correlations well below `enough` are not refined at full resolution.
         """
         gray = to_channels(image, 1)
         turned = [apply_symmetry(gray, inverse) for inverse in _INVERSE]
         found: list[tuple[float, _Field, int, float, float]] = []
-        for odd in (0, 1):  # odd symmetries lay a long image on its side
+        for odd in (0, 1):  # odd symmetries swap height and width
             shape = [max(round(edge * self.size / self.geometry.image_size), 1) for edge in turned[odd].shape]
             templates = torch.stack([_shrink(torch.tensor(part), shape, self._blur) for part in turned[odd::2]])
             spectra: dict[tuple[int, ...], Tensor] = {}
@@ -133,16 +127,16 @@ class CopySearch:
                     top, left = divmod(int(part.argmax()), part.shape[1])
                     place = top * field.scales[0], left * field.scales[1]
                     found.append((float(part[top, left]), field, 2 * number + odd, *place))
-        found.sort(key=lambda place: -place[0])
         if not found:
             return Resemblance(-1.0)
-        closely = found[:_REFINED] if found[0][0] >= enough - _SLACK else []
-        climbed = [self._climb(turned[place[2]], *place[1:]) for place in closely]
-        return max(climbed, default=Resemblance(found[0][0]), key=lambda place: place.correlation)
+        found.sort(key=lambda place: -place[0])
+        best = found[:_REFINED] if found[0][0] >= enough - _SLACK else []
+        refined = [self._align(turned[place[2]], *place[1:]) for place in best]
+        return max(refined, default=Resemblance(found[0][0]), key=lambda place: place.correlation)
 
-    def _climb(self, image: NDArray[np.uint8], field: _Field, symmetry: int, top: float, left: float) -> Resemblance:
-        """The best window within one shrunk pixel, and from there uphill pixel by pixel in place and size."""
-        wanted = _standardize(image)
+    def _align(self, image: NDArray[np.uint8], field: _Field, symmetry: int, top: float, left: float) -> Resemblance:
+        """Searches within one shrunk pixel, then climbs pixel by pixel in position and size."""
+        target = _standardize(image)
         source = to_channels(self.micrographs.images[field.micrograph], 1)
         aspect = image.shape[1] / image.shape[0]
         largest = min(source.shape[0], int(source.shape[1] / aspect))
@@ -153,39 +147,35 @@ class CopySearch:
             top = min(max(top, 0), source.shape[0] - height)
             left = min(max(left, 0), source.shape[1] - width)
             window = np.ascontiguousarray(source[top : top + height, left : left + width])
-            return float((_standardize(resize_image(window, *image.shape)) * wanted).sum()), (top, left, height, width)
+            return float((_standardize(resize_image(window, *image.shape)) * target).sum()), (top, left, height, width)
 
         pixel = max(field.scales)
         reach = range(-math.ceil(pixel), math.ceil(pixel) + 1, max(1, round(pixel / 4)))
         height = round(image.shape[0] * field.edge / self.geometry.image_size)
         best = max(compare(round(top) + dy, round(left) + dx, height) for dy in reach for dx in reach)
-        # A larger or smaller window about the same center, where crops have several scales.
+        # Larger and smaller windows around the same center, if crops have several scales.
         several = len(self._fields) > len(self._grays)
         sizes = [(-(d // 2) - e, -(d // 2) - f, d) for d in (2, -2, 1, -1) for e in (0, 1) for f in (0, 1)]
         moves = [(0, 1, 0), (1, 0, 0), (0, -1, 0), (-1, 0, 0), *(sizes if several else ())]
         improved = True
         while improved:
             top, left, height, _ = best[1]
-            further = max(compare(top + dy, left + dx, height + taller) for dy, dx, taller in moves)
-            improved = further[0] > best[0]
-            best = max(best, further)
+            moved = max(compare(top + dy, left + dx, height + taller) for dy, dx, taller in moves)
+            improved = moved[0] > best[0]
+            best = max(best, moved)
         return Resemblance(best[0], field.micrograph, symmetry, best[1])
 
     def _find_one(self, image: NDArray[np.uint8], own: Match | None) -> Match:
-        # The image is turned, not the micrographs; the inverse turn brings the place found onto the image.
-        gray = to_channels(image, 1)
-        turned = torch.stack(
-            [_shrink(torch.tensor(apply_symmetry(gray, inverse)), [self.size] * 2, self._blur) for inverse in _INVERSE]
-        )
+        # The image is transformed, not the micrographs; the inverse maps the location found to the image.
+        images = [torch.tensor(apply_symmetry(to_channels(image, 1), inverse)) for inverse in _INVERSE]
+        turned = torch.stack([_shrink(each, [self.size] * 2, self._blur) for each in images])
         maps: list[Tensor] = []
         spectra: dict[tuple[int, ...], Tensor] = {}
         for field in self._fields:
             covariances, variances = field.compare(turned, spectra)
             maps.append(variances - 2 * covariances + turned.square().mean(dim=(1, 2))[:, None, None].to(variances))
             if own is not None and own.micrograph == field.micrograph:
-                self._mask(
-                    maps[-1], *(round(at / scale) for at, scale in zip((own.top, own.left), field.scales, strict=True))
-                )
+                self._mask(maps[-1], round(own.top / field.scales[0]), round(own.left / field.scales[1]))
         found = []
         for _ in range(2):
             index = int(np.argmin([float(squared.min()) for squared in maps]))
@@ -196,7 +186,7 @@ class CopySearch:
         return Match(distance, second, self._fields[index].micrograph, top, left, symmetry)
 
     def _refine(self, template: Tensor, field: _Field, top: int, left: int) -> tuple[float, int, int]:
-        """Distance and corner in px of the micrograph, from all corners within one shrunk pixel around."""
+        """Smallest distance among all corners within one shrunk pixel, with the corner in px of the micrograph."""
         gray, edge, reach = self._grays[field.micrograph], round(field.edge), math.ceil(field.edge / self.size)
         step = max(1, reach // 4)
         corners = [
@@ -216,27 +206,23 @@ class CopySearch:
 
 
 class _Field:
-    """One micrograph (H, W), shrunk so that `edge` becomes `size` px, ready to be compared with templates."""
+    """Spectrum and window sums of one micrograph (H, W), shrunk so that `edge` becomes `size` px."""
 
     def __init__(self, micrograph: int, gray: Tensor, edge: float, size: int, blur: float, device: str) -> None:
-        # A micrograph smaller than a crop is trained on as its largest square.
+        # The crop of a micrograph smaller than crop_size is its largest square.
         self.micrograph, self.edge = micrograph, min(edge, *gray.shape)
         self.shape = [max(size, round(whole * size / self.edge)) for whole in gray.shape]
-        # Shrunk to a whole number of pixels, so that the scale along each axis is its own.
+        # The shape is rounded to whole pixels, so each axis has its own scale.
         self.scales = [whole / part for whole, part in zip(gray.shape, self.shape, strict=True)]
         small = _shrink(gray, self.shape, blur).to(device)
         self._padded = tuple(scipy.fft.next_fast_len(part, real=True) for part in self.shape)
         self._spectrum = torch.fft.rfft2(small, self._padded)
-        # In double precision: the difference of two large sums.
+        # Differences of large sums need double precision.
         self._sums = [_tabulate_sums(values) for values in (small.double(), small.double().square())]
         self._variances: dict[torch.Size, Tensor] = {}
 
     def compare(self, templates: Tensor, spectra: dict[tuple[int, ...], Tensor]) -> tuple[Tensor, Tensor]:
-        """Templates with all windows of their size.
-
-        Args:
-            templates: (K, h, w) of mean 0 each.
-            spectra: of these templates by padded shape, for the next micrograph of the same size.
+        """Compares K templates of mean 0, (K, h, w), with all windows; `spectra` caches theirs by padded shape.
 
         Returns:
             (K, H - h + 1, W - w + 1) covariances; (H - h + 1, W - w + 1) variances of the windows.
@@ -258,12 +244,10 @@ class _Field:
 
 
 def cut_match(micrographs: Micrographs, match: Match, crop_size: int, size: int) -> NDArray[np.uint8]:
-    """The place of a match as (size, size) or (size, size, 3) uint8, turned the way of the image.
+    """Cuts the location of a match, with an edge of `crop_size` px of the micrograph, in the image's orientation.
 
-    Args:
-        micrographs: those that were searched.
-        crop_size: edge of the place, px of the micrograph.
-        size: edge of the result, px.
+    Returns:
+        (size, size) or (size, size, 3) uint8.
     """
     window = slice(match.top, match.top + crop_size), slice(match.left, match.left + crop_size)
     patch = np.ascontiguousarray(micrographs.images[match.micrograph][window])
@@ -272,16 +256,14 @@ def cut_match(micrographs: Micrographs, match: Match, crop_size: int, size: int)
 
 
 def shrink_windows(field: Tensor, corners: list[tuple[int, int]], edge: int, size: int) -> Tensor:
-    """Square windows of a field, shrunk by area as `F.interpolate` does it, from one table of sums.
+    """Shrinks square windows of a field (H, W) as `F.interpolate(mode="area")` does, by one summed-area table.
 
     Args:
-        field: (H, W).
-        corners: K upper left corners.
-        edge: of the windows, px.
-        size: of the results.
+        corners: K upper left corners (row, column).
+        edge: edge of the windows, in px.
 
     Returns:
-        (K, size, size)
+        (K, size, size).
     """
     places = torch.tensor(corners)
     (top, left), (bottom, right) = (place.tolist() for place in (places.min(dim=0).values, places.max(dim=0).values))
@@ -298,12 +280,12 @@ def shrink_windows(field: Tensor, corners: list[tuple[int, int]], edge: int, siz
 
 
 def _tabulate_sums(field: Tensor) -> Tensor:
-    """(H + 1, W + 1) sums over all rows above and columns to the left."""
+    """Summed-area table of (H, W): (H + 1, W + 1)."""
     return F.pad(field.cumsum(dim=0).cumsum(dim=1), (1, 0, 1, 0))
 
 
 def _shrink(gray: Tensor, shape: list[int], blur: float) -> Tensor:
-    """(H, W) → (h, w) of mean 0."""
+    """(H, W) → (h, w) with mean 0."""
     small = F.interpolate(gray.float()[None, None], shape, mode="area")[0, 0]
     if blur:
         small = torch.from_numpy(scipy.ndimage.gaussian_filter(small.numpy(), blur, mode="nearest"))

@@ -1,26 +1,25 @@
-"""How far a set of generated images is from a set of real ones, on feature vectors."""
+"""Distances between two sets of images, by features, gray-level histograms and power spectra."""
 
 from __future__ import annotations
 
 import numpy as np
+import scipy.fft
 import scipy.linalg
 import scipy.spatial.distance
 from numpy.typing import NDArray
 
+from steelgen.data.images import to_channels
+
 
 def compute_frechet_distance(first: NDArray, second: NDArray) -> float:
-    """Fréchet distance between the Gaussians fitted to two sets of features.
+    """Fréchet distance between Gaussians fitted to (N, D) and (M, D) features; N, M ≥ 2.
 
-    |μ₁ - μ₂|² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁Σ₂)^½, Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The last trace
-    is the nuclear norm of A Bᵀ, with A and B the centered features over √(N-1): exact also where the
-    covariances are singular, and in need of no matrix square root.
-
-    Args:
-        first: (N, D) features, N ≥ 2.
-        second: (M, D) features, M ≥ 2.
+    |μ₁ - μ₂|² + tr Σ₁ + tr Σ₂ - 2 tr (Σ₁Σ₂)^½, Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The last trace is the
+    nuclear norm of A Bᵀ, with A and B the centered features over √(N-1): it is exact for singular covariances and needs
+    no matrix square root.
 
     Returns:
-        The distance, ≥ 0, in squared units of the features. Biased upwards by about 1/N.
+        The distance, ≥ 0, in squared units of the features; biased upward by about 1/N.
     """
     a, b = _centered_factor(first), _centered_factor(second)
     difference = first.mean(axis=0, dtype=np.float64) - second.mean(axis=0, dtype=np.float64)
@@ -31,13 +30,9 @@ def compute_frechet_distance(first: NDArray, second: NDArray) -> float:
 def compute_frechet_error(first: NDArray, second: NDArray) -> float:
     """Standard error of `compute_frechet_distance` by the infinitesimal jackknife (Efron 1982, ch. 6).
 
-    One image x adds to the distance's first variation 2 (μ₁-μ₂)·x + x·x - x·T x, x centered and T the optimal
-    transport between the two Gaussians; with A Bᵀ = U S Vᵀ, A T Aᵀ = U S Uᵀ. It says how the distance scatters at
-    this number of images, and nothing of the bias, which the floor has too.
-
-    Args:
-        first: (N, D) features, N ≥ 2.
-        second: (M, D) features, M ≥ 2.
+    The first variation of the distance by an image x is 2 (μ₁-μ₂)·x + x·x - x·T x, with x centered and T the optimal
+    transport between the two Gaussians; with A Bᵀ = U S Vᵀ, A T Aᵀ = U S Uᵀ. The error does not include the bias, which
+    the floor shares.
     """
     difference = first.mean(axis=0, dtype=np.float64) - second.mean(axis=0, dtype=np.float64)
     u, singular, vt = scipy.linalg.svd(
@@ -47,7 +42,7 @@ def compute_frechet_error(first: NDArray, second: NDArray) -> float:
     for features, vectors, sign in ((first, u, 1), (second, vt.T, -1)):
         centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
         if len(vectors) < len(centered):
-            # The factor was the triangle of a QR decomposition: back to one row an image.
+            # The factor was the triangle of a QR decomposition; multiply by Q for one row per image.
             vectors = scipy.linalg.qr(centered, mode="economic", check_finite=False)[0] @ vectors
         influence = 2 * sign * centered @ difference + (centered**2).sum(axis=1)
         influence -= (len(centered) - 1) * (vectors**2 * singular).sum(axis=1)
@@ -58,23 +53,20 @@ def compute_frechet_error(first: NDArray, second: NDArray) -> float:
 def compute_kid(
     first: NDArray, second: NDArray, subset_size: int | None = None, num_subsets: int = 100, seed: int = 0
 ) -> tuple[float, float]:
-    """KID: unbiased MMD² with the kernel (x·y/D + 1)³, Bińkowski et al. 2018 (arXiv 1801.01401).
+    """KID of (N, D) and (M, D) features, Bińkowski et al. 2018 (arXiv 1801.01401).
+
+    Unbiased MMD² with the kernel (x·y/D + 1)³.
 
     Args:
-        first: (N, D) features.
-        second: (M, D) features.
-        subset_size: features drawn from each set without replacement; None takes half of the smaller set, at
-            most 1000.
-        num_subsets: number of draws.
-        seed: of the draws.
+        subset_size: features sampled from each set without replacement; None uses half of the smaller set, at most
+            1000.
 
     Returns:
-        Mean and standard deviation over the draws. The mean can be slightly negative: the estimate is
-        unbiased.
+        Mean and standard deviation over the subsets. The mean can be slightly negative, since the estimate is unbiased.
     """
     smaller = min(len(first), len(second))
     size = min(1000, max(2, smaller // 2)) if subset_size is None else min(subset_size, smaller)
-    # Every draw needs the same kernel values: they are computed once.
+    # All subsets share the kernel values.
     xx, yy, xy = _cubic_kernel(first, first), _cubic_kernel(second, second), _cubic_kernel(first, second)
     rng = np.random.default_rng(seed)
     draws = []
@@ -88,12 +80,7 @@ def compute_kid(
 
 
 def compute_kid_error(first: NDArray, second: NDArray) -> float:
-    """Standard error of KID by the jackknife: each image of either set is left out once (Efron 1982, ch. 3).
-
-    Args:
-        first: (N, D) features, N ≥ 3.
-        second: (M, D) features, M ≥ 3.
-    """
+    """Standard error of KID of (N, D) and (M, D) features; N, M ≥ 3; jackknife over images (Efron 1982, ch. 3)."""
     across = _cubic_kernel(first, second)
     variance = 0.0
     for kernel, cross in ((_cubic_kernel(first, first), across), (_cubic_kernel(second, second), across.T)):
@@ -105,19 +92,52 @@ def compute_kid_error(first: NDArray, second: NDArray) -> float:
     return float(np.sqrt(variance))
 
 
+def compute_mmd(
+    first: NDArray, second: NDArray, first_weights: NDArray, second_weights: NDArray
+) -> NDArray[np.float64]:
+    """Unbiased MMD² with the Gaussian kernel exp(-|x - y|²/2σ²) (Gretton et al. 2012, JMLR 13, 723, eq. 3).
+
+    σ is the median distance within `second`, the real one. Of weighted points no pair of a point with itself counts.
+
+    Args:
+        first: (N, D) features.
+        second: (M, D) features.
+        first_weights: (B, N) how often each point occurs in each of B resamples, as by `resample_weights`.
+        second_weights: (B, M) likewise.
+
+    Returns:
+        (B,); slightly negative where there is no difference. NaN where fewer than two points are left.
+    """
+    width = float(np.median(scipy.spatial.distance.pdist(second))) if len(second) > 1 else np.nan
+    if not width > 0:
+        return np.full(len(first_weights), np.nan)
+
+    def compute_kernel(x: NDArray, y: NDArray) -> NDArray[np.float64]:
+        return np.exp(scipy.spatial.distance.cdist(x, y, "sqeuclidean") / (-2 * width**2))
+
+    def compute_own(points: NDArray, weights: NDArray) -> NDArray[np.float64]:
+        sums, squares = weights.sum(axis=1), (weights**2).sum(axis=1)
+        inner = np.einsum("bi,bi->b", weights @ compute_kernel(points, points), weights)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (inner - squares) / (sums**2 - squares)
+
+    across = np.einsum("bi,bi->b", first_weights @ compute_kernel(first, second), second_weights)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        across = across / (first_weights.sum(axis=1) * second_weights.sum(axis=1))
+    return compute_own(first, first_weights) + compute_own(second, second_weights) - 2 * across
+
+
 def compute_precision_recall(real: NDArray, generated: NDArray, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall, Kynkäänniemi et al. 2019 (arXiv 1904.06991), eqs. 1-3.
 
-    A set's manifold is the union of balls around its features that reach to each one's k-th nearest
-    neighbor.
+    The manifold of a set is the union of balls around its features, each with the k-th nearest neighbor on its surface.
 
     Args:
         real: (N, D) features, N > k.
         generated: (M, D) features, M > k.
-        k: which neighbor sets the radius.
 
     Returns:
-        Share of generated features within the real manifold; share of real features within the generated one.
+        Share of generated features within the real manifold; share of real features within the generated manifold.
     """
     across = scipy.spatial.distance.cdist(real, generated)
     real_radii = np.partition(scipy.spatial.distance.cdist(real, real), k, axis=1)[:, k]
@@ -125,6 +145,69 @@ def compute_precision_recall(real: NDArray, generated: NDArray, k: int = 3) -> t
     precision = (across <= real_radii[:, None]).any(axis=0).mean()
     recall = (across <= generated_radii[None, :]).any(axis=1).mean()
     return float(precision), float(recall)
+
+
+def compute_histograms(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Pixels at each of the 256 gray levels; RGB is converted to gray (ITU-R 601 luma).
+
+    Args:
+        images: (N, S, S) or (N, S, S, 3) uint8.
+
+    Returns:
+        (N, 256) counts; the sum over images is the histogram of the set.
+    """
+    return np.stack([np.bincount(image.ravel(), minlength=256) for image in _to_gray(images)])
+
+
+def compute_gray_kl(real: NDArray, generated: NDArray) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence D(real ‖ generated) of gray-level histograms, (..., 256) counts, in nats.
+
+    Half a count is added to each level (Jeffreys' prior), so that a level missing from one set does not make it
+    infinite.
+    """
+    p, q = real + 0.5, generated + 0.5
+    p, q = p / p.sum(axis=-1, keepdims=True), q / q.sum(axis=-1, keepdims=True)
+    return (p * np.log(p / q)).sum(axis=-1)
+
+
+def compute_gray_wasserstein(real: NDArray, generated: NDArray) -> NDArray[np.float64]:
+    """Wasserstein-1 distance of gray-level histograms, (..., 256) counts, in gray levels (0-255)."""
+    p, q = real / real.sum(axis=-1, keepdims=True), generated / generated.sum(axis=-1, keepdims=True)
+    return np.abs(np.cumsum(p - q, axis=-1)).sum(axis=-1)
+
+
+def compute_power_spectra(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Radially averaged power spectrum of each image.
+
+    The mean is subtracted and a Hann window applied; without it the jump between opposite borders leaks into all
+    frequencies.
+
+    Args:
+        images: (N, S, S) or (N, S, S, 3) uint8; RGB is converted to gray.
+
+    Returns:
+        (N, S // 2) mean power at 1, 2 … S // 2 cycles per image; the mean over images is the spectrum of the set.
+    """
+    gray = _to_gray(images)
+    size = gray.shape[1]
+    window = np.outer(np.hanning(size), np.hanning(size))
+    across = np.arange(size // 2 + 1)
+    ring = np.rint(np.hypot(np.fft.fftfreq(size, 1 / size)[:, None], across[None, :])).astype(np.int64).ravel()
+    # The other half-plane is the same: every column counts twice but the first and, for an even size, the last.
+    twice = np.where((across == 0) | (2 * across == size), 1.0, 2.0)
+    counts = np.bincount(ring, np.tile(twice, size))
+    spectra = []
+    for image in gray:
+        power = np.abs(scipy.fft.rfft2((image - image.mean()) * window)) ** 2 * twice
+        spectra.append(np.bincount(ring, power.ravel()) / counts / (window**2).sum())
+    return np.stack(spectra)[:, 1 : size // 2 + 1]
+
+
+def compute_spectrum_distance(real: NDArray[np.float64], generated: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Root mean square difference of log₁₀ power spectra, (..., F) from `compute_power_spectra`, in decades."""
+    # A thousandth of a squared gray level is below the power of any image that is not constant.
+    difference = np.log10(np.maximum(real, 1e-3)) - np.log10(np.maximum(generated, 1e-3))
+    return np.sqrt((difference**2).mean(axis=-1))
 
 
 def _centered_factor(features: NDArray) -> NDArray[np.float64]:
@@ -144,3 +227,8 @@ def _cubic_kernel(x: NDArray, y: NDArray) -> NDArray[np.float64]:
 def _mean_off_diagonal(kernel: NDArray[np.float64]) -> float:
     size = len(kernel)
     return float(kernel.sum() - np.trace(kernel)) / (size * (size - 1))
+
+
+def _to_gray(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, S, S) or (N, S, S, 3) uint8 → (N, S, S) uint8."""
+    return images if images.ndim == 3 else np.stack([to_channels(image, 1) for image in images])

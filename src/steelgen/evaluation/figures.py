@@ -1,46 +1,43 @@
-"""One number with everything a reader needs to judge it."""
+"""Figures: metric values with their floor, interval, N and seed."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-CLASSES_ABREAST = 4
-"""In a table that is as wide as a sheet of paper."""
+CLASSES_PER_TABLE = 4
+"""Classes side by side in one table; more do not fit on A4."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of merit beside its floor."""
+    """The value of a metric, and what is needed to judge it."""
 
     section: str
-    """fidelity, faithfulness, microstructure, memorization, utility."""
+    """fidelity, faithfulness, microstructure, memorization, descriptors or utility."""
     metric: str
-    """Its name, with the features or the class where there are several."""
+    """Name of the metric, with its features or class where there are several."""
     compared: str
-    """The two sets, "generated vs test"."""
+    """The two sets, as in "generated vs test"."""
     value: float
     floor: float | None
-    """The same metric between two disjoint sets of real images: as good as it can get."""
+    """The same metric between two disjoint sets of real images, the best value to expect."""
     n: tuple[int, int]
-    """Images in each of the two sets."""
+    """Number of images in each of the two sets."""
     seed: int
     better: str
-    """lower or higher; "near floor" for a quantity whose floor is its aim."""
+    """lower, higher, or "near floor" where the floor is the target."""
     spread: float | None = None
     """Standard deviation of the value over subsets, as is customary for KID."""
     interval: tuple[float, float] | None = None
-    """95 % interval of the value, over other images of the same kind; see docs/evaluation.md."""
-
-
-def figure_to_json(figure: Figure) -> dict[str, Any]:
-    """JSON values; a figure that is not defined is null, never NaN."""
-    return {key: to_json(value) for key, value in asdict(figure).items()}
+    """95 % interval of the value over other images of the same kind; see docs/evaluation.md."""
+    note: str | None = None
+    """Caveat shown with the value."""
 
 
 def to_json(value: Any) -> Any:
-    """Arrays, NumPy numbers and NaN as JSON values: lists, numbers and null."""
+    """Converts arrays to lists, NumPy numbers to numbers, and NaN and infinity to null."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float):

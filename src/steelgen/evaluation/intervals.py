@@ -1,4 +1,4 @@
-"""95 % intervals: how far a figure would move with other images of the same kind."""
+"""95 % confidence intervals of figures, over other images of the same kind."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_RESAMPLES = 400
-"""Bootstrap resamples of each interval."""
+"""Bootstrap resamples per interval."""
 
 _QUANTILE = 1.959964
-"""Of the normal distribution, for 95 %."""
+"""97.5 % quantile of the standard normal distribution."""
 
 Interval = tuple[float, float]
 
@@ -19,35 +19,31 @@ Interval = tuple[float, float]
 def resample_weights(count: int, seed: int, stream: int = 0, num_resamples: int = NUM_RESAMPLES) -> NDArray[np.float64]:
     """How often each image occurs in each bootstrap resample (Efron and Tibshirani 1993, ch. 6).
 
-    A figure that is a function of sums over images needs one matrix product for all of its resamples.
+    A figure that is a function of sums over images needs one matrix product for all resamples.
 
     Args:
-        count: images in the set.
-        seed: of the draws.
-        stream: tells sets apart whose draws must not be the same.
-        num_resamples: resamples.
+        stream: makes the resamples of several sets independent under one seed.
 
     Returns:
-        (1 + num_resamples, count); the first row is all ones: the set itself.
+        (1 + num_resamples, count); the first row is all ones, the set itself.
     """
     draws = np.random.default_rng([seed, stream]).multinomial(count, np.full(count, 1 / count), size=num_resamples)
     return np.concatenate([np.ones((1, count)), draws])
 
 
 def center_interval(values: NDArray, lowest: float = -math.inf, highest: float = math.inf) -> Interval:
-    """The percentile interval of bootstrap values, less the bias that resampling adds.
+    """Percentile interval of bootstrap values, corrected for the bias of resampling.
 
     A distance between two sets grows when either is replaced by a resample of itself; the interval is shifted back by
-    the mean of that growth, so that it lies around the figure.
+    the mean of that growth, so that it contains the figure.
 
     Args:
-        values: (1 + B,), the first of the set itself, as by `resample_weights`.
-        lowest: limits of what the figure can be.
-        highest: likewise.
+        values: (1 + B,), the first one of the set itself, as in `resample_weights`.
+        lowest, highest: range of the figure.
 
     Returns:
-        Lower and upper end; NaN where the figure is not defined, or not so in more than one draw in ten: then it hangs
-        on one or two images, and resampling does not know how far.
+        Lower and upper end; NaN if the figure is undefined, or undefined in over 10 % of the resamples: it then depends
+        on one or two images, and resampling cannot estimate its spread.
     """
     value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
     if not math.isfinite(value) or len(draws) < 0.9 * len(values[1:]):
@@ -57,14 +53,14 @@ def center_interval(values: NDArray, lowest: float = -math.inf, highest: float =
 
 
 def normal_interval(value: float, error: float, lowest: float = -math.inf) -> Interval:
-    """The interval of an estimate with a known standard error."""
+    """Interval of an estimate with a known standard error."""
     return max(lowest, value - _QUANTILE * error), value + _QUANTILE * error
 
 
 def wilson_interval(share: float, count: int) -> Interval:
     """Interval of a share of `count` independent images (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
 
-    Unlike share ± 1.96 standard errors it has a width also where the share is 0 or 1.
+    Unlike share ± 1.96 standard errors it has nonzero width for a share of 0 or 1.
     """
     z2 = _QUANTILE**2
     center = (share + z2 / (2 * count)) / (1 + z2 / count)
@@ -73,16 +69,7 @@ def wilson_interval(share: float, count: int) -> Interval:
 
 
 def bootstrap_interval(values: NDArray, seed: int = 0, num_resamples: int = 2000) -> Interval:
-    """Percentile bootstrap interval of the mean (Efron and Tibshirani 1993, ch. 13).
-
-    Args:
-        values: (N,) independent values; NaNs are left out.
-        seed: of the draws.
-        num_resamples: resamples.
-
-    Returns:
-        Lower and upper end; NaN where nothing is defined.
-    """
+    """Percentile bootstrap interval of the mean of (N,) values, NaNs excluded (Efron and Tibshirani 1993, ch. 13)."""
     defined = np.asarray(values, dtype=np.float64)
     defined = defined[~np.isnan(defined)]
     if defined.size == 0:

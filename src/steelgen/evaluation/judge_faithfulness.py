@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import bootstrap_interval
-from steelgen.evaluation.iou import Agreement, bootstrap_agreement, compute_agreement, nanmean
-from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
-from steelgen.evaluation.sets import ImageSet
+from steelgen.evaluation.iou import (
+    MIN_REAL_IOU,
+    SegmentationScores,
+    bootstrap_scores,
+    can_judge,
+    compute_scores,
+    nanmean,
+)
+from steelgen.evaluation.segmentation import averaging_of, load_or_train_segmenter, predict_masks
+from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 
 
 def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dict[str, NDArray[np.uint8]]:
@@ -25,26 +31,32 @@ def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dic
     config = evidence.config
     if not evidence.info.num_classes:
         return {}
-    report_progress(f"segmenter: {config.segmenter.steps} steps on the real {config.train_split} split")
+    settings, averaging = config.segmenter, averaging_of(config.segmenter)
+    report_progress(
+        f"segmenter: {settings.architecture}, {settings.steps} steps on the real {config.train_split} split"
+    )
     segmenter = load_or_train_segmenter(
         evidence.train_micrographs,
         evidence.geometry,
-        config.segmenter,
+        settings,
         evidence.cache_dir,
         config.seed,
         evidence.device,
     )
     train = evidence.train.images[: config.microstructure.max_images]
     return {
-        "generated": predict_masks(segmenter, evidence.generated.images),
-        evidence.held_out.name: predict_masks(segmenter, evidence.held_out.images),
+        "generated": predict_masks(segmenter, evidence.generated.images, averaging),
+        evidence.held_out.name: predict_masks(segmenter, evidence.held_out.images, averaging),
         # Only the microstructure asks for these.
-        evidence.train.name: predict_masks(segmenter, train),
+        evidence.train.name: predict_masks(segmenter, train, averaging),
     }
 
 
 def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgment:
     """Agreement of the masks that the images were drawn for with those that the segmenter sees.
+
+    A class that it does not find on real held-out images either says nothing about generated ones: its figure and a
+    warning say so, and the verdict leaves it out.
 
     Args:
         evidence: the sets.
@@ -56,9 +68,9 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         return [], {}, ["faithfulness is not measured: the generated images come without masks"]
     config = evidence.config
 
-    def compare(images: ImageSet) -> Agreement:
+    def compare(images: ImageSet) -> SegmentationScores:
         assert images.masks is not None
-        return compute_agreement(
+        return compute_scores(
             images.masks,
             seen[images.name],
             evidence.info.num_classes,
@@ -67,7 +79,7 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         )
 
     generated, floor = compare(evidence.generated), compare(evidence.held_out)
-    intervals = bootstrap_agreement(generated, config.seed)
+    intervals = bootstrap_scores(generated, config.seed)
     names = evidence.info.class_names
     shared: dict[str, Any] = {
         "section": "faithfulness",
@@ -84,20 +96,29 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         ("boundary F1", generated.mean_boundary_f1, floor.mean_boundary_f1, intervals.mean_boundary_f1),
         *((f"IoU {name}", float(value), float(real), interval) for name, value, real, interval in per_class),
     ]
+    unseen = [name for name, real in zip(names, floor.class_iou, strict=True) if real < MIN_REAL_IOU]
+    notes = {f"IoU {name}": f"cannot be judged: below {MIN_REAL_IOU} on real ones" for name in unseen}
     figures = [
-        Figure(metric=metric, value=value, floor=real, interval=interval, **shared)
+        Figure(metric=metric, value=value, floor=real, interval=interval, note=notes.get(metric), **shared)
         for metric, value, real, interval in rows
+    ]
+    warnings = [
+        f"faithfulness: the segmenter cannot judge {name}: on real {evidence.held_out.name} images its IoU is "
+        f"{real:.2f}, below {MIN_REAL_IOU}; more segmenter.steps may help"
+        for name, real in zip(names, floor.class_iou, strict=True)
+        if name in unseen
     ]
     details = {
         "class_names": names,
         "segmenter_trained_on": config.train_split,
+        "can_judge": [can_judge(float(real)) for real in floor.class_iou],
         "generated": _describe(generated),
         "held_out": _describe(floor),
     }
-    return figures, details, []
+    return figures, details, warnings
 
 
-def _describe(agreement: Agreement) -> dict[str, Any]:
+def _describe(agreement: SegmentationScores) -> dict[str, Any]:
     """All but the counts of every single image."""
     left_out = ("image_confusion", "image_boundary_counts")
     return {name: value for name, value in asdict(agreement).items() if name not in left_out}

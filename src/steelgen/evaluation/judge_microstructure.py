@@ -1,4 +1,4 @@
-"""The judgment of microstructure: the same descriptors of generated and of real masks, class by class."""
+"""The microstructure section: descriptors of generated and real masks, class by class."""
 
 from __future__ import annotations
 
@@ -7,60 +7,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.evidence import Evidence, Judgment
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import center_interval, resample_weights
 from steelgen.evaluation.iou import nanmean_rows
 from steelgen.evaluation.microstructure import ISLAND_PROPERTIES, compute_grain_size_number, compute_mean_intercept
+from steelgen.evaluation.sets import Evidence, Judgment
 from steelgen.evaluation.structure import Resampled, Structure, compute_structure_distances, measure_structure
 
 
 def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgment:
-    """Descriptors of the images through the segmenter, and of the masks where there are any, against held-out ones.
+    """Compares generated with held-out images by predicted masks (`seen`, from `see_masks`) and by given masks, if any.
 
-    Both sides of a comparison come from the same source, so that the segmenter's own errors cancel to first order.
-    The floor puts the real training crops in the place of the generated ones.
-
-    Args:
-        evidence: the sets.
-        seen: from `see_masks`.
+    Both sides of a comparison come from the same source, so that the segmenter's errors cancel to first order. The
+    floor uses training crops in place of the generated images.
     """
     config, names = evidence.config, evidence.info.class_names
     if not names:
         nothing: dict[str, Any] = {"class_names": [], "images": {"distances": {}}}
         return [], nothing, ["microstructure is not measured: the dataset has no masks"]
     pixel_size = evidence.geometry.scale_pixel_size(evidence.info.pixel_size_um)
-    sources: dict[str, dict[str, NDArray[np.uint8]]] = {"images": seen}
+    parts = {"generated": evidence.generated, "held_out": evidence.held_out, "train": evidence.train}
+    sources = {"images": {key: seen[part.name] for key, part in parts.items()}}
     if evidence.generated.masks is not None:
-        sets = (evidence.generated, evidence.held_out, evidence.train)
-        sources["masks"] = {part.name: part.masks for part in sets if part.masks is not None}
+        sources["masks"] = {key: part.masks for key, part in parts.items() if part.masks is not None}
     figures: list[Figure] = []
     details: dict[str, Any] = {"class_names": names, "pixel_size_um": pixel_size}
     for source, masks in sources.items():
-        limited = {name: stack[: config.microstructure.max_images] for name, stack in masks.items()}
-        generated, held_out, train = (
-            [measure_structure(limited[name] == index) for index in range(len(names))]
-            for name in ("generated", evidence.held_out.name, evidence.train.name)
-        )
+        limited = {key: stack[: config.microstructure.max_images] for key, stack in masks.items()}
+        measured = {
+            key: [measure_structure(stack == index) for index in range(len(names))] for key, stack in limited.items()
+        }
+        generated, held_out, train = measured.values()
         distances = _compute_distances(generated, held_out, pixel_size, config.seed, resample=True)
         floors = _compute_distances(train, held_out, pixel_size, config.seed, resample=False)
         details[source] = {
-            part: [describe_structure(structure, limited[name].shape[1:], pixel_size) for structure in structures]
-            for part, name, structures in (
-                ("generated", "generated", generated),
-                ("held_out", evidence.held_out.name, held_out),
-                ("train", evidence.train.name, train),
-            )
+            key: [describe_structure(structure, limited[key].shape[1:], pixel_size) for structure in structures]
+            for key, structures in measured.items()
         }
-        details[source]["distances"] = {
-            metric: {
+        details[source]["distances"] = described = {}
+        for metric, values in distances.items():
+            described[metric] = {
                 "generated": values[0],
                 "interval": [center_interval(column, lowest=0.0) for column in values.T],
                 "floor": floors[metric][0],
             }
-            for metric, values in distances.items()
-        }
-        for metric, values in distances.items():
             averaged = nanmean_rows(values)
             figures.append(
                 Figure(
@@ -69,7 +59,7 @@ def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]])
                     compared=f"generated vs {evidence.held_out.name}, mean of classes",
                     value=float(averaged[0]),
                     floor=float(nanmean_rows(floors[metric])[0]),
-                    n=(len(limited["generated"]), len(limited[evidence.held_out.name])),
+                    n=(len(limited["generated"]), len(limited["held_out"])),
                     seed=config.seed,
                     better="lower",
                     interval=center_interval(averaged, lowest=0.0),
@@ -81,8 +71,8 @@ def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]])
 def _compute_distances(
     first: list[Structure], second: list[Structure], pixel_size_um: float | None, seed: int, resample: bool
 ) -> dict[str, NDArray[np.float64]]:
-    """(B, C) distances of the classes by name; only the first row, of the sets themselves, without resampling."""
-    # The same images are drawn for every class.
+    """(B, C) distances by name, or (1, C) of the sets themselves without resampling."""
+    # All classes share one set of weights: resamples are of images.
     weights = [
         resample_weights(len(part[0]), seed, stream)[: None if resample else 1]
         for stream, part in enumerate((first, second))
@@ -100,13 +90,12 @@ def describe_structure(
     """Numbers and curves of one class in a set of images, for the report and the JSON file.
 
     Args:
-        structure: from `measure_structure`.
-        image_shape: (S, S) of the images.
-        pixel_size_um: edge of a pixel of these masks, where known.
+        image_shape: (S, S).
+        pixel_size_um: pixel size of the masks, if known.
 
     Returns:
-        Lengths in px, with `mean_intercept_um` and `grain_size_number` where the pixel size is known. Every island's
-        and chord's value would swell the file; their distributions stay as deciles.
+        Lengths in px, and `mean_intercept_um` and `grain_size_number` if the pixel size is known. Islands and chords
+        are summarized by deciles, since all of them would make the file large.
     """
     intercept = compute_mean_intercept(structure.intercepts)
     described: dict[str, Any] = {

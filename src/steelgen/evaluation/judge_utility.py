@@ -1,24 +1,23 @@
-"""A finished utility study as a section of an evaluation."""
+"""The utility section: a finished utility study in an evaluation."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from steelgen.evaluation.evidence import Judgment
 from steelgen.evaluation.figures import Figure
+from steelgen.evaluation.sets import Judgment
 
 
 def judge_utility(study: dict[str, Any]) -> Judgment:
-    """Pooled scores and differences of a study as figures, the study as details, its warnings.
+    """Pooled scores and differences of a study as figures, the study as details, and its warnings.
 
-    A score has its 95 % interval over seeds; a difference that of the bootstrap, beside 0 as its floor: what data
-    that change nothing would give.
+    Scores have their 95 % interval over seeds, differences that of the bootstrap, with 0 as the floor: data without
+    effect.
     """
-    num_test, seed = study["micrographs"]["test"], study["config"]["seeds"][0]
-    split = study["config"]["test_split"]
-    scores = {row["code"]: row for row in study["scores"]}  # the pooled row stands last
-    differences = {row["code"]: row for row in study["differences"]}
-    shared: dict[str, Any] = {"section": "utility", "seed": seed, "better": "higher"}
+    num_test, split = study["micrographs"]["test"], study["config"]["test_split"]
+    shared: dict[str, Any] = {"section": "utility", "seed": study["config"]["seeds"][0], "better": "higher"}
+    # The pooled row of a code comes last.
+    scores, differences = ({row["code"]: row for row in study[key]} for key in ("scores", "differences"))
     figures = [
         Figure(
             metric=f"mIoU {code} ({row['architecture']})",

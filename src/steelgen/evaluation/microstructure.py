@@ -1,8 +1,7 @@
-"""Descriptors of microstructure, of one class in a stack of masks.
+"""Microstructure descriptors of one class in a stack of masks.
 
-Every function takes `phase`, (N, H, W) bool: True where a pixel belongs to the class, and measures image by image, so
-that sets can be drawn again from their images. Lengths are in pixels.
-Definitions follow Torquato, Random Heterogeneous Materials (2002), chapters 2 and 12.
+Every function takes `phase`, (N, H, W) bool, True for pixels of the class, and returns values by image, so that sets
+can be resampled. Lengths are in pixels. Definitions: Torquato, Random Heterogeneous Materials (2002), ch. 2 and 12.
 """
 
 from __future__ import annotations
@@ -19,26 +18,20 @@ from steelgen.data.islands import measure_islands
 Phase = NDArray[np.bool_]
 
 _BATCH = 32
-"""Images transformed at a time, for the sake of memory."""
+"""Images per FFT, to limit memory."""
 
 ISLAND_PROPERTIES = ("area", "diameter", "aspect_ratio", "circularity", "orientation")
 MIN_ISLAND_AREA = 9
-"""px; of smaller islands a shape is not to be had."""
-
-
-def compute_phase_fractions(phase: Phase) -> NDArray[np.float64]:
-    """(N,) area share of the class in each image."""
-    return phase.mean(axis=(1, 2))
+"""In px; smaller islands have no meaningful shape."""
 
 
 def compute_s2(phase: Phase, max_distance: int) -> NDArray[np.float64]:
-    """Two-point correlation S2(r): the probability that two points at distance r both lie in the phase.
+    """Two-point correlation S2(r): the probability that two points at distance r are both in the phase.
 
-    By FFT with zero padding, each displacement normalized by the number of pairs it has within the image:
-    no periodicity is assumed. Averaged over all displacements whose length rounds to r.
+    Computed by FFT with zero padding. Each displacement is normalized by its number of pairs within the image, so no
+    periodicity is assumed, and averaged over all displacements whose length rounds to r.
 
     Args:
-        phase: (N, H, W) bool.
         max_distance: largest r in px, below the edge of the image.
 
     Returns:
@@ -55,20 +48,18 @@ def compute_s2(phase: Phase, max_distance: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=1)
 def _build_s2_kernel(height: int, width: int, max_distance: int) -> tuple[tuple[int, int], NDArray[np.float32]]:
-    """The matrix that takes the power spectrum of a padded image to its S2(r).
-
-    The inverse transform and the mean over displacements are linear, so that one matrix does both.
+    """Matrix from the power spectrum of a padded image to S2(r): inverse transform and mean over displacements.
 
     Returns:
         The padded shape (P, Q); (P · (Q // 2 + 1), max_distance + 1).
     """
     shape = tuple(scipy.fft.next_fast_len(edge + max_distance, real=True) for edge in (height, width))
-    # S2 is even: of two opposite displacements one is enough.
+    # S2 is even, so half of the displacements suffice.
     dy, dx = np.arange(max_distance + 1)[:, None], np.arange(-max_distance, max_distance + 1)[None, :]
     pairs = (height - dy) * (width - np.abs(dx))
     distance = np.where((dy == 0) & (dx < 0), -1, np.rint(np.hypot(dy, dx)))
     across = np.arange(shape[1] // 2 + 1)
-    # rfft2 leaves out the half plane that repeats the other.
+    # rfft2 omits the redundant half-plane.
     twice = np.where((across == 0) | (2 * across == shape[1]), 1.0, 2.0) / (shape[0] * shape[1])
     kernel = np.empty((shape[0] * len(across), max_distance + 1), np.float32)
     for r in range(max_distance + 1):
@@ -79,43 +70,28 @@ def _build_s2_kernel(height: int, width: int, max_distance: int) -> tuple[tuple[
 
 
 def compute_lineal_path(phase: Phase, max_length: int) -> NDArray[np.float64]:
-    """Lineal path L(z): the probability that a segment of z pixels, along a row or a column, lies in the phase.
+    """Lineal path L(z): the probability that a segment of z pixels along a row or column is in the phase.
 
     Args:
-        phase: (N, H, W) bool.
         max_length: largest z in px, at most the shorter edge of the image.
 
     Returns:
         (N, max_length) for z = 1, 2 …; L(1) is the phase fraction. The mean over images is that of the set.
     """
     lengths = np.arange(1, max_length + 1)
-    counts = _count_runs(phase)
-    # A run of n pixels holds n - z + 1 segments of z.
+    counts = count_runs(phase)
+    # A run of n pixels contains n - z + 1 segments of z.
     longer = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
     segments = longer[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1 : max_length + 1]
     height, width = phase.shape[1:]
     return segments / (height * (width - lengths + 1) + width * (height - lengths + 1))
 
 
-def compute_chords(phase: Phase) -> NDArray[np.int64]:
-    """Numbers of chords by length: runs of the phase along rows and columns, between two of its boundaries.
-
-    Chords that an edge of the image cuts are left out, since their length is not known.
-
-    Returns:
-        (N, max(H, W) + 1) chords of 0, 1, 2 … px in each image.
-    """
-    return _count_runs(phase, complete=True)
-
-
 def compute_intercepts(phase: Phase) -> NDArray[np.float64]:
-    """Test lines within the phase, and their intercepts.
-
-    Test lines are all rows and columns; an intercept that an edge of the image cuts counts one half, as in ASTM
-    E112, 13.3.
+    """Intercepts of the phase on all rows and columns; one cut by the image border counts half, as in ASTM E112, 13.3.
 
     Returns:
-        (N, 2) length (px) and number of intercepts; the ratio of their sums is the mean intercept l̄ of a set.
+        (N, 2) total length (px) and number; the ratio of their sums is the mean intercept l̄ of a set.
     """
     number = np.zeros(len(phase))
     for lines in (phase, phase.transpose(0, 2, 1)):
@@ -125,7 +101,7 @@ def compute_intercepts(phase: Phase) -> NDArray[np.float64]:
 
 
 def compute_mean_intercept(intercepts: NDArray) -> float:
-    """Mean intercept length l̄ in px of a set, from `compute_intercepts`; NaN where the phase does not occur."""
+    """Mean intercept length l̄ of a set in px, from `compute_intercepts`; NaN if the phase does not occur."""
     length, number = intercepts.sum(axis=0)
     return float(length / number) if number else math.nan
 
@@ -136,10 +112,10 @@ def compute_grain_size_number(mean_intercept_px: float, pixel_size_um: float) ->
 
 
 def compute_boundary_density(phase: Phase) -> NDArray[np.float64]:
-    """(N,) interface length of the phase per area, in px⁻¹.
+    """(N,) boundary length of the phase per area, in px⁻¹.
 
-    By Cauchy-Crofton, length = π/4 × the crossings of rows and columns: without bias for isotropic boundaries,
-    where counting pixel edges would be 27 % too long.
+    By Cauchy-Crofton, π/4 × the crossings of rows and columns: unbiased for isotropic boundaries, where counting pixel
+    edges gives 27 % too much.
     """
     across = (phase[:, :, 1:] != phase[:, :, :-1]).sum(axis=(1, 2))
     along = (phase[:, 1:] != phase[:, :-1]).sum(axis=(1, 2))
@@ -148,45 +124,35 @@ def compute_boundary_density(phase: Phase) -> NDArray[np.float64]:
 
 
 def compute_islands(phase: Phase) -> dict[str, NDArray[np.float64]]:
-    """Islands of the phase that touch no edge of the image and have 9 pixels or more.
+    """Properties of the islands of at least 9 px that do not touch the image border.
 
     Returns:
-        One value an island: `area` (px²), `diameter` of the circle of equal area (px), `aspect_ratio` (length to
-        width of the ellipse of equal second moments; block-type ≈ 1, film-like high), `circularity` (4π·area /
-        perimeter², at most 1), `orientation` (degrees from the horizontal, [0, 180)); `image`, its index.
+        One value per island: `area` (px²), `diameter` of the circle of equal area (px), `aspect_ratio` (length to width
+        of the ellipse of equal second moments; block-type ≈ 1, film-like high), `circularity` (4π·area / perimeter², at
+        most 1), `orientation` (degrees from the horizontal, [0, 180)), `image` (its index).
     """
-    parts = [_measure_islands(image) for image in phase]
+    parts = []
+    for image in phase:
+        found = measure_islands(image)
+        kept = found.whole & (found.area >= MIN_ISLAND_AREA)
+        area, perimeter = found.area[kept], _measure_perimeters(found.labels, len(kept))[kept]
+        part = {
+            "area": area,
+            "diameter": np.sqrt(4 * area / math.pi),
+            "aspect_ratio": found.aspect_ratio[kept],
+            "circularity": np.minimum(4 * math.pi * area / np.maximum(perimeter, 1e-9) ** 2, 1),
+            "orientation": np.degrees(-found.angle[kept]) % 180,  # rows point down, angles up
+        }
+        parts.append(part)
     islands = {name: np.concatenate([part[name] for part in parts]) for name in ISLAND_PROPERTIES}
     islands["image"] = np.repeat(np.arange(len(phase), dtype=np.float64), [len(part["area"]) for part in parts])
     return islands
 
 
-def _measure_islands(image: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
-    """The properties of the islands of one (H, W) image."""
-    islands = measure_islands(image)
-    kept = islands.whole & (islands.area >= MIN_ISLAND_AREA)
-    area, perimeter = islands.area[kept], _measure_perimeters(islands.labels, len(kept))[kept]
-    return {
-        "area": area,
-        "diameter": np.sqrt(4 * area / math.pi),
-        "aspect_ratio": islands.aspect_ratio[kept],
-        "circularity": np.minimum(4 * math.pi * area / np.maximum(perimeter, 1e-9) ** 2, 1),
-        # Rows point down, angles go up from the horizontal.
-        "orientation": np.degrees(-islands.angle[kept]) % 180,
-    }
-
-
 def _measure_perimeters(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
-    """Cauchy-Crofton with four directions: π/4 times the runs along each, by the distance of its lines.
+    """(count,) perimeters in px of labels 1 to count, by Cauchy-Crofton: π/4 × runs per line distance, 4 directions.
 
-    Islands never touch, so that what follows a pixel is the same island or none.
-
-    Args:
-        labels: (H, W), 0 outside.
-        count: largest label.
-
-    Returns:
-        (count,) px; those of islands at the image's edge are too short.
+    Islands do not touch, so the next pixel is of the same island or none. Too short for islands at the image border.
     """
     here, perimeters = labels[1:, 1:-1], np.zeros(count + 1)
     for row, column in ((0, -1), (-1, 0), (-1, -1), (-1, 1)):
@@ -196,18 +162,21 @@ def _measure_perimeters(labels: NDArray[np.int32], count: int) -> NDArray[np.flo
     return perimeters[1:]
 
 
-def _count_runs(phase: Phase, complete: bool = False) -> NDArray[np.int64]:
-    """Runs along rows and columns of each image by length; `complete` leaves out those that touch an edge.
+def count_runs(phase: Phase, complete: bool = False) -> NDArray[np.int64]:
+    """Number of runs of the phase along rows and columns by length.
+
+    Args:
+        complete: count only chords, that is runs that are not cut by the image border.
 
     Returns:
-        (N, max(H, W) + 1).
+        (N, max(H, W) + 1) runs of 0, 1, 2 … px in each image.
     """
     longest = max(phase.shape[1:])
     counts = np.zeros(len(phase) * (longest + 1), np.int64)
     for lines in (phase, phase.transpose(0, 2, 1)):
         padded = np.pad(lines, ((0, 0), (0, 0), (1, 1)))
         change = padded[..., 1:] != padded[..., :-1]
-        # Along a line changes are by turns the start and the end of a run.
+        # The changes along a line alternate between start and end of a run.
         image, _, position = np.nonzero(change)
         image, start, end = image[::2], position[::2], position[1::2]
         kept = (start > 0) & (end < lines.shape[2]) if complete else slice(None)

@@ -1,4 +1,4 @@
-"""report.html: one page that says whether the generated micrographs can be believed, and shows why."""
+"""report.html: the page of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,31 +12,41 @@ from steelgen.charts import COLORS, Curve, plot_chart
 from steelgen.data.palette import color_mask
 from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.copy_search import Match, cut_match
-from steelgen.evaluation.evidence import Evidence
-from steelgen.evaluation.figures import CLASSES_ABREAST
+from steelgen.evaluation.figures import CLASSES_PER_TABLE
+from steelgen.evaluation.sets import Evidence
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.pages import embed_image, render, show_number
 
-_SHOWN = 8
+_SHOWN_IMAGES = 8
+_PAIRS_PER_ROW = 10
+_DESCRIPTORS = (
+    ("phase_fraction", "phase fraction (%)", 100),
+    ("mean_intercept", "mean intercept (px)", 1),
+    ("mean_intercept_um", "mean intercept (µm)", 1),
+    ("grain_size_number", "ASTM E112 grain-size number", 1),
+    ("boundary_density", "boundary density (px⁻¹)", 1),
+    ("islands_per_megapixel", "islands per megapixel", 1),
+)
 
 
 def build_report(
-    result: dict[str, Any], evidence: Evidence, seen: dict[str, NDArray[np.uint8]], study: dict[str, Any] | None = None
+    result: dict[str, Any],
+    evidence: Evidence,
+    seen: dict[str, NDArray[np.uint8]],
+    study: dict[str, Any] | None = None,
+    farthest: NDArray[np.uint8] | None = None,
 ) -> str:
-    """The page.
+    """Builds the page as self-contained HTML without scripts.
 
     Args:
         result: the content of evaluation.json.
-        evidence: the sets, for the pictures.
-        seen: from `see_masks`, for the pictures.
-        study: the content of utility.json, where there is one.
-
-    Returns:
-        HTML without anything from outside: pictures and charts are inside, there is no script.
+        seen: predicted masks by set, from `see_masks`.
+        study: the content of utility.json, if there is a study.
+        farthest: the islands farthest from real ones, from `judge_descriptors`, if it ran.
     """
     structure = result["details"]["microstructure"]
     figures = result["figures"]
-    samples, captions = _sample(evidence, seen)
+    samples, captions = _build_samples(evidence, seen)
     return render(
         "evaluation.html",
         title=f"Evaluation of {evidence.config.generated.name}",
@@ -54,33 +64,31 @@ def build_report(
         colors=COLORS,
         charts=_plot_curves(result, evidence),
         utility_section=build_utility_section(study) if study else "",
-        pairs=_sample_pairs(result, evidence),
+        farthest="" if farthest is None else embed_image(farthest, "PNG", optimize=True),
+        pairs=_build_pairs(result, evidence),
         ratios=[f"{row['ratio']:.2f}" for row in result["details"]["memorization"]["closest"]],
     )
 
 
-def _sample(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> tuple[str, list[str]]:
-    """A sheet as a data URI, and what its rows are."""
-    palette, generated, held_out = evidence.info.palette, evidence.generated, evidence.held_out
-    count = min(_SHOWN, len(generated), len(held_out))
+def _build_samples(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> tuple[str, list[str]]:
+    """A sheet of images and masks as a data URI, and the captions of its rows."""
+    generated, held_out = evidence.generated, evidence.held_out
+    count = min(_SHOWN_IMAGES, len(generated), len(held_out))
 
-    def colored(masks: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        return [color_mask(mask, palette) for mask in masks[:count]]
+    def color(masks: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        return [color_mask(mask, evidence.info.palette) for mask in masks[:count]]
 
-    rows = [list(held_out.images[:count]), list(generated.images[:count])]
-    captions = [f"real ({held_out.name})", "generated"]
+    rows = {f"real ({held_out.name})": list(held_out.images[:count]), "generated": list(generated.images[:count])}
     if generated.masks is not None:
-        rows.append(colored(generated.masks))
-        captions.append("the masks they were drawn for")
+        rows["masks given to the generator"] = color(generated.masks)
     if seen:
-        rows.append(colored(seen["generated"]))
-        captions.append("what the segmenter sees in them")
-    sheet = build_sheet(rows, tile=max(112, min(256, evidence.geometry.image_size)))
-    return embed_image(sheet, "PNG", optimize=True), captions
+        rows["masks predicted by the segmenter"] = color(seen["generated"])
+    sheet = build_sheet(list(rows.values()), tile=max(112, min(256, evidence.geometry.image_size)))
+    return embed_image(sheet, "PNG", optimize=True), list(rows)
 
 
 def _list_descriptors(structure: dict[str, Any]) -> list[list[str]]:
-    """Descriptors of what the segmenter sees, class by class: generated, held-out and training images."""
+    """Descriptors by class of generated, held-out and training images, from predicted masks."""
     rows = []
     for index, name in enumerate(structure["class_names"]):
         for key, title, factor in _DESCRIPTORS:
@@ -92,36 +100,22 @@ def _list_descriptors(structure: dict[str, Any]) -> list[list[str]]:
 
 
 def _list_distances(structure: dict[str, Any]) -> dict[str, list[tuple[list[str], list[Any]]]]:
-    """Distances of each class to the held-out split: what the figures above average.
-
-    Returns:
-        By heading: class names and rows of each table, a few classes abreast.
-    """
+    """Distances of each class to the held-out split: class names and rows of each table, by heading."""
     headings, names = {}, structure["class_names"]
-    for source, title in (("images", "as the segmenter sees it in the images"), ("masks", "in the masks")):
+    for source, title in (("images", "predicted masks"), ("masks", "given masks")):
         if source not in structure:
             continue
         tables = []
-        for start in range(0, len(names), CLASSES_ABREAST):
-            shown = slice(start, start + CLASSES_ABREAST)
+        for start in range(0, len(names), CLASSES_PER_TABLE):
+            shown = slice(start, start + CLASSES_PER_TABLE)
             rows = []
             for metric, values in structure[source]["distances"].items():
-                columns = zip(*(values[key][shown] for key in ("generated", "interval", "floor")), strict=True)
-                cells = [dict(zip(("value", "interval", "floor"), column, strict=True)) for column in columns]
+                columns = (values[key][shown] for key in ("generated", "interval", "floor"))
+                cells = [{"value": v, "interval": i, "floor": f} for v, i, f in zip(*columns, strict=True)]
                 rows.append((metric, cells))
             tables.append((names[shown], rows))
         headings[title] = tables
     return headings
-
-
-_DESCRIPTORS = (
-    ("phase_fraction", "phase fraction (%)", 100),
-    ("mean_intercept", "mean intercept (px)", 1),
-    ("mean_intercept_um", "mean intercept (µm)", 1),
-    ("grain_size_number", "ASTM E112 grain-size number", 1),
-    ("boundary_density", "boundary density (px⁻¹)", 1),
-    ("islands_per_megapixel", "islands per megapixel", 1),
-)
 
 
 def _plot_curves(result: dict[str, Any], evidence: Evidence) -> list[Markup]:
@@ -130,43 +124,38 @@ def _plot_curves(result: dict[str, Any], evidence: Evidence) -> list[Markup]:
     spectra = {
         key: np.log10(np.maximum(details["fidelity"]["power_spectra"][name], 1e-3)) for key, name in names.items()
     }
-    frequencies = np.arange(1, len(spectra["generated"]) + 1)
-    charts = [_draw("power spectrum, log₁₀", frequencies, spectra, names, "cycles per image")]
+    charts = [_plot("power spectrum, log₁₀", 1, spectra, names, "cycles per image")]
     structure = details["microstructure"]["images"]
     for index, class_name in enumerate(evidence.info.class_names):
         for key, title, first in (("s2", "S₂(r)", 0), ("lineal_path", "L(z)", 1)):
             curves = {name: structure[name][index][key] for name in names}
-            x = np.arange(first, first + len(curves["generated"]))
-            charts.append(_draw(f"{title} of {class_name}", x, curves, names, "px"))
+            charts.append(_plot(f"{title} of {class_name}", first, curves, names, "px"))
     return charts
 
 
-def _draw(title: str, x: Any, curves: dict[str, Any], names: dict[str, str], x_label: str) -> Markup:
+def _plot(title: str, first: int, curves: dict[str, Any], names: dict[str, str], x_label: str) -> Markup:
     real = np.array([curves["held_out"], curves["train"]], dtype=np.float64)
     lines = [
         Curve(names[key], curves[key], COLORS[key], key != "generated") for key in ("train", "held_out", "generated")
     ]
-    return Markup(plot_chart(title, list(x), lines, x_label, band=(list(real.min(axis=0)), list(real.max(axis=0)))))
+    x = range(first, first + len(curves["generated"]))
+    return Markup(plot_chart(title, x, lines, x_label, band=(list(real.min(axis=0)), list(real.max(axis=0)))))
 
 
-def _sample_pairs(result: dict[str, Any], evidence: Evidence) -> str:
-    """A sheet as a data URI: ten pairs abreast."""
+def _build_pairs(result: dict[str, Any], evidence: Evidence) -> str:
+    """A sheet of the closest generated images above their training locations, as a data URI."""
     closest = result["details"]["memorization"]["closest"]
-    indices = {stem: index for index, stem in enumerate(evidence.train_micrographs.stems)}
-    size = evidence.geometry.image_size
-    found = [
-        cut_match(
-            evidence.train_micrographs,
-            Match(row["distance"], 0.0, indices[row["micrograph"]], row["top"], row["left"], row["symmetry"]),
-            evidence.geometry.crop_size,
-            size,
-        )
+    stems, geometry = evidence.train_micrographs.stems, evidence.geometry
+    places = [
+        Match(row["distance"], 0.0, stems.index(row["micrograph"]), row["top"], row["left"], row["symmetry"])
         for row in closest
     ]
-    rows = []
-    for start in range(0, len(closest), 10):
-        part = closest[start : start + 10]
-        blank = [np.full((size, size), 255, np.uint8)] * (10 - len(part))
-        rows.append([evidence.generated.images[row["index"]] for row in part] + blank)
-        rows.append(found[start : start + 10] + blank)
+    images = [evidence.generated.images[row["index"]] for row in closest]
+    found = [cut_match(evidence.train_micrographs, each, geometry.crop_size, geometry.image_size) for each in places]
+    blank = [np.full((geometry.image_size,) * 2, 255, np.uint8)] * (-len(closest) % _PAIRS_PER_ROW)
+    rows = [
+        row[start : start + _PAIRS_PER_ROW]
+        for start in range(0, len(closest), _PAIRS_PER_ROW)
+        for row in (images + blank, found + blank)
+    ]
     return embed_image(build_sheet(rows, tile=96), "PNG", optimize=True)

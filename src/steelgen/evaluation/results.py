@@ -1,4 +1,4 @@
-"""evaluation.json: what other commands need of it."""
+"""Reading of evaluation.json."""
 
 from __future__ import annotations
 
@@ -7,21 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from steelgen.evaluation.verdict import Answer
 from steelgen.files import Record, load_record
 
 RESULT_FILE = "evaluation.json"
 
 
-class _Answer(Record):
-    """See `Answer`."""
-
-    question: str
-    answer: str
-    standing: Literal["good", "fair", "poor", "unknown"]
-
-
 class _Figure(Record):
-    """See `Figure`; what is not defined is null."""
+    """See `Figure`; undefined values are null."""
 
     section: str
     metric: str
@@ -32,6 +25,7 @@ class _Figure(Record):
     seed: int
     better: Literal["lower", "higher", "near floor"]
     interval: tuple[float | None, float | None] | None = None
+    note: str | None = None
 
 
 class _Set(Record):
@@ -43,17 +37,17 @@ class _Sets(Record):
 
 
 class Evaluation(Record):
-    """The content of evaluation.json."""
+    """The content of evaluation.json, as far as it is read."""
 
     config: dict[str, Any]
     geometry: dict[str, Any]
     sets: _Sets
-    verdict: list[_Answer]
+    verdict: list[Answer]
     figures: list[_Figure]
 
 
 def load_evaluation(folder: Path) -> dict[str, Any]:
-    """Reads evaluation.json of an output folder of `evaluate`, or the file itself.
+    """Reads evaluation.json from an output folder of `evaluate`, or the file itself.
 
     Raises:
         InputError: if it is missing or damaged.

@@ -14,18 +14,27 @@ from numpy.typing import NDArray
 
 from steelgen.config.base import config_to_json, parse_config
 from steelgen.config.segment import SegmentConfig
-from steelgen.data.crops import image_to_tensor, load_micrographs
+from steelgen.data.crops import Micrographs, image_to_tensor, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, save_dataset_info, save_mask
 from steelgen.data.images import load_image, save_image, to_channels
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
 from steelgen.errors import InputError, first_line
 from steelgen.evaluation.figures import to_json
-from steelgen.evaluation.iou import compute_agreement
-from steelgen.evaluation.segmentation import build_segmenter, train_segmenter
+from steelgen.evaluation.iou import compute_confusion, compute_mean_iou, compute_scores
+from steelgen.evaluation.segmentation import (
+    ONE_VIEW,
+    Averaging,
+    averaging_of,
+    build_segmenter,
+    predict_probabilities,
+    resolve_settings,
+    train_segmenter,
+)
 from steelgen.files import Record, check_output_free, load_record, new_folder, save_json, save_tensors
 
-_WINDOWS = 32
+_PIXELS = 2**19
+"""Of the windows of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], N
         report_progress: called with (steps done, steps in all).
 
     Returns:
-        The scores, as in scores.json: mean_iou, class_iou, image_iou, boundary F1 and the confusion matrix.
+        The scores, as in scores.json: mean_iou, class_iou, image_iou, boundary F1, the confusion matrix, and each
+        validation's mIoU.
 
     Raises:
         InputError: if the dataset or the output folder cannot be used.
@@ -54,15 +64,35 @@ def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], N
     train = load_micrographs(config.dataset, config.train_split, config.in_channels)
     test = load_micrographs(config.dataset, config.test_split, config.in_channels)
     geometry = _geometry(config)
+    config = config.model_copy(update={"segmenter": resolve_settings(config.segmenter, train, geometry)})
+    val = _load_validation(config)
+    course: list[float] = []
+
+    def validate(network: torch.nn.Module) -> float:
+        assert val is not None
+        course.append(_validate(network, val, config))
+        return course[-1]
+
     network = train_segmenter(
-        train, geometry, config.segmenter, config.seed, str(pick_device(config.device)), report_progress
+        train,
+        geometry,
+        config.segmenter,
+        config.seed,
+        str(pick_device(config.device)),
+        report_progress,
+        None if val is None else (validate, config.validate_every, config.patience),
     )
     labeler = Labeler(network, config, train.info)
     scores = []
     for image, mask in zip(test.images, test.masks, strict=True):
         predicted, _ = label_micrograph(labeler, image)
         scores.append((mask, predicted))
-    result = {"split": config.test_split, "micrographs": test.stems, **_score(scores, train.info)}
+    result = {
+        "split": config.test_split,
+        "micrographs": test.stems,
+        **_score(scores, train.info),
+        "validation": to_json(course),
+    }
     with new_folder(config.output_dir) as folder:
         save_tensors(folder / "segmenter.safetensors", network.state_dict())
         description = {"config": config_to_json(config), "dataset": train.info.model_dump(mode="json")}
@@ -89,9 +119,9 @@ def load_labeler(folder: Path, device: str = "auto") -> Labeler:
     description = load_record(folder / "segmenter.json", _Description)
     path = folder / "segmenter.safetensors"
     try:
-        config = parse_config(description.config, SegmentConfig, origin=str(folder / "segmenter.json"))
+        config = parse_config(_read_old(description.config), SegmentConfig, origin=str(folder / "segmenter.json"))
         info = description.dataset
-        network = build_segmenter(_geometry(config), info.num_classes, config.segmenter)
+        network = build_segmenter(config.in_channels, info.num_classes, config.segmenter)
         network.load_state_dict(load_file(path))
     except InputError:
         raise
@@ -154,12 +184,24 @@ def label_micrograph(labeler: Labeler, image: NDArray[np.uint8]) -> tuple[NDArra
         mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class.
     """
     config = labeler.config
-    return label_by_windows(labeler.network, image, config.image_size, config.crop_size, labeler.info.num_classes)
+    return label_by_windows(
+        labeler.network,
+        image,
+        config.image_size,
+        config.crop_size,
+        labeler.info.num_classes,
+        averaging_of(config.segmenter),
+    )
 
 
 @torch.inference_mode()
 def label_by_windows(
-    network: torch.nn.Module, image: NDArray[np.uint8], image_size: int, crop_size: int, num_classes: int
+    network: torch.nn.Module,
+    image: NDArray[np.uint8],
+    image_size: int,
+    crop_size: int,
+    num_classes: int,
+    averaging: Averaging = ONE_VIEW,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Labels one image of any size by windows that overlap by half, blended by a smooth weight.
 
@@ -169,6 +211,7 @@ def label_by_windows(
         image_size: edge S of the windows that the network sees, px.
         crop_size: edge of the windows in the image, px; the image is resized by image_size / crop_size.
         num_classes: classes of the network.
+        averaging: what the predictions of each window are averaged over.
 
     Returns:
         mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class.
@@ -188,10 +231,12 @@ def label_by_windows(
     weight = ramp[:, None] * ramp[None, :]
     total = torch.zeros(num_classes, *padded.shape[1:])
     weights = torch.zeros(padded.shape[1:])
-    for start in range(0, len(corners), _WINDOWS):
-        part = corners[start : start + _WINDOWS]
+    abreast = max(1, _PIXELS // size**2)
+    for start in range(0, len(corners), abreast):
+        part = corners[start : start + abreast]
         windows = torch.stack([padded[:, top : top + size, left : left + size] for top, left in part])
-        for (top, left), probabilities in zip(part, network(windows.to(device)).softmax(dim=1).cpu(), strict=True):
+        predicted = predict_probabilities(network, windows.to(device), averaging).cpu()
+        for (top, left), probabilities in zip(part, predicted, strict=True):
             total[:, top : top + size, left : left + size] += weight * probabilities
             weights[top : top + size, left : left + size] += weight
     probabilities = (total / weights)[:, : small_shape[0], : small_shape[1]]
@@ -207,15 +252,43 @@ def _starts(length: int, size: int) -> list[int]:
     return sorted({round(at) for at in np.linspace(0, length - size, count)})
 
 
+def _load_validation(config: SegmentConfig) -> Micrographs | None:
+    """The split that is validated on; None where there is none."""
+    if config.val_split is None or not (config.dataset / config.val_split).is_dir():
+        return None
+    if config.val_split in (config.train_split, config.test_split):
+        raise InputError(f"val_split: {config.val_split!r} is also trained or tested on")
+    return load_micrographs(config.dataset, config.val_split, config.in_channels)
+
+
+def _validate(network: torch.nn.Module, val: Micrographs, config: SegmentConfig) -> float:
+    """mIoU on whole micrographs, without flips: a fraction of the time, and the same order."""
+    network.eval()
+    info = val.info
+    confusion = np.zeros((info.num_classes, info.num_classes), np.int64)
+    for image, mask in zip(val.images, val.masks, strict=True):
+        predicted, _ = label_by_windows(network, image, config.image_size, config.crop_size, info.num_classes)
+        confusion += compute_confusion(mask, predicted, info.num_classes, info.ignore_index)
+    return float(compute_mean_iou(confusion))
+
+
+def _read_old(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a segmenter from before there was a choice of architectures."""
+    settings = config.get("segmenter")
+    if not isinstance(settings, dict) or "architecture" in settings:
+        return config
+    return {**config, "segmenter": {**settings, "architecture": "unet", "enlargement": 1.0}}
+
+
 def _geometry(config: SegmentConfig) -> CropGeometry:
     return CropGeometry(config.image_size, config.crop_size, config.scale_range, config.in_channels)
 
 
 def _score(pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]], info: DatasetInfo) -> dict[str, Any]:
     # Micrographs may differ in size, masks to be stacked may not: one strip holds them all.
-    agreements = [compute_agreement(t[None], p[None], info.num_classes, info.ignore_index) for t, p in pairs]
+    agreements = [compute_scores(t[None], p[None], info.num_classes, info.ignore_index) for t, p in pairs]
     true, predicted = (np.concatenate([pair[i].ravel() for pair in pairs])[None, None] for i in (0, 1))
-    whole = compute_agreement(true, predicted, info.num_classes, info.ignore_index)
+    whole = compute_scores(true, predicted, info.num_classes, info.ignore_index)
     return {
         "class_names": info.class_names,
         "mean_iou": to_json(whole.mean_iou),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,18 +14,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import nn
 
-from steelgen.config.evaluate import SegmenterSection
-from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor
+from steelgen.config.segmenter import AugmentationSection, SegmenterSection
+from steelgen.data.balanced_crops import BalancedCrops, paste_rectangles, variation_rng, vary_images
+from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor
 from steelgen.data.placement import CropGeometry
-from steelgen.devices import autocast
 from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
+from steelgen.evaluation.iou import compute_confusion, compute_iou
+from steelgen.evaluation.segmenter_training import Recipe, train_steps, train_to_best
 from steelgen.files import new_file, save_tensors
-from steelgen.models.segmenter import SegmenterUNet
+from steelgen.models.architectures import build_architecture
+from steelgen.models.segmenter import Enlarged, SegmenterUNet
 
 _PIXELS_ON_CPU, _PIXELS_ON_GPU = 2**16, 2**23
 """Of a forward pass: what a processor's cache holds is done twice as fast."""
+WIDTH_TO_SEE = 3.0
+"""px that the thinnest class should be wide in what a network sees."""
+_HELD_OUT_CROPS = 64
+"""On which a segmenter's own IoU is measured."""
+_RECIPE = 2
+"""Counts the changes of the training that settings do not show, so that caches do not mix them up."""
+
+Validation = tuple[Callable[[nn.Module], float], int, int | None]
+"""What `train_to_best` validates by: the network → mIoU, steps between validations, and its patience."""
 
 
 def load_or_train_segmenter(
@@ -35,14 +49,15 @@ def load_or_train_segmenter(
     seed: int = 0,
     device: str = "cpu",
     report_progress: Callable[[int, int], None] | None = None,
-) -> SegmenterUNet:
+) -> nn.Module:
     """As `train_segmenter`, kept in `cache_dir` under a hash of micrographs, geometry and settings."""
     from safetensors.torch import load_file
 
-    what = json.dumps([geometry.__dict__, settings.model_dump(), seed, micrographs.info.num_classes])
+    settings = resolve_settings(settings, micrographs, geometry)
+    what = json.dumps([_RECIPE, geometry.__dict__, settings.model_dump(), seed, micrographs.info.num_classes])
     path = cache_dir / "segmenters" / f"{hash_arrays(*micrographs.images, *micrographs.masks, text=what)}.safetensors"
     if path.is_file():
-        segmenter = build_segmenter(geometry, micrographs.info.num_classes, settings)
+        segmenter = build_segmenter(geometry.in_channels, micrographs.info.num_classes, settings)
         segmenter.load_state_dict(load_file(path))
         return segmenter.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     segmenter = train_segmenter(micrographs, geometry, settings, seed, device, report_progress)
@@ -58,106 +73,198 @@ def train_segmenter(
     seed: int = 0,
     device: str = "cpu",
     report_progress: Callable[[int, int], None] | None = None,
-) -> SegmenterUNet:
-    """Trains a U-Net on random crops, with flips, rotations and changes of gray level.
+    validation: Validation | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> nn.Module:
+    """Trains a segmenter on random crops, with flips, rotations, scales and changes of gray level.
 
-    See `run_one_cycle`; the loss is cross-entropy, weighted by the inverse root of the class
+    See `train_steps`; the loss is cross-entropy, weighted by the inverse root of the class
     frequencies, plus the soft Dice loss.
 
     Args:
         micrographs: the real training split.
         geometry: of the images that it will judge.
-        settings: size and training of the U-Net.
+        settings: network and training.
         seed: of the weights, the crops and the gray levels.
         device: torch device.
         report_progress: called with (steps done, steps in all).
+        validation: what chooses the best step; None takes the last one.
+        clock: gives the seconds that settings.max_minutes counts.
 
     Returns:
-        The network in eval mode.
+        The network in eval mode: (N, in_channels, H, W) in [-1, 1] → logits of the same size.
 
     Raises:
-        InputError: if the micrographs have no masks.
+        InputError: if the micrographs have no masks, or the architecture or its weights are missing.
     """
     num_classes, ignore_index = micrographs.info.num_classes, micrographs.info.ignore_index
     if not num_classes:
         raise InputError(f"{micrographs.info.name}: has no masks to learn segmentation from")
-    crops = CropDataset(micrographs, shrink_geometry(geometry, settings.train_size), seed, augment=True)
+    chosen = settings.augmentation
+    smallest = min(min(mask.shape) for mask in micrographs.masks)
+    crops = BalancedCrops(micrographs, shrink_geometry(geometry, settings, smallest), seed, chosen.rare_share)
     class_weights = compute_class_weights(micrographs.masks, num_classes).to(device)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        segmenter = build_segmenter(geometry, num_classes, settings)
-    segmenter.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    generator = torch.Generator().manual_seed(seed)
+        segmenter = build_segmenter(
+            geometry.in_channels, num_classes, resolve_settings(settings, micrographs, geometry)
+        )
+        segmenter.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def sample_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = [crops[step * settings.batch_size + offset] for offset in range(settings.batch_size)]
-        images = vary_gray_levels(torch.stack([item["image"] for item in batch]), generator)
-        return images.to(memory_format=torch.channels_last), torch.stack([item["mask"] for item in batch])
+        def sample_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            batch = [crops[step * settings.batch_size + offset] for offset in range(settings.batch_size)]
+            images, masks = (torch.stack([item[name] for item in batch]) for name in ("image", "mask"))
+            return augment_batch(images, masks, chosen, seed, step)
 
-    loss = partial(compute_segmentation_loss, class_weights=class_weights, ignore_index=ignore_index)
-    for done in run_one_cycle(segmenter, sample_batch, loss, settings.steps, settings.learning_rate):
-        if report_progress:
-            report_progress(done, settings.steps)
+        loss = partial(compute_segmentation_loss, class_weights=class_weights, ignore_index=ignore_index)
+        recipe = Recipe(
+            settings.steps,
+            settings.learning_rate,
+            encoder_factor=settings.encoder_factor,
+            frozen_share=settings.frozen_share,
+            max_seconds=settings.max_minutes and 60 * settings.max_minutes,
+            clock=clock,
+        )
+        steps, report = train_steps(segmenter, sample_batch, loss, recipe), report_progress or _say_nothing
+        if validation is None:
+            for done in steps:
+                report(done, settings.steps)
+        else:
+            train_to_best(segmenter, steps, settings.steps, *validation, report)
     return segmenter.eval()
 
 
-def run_one_cycle(
-    network: torch.nn.Module,
-    sample_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
-    compute_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    steps: int,
-    learning_rate: float,
-    weight_decay: float = 0.01,
-    mixed_precision: str = "no",
-) -> Iterator[int]:
-    """Trains a segmenter in place, by AdamW on one cycle of the learning rate; whoever iterates may look at it.
+def _say_nothing(done: int, total: int) -> None:
+    pass
+
+
+def augment_batch(
+    images: torch.Tensor, masks: torch.Tensor, chosen: AugmentationSection, seed: int, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Varies gray levels and pastes rectangles as the section says: a function of seed and step.
 
     Args:
-        sample_batch: step, from 0 → images (N, C, S, S) and masks (N, S, S).
-        compute_loss: of float32 logits (N, num_classes, S, S) and masks.
-        steps, learning_rate: how many, and the peak of the cycle.
-        mixed_precision: no, bf16 or fp16.
-
-    Yields:
-        Steps done, after each.
+        images: (N, C, S, S) in [-1, 1].
+        masks: (N, S, S) int64.
     """
-    device = next(network.parameters()).device
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
-    # The schedule divides by its warm-up less one step: by zero, for exactly 0.2 of five steps.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.2 + 1e-9)
-    for step in range(steps):
-        network.train()
-        images, masks = sample_batch(step)
-        with autocast(mixed_precision, device):
-            logits = network(images.to(device))
-        loss = compute_loss(logits.float(), masks.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        yield step + 1
+    rng = variation_rng(seed, step)
+    levels = {name: getattr(chosen, name) for name in ("brightness", "contrast", "gamma", "noise", "blur")}
+    varied, labels = paste_rectangles(vary_images(images, rng, **levels), masks, chosen.cutmix_share, rng)
+    return varied.to(memory_format=torch.channels_last), labels
 
 
-def shrink_geometry(geometry: CropGeometry, image_size: int) -> CropGeometry:
-    """Crops of at most `image_size` px at the same magnification: the network is convolutional, and small is fast."""
-    if geometry.image_size <= image_size:
-        return geometry
-    crop_size = round(geometry.crop_size * image_size / geometry.image_size)
-    return replace(geometry, image_size=image_size, crop_size=crop_size)
+def shrink_geometry(geometry: CropGeometry, settings: SegmenterSection, smallest: int) -> CropGeometry:
+    """Crops of at most `train_size` px at the same magnification, their scale varied by `scale_range` besides.
+
+    Args:
+        geometry: of the images.
+        settings: of the segmenter.
+        smallest: edge of the smallest micrograph, px, which crops do not exceed either.
+    """
+    size = min(settings.train_size, smallest)
+    (low, high), (less, more) = geometry.scale_range, settings.scale_range
+    varied = replace(geometry, scale_range=(low * less, high * more))
+    if geometry.image_size <= size:
+        return varied
+    return replace(varied, image_size=size, crop_size=round(geometry.crop_size * size / geometry.image_size))
 
 
-def build_segmenter(geometry: CropGeometry, num_classes: int, settings: SegmenterSection) -> SegmenterUNet:
-    """The untrained network of those settings."""
-    return SegmenterUNet(geometry.in_channels, num_classes, settings.base_channels, settings.num_levels)
+def build_segmenter(in_channels: int, num_classes: int, settings: SegmenterSection) -> nn.Module:
+    """The network of settings from `resolve_settings`, untrained but for its encoder."""
+    network: nn.Module
+    if settings.architecture == "unet":
+        network = SegmenterUNet(in_channels, num_classes, settings.base_channels, settings.num_levels)
+    else:
+        network = build_architecture(
+            settings.architecture, in_channels, num_classes, settings.base_channels, settings.weights
+        )
+    return network if settings.enlargement in (None, 1) else Enlarged(network, settings.enlargement)
+
+
+def resolve_settings(settings: SegmenterSection, micrographs: Micrographs, geometry: CropGeometry) -> SegmenterSection:
+    """The settings with the enlargement that `choose_enlargement` gives, where they leave it open."""
+    if settings.enlargement is not None:
+        return settings
+    return settings.model_copy(update={"enlargement": choose_enlargement(micrographs, geometry)})
+
+
+def choose_enlargement(micrographs: Micrographs, geometry: CropGeometry) -> float:
+    """By how much images are enlarged for a network, 1 to 2: until the thinnest class is `WIDTH_TO_SEE` px wide.
+
+    The resolution is that of the thinnest class because most encoders halve the image before their first features.
+    """
+    widths = compute_widths(micrographs.masks, micrographs.info.num_classes) * geometry.image_size / geometry.crop_size
+    thinnest = np.nanmin(widths) if np.isfinite(widths).any() else WIDTH_TO_SEE
+    return float(np.clip(np.ceil(4 * WIDTH_TO_SEE / thinnest) / 4, 1, 2))
+
+
+def compute_widths(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> NDArray[np.float64]:
+    """(C,) mean width of each class in px, NaN for one without boundary: twice its area over its boundary's length.
+
+    Of long films that is their thickness. The boundary's length is π/4 times the number of neighboring pixels that it
+    parts, by Cauchy's and Crofton's formula for boundaries of any direction.
+    """
+    areas, parted = np.zeros(num_classes), np.zeros(num_classes)
+    for mask in masks:
+        areas += np.bincount(mask.ravel(), minlength=256)[:num_classes]
+        for first, second in ((mask[:, 1:], mask[:, :-1]), (mask[1:], mask[:-1])):
+            borders = first != second
+            for side in (first, second):
+                parted += np.bincount(side[borders], minlength=256)[:num_classes]
+    return np.divide(2 * areas, np.pi / 4 * parted, out=np.full(num_classes, np.nan), where=parted > 0)
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """What predictions are averaged over."""
+
+    flips: bool = False
+    """The 8 flips and quarter turns of an image."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors by which it is enlarged."""
+
+
+ONE_VIEW = Averaging()
+"""Images as they are."""
+
+
+def averaging_of(settings: SegmenterSection) -> Averaging:
+    """What those settings average predictions over."""
+    return Averaging(settings.flips, tuple(settings.scales))
+
+
+def predict_probabilities(segmenter: nn.Module, images: torch.Tensor, averaging: Averaging = ONE_VIEW) -> torch.Tensor:
+    """(N, C, S, S) in [-1, 1] → (N, num_classes, S, S): the mean of the probabilities of all views of an image."""
+    views = [_predict_view(segmenter, images, scale, symmetry) for scale, symmetry in _list_views(averaging)]
+    return views[0] if len(views) == 1 else torch.stack(views).mean(dim=0)
+
+
+def _list_views(averaging: Averaging) -> list[tuple[float, int]]:
+    return [(scale, symmetry) for scale in averaging.scales for symmetry in range(8 if averaging.flips else 1)]
+
+
+def _predict_view(segmenter: nn.Module, images: torch.Tensor, scale: float, symmetry: int) -> torch.Tensor:
+    """Probabilities of images that are seen scaled, turned by `symmetry % 4` quarters, and mirrored from 4 on."""
+    shape = images.shape[-2:]
+    size = [max(1, round(edge * scale)) for edge in shape]
+    x = images if scale == 1 else F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    x = torch.rot90(x, symmetry % 4, (2, 3))
+    x = (x.flip(3) if symmetry >= 4 else x).contiguous(memory_format=torch.channels_last)
+    seen = segmenter(x).softmax(dim=1)
+    seen = torch.rot90(seen.flip(3) if symmetry >= 4 else seen, -(symmetry % 4), (2, 3))
+    return seen if scale == 1 else F.interpolate(seen, shape, mode="bilinear")
 
 
 @torch.inference_mode()
-def predict_masks(segmenter: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def predict_masks(
+    segmenter: nn.Module, images: NDArray[np.uint8], averaging: Averaging = ONE_VIEW
+) -> NDArray[np.uint8]:
     """The most likely class of every pixel.
 
     Args:
         segmenter: (N, C, S, S) in [-1, 1] → logits (N, num_classes, S, S).
         images: (N, S, S) or (N, S, S, 3) uint8.
+        averaging: what predictions are averaged over.
 
     Returns:
         (N, S, S) uint8 class indices.
@@ -169,8 +276,19 @@ def predict_masks(segmenter: torch.nn.Module, images: NDArray[np.uint8]) -> NDAr
     for start in range(0, len(images), batch_size):
         batch = torch.stack([image_to_tensor(image) for image in images[start : start + batch_size]])
         batch = batch.to(device, memory_format=torch.channels_last)
-        parts.append(segmenter(batch).argmax(dim=1).to(torch.uint8).cpu().numpy())
+        parts.append(predict_probabilities(segmenter, batch, averaging).argmax(dim=1).to(torch.uint8).cpu().numpy())
     return np.concatenate(parts)
+
+
+def measure_class_iou(
+    segmenter: nn.Module, micrographs: Micrographs, geometry: CropGeometry, averaging: Averaging, seed: int = 0
+) -> NDArray[np.float64]:
+    """(C,) IoU of each class on crops of held-out micrographs; NaN for a class that is not in them."""
+    images, masks = cut_crops(micrographs, geometry, _HELD_OUT_CROPS, seed)
+    info = micrographs.info
+    return compute_iou(
+        compute_confusion(masks, predict_masks(segmenter, images, averaging), info.num_classes, info.ignore_index)
+    )
 
 
 def compute_class_weights(masks: list[NDArray[np.uint8]], num_classes: int) -> torch.Tensor:
@@ -213,22 +331,3 @@ def compute_segmentation_loss(
     present = one_hot.sum(dim=(0, 2, 3)) > 0
     dice = 1 - (2 * overlap[present] / size[present]).mean()
     return dice if kind == "dice" else cross_entropy + dice
-
-
-def vary_gray_levels(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Changes contrast (×0.7 to ×1.3), brightness (±0.2) and noise (σ up to 0.08) of each image at random.
-
-    Args:
-        images: (N, C, H, W) in [-1, 1].
-
-    Returns:
-        The same shape, clipped to [-1, 1].
-    """
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=generator)
-
-    noise = torch.randn(images.shape, generator=generator)
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    varied = (images - mean) * uniform(0.7, 1.3) + mean + uniform(-0.2, 0.2) + noise * uniform(0.0, 0.08)
-    return varied.clamp(-1, 1)

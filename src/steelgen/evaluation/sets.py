@@ -1,53 +1,50 @@
-"""The sets of images that an evaluation compares."""
+"""Image sets of an evaluation, and how they are found, read and cut."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from steelgen.config.base import MAX_CROP_SIZE, MAX_IMAGE_SIZE, FactorRange
-from steelgen.config.evaluate import GeometrySection
-from steelgen.data.crops import CropDataset, Micrographs
-from steelgen.data.folder import DatasetInfo, list_images, load_mask
+from steelgen.config.evaluate import EvaluateConfig, GeometrySection
+from steelgen.data.crops import CropDataset, Micrographs, load_micrographs
+from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.data.placement import CropGeometry, resize_image, resize_mask
 from steelgen.data.rejects import load_rejects
+from steelgen.devices import pick_device
 from steelgen.errors import InputError
-from steelgen.files import Record, load_record
+from steelgen.evaluation.figures import Figure
+from steelgen.files import Record, default_cache_dir, load_record
 
 MIN_IMAGES = 4
-"""Fewer have no third neighbor and hardly a covariance."""
+"""Precision and recall need three neighbors."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, with masks where there are any."""
+    """Images of one size, with masks if there are any."""
 
     name: str
-    """As it stands in tables: generated, test, train …"""
+    """Name in tables: generated, test, train …"""
     images: NDArray[np.uint8]
     """(N, S, S) gray or (N, S, S, 3) RGB."""
     masks: NDArray[np.uint8] | None
     """(N, S, S) class indices or ignore_index; None for images without masks."""
     names: list[str]
-    """What each image is called: a file name, or micrograph and crop number."""
+    """Name of each image: file name, or micrograph and crop number."""
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def select(self, indices: NDArray[np.intp]) -> ImageSet:
-        """The images of those indices."""
-        masks = None if self.masks is None else self.masks[indices]
-        return replace(self, images=self.images[indices], masks=masks, names=[self.names[i] for i in indices])
 
-
-class Cut(Record):
-    """How generated images were cut, by a sampling.json; None where it does not say."""
+class SamplingGeometry(Record):
+    """Geometry of generated images from sampling.json; None for missing values."""
 
     image_size: int | None = Field(None, ge=1, le=MAX_IMAGE_SIZE)
     crop_size: int | None = Field(None, ge=1, le=MAX_CROP_SIZE)
@@ -58,35 +55,31 @@ class Cut(Record):
 
 @dataclass(frozen=True)
 class GeneratedFolder:
-    """A folder of generated images, found but not read."""
+    """Paths of generated images and masks."""
 
     images: list[Path]
     masks: list[Path] | None
-    sampling: Cut
-    """Content of sampling.json; nothing for a folder made elsewhere."""
+    sampling: SamplingGeometry
+    """Content of sampling.json; all None without it."""
 
 
 def find_generated(folder: Path, masks_folder: Path | None = None) -> GeneratedFolder:
-    """Finds images and masks in what `steelgen sample` wrote (both formats), in images/ + masks/, or in a plain folder.
+    """Finds images and masks in a samples folder (both formats), a folder with images/ and masks/, or a plain folder.
 
-    Samples in the form of a dataset are found by the dataset folder or by its train/; numbered sub-folders of images
-    and masks belong to the set.
+    For the dataset format, `folder` may be the dataset folder or its train/. Numbered subfolders of images and masks
+    are included, rejected images are not.
 
     Args:
-        folder: the folder.
-        masks_folder: where the masks are, if not in the folder.
+        masks_folder: folder of the masks, if not in `folder`.
 
     Raises:
-        InputError: if the folder is missing, holds fewer than 4 images that are not rejected, or an image lacks its
-            mask.
+        InputError: if the folder is missing or has fewer than 4 images, or an image has no mask.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of generated images")
-    # "folders" and "dataset" are sample's two output formats.
     root = folder / "train" if (folder / "train" / "images").is_dir() else folder
     image_folder = next((root / name for name in ("samples", "images") if (root / name).is_dir()), root)
-    inside = next((root / name for name in ("labels", "masks") if (root / name).is_dir()), None)
-    mask_folder = masks_folder or inside
+    mask_folder = masks_folder or next((root / name for name in ("labels", "masks") if (root / name).is_dir()), None)
     rejects = load_rejects(image_folder)
     images = [path for path in list_images(image_folder) if path.stem not in rejects]
     if len(images) < MIN_IMAGES:
@@ -101,25 +94,25 @@ def _pair_masks(images: list[Path], image_folder: Path, mask_folder: Path) -> li
     for path in images:
         stem = path.relative_to(image_folder).with_suffix("")
         if stem not in masks:
-            raise InputError(f"{path}: has no mask of the same name in {mask_folder}")
+            raise InputError(f"{path}: no mask with the same stem in {mask_folder}")
         if stem in seen:
-            raise InputError(f"{path}: {seen[stem].name} has the same stem; masks are found by stem")
+            raise InputError(f"{path}: {seen[stem].name} has the same stem; masks are paired by stem")
         seen[stem] = path
     return [masks[stem] for stem in seen]
 
 
-def _load_sampling(root: Path) -> Cut:
-    """sampling.json of a folder, or of the dataset folder that it is the train/ of."""
-    places = [root, root.parent] if root.name == "train" else [root]
-    path = next((place / "sampling.json" for place in places if (place / "sampling.json").is_file()), None)
-    return Cut() if path is None else load_record(path, Cut)
+def _load_sampling(root: Path) -> SamplingGeometry:
+    """sampling.json of a samples folder; that of the dataset format is beside train/."""
+    folders = [root, root.parent] if root.name == "train" else [root]
+    path = next((folder / "sampling.json" for folder in folders if (folder / "sampling.json").is_file()), None)
+    return SamplingGeometry() if path is None else load_record(path, SamplingGeometry)
 
 
 def resolve_geometry(found: GeneratedFolder, section: GeometrySection) -> tuple[CropGeometry, list[str]]:
-    """How real micrographs are cut: by the config, else sampling.json, else the first generated image.
+    """Resolves the geometry of real crops from the config, else sampling.json, else the first generated image.
 
     Returns:
-        The geometry, and a sentence for each value that had to be assumed.
+        The geometry, and a note for each value that was assumed.
     """
     notes = []
     known = {key: value for known in (found.sampling, section) for key, value in known if value is not None}
@@ -132,51 +125,51 @@ def resolve_geometry(found: GeneratedFolder, section: GeometrySection) -> tuple[
         notes.append(f"in_channels {known['in_channels']} taken from the generated images (no sampling.json)")
     if "crop_size" not in known:
         known["crop_size"] = known["image_size"]
-        notes.append(f"crop_size {known['image_size']} assumed: generated images at the scale of the micrographs")
+        notes.append(f"crop_size {known['image_size']} assumed: generated images and micrographs have the same scale")
     low, high = known.get("scale_range", (1.0, 1.0))
     geometry = CropGeometry(known["image_size"], known["crop_size"], (float(low), float(high)), known["in_channels"])
     return geometry, notes
 
 
 def load_generated(found: GeneratedFolder, geometry: CropGeometry, info: DatasetInfo) -> tuple[ImageSet, list[str]]:
-    """Reads generated images and masks, brought to the size and channels of the geometry.
+    """Reads generated images and masks and converts them to the size and channels of the geometry.
 
     Returns:
-        The set, and a sentence for every conversion that was made and every oddity that was seen.
+        The set, and a note for each kind of conversion and for constant images.
 
     Raises:
         InputError: if a file is unreadable, an image is not square, sizes differ, or a mask does not fit.
     """
-    images, masks, notes, size = [], [], [], geometry.image_size
+    images, masks, notes = [], [], []
     raw = [load_image(path) for path in found.images]
+    edge, size = raw[0].shape[0], geometry.image_size
     for path, image in zip(found.images, raw, strict=True):
         height, width = image.shape[:2]
         if height != width:
-            raise InputError(f"{path}: generated images must be square, this one is {width}x{height}")
-        if image.shape[:2] != raw[0].shape[:2]:
-            size = raw[0].shape[0]
-            raise InputError(f"{path}: is {width}x{height}, but {found.images[0].name} is {size}x{size}")
-        images.append(resize_image(to_channels(image, geometry.in_channels), geometry.image_size, geometry.image_size))
+            raise InputError(f"{path}: is {width}x{height} px; generated images must be square")
+        if height != edge:
+            raise InputError(f"{path}: is {width}x{height} px, but {found.images[0].name} is {edge}x{edge} px")
+        images.append(resize_image(to_channels(image, geometry.in_channels), size, size))
     for path, image in zip(found.masks or [], raw, strict=False):
         mask = load_mask(path, info)
         if mask.shape != image.shape[:2]:
-            (h, w), (mh, mw) = image.shape[:2], mask.shape
-            raise InputError(f"{path}: the mask is {mw}x{mh} but its image is {w}x{h}")
-        masks.append(resize_mask(mask, geometry.image_size, geometry.image_size))
-    if raw[0].shape[0] != geometry.image_size:
-        notes.append(f"generated images resized from {raw[0].shape[0]} to {geometry.image_size} px")
+            height, width = mask.shape
+            raise InputError(f"{path}: the mask is {width}x{height} px, but its image is {edge}x{edge} px")
+        masks.append(resize_mask(mask, size, size))
+    if edge != size:
+        notes.append(f"generated images resized from {edge} to {size} px")
     colored = sum(image.ndim == 3 for image in raw)
     if colored and geometry.in_channels == 1:
-        notes.append(f"{colored} of {len(raw)} generated images are RGB and were turned gray (ITU-R 601 luma)")
+        notes.append(f"{colored} of {len(raw)} generated images are RGB and were converted to gray (ITU-R 601 luma)")
     constant = sum(int(image.min() == image.max()) for image in raw)
     if constant:
         notes.append(f"{constant} of {len(raw)} generated images are constant")
-    stack = np.stack(images)
-    return ImageSet("generated", stack, np.stack(masks) if masks else None, [p.name for p in found.images]), notes
+    names = [path.name for path in found.images]
+    return ImageSet("generated", np.stack(images), np.stack(masks) if masks else None, names), notes
 
 
 def cut_real_set(name: str, micrographs: Micrographs, geometry: CropGeometry, count: int, seed: int) -> ImageSet:
-    """Cuts `count` random crops, evenly over the micrographs of a split, without flips."""
+    """Cuts `count` random crops without flips, evenly distributed over the micrographs."""
     crops = CropDataset(micrographs, geometry, seed, augment=False)
     images, masks = zip(*(crops.cut(number) for number in range(count)), strict=True)
     names = [f"{micrographs.stems[crops.micrograph_index(number)]} crop {number}" for number in range(count)]
@@ -184,7 +177,7 @@ def cut_real_set(name: str, micrographs: Micrographs, geometry: CropGeometry, co
 
 
 def split_micrographs(micrographs: Micrographs, seed: int) -> tuple[Micrographs, Micrographs] | None:
-    """Two halves of a split without a common micrograph; None where there is only one micrograph."""
+    """Splits micrographs into two random halves; None if there is only one."""
     if len(micrographs) < 2:
         return None
     order = np.random.default_rng(seed).permutation(len(micrographs))
@@ -193,8 +186,89 @@ def split_micrographs(micrographs: Micrographs, seed: int) -> tuple[Micrographs,
 
 
 def describe_geometry(geometry: CropGeometry) -> str:
-    """One line for reports: the size of the images, of the crop behind them, the channels."""
-    low, high = asdict(geometry)["scale_range"]
+    """One line for reports: size and channels of the images, and the size of their crops."""
+    low, high = geometry.scale_range
     scale = "" if low == high == 1 else f" × {low:g}-{high:g}"
     kind = "gray" if geometry.in_channels == 1 else "RGB"
-    return f"{geometry.image_size} px {kind}, crops of {geometry.crop_size}{scale} px of the micrographs"
+    return f"{geometry.image_size} px, {kind}, from crops of {geometry.crop_size}{scale} px"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The image sets and settings that every section of an evaluation uses."""
+
+    config: EvaluateConfig
+    info: DatasetInfo
+    geometry: CropGeometry
+    generated: ImageSet
+    held_out: ImageSet
+    """Real crops of micrographs not used to train the generator."""
+    train: ImageSet
+    """Real crops of the generator's training micrographs."""
+    train_halves: tuple[ImageSet, ImageSet] | None
+    """Crops of two halves of the training micrographs, for the floor of comparisons with `train`."""
+    train_micrographs: Micrographs
+    cache_dir: Path
+    device: str
+
+    @property
+    def comparisons(self) -> list[tuple[ImageSet, tuple[ImageSet, ImageSet] | None]]:
+        """Each reference set with the two real sets of its floor."""
+        return [(self.held_out, (self.train, self.held_out)), (self.train, self.train_halves)]
+
+
+Judgment = tuple[list[Figure], dict[str, Any], list[str]]
+"""Result of a section: figures, details for the JSON file, warnings."""
+
+
+def load_evidence(config: EvaluateConfig) -> tuple[Evidence, list[str]]:
+    """Reads the generated images, cuts the real sets, and notes what was assumed or converted.
+
+    Raises:
+        InputError: if images, masks or splits cannot be used, or held-out and training split are the same.
+    """
+    if config.held_out_split == config.train_split:
+        raise InputError(f"held_out_split: {config.held_out_split!r} is also the train_split, so nothing is held out")
+    found = find_generated(config.generated)
+    geometry, notes = resolve_geometry(found, config.geometry)
+    info = load_dataset_info(config.dataset)
+    held_out = load_micrographs(config.dataset, config.held_out_split, geometry.in_channels)
+    train = load_micrographs(config.dataset, config.train_split, geometry.in_channels)
+    generated, conversions = load_generated(found, geometry, info)
+    halves = split_micrographs(train, config.seed)
+    if halves is None:
+        notes.append(f"{config.dataset}: one training micrograph; comparisons with the training split have no floor")
+    if found.sampling.source_split == config.held_out_split:
+        notes.append(f"the generated images were sampled for masks of the held-out split {config.held_out_split!r}")
+
+    def cut(name: str, micrographs: Micrographs, number: int) -> ImageSet:
+        # Masks for sampling are cut with small seeds too; the crops here must not be the same windows.
+        seed = config.seed + 100_003 + number
+        return cut_real_set(name, micrographs, geometry, config.num_real or len(generated), seed)
+
+    evidence = Evidence(
+        config=config,
+        info=info,
+        geometry=geometry,
+        generated=generated,
+        held_out=cut(config.held_out_split, held_out, 0),
+        train=cut(config.train_split, train, 1),
+        train_halves=halves
+        and (cut(f"{config.train_split} half A", halves[0], 2), cut(f"{config.train_split} half B", halves[1], 3)),
+        train_micrographs=train,
+        cache_dir=config.cache_dir or default_cache_dir(),
+        device=str(pick_device(config.device)),
+    )
+    return evidence, notes + conversions
+
+
+def describe_sets(evidence: Evidence) -> dict[str, Any]:
+    """JSON values: path and size of every set, and the geometry that they share."""
+    config, generated = evidence.config, evidence.generated
+    path = str(config.dataset)
+    return {
+        "geometry": describe_geometry(evidence.geometry),
+        "generated": {"path": str(config.generated), "count": len(generated), "masks": generated.masks is not None},
+        "held_out": {"path": path, "split": config.held_out_split, "count": len(evidence.held_out)},
+        "train": {"path": path, "split": config.train_split, "count": len(evidence.train)},
+    }

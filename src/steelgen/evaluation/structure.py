@@ -1,4 +1,4 @@
-"""How far the microstructure of one set of masks is from another's, with resamples of both."""
+"""Distances between the microstructures of two sets of masks, for all resamples at once."""
 
 from __future__ import annotations
 
@@ -13,36 +13,35 @@ from steelgen.evaluation.microstructure import (
     ISLAND_PROPERTIES,
     Phase,
     compute_boundary_density,
-    compute_chords,
     compute_intercepts,
     compute_islands,
     compute_lineal_path,
-    compute_phase_fractions,
     compute_s2,
+    count_runs,
 )
 
 _MAX_VALUES = 4_000_000
-"""Of one array while resampled distributions are compared."""
+"""Largest array, in values, in `compute_wasserstein`."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Descriptors of one class in N images, image by image."""
+    """Descriptors of one class in each of N images."""
 
     fraction: NDArray[np.float64]
-    """(N,)"""
+    """(N,) phase fraction."""
     s2: NDArray[np.float64]
     """(N, S // 2 + 1)"""
     lineal_path: NDArray[np.float64]
     """(N, S // 2)"""
     chords: NDArray[np.int64]
-    """(N, S + 1) chords of each length."""
+    """(N, S + 1) number of chords of each length."""
     intercepts: NDArray[np.float64]
-    """(N, 2) length and number."""
+    """(N, 2) length and number of intercepts."""
     boundary_density: NDArray[np.float64]
     """(N,)"""
     islands: dict[str, NDArray[np.float64]]
-    """Values by island, with the `image` that each is in."""
+    """One value per island, with the index of its `image`."""
 
     def __len__(self) -> int:
         return len(self.fraction)
@@ -50,13 +49,13 @@ class Structure:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A structure, and how often each of its images occurs in each of B resamples: weights (B, N)."""
+    """A structure with weights (B, N): how often each image occurs in each of B resamples."""
 
     structure: Structure
     weights: NDArray[np.float64]
 
     def mean(self, values: NDArray) -> NDArray[np.float64]:
-        """(N, ...) by image → (B, ...), the mean of each resample."""
+        """(N, ...) values of images → (B, ...) means of resamples."""
         return self.weights @ values / len(self.structure)
 
     @cached_property
@@ -66,13 +65,13 @@ class Resampled:
 
 
 def measure_structure(phase: Phase) -> Structure:
-    """All descriptors of one class in (N, S, S) masks."""
+    """Computes all descriptors of one class in (N, S, S) masks."""
     reach = phase.shape[1] // 2
     return Structure(
-        compute_phase_fractions(phase),
+        phase.mean(axis=(1, 2)),
         compute_s2(phase, reach),
         compute_lineal_path(phase, reach),
-        compute_chords(phase),
+        count_runs(phase, complete=True),
         compute_intercepts(phase),
         compute_boundary_density(phase),
         compute_islands(phase),
@@ -82,26 +81,25 @@ def measure_structure(phase: Phase) -> Structure:
 def compute_structure_distances(
     generated: Resampled, real: Resampled, pixel_size_um: float | None = None
 ) -> dict[str, NDArray[np.float64]]:
-    """The distances of two structures, by name with unit.
-
-    Returns:
-        (B,) each, resample by resample; NaN where a distance is not defined.
-    """
+    """Distances between two structures: (B,) values by name with unit; undefined ones are NaN."""
     first, second = generated.structure, real.structure
+    chords = [_share(part.weights @ part.structure.chords) for part in (generated, real)]
     distances = {
         "phase fraction (points)": 100 * np.abs(generated.mean(first.fraction) - real.mean(second.fraction)),
         "S2 (relative L1)": _relative_l1(generated.mean(first.s2), real.mean(second.s2)),
         "lineal path (relative L1)": _relative_l1(generated.mean(first.lineal_path), real.mean(second.lineal_path)),
-        "chord length W1 (px)": _compute_chord_wasserstein(generated, real),
+        "chord length W1 (px)": np.abs(np.cumsum(chords[0] - chords[1], axis=1)).sum(axis=1),
     }
     if pixel_size_um is not None:
         distances["chord length W1 (µm)"] = distances["chord length W1 (px)"] * pixel_size_um
-    distances["mean intercept (relative)"] = _relative(_mean_intercept(generated), _mean_intercept(real))
-    distances["boundary density (relative)"] = _relative(
-        generated.mean(first.boundary_density), real.mean(second.boundary_density)
-    )
-    # Images are of one size: islands an image are islands an area.
-    distances["islands per area (relative)"] = _relative(_islands_an_image(generated), _islands_an_image(real))
+    # All images have one size, so islands per image stand for islands per area.
+    for name, compute in (
+        ("mean intercept", lambda part: _divide(*part.mean(part.structure.intercepts).T)),
+        ("boundary density", lambda part: part.mean(part.structure.boundary_density)),
+        ("islands per area", lambda part: part.island_weights.sum(axis=1) / len(part.structure)),
+    ):
+        reference = compute(real)
+        distances[f"{name} (relative)"] = _divide(np.abs(compute(generated) - reference), reference)
     for name in ISLAND_PROPERTIES:
         title = f"island {name.replace('_', ' ')} W1 ({_UNITS[name]})"
         compare = compute_axial_wasserstein if name == "orientation" else compute_wasserstein
@@ -117,16 +115,10 @@ _UNITS = {"area": "px²", "diameter": "px", "aspect_ratio": "1", "circularity": 
 def compute_wasserstein(
     first: NDArray, first_weights: NDArray, second: NDArray, second_weights: NDArray
 ) -> NDArray[np.float64]:
-    """Wasserstein-1 distance of two weighted samples on the line, for several sets of weights at once.
-
-    Args:
-        first: (K,) values.
-        first_weights: (B, K).
-        second: (L,) values.
-        second_weights: (B, L).
+    """Wasserstein-1 distance of two weighted samples, (K,) and (L,), for each of B sets of weights, (B, K) and (B, L).
 
     Returns:
-        (B,); NaN where a sample is empty or without weight.
+        (B,); NaN if a sample is empty or has no weight.
     """
     if not len(first) or not len(second):
         return np.full(len(first_weights), np.nan)
@@ -145,13 +137,13 @@ def compute_wasserstein(
 def compute_axial_wasserstein(
     first: NDArray, first_weights: NDArray, second: NDArray, second_weights: NDArray
 ) -> NDArray[np.float64]:
-    """Wasserstein-1 distance of two weighted samples of orientations (degrees, period 180) around the circle.
+    """Wasserstein-1 distance of two weighted samples of orientations around the circle (degrees, period 180).
 
-    The cumulative difference less its median, integrated (Rabin et al. 2011, J. Math. Imaging Vis. 41, eq. 6), on
-    bins of 1°. Arguments as of `compute_wasserstein`.
+    Integral of the cumulative difference minus its median (Rabin et al. 2011, J. Math. Imaging Vis. 41, eq. 6), in bins
+    of 1°. Arguments: see `compute_wasserstein`.
 
     Returns:
-        (B,) degrees, at most 90; NaN where a sample is empty or without weight.
+        (B,) degrees, at most 90; NaN if a sample is empty or has no weight.
     """
     if not len(first) or not len(second):
         return np.full(len(first_weights), np.nan)
@@ -164,31 +156,13 @@ def compute_axial_wasserstein(
     return np.abs(difference - np.median(difference, axis=1, keepdims=True)).sum(axis=1)
 
 
-def _compute_chord_wasserstein(generated: Resampled, real: Resampled) -> NDArray[np.float64]:
-    shares = [_share(part.weights @ part.structure.chords) for part in (generated, real)]
-    return np.abs(np.cumsum(shares[0] - shares[1], axis=1)).sum(axis=1)
-
-
 def _relative_l1(first: NDArray, second: NDArray) -> NDArray[np.float64]:
-    """(B, K) curves → (B,) area between them over that below the second."""
+    """(B, K) curves → (B,) area between them relative to the area below the second."""
     return _divide(np.abs(first - second).sum(axis=1), second.sum(axis=1))
 
 
-def _relative(first: NDArray, second: NDArray) -> NDArray[np.float64]:
-    return _divide(np.abs(first - second), second)
-
-
-def _mean_intercept(part: Resampled) -> NDArray[np.float64]:
-    length, number = part.mean(part.structure.intercepts).T
-    return _divide(length, number)
-
-
-def _islands_an_image(part: Resampled) -> NDArray[np.float64]:
-    return part.island_weights.sum(axis=1) / len(part.structure)
-
-
 def _share(counts: NDArray) -> NDArray[np.float64]:
-    """Rows of (B, K) divided by their sums; NaN where there is nothing."""
+    """Rows of (B, K) divided by their sums; NaN for a sum of 0."""
     return _divide(counts, counts.sum(axis=1, keepdims=True))
 
 

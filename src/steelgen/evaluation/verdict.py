@@ -1,128 +1,144 @@
-"""What the figures say, in plain words."""
+"""The verdict: figures as answers to the reader's questions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
-
-from pydantic import BaseModel
+from typing import Any, Literal
 
 from steelgen.evaluation.figures import Figure
+from steelgen.evaluation.iou import MIN_REAL_IOU, can_judge
+from steelgen.files import Record
+
+Standing = Literal["good", "fair", "poor", "unknown"]
+"""unknown: nothing was measured."""
 
 
-class Answer(BaseModel):
-    """One question that a reader has, answered."""
+class Answer(Record):
+    """A question and its answer."""
 
     question: str
     answer: str
-    standing: str
-    """good, fair, poor, or unknown where nothing was measured."""
+    standing: Standing
 
 
 def compute_verdict(figures: Sequence[Figure]) -> list[Answer]:
-    """Answers the four questions from figures and floors.
+    """Answers four questions from figures and floors.
 
-    Look real: KID against held-out images, good within two standard deviations of its floor, fair within ten.
-    Right structure: share of descriptors at most 1.5 × their floor; good from 80 %, fair from 50 %.
-    Obey masks: mIoU over its floor; good from 0.9, fair from 0.7.
-    Copies: good with no more flagged images than held-out ones and both C_T above -3.
+    Real: KID against held-out images within two standard deviations of its floor is good, within ten fair.
+    Microstructure: at least 80 % of the descriptors at most 1.5 × their floor is good, 50 % fair.
+    Masks: mIoU of at least 0.9 × its floor is good, 0.7 fair; classes that the segmenter cannot judge are left out.
+    Copies: no more flagged images than among held-out ones and both C_T above -3 is good, above -5 fair.
     """
-    return [_judge_looks(figures), _judge_structure(figures), _judge_masks(figures), _judge_copies(figures)]
+    judged = {
+        "Do the images look real?": _judge_looks(figures),
+        "Is the microstructure right?": _judge_structure(figures),
+        "Do the images match their masks?": _judge_masks(figures),
+        "Are the images more than copies?": _judge_copies(figures),
+    }
+    return [Answer(question=question, answer=text, standing=standing) for question, (standing, text) in judged.items()]
 
 
 def judge_differences(differences: Sequence[dict[str, Any]]) -> list[Answer]:
-    """Does generated data help? One answer a code, from the pooled row of a utility study's differences.
+    """Answers, for each code, whether generated data helps, from the pooled row of a utility study's differences.
 
-    Good where the 95 % interval of the difference lies above 0, poor where it lies below, fair where it includes 0 or
-    rests on a single seed, which says nothing of how much the result varies.
+    Good if the 95 % interval of the difference is above 0, poor if below, fair if it includes 0 or there is only one
+    seed, which says nothing about the spread.
     """
-    last = {row["code"]: row for row in differences}  # the pooled row stands last
+    last = {row["code"]: row for row in differences}  # the pooled row comes last
     return [_judge_difference(row) for row in last.values()]
 
 
 def _judge_difference(row: dict[str, Any]) -> Answer:
     if row["num_real"]:
-        question = f"Do {row['num_generated']} generated pairs help beside {row['num_real']} real micrographs?"
+        question = f"Do {row['num_generated']} generated pairs help in addition to {row['num_real']} real micrographs?"
     else:
-        question = f"Do {row['num_generated']} generated pairs do better than real micrographs?"
+        question = f"Are {row['num_generated']} generated pairs better than real micrographs?"
     low, high = row["interval"]
     single = len(row["by_seed"]) < 2
-    standing = "fair" if single else "good" if low > 0 else "poor" if high < 0 else "fair"
+    standing: Standing = "fair" if single else "good" if low > 0 else "poor" if high < 0 else "fair"
     words = {
         "good": "Yes: mIoU on held-out real micrographs is higher",
-        "fair": f"Not shown: {'one seed alone' if single else 'the interval of the difference in mIoU includes 0'}",
+        "fair": f"Inconclusive: {'only one seed' if single else 'the interval of the mIoU difference includes 0'}",
         "poor": "No: mIoU on held-out real micrographs is lower",
     }
     text = (
         f"{words[standing]} ({row['code']} − {row['baseline']}, {row['architecture']}: {row['difference']:+.3f}, "
-        f"95 % interval {low:+.3f} … {high:+.3f})."
+        f"95 % interval {low:+.3f} to {high:+.3f})."
     )
     return Answer(question=question, answer=text, standing=standing)
 
 
-def _judge_looks(figures: Sequence[Figure]) -> Answer:
-    question = "Do the images look real?"
-    # Held-out images are the first reference that is compared with.
+def _judge_looks(figures: Sequence[Figure]) -> tuple[Standing, str]:
+    # The first reference is the held-out split.
     kid = next((f for f in figures if f.metric.startswith("KID-")), None)
     if kid is None or kid.floor is None or kid.spread is None:
-        return Answer(question=question, answer="Not measured.", standing="unknown")
+        return "unknown", "Not measured."
     excess = (kid.value - kid.floor) / max(kid.spread, 1e-12)
-    standing = "good" if excess <= 2 else "fair" if excess <= 10 else "poor"
+    standing: Standing = "good" if excess <= 2 else "fair" if excess <= 10 else "poor"
     words = {
-        "good": "As far as these features can tell, as real as other real micrographs",
-        "fair": "Close to real, but a network can tell",
-        "poor": "No: clearly different from real micrographs",
+        "good": "Yes, indistinguishable from real micrographs by these features",
+        "fair": "Close, but distinguishable from real micrographs by these features",
+        "poor": "No, clearly different from real micrographs",
     }
-    text = f"{words[standing]}: {kid.metric} {kid.value:.4f} ± {kid.spread:.4f} against {kid.floor:.4f} for real ones."
-    return Answer(question=question, answer=text, standing=standing)
+    return (
+        standing,
+        f"{words[standing]}: {kid.metric} is {kid.value:.4f} ± {kid.spread:.4f}, its floor {kid.floor:.4f}.",
+    )
 
 
-def _judge_structure(figures: Sequence[Figure]) -> Answer:
-    question = "Is the microstructure right?"
-    measured = [f for f in figures if f.section == "microstructure" and f.metric.endswith("of images") and _defined(f)]
+def _judge_structure(figures: Sequence[Figure]) -> tuple[Standing, str]:
+    found = [f for f in figures if f.section == "microstructure" and f.metric.endswith("of images")]
+    measured = [f for f in found if f.floor is not None and math.isfinite(f.value) and math.isfinite(f.floor)]
     if not measured:
-        return Answer(question=question, answer="Not measured.", standing="unknown")
-    right = [f for f in measured if f.value <= 1.5 * (f.floor or 0)]
-    share = len(right) / len(measured)
-    standing = "good" if share >= 0.8 else "fair" if share >= 0.5 else "poor"
-    wrong = sorted(set(measured) - set(right), key=lambda f: f.value / max(f.floor or 0, 1e-12), reverse=True)
-    text = f"{len(right)} of {len(measured)} descriptors differ no more than those of other real micrographs do"
+        return "unknown", "Not measured."
+    wrong = [f for f in measured if f.value > 1.5 * (f.floor or 0)]
+    wrong.sort(key=lambda f: f.value / max(f.floor or 0, 1e-12), reverse=True)
+    right = len(measured) - len(wrong)
+    share = right / len(measured)
+    text = f"{right} of {len(measured)} descriptors differ from real micrographs by at most 1.5 times their floor"
     if wrong:
-        text += f"; farthest off: {', '.join(f.metric.removesuffix(' of images') for f in wrong[:3])}"
-    return Answer(question=question, answer=text + ".", standing=standing)
+        text += f"; largest deviations: {', '.join(f.metric.removesuffix(' of images') for f in wrong[:3])}"
+    return "good" if share >= 0.8 else "fair" if share >= 0.5 else "poor", text + "."
 
 
-def _judge_masks(figures: Sequence[Figure]) -> Answer:
-    question = "Do they obey their masks?"
-    miou = next((f for f in figures if f.section == "faithfulness" and f.metric == "mIoU"), None)
+def _judge_masks(figures: Sequence[Figure]) -> tuple[Standing, str]:
+    faithfulness = [f for f in figures if f.section == "faithfulness"]
+    miou = next((f for f in faithfulness if f.metric == "mIoU"), None)
     if miou is None or not miou.floor:
-        return Answer(question=question, answer="Not measured: there are no masks.", standing="unknown")
-    share = miou.value / miou.floor
-    standing = "good" if share >= 0.9 else "fair" if share >= 0.7 else "poor"
-    words = {"good": "Yes", "fair": "In part", "poor": "No"}
-    text = f"{words[standing]}: a segmenter trained on real micrographs finds the masks with mIoU {miou.value:.3f}"
-    return Answer(question=question, answer=f"{text}; on real ones it reaches {miou.floor:.3f}.", standing=standing)
+        return "unknown", "Not measured: there are no masks."
+    value, floor, excluded = miou.value, miou.floor, ""
+    classes = [f for f in faithfulness if f.metric.startswith("IoU ") and math.isfinite(f.value)]
+    unseen = [f.metric.removeprefix("IoU ") for f in classes if not can_judge(f.floor or 0)]
+    if unseen:
+        judged = [f for f in classes if can_judge(f.floor or 0)]
+        reason = f"the segmenter's IoU on real held-out images is below {MIN_REAL_IOU}"
+        if not judged:
+            return "unknown", f"Cannot be judged for any class: {reason}."
+        value, floor = (
+            sum(values) / len(judged) for values in zip(*((f.value, f.floor or 0) for f in judged), strict=True)
+        )
+        excluded = f" Not judged: {', '.join(unseen)}; {reason}."
+    share = value / floor
+    standing: Standing = "good" if share >= 0.9 else "fair" if share >= 0.7 else "poor"
+    words = {"good": "Yes", "fair": "Partly", "poor": "No"}
+    return standing, (
+        f"{words[standing]}: a segmenter trained on real micrographs reproduces the masks with mIoU {value:.3f}; "
+        f"on real images it reaches {floor:.3f}.{excluded}"
+    )
 
 
-def _judge_copies(figures: Sequence[Figure]) -> Answer:
-    question = "Are they more than copies?"
+def _judge_copies(figures: Sequence[Figure]) -> tuple[Standing, str]:
     copies = next((f for f in figures if f.metric.startswith("copies")), None)
-    tests = [f for f in figures if f.metric.startswith("C_T")]
     if copies is None:
-        return Answer(question=question, answer="Not measured.", standing="unknown")
-    lowest = min((f.value for f in tests), default=0.0)
+        return "unknown", "Not measured."
+    lowest = min((f.value for f in figures if f.metric.startswith("C_T")), default=0.0)
     flagged = copies.value > (copies.floor or 0)
-    standing = "poor" if flagged or lowest < -5 else "fair" if lowest < -3 else "good"
+    standing: Standing = "poor" if flagged or lowest < -5 else "fair" if lowest < -3 else "good"
     words = {
         "good": "Yes: no sign of copying",
-        "fair": "Nearer to the training images than unseen ones are",
-        "poor": "Training images are found among them, or close by",
+        "fair": "Closer to the training images than held-out images are",
+        "poor": "No: some are copies of training images or too close to them",
     }
-    text = (
-        f"{words[standing]} ({100 * copies.value:.1f} % flagged as copies of {copies.n[0]}; lowest C_T {lowest:.1f})."
-    )
-    return Answer(question=question, answer=text, standing=standing)
-
-
-def _defined(figure: Figure) -> bool:
-    return figure.value == figure.value and figure.floor is not None and figure.floor == figure.floor
+    counts = f"{100 * copies.value:.1f} % of {copies.n[0]} images flagged as copies; lowest C_T {lowest:.1f}"
+    return standing, f"{words[standing]} ({counts})."

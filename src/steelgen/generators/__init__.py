@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -36,6 +36,42 @@ class StartImages:
 
 
 @dataclass(frozen=True)
+class Latents:
+    """Points in the latent space of a one-pass generator."""
+
+    space: str
+    """"z", standard normal, interpolated spherically; or "w", styles, interpolated linearly."""
+    styles: Tensor
+    """(N, D), or (N, L, D) with a style for each of L layers."""
+    noise: Tensor
+    """(N, M) standard normal noise of the fine texture; M may be 0."""
+
+
+@runtime_checkable
+class LatentSpace(Protocol):
+    """Additional interface of generators that take "latents"."""
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Supported latent spaces."""
+
+    def find_latents(self, seeds: Sequence[int], space: str, size: tuple[int, int]) -> Latents:
+        """Returns the latents of seeds, for images of `size` (H, W)."""
+
+    def project(self, images: Tensor, steps: int, report: Callable[[int, int], None]) -> tuple[Latents, Tensor]:
+        """Finds the latents whose images are closest to given ones.
+
+        Args:
+            images: (N, C, H, W) in [-1, 1].
+            steps: optimization steps.
+            report: called with (steps done, total steps).
+
+        Returns:
+            latents: in w; rmse: (N,), root mean squared error of gray levels in [-1, 1].
+        """
+
+
+@dataclass(frozen=True)
 class DrawRequest:
     """Inputs of `Generator.draw`; image i depends only on row i."""
 
@@ -49,7 +85,11 @@ class DrawRequest:
     start: StartImages | None = None
     """Real images to start from."""
     noise: Tensor | None = None
-    """(N, C, H, W) standard normal noise that replaces the seeds' noise."""
+    """(N, C, H, W) standard normal noise that replaces the seeds' noise; (N, latent_dim) for a `LatentGenerator`."""
+    latents: Latents | None = None
+    """Points in latent space that replace those of the seeds."""
+    truncation: float | None = None
+    """Factor on the distance of styles from their mean; None disables truncation."""
 
 
 class Drawn(NamedTuple):
@@ -77,7 +117,7 @@ class Generator(Protocol):
 
     @property
     def takes(self) -> frozenset[str]:
-        """Optional fields of a request: "solver", "start", "noise"."""
+        """Optional fields of a request: "solver", "start", "noise", "latents", "truncation"."""
 
     @property
     def makes(self) -> frozenset[str]:
@@ -92,6 +132,15 @@ class Generator(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes a new folder that `load_generator` reads."""
+
+
+@runtime_checkable
+class LatentGenerator(Generator, Protocol):
+    """A generator whose images are a function of a few interpretable latent variables."""
+
+    @property
+    def latent_dim(self) -> int:
+        """Number of latent variables."""
 
 
 class Losses(NamedTuple):
@@ -200,11 +249,13 @@ def draw_for_masks(
     solver: AnySolverSection | None = None,
     start: StartImages | None = None,
     noise: Tensor | None = None,
+    latents: Latents | None = None,
+    truncation: float | None = None,
 ) -> Tensor:
     """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none."""
     given = masks if "masks" in generator.needs else None
     steps = solver if "solver" in generator.takes else None
-    drawn = generator.draw(DrawRequest(seeds, given, steps, start, noise))
+    drawn = generator.draw(DrawRequest(seeds, given, steps, start, noise, latents, truncation))
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
 

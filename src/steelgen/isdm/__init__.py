@@ -1,1 +1,1 @@
-"""What is ISDM's (Rabensteiner 2023) besides its checkpoints: configs, trees of images, studies."""
+"""Conversion of ISDM (Rabensteiner 2023) configs, image trees and studies."""

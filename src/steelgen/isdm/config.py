@@ -1,4 +1,4 @@
-"""ISDM's configs as steelgen's."""
+"""Conversion of ISDM configs to steelgen's."""
 
 from __future__ import annotations
 
@@ -22,64 +22,62 @@ from steelgen.generators.semantic_diffusion.isdm.network import (
 from steelgen.isdm.trees import TREE_MODES, Tree, find_tree
 
 PATIENCE_STEPS = 100_000
-"""Steps without a better epoch after which ISDM stops."""
+"""Steps without an improved epoch after which ISDM stops."""
 Action = Literal["train", "finetune", "sample"]
 
 
 @dataclass
 class Conversion:
-    """An ISDM config in steelgen's terms."""
+    """A converted ISDM config."""
 
     action: Action
-    """`finetune` also where a config for training goes on from a checkpoint."""
+    """`finetune` also for a training config that resumes from a checkpoint."""
     config: dict[str, Any]
     """The steelgen config of that action."""
     settings: IsdmNetworkSection
-    """Settings of network and diffusion, by which the checkpoint is read."""
+    """Network and diffusion settings for reading the checkpoint."""
     checkpoint: Path | None
-    """The `.pt` file that the config starts from or draws with; it is to be imported as `imported`."""
+    """The `.pt` file that the config starts or samples from; to be imported as `imported`."""
     imported: Path | None
     tree: Tree | None
-    """The data folder that is to be imported first, in those dataset modes that need it."""
+    """The data folder to import first, in the dataset modes that need it."""
     notes: list[str] = field(default_factory=list)
-    """Keys that mean nothing any more, each with the reason, and what differs."""
+    """Keys without effect, each with the reason, and differences."""
 
 
 def is_isdm_config(values: Any) -> bool:
-    """Whether a JSON value is one of ISDM's configs: most keys are ISDM's, a telling one among them."""
+    """Returns whether a JSON value is an ISDM config: most keys are ISDM's, including a characteristic one."""
     if not isinstance(values, dict):
         return False
     keys = [key for key in values if key != "$schema"]
     known = [key for key in keys if key in IsdmConfig.model_fields]
-    telling = {"diffusion_steps", "num_channels", "dataset_mode", "data_dir", "root_log_dir", "model_path"}
-    return bool(telling & set(known)) and 2 * len(known) > len(keys)
+    characteristic = {"diffusion_steps", "num_channels", "dataset_mode", "data_dir", "root_log_dir", "model_path"}
+    return bool(characteristic & set(known)) and 2 * len(known) > len(keys)
 
 
 def guess_action(values: dict[str, Any]) -> Action:
-    """What an ISDM config is for: drawing if it names a model, fine-tuning if it goes on from a checkpoint."""
+    """Guesses the action of an ISDM config: sample if it names a model, finetune if it resumes from a checkpoint."""
     if values.get("model_path") or "num_samples" in values or "balance_args" in values:
         return "sample"
     return "finetune" if values.get("resume_checkpoint") else "train"
 
 
 def convert_isdm_config(values: dict[str, Any], action: Action, origin: str) -> Conversion:
-    """Converts one of ISDM's configs.
-
-    Args:
-        values: its JSON object.
-        action: what it is used for.
-        origin: the file, for messages.
+    """Converts the JSON object of an ISDM config; `origin` is its file, for messages.
 
     Raises:
-        InputError: if a key is unknown, a value out of limits or something needed is missing; in the dataset modes of
-            `TREE_MODES` also if data_dir is no folder.
+        InputError: if a key is unknown, a value is out of range or a required key is missing; in the dataset modes of
+            `TREE_MODES` also if data_dir is not a folder.
     """
     old = parse_config(values, IsdmConfig, origin=origin)
     if not old.data_dir:
         raise InputError(f"{origin}: data_dir: is missing")
     settings = IsdmNetworkSection(**{key: getattr(old, key) for key in IsdmNetworkSection.model_fields})
-    given = set(values)
-    notes = _describe_dead_keys(old, given)
+    notes = []
+    if "fp16_scale_growth" in values:
+        notes.append("fp16_scale_growth: ignored; bf16, which replaces fp16, needs no loss scale")
+    if old.use_fp16:
+        notes.append("use_fp16: read as mixed_precision auto: bf16 if the hardware supports it, else fp32")
     tree = None
     if old.dataset_mode in TREE_MODES:
         tree = find_tree(Path(old.data_dir), old.dataset_mode, old.num_classes)
@@ -89,14 +87,11 @@ def convert_isdm_config(values: dict[str, Any], action: Action, origin: str) -> 
 
 
 def load_any_config(path: Path, action: Action, overrides: Sequence[str] = ()) -> tuple[Section, Conversion | None]:
-    """Reads a config of steelgen's or of ISDM's.
-
-    Args:
-        action: what it is used for; `--set` overrides are in steelgen's keys for both.
+    """Reads a steelgen or ISDM config; `overrides` use steelgen's keys for both.
 
     Returns:
-        The config, and what was converted where it is ISDM's. A `train` that goes on from a checkpoint comes back as
-        the config of a fine-tuning.
+        The config, and the conversion of an ISDM config. An ISDM config for `train` that resumes from a checkpoint
+        becomes a config for `finetune`.
 
     Raises:
         InputError: see `load_config` and `convert_isdm_config`.
@@ -112,15 +107,15 @@ def _convert_training(
     old: IsdmConfig, settings: IsdmNetworkSection, action: Action, tree: Tree | None, notes: list[str], origin: str
 ) -> Conversion:
     if action == "finetune" and not old.resume_checkpoint:
-        raise InputError(f"{origin}: resume_checkpoint: is missing, and fine-tuning needs something to start from")
+        raise InputError(f"{origin}: resume_checkpoint: is missing; fine-tuning needs a checkpoint to start from")
     decay = old.weight_decay if old.weights_decay is None else old.weights_decay
     if old.weights_decay is not None:
-        notes.append(f"weights_decay: read as weight_decay {decay:g}, which ISDM itself ignores when so misspelt")
+        notes.append(f"weights_decay: read as weight_decay {decay:g}; ISDM itself ignores the misspelled key")
     if old.timestep_respacing:
-        notes.append("timestep_respacing: the kept steps look alike in the full process, so training covers all steps")
+        notes.append("timestep_respacing: ignored in training, which covers all steps")
     if not old.class_cond:
-        notes.append("class_cond false: the masks are hidden in training by mask_dropout 1")
-    notes.append("data: micrographs that are not square are cut to a square, not squashed; all of train/ is trained on")
+        notes.append("class_cond false: read as mask_dropout 1, so that training ignores the masks")
+    notes.append("data: non-square micrographs are cropped, not squashed, to squares; all of train/ is used")
     micro = old.microbatch if 0 < old.microbatch < old.batch_size else old.batch_size
     decay_of_average, *others = old.ema_decays
     if others:
@@ -181,18 +176,17 @@ def _convert_sampling(
     if not old.model_path:
         raise InputError(f"{origin}: model_path: is missing")
     if old.s < 1:
-        notes.append(f"s {old.s:g}: ISDM guides above 1 only, so this is 1")
+        notes.append(f"s {old.s:g}: read as 1, since ISDM applies guidance only above 1")
     if old.is_train is False:
-        notes.append("is_train false: ISDM draws for the masks of train/ all the same, and so does this")
+        notes.append("is_train false: ignored, as in ISDM, which always samples for the masks of train/")
     checkpoint = Path(old.model_path)
     folder = Path(old.results_path) if old.results_path else Path("RESULTS") / _name_run(old, "sample")
     dataset = str(tree.folder) if tree else old.data_dir
     source: dict[str, Any] = {"kind": "split", "dataset": dataset, "split": "train", "augment": False, "in_order": True}
     if balance := old.balance_args:
         keys = ("num_classes", "height", "width")
-        dead = [key for key in keys if getattr(balance, key) is not None]
-        if dead:
-            notes.append(f"balance_args.{', '.join(dead)}: the masks are counted as they are drawn")
+        if ignored := [key for key in keys if getattr(balance, key) is not None]:
+            notes.append(f"balance_args.{', '.join(ignored)}: ignored; classes are counted at the generated size")
         source = {
             **balance.model_dump(exclude=set(keys)),
             "kind": "balanced",
@@ -214,18 +208,8 @@ def _convert_sampling(
     return Conversion("sample", config, settings, checkpoint, imported, tree, notes)
 
 
-def _describe_dead_keys(old: IsdmConfig, given: set[str]) -> list[str]:
-    reasons = {
-        "fp16_scale_growth": "bf16, which needs no loss scale, takes the place of fp16",
-        "use_fp16": "taken as mixed_precision auto: bf16 where the machine has it, else fp32",
-    }
-    if not old.use_fp16:
-        reasons.pop("use_fp16")
-    return [f"{key}: {reason}" for key, reason in reasons.items() if key in given]
-
-
 def _name_run(old: IsdmConfig, action: str) -> str:
-    """ISDM's name of a run, without the time, so that the same config means the same folder."""
+    """Builds ISDM's run name, without the time, so that the same config gives the same folder."""
     name = f"{action}_{Path(old.data_dir).name}_d={old.diffusion_steps}_c={old.num_classes}"
     if action == "finetune":
         return f"{name}_dr={old.drop_rate:g}_rc={Path(old.resume_checkpoint).stem}"

@@ -1,4 +1,4 @@
-"""The data folders of ISDM's further dataset modes: converted once, into the cache, and read from there."""
+"""Data folders of ISDM's dataset modes cityscapes, ade20k and celeba, converted once into the cache."""
 
 from __future__ import annotations
 
@@ -14,26 +14,22 @@ from steelgen.errors import InputError
 from steelgen.files import default_cache_dir
 
 TREE_MODES = ("cityscapes", "ade20k", "celeba")
-"""The dataset modes whose folders are no dataset folders as they are."""
+"""Dataset modes whose folders must be converted to dataset folders."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """One such folder."""
+    """Data folder of one of these modes."""
 
     source: Path
     mode: str
     num_classes: int
     folder: Path
-    """The dataset folder that it becomes."""
+    """The converted dataset folder."""
 
 
 def find_tree(source: Path, mode: str, num_classes: int) -> Tree:
-    """Looks a data folder up; its dataset folder is another one when a file has changed since.
-
-    Raises:
-        InputError: if there is no such folder.
-    """
+    """Finds the dataset folder of a data folder, which must exist; its name changes when a file changes."""
     digest = hashlib.blake2b(f"{source.resolve()}\0{mode}\0{num_classes}".encode(), digest_size=8)
     for path in list_files(source):
         about = path.stat()
@@ -43,14 +39,14 @@ def find_tree(source: Path, mode: str, num_classes: int) -> Tree:
 
 
 def import_tree_once(tree: Tree, report: Callable[[int, int], None] | None = None) -> bool:
-    """Imports unless that has been done; returns whether it did.
+    """Imports the data folder unless it has been imported; returns whether it did.
 
-    Images keep their names, and classes ISDM's numbers and colors.
+    Images keep their names, and classes keep ISDM's indices and colors.
 
     Raises:
         InputError: see `read_trees` and `write_dataset`.
     """
-    # Here, so that configs convert without what draws masks.
+    # Local imports, so that configs convert without the rasterizers.
     from steelgen.data.importers.trees import read_trees
     from steelgen.data.importing import WriteOptions, write_dataset
     from steelgen.data.micrograph import ImageOptions
@@ -65,7 +61,7 @@ def import_tree_once(tree: Tree, report: Callable[[int, int], None] | None = Non
     try:
         write_dataset(replace(annotated, info=info, images=images), tree.folder, options, report)
     except (InputError, OSError):
-        # Another process may have done it in the meantime, which is as good.
+        # Another process may have imported it in the meantime.
         if not (tree.folder / "dataset.json").is_file():
             raise
     return True

@@ -1,4 +1,4 @@
-"""The config of ISDM's segmentation_evaluation as one of `steelgen utility`."""
+"""Conversion of the config of ISDM's segmentation_evaluation to `steelgen utility`."""
 
 from __future__ import annotations
 
@@ -13,52 +13,49 @@ from steelgen.evaluation.utility.data import count_held_back
 from steelgen.generators.semantic_diffusion.isdm.network import WHOLE_MICROGRAPH
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE, VAL_SHARE = 50, 2, 1e-4, 0.2
-"""The first three stand in its training config; the share of the validation files is this project's choice."""
+"""The first three are from ISDM's training config; the validation share is steelgen's choice."""
 DEFAULT_MODELS = ("UnetPlusPlus", "FPN", "DeepLabV3plus")
 ARCHITECTURES = {"unet": "unet", "unetplusplus": "unetplusplus", "deeplabv3plus": "deeplabv3plus", "fpn": "upernet"}
-"""Its names, in small letters, of what is built in here; anything else is one of segmentation_models_pytorch."""
+"""Built-in architectures by ISDM's name in lower case; others come from segmentation_models_pytorch."""
 
 
 def is_isdm_study(values: Any) -> bool:
-    """Whether a JSON value is a config of ISDM's segmentation_evaluation."""
+    """Returns whether a JSON value is a config of ISDM's segmentation_evaluation."""
     if not isinstance(values, dict) or not {"train", "test"} <= values.keys():
         return False
     return bool({"generated_images", "generated_masks", "test_codes", "models", "log"} & values.keys())
 
 
 def convert_isdm_study(values: dict[str, Any], origin: str) -> tuple[dict[str, Any], list[str]]:
-    """Converts a config of ISDM's segmentation_evaluation.
+    """Converts the JSON object of a config of ISDM's segmentation_evaluation; `origin` is its file, for messages.
 
-    The training images are counted, since its default codes and its number of steps depend on them.
-
-    Args:
-        values: its JSON object.
-        origin: the file, for messages.
+    The default codes and the number of steps depend on the number of training images.
 
     Returns:
-        The config of `steelgen utility` as JSON values; and what means nothing any more or differs, with the reason.
+        The config of `steelgen utility` as JSON values; notes on keys without effect and on differences.
 
     Raises:
-        InputError: if a key is unknown, the training images are missing, or train and test lie apart.
+        InputError: if a key is unknown, the training images are missing, or train and test are not siblings.
     """
     old = parse_config(values, IsdmStudyConfig, origin=origin)
     train, test = Path(old.train), Path(old.test)
     if train.parent != test.parent:
         raise InputError(
-            f"{origin}: train {train} and test {test}: must lie side by side, as in DATASET/train and /test"
+            f"{origin}: train {train} and test {test}: must be in one folder, as DATASET/train and DATASET/test"
         )
     dataset = train.parent
     own_split = (dataset / "val" / "images").is_dir()
     total = len(list_images(train / "images"))
     count = total if own_split else total - count_held_back(total, VAL_SHARE)
     steps = max(1, EPOCHS * count // BATCH_SIZE)
+    architectures = [ARCHITECTURES.get(name.lower(), f"smp:{name}:resnet34") for name in old.models or DEFAULT_MODELS]
     config: dict[str, Any] = {
         "dataset": str(dataset),
         "generated": old.generated_images or None,
         "generated_masks": old.generated_masks or None,
         "output_dir": str(Path(old.log) / "utility"),
         "codes": old.test_codes or _default_codes(count),
-        "architectures": list(dict.fromkeys(_find_architecture(name) for name in old.models or DEFAULT_MODELS)),
+        "architectures": list(dict.fromkeys(architectures)),
         "train_split": train.name,
         "val_split": "val" if own_split else None,
         "val_share": VAL_SHARE,
@@ -77,31 +74,18 @@ def convert_isdm_study(values: dict[str, Any], origin: str) -> tuple[dict[str, A
 
 
 def _default_codes(count: int) -> list[str]:
-    codes = [
-        "RALLF000",
-        "RALLF100",
-        "RALLF400",
-        "RALLF700",
-        "RALLFALL",
-        f"R000F{count}",
-        f"R{count}F{count}",
-        "R000FALL",
-    ]
-    return list(dict.fromkeys(codes))
-
-
-def _find_architecture(name: str) -> str:
-    return ARCHITECTURES.get(name.lower(), f"smp:{name}:resnet34")
+    real = ("RALLF000", "RALLF100", "RALLF400", "RALLF700", "RALLFALL")
+    return list(dict.fromkeys([*real, f"R000F{count}", f"R{count}F{count}", "R000FALL"]))
 
 
 def _list_notes(old: IsdmStudyConfig, own_split: bool, steps: int) -> list[str]:
-    dead = ("semantic_image_synthesis", "action", "num_samples", "segmentation_experiment_id")
-    notes = [f"{key}: means nothing here" for key in dead if getattr(old, key) is not None]
+    unused = ("semantic_image_synthesis", "action", "num_samples", "segmentation_experiment_id")
+    notes = [f"{key}: ignored" for key in unused if getattr(old, key) is not None]
     notes.append(
-        "models: UnetPlusPlus, DeepLabV3plus and FPN (as UPerNet) are built in, small and without ImageNet's weights; "
-        "for segmentation_models_pytorch's own write smp:UnetPlusPlus:resnet34"
+        "models: UnetPlusPlus, DeepLabV3plus and FPN (as UPerNet) are built in, small and without ImageNet weights; "
+        "for those of segmentation_models_pytorch write e.g. smp:UnetPlusPlus:resnet34"
     )
     if not own_split:
-        notes.append(f"validation: a share of {VAL_SHARE:g} of the training images, as there is no val/ beside them")
-    notes.append(f"training.steps {steps}: {EPOCHS} epochs of the real images, the same for every code")
+        notes.append(f"validation: a share of {VAL_SHARE:g} of the training images, since there is no val/")
+    notes.append(f"training.steps {steps}: {EPOCHS} epochs of the real images, for every code")
     return notes

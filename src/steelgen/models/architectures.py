@@ -1,16 +1,23 @@
-"""Segmentation networks of other hands, all as images in [-1, 1] → logits of the same size, with random weights."""
+"""Segmentation networks, all as images in [-1, 1] → logits of the same size, with random or pretrained encoders."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from steelgen.errors import InputError, first_line
-from steelgen.models.segmenter import SegmenterUNet
+from steelgen.models.encoder_weights import fill_encoder, find_smp_weights, read_packaged_weights, read_state
+from steelgen.models.segmenter import EncoderUNet, SegmenterUNet
+
+LITE = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+"""Encoders whose weights are in packages."""
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FullSizeLogits(nn.Module):
@@ -19,17 +26,23 @@ class FullSizeLogits(nn.Module):
     Args:
         network: returns logits at any size as a tensor, as the first of a list, or as `.logits`.
         stride: images are padded to a multiple of it.
+        encoder: name of the network's pretrained part, which wants images of three channels, normalized as
+            ImageNet's: gray ones are repeated, as MicroNet does. None: images go in as they are.
     """
 
-    def __init__(self, network: nn.Module, stride: int) -> None:
+    def __init__(self, network: nn.Module, stride: int, encoder: str | None = None) -> None:
         super().__init__()
         self.network = network
         self.stride = stride
+        self.pretrained_part = encoder and f"network.{encoder}"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) in [-1, 1] → logits (N, num_classes, H, W)."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        if self.pretrained_part:
+            mean, std = (padded.new_tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+            padded = ((padded + 1) / 2 - mean) / std
         output = self.network(padded)
         logits = output[0] if isinstance(output, list | tuple) else getattr(output, "logits", output)
         if logits.shape[-2:] != padded.shape[-2:]:
@@ -37,30 +50,71 @@ class FullSizeLogits(nn.Module):
         return logits[..., :height, :width]
 
 
-def build_architecture(name: str, in_channels: int, num_classes: int, base_channels: int = 16) -> nn.Module:
-    """Builds an untrained segmentation network.
+def build_architecture(
+    name: str, in_channels: int, num_classes: int, base_channels: int = 16, weights: str | None = None
+) -> nn.Module:
+    """Builds a segmentation network, untrained but for its encoder.
 
     Args:
-        name: unet, unetplusplus, segformer, deeplabv3plus, upernet, or smp:NAME[:ENCODER] for an architecture of
-            segmentation_models_pytorch (resnet34 where no encoder is named).
+        name: unet, unet:ENCODER with an encoder of `LITE`, unetplusplus, segformer, deeplabv3plus, upernet, or
+            smp:NAME[:ENCODER] for an architecture of segmentation_models_pytorch (resnet34 where no encoder is named).
         in_channels: 1 or 3.
         num_classes: classes of the masks.
-        base_channels: width of the built-in ones, a multiple of 8.
+        base_channels: width of the built-in ones without pretrained encoder, a multiple of 8.
+        weights: of the encoder: None takes random ones; auto takes ImageNet's where they are in a package and random
+            ones elsewhere; imagenet; micronet, for smp: alone; or a file of weights, for those of transformers a
+            folder of `save_pretrained`.
 
     Returns:
         A module: (N, in_channels, H, W) in [-1, 1] → logits (N, num_classes, H, W).
 
     Raises:
-        InputError: if there is no such architecture, or its package is missing.
+        InputError: if there is no such architecture, its package is missing, or weights are missing or do not fit.
     """
+    if name.startswith("unet:"):
+        return _build_lite(name, num_classes, weights)
+    if name.startswith("smp:"):
+        return _build_smp(name, in_channels, num_classes, None if weights == "auto" else weights)
+    if weights not in (None, "auto"):
+        return _build_from_transformers(name, num_classes, weights)
     if name == "unet":
         return SegmenterUNet(in_channels, num_classes, base_channels)
-    if name.startswith("smp:"):
-        return _build_smp(name, in_channels, num_classes)
     if name not in _BUILDERS:
-        raise InputError(f"unknown architecture {name!r}; known: unet, {', '.join(_BUILDERS)}, smp:NAME[:ENCODER]")
+        known = ", ".join(["unet", *(f"unet:{encoder}" for encoder in LITE), *_BUILDERS])
+        raise InputError(f"unknown architecture {name!r}; known: {known}, smp:NAME[:ENCODER]")
     network, stride = _BUILDERS[name](in_channels, num_classes, base_channels)
     return FullSizeLogits(network, stride)
+
+
+def find_pretrained_part(network: nn.Module) -> nn.Module | None:
+    """The encoder that came with weights; None where all of a network starts at random."""
+    for module in network.modules():
+        part = getattr(module, "pretrained_part", None)
+        if part:
+            return module.get_submodule(part)
+    return None
+
+
+def _build_lite(name: str, num_classes: int, weights: str | None) -> nn.Module:
+    from steelgen.models.efficientnet import EfficientNetLiteEncoder
+
+    encoder = name.removeprefix("unet:")
+    if encoder not in LITE:
+        raise InputError(f"unknown architecture {name!r}: encoders of unet: are {', '.join(LITE)}")
+    if weights == "micronet":
+        raise InputError(f"architecture {name}: MicroNet has no weights of it; weights: auto, imagenet, a file or null")
+    if weights in ("auto", "imagenet"):
+        network = EncoderUNet(EfficientNetLiteEncoder(encoder, read_packaged_weights(encoder)), num_classes)
+    elif weights is None:
+        return EncoderUNet(EfficientNetLiteEncoder(encoder), num_classes)
+    else:
+        state = read_state(Path(weights))
+        try:
+            network = EncoderUNet(EfficientNetLiteEncoder(encoder, state), num_classes)
+        except RuntimeError as error:
+            raise InputError(f"weights {weights}: do not fit {encoder}: {first_line(error)}") from None
+    network.pretrained_part = "encoder"
+    return network
 
 
 def _build_unetplusplus(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
@@ -133,20 +187,77 @@ _BUILDERS: dict[str, Callable[[int, int, int], tuple[nn.Module, int]]] = {
 }
 
 
-def _build_smp(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    _, architecture, *encoder = name.split(":")
+def _build_smp(name: str, in_channels: int, num_classes: int, weights: str | None) -> nn.Module:
+    _, architecture, *named = name.split(":")
+    encoder = named[0] if named else "resnet34"
     smp = _import("segmentation_models_pytorch", name, "segmentation-models-pytorch")
     try:
         network = smp.create_model(
             architecture,
-            encoder_name=encoder[0] if encoder else "resnet34",
+            encoder_name=encoder,
+            # Its own loading would go to the network for what is not there.
             encoder_weights=None,
-            in_channels=in_channels,
+            in_channels=3 if weights else in_channels,
             classes=num_classes,
         )
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"architecture {name}: segmentation_models_pytorch refuses it: {error}") from None
-    return FullSizeLogits(network, 32)
+    if weights is None:
+        return FullSizeLogits(network, 32)
+    known = weights in ("imagenet", "micronet")
+    path = find_smp_weights(name, encoder, weights) if known else Path(weights)
+    fill_encoder(network.encoder, read_state(path), str(path))
+    return FullSizeLogits(network, 32, "encoder")
+
+
+_HUB: dict[str, tuple[str, str]] = {
+    "segformer": ("nvidia/mit-b0", "segformer"),
+    "deeplabv3plus": ("google/mobilenet_v2_1.0_224", "mobilenet_v2"),
+    "upernet": ("facebook/convnext-tiny-224", "backbone"),
+}
+"""Where ImageNet's weights of transformers' encoders are, and what the encoder is called in the network."""
+
+
+def _build_from_transformers(name: str, num_classes: int, weights: str) -> nn.Module:
+    """A network of transformers at the width of its pretrained encoder."""
+    if name not in _HUB:
+        raise InputError(f"architecture {name}: has no pretrained encoder; weights must be null or auto, not {weights}")
+    if weights == "micronet":
+        raise InputError(f"architecture {name}: MicroNet's weights are of smp: encoders")
+    transformers = _import("transformers", name, "transformers")
+    hub, part = _HUB[name]
+    place = hub if weights == "imagenet" else weights
+    if weights != "imagenet" and not (Path(weights) / "config.json").is_file():
+        raise InputError(f"architecture {name}: weights {weights}: no folder with a config.json and weights")
+    given: dict[str, Any] = {"local_files_only": True}
+    labels = {"num_labels": num_classes, "ignore_mismatched_sizes": True}
+    verbosity = transformers.logging.get_verbosity()
+    # It would list every tensor of the head, which is new on purpose.
+    transformers.logging.set_verbosity_error()
+    try:
+        if name == "segformer":
+            network = transformers.SegformerForSemanticSegmentation.from_pretrained(place, **given, **labels)
+        elif name == "deeplabv3plus":
+            network = transformers.MobileNetV2ForSemanticSegmentation.from_pretrained(
+                place, output_stride=8, finegrained_output=False, **given, **labels
+            )
+        else:
+            stages = ["stage1", "stage2", "stage3", "stage4"]
+            backbone = transformers.ConvNextBackbone.from_pretrained(place, out_features=stages, **given)
+            config = transformers.UperNetConfig(
+                num_labels=num_classes, hidden_size=64, use_auxiliary_head=False, backbone_config=backbone.config
+            )
+            network = transformers.UperNetForSemanticSegmentation(config)
+            network.backbone.load_state_dict(backbone.state_dict())
+    except (OSError, ValueError, RuntimeError) as error:
+        if weights == "imagenet":
+            message = f"{hub} is not in Hugging Face's cache; run `hf download {hub}` where there is a network"
+        else:
+            message = f"weights {weights}: {first_line(error)}"
+        raise InputError(f"architecture {name}: {message}") from None
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    return FullSizeLogits(network, 32, part)
 
 
 def _import(module: str, architecture: str, package: str) -> ModuleType:

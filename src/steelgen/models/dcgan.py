@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,12 +59,18 @@ class DcganDiscriminator(nn.Module):
         self.to_logit = nn.Conv2d(widths[-1], 1, _SMALLEST)
         self.apply(_initialize)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, in_channels, image_size, image_size) in [-1, 1] → (N,)."""
-        features = F.leaky_relu(self.from_image(images), 0.2)
-        for downsample, norm in zip(self.downsample, self.norms, strict=True):
-            features = F.leaky_relu(norm(downsample(features)), 0.2)
-        return self.to_logit(features)[:, 0, 0, 0]
+    def forward(self, images: Tensor, full_precision: bool = False) -> Tensor:
+        """(N, in_channels, image_size, image_size) in [-1, 1] → (N,).
+
+        Args:
+            full_precision: compute in float32 whatever autocast says, as penalties of gradients need it.
+        """
+        enabled = torch.is_autocast_enabled(images.device.type) and not full_precision
+        with torch.autocast(images.device.type, enabled=enabled):
+            features = F.leaky_relu(self.from_image(images), 0.2)
+            for downsample, norm in zip(self.downsample, self.norms, strict=True):
+                features = F.leaky_relu(norm(downsample(features)), 0.2)
+            return self.to_logit(features)[:, 0, 0, 0]
 
 
 def _list_widths(image_size: int, base_channels: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as an extractor of image features."""
+"""EfficientNet-Lite (Tan and Le 2019, arXiv 1905.11946): as an extractor of image features, and as an encoder."""
 
 from __future__ import annotations
 
@@ -23,5 +23,99 @@ class EfficientNetLite0Features(nn.Module):
         size = (self.input_size, self.input_size)
         if images.shape[-2:] != size:
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        # The published weights expect (gray level - 127) / 128.
-        return self.network.extract_features((images * 255 - 127) / 128).mean(dim=(2, 3))
+        return self.network.extract_features(normalize(images)).mean(dim=(2, 3))
+
+
+class EfficientNetLiteEncoder(nn.Module):
+    """The feature maps of EfficientNet-Lite before each of its strides and at its end.
+
+    Batch normalization keeps the statistics of its weights, whatever it is trained on, and is folded into the
+    convolutions before it: the same function in half the time and memory.
+
+    Args:
+        name: efficientnet-lite0, efficientnet-lite1 or efficientnet-lite2.
+        state: weights of efficientnet_lite_pytorch's network of that name; None takes random ones.
+    """
+
+    stride = 32
+
+    def __init__(self, name: str, state: dict[str, torch.Tensor] | None = None) -> None:
+        super().__init__()
+        network = EfficientNet.from_name(name)
+        if state is not None:
+            network.load_state_dict(state)
+        self.stem = _fold(network._conv_stem, network._bn0)
+        self.blocks = nn.ModuleList(_InvertedBottleneck(block) for block in network._blocks)
+        self.channels = [
+            block.in_channels for block in self.blocks if isinstance(block, _InvertedBottleneck) and block.strided
+        ]
+        self.channels.append(network._conv_head.in_channels)
+        """Of the feature maps, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(N, 1 or 3, H, W) in [-1, 1], H and W multiples of 32 → maps (N, channels[i], H / 2^(i+1), W / 2^(i+1))."""
+        x = normalize((images + 1) / 2).expand(-1, 3, -1, -1)
+        maps = []
+        x = F.relu6(self.stem(x))
+        for block in self.blocks:
+            if block.strided:
+                maps.append(x)
+            x = block(x)
+        return [*maps, x]
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """[0, 1] → what the published weights expect: (gray level - 127) / 128."""
+    return (images * 255 - 127) / 128
+
+
+class _InvertedBottleneck(nn.Module):
+    """A block (Sandler et al. 2018, arXiv 1801.04381) without squeeze and excitation, which the Lite variants lack."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.expand = _fold(block._expand_conv, block._bn0) if hasattr(block, "_expand_conv") else nn.Identity()
+        self.depthwise = _fold(block._depthwise_conv, block._bn1)
+        self.project = _fold(block._project_conv, block._bn2)
+        first = self.expand if isinstance(self.expand, nn.Conv2d) else self.depthwise
+        self.in_channels = first.in_channels
+        self.strided = self.depthwise.stride[0] == 2
+        self.residual = not self.strided and self.in_channels == self.project.out_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x if isinstance(self.expand, nn.Identity) else F.relu6(self.expand(x))
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.residual else y
+
+
+class _SamePadded(nn.Conv2d):
+    """A convolution with TensorFlow's "same" padding of even sizes, which at stride 2 pads more at the end."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1:
+            return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
+        before = (kernel - stride) // 2
+        after = kernel - stride - before
+        return F.conv2d(F.pad(x, (before, after, before, after)), self.weight, self.bias, stride, 0, 1, self.groups)
+
+
+@torch.no_grad()
+def _fold(convolution: object, norm: object) -> _SamePadded:
+    """The convolution that a convolution and the batch norm after it are together, by the norm's running statistics."""
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    folded = _SamePadded(
+        convolution.in_channels,
+        convolution.out_channels,
+        convolution.kernel_size[0],
+        convolution.stride[0],
+        groups=convolution.groups,
+    )
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    folded.weight.copy_(convolution.weight * scale[:, None, None, None])
+    assert folded.bias is not None
+    folded.bias.copy_(norm.bias - norm.running_mean * scale)
+    return folded

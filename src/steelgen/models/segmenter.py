@@ -1,10 +1,15 @@
-"""A small U-Net that judges: what a network trained on real micrographs sees in an image."""
+"""Segmentation networks for small sets of micrographs: a plain U-Net, and one on a pretrained encoder."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+DECODER_WIDTHS = (96, 64, 48, 24)
+"""Channels after each step up, from 1/16 to 1/2 of the image."""
 
 
 class SegmenterUNet(nn.Module):
@@ -60,3 +65,73 @@ class DoubleConv(nn.Sequential):
             nn.GroupNorm(8, out_channels),
             nn.SiLU(),
         )
+
+
+class EncoderUNet(nn.Module):
+    """A U-Net on a given encoder, with a light decoder of depthwise-separable convolutions and group norm.
+
+    The decoder ends at half the image's edge; its logits are enlarged.
+
+    Args:
+        encoder: images → feature maps, each half as large as the one before, the first half as large as the image;
+            with their `channels` and the `stride` of the last.
+        num_classes: classes of the mask.
+        widths: of the decoder, multiples of 8, from the coarsest up; one less than there are maps.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int, widths: Sequence[int] = DECODER_WIDTHS) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pretrained_part: str | None = None
+        channels: list[int] = list(encoder.channels)[::-1]  # type: ignore[arg-type]
+        self.stride = int(encoder.stride)  # type: ignore[arg-type]
+        below = [channels[0], *widths[:-1]]
+        self.decoder = nn.ModuleList(
+            nn.Sequential(SeparableConv(low + skip, width), SeparableConv(width, width))
+            for low, skip, width in zip(below, channels[1:], widths, strict=True)
+        )
+        self.head = nn.Conv2d(widths[-1], num_classes, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) in [-1, 1] → logits (N, num_classes, H, W)."""
+        height, width = images.shape[-2:]
+        maps = self.encoder(F.pad(images, (0, -width % self.stride, 0, -height % self.stride), mode="replicate"))
+        x = maps[-1]
+        for skip, block in zip(maps[-2::-1], self.decoder, strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="bilinear"), skip], dim=1))
+        return F.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")[..., :height, :width]
+
+
+class SeparableConv(nn.Sequential):
+    """3×3 depthwise convolution, 1×1 convolution, group norm, SiLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.GroupNorm(8, out_channels),
+            nn.SiLU(),
+        )
+
+
+class Enlarged(nn.Module):
+    """Shows a network its images enlarged, and brings its logits back to their size.
+
+    Thin classes that cover a pixel or two of an image are lost before the first feature map of most encoders.
+
+    Args:
+        network: images → logits of the same size.
+        factor: of the edges, at least 1.
+    """
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network = network
+        self.factor = factor
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) in [-1, 1] → logits (N, num_classes, H, W)."""
+        height, width = images.shape[-2:]
+        size = (round(height * self.factor), round(width * self.factor))
+        logits = self.network(F.interpolate(images, size, mode="bicubic").clamp(-1, 1))
+        return F.interpolate(logits, (height, width), mode="bilinear")

@@ -1,1 +1,1 @@
-"""Where masks come from, how a batch is drawn, how results are written."""
+"""Mask sources, batched sampling and output folders."""

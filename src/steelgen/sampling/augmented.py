@@ -1,4 +1,4 @@
-"""Masks made from real ones: turned and warped, their islands cut out and placed anew, area shares as asked for."""
+"""Augmented masks: rotated and warped real masks whose islands are moved and phase fractions adjusted."""
 
 from __future__ import annotations
 
@@ -7,36 +7,29 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from steelgen.config.sample import AugmentedMasks
-from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry, resize_mask
 from steelgen.errors import InputError
-from steelgen.sampling.footprints import (
-    find_matrix,
-    meet_area,
-    place_anywhere,
-    smooth_noise,
-    turn_footprint,
-)
-from steelgen.sampling.masks import SourceMask, TracedCrops, load_source_info
+from steelgen.sampling.footprints import find_matrix, meet_area, place_anywhere, smooth_noise, turn_footprint
+from steelgen.sampling.masks import CropSource, SourceMask
 
-_DONORS = 8
-"""Masks that islands are taken from to meet an area share, before those that are there have to grow."""
+_MAX_DONORS = 8
+"""Masks from which islands are added to reach a phase fraction; after that, the islands present are grown."""
 _STREAM = 2
-"""Keeps the random numbers apart from those of crops."""
+"""Separates the random stream from that of crops."""
 
 
-class AugmentedSource(TracedCrops):
-    """A `MaskSource` of rearranged real masks."""
+class AugmentedSource(CropSource):
+    """See `AugmentedMasks`."""
+
+    _config: AugmentedMasks
 
     def __init__(self, config: AugmentedMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
-        load_source_info(config.dataset, info)
-        micrographs = load_micrographs(config.dataset, config.split)
-        self._crops = CropDataset(micrographs, geometry, seed, augment=False)
-        self._config, self._info, self._seed = config, info, seed
-        self._matrix = find_matrix(micrographs.masks, info.num_classes)
-        self._shares = resolve_shares(config.phase_fraction, info, self._matrix)
+        super().__init__(config, info, geometry, seed)
+        self._info, self._seed = info, seed
+        self._matrix = find_matrix(self._crops.micrographs.masks, info.num_classes)
+        self._fractions = resolve_fractions(config.phase_fraction, info, self._matrix)
 
     def draw(self, index: int) -> SourceMask:
         """See `MaskSource.draw`."""
@@ -44,10 +37,9 @@ class AugmentedSource(TracedCrops):
         number = self._crops.micrograph_index(index)
         mask = self._cut(number, rng)
         move_islands(mask, self._matrix, self._info, self._config.move_share, self._config.island_scale, rng)
-        for label, share in self._shares.items():
-            self._meet(mask, label, share, rng)
-        stem = self._crops.micrographs.stems[number]
-        return SourceMask(mask, None, f"{self._config.split}/masks/{stem}")
+        for label, fraction in self._fractions.items():
+            self._adjust_fraction(mask, label, fraction, rng)
+        return SourceMask(mask, None, f"{self._config.split}/masks/{self.stems[number]}")
 
     def _cut(self, number: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         config, geometry = self._config, self._crops.geometry
@@ -60,10 +52,9 @@ class AugmentedSource(TracedCrops):
         )
         return resize_mask(mask, geometry.image_size, geometry.image_size)
 
-    def _meet(self, mask: NDArray[np.uint8], label: int, share: float, rng: np.random.Generator) -> None:
-        counted = int((mask != self._info.ignore_index).sum())
-        wanted = round(share * counted)
-        for _ in range(_DONORS):
+    def _adjust_fraction(self, mask: NDArray[np.uint8], label: int, fraction: float, rng: np.random.Generator) -> None:
+        wanted = round(fraction * int((mask != self._info.ignore_index).sum()))
+        for _ in range(_MAX_DONORS):
             if int((mask == label).sum()) >= wanted:
                 break
             donor = self._cut(int(rng.integers(len(self._crops.micrographs))), rng)
@@ -76,26 +67,22 @@ class AugmentedSource(TracedCrops):
         meet_area(mask, label, self._matrix, wanted, rng)
 
 
-def resolve_shares(phase_fraction: dict[str, float], info: DatasetInfo, matrix: int) -> dict[int, float]:
-    """The area share asked for of each class index.
+def resolve_fractions(phase_fraction: dict[str, float], info: DatasetInfo, matrix: int) -> dict[int, float]:
+    """Converts phase fractions by class name to class indices.
 
     Raises:
-        InputError: if a class is unknown or the matrix itself, or the shares leave less than a tenth for the matrix.
+        InputError: if a class is unknown or is the matrix, or the matrix is left with less than a tenth.
     """
-    shares = {}
-    for name, share in phase_fraction.items():
+    field, fractions = "mask_source.phase_fraction", {}
+    for name, fraction in phase_fraction.items():
         if name not in info.class_names:
-            raise InputError(
-                f"mask_source.phase_fraction: {name!r} is not among the classes {', '.join(info.class_names)}"
-            )
+            raise InputError(f"{field}: {name!r} is not among the classes {', '.join(info.class_names)}")
         if info.class_names.index(name) == matrix:
-            raise InputError(
-                f"mask_source.phase_fraction: {name!r} is the matrix, which takes what the other classes leave"
-            )
-        shares[info.class_names.index(name)] = share
-    if sum(shares.values()) > 0.9:
-        raise InputError(f"mask_source.phase_fraction: shares add up to {sum(shares.values()):g}, more than 0.9")
-    return shares
+            raise InputError(f"{field}: {name!r} is the matrix, which takes the area that the other classes leave")
+        fractions[info.class_names.index(name)] = fraction
+    if sum(fractions.values()) > 0.9:
+        raise InputError(f"{field}: fractions add up to {sum(fractions.values()):g}, more than 0.9")
+    return fractions
 
 
 def cut_warped(
@@ -107,16 +94,16 @@ def cut_warped(
     warp_length: float,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """Cuts a turned, mirrored and elastically warped square; beyond its border the mask goes on as its mirror image.
+    """Cuts a rotated, mirrored and elastically warped square; the mask is reflected at its border.
 
     The warp is that of Simard et al. 2003 (ICDAR): smoothed random displacements.
 
     Args:
         mask: (H, W) class indices.
-        edge: of the square, in pixels of the mask.
+        edge: edge of the square, in pixels of the mask.
         angle: degrees.
         warp: standard deviation of the displacement, px.
-        warp_length: distance over which it changes, px.
+        warp_length: correlation length of the displacement, px.
 
     Returns:
         (edge, edge) class indices.
@@ -127,7 +114,7 @@ def cut_warped(
         y = y + warp * smooth_noise((edge, edge), warp_length, rng)
         x = x + warp * smooth_noise((edge, edge), warp_length, rng)
     cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    # The center stays far enough from the border that the square lies within, where the mask is large enough.
+    # Keeps the square inside the mask if the mask is large enough.
     half = edge / 2 * (abs(cosine) + abs(sine))
     center = [rng.uniform(min(half, size / 2), max(size - half, size / 2)) for size in mask.shape]
     rows, columns = center[0] + cosine * y - sine * x, center[1] + sine * y + cosine * x
@@ -142,16 +129,17 @@ def move_islands(
     scale: tuple[float, float],
     rng: np.random.Generator,
 ) -> None:
-    """Cuts islands out and places them anew, turned and scaled, in place; those that the border cuts stay.
+    """Moves islands to random places, in place, with random rotation and scale.
 
-    None overlaps or touches another; one for which no place is found goes back to where it was.
+    Moved islands overlap and touch no other; one without a free place stays where it was, as do islands cut by the
+    border.
 
     Args:
         mask: (H, W) class indices.
-        matrix: the class that fills where an island was.
-        info: the classes; ignored pixels stay.
-        share: probability of an island to be moved.
-        scale: range of the factor on its length, drawn log-uniformly.
+        matrix: class that fills the area of a moved island.
+        info: classes; ignored pixels do not change.
+        share: probability of moving an island.
+        scale: range of the length scale factor, sampled log-uniformly.
     """
     islands = [
         island

@@ -8,6 +8,7 @@ judgment depends on the pair alone, so it is the same in any batch, shard or lat
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
 from steelgen.evaluation.copy_search import CopySearch
-from steelgen.evaluation.iou import compute_confusion, compute_iou
-from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
+from steelgen.evaluation.figures import to_json
+from steelgen.evaluation.iou import MIN_REAL_IOU, compute_confusion, compute_iou
+from steelgen.evaluation.segmentation import averaging_of, load_or_train_segmenter, measure_class_iou, predict_masks
 from steelgen.files import default_cache_dir
 from steelgen.sampling.masks import load_source_info
 
@@ -36,6 +38,8 @@ class PairFilter:
         segmenter: (N, C, H, W) in [-1, 1] → logits (N, num_classes, H, W); None where agreement is not asked for.
         copies: of near-copies; None where they are let pass.
         info: classes of the masks.
+        real_iou: of each class, the segmenter's own on real held-out micrographs, where that was measured. A class
+            below `MIN_REAL_IOU` asks nothing.
     """
 
     def __init__(
@@ -44,9 +48,22 @@ class PairFilter:
         segmenter: torch.nn.Module | None,
         copies: CopySearch | None,
         info: DatasetInfo,
+        real_iou: NDArray[np.float64] | None = None,
     ) -> None:
         self._config, self._segmenter, self._copies, self._info = config, segmenter, copies, info
-        self._min_iou = resolve_thresholds(config.min_iou, info)
+        self._real_iou = real_iou
+        thresholds = resolve_thresholds(config.min_iou, info)
+        self._unseen = [] if real_iou is None else [index for index, iou in enumerate(real_iou) if iou < MIN_REAL_IOU]
+        self._min_iou = [0.0 if index in self._unseen else limit for index, limit in enumerate(thresholds)]
+
+    def describe(self) -> dict[str, Any]:
+        """The thresholds that hold, the segmenter's own IoU, and the classes that it cannot judge; for filter.json."""
+        names = self._info.class_names
+        return {
+            "min_iou": dict(zip(names, self._min_iou, strict=True)),
+            "real_iou": None if self._real_iou is None else dict(zip(names, to_json(self._real_iou), strict=True)),
+            "not_judged": [names[index] for index in self._unseen],
+        }
 
     def judge(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> str | None:
         """Why a pair is dropped, in words; None where it is kept.
@@ -57,7 +74,7 @@ class PairFilter:
         """
         if self._segmenter is not None:
             # One image at a time: another batch could shift the last bit, and with it a pixel.
-            predicted = predict_masks(self._segmenter, image[None])[0]
+            predicted = predict_masks(self._segmenter, image[None], averaging_of(self._config.segmenter))[0]
             failed = find_disagreement(mask, predicted, self._min_iou, self._config.min_share, self._info.ignore_index)
             if failed is not None:
                 return f"segmenter disagrees on {self._info.class_names[failed]}"
@@ -75,6 +92,9 @@ def build_filter(
 ) -> PairFilter:
     """Trains the segmenter, or takes it from the cache, and prepares the search for near-copies.
 
+    The segmenter is tried on real crops of the first other split that there is, val or test: a class that it does not
+    find there drops no pair.
+
     Args:
         config: the thresholds.
         info: classes of the masks.
@@ -88,17 +108,23 @@ def build_filter(
     load_source_info(config.dataset, info)
     micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
     device = str(pick_device())
-    segmenter = None
+    segmenter, real_iou = None, None
     if max(thresholds) > 0:
         segmenter = load_or_train_segmenter(
             micrographs, geometry, config.segmenter, default_cache_dir(), config.seed, device, report
         )
+        held_out = next(
+            (split for split in ("val", "test") if split != config.split and (config.dataset / split).is_dir()), None
+        )
+        if held_out:
+            real = load_micrographs(config.dataset, held_out, geometry.in_channels)
+            real_iou = measure_class_iou(segmenter, real, geometry, averaging_of(config.segmenter), config.seed)
     copies = (
         CopySearch(micrographs, geometry, scale_range=geometry.scale_range, blur=1.0)
         if config.max_correlation < 1
         else None
     )
-    return PairFilter(config, segmenter, copies, info)
+    return PairFilter(config, segmenter, copies, info, real_iou)
 
 
 def find_disagreement(

@@ -1,12 +1,12 @@
-"""How generated pairs lie on disk, and what each of them says about itself."""
+"""Samples folders: layout of the files, and the metadata of each generated pair."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,53 +22,50 @@ from steelgen.data.palette import color_mask
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, load_record, new_file, parse_json, parse_record
 from steelgen.generators.saved import hash_generator, hash_weights
+from steelgen.sampling.labeling import hash_segmenter
 from steelgen.sampling.masks import SourceMask
-from steelgen.sampling.places import describe_place
 
 PNG_KEY = "steelgen"
-"""Name of the PNG text chunk that holds an image's row of metadata.jsonl."""
-FREE_KEYS = ("output_dir", "batch_size", "channels_last", "compile", "num_samples", "coco", "files_per_folder")
-"""Config keys by which no image changes."""
-
-
-def name_by_number(index: int) -> str:
-    """The usual file stem of image number `index`."""
-    return f"{index:06d}"
+"""PNG text chunk with the image's row of metadata.jsonl."""
+_FREE_KEYS = ("output_dir", "batch_size", "channels_last", "compile", "num_samples", "coco", "files_per_folder")
+"""Config keys that do not change the images."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files of a pair go, below the output folder; None for what is not written."""
+    """Folders of a pair's files, relative to the samples folder; None for files that are not written."""
 
     samples: str
     labels: str | None
     images: str | None
     colored_labels: str | None
+    confidence: str | None = None
+    """Maps of how sure a segmenter is of the masks, where they are its own."""
     files_per_folder: int = 0
-    """Images of each numbered sub-folder; 0: there are none."""
-    name_stem: Callable[[int], str] = name_by_number
-    """The file stem of image number `index`."""
+    """Images per numbered subfolder; 0 for no subfolders."""
+    name_stem: Callable[[int], str] = "{:06d}".format
+    """Function from image number to file stem."""
 
     def name(self, index: int) -> str:
-        """Where the files of image number `index` lie in each folder: 012345.png, or 012/012345.png."""
+        """Returns the file name of image number `index` in each folder: 012345.png, or 012/012345.png."""
         name = f"{self.name_stem(index)}.png"
         return f"{index // self.files_per_folder:03d}/{name}" if self.files_per_folder else name
 
     def sample_path(self, out: Path, index: int) -> Path:
-        """The generated image number `index`; once it is there, the pair is complete."""
+        """Returns the path of generated image number `index`; if it exists, the pair is complete."""
         return out / self.samples / self.name(index)
 
     def label_path(self, out: Path, index: int) -> Path:
-        """The mask of image number `index`, where there are masks."""
+        """Returns the path of the mask of image number `index`."""
         assert self.labels is not None
         return out / self.labels / self.name(index)
 
 
 LAYOUTS = {
-    "folders": Layout("samples", "labels", "images", "colored_labels"),
-    "dataset": Layout("train/images", "train/masks", None, None),
+    "folders": Layout("samples", "labels", "images", "colored_labels", "confidence"),
+    "dataset": Layout("train/images", "train/masks", None, None, "confidence"),
 }
-"""By the config's output_format."""
+"""Layouts by output_format."""
 
 
 class _Source(Record):
@@ -76,29 +73,30 @@ class _Source(Record):
 
 
 class _Settings(Record):
-    """The config of a run as it was written, perhaps by an older steelgen."""
+    """Saved config of a run, possibly from an older steelgen."""
 
     output_format: Literal["folders", "dataset"] = "folders"
     file_stems: Literal["number", "source"] = "number"
     mask_source: _Source
+    labels: dict[str, Any] | None = None
     num_samples: int = Field(ge=1, le=MAX_IMAGES)
     seed: int = Field(ge=0, le=MAX_SEED)
 
 
 class Sampling(Record):
-    """sampling.json: how a folder of drawn images was begun, and what the filter dropped."""
+    """Contents of sampling.json: the settings of a samples folder and the counts of the filter."""
 
     config: _Settings
     files_per_folder: int = Field(0, ge=0, le=MAX_IMAGES)
     stem_batch_size: int = Field(1, ge=1, le=MAX_BATCH_SIZE)
     drawn_by: dict[str, str] = {}
-    """Digests of the generators; not in folders of older versions."""
+    """Digests of the generators by config field; empty in folders of older versions."""
     kept: int = 0
     dropped: dict[str, int] = {}
 
 
 class _Row(Record):
-    """What is read of a row of metadata.jsonl, besides drawing the image again."""
+    """Fields of a row of metadata.jsonl, without those that only `replay` reads."""
 
     file_name: str
     seed: int = Field(ge=0, strict=True)
@@ -107,7 +105,7 @@ class _Row(Record):
 
 
 def load_sampling(out: Path) -> Sampling:
-    """Reads sampling.json of an output folder.
+    """Loads sampling.json of a samples folder.
 
     Raises:
         InputError: if it is missing or damaged.
@@ -116,69 +114,79 @@ def load_sampling(out: Path) -> Sampling:
 
 
 def load_layout(out: Path) -> Layout:
-    """The layout of an output folder, by its sampling.json; its files are taken to be named by their numbers."""
+    """Loads the layout of a samples folder from sampling.json; files are assumed to be named by number."""
     sampling = load_sampling(out)
-    layout = LAYOUTS[sampling.config.output_format]
+    layout = replace(LAYOUTS[sampling.config.output_format], files_per_folder=sampling.files_per_folder)
     if sampling.config.mask_source.kind == "none":
-        layout = replace(layout, labels=None, images=None, colored_labels=None)
-    return replace(layout, files_per_folder=sampling.files_per_folder)
+        layout = replace(layout, images=None)
+        if sampling.config.labels is None:
+            layout = replace(layout, labels=None, colored_labels=None)
+    if sampling.config.labels is None:
+        layout = replace(layout, confidence=None)
+    return layout
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What all images of a run have in common: model, settings, and the hashes that tell them apart."""
+    """Metadata shared by all images of a run."""
 
     generator: Path
     model_sha256: str
     config_sha256: str
     draw: dict[str, Any]
-    """Everything but mask and seed that an image depends on, as JSON values."""
+    """Settings other than mask and seed that an image depends on, as JSON values."""
+    models: dict[str, str]
+    """Digests of the generators by dotted config field; see `hash_generator`."""
 
 
 def describe_origin(config: SampleConfig) -> Origin:
-    """Reads and hashes what the rows of a run refer to; once a run, since the weights may be large.
+    """Hashes the generators and the config of a run.
 
     Raises:
         InputError: if there is no generator.
     """
-    settings = config_to_json(config)
+    settings, weights = config_to_json(config), hash_weights(config.generator)
     draw = {key: settings[key] for key in ("solver", "mixed_precision", "channels_last")}
-    if guide := settings["solver"].get("autoguidance"):
-        draw["autoguidance_sha256"] = hash_weights(Path(guide))
+    models = {"generator": hash_generator(config.generator, weights)}
+    if guide := getattr(config.solver, "autoguidance", None):
+        draw["autoguidance_sha256"] = hash_weights(guide)
+        models["solver.autoguidance"] = hash_generator(guide, draw["autoguidance_sha256"])
     if config.start_images:
         draw["strength"] = config.start_images.strength
-    return Origin(config.generator, hash_weights(config.generator), hash_config(settings), draw)
-
-
-def describe_models(config: SampleConfig, origin: Origin) -> dict[str, str]:
-    """By dotted field of the config, the digest of the generator that lies there."""
-    models = {"generator": hash_generator(config.generator, origin.model_sha256)}
-    if guide := getattr(config.solver, "autoguidance", None):
-        models["solver.autoguidance"] = hash_generator(guide)
-    return models
+    if config.truncation is not None:
+        draw["truncation"] = config.truncation
+    if config.labels:
+        models["labels.segmenter"] = hash_segmenter(config.labels.segmenter)
+    return Origin(config.generator, weights, hash_config(settings), draw, models)
 
 
 def hash_config(settings: dict[str, Any]) -> str:
-    """SHA-256, in hex, of a resolved config without what changes no image."""
-    return hashlib.sha256(json.dumps(select_decisive(settings), sort_keys=True).encode()).hexdigest()
+    """Computes the SHA-256, in hex, of the part of a resolved config that images depend on."""
+    return hashlib.sha256(json.dumps(select_image_settings(settings), sort_keys=True).encode()).hexdigest()
 
 
-def select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that images depend on; two runs that agree in it may fill the same folder."""
-    decisive = {key: value for key, value in settings.items() if key not in FREE_KEYS}
-    if decisive.get("filter"):
-        # More attempts only go on where fewer stopped.
-        decisive["filter"] = {key: value for key, value in decisive["filter"].items() if key != "max_attempts"}
-    return decisive
+def hash_pixels(image: NDArray[np.uint8]) -> str:
+    """Computes the SHA-256, in hex, of an image's pixels."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
-def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: SourceMask) -> dict[str, Any]:
-    """The row of metadata.jsonl for one image: with the mask beside it, if any, enough to draw it again.
+def select_image_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Selects the part of a resolved config that images depend on; runs that agree in it can share a folder."""
+    selected = {key: value for key, value in settings.items() if key not in _FREE_KEYS}
+    for section in ("filter", "labels"):
+        if selected.get(section):
+            # More attempts only continue where fewer stopped.
+            selected[section] = {key: value for key, value in selected[section].items() if key != "max_attempts"}
+    return selected
 
-    `file_name` is what Hugging Face's imagefolder calls the image, relative to metadata.jsonl.
+
+def build_row(layout: Layout, origin: Origin, index: int, seed: int, source_mask: SourceMask) -> dict[str, Any]:
+    """Builds the row of metadata.jsonl from which, together with the mask, the image can be generated again.
+
+    Paths are relative to the samples folder; `file_name` is the key of Hugging Face's imagefolder.
     """
     name = layout.name(index)
-    mask = {"mask": f"{layout.labels}/{name}", "source_mask": drawn.source} if layout.labels else {}
+    mask = {"mask": f"{layout.labels}/{name}", "source_mask": source_mask.source} if layout.labels else {}
     row = {
         "file_name": f"{layout.samples}/{name}",
         **mask,
@@ -190,28 +198,40 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, drawn: Sour
         "draw": origin.draw,
     }
     if "strength" in origin.draw:
-        assert drawn.image is not None
-        assert drawn.place is not None
-        row["start_image"] = describe_place(drawn.place, drawn.image)
+        assert source_mask.image is not None
+        assert source_mask.place is not None
+        row["start_image"] = {**asdict(source_mask.place), "sha256": hash_pixels(source_mask.image)}
     return row
 
 
 def save_pair(
-    out: Path, layout: Layout, row: dict[str, Any], drawn: SourceMask, image: NDArray[np.uint8], info: DatasetInfo
+    out: Path,
+    layout: Layout,
+    row: dict[str, Any],
+    source_mask: SourceMask,
+    image: NDArray[np.uint8],
+    info: DatasetInfo,
+    confidence: NDArray[np.float32] | None = None,
 ) -> None:
-    """Writes the files of one image; the image last, since its presence says that the pair is complete."""
+    """Writes the files of one pair; the image last, since its presence marks the pair as complete.
+
+    Args:
+        confidence: (H, W) in [0, 1], saved as 255 times that.
+    """
     name = Path(row["file_name"]).relative_to(layout.samples)
     if layout.labels:
-        save_mask(out / layout.labels / name, drawn.mask, info.palette)
+        save_mask(out / layout.labels / name, source_mask.mask, info.palette)
     if layout.colored_labels:
-        save_png(out / layout.colored_labels / name, color_mask(drawn.mask, info.palette))
-    if layout.images and drawn.image is not None:
-        save_png(out / layout.images / name, drawn.image)
+        save_png(out / layout.colored_labels / name, color_mask(source_mask.mask, info.palette))
+    if layout.images and source_mask.image is not None:
+        save_png(out / layout.images / name, source_mask.image)
+    if layout.confidence and confidence is not None:
+        save_png(out / layout.confidence / name, np.rint(255 * confidence).astype(np.uint8))
     save_png(out / layout.samples / name, image, row)
 
 
 def save_png(path: Path, image: NDArray[np.uint8], row: dict[str, Any] | None = None) -> None:
-    """Writes an (H, W) or (H, W, 3) uint8 image, its row of metadata.jsonl in a text chunk."""
+    """Writes an (H, W) or (H, W, 3) uint8 image with its row of metadata.jsonl in a text chunk."""
     text = PngImagePlugin.PngInfo()
     if row:
         text.add_text(PNG_KEY, json.dumps(row))
@@ -219,21 +239,11 @@ def save_png(path: Path, image: NDArray[np.uint8], row: dict[str, Any] | None = 
         Image.fromarray(image).save(working, pnginfo=text)
 
 
-def iterate_rows(out: Path, layout: Layout, count: int) -> Iterator[dict[str, Any]]:
-    """The rows of images 0 to count − 1, from their text chunks, one at a time.
-
-    Raises:
-        InputError: if an image is not one of ours.
-    """
-    for index in range(count):
-        yield read_row(layout.sample_path(out, index))
-
-
 def read_row(path: Path) -> dict[str, Any]:
-    """The row of metadata.jsonl that an image carries in its text chunk.
+    """Reads the row of metadata.jsonl from the text chunk of an image.
 
     Raises:
-        InputError: if the image is not one of ours, or damaged.
+        InputError: if the image is damaged or was not written by steelgen.
     """
     try:
         with Image.open(path) as image:
@@ -248,14 +258,15 @@ def read_row(path: Path) -> dict[str, Any]:
 
 
 def save_rows(out: Path, layout: Layout, count: int) -> None:
-    """Writes metadata.jsonl, row by row: any number of images takes the same memory.
+    """Writes metadata.jsonl row by row, in constant memory.
 
-    A dataset folder gets one below train/ too: Hugging Face's imagefolder reads a split without what lies above it.
+    A dataset folder gets a second one in train/, since Hugging Face's imagefolder can load a split alone.
     """
     split = Path(layout.samples).parent
     for folder in dict.fromkeys([Path(), split]):
         with new_file(out / folder / "metadata.jsonl") as working, open(working, "w", encoding="utf-8") as file:
-            for row in iterate_rows(out, layout, count):
+            for index in range(count):
+                row = read_row(layout.sample_path(out, index))
                 present = [key for key in ("file_name", "mask") if key in row]
                 paths = {key: Path(os.path.relpath(row[key], folder)).as_posix() for key in present}
                 file.write(json.dumps({**row, **paths}) + "\n")

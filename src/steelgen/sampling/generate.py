@@ -1,4 +1,4 @@
-"""A trained generator, put to work: masks and seeds in, gray levels out."""
+"""Inference: batches of images from masks and seeds."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator, StartImages, draw_for_masks, join_networks
+from steelgen.generators import Generator, Latents, StartImages, draw_for_masks, join_networks
 from steelgen.generators.families import load_generator
 from steelgen.sampling.masks import SourceMask
 
 Start = tuple[Sequence[NDArray[np.uint8]], float]
-"""N images, each as large as its mask, and the strength of the noise that they get (see `StartImages`)."""
+"""N images of the size of their masks, and the strength; see `StartImages`."""
 
 
 def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = False) -> Generator:
-    """Loads a generator onto the GPU, or the CPU where there is none, for drawing alone.
+    """Loads a generator for inference, onto the GPU if there is one.
 
     Raises:
-        InputError: if there is no generator, or it does not load.
+        InputError: if there is no generator, or it cannot be loaded.
     """
     generator = load_generator(path)
     for network in generator.networks.values():
@@ -35,16 +35,24 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
         if channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compiled:
-            network.compile(dynamic=False)  # shapes do not change within a run, but at its last batch
+            network.compile(dynamic=False)  # only the last batch of a run has another shape
     return generator
 
 
+def check_taken(config: SampleConfig, generator: Generator) -> None:
+    """Raises InputError if the config asks for what the generator makes no use of."""
+    for section, name in (("solver", "solver"), ("start_images", "start"), ("truncation", "truncation")):
+        asked = section in config.model_fields_set and getattr(config, section) is not None
+        if asked and name not in generator.takes:
+            raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
+
+
 def take_start(config: SampleConfig, batch: Sequence[SourceMask]) -> Start | None:
-    """What `generate_images` starts from under a config: the micrographs beside the masks, or nothing but noise."""
+    """Returns the start images of a batch; None if the config starts from noise."""
     if config.start_images is None:
         return None
-    images = [drawn.image for drawn in batch if drawn.image is not None]
-    assert len(images) == len(batch), "the config allows start_images only where each mask has a micrograph"
+    images = [source_mask.image for source_mask in batch if source_mask.image is not None]
+    assert len(images) == len(batch), "the config allows start_images only if each mask has a micrograph"
     return images, config.start_images.strength
 
 
@@ -56,48 +64,45 @@ def generate_images(
     mixed_precision: str = "no",
     start: Start | None = None,
     noise: Tensor | None = None,
+    latents: Latents | None = None,
+    truncation: float | None = None,
 ) -> list[NDArray[np.uint8]]:
-    """Draws one image a mask.
+    """Generates one image per mask.
 
     Args:
-        generator: see `prepare_generator`.
-        masks: N masks (H, W) of class indices, all of one size.
-        seeds: N seeds.
-        solver: how they are drawn.
+        masks: N masks (H, W) of class indices, all of the same size.
         mixed_precision: no, bf16 or fp16.
-        start: images that drawing starts from.
-        noise: (N, C, H, W) standard normal noise in place of what the seeds give.
+        noise: standard normal noise to use in place of the noise of the seeds; see `DrawRequest`.
+        latents: N points in latent space to use in place of the latents of the seeds.
+        truncation: see `DrawRequest.truncation`.
 
     Returns:
         N images (H, W) or (H, W, 3) uint8.
 
     Raises:
-        InputError: if they do not fit into memory; what to change is said in numbers. Also if a pixel is not finite.
+        InputError: if the batch does not fit into memory, or an image has non-finite pixels.
     """
     device = next(join_networks(generator.networks).parameters()).device
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
     start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
     try:
         with autocast(mixed_precision, device):
-            images = draw_for_masks(generator, batch, seeds, solver, start_images, noise).cpu()
+            images = draw_for_masks(generator, batch, seeds, solver, start_images, noise, latents, truncation)
+            images = images.cpu()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(_advise_on_memory(batch, solver, mixed_precision)) from error
+        raise InputError(_describe_memory_error(batch, solver, mixed_precision)) from error
     for seed, image in zip(seeds, images, strict=True):
         if not image.isfinite().all():
-            raise InputError(_explain_infinite(generator, seed, mixed_precision))
+            cause = "the weights may come from a training that diverged"
+            if mixed_precision == "fp16":
+                cause = "fp16 overflows above 65504, try mixed_precision=bf16 or no"
+            raise InputError(f"{generator.info.name}: the image of seed {seed} has non-finite pixels; {cause}")
     return [tensor_to_image(image) for image in images]
 
 
-def _explain_infinite(generator: Generator, seed: int, mixed_precision: str) -> str:
-    cause = "a training that diverged has weights like that"
-    if mixed_precision == "fp16":
-        cause = "fp16 holds no numbers above 65504: try mixed_precision=bf16 or no"
-    return f"{generator.info.name}: the image of seed {seed} has pixels that are not finite; {cause}"
-
-
-def _advise_on_memory(masks: Tensor, solver: AnySolverSection, mixed_precision: str) -> str:
+def _describe_memory_error(masks: Tensor, solver: AnySolverSection, mixed_precision: str) -> str:
     count, height, width = masks.shape
     advice = [f"batch_size={count // 2}"] if count > 1 else []
     if isinstance(solver, SolverSection) and solver.mask_cache_gib > 0:
@@ -105,6 +110,6 @@ def _advise_on_memory(masks: Tensor, solver: AnySolverSection, mixed_precision: 
     if mixed_precision == "no":
         advice.append("mixed_precision=bf16")
     return (
-        f"out of memory: {count} images of {width}x{height} px at once need more than {describe_memory()}; "
-        f"try {', '.join(advice) or 'smaller masks'}; images that are drawn stay, the same command draws the rest"
+        f"out of memory: a batch of {count} images of {width}x{height} px needs more than {describe_memory()}; try "
+        f"{', '.join(advice) or 'smaller masks'}. Finished images are kept; rerun the command to resume"
     )

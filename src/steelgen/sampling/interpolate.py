@@ -1,8 +1,10 @@
-"""From one seed to another over the same mask: what the noise decides where the mask is fixed."""
+"""From one seed to another, or from one real micrograph to another: what lies between them for a generator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,77 +14,187 @@ from PIL import Image
 from torch import Tensor
 
 from steelgen.config.sample import SampleConfig
+from steelgen.data.crops import image_to_tensor
+from steelgen.data.images import load_image, to_channels
+from steelgen.data.placement import CropGeometry, resize_image
 from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
-from steelgen.sampling.generate import generate_images, prepare_generator, take_start
+from steelgen.generators import Generator, LatentGenerator, Latents, LatentSpace
+from steelgen.sampling.generate import check_taken, generate_images, prepare_generator, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
+from steelgen.sampling.masks import SourceMask
 
 _FRAME_MS = 120
 _FRAMES_AT_ONCE = 4
 
 
+@dataclass(frozen=True)
+class Walk:
+    """Where to go: through two or more points, each of a seed or of a real micrograph."""
+
+    seeds: Sequence[int] = (0, 1)
+    num_frames: int = 8
+    """Images from a point to the next, both included; at least 2."""
+    space: str | None = None
+    """Of latents, "z" or "w"; None: the last one that the generator has."""
+    images: Sequence[Path] = ()
+    """Real micrographs that are walked through instead, whose middle each is projected to w."""
+    projection_steps: int = 300
+
+
 def interpolate(
     config: SampleConfig,
-    seeds: tuple[int, int],
-    num_frames: int,
+    walk: Walk,
     mask_index: int,
     path: Path,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
-    """Draws `num_frames` images of one mask between two seeds.
+) -> list[float]:
+    """Draws images of one mask, or of none, on the way between points.
 
     Args:
         config: generator, mask source and all that says how images are drawn; its output folder is not used.
-        seeds: the seeds of the first and the last frame.
-        num_frames: at least 2.
+        walk: where to go.
         mask_index: number of the mask in the mask source.
-        path: .png writes a strip, .gif an animation that runs there and back.
-        report: told (frames done, frames in all).
+        path: .png writes a strip, of more than two points a row for each way; .gif an animation there and back.
+        report: told (frames done, frames in all), and steps of projection before.
+
+    Returns:
+        The error of each projected image: root mean squared, in gray levels of 0 to 255.
 
     Raises:
-        InputError: if the path has another ending, exists already, or there are fewer than 2 frames.
+        InputError: if the path has another ending or exists already, there are fewer than 2 frames or points, or the
+            generator has not the space, or makes no use of the settings, that are asked for.
     """
+    _check_walk(walk, path)
+    generator = prepare_generator(config.generator, config.channels_last)
+    check_taken(config, generator)
+    masks = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed)
+    drawn = replace_images(masks, config, generator.info, generator.geometry).draw(mask_index)
+    errors: list[float] = []
+    points: Latents | Tensor
+    if isinstance(generator, LatentSpace):
+        points, errors = _find_points(generator, generator.geometry, walk, drawn.mask.shape, report)
+    elif walk.images or walk.space:
+        raise InputError(f"{config.generator}: generators of kind {generator.kind} have no latent space to project to")
+    elif isinstance(generator, LatentGenerator):
+        points = randn_by_seed((generator.latent_dim,), walk.seeds)
+    elif "noise" in generator.takes:
+        points = randn_by_seed((generator.geometry.in_channels, *drawn.mask.shape), walk.seeds)
+    else:
+        raise InputError(f"interpolate: not applicable to generators of kind {generator.kind}")
+    frames: list[NDArray[np.uint8]] = []
+    shares = [float(share) for share in np.linspace(0, 1, walk.num_frames)]
+    ways = list(pairwise(range(len(walk.images or walk.seeds))))
+    total = len(ways) * len(shares)
+    for first, last in ways:
+        for start in range(0, len(shares), min(config.batch_size, _FRAMES_AT_ONCE)):
+            report(len(frames), total)
+            part = shares[start : start + min(config.batch_size, _FRAMES_AT_ONCE)]
+            frames += _draw(generator, config, drawn, walk, points, (first, last), part)
+    report(total, total)
+    _save(path, [frames[start : start + len(shares)] for start in range(0, total, len(shares))])
+    return errors
+
+
+def _check_walk(walk: Walk, path: Path) -> None:
     if path.suffix.lower() not in (".png", ".gif"):
         raise InputError(f"{path}: must end in .png (a strip) or .gif (an animation)")
     if path.exists():
         raise InputError(f"{path}: exists already; name another file or remove it")
-    if num_frames < 2:
-        raise InputError(f"frames {num_frames}: must be at least 2")
-    generator = prepare_generator(config.generator, config.channels_last)
-    info, geometry = generator.info, generator.geometry
-    masks = build_mask_source(config.mask_source, info, geometry, config.seed)
-    drawn = replace_images(masks, config, info, geometry).draw(mask_index)
-    first, last = randn_by_seed((geometry.in_channels, *drawn.mask.shape), seeds)
-    noise = torch.stack([slerp(first, last, share) for share in np.linspace(0, 1, num_frames)])
-    frames: list[NDArray[np.uint8]] = []
-    for part in noise.split(min(config.batch_size, _FRAMES_AT_ONCE)):
-        report(len(frames), num_frames)
-        frames += generate_images(
-            generator,
-            [drawn.mask] * len(part),
-            [seeds[0]] * len(part),
-            config.solver,
-            resolve_precision(config.mixed_precision),
-            take_start(config, [drawn] * len(part)),
-            part,
-        )
-    report(num_frames, num_frames)
+    if walk.num_frames < 2:
+        raise InputError(f"frames {walk.num_frames}: must be at least 2")
+    if len(walk.images or walk.seeds) < 2:
+        raise InputError("one point alone leads nowhere: name two seeds, or two images")
+    if walk.images and walk.space == "z":
+        raise InputError("space z: images are projected to w")
+
+
+def _find_points(
+    generator: LatentSpace,
+    geometry: CropGeometry,
+    walk: Walk,
+    size: tuple[int, ...],
+    report: Callable[[int, int], None],
+) -> tuple[Latents, list[float]]:
+    if walk.images:
+        images = torch.stack([_load_middle(path, geometry) for path in walk.images])
+        latents, errors = generator.project(images, walk.projection_steps, report)
+        return latents, [float(error) * 127.5 for error in errors]
+    space = walk.space or generator.spaces[-1]
+    if space not in generator.spaces:
+        raise InputError(f"space {space!r}: this generator has {' and '.join(generator.spaces)}")
+    return generator.find_latents(walk.seeds, space, (size[0], size[1])), []
+
+
+def _load_middle(path: Path, geometry: CropGeometry) -> Tensor:
+    """The middle of a micrograph at the scale of the crops, (C, S, S) in [-1, 1]."""
+    image = to_channels(load_image(path), geometry.in_channels)
+    edge = min(geometry.crop_size, *image.shape[:2])
+    top, left = ((length - edge) // 2 for length in image.shape[:2])
+    middle = np.ascontiguousarray(image[top : top + edge, left : left + edge])
+    return image_to_tensor(resize_image(middle, geometry.image_size, geometry.image_size))
+
+
+def _draw(
+    generator: Generator,
+    config: SampleConfig,
+    drawn: SourceMask,
+    walk: Walk,
+    points: Latents | Tensor,
+    ends: tuple[int, int],
+    shares: list[float],
+) -> list[NDArray[np.uint8]]:
+    first, last = ends
+    noise, latents = None, None
+    if isinstance(points, Latents):
+        turn = go_straight if points.space == "w" else slerp
+        styles = [turn(points.styles[first], points.styles[last], share) for share in shares]
+        fields = [slerp(points.noise[first], points.noise[last], share) for share in shares]
+        latents = Latents(points.space, torch.stack(styles), torch.stack(fields))
+    else:
+        # A few latents have no typical norm to keep: opposite ends would swing far out.
+        mix = torch.lerp if isinstance(generator, LatentGenerator) else slerp
+        noise = torch.stack([mix(points[first], points[last], share) for share in shares])
+    return generate_images(
+        generator,
+        [drawn.mask] * len(shares),
+        [0 if walk.images else walk.seeds[first]] * len(shares),
+        config.solver,
+        resolve_precision(config.mixed_precision),
+        take_start(config, [drawn] * len(shares)),
+        noise,
+        latents,
+        config.truncation,
+    )
+
+
+def _save(path: Path, rows: list[list[NDArray[np.uint8]]]) -> None:
     with new_file(path) as working:
         if path.suffix.lower() == ".png":
-            Image.fromarray(np.concatenate(frames, axis=1)).save(working)
-        else:
-            there_and_back = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
-            there_and_back[0].save(working, save_all=True, append_images=there_and_back[1:], duration=_FRAME_MS, loop=0)
+            Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows])).save(working)
+            return
+        # The end of a way is the beginning of the next.
+        frames = [*rows[0], *(frame for row in rows[1:] for frame in row[1:])]
+        there_and_back = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
+        there_and_back[0].save(working, save_all=True, append_images=there_and_back[1:], duration=_FRAME_MS, loop=0)
 
 
 def slerp(first: Tensor, last: Tensor, share: float) -> Tensor:
     """Spherical interpolation (Shoemake 1985): sin((1−t)θ)/sin θ·a + sin(tθ)/sin θ·b.
 
     Between two samples of white noise it keeps the norm, and so the look, of white noise; a straight line would not.
+    Its ends are the samples themselves, to the last bit.
     """
+    if share in (0, 1) or not first.numel():
+        return last if share == 1 else first
     cosine = torch.dot(first.flatten(), last.flatten()) / (first.norm() * last.norm())
     angle = torch.acos(cosine.clamp(-1, 1))
-    if angle < 1e-4:  # the same noise: nothing to turn
-        return (1 - share) * first + share * last
+    if not angle >= 1e-4:  # the same noise, or none: nothing to turn
+        return go_straight(first, last, share)
     return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * last) / torch.sin(angle)
+
+
+def go_straight(first: Tensor, last: Tensor, share: float) -> Tensor:
+    """(1−t)·a + t·b."""
+    return (1 - share) * first + share * last

@@ -1,4 +1,4 @@
-"""From a config to the masks of a sampling run."""
+"""Construction of mask sources from a config."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from steelgen.sampling.balance import BalancedSource
 from steelgen.sampling.masks import FolderSource, MaskSource, NoSource, SourceMask, SplitSource
 from steelgen.sampling.procedural import ProceduralSource
 
-_OTHER_IMAGES = 2**32
-"""Added to the seed where images are drawn that do not belong to the masks."""
+_START_SEED_OFFSET = 2**32
+"""Seed offset of start images; with the seed of the masks, each mask would get its own micrograph."""
 
 
 def build_mask_source(config: AnyMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> MaskSource:
-    """The mask source of a config, for a generator's classes and crop geometry.
+    """Builds the mask source of a config for a generator's classes and crop geometry.
 
     Raises:
-        InputError: if there are no masks, or they have other classes than the generator.
+        InputError: if there are no masks, or their classes differ from the generator's.
     """
     if isinstance(config, NoMasks):
         return NoSource(info, geometry)
@@ -46,7 +46,7 @@ def build_mask_source(config: AnyMasks, info: DatasetInfo, geometry: CropGeometr
 
 
 def replace_images(source: MaskSource, config: SampleConfig, info: DatasetInfo, geometry: CropGeometry) -> MaskSource:
-    """`source` with the micrographs of `start_images.dataset` beside its masks; itself where none is named.
+    """Replaces the micrographs of `source` by those of `start_images.dataset`, if it is set.
 
     Raises:
         InputError: if the dataset cannot be used.
@@ -56,19 +56,18 @@ def replace_images(source: MaskSource, config: SampleConfig, info: DatasetInfo, 
         return source
     whole = isinstance(masks, SplitMasks | FolderMasks) and masks.whole
     images = SplitMasks(dataset=start.dataset, split=start.split, augment=start.augment, whole=whole)
-    # Another seed than the masks', or the same split would give each mask its own micrograph.
-    return _OtherImages(source, SplitSource(images, info, geometry, config.seed + _OTHER_IMAGES))
+    return _ReplacedImages(source, SplitSource(images, info, geometry, config.seed + _START_SEED_OFFSET))
 
 
-class _OtherImages:
-    """Masks of one source, real images of a split, whatever they show."""
+class _ReplacedImages:
+    """Masks of one source with the images of another."""
 
     def __init__(self, masks: MaskSource, images: MaskSource) -> None:
         self._masks, self._images = masks, images
 
     def draw(self, index: int) -> SourceMask:
-        drawn, real = self._masks.draw(index), self._images.draw(index)
-        if drawn.mask.shape != real.mask.shape:
-            sizes = ["x".join(map(str, mask.shape[::-1])) for mask in (real.mask, drawn.mask)]
-            raise InputError(f"start_images: {real.source} gives an image of {sizes[0]} px for a mask of {sizes[1]} px")
-        return SourceMask(drawn.mask, real.image, drawn.source, real.place)
+        mask, real = self._masks.draw(index), self._images.draw(index)
+        if mask.mask.shape != real.mask.shape:
+            sizes = ["x".join(map(str, one.mask.shape[::-1])) for one in (real, mask)]
+            raise InputError(f"start_images: the image of {real.source} is {sizes[0]} px, the mask is {sizes[1]} px")
+        return SourceMask(mask.mask, real.image, mask.source, real.place)

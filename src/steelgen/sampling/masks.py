@@ -1,7 +1,9 @@
-"""Where the masks of generated images come from."""
+"""Mask sources: their protocols, and masks cropped from dataset folders and mask folders."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -10,64 +12,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.bundled import resolve_bundled
-from steelgen.config.sample import (
-    FolderMasks,
-    SplitMasks,
-)
+from steelgen.config.sample import AugmentedMasks, BalancedMasks, FolderMasks, SplitMasks
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, cut_crop, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
-from steelgen.data.placement import CropGeometry, apply_symmetry, sample_symmetry, scale_whole
+from steelgen.data.placement import (
+    CropGeometry,
+    Placement,
+    apply_symmetry,
+    resize_image,
+    sample_symmetry,
+    scale_whole,
+)
 from steelgen.data.rejects import load_rejects
 from steelgen.errors import InputError
-from steelgen.sampling.places import ImagePlace, place_crop
+
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """The window of a micrograph that a real image is cut from; it is resized, then rotated and mirrored."""
+
+    dataset: str
+    """Dataset folder."""
+    split: str
+    stem: str
+    """File stem of the micrograph."""
+    window: tuple[int, int, int, int]
+    """Top, left, height and width, in px of the micrograph."""
+    size: tuple[int, int]
+    """Height and width of the image."""
+    symmetry: int
+    """See `apply_symmetry`."""
+
+    def cut_image(self, micrograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Cuts the image from its micrograph, (H, W) or (H, W, 3) uint8."""
+        top, left, height, width = self.window
+        window = np.ascontiguousarray(micrograph[top : top + height, left : left + width])
+        return apply_symmetry(resize_image(window, *self.size), self.symmetry)
 
 
 @dataclass(frozen=True)
 class SourceMask:
-    """A mask to draw an image for."""
+    """A mask to generate an image for."""
 
     mask: NDArray[np.uint8]
     """(S, S) class indices; (H, W) for whole micrographs."""
     image: NDArray[np.uint8] | None
-    """The real micrograph that belongs to it, where there is one."""
+    """Real micrograph of the mask, if any."""
     source: str
-    """What it was cut from."""
+    """Name of the file or layout that the mask comes from."""
     place: ImagePlace | None = None
-    """Where `image` was cut from, where there is one."""
+    """Window of `image`, if any."""
 
 
 class MaskSource(Protocol):
-    """Gives mask number i, a pure function of i: so any part of a sampling run can be drawn anywhere.
+    """Returns mask i as a pure function of i, so that any part of a run can be sampled on any machine.
 
-    This is all that a run asks of a source. A new kind (a learned mask generator, say) is a class with `draw`, a config
-    section in `AnyMasks`, and a line in `build_mask_source`.
+    To add a mask source, write a class with `draw`, a config section in `AnyMasks` and a line in `build_mask_source`.
     """
 
     def draw(self, index: int) -> SourceMask:
-        """Mask number `index` ≥ 0."""
+        """Returns mask number `index` ≥ 0."""
         ...
 
 
 @runtime_checkable
 class FileMaskSource(MaskSource, Protocol):
-    """Masks that come from one file each."""
+    """A mask source that takes each mask from one file."""
 
-    @property
-    def stems(self) -> list[str]:
-        """The stems of all files, each once."""
-        ...
+    stems: list[str]
+    """Stems of all files."""
 
     def trace(self, index: int) -> str:
-        """The stem of the file that mask number `index` comes from."""
+        """Returns the stem of the file of mask number `index`."""
         ...
 
 
 def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
-    """Reads the classes of a dataset folder whose masks a generator of the classes `info` is to draw.
+    """Loads the classes of a dataset folder and checks them against the generator's classes `info`.
 
     Raises:
-        InputError: if it is no dataset folder or has another number of classes.
+        InputError: if it is not a dataset folder or has another number of classes.
     """
     own = load_dataset_info(dataset)
     try:
@@ -78,90 +103,151 @@ def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
 
 
 class NoSource:
-    """Masks of nothing but ignored pixels, which the network does not see."""
+    """Masks in which every pixel is ignored, for unlabeled images."""
 
     def __init__(self, info: DatasetInfo, geometry: CropGeometry) -> None:
         self._mask = np.full((geometry.image_size, geometry.image_size), info.ignore_index, np.uint8)
 
     def draw(self, index: int) -> SourceMask:
-        """See `MaskSource.draw`; the same for every index."""
+        """See `MaskSource.draw`; every mask is the same."""
         return SourceMask(self._mask, None, "")
 
 
-class TracedCrops:
-    """What a `FileMaskSource` tells of masks that are cut from micrographs."""
+class CropSource:
+    """Base class of the `FileMaskSource`s that crop the micrographs of a split.
 
-    _crops: CropDataset
+    Raises:
+        InputError: if the dataset cannot be used or has other classes than the generator.
+    """
 
-    @property
-    def stems(self) -> list[str]:
-        """See `FileMaskSource.stems`."""
-        return self._crops.micrographs.stems
+    _config: SplitMasks | AugmentedMasks | BalancedMasks
+
+    def __init__(
+        self,
+        config: SplitMasks | AugmentedMasks | BalancedMasks,
+        info: DatasetInfo,
+        geometry: CropGeometry,
+        seed: int,
+        augment: bool = False,
+        in_order: bool = False,
+    ) -> None:
+        self._info = load_source_info(config.dataset, info)
+        micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
+        self._crops = CropDataset(micrographs, geometry, seed, augment, in_order=in_order)
+        self._config, self.stems = config, micrographs.stems
 
     def trace(self, index: int) -> str:
         """See `FileMaskSource.trace`."""
-        return self.stems[self._crops.micrograph_index(index)]
+        return self.stems[self._crops.micrograph_index(self._crop_number(index))]
+
+    def _crop_number(self, index: int) -> int:
+        return index
+
+    def _cut_pair(self, number: int, placement: Placement) -> SourceMask:
+        """Cuts a crop without rotation or gray-level variation."""
+        mask = placement.cut_mask(self._crops.micrographs.masks[self._crops.micrograph_index(number)])
+        window = (placement.top, placement.left, placement.edge, placement.edge)
+        return self._build_pair(number, mask, window, (placement.size, placement.size), placement.symmetry)
+
+    def _build_pair(
+        self,
+        number: int,
+        mask: NDArray[np.uint8],
+        window: tuple[int, int, int, int],
+        size: tuple[int, int],
+        symmetry: int,
+    ) -> SourceMask:
+        """Adds the window of the micrograph of crop `number` to its mask; see `ImagePlace`."""
+        index = self._crops.micrograph_index(number)
+        stem = self.stems[index]
+        place = ImagePlace(str(self._config.dataset), self._config.split, stem, window, size, symmetry)
+        image = place.cut_image(self._crops.micrographs.images[index])
+        return SourceMask(mask, image, f"{self._config.split}/masks/{stem}", place)
 
 
-class SplitSource(TracedCrops):
+class SplitSource(CropSource):
+    """See `SplitMasks`."""
+
+    _config: SplitMasks
+
     def __init__(self, config: SplitMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
-        load_source_info(config.dataset, info)
-        micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
-        self._crops = CropDataset(micrographs, geometry, seed, config.augment, in_order=config.in_order)
-        self._config = config
+        super().__init__(config, info, geometry, seed, config.augment, config.in_order)
 
     def draw(self, index: int) -> SourceMask:
-        config, crops = self._config, self._crops
-        micrographs, number = crops.micrographs, crops.micrograph_index(index)
-        micrograph, mask, stem = micrographs.images[number], micrographs.masks[number], micrographs.stems[number]
-        if config.whole:
-            scaled = scale_whole(mask, crops.geometry)
-            symmetry = sample_symmetry(config.augment, np.random.default_rng((crops.seed, index)))
-            place = ImagePlace(str(config.dataset), config.split, stem, (0, 0, *mask.shape), scaled.shape, symmetry)
-            cut = apply_symmetry(scaled, symmetry)
-        else:
-            placement = crops.place(index)
-            place, cut = place_crop(config.dataset, config.split, stem, placement), placement.cut_mask(mask)
-        return SourceMask(cut, place.cut_image(micrograph), f"{config.split}/masks/{stem}", place)
+        """See `MaskSource.draw`."""
+        crops = self._crops
+        if not self._config.whole:
+            return self._cut_pair(index, crops.place(index))
+        mask = crops.micrographs.masks[crops.micrograph_index(index)]
+        scaled = scale_whole(mask, crops.geometry)
+        symmetry = sample_symmetry(self._config.augment, np.random.default_rng((crops.seed, index)))
+        window = (0, 0, *mask.shape)
+        return self._build_pair(index, apply_symmetry(scaled, symmetry), window, scaled.shape, symmetry)
 
 
 class FolderSource:
+    """See `FolderMasks`.
+
+    Raises:
+        InputError: if there are no masks, or one is unreadable, too small or has unknown class indices.
+    """
+
     def __init__(self, config: FolderMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
         folder = resolve_bundled(config.folder)
         rejects = load_rejects(folder)
         self._paths = [path for path in list_images(folder) if path.stem not in rejects]
         if not self._paths:
-            raise InputError(f"{config.folder}: holds no mask images")
-        # All are read once, so that a bad one is named before anything is drawn, but none is kept.
+            raise InputError(f"{config.folder}: contains no mask images")
+        self.stems = [path.stem for path in self._paths]
+        # Checks every mask before the first image is generated, without keeping them in memory.
         for path in self._paths:
-            mask = load_mask(path, info)
-            if min(mask.shape) < geometry.image_size:
+            height, width = load_mask(path, info).shape
+            if min(height, width) < geometry.image_size:
                 raise InputError(
-                    f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, smaller than the generator's "
-                    f"image_size {geometry.image_size}"
+                    f"{path}: the mask is {width}x{height}, smaller than the generator's image_size "
+                    f"{geometry.image_size}"
                 )
         self._info, self._geometry, self._seed, self._config = info, geometry, seed, config
 
     def draw(self, index: int) -> SourceMask:
-        number = index % len(self._paths)
+        """See `MaskSource.draw`."""
+        path = self._paths[index % len(self._paths)]
         rng = np.random.default_rng((self._seed, index))
-        mask = load_mask(self._paths[number], self._info)
-        if mask.shape == (self._geometry.image_size,) * 2:
-            # A mask of the network's own size is a finished mask, not a micrograph to cut from.
-            geometry = CropGeometry(self._geometry.image_size, self._geometry.image_size)
-        else:
-            geometry = self._geometry
+        mask, geometry = load_mask(path, self._info), self._geometry
+        if mask.shape == (geometry.image_size, geometry.image_size):
+            # A mask of the network's image size is used as it is, not cropped and resized.
+            geometry = CropGeometry(geometry.image_size, geometry.image_size)
         if self._config.whole:
             cut = apply_symmetry(scale_whole(mask, geometry), sample_symmetry(self._config.augment, rng))
         else:
             _, cut = cut_crop(mask, mask, geometry, rng, self._config.augment)
-        return SourceMask(cut, None, self._paths[number].name)
-
-    @property
-    def stems(self) -> list[str]:
-        """See `FileMaskSource.stems`."""
-        return [path.stem for path in self._paths]
+        return SourceMask(cut, None, path.name)
 
     def trace(self, index: int) -> str:
         """See `FileMaskSource.trace`."""
-        return self._paths[index % len(self._paths)].stem
+        return self.stems[index % len(self.stems)]
+
+
+def build_stems(source: MaskSource, batch_size: int) -> Callable[[int], str]:
+    """Builds the function from image number to file stem that names images after mask files, as ISDM does.
+
+    The stem is NAME_<batch>: the mask file's stem up to its first dot, and number // batch_size. Unlike in ISDM, stems
+    are unique: a mask that repeats within a batch gives NAME_<batch>-2, and file stems that are equal up to their first
+    dot are not cut there.
+
+    Raises:
+        InputError: if the masks are not from files, or two files have the same stem.
+    """
+    if not isinstance(source, FileMaskSource):
+        raise InputError("file_stems 'source': this mask source does not take each mask from one file; use 'number'")
+    stem, uses = Counter(source.stems).most_common(1)[0]
+    if uses > 1:
+        raise InputError(f"file_stems 'source': {uses} masks have the stem {stem!r}; use 'number'")
+    cut = len({stem.split(".")[0] for stem in source.stems}) == len(source.stems)
+
+    def name(index: int) -> str:
+        batch, stem = index // batch_size, source.trace(index)
+        repeats = sum(source.trace(other) == stem for other in range(batch * batch_size, index))
+        return f"{stem.split('.')[0] if cut else stem}_{batch}" + (f"-{repeats + 1}" if repeats else "")
+
+    return name

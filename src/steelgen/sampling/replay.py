@@ -1,39 +1,56 @@
-"""Drawing an image again from its line in metadata.jsonl."""
+"""Replay of a generated image from its line in metadata.jsonl."""
 
 from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
+from steelgen.config.base import MAX_CROP_SIZE
 from steelgen.config.solver import AnySolverSection
-from steelgen.data.folder import load_mask
-from steelgen.data.images import load_image
-from steelgen.errors import InputError
+from steelgen.data.folder import list_pairs, load_mask
+from steelgen.data.images import load_image, to_channels
+from steelgen.errors import InputError, first_line
 from steelgen.files import Record, parse_json, parse_record
 from steelgen.generators.saved import hash_weights
-from steelgen.sampling.formats import save_png
+from steelgen.sampling.formats import hash_pixels, save_png
 from steelgen.sampling.generate import generate_images, prepare_generator
-from steelgen.sampling.masks import NoSource
-from steelgen.sampling.places import load_place
+from steelgen.sampling.masks import ImagePlace, NoSource
+
+_Offset = Annotated[int, Field(ge=0, le=MAX_CROP_SIZE)]
+_Edge = Annotated[int, Field(ge=1, le=MAX_CROP_SIZE)]
 
 
 class _Draw(Record):
-    """Everything but mask and seed that an image depends on."""
+    """Settings other than mask and seed that an image depends on."""
 
     solver: AnySolverSection
     mixed_precision: Literal["no", "bf16", "fp16"]
     channels_last: bool = False
     strength: float | None = Field(None, gt=0, le=1)
+    truncation: float | None = Field(None, ge=0, le=1)
     autoguidance_sha256: str | None = None
     noise_prior_sha256: str | None = None
 
 
+class _StartImage(Record):
+    """See `ImagePlace`."""
+
+    dataset: str
+    split: str
+    stem: str
+    window: tuple[_Offset, _Offset, _Edge, _Edge]
+    size: tuple[_Edge, _Edge]
+    symmetry: int = Field(ge=0, le=7)
+    sha256: str
+
+
 class _GeneratedRow(Record):
-    """What of a row of metadata.jsonl its image is drawn again by."""
+    """Fields of a row of metadata.jsonl that replay uses."""
 
     file_name: str
     draw: _Draw
@@ -41,63 +58,63 @@ class _GeneratedRow(Record):
     model_sha256: str
     seed: int = Field(ge=0, lt=2**63)
     mask: str | None = None
-    start_image: dict[str, Any] | None = None
+    labels: dict[str, Any] | None = None
+    """Set if the mask was predicted from the image, which was then generated without."""
+    start_image: _StartImage | None = None
 
 
 def replay(
     metadata: Path, line: int, out: Path | None = None, generator: Path | None = None
 ) -> tuple[Path, bool | None]:
-    """Draws the image of one line of a metadata.jsonl again: on a CPU in fp32 the very same bits.
+    """Generates the image of one line of a metadata.jsonl again, bit for bit on a CPU in fp32.
 
-    Only the line, the mask that it names and the generator are needed; for image to image also the micrograph that it
-    started from.
+    This needs only the line, the mask that it names and the generator, and for image-to-image the start micrograph.
 
     Args:
-        metadata: the file; the masks lie below its folder.
-        line: counted from 1.
-        out: the PNG to write; by default replay-<name> beside metadata.jsonl.
-        generator: where the generator is now, if not where the line says.
+        metadata: the file; mask paths are relative to its folder.
+        line: line number, from 1.
+        out: PNG to write; by default replay-<name> next to metadata.jsonl.
+        generator: current path of the generator, if it has moved.
 
     Returns:
-        The PNG, and whether its pixels equal those of the image that the line names; None if that one is not there.
+        The PNG, and whether its pixels equal those of the original image; None if that does not exist.
 
     Raises:
-        InputError: if the line is missing or damaged, the weights are not those it names, or `out` exists.
+        InputError: if the line is missing or damaged, the weights have changed, or `out` exists.
     """
-    row, where = load_row(metadata, line), f"{metadata}:{line}"
-    drawn = parse_record(row, _GeneratedRow, where)
-    draw, name = drawn.draw, Path(drawn.file_name)
+    row, where = _load_row(metadata, line), f"{metadata}:{line}"
+    record = parse_record(row, _GeneratedRow, where)
+    draw, name = record.draw, Path(record.file_name)
     if draw.noise_prior_sha256 is not None:
-        raise InputError(f"{where}: started from a noise prior, which was removed; older versions draw it")
+        raise InputError(f"{where}: uses a noise prior, which was removed; replay it with an older steelgen")
     out = out or metadata.parent / f"replay-{name.name}"
     if out.exists():
-        raise InputError(f"{out}: already exists; name another file or remove it")
-    folder = generator or drawn.generator
-    _check_weights(folder, drawn.model_sha256, where)
+        raise InputError(f"{out}: already exists; choose another file or delete it")
+    folder = generator or record.generator
+    _check_weights(folder, record.model_sha256, where)
     if guide := getattr(draw.solver, "autoguidance", None):
         _check_weights(guide, draw.autoguidance_sha256 or "", where)
     model = prepare_generator(folder, draw.channels_last)
-    if drawn.mask is not None:
-        mask = load_mask(metadata.parent / drawn.mask, model.info)
+    if record.mask is not None and record.labels is None:
+        mask = load_mask(metadata.parent / record.mask, model.info)
     else:
         mask = NoSource(model.info, model.geometry).draw(0).mask
     start = None
     if draw.strength is not None:
-        start = ([load_place(drawn.start_image, model.geometry.in_channels, where)], draw.strength)
-    image = generate_images(model, [mask], [drawn.seed], draw.solver, draw.mixed_precision, start)[0]
+        if record.start_image is None:
+            raise InputError(f"{where}: start_image: is missing")
+        start = ([_load_start_image(record.start_image, model.geometry.in_channels, where)], draw.strength)
+    image = generate_images(
+        model, [mask], [record.seed], draw.solver, draw.mixed_precision, start, truncation=draw.truncation
+    )[0]
     save_png(out, image, row)
     original = metadata.parent / name
     return out, bool(np.array_equal(load_image(original), load_image(out))) if original.is_file() else None
 
 
-def load_row(metadata: Path, line: int) -> dict[str, Any]:
-    """Line number `line` ≥ 1 of a metadata.jsonl.
-
-    Raises:
-        InputError: if there is no such file or line, or it holds no JSON object.
-    """
+def _load_row(metadata: Path, line: int) -> dict[str, Any]:
     if line < 1:
-        raise InputError(f"{metadata}: line {line}: lines are counted from 1")
+        raise InputError(f"{metadata}: line {line}: line numbers start at 1")
     if not metadata.is_file():
         raise InputError(f"{metadata}: no such file")
     with open(metadata, encoding="utf-8", errors="replace") as file:
@@ -110,10 +127,28 @@ def load_row(metadata: Path, line: int) -> dict[str, Any]:
     return row
 
 
+def _load_start_image(start: _StartImage, in_channels: int, where: str) -> NDArray[np.uint8]:
+    place = ImagePlace(start.dataset, start.split, start.stem, start.window, start.size, start.symmetry)
+    name = f"{place.dataset}/{place.split}/images/{place.stem}"
+    try:
+        pairs = list_pairs(Path(place.dataset), place.split, with_rejects=True)
+        paths = [pair.image for pair in pairs if pair.stem == place.stem]
+        if not paths:
+            raise InputError(f"{where}: the micrograph {name} does not exist")
+        image = place.cut_image(to_channels(load_image(paths[0]), in_channels))
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: start_image: {first_line(error)}") from None
+    if hash_pixels(image) != start.sha256:
+        raise InputError(f"{where}: the pixels of the micrograph {name} have changed since sampling")
+    return image
+
+
 def _check_weights(generator: Path, expected: str, where: str) -> None:
     found = hash_weights(generator)
     if found != expected:
         raise InputError(
-            f"{generator}: these are not the weights of {where} (SHA-256 {found[:16]}…, there {expected[:16]}…); "
-            "name the right ones with --generator"
+            f"{generator}: the weights differ from those of {where} (SHA-256 {found[:16]}…, not {expected[:16]}…); "
+            "pass the right generator with --generator"
         )

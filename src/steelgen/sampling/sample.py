@@ -1,4 +1,4 @@
-"""Drawing labeled images into a folder, so that a run can be stopped and goes on with what is missing."""
+"""Resumable sampling of labeled images into a samples folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,32 +25,31 @@ from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
-from steelgen.sampling.beside import Candidate, PairWriter, iterate_masks
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
     Layout,
     build_row,
-    describe_models,
     describe_origin,
-    iterate_rows,
     load_layout,
     load_sampling,
+    read_row,
     save_pair,
     save_rows,
-    select_decisive,
+    select_image_settings,
 )
-from steelgen.sampling.generate import generate_images, prepare_generator, take_start
+from steelgen.sampling.generate import check_taken, generate_images, prepare_generator, take_start
+from steelgen.sampling.labeling import LOW_CONFIDENCE, ImageLabeler
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
-from steelgen.sampling.masks import MaskSource
-from steelgen.sampling.names import build_stems
+from steelgen.sampling.masks import MaskSource, build_stems
 from steelgen.sampling.sheet import save_sheet
+from steelgen.sampling.workers import Candidate, PairWriter, iterate_masks
 from steelgen.shards import Shard
 
 _SHEET_IMAGES = 24
-_FOUND_KEYS = ("kept", "dropped")
-"""In sampling.json once the filter has judged every image."""
+_FILTER_KEYS = ("kept", "dropped")
+"""Keys of sampling.json that are written when the filter has checked every image."""
 _ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
-"""Images up to which one folder holds them all, and images of each sub-folder beyond; see files_per_folder."""
+"""Maximum number of images without subfolders, and images per subfolder above it; see files_per_folder."""
 
 
 def sample(
@@ -59,70 +59,88 @@ def sample(
     allow_changed: Sequence[str] = (),
     report_filter: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Draws labeled images with matching masks, and metadata.jsonl.
+    """Samples images with matching masks, and writes metadata.jsonl.
 
-    A folder that an earlier call with the same config left unfinished is completed; files in it stay as they are.
-    Memory does not grow with the number of images.
+    An unfinished folder with the same config is completed; its files are not changed. Memory does not grow with the
+    number of images.
 
     Args:
-        report: called with (images done, images wanted) after every batch.
-        shard: draw this part alone and leave metadata.jsonl and the contact sheet to a call without a shard; any
-            number of shards may be drawn at once, on all machines that share the folder.
-        allow_changed: fields and sections of the config that may differ from those the folder was begun with;
-            `generator` also stands for what lies there.
-        report_filter: told (steps done, steps in all) while the filter's segmenter is trained.
+        report: called with (images done, images in total) after every batch.
+        shard: sample only this part, without metadata.jsonl and contact sheet, which a later call without a shard
+            writes; shards may run at the same time on all machines that share the folder.
+        allow_changed: fields and sections of the config that may differ from those of the unfinished folder;
+            `generator` also allows other weights.
+        report_filter: called with (steps done, steps in total) while the filter's segmenter is trained.
 
     Returns:
-        The output folder.
+        The samples folder.
 
     Raises:
-        InputError: if the generator, the masks or the output folder cannot be used, or the filter keeps too few.
+        InputError: if the generator, the masks or the output folder cannot be used, or the filter drops too many.
     """
     config = config.model_copy(update={"mixed_precision": resolve_precision(config.mixed_precision)})
     origin = describe_origin(config)
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     info, geometry = generator.info, generator.geometry
-    _check_taken(config, generator)
+    check_taken(config, generator)
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
+    labeler = ImageLabeler(config.labels, geometry) if config.labels else None
+    info = labeler.info if labeler else info
     pair_filter = build_filter(config.filter, info, geometry, report_filter) if config.filter else None
     out = config.output_dir
     if config.file_stems == "source":
-        build_stems(mask_source, config.batch_size)  # refuses before anything is written
-    _open_folder(config, generator, describe_models(config, origin), shard is not None, allow_changed)
+        build_stems(mask_source, config.batch_size)  # raises before anything is written
+    _open_folder(config, generator, info, origin.models, shard is not None, allow_changed)
+    if pair_filter:
+        save_json(out / "filter.json", pair_filter.describe())
     layout = load_layout(out)
     if config.file_stems == "source":
         layout = replace(layout, name_stem=build_stems(mask_source, load_sampling(out).stem_batch_size))
 
-    wanted = shard.indices(config.num_samples) if shard else range(config.num_samples)
-    done, total = sum(layout.sample_path(out, index).is_file() for index in wanted), len(wanted)
+    indices = shard.indices(config.num_samples) if shard else range(config.num_samples)
+    missing = [index for index in indices if not layout.sample_path(out, index).is_file()]
+    done, total = len(indices) - len(missing), len(indices)
     report(done, total)
-    missing = [index for index in wanted if not layout.sample_path(out, index).is_file()]
-    first = iterate_masks(source, missing, beside=len(missing) > config.batch_size)
+    first = iterate_masks(source, missing, use_workers=len(missing) > config.batch_size)
 
     def finish(candidate: Candidate, image: NDArray[np.uint8]) -> str | None:
-        """Why a pair is dropped; None once it is written."""
-        if pair_filter and (reason := pair_filter.judge(image, candidate.drawn.mask)):
+        """Returns the reason for dropping a pair, or writes it."""
+        if pair_filter and (reason := pair_filter.judge(image, candidate.source_mask.mask)):
             return reason
-        row = build_row(layout, origin, candidate.image, config.seed + candidate.number, candidate.drawn)
-        if pair_filter:
+        labeled = labeler.label(image) if labeler else None
+        if labeled and labeler and labeled.mean_confidence < labeler.config.min_confidence:
+            return LOW_CONFIDENCE
+        source_mask = labeled.mask if labeled else candidate.source_mask
+        row = build_row(layout, origin, candidate.image, config.seed + candidate.number, source_mask)
+        if labeled and labeler:
+            row["labels"] = labeler.describe(labeled)
+        if pair_filter or labeler:
             row["dropped"] = dict(candidate.dropped)
-        save_pair(out, layout, row, candidate.drawn, image, info)
+        save_pair(out, layout, row, source_mask, image, info, labeled.confidence if labeled else None)
         return None
 
-    waiting: deque[Candidate] = deque()
+    retries: deque[Candidate] = deque()
     with PairWriter(finish) as writer:
-        while (batch := _next_batch(waiting, first, config.batch_size)) or writer.busy:
+        while (batch := _next_batch(retries, first, config.batch_size)) or writer.busy:
             if batch:
-                masks = [candidate.drawn.mask for candidate in batch]
+                masks = [candidate.source_mask.mask for candidate in batch]
                 seeds = [config.seed + candidate.number for candidate in batch]
-                start = take_start(config, [candidate.drawn for candidate in batch])
-                images = generate_images(generator, masks, seeds, config.solver, config.mixed_precision, start)
+                start = take_start(config, [candidate.source_mask for candidate in batch])
+                images = generate_images(
+                    generator,
+                    masks,
+                    seeds,
+                    config.solver,
+                    config.mixed_precision,
+                    start,
+                    truncation=config.truncation,
+                )
                 for candidate, image in zip(batch, images, strict=True):
                     writer.put(candidate, image)
             for candidate, dropped in writer.take(left=len(batch)):
-                if dropped and config.filter:
-                    waiting.append(_retry(candidate, dropped, source, config.filter.max_attempts))
+                if dropped:
+                    retries.append(_retry(candidate, dropped, source, config))
                 else:
                     done += 1
             report(done, total)
@@ -133,121 +151,108 @@ def sample(
     return out
 
 
-def _check_taken(config: SampleConfig, generator: Generator) -> None:
-    """Raises InputError if the config asks for what the generator makes no use of."""
-    for section, name in (("solver", "solver"), ("start_images", "start")):
-        asked = section in config.model_fields_set and getattr(config, section) is not None
-        if asked and name not in generator.takes:
-            raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
-
-
 def _next_batch(waiting: deque[Candidate], first: Iterator[Candidate], batch_size: int) -> list[Candidate]:
-    """At most `batch_size` candidates whose masks have the same size; those to be drawn again come first.
-
-    Args:
-        first: the first attempts that are left.
-    """
+    """Returns up to `batch_size` candidates with masks of the same size: those waiting, then first attempts."""
     batch: list[Candidate] = []
     while len(batch) < batch_size:
         if not waiting and (candidate := next(first, None)):
             waiting.append(candidate)
-        if not waiting or (batch and waiting[0].drawn.mask.shape != batch[0].drawn.mask.shape):
+        if not waiting or (batch and waiting[0].source_mask.mask.shape != batch[0].source_mask.mask.shape):
             break
         batch.append(waiting.popleft())
     return batch
 
 
-def _retry(candidate: Candidate, reason: str, source: MaskSource, max_attempts: int) -> Candidate:
+def _retry(candidate: Candidate, reason: str, source: MaskSource, config: SampleConfig) -> Candidate:
+    name, limit = ("labels", "min_confidence") if config.labels else ("filter", "min_iou")
+    section = config.labels or config.filter
+    assert section is not None, "nothing else drops pairs"
     dropped = candidate.dropped + Counter([reason])
-    if dropped.total() >= max_attempts:
-        reasons = ", ".join(f"{count} {name}" for name, count in sorted(dropped.items()))
+    if dropped.total() >= section.max_attempts:
+        reasons = ", ".join(f"{count} {why}" for why, count in sorted(dropped.items()))
         raise InputError(
-            f"filter: image {candidate.image} was dropped in all of {max_attempts} attempts ({reasons}); "
-            "lower filter.min_iou, raise filter.max_attempts, or train the generator for longer"
+            f"{name}: image {candidate.image} was dropped in all of {section.max_attempts} attempts ({reasons}); "
+            f"lower {name}.{limit}, raise {name}.max_attempts, or train the generator for longer"
         )
     number = candidate.image + dropped.total() * ATTEMPT_STRIDE
     return Candidate(candidate.image, number, source.draw(number), dropped)
 
 
 def _open_folder(
-    config: SampleConfig, generator: Generator, drawn_by: dict[str, str], shared: bool, allow_changed: Sequence[str]
+    config: SampleConfig,
+    generator: Generator,
+    info: DatasetInfo,
+    models: dict[str, str],
+    shared: bool,
+    allow_changed: Sequence[str],
 ) -> None:
-    """Starts an output folder or checks that the one present was begun with the same config.
+    """Creates the samples folder, or checks that the existing one has the same config.
 
-    Another call may open it at this very moment: the first one makes it.
+    Several calls may do this at the same time; the first one creates the folder. A `shared` call, one with a shard,
+    leaves an existing sampling.json unchanged.
 
     Args:
-        drawn_by: see `describe_models`.
-        shared: leave it as it is, for the call without a shard to describe.
+        info: classes of the masks.
     """
-    path = config.output_dir / "sampling.json"
+    out, files_per_folder = config.output_dir, config.files_per_folder
+    path = out / "sampling.json"
     if not path.is_file():
+        if files_per_folder is None:
+            files_per_folder = _FILES_PER_FOLDER if config.num_samples > _ONE_FOLDER else 0
         try:
-            with new_folder(config.output_dir) as working:
-                describe_folder(
-                    working, config, generator, drawn_by, _choose_files_per_folder(config), config.batch_size
-                )
+            with new_folder(out) as working:
+                describe_folder(working, config, generator, info, models, files_per_folder, config.batch_size)
         except (InputError, OSError):
             if not path.is_file():
                 raise
         else:
             return
-    sampling = load_sampling(config.output_dir)
-    begun, files_per_folder = sampling.config.model_dump(), sampling.files_per_folder
-    if config.files_per_folder not in (None, files_per_folder):
+    sampling = load_sampling(out)
+    if config.files_per_folder not in (None, sampling.files_per_folder):
         raise InputError(
-            f"{config.output_dir}: was begun with files_per_folder {files_per_folder}, which cannot be changed to "
+            f"{out}: was created with files_per_folder {sampling.files_per_folder}, which cannot be changed to "
             f"{config.files_per_folder}"
         )
+    before, now = refresh_config(sampling.config.model_dump(), SampleConfig), config_to_json(config)
     changes = [
-        *list_known_changes(sampling.drawn_by, drawn_by),
-        *list_changes(select_decisive(refresh_config(begun, SampleConfig)), select_decisive(config_to_json(config))),
+        *list_known_changes(sampling.drawn_by, models),
+        *list_changes(select_image_settings(before), select_image_settings(now)),
     ]
-    refuse_changes(config.output_dir, changes, allow_changed)
-    note_changes(config.output_dir, changes)
+    refuse_changes(out, changes, allow_changed)
+    note_changes(out, changes)
     if not shared:
-        describe_folder(config.output_dir, config, generator, drawn_by, files_per_folder, sampling.stem_batch_size)
-
-
-def _choose_files_per_folder(config: SampleConfig) -> int:
-    if config.files_per_folder is not None:
-        return config.files_per_folder
-    return _FILES_PER_FOLDER if config.num_samples > _ONE_FOLDER else 0
+        describe_folder(out, config, generator, info, models, sampling.files_per_folder, sampling.stem_batch_size)
 
 
 def describe_folder(
     folder: Path,
     config: SampleConfig,
     generator: Generator,
-    drawn_by: dict[str, str],
+    info: DatasetInfo,
+    models: dict[str, str],
     files_per_folder: int,
     stem_batch_size: int,
 ) -> None:
-    """Writes dataset.json and sampling.json."""
-    split = config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None
-    unlabeled = isinstance(config.mask_source, NoMasks)
-    save_dataset_info(
-        folder,
-        generator.info.model_copy(
-            update={
-                **({"class_names": [], "palette": []} if unlabeled else {}),
-                "source": f"synthetic, drawn by steelgen {__version__} from {config.generator}",
-                "pixel_size_um": generator.geometry.scale_pixel_size(generator.info.pixel_size_um),
-            }
-        ),
-    )
+    """Writes dataset.json, with the classes of the masks, and sampling.json."""
+    changed: dict[str, Any] = {
+        "source": f"synthetic, generated by steelgen {__version__} from {config.generator}",
+        "pixel_size_um": generator.geometry.scale_pixel_size(generator.info.pixel_size_um),
+    }
+    if isinstance(config.mask_source, NoMasks) and config.labels is None:
+        changed |= {"class_names": [], "palette": []}
+    save_dataset_info(folder, info.model_copy(update=changed))
     path = folder / "sampling.json"
-    # What another call has found about the whole folder stays: it may be about to read it.
-    found = {key: value for key, value in load_json(path).items() if key in _FOUND_KEYS} if path.is_file() else {}
+    # Keeps the counts of another call on the same folder, which may be about to read them.
+    counts = {key: value for key, value in load_json(path).items() if key in _FILTER_KEYS} if path.is_file() else {}
     save_json(
         path,
         {
-            **found,
+            **counts,
             **asdict(generator.geometry),
-            "source_split": split,
+            "source_split": config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None,
             "files_per_folder": files_per_folder,
             "stem_batch_size": stem_batch_size,
-            "drawn_by": drawn_by,
+            "drawn_by": models,
             "config": config_to_json(config),
             "steelgen_version": __version__,
         },
@@ -255,7 +260,7 @@ def describe_folder(
 
 
 def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
-    """What describes the whole folder, from what lies in it."""
+    """Writes the files that describe the whole folder."""
     out, count = config.output_dir, config.num_samples
     remove_leftovers(out)
     save_rows(out, layout, count)
@@ -265,17 +270,17 @@ def _finish(config: SampleConfig, layout: Layout, info: DatasetInfo) -> None:
             for index in range(count)
         )
         save_coco(out / "coco.json", info, images, synthetic=True)
-    if config.filter:
+    if config.filter or config.labels:
         dropped: Counter[str] = Counter()
-        for row in iterate_rows(out, layout, count):
-            dropped.update(row["dropped"])
+        for index in range(count):
+            dropped.update(read_row(layout.sample_path(out, index))["dropped"])
         path = out / "sampling.json"
         save_json(path, {**load_json(path), "kept": count, "dropped": dict(dropped)})
     save_contact_sheet(out, layout, count, info)
 
 
 def save_contact_sheet(out: Path, layout: Layout, count: int, info: DatasetInfo) -> None:
-    """Writes contact_sheet.png of the first of `count` pairs that are not rejected; where all are, it goes."""
+    """Writes contact_sheet.png of the first of `count` pairs that are not rejected; removes it if all are."""
     rejects = load_rejects(out / layout.samples)
     kept = (index for index in range(count) if layout.name_stem(index) not in rejects)
     shown = list(islice(kept, _SHEET_IMAGES))

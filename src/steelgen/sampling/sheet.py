@@ -1,4 +1,4 @@
-"""Sheets of triples: mask, generated image, real image of the same mask."""
+"""Contact sheets of masks, generated images and real images."""
 
 from __future__ import annotations
 
@@ -24,38 +24,35 @@ def save_sheet(
     max_width: int = 1600,
     min_tile: int = 128,
 ) -> None:
-    """Writes a PNG of mask | generated | real triples, row by row; without classes, of generated | real.
+    """Writes a PNG of mask | generated | real triples, or generated | real pairs if there are no classes.
 
     Args:
-        masks: (H, W) uint8 class indices each; not looked at where the palette is empty.
+        masks: (H, W) uint8 class indices each; not used if the palette is empty.
         generated: (H, W) or (H, W, 3) uint8 each.
-        real: the micrograph that belongs to the mask, or None where there is none.
-        max_per_row, max_width: so many triples stand side by side at most, in as many pixels (one is always shown).
-        min_tile: smaller tiles are enlarged by a whole factor, each pixel a square.
+        real: the micrograph of each mask; None if there is none.
+        max_per_row: maximum number of triples per row.
+        max_width: maximum width of a row, px; a row has at least one triple.
+        min_tile: smaller images are enlarged by a whole factor, without interpolation.
     """
     factor = max(1, min_tile // generated[0].shape[0])
     tiles = []
-    for index, drawn in enumerate(generated):
+    for index, images in enumerate(zip(generated, real, strict=True)):
         parts = [color_mask(masks[index], palette)] if palette else []
-        parts.append(to_channels(drawn, 3))
-        original = real[index]
-        if original is not None:
-            parts.append(to_channels(original, 3))
+        parts += [to_channels(image, 3) for image in images if image is not None]
         tiles.append(np.concatenate(parts, axis=1))
     widest = factor * max(tile.shape[1] for tile in tiles)
-    across = max(1, min(max_per_row, max_width // widest))
-    rows = [_join(tiles[start : start + across], axis=1) for start in range(0, len(tiles), across)]
+    per_row = max(1, min(max_per_row, max_width // widest))
+    rows = [_join(tiles[start : start + per_row], axis=1) for start in range(0, len(tiles), per_row)]
     save_image(path, _join(rows, axis=0).repeat(factor, axis=0).repeat(factor, axis=1))
 
 
 def _join(tiles: list[NDArray[np.uint8]], axis: int) -> NDArray[np.uint8]:
-    """Joins tiles along an axis with a white gap between them; shorter ones are filled up in white."""
-    across = max(tile.shape[1 - axis] for tile in tiles)
-    parts = []
+    """Concatenates tiles along an axis with white gaps; smaller tiles are padded with white."""
+    longest = max(tile.shape[1 - axis] for tile in tiles)
+    padded = []
     for tile in tiles:
-        missing = [(0, 0), (0, 0), (0, 0)]
-        missing[1 - axis] = (0, across - tile.shape[1 - axis])
-        missing[axis] = (0, _GAP)
-        parts.append(np.pad(tile, missing, constant_values=255))
-    joined = np.concatenate(parts, axis=axis)
+        padding = np.zeros((3, 2), int)
+        padding[1 - axis, 1], padding[axis, 1] = longest - tile.shape[1 - axis], _GAP
+        padded.append(np.pad(tile, padding, constant_values=255))
+    joined = np.concatenate(padded, axis=axis)
     return joined[:, :-_GAP] if axis else joined[:-_GAP]

@@ -1,6 +1,6 @@
-"""A page in the browser: paint masks and draw for them, look through folders of pairs, watch a run."""
+"""The studio, a page in the browser: paint masks and generate images for them, browse pairs, watch a run."""
 
 import os
 
-# Read when gradio is imported: nothing is told to anyone.
+# Turns off gradio's telemetry; gradio reads it on import.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -1,18 +1,20 @@
-// The canvas of the studio: hard pixels of class indices at the network's size. Runs once, when the page has loaded it.
-// props.value is JSON as `encode_mask` writes it, or "" at first, props.classes a list of {name, color}, props.size the edge in px.
-const size = props.size, classes = props.classes, value_key = "steelgen-mask-" + props.store;
+// The mask canvas: class indices at the network's image size. Runs once, when the page has loaded.
+// props.value is JSON as in `encode_mask`, or "" at first; props.classes is a list of {name, color}; props.size is the edge in px.
+const size = props.size, classes = props.classes, storage_key = "steelgen-mask-" + props.store;
 const find = (name) => element.querySelector("." + name);
-const board = find("board"), cursor = find("cursor"), brushes = find("brushes"), said = find("said");
+const tools = element.querySelectorAll("[data-tool]");
+const board = find("board"), cursor = find("cursor"), brushes = find("brushes");
 const paint = board.getContext("2d"), marks = cursor.getContext("2d");
-const fine = Math.max(1, Math.floor(512 / size));  // pixels of the cursor's layer a pixel of the mask
+const fine = Math.max(1, Math.floor(512 / size));  // cursor layer pixels per mask pixel
+const max_radius = Math.max(2, size >> 2);
 board.width = board.height = size;
 cursor.width = cursor.height = size * fine;
 
 let mask = new Uint8Array(size * size), label = Math.min(1, classes.length - 1), radius = Math.max(1, Math.round(size / 20));
-let tool = "brush", past = [], future = [], last = null, at = [size >> 1, size >> 1], by_keys = false, held = false;
+let tool = "brush", past = [], future = [], last = null, at = [size >> 1, size >> 1], by_keys = false;
+let painting = null;  // "pointer" or "key"
 
-const colors = classes.map(({ color }) => color);
-const say = (text) => { said.textContent = text; };
+const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
 function encode() {
   let text = "";
@@ -31,20 +33,29 @@ function decode(text) {
 
 function show() {
   const pixels = paint.createImageData(size, size);
-  mask.forEach((index, place) => pixels.data.set([...colors[index], 255], 4 * place));
+  mask.forEach((index, place) => pixels.data.set([...classes[index].color, 255], 4 * place));
   paint.putImageData(pixels, 0, 0);
 }
 
-function hand_over() {
+function commit() {
+  show();
   props.value = encode();
-  try { sessionStorage.setItem(value_key, props.value); } catch { /* private windows may have none */ }
+  try { sessionStorage.setItem(storage_key, props.value); } catch { /* unavailable in some private windows */ }
 }
 
-function begin() {
+function remember() {
   past.push(mask.slice());
   if (past.length > 50) past.shift();
   future = [];
 }
+
+function restore(from, to) {
+  if (!from.length) return;
+  to.push(mask.slice());
+  mask = from.pop();
+  commit();
+}
+const undo = () => restore(past, future), redo = () => restore(future, past);
 
 function stamp([x, y]) {
   const reach = radius - 0.5;
@@ -61,24 +72,41 @@ function stroke(to) {
 }
 
 function flood([x, y]) {
-  const replaced = mask[y * size + x];
+  const replaced = mask[y * size + x], waiting = [y * size + x];
   if (replaced === label) return;
-  const waiting = [y * size + x];
   while (waiting.length) {
-    const place = waiting.pop();
+    const place = waiting.pop(), column = place % size;
     if (mask[place] !== replaced) continue;
     mask[place] = label;
-    const column = place % size;
     if (column > 0) waiting.push(place - 1);
     if (column < size - 1) waiting.push(place + 1);
-    if (place >= size) waiting.push(place - size);
-    if (place < size * (size - 1)) waiting.push(place + size);
+    waiting.push(place - size, place + size);  // undefined, and so skipped, outside the mask
   }
 }
 
+function fill_all() {
+  remember();
+  mask.fill(label);
+  commit();
+}
+
 function apply(place) {
+  at = place;
   if (tool === "fill") flood(place); else stroke(place);
   show();
+}
+
+function begin(source, place) {
+  painting = source;
+  last = null;
+  remember();
+  apply(place);
+}
+
+function end(source) {
+  if (painting !== source) return;
+  painting = null;
+  commit();
 }
 
 function mark() {
@@ -96,41 +124,25 @@ function mark() {
 
 function locate(event) {
   const box = board.getBoundingClientRect();
-  const place = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-  return place.map((share) => Math.max(0, Math.min(size - 1, Math.floor(share * size))));
-}
-
-function travel(from, to) {
-  if (!from.length) return;
-  to.push(mask.slice());
-  mask = from.pop();
-  show();
-  hand_over();
-}
-const undo = () => travel(past, future), redo = () => travel(future, past);
-
-function fill_all() {
-  begin();
-  mask.fill(label);
-  show();
-  hand_over();
+  const shares = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  return shares.map((share) => clamp(Math.floor(share * size), 0, size - 1));
 }
 
 function choose_label(index) {
   if (index >= classes.length) return;
   label = index;
   brushes.querySelectorAll("input").forEach((input, number) => { input.checked = number === index; });
-  say("brush: " + classes[index].name);
+  find("said").textContent = "brush: " + classes[index].name;
 }
 
 function choose_tool(name) {
   tool = name;
-  for (const button of element.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", button.dataset.tool === name);
+  for (const button of tools) button.setAttribute("aria-pressed", button.dataset.tool === name);
   mark();
 }
 
 function choose_radius(wanted) {
-  radius = Math.max(1, Math.min(Math.max(2, size >> 2), wanted));
+  radius = clamp(wanted, 1, max_radius);
   find("radius").value = radius;
   find("diameter").textContent = `${2 * radius - 1} px`;
   mark();
@@ -138,14 +150,12 @@ function choose_radius(wanted) {
 
 classes.forEach(({ name, color }, index) => {
   const line = document.createElement("label"), input = document.createElement("input"), swatch = document.createElement("span");
-  const text = document.createElement("span");
   Object.assign(input, { type: "radio", name: "steelgen-brush", checked: index === label });
   input.addEventListener("change", () => choose_label(index));
   swatch.className = "swatch";
   swatch.style.background = `rgb(${color.join(",")})`;
-  text.textContent = name;
   line.title = index < 9 ? `${name} (key ${index + 1})` : name;
-  line.append(input, swatch, text);
+  line.append(input, swatch, name);
   brushes.append(line);
 });
 
@@ -155,77 +165,60 @@ cursor.addEventListener("pointerdown", (event) => {
   cursor.focus({ preventScroll: true });
   cursor.setPointerCapture(event.pointerId);
   by_keys = false;
-  held = true;
-  last = null;
-  begin();
-  at = locate(event);
-  apply(at);
+  begin("pointer", locate(event));
   mark();
 });
 cursor.addEventListener("pointermove", (event) => {
-  if (!held || tool === "fill") return;
-  for (const part of event.getCoalescedEvents?.() ?? [event]) apply((at = locate(part)));
+  if (painting !== "pointer" || tool === "fill") return;
+  for (const part of event.getCoalescedEvents?.() ?? [event]) apply(locate(part));
 });
-for (const name of ["pointerup", "pointercancel"])
-  cursor.addEventListener(name, () => {
-    if (!held) return;
-    held = false;
-    hand_over();
-  });
+for (const name of ["pointerup", "pointercancel"]) cursor.addEventListener(name, () => end("pointer"));
 
 const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-let down = false;
+const keys = {
+  "[": () => choose_radius(radius - 1), "-": () => choose_radius(radius - 1),
+  "]": () => choose_radius(radius + 1), "+": () => choose_radius(radius + 1),
+  b: () => choose_tool("brush"), f: () => choose_tool("fill"), a: fill_all, u: undo,
+};
 cursor.addEventListener("keydown", (event) => {
   const { key } = event;
   if ((event.ctrlKey || event.metaKey) && key.toLowerCase() === "z") { event.shiftKey ? redo() : undo(); }
   else if (event.ctrlKey || event.metaKey || event.altKey) return;
   else if (arrows[key]) {
     const step = event.shiftKey ? Math.max(1, size >> 4) : 1;
-    at = at.map((place, axis) => Math.max(0, Math.min(size - 1, place + step * arrows[key][axis])));
-    if (down && tool === "brush") apply(at);
+    at = at.map((place, axis) => clamp(place + step * arrows[key][axis], 0, size - 1));
+    if (painting === "key" && tool === "brush") apply(at);
   } else if (key === " " || key === "Enter") {
-    if (!event.repeat) { begin(); last = null; apply(at); down = true; }
+    if (!event.repeat) begin("key", at);
   } else if (key >= "1" && key <= "9") choose_label(Number(key) - 1);
-  else if (key === "[" || key === "-") choose_radius(radius - 1);
-  else if (key === "]" || key === "+") choose_radius(radius + 1);
-  else if (key === "b") choose_tool("brush");
-  else if (key === "f") choose_tool("fill");
-  else if (key === "a") fill_all();
-  else if (key === "u") undo();
+  else if (keys[key]) keys[key]();
   else return;
   event.preventDefault();
   by_keys = true;
   mark();
 });
-function release() {
-  if (!down) return;
-  down = false;
-  hand_over();
-}
-cursor.addEventListener("keyup", (event) => { if (event.key === " " || event.key === "Enter") release(); });
+cursor.addEventListener("keyup", (event) => { if (event.key === " " || event.key === "Enter") end("key"); });
 cursor.addEventListener("focus", () => { by_keys = cursor.matches(":focus-visible"); mark(); });
-cursor.addEventListener("blur", () => { release(); by_keys = false; mark(); });
+cursor.addEventListener("blur", () => { end("key"); by_keys = false; mark(); });
 
 find("undo").addEventListener("click", undo);
 find("redo").addEventListener("click", redo);
 find("all").addEventListener("click", fill_all);
-find("radius").max = Math.max(2, size >> 2);
+find("radius").max = max_radius;
 find("radius").addEventListener("input", (event) => choose_radius(Number(event.target.value)));
-for (const button of element.querySelectorAll("[data-tool]")) button.addEventListener("click", () => choose_tool(button.dataset.tool));
+for (const button of tools) button.addEventListener("click", () => choose_tool(button.dataset.tool));
 
 watch("value", () => {
   const found = decode(props.value);
-  if (!found) return hand_over();  // the page has only now set what it began with: nothing
-  begin();
+  if (!found) return commit();  // the initial, empty value of the page
+  remember();
   mask = found;
-  show();
-  hand_over();
+  commit();
 });
 
 let stored = null;
-try { stored = sessionStorage.getItem(value_key); } catch { /* as above */ }
+try { stored = sessionStorage.getItem(storage_key); } catch { /* see above */ }
 mask = decode(stored) ?? mask;
 choose_tool("brush");
 choose_radius(radius);
-show();
-hand_over();
+commit();

@@ -1,4 +1,4 @@
-// Buttons within cards: a press is told to the server, and focus finds its button again when the cards are new.
+// Buttons of cards: sends a press to the server, and restores the focus when the cards are replaced.
 let pressed = null;
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-number]");

@@ -1,11 +1,11 @@
-"""Pictures, lines and scripts as the page takes them."""
+"""Parts of the page: figures, status lines and scripts."""
 
 from __future__ import annotations
 
 import base64
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,41 +14,39 @@ from PIL import Image
 from steelgen.pages import render
 
 _SMALL_EDGE = 160
-"""Images up to this edge, px, are shown in hard pixels and without loss."""
+"""px; images up to this edge are lossless and shown without smoothing."""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""Options of gradio events that show no progress."""
 
 
 class Figure(NamedTuple):
-    """A picture and what stands below it."""
+    """An image with its caption."""
 
     source: str
-    """A data URI."""
+    """Data URI."""
     caption: str
     small: bool
-    """Its pixels are shown hard."""
+    """Whether to show it without smoothing."""
 
 
 def build_figure(image: NDArray[np.uint8], caption: str, exact: bool = False) -> Figure:
-    """An image (H, W) or (H, W, 3) for a template.
-
-    Args:
-        exact: without loss, though it is large.
-    """
+    """Builds a figure from an image (H, W) or (H, W, 3); `exact` encodes large images without loss, too."""
     small = max(image.shape[:2]) <= _SMALL_EDGE
     return Figure(encode_picture(Image.fromarray(image), "PNG" if small or exact else "JPEG"), caption, small)
 
 
 def encode_picture(picture: Image.Image, kind: str = "PNG") -> str:
-    """A picture as a data URI."""
+    """Encodes an image as a data URI."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, quality=88)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def show_status(text: str, bad: bool = False) -> str:
-    """One line below a form, as HTML."""
+    """Renders a status line; `bad` marks it as an error."""
     return render("studio_status.html", text=" ".join(text.split()), bad=bad)
 
 
 def load_script(name: str) -> str:
-    """One of the page's scripts."""
+    """Loads a script of the page."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -1,7 +1,9 @@
-"""The tab to watch a run on while it trains."""
+"""The Run tab: metrics and previews of a run folder during training."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,70 @@ from numpy.typing import NDArray
 from steelgen.data.images import load_image
 from steelgen.errors import InputError
 from steelgen.pages import render
-from steelgen.studio.pictures import Figure, build_figure, show_status
-from steelgen.studio.watching import RunView, fingerprint, read_run
+from steelgen.runs import RESULT_FILE, load_result, load_settings
+from steelgen.studio.pictures import QUIET, Figure, build_figure, show_status
+from steelgen.training.curves import load_points, plot_curves
 
 _EVERY_S = 5
 _SHOWN = ("loss", "val_loss", "kid", "copies", "images_per_second")
-_PREVIEWS = 4
-"""The newest so many are shown."""
+_NUM_PREVIEWS = 4
+
+
+@dataclass(frozen=True)
+class RunView:
+    """The state of a run."""
+
+    step: int
+    max_steps: int | None
+    """Number of steps of the run, if its config limits them."""
+    stopped_by: str | None
+    """Reason for the end of training; None while it runs, or if it was killed."""
+    latest: dict[str, float]
+    """Latest value of each metric."""
+    curves: NDArray[np.uint8] | None
+    """(H, W, 3) charts; None before the first metric."""
+    previews: list[Path]
+    """Previews in order of steps."""
+    copies: list[Path]
+    """Generated images next to the training images they copy, in order of steps; empty without copies."""
+
+
+def read_run(folder: Path) -> RunView:
+    """Reads the current state of a run folder.
+
+    Raises:
+        InputError: if it is not a run folder.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: not a run folder (no config.json)")
+    max_steps = load_settings(folder).train.max_steps
+    metrics = folder / "metrics.jsonl"
+    points = load_points(metrics) if metrics.is_file() else {}
+    return RunView(
+        step=max((max(values) for values in points.values()), default=0),
+        max_steps=max_steps,
+        stopped_by=load_result(folder).stopped_by if (folder / RESULT_FILE).is_file() else None,
+        latest={name: values[max(values)] for name, values in points.items() if name != "step"},
+        curves=plot_curves(points),
+        previews=sorted((folder / "previews").glob("step-*.png")),
+        copies=sorted((folder / "previews").glob("copies-*.png")),
+    )
+
+
+def fingerprint(folder: Path) -> str:
+    """Returns a text that changes with the result of `read_run`, without reading the files."""
+    paths = [folder / name for name in ("config.json", "metrics.jsonl", RESULT_FILE)]
+    paths += sorted((folder / "previews").glob("*.png"))
+    seen = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in paths if path.is_file()]
+    return json.dumps([str(folder), seen])
 
 
 def build_run_tab(run: Path | None, tab: gr.Tab) -> None:
-    """Adds the tab's content to the page that is being built.
+    """Adds the content of the tab to the page.
 
     Args:
-        run: the run folder that is shown at first.
-        tab: the tab, which is read anew each time it is chosen.
+        run: run folder to show first.
+        tab: the tab; selecting it reloads its content.
     """
     seen = gr.State("")
     with gr.Row():
@@ -37,48 +88,41 @@ def build_run_tab(run: Path | None, tab: gr.Tab) -> None:
     previews = gr.HTML(elem_id="previews", elem_classes="studio-cards")
     timer = gr.Timer(_EVERY_S)
 
-    def look(folder: str, seen: str) -> Any:
-        """Reads the run again where anything in it is new."""
+    def update(folder: str, before: str) -> Any:
         if not folder.strip():
-            return "", "", seen, show_status("name the folder of a run that trains or has trained")
+            return {curves: "", previews: "", status: show_status("enter a run folder")}
         path = Path(folder.strip()).expanduser()
         try:
             now = fingerprint(path)
-            if now == seen:
-                return gr.skip(), gr.skip(), seen, gr.skip()
+            if now == before:
+                return {seen: now}
             view = read_run(path)
-            charts = "" if view.curves is None else _show_curves(view.curves)
-            newest = [*view.copies[-1:], *view.previews[: -_PREVIEWS - 1 : -1]]
+            charts = ""
+            if view.curves is not None:
+                charts = render("studio_curves.html", figure=build_figure(view.curves, "training curves", exact=True))
+            newest = [*view.copies[-1:], *view.previews[: -_NUM_PREVIEWS - 1 : -1]]
             pictures = render("studio_previews.html", figures=[_load_figure(path) for path in newest])
         except (InputError, OSError) as error:
-            return "", "", "", show_status(str(error), bad=True)
-        return charts, pictures, now, show_status(_describe(view))
-
-    def look_anew(folder: str) -> Any:
-        return look(folder, "")
+            return {curves: "", previews: "", seen: "", status: show_status(str(error), bad=True)}
+        return {curves: charts, previews: pictures, seen: now, status: show_status(_describe(view))}
 
     outputs = [curves, previews, seen, status]
-    quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
     for event in (watch.click, folder.submit, tab.select):
-        event(look_anew, folder, outputs, **quiet)
-    timer.tick(look, [folder, seen], outputs, **quiet)
-
-
-def _show_curves(curves: NDArray[np.uint8]) -> str:
-    return render("studio_curves.html", figure=build_figure(curves, "by step", exact=True))
+        event(lambda folder: update(folder, ""), folder, outputs, **QUIET)
+    timer.tick(update, [folder, seen], outputs, **QUIET)
 
 
 def _load_figure(path: Path) -> Figure:
     kind, _, step = path.stem.partition("-")
-    text = f"{'drawn beside what it copies' if kind == 'copies' else 'preview'}, step {step.lstrip('0') or '0'}"
-    return build_figure(load_image(path), text, exact=True)
+    text = "generated images and the training images they copy" if kind == "copies" else "preview"
+    return build_figure(load_image(path), f"{text}, step {step.lstrip('0') or '0'}", exact=True)
 
 
 def _describe(view: RunView) -> str:
-    parts = [f"step {view.step:,}" + (f" of {view.last_step:,}" if view.last_step else "")]
+    parts = [f"step {view.step:,}" + (f" of {view.max_steps:,}" if view.max_steps else "")]
     parts += [f"{name} {view.latest[name]:.4g}" for name in _SHOWN if name in view.latest]
     if view.copies:
-        parts.append("it has begun to copy training images")
-    if view.ended_by:
-        parts.append(f"ended by {view.ended_by}")
+        parts.append("generated images copy training images")
+    if view.stopped_by:
+        parts.append(f"stopped by {view.stopped_by}")
     return " · ".join(parts)

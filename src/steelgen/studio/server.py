@@ -1,4 +1,4 @@
-"""The page as a whole, and who may see it."""
+"""The page as a web application, and access control."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from steelgen.studio.run_tab import build_run_tab
 from steelgen.studio.session import Studio
 
 LOOPBACK = ("127.0.0.1", "localhost")
-"""Addresses at which this machine alone is heard."""
+"""Addresses that only this machine can reach."""
 _COOKIE = "steelgen-studio"
 _MAX_UPLOAD = "64mb"
 
 
 def build_page(studio: Studio, folders: list[Path], run: Path | None) -> gr.Blocks:
-    """The three tabs.
+    """Builds the page with its three tabs.
 
     Args:
-        studio: what draws.
-        folders: offered to be browsed, besides the studio's own.
-        run: the run folder to watch at first.
+        folders: folders offered for browsing, besides the studio's own.
+        run: run folder to watch first.
     """
     requests = Requests()
-    # What has been uploaded and packed goes after a day.
+    # Deletes uploads and ZIPs after a day.
     with gr.Blocks(title="steelgen studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        about = f"{studio.path} · {studio.geometry.image_size} px · kept pairs go to {studio.out}"
+        size = studio.geometry.image_size
+        about = f"generator: {studio.path} ({size}x{size} px) · pairs are saved to {studio.out}"
         gr.HTML(f"<h1>steelgen studio</h1><p>{escape(about)}</p>", elem_classes="studio-head")
         with gr.Tabs():
             with gr.Tab("Paint"):
@@ -55,16 +55,14 @@ def build_page(studio: Studio, folders: list[Path], run: Path | None) -> gr.Bloc
 
 
 def build_app(page: gr.Blocks, token: str | None) -> FastAPI:
-    """The page as a web application; nothing of it comes from elsewhere.
+    """Builds the web application, which loads nothing from other hosts.
 
     Args:
-        page: see `build_page`.
-        token: what a visitor must bring, once, as ?token=…; None lets in all who ask for this machine by
-            a loopback name.
+        token: access token that a visitor must send once, as ?token=…; None admits every request to a loopback name.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     if token is None:
-        # Else any site that a browser shows could name itself 127.0.0.1 and read along.
+        # Prevents DNS rebinding: another site whose name resolves to 127.0.0.1 could read the page.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
     else:
         app.add_middleware(_TokenGate, token=token)
@@ -89,15 +87,15 @@ def build_app(page: gr.Blocks, token: str | None) -> FastAPI:
 
 
 def serve(app: FastAPI, host: str, port: int, opened: Callable[[str], None] = lambda address: None) -> None:
-    """Serves until it is interrupted.
+    """Serves the application until it is interrupted.
 
     Args:
-        host: address to listen at.
-        port: 0 takes any that is free.
-        opened: told the address once it can be visited.
+        host: address to listen on.
+        port: port to listen on; 0 takes any free port.
+        opened: called with the URL once the server is listening.
 
     Raises:
-        InputError: if the port cannot be had.
+        InputError: if the port is not available.
     """
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -105,32 +103,29 @@ def serve(app: FastAPI, host: str, port: int, opened: Callable[[str], None] = la
         raise InputError(f"{host}:{port}: {error.strerror or error}; choose another --port") from None
     shown = f"[{host}]" if ":" in host else host
     opened(f"http://{shown}:{listener.getsockname()[1]}")
-    # Browsers hold their streams open, which would keep it from ending.
+    # Browsers keep their streams open, so a graceful shutdown needs a timeout.
     uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run([listener])
 
 
 class _TokenGate:
-    """Lets in who brings the token in the address, and remembers it in a cookie that scripts cannot read."""
+    """Admits requests with the token in the URL, and stores it in a cookie that scripts cannot read."""
 
     def __init__(self, app: Any, token: str) -> None:
         self._app, self._token = app, token
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        is_request = scope["type"] in ("http", "websocket")
+        if not is_request or self._matches(HTTPConnection(scope).cookies.get(_COOKIE, "")):
             await self._app(scope, receive, send)
             return
-        if self._fits(HTTPConnection(scope).cookies.get(_COOKIE, "")):
-            await self._app(scope, receive, send)
-            return
-        brought = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         response: Response
-        if self._fits(brought):
+        if self._matches(parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]):
             response = RedirectResponse(scope["path"], 303)
             response.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
         else:
-            response = PlainTextResponse("steelgen studio: open the address that was printed, with its token\n", 401)
+            response = PlainTextResponse("steelgen studio: open the printed address, including its token\n", 401)
         MutableHeaders(raw=response.raw_headers)["Referrer-Policy"] = "no-referrer"
         await response(scope, receive, send)
 
-    def _fits(self, brought: str) -> bool:
-        return hmac.compare_digest(brought.encode(), self._token.encode())
+    def _matches(self, token: str) -> bool:
+        return hmac.compare_digest(token.encode(), self._token.encode())

@@ -1,17 +1,9 @@
-"""What the page does, without the page: a generator, perhaps the micrographs it has learned, a folder for what is kept.
-
-Usable from Python alone:
-
-    studio = Studio(Path("bundled:uhcs"), out=Path("kept"))
-    for drawn in studio.draw(studio.take_mask("bundled masks", 0), seeds=[0, 1]):
-        studio.keep([drawn])
-"""
+"""The studio without its page: a generator, its training micrographs, and a samples folder."""
 
 from __future__ import annotations
 
-import io
+import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +27,6 @@ from steelgen.sampling.formats import (
     LAYOUTS,
     Origin,
     build_row,
-    describe_models,
     describe_origin,
     hash_config,
     load_sampling,
@@ -48,30 +39,30 @@ from steelgen.sampling.masks import MaskSource, SourceMask, load_source_info
 from steelgen.sampling.sample import describe_folder, save_contact_sheet
 
 _SEARCH_SIZE = 32
-"""Edge at which neighbors are looked for, px, as in evaluation."""
+"""Edge of a crop in the copy search, px, as in evaluation."""
 _LAYOUT = LAYOUTS["folders"]
 
 
 class Cancelled(Exception):
-    """Drawing was cut short because nobody waits for it any more."""
+    """Sampling was cancelled."""
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The place in the training micrographs that an image is nearest to; see `evaluation.memorization.Match`."""
+    """The crop of the training micrographs nearest to an image; see `evaluation.copy_search.Match`."""
 
     image: NDArray[np.uint8]
-    """(S, S) or (S, S, 3), turned the way of the drawn image."""
+    """(S, S) or (S, S, 3), in the orientation of the generated image."""
     stem: str
     distance: float
-    """Root mean square, in gray levels."""
+    """Root mean square difference, in gray levels."""
     second_distance: float
     is_copy: bool
 
 
 @dataclass(frozen=True)
 class GeneratedPair:
-    """One drawn pair, with all that its row of metadata.jsonl needs."""
+    """A generated pair with the metadata of its row of metadata.jsonl."""
 
     image: NDArray[np.uint8]
     """(S, S) or (S, S, 3)."""
@@ -83,12 +74,16 @@ class GeneratedPair:
 
 
 class Studio:
-    """Draws for masks, one request after the other; safe to call from many threads.
+    """Generates images for masks, one at a time, and saves pairs; thread-safe.
 
     Args:
-        generator: a run folder, a checkpoint, an export or bundled:NAME.
-        dataset: the dataset folder that it was trained on, to take masks from and to look for copies in.
-        out: the folder of samples that pairs are kept in; made with the first of them.
+        generator: run folder, checkpoint, export or bundled:NAME.
+        dataset: dataset folder that the generator was trained on, for masks and for the copy search.
+        out: samples folder; created when the first pair is saved.
+
+    Attributes:
+        sources: mask sources by name; may be empty.
+        has_dataset: whether images are compared with training micrographs.
 
     Raises:
         InputError: if the generator, the dataset or the folder cannot be used.
@@ -99,10 +94,11 @@ class Studio:
         self.generator = prepare_generator(generator)
         self.info, self.geometry = self.generator.info, self.generator.geometry
         if not self.info.num_classes:
-            raise InputError(f"{generator}: was trained without masks; there is nothing to paint for it")
-        self._origin = describe_origin(self._configure(SolverSection(), 1))
-        self._drawing, self._keeping = Lock(), Lock()
-        self._sources = self._build_sources(dataset)
+            raise InputError(f"{generator}: was trained without masks; the studio needs a generator trained with masks")
+        self._origin = describe_origin(self._build_config(SolverSection()))
+        self._generating, self._saving = Lock(), Lock()
+        self.sources = self._build_sources(dataset)
+        self.has_dataset = dataset is not None
         self._search: CopySearch | None = None
         if dataset is not None:
             load_source_info(dataset, self.info)
@@ -110,28 +106,18 @@ class Studio:
             self._search = CopySearch(training, self.geometry, min(_SEARCH_SIZE, self.geometry.image_size))
         self._check_out()
 
-    @property
-    def sources(self) -> list[str]:
-        """What `take_mask` can take masks from; perhaps nothing."""
-        return list(self._sources)
-
-    @property
-    def knows_training(self) -> bool:
-        """Whether there are micrographs to look for copies in."""
-        return self._search is not None
-
-    def take_mask(self, source: str, number: int) -> SourceMask:
-        """Mask number `number` ≥ 0 of one of the `sources`, without ignored pixels; with its micrograph, if any.
+    def get_mask(self, source: str, number: int) -> SourceMask:
+        """Returns mask number `number` ≥ 0 of one of the `sources`, with ignored pixels set to class 0.
 
         Raises:
-            InputError: if there is no such source.
+            InputError: if the source does not exist.
         """
-        if source not in self._sources:
-            raise InputError(f"{source}: no such source of masks; there are: {', '.join(self._sources) or 'none'}")
-        taken = self._sources[source].draw(number)
-        return replace(taken, mask=np.where(taken.mask < self.info.num_classes, taken.mask, 0).astype(np.uint8))
+        if source not in self.sources:
+            raise InputError(f"{source}: unknown mask source, must be one of: {', '.join(self.sources) or '(none)'}")
+        found = self.sources[source].draw(number)
+        return replace(found, mask=np.where(found.mask < self.info.num_classes, found.mask, 0).astype(np.uint8))
 
-    def draw(
+    def generate(
         self,
         mask: SourceMask,
         seeds: Sequence[int],
@@ -139,25 +125,21 @@ class Studio:
         report: Callable[[int, int], None] = lambda done, total: None,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[GeneratedPair]:
-        """Draws one image a seed, each handed over as soon as it is there.
+        """Generates one image per seed and yields each as soon as it is finished.
 
         Args:
             mask: (image_size, image_size) class indices.
-            seeds: of the variants.
             guidance_scale: see `SolverSection`.
-            report: told (network evaluations done, expected: one a step of the solver), from any thread.
-            is_cancelled: asked before every evaluation.
+            report: called with (network evaluations done, expected: one per solver step), from any thread.
+            is_cancelled: called before every network evaluation.
 
         Raises:
-            Cancelled: as soon as `is_cancelled` says so.
+            Cancelled: if `is_cancelled` returns True.
         """
         solver = SolverSection(guidance_scale=guidance_scale)
-        settings = config_to_json(self._configure(solver, 1))
-        origin = replace(
-            self._origin,
-            config_sha256=hash_config(settings),
-            draw={**self._origin.draw, "solver": settings["solver"]},
-        )
+        settings = config_to_json(self._build_config(solver))
+        draw = {**self._origin.draw, "solver": settings["solver"]}
+        origin = replace(self._origin, config_sha256=hash_config(settings), draw=draw)
         done, total = 0, len(seeds) * solver.num_inference_steps
 
         def before_evaluation(*_: Any) -> None:
@@ -168,7 +150,7 @@ class Studio:
             done += 1
 
         for seed in seeds:
-            with self._drawing:
+            with self._generating:
                 networks = self.generator.networks.values()
                 hooks = [network.register_forward_pre_hook(before_evaluation) for network in networks]
                 try:
@@ -179,48 +161,38 @@ class Studio:
             yield GeneratedPair(image, mask, seed, origin, self._find_nearest(image))
         report(total, total)
 
-    def keep(self, pairs: Sequence[GeneratedPair]) -> list[str]:
-        """Adds pairs to the folder of samples, as `steelgen sample` writes them.
-
-        Returns:
-            Their file stems.
+    def save(self, pairs: Sequence[GeneratedPair]) -> list[str]:
+        """Adds pairs to the samples folder, in the format of `steelgen sample`, and returns their file stems.
 
         Raises:
-            InputError: if the folder is in use for anything else.
+            InputError: if the folder is in use for something else.
         """
-        with self._keeping:
+        with self._saving:
             self._check_out()
             return self._save(self.out, pairs)
 
-    def pack(self, pairs: Sequence[GeneratedPair]) -> bytes:
-        """A ZIP of a folder of samples with these pairs alone."""
-        buffer = io.BytesIO()
-        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            out = Path(folder) / "samples"
-            self._save(out, pairs)
-            for path in sorted(out.rglob("*")):
-                if path.is_file():
-                    archive.write(path, path.relative_to(out.parent))
-        return buffer.getvalue()
+    def build_zip(self, pairs: Sequence[GeneratedPair]) -> bytes:
+        """Builds a ZIP of a samples folder with only these pairs."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder) / "samples", pairs)
+            return Path(shutil.make_archive(f"{folder}/archive", "zip", folder, "samples")).read_bytes()
 
     def _save(self, out: Path, pairs: Sequence[GeneratedPair]) -> list[str]:
-        count, stems = 0, []
-        while _LAYOUT.sample_path(out, count).is_file():
-            count += 1
-        for drawn in pairs:
-            row = build_row(_LAYOUT, drawn.origin, count, drawn.seed, drawn.mask)
-            save_pair(out, _LAYOUT, row, drawn.mask, drawn.image, self.info)
-            stems.append(_LAYOUT.name_stem(count))
-            count += 1
-        solver = SolverSection.model_validate(pairs[-1].origin.draw["solver"])
-        config = self._configure(solver, count)
-        describe_folder(out, config, self.generator, describe_models(config, self._origin), 0, 1)
+        first = 0
+        while _LAYOUT.sample_path(out, first).is_file():
+            first += 1
+        for number, pair in enumerate(pairs, first):
+            row = build_row(_LAYOUT, pair.origin, number, pair.seed, pair.mask)
+            save_pair(out, _LAYOUT, row, pair.mask, pair.image, self.info)
+        count = first + len(pairs)
+        config = self._build_config(SolverSection.model_validate(pairs[-1].origin.draw["solver"]), count)
+        describe_folder(out, config, self.generator, self.generator.info, self._origin.models, 0, 1)
         save_rows(out, _LAYOUT, count)
         save_contact_sheet(out, _LAYOUT, count, self.info)
-        return stems
+        return [_LAYOUT.name_stem(number) for number in range(first, count)]
 
-    def _configure(self, solver: SolverSection, count: int) -> SampleConfig:
-        """What `steelgen sample` would be told to draw the folder: its masks are those that lie in it."""
+    def _build_config(self, solver: SolverSection, count: int = 1) -> SampleConfig:
+        """Builds the config of a `steelgen sample` run that would generate the folder from the masks in it."""
         masks = FolderMasks(folder=self.out / "labels")
         return SampleConfig(
             generator=self.path, output_dir=self.out, mask_source=masks, num_samples=count, batch_size=1, solver=solver
@@ -230,12 +202,12 @@ class Studio:
         if not (self.out / "sampling.json").is_file():
             check_output_free(self.out)
             return
-        own, begun = config_to_json(self._configure(SolverSection(), 1)), load_sampling(self.out).config.model_dump()
-        for key in ("mask_source", "generator"):
-            if begun.get(key) != own[key]:
-                raise InputError(f"{self.out}: holds samples with another {key}; name another folder to keep pairs in")
+        own, found = config_to_json(self._build_config(SolverSection())), load_sampling(self.out).config.model_dump()
+        different = [key for key in ("mask_source", "generator") if found.get(key) != own[key]]
         if load_dataset_info(self.out).class_names != self.info.class_names:
-            raise InputError(f"{self.out}: holds samples of other classes; name another folder to keep pairs in")
+            different.append("class_names")
+        if different:
+            raise InputError(f"{self.out}: contains samples with another {different[0]}; choose another folder (--out)")
 
     def _build_sources(self, dataset: Path | None) -> dict[str, MaskSource]:
         configs: dict[str, Any] = {}
@@ -249,10 +221,5 @@ class Studio:
         if self._search is None:
             return None
         match = self._search.find(image[None])[0]
-        return Nearest(
-            self._search.cut(match, self.geometry.image_size),
-            self._search.micrographs.stems[match.micrograph],
-            match.distance,
-            match.second_distance,
-            match.ratio < COPY_RATIO,
-        )
+        crop, stem = self._search.cut(match, self.geometry.image_size), self._search.micrographs.stems[match.micrograph]
+        return Nearest(crop, stem, match.distance, match.second_distance, match.ratio < COPY_RATIO)

@@ -1,1 +1,1 @@
-"""One writer a format: `write_X(out, info, pairs)`. `data.exporting` finds the pairs and tells where they come from."""
+"""One writer per format: `write_X(out, info, pairs)`; see `data.exporting`."""

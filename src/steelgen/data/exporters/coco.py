@@ -1,4 +1,4 @@
-"""COCO: TRAIN|VAL|TEST/NAME.png and annotations/instances_SPLIT.json, one object an island or instance."""
+"""COCO: SPLIT/NAME.png and annotations/instances_SPLIT.json, with one object per island or instance."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from steelgen.files import new_file
 
 
 class CocoImage(NamedTuple):
-    """One image of a COCO file."""
+    """An image of a COCO file."""
 
     file_name: str
     mask: NDArray[np.uint8]
     instances: NDArray[np.uint16] | None = None
     extra: dict[str, Any] = {}
-    """Further keys of its row."""
+    """Additional keys of its row."""
 
 
 def write_coco(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
-    """Writes a COCO file a split, see `save_coco`; each image's row says whether it is real or generated."""
+    """Writes one COCO file per split, with the provenance of each image; see `save_coco`."""
     for split, group in groupby(pairs, key=lambda pair: pair.item.split):
         save_coco(out / "annotations" / f"instances_{split}.json", info, _save_images(out / split, group))
 
@@ -44,14 +44,14 @@ def _save_images(folder: Path, pairs: Iterable[ExportPair]) -> Iterator[CocoImag
 
 
 def save_coco(path: Path, info: DatasetInfo, images: Iterable[CocoImage], **described: Any) -> None:
-    """Writes a COCO file: class 0 is the background, every island or instance of another class an object.
+    """Writes a COCO file: class 0 is the background, each island or instance of another class an object.
 
-    `segmentation` holds the outlines of an object's parts along their pixel borders, a hole joined to its outline by a
-    bridge of no width; `segmentation_rle` the same as uncompressed run lengths. Written as it goes, so that any number
-    of images takes the same memory.
+    `segmentation` contains the outlines of an object's parts along pixel borders, with zero-width bridges to holes, and
+    `segmentation_rle` the same as uncompressed run lengths. The file is streamed, so memory does not grow with the
+    number of images.
 
     Args:
-        described: the content of `info`, beside the description.
+        described: additional keys of `info`.
     """
     categories = [{"id": index, "name": name} for index, name in enumerate(info.class_names) if index > 0]
     with (
@@ -77,7 +77,7 @@ def save_coco(path: Path, info: DatasetInfo, images: Iterable[CocoImage], **desc
 
 
 def describe_region(region: Region) -> dict[str, Any]:
-    """A region as a COCO object, without ids."""
+    """Converts a region to a COCO object, without ids."""
     height, width = region.pixels.shape
     return {
         "category_id": region.class_index,

@@ -17,7 +17,7 @@ from steelgen.data.outlines import Region, iterate_regions
 
 
 def write_cvat(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
-    """Writes a polygon for every island, a mask for what a polygon of CVAT's cannot hold: holes and several parts.
+    """Writes a polygon per island, or a mask if it has holes or several parts, which CVAT's polygons do not support.
 
     Ignored pixels are labeled `__ignore__`; the subset of an image is its split.
     """
@@ -64,7 +64,7 @@ def _write_region(xml: XMLGenerator, region: Region, label: str) -> None:
     if len(rings) == 1:
         with _element(xml, "polygon", points=";".join(f"{x},{y}" for x, y in rings[0]), **shared):
             return
-    # CVAT's masks run along the rows of their box, background first.
+    # CVAT's masks are run lengths along the rows of their box, background first.
     changes = np.flatnonzero(np.diff(region.pixels.ravel().astype(np.int8), prepend=0))
     counts = np.diff(changes, prepend=0, append=region.pixels.size)
     height, width = region.pixels.shape

@@ -1,11 +1,11 @@
-"""Hugging Face datasets: an imagefolder, or Parquet files with images inside."""
+"""Hugging Face datasets: an imagefolder, or Parquet files that contain the images."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 def write_hf(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
     """Writes train/, validation/ and test/ with images/, masks/ and a metadata.jsonl that `datasets` reads.
 
-    Columns: image, mask, and where the pair comes from.
+    Columns: image, mask and provenance.
     """
     for split, group in groupby(pairs, key=lambda pair: pair.item.split):
         folder = out / _SPLITS[split]
@@ -38,7 +38,7 @@ def write_hf(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
 
 
 def write_parquet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
-    """Writes data/SPLIT-00000-of-00001.parquet with the PNGs of image and mask in it.
+    """Writes data/SPLIT-00000-of-00001.parquet with images and masks as PNG bytes.
 
     Raises:
         InputError: if pyarrow is not installed.
@@ -49,9 +49,9 @@ def write_parquet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> 
     except ImportError:
         raise InputError("parquet: needs pyarrow; pip install 'steelgen[parquet]'") from None
 
-    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    png = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     columns = {name: pyarrow.string() for name in ("name", "origin", "source", "parent", "generator", "model_sha256")}
-    types = {"image": picture, "mask": picture, **columns, "seed": pyarrow.int64()}
+    types = {"image": png, "mask": png, **columns, "seed": pyarrow.int64()}
     features: dict[str, Any] = {name: {"dtype": "string", "_type": "Value"} for name in columns}
     features |= {name: {"_type": "Image"} for name in ("image", "mask")}
     features["seed"] = {"dtype": "int64", "_type": "Value"}
@@ -61,25 +61,20 @@ def write_parquet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> 
     for split, group in groupby(pairs, key=lambda pair: pair.item.split):
         path = out / "data" / f"{_SPLITS[split]}-00000-of-00001.parquet"
         with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-            rows: list[dict[str, Any]] = []
-            for pair in group:
-                image, mask = io.BytesIO(), io.BytesIO()
-                Image.fromarray(pair.image).save(image, "PNG", compress_level=2)
-                Image.fromarray(pair.mask).save(mask, "PNG")
-                name = f"{pair.item.name}.png"
-                pictures = {
-                    "image": {"bytes": image.getvalue(), "path": name},
-                    "mask": {"bytes": mask.getvalue(), "path": name},
-                }
-                rows.append({**pictures, **_describe(pair)})
-                if len(rows) == _ROWS_AT_ONCE:
-                    writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-                    rows = []
-            if rows:
-                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+            rows = map(_encode, group)
+            while chunk := list(islice(rows, _ROWS_AT_ONCE)):
+                writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
+
+
+def _encode(pair: ExportPair) -> dict[str, Any]:
+    image, mask, name = io.BytesIO(), io.BytesIO(), f"{pair.item.name}.png"
+    Image.fromarray(pair.image).save(image, "PNG", compress_level=2)
+    Image.fromarray(pair.mask).save(mask, "PNG")
+    encoded = {"image": image, "mask": mask}
+    return {**{key: {"bytes": data.getvalue(), "path": name} for key, data in encoded.items()}, **_describe(pair)}
 
 
 def _describe(pair: ExportPair) -> dict[str, Any]:
     row = {key: value for key, value in pair.item.provenance.items() if key != "split"}
-    # One type a column: a seed is a number or null.
+    # A column has one type: seeds are integers or null.
     return {**row, "seed": row["seed"] if isinstance(row["seed"], int) else None}

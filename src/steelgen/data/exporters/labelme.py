@@ -1,4 +1,4 @@
-"""LabelMe: NAME.png and NAME.json beside it, a polygon a part of an island."""
+"""LabelMe: NAME.png and NAME.json, with one polygon per part of an island."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from steelgen.files import save_json
 
 
 def write_labelme(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
-    """Writes polygons whose holes are joined to the outline by a bridge; parts of one instance share a group_id.
+    """Writes polygons with bridges to holes; the parts of an instance share a group_id.
 
-    Ignored pixels are labeled `__ignore__`. The flags say which split an image is of, and whether it was generated.
+    Ignored pixels are labeled `__ignore__`. The flags contain the split, and whether the image was generated.
     """
     labels = label_classes(info)
     for pair in pairs:

@@ -17,24 +17,25 @@ from steelgen.files import save_json
 
 
 def write_nnunet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
-    """Writes train and val as training cases, told apart in splits_final.json, and test as imagesTs and labelsTs.
+    """Writes train and val as training cases, separated in splits_final.json, and test as imagesTs and labelsTs.
 
-    nnU-Net wants the label "ignore" to be the highest: ignore_index becomes num_classes.
+    ignore_index becomes num_classes: nnU-Net requires the label "ignore" to be the highest.
 
     Raises:
-        InputError: if gray and color images are mixed.
+        InputError: if there are gray and color images.
     """
     lookup = np.arange(256, dtype=np.uint8)
     lookup[info.ignore_index] = info.num_classes
     cases: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    channels: dict[int, Path] = {}
+    examples: dict[int, Path] = {}
     ignores = False
     for pair in pairs:
         item = pair.item
         folder = "Ts" if item.split == "test" else "Tr"
-        channels.setdefault(pair.image.ndim, item.image)
-        if len(channels) > 1:
-            raise InputError(f"{item.image}: nnunet cannot mix gray and color images ({channels[5 - pair.image.ndim]})")
+        path, ndim = item.pair.image, pair.image.ndim
+        examples.setdefault(ndim, path)
+        if len(examples) > 1:
+            raise InputError(f"{path}: nnunet cannot mix gray and color images ({examples[5 - ndim]})")
         save_micrograph(out / f"images{folder}" / f"{item.name}_0000.png", pair.image)
         (out / f"labels{folder}").mkdir(exist_ok=True)
         labels = lookup[pair.mask]
@@ -44,7 +45,7 @@ def write_nnunet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> N
     names = {"background": 0, **{name: index for index, name in enumerate(info.class_names) if index > 0}}
     if ignores:
         names["ignore"] = info.num_classes
-    channel_names = ["gray"] if 2 in channels else ["R", "G", "B"]
+    channel_names = ["gray"] if 2 in examples else ["R", "G", "B"]
     description = {
         "channel_names": {str(index): name for index, name in enumerate(channel_names)},
         "labels": names,
@@ -60,12 +61,12 @@ def write_nnunet(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> N
 
 
 def check_nnunet(out: Path, info: DatasetInfo) -> None:
-    """Raises InputError for what nnU-Net does not accept."""
+    """Raises an `InputError` if nnU-Net does not accept the folder name or the class names."""
     if not re.fullmatch(r"Dataset\d{3}_\w[\w-]*", out.name):
-        raise InputError(f"{out}: nnU-Net wants its folders called DatasetNNN_NAME, like Dataset042_steel")
+        raise InputError(f"{out}: nnU-Net requires a folder name DatasetNNN_NAME, such as Dataset042_steel")
     if info.num_classes < 2:
-        raise InputError(f"nnunet: {info.name} has no class but {info.class_names[0]!r}")
+        raise InputError(f"nnunet: {info.name} has only one class, {info.class_names[0]!r}")
     names = ["background", "ignore", *info.class_names[1:]]
     for name in info.class_names[1:]:
         if names.count(name) > 1:
-            raise InputError(f"nnunet: {info.name} has a class {name!r} that nnU-Net takes for another one")
+            raise InputError(f"nnunet: class name {name!r} of {info.name} is reserved by nnU-Net or occurs twice")

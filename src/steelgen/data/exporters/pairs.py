@@ -1,52 +1,48 @@
-"""What the writers are given: pairs with names that are theirs alone, and where each comes from."""
+"""Export items: pairs with unique names and their provenance."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.data.folder import DatasetInfo
+from steelgen.data.folder import DatasetInfo, Pair
 
 
 @dataclass(frozen=True)
 class ExportItem:
-    """A pair on disk."""
+    """A pair to export, on disk."""
 
     name: str
-    """File stem in the export; no two items share one."""
+    """Unique file stem in the export."""
     split: str
-    image: Path
-    mask: Path
-    instances: Path | None = None
-    folder: Path = Path()
-    """The dataset or samples folder that it lies in."""
-    generated: bool = False
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """Its row of metadata.jsonl."""
+    pair: Pair
+    folder: Path
+    """Dataset folder or samples folder of the pair."""
+    generated: bool
+    metadata: dict[str, Any]
+    """Row of metadata.jsonl."""
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where it comes from, in the columns of provenance.csv."""
+        """Origin of the pair, with the columns of provenance.csv."""
         row = self.metadata
         return {
             "name": self.name,
             "split": self.split,
             "origin": "generated" if self.generated else "real",
-            "source": self.image.relative_to(self.folder).as_posix(),
+            "source": self.pair.image.relative_to(self.folder).as_posix(),
             "parent": row.get("parent") or row.get("source_mask") or "",
-            "generator": row.get("generator", ""),
-            "model_sha256": row.get("model_sha256", ""),
-            "seed": row.get("seed", ""),
+            **{key: row.get(key, "") for key in ("generator", "model_sha256", "seed")},
         }
 
 
 @dataclass(frozen=True)
 class ExportPair:
-    """A pair that was read."""
+    """A decoded pair."""
 
     item: ExportItem
     image: NDArray[np.uint8]
@@ -57,14 +53,14 @@ class ExportPair:
 
 
 IGNORE_LABEL = "__ignore__"
-"""What pixels to ignore are labeled in formats of objects; `data import` knows it."""
+"""Label of ignored pixels in formats with objects; `data import` reads it."""
 
 
 def label_classes(info: DatasetInfo) -> dict[int, str]:
-    """Mask value → label of all that is drawn as objects: the classes but the background, and pixels to ignore."""
+    """Maps mask values to labels of objects: all classes except the background, and ignored pixels."""
     return dict(enumerate(info.class_names[1:], start=1)) | {info.ignore_index: IGNORE_LABEL}
 
 
 def color_classes(info: DatasetInfo) -> dict[int, tuple[int, int, int]]:
-    """Mask value → color (0-255) of what `label_classes` labels."""
+    """Maps the mask values of `label_classes` to colors (0-255)."""
     return dict(enumerate(info.palette[1:], start=1)) | {info.ignore_index: (255, 255, 255)}

@@ -1,4 +1,4 @@
-"""ImageJ and Fiji: SPLIT/NAME.png and SPLIT/NAME.zip with an ROI for every island."""
+"""ImageJ and Fiji: SPLIT/NAME.png and SPLIT/NAME.zip, with one ROI per island."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steelgen.data.outlines import Region, iterate_regions
 
 
 def write_roi(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
-    """Writes ROIs named CLASS-0001 …, of the class's group and color; composite where they have holes or parts."""
+    """Writes ROIs named CLASS-0001 …, with the group and color of the class; composite if they have holes or parts."""
     labels, colors = label_classes(info), color_classes(info)
     for pair in pairs:
         folder = out / pair.item.split
@@ -27,12 +27,12 @@ def write_roi(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None
                 roi.name = f"{labels[region.class_index]}-{number:04d}"
                 roi.group = region.class_index
                 roi.stroke_color = bytes((255, *colors[region.class_index]))
-                # Class names may hold what a file name may not.
+                # Class names may contain characters that file names must not.
                 archive.writestr(f"{number:04d}.roi", roi.tobytes())
 
 
 def build_roi(region: Region) -> Any:
-    """An ImageJ polygon along the region's pixel borders; a composite of paths where it has holes or parts."""
+    """Builds an ImageJ polygon along the pixel borders of a region, or a composite if it has holes or parts."""
     import roifile
 
     rings = region.trace_rings()

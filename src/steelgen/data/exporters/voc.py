@@ -14,7 +14,7 @@ from steelgen.data.instances import save_instances
 
 
 def write_voc(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
-    """Writes the masks as they are, 255 for ignored pixels, and instances where the dataset tells them apart."""
+    """Writes the masks, with 255 for ignored pixels, and the instance maps if there are any."""
     lookup = np.arange(256, dtype=np.uint8)
     lookup[info.ignore_index] = 255
     lists = out / "ImageSets" / "Segmentation"

@@ -1,4 +1,4 @@
-"""YOLO segmentation: images/SPLIT/, labels/SPLIT/NAME.txt with a polygon a line, data.yaml."""
+"""YOLO segmentation: images/SPLIT/, labels/SPLIT/NAME.txt with one polygon per line, data.yaml."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from steelgen.data.outlines import iterate_regions
 
 
 def write_yolo(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> None:
-    """Writes a line `class x y x y …` for every part of every island or instance, x and y as shares of the image.
+    """Writes a line `class x y x y …` per part of an island or instance, x and y relative to the image size.
 
-    YOLO's classes have no background: class 1 becomes 0. A hole is joined to its outline by a bridge of no width.
+    YOLO has no background class: class 1 becomes 0. Zero-width bridges join holes to outlines.
     """
     import yaml
 
@@ -34,7 +34,7 @@ def write_yolo(out: Path, info: DatasetInfo, pairs: Iterator[ExportPair]) -> Non
             text = "".join(line + "\n" for line in lines)
             (out / "labels" / split / f"{pair.item.name}.txt").write_text(text, encoding="utf-8")
     folders = {split: f"images/{split}" for split in SPLITS if split in splits}
-    # Ultralytics asks for a val, whatever there is.
+    # Ultralytics requires a val split.
     folders.setdefault("val", folders.get("test", folders.get("train", "")))
     names = dict(enumerate(info.class_names[1:]))
     description = yaml.safe_dump({**folders, "names": names}, allow_unicode=True, sort_keys=False)

@@ -1,51 +1,79 @@
 """COCO: polygons, uncompressed and compressed run lengths, crowds, several categories, several instances.
 
 One JSON file, or a folder with JSON files in it or in annotations/. Files named train, validation or test become
-splits. Where several other files name the same image, each file is an annotator. `area` and `bbox` are never read.
+splits. Other files with the same image are different annotators. `area` and `bbox` are not used.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation
-from steelgen.data.folder import DatasetInfo
+from pydantic import Field, StringConstraints
+
+from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation, join_annotators
 from steelgen.data.importers.options import ReadOptions
-from steelgen.data.importers.shapes import build_polygon_from_flat
-from steelgen.data.importers.sources import SPLIT_NAMES, ImageIndex, list_files, parent_of
+from steelgen.data.importers.shapes import build_polygon_from_flat, check_size
+from steelgen.data.importers.sources import SPLIT_NAMES, ImageIndex, build_set, error_location
 from steelgen.data.runlength import parse_counts
 from steelgen.errors import InputError
-from steelgen.files import load_json
+from steelgen.files import Record, load_json, parse_record
+
+_Id = Annotated[int, Field(strict=True)]
+_Name = Annotated[str, StringConstraints(strict=True, pattern=r"\S")]
+
+
+class _Category(Record):
+    id: _Id
+    name: _Name
+
+
+class _Image(Record, extra="ignore"):
+    id: _Id
+    file_name: _Name
+    height: Any = None
+    width: Any = None
+
+
+class _Region(Record, extra="ignore"):
+    id: Any = None
+    image_id: Any = None
+    category_id: Any = None
+    segmentation: Any = None
+    iscrowd: Any = None
+
+
+class _Document(Record):
+    categories: list[_Category]
+    images: list[_Image]
+    annotations: list[_Region]
 
 
 def read_coco(src: Path, options: ReadOptions) -> AnnotatedSet:
-    """Reads COCO annotations; background is class 0, the categories follow in the order of their ids.
-
-    Raises:
-        InputError: if a file is not COCO, an id is missing or occurs twice, a region cannot be read, or an image is
-            not there.
-    """
+    """Reads COCO annotations; background is class 0, followed by the categories in the order of their ids."""
     files = _list_json(src)
-    root = src if src.is_dir() else src.parent
-    documents = {path: load_json(path) for path in files}
-    documents = {path: values for path, values in documents.items() if len(files) == 1 or _looks_like_coco(values)}
+    contents = {path: load_json(path) for path in files}
+    documents = {
+        path: parse_record(values, _Document, str(path))
+        for path, values in contents.items()
+        if len(files) == 1 or (isinstance(values, dict) and values.keys() >= _Document.model_fields.keys())
+    }
     if not documents:
         raise InputError(f"{src}: no JSON file with images, annotations and categories")
     names = _collect_categories(documents)
-    # Annotation files also stand beside their images' folder: annotations/x.json, images/y.png.
-    if src.is_file() and root.name == "annotations":
-        root = root.parent
-    index = ImageIndex(root, list_files(root))
+    root = src if src.is_dir() else src.parent
+    # Annotation files may be beside the folder of their images: annotations/x.json, images/y.png.
+    index = ImageIndex(root.parent if src.is_file() and root.name == "annotations" else root, options.skip_missing)
     images: dict[Path, AnnotatedImage] = {}
-    for path, values in documents.items():
-        for image in _read_document(path, values, names, index, options):
-            images[image.path] = _join(images.get(image.path), image, path)
-    if not images:
-        raise InputError(f"{src}: names no images")
-    info = DatasetInfo(name=root.resolve().name, class_names=names)
-    return AnnotatedSet(info, sorted(images.values(), key=lambda image: (image.stem, str(image.path))))
+    for path, document in documents.items():
+        for image in _read_document(path, document, names, index):
+            first = images.get(image.path)
+            if first and path.stem in first.annotators:
+                raise InputError(f"{path}: image {image.path.name!r} occurs twice")
+            if first and (first.split or image.split):
+                raise InputError(f"{path}: image {image.path.name!r} is also in split {first.split!r}")
+            images[image.path] = join_annotators(first, image, path.stem)
+    return build_set(index.root, names, sorted(images.values(), key=lambda image: (image.stem, str(image.path))), src)
 
 
 def _list_json(src: Path) -> list[Path]:
@@ -60,140 +88,66 @@ def _list_json(src: Path) -> list[Path]:
     raise InputError(f"{src}: no JSON file in it or in its annotations/")
 
 
-def _looks_like_coco(values: Any) -> bool:
-    return isinstance(values, dict) and {"images", "annotations", "categories"} <= values.keys()
-
-
-def _collect_categories(documents: dict[Path, Any]) -> list[str]:
-    """Class names: background, then the categories; files may number theirs differently, so names are what counts."""
-    ordered: list[tuple[int, str]] = []
-    for path, values in documents.items():
-        ordered += sorted(
-            (_identity(category, path), _text(category, "name", path)) for category in _rows(values, "categories", path)
-        )
+def _collect_categories(documents: dict[Path, _Document]) -> list[str]:
+    """Collects class names: background, then the categories by name, since files may number them differently."""
     names = ["background"]
-    for _, name in ordered:
-        if name.lower() != "background" and name not in names:
-            names.append(name)
+    for document in documents.values():
+        for _, name in sorted((category.id, category.name) for category in document.categories):
+            if name.lower() != "background" and name not in names:
+                names.append(name)
     if len(names) > 255:
-        raise InputError(f"{next(iter(documents))}: {len(names)} classes; a mask holds 255")
+        raise InputError(f"{next(iter(documents))}: {len(names)} classes; the limit is 255")
     return names
 
 
-def _read_document(
-    path: Path, values: Any, names: list[str], index: ImageIndex, options: ReadOptions
-) -> list[AnnotatedImage]:
-    stem = path.stem.lower().removeprefix("instances_")
-    split = SPLIT_NAMES.get(stem)
-    hint = stem if split else ""
-    classes: dict[int, int] = {}
-    for category in _rows(values, "categories", path):
-        identity, name = _identity(category, path), _text(category, "name", path)
-        if identity in classes:
-            raise InputError(f"{path}: category id {identity} occurs twice")
-        classes[identity] = 0 if name.lower() == "background" else names.index(name)
+def _read_document(path: Path, document: _Document, names: list[str], index: ImageIndex) -> list[AnnotatedImage]:
+    split_name = path.stem.lower().removeprefix("instances_")
+    split = SPLIT_NAMES.get(split_name)
+    for kind, identities in (("category", document.categories), ("image", document.images)):
+        seen = set()
+        for each in identities:
+            if each.id in seen:
+                raise InputError(f"{path}: {kind} id {each.id} occurs twice")
+            seen.add(each.id)
+    classes = {
+        each.id: 0 if each.name.lower() == "background" else names.index(each.name) for each in document.categories
+    }
+    rows = {row.id: row for row in document.images}
     regions: dict[int, list[Annotation]] = {}
-    rows: dict[int, dict[str, Any]] = {}
-    for row in _rows(values, "images", path):
-        if (identity := _identity(row, path)) in rows:
-            raise InputError(f"{path}: image id {identity} occurs twice")
-        rows[identity] = row
-    for row in _rows(values, "annotations", path):
-        image_id, category_id = row.get("image_id"), row.get("category_id")
-        if not isinstance(image_id, int) or image_id not in rows:
-            raise InputError(f"{path}: annotation {row.get('id')!r:.40} has the unknown image_id {image_id!r:.40}")
-        if not isinstance(category_id, int) or category_id not in classes:
-            raise InputError(
-                f"{path}: annotation {row.get('id')!r:.40} has the unknown category_id {category_id!r:.40}"
-            )
-        try:
-            regions.setdefault(image_id, []).append(_read_region(row, classes[category_id], rows[image_id]))
-        except InputError as error:
-            raise InputError(f"{path}: annotation {row.get('id')!r:.40}: {error}") from None
+    for region in document.annotations:
+        with error_location(f"{path}: annotation {region.id!r:.40}"):
+            for key, known in (("image_id", rows), ("category_id", classes)):
+                if not isinstance(value := getattr(region, key), int) or value not in known:
+                    raise InputError(f"unknown {key} {value!r:.40}")
+            annotation = _read_region(region, classes[region.category_id], rows[region.image_id])
+            regions.setdefault(region.image_id, []).append(annotation)
     images = []
-    for image_id, row in rows.items():
-        name = _text(row, "file_name", path)
-        found = index.require(name, path, options.skip_missing, hint)
-        if found is None:
-            continue
-        images.append(
-            AnnotatedImage(
-                path=found,
-                stem=found.stem,
-                parent=parent_of(found.stem),
-                annotations=tuple(regions.get(image_id, ())),
-                split=split,
-                size=_size(row, path),
-            )
-        )
+    for row in document.images:
+        size = None
+        if row.height is not None or row.width is not None:
+            size = check_size(row.height, row.width, f"{path}: image id {row.id}")
+        if found := index.require(row.file_name, path, split_name if split else ""):
+            images.append(AnnotatedImage(found, annotations=tuple(regions.get(row.id, ())), split=split, size=size))
     return images
 
 
-def _read_region(row: dict[str, Any], class_index: int, image: dict[str, Any]) -> Annotation:
-    segmentation = row.get("segmentation")
-    is_instance = not row.get("iscrowd")
+def _read_region(region: _Region, class_index: int, image: _Image) -> Annotation:
+    segmentation, is_instance = region.segmentation, not region.iscrowd
     if isinstance(segmentation, list):
         polygons = tuple(build_polygon_from_flat(numbers) for numbers in segmentation)
         return Annotation(class_index, polygons, is_instance=is_instance)
     if not isinstance(segmentation, dict) or "counts" not in segmentation:
         raise InputError(f"segmentation is neither polygons nor run lengths: {segmentation!r:.60}")
-    stated, counts = segmentation.get("size"), segmentation["counts"]
+    counts = segmentation["counts"]
     if not isinstance(counts, list | str):
         raise InputError(f"counts are neither numbers nor text: {counts!r:.60}")
-    height, width = image.get("height"), image.get("width")
-    if not isinstance(height, int) or not isinstance(width, int) or stated != [height, width]:
+    height, width = image.height, image.width
+    if not isinstance(height, int) or not isinstance(width, int) or segmentation.get("size") != [height, width]:
         raise InputError(
-            f"run lengths of size {stated!r:.40}, but the image's height and width are {height!r:.40}, {width!r:.40}"
+            f"run lengths have size {segmentation.get('size')!r:.40}, but the image's height and width are "
+            f"{height!r:.40}, {width!r:.40}"
         )
     runs = parse_counts(counts)
     if runs.size and runs.sum(axis=1).max() > height * width:
         raise InputError(f"run lengths reach pixel {runs.sum(axis=1).max()} of {height * width}")
     return Annotation(class_index, runs=runs, is_instance=is_instance)
-
-
-def _join(first: AnnotatedImage | None, second: AnnotatedImage, path: Path) -> AnnotatedImage:
-    """Puts together what two files say about one image: they are two annotators."""
-    named = replace(
-        second,
-        annotations=tuple(replace(annotation, annotator=path.stem) for annotation in second.annotations),
-        annotators=(path.stem,),
-    )
-    if first is None:
-        return named
-    if path.stem in first.annotators:
-        raise InputError(f"{path}: the image {second.path.name!r} occurs twice")
-    if first.split or second.split:
-        raise InputError(f"{path}: the image {second.path.name!r} is also in the split {first.split!r}")
-    return replace(
-        first, annotations=first.annotations + named.annotations, annotators=first.annotators + named.annotators
-    )
-
-
-def _rows(values: Any, key: str, path: Path) -> list[dict[str, Any]]:
-    rows = values.get(key) if isinstance(values, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path}: {key!r} is missing or no list of objects")
-    return rows
-
-
-def _identity(row: dict[str, Any], path: Path) -> int:
-    identity = row.get("id")
-    if not isinstance(identity, int) or isinstance(identity, bool):
-        raise InputError(f"{path}: {identity!r:.40} is not an id (a whole number)")
-    return identity
-
-
-def _text(row: dict[str, Any], key: str, path: Path) -> str:
-    text = row.get(key)
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{path}: {key} is {text!r:.40}, not a name")
-    return text
-
-
-def _size(row: dict[str, Any], path: Path) -> tuple[int, int] | None:
-    height, width = row.get("height"), row.get("width")
-    if height is None and width is None:
-        return None
-    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
-        raise InputError(f"{path}: image id {row.get('id')} has height {height!r:.40} and width {width!r:.40}")
-    return height, width

@@ -1,15 +1,15 @@
-"""What the colors of masks mean: as told, by a legend file in the source, or by the few colors there are."""
+"""Classes of the colors in masks: as given, from a legend file in the source, or one class per color."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from steelgen.data.annotations import AnnotatedImage, Legend
+from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Legend
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.images import load_rgba
 from steelgen.data.importers.names import IGNORE_INDEX, collect_names, find_index, is_background
@@ -20,12 +20,12 @@ from steelgen.errors import InputError
 
 Color = tuple[int, int, int]
 _MAX_COLORS = 32
-"""More are hardly a legend."""
+"""Largest number of colors that can be classes without a legend."""
 _ENTRY = re.compile(r"\s*(?:#([0-9a-fA-F]{6})|(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3}))\s*=\s*([^,=]+?)\s*(?:,|$)")
 
 
 def parse_colors(text: str) -> tuple[tuple[Color, str], ...]:
-    """Reads `255,0,0=oxide,#00ff00=pore`.
+    """Parses `255,0,0=oxide,#00ff00=pore`.
 
     Raises:
         InputError: if it is anything else.
@@ -35,30 +35,26 @@ def parse_colors(text: str) -> tuple[tuple[Color, str], ...]:
     while position < len(text):
         match = _ENTRY.match(text, position)
         if match is None:
-            raise InputError(f"{text[position:]!r:.60} is not like 255,0,0=oxide or #ff0000=oxide")
+            raise InputError(f"{text[position:]!r:.60} must be like 255,0,0=oxide or #ff0000=oxide")
         channels = bytes.fromhex(match[1]) if match[1] else [int(match[index]) for index in (2, 3, 4)]
         colors.append((_check_color(channels, text), match[5]))
         position = match.end()
     return tuple(colors)
 
 
-def set_colors(
-    name: str, images: list[AnnotatedImage], src: Path, options: ReadOptions
-) -> tuple[DatasetInfo, list[AnnotatedImage]]:
-    """Gives images whose masks are in colors the legend that was told, that lies in `src`, or that their colors make.
+def build_colored_set(images: list[AnnotatedImage], src: Path, options: ReadOptions) -> AnnotatedSet:
+    """Builds a set of images with masks in colors; their legend is `options.colors`, a file in `src`, or their colors.
 
-    Where the classes are told and none is a background, what is not labeled is ignored.
+    If class names are given without a background, unlabeled pixels are ignored.
 
     Raises:
-        InputError: if a legend file cannot be read, a class is not among those told, or there are too many colors.
+        InputError: if a legend file is invalid, a class is not in the class names, or there are too many colors.
     """
-    found = options.colors or find_legend(src)
-    if not found:
-        found = _collect_colors(mask.path for image in images for mask in image.masks)
+    found = options.colors or find_legend(src) or _collect_colors(images)
     colors = [color for color, _ in found]
     for color in colors:
         if colors.count(color) > 1:
-            raise InputError(f"{src}: the legend has the color {','.join(map(str, color))} twice")
+            raise InputError(f"{src}: color {','.join(map(str, color))} is twice in the legend")
     names = collect_names(dict.fromkeys((label for _, label in found), src), options.class_names, ordered=True)
     if options.class_names and not any(is_background(label) for label in options.class_names):
         names = names[1:]
@@ -76,18 +72,18 @@ def set_colors(
         replace(image, masks=tuple(replace(mask, legend=legend, instances=None) for mask in image.masks))
         for image in images
     ]
-    return DatasetInfo(name=name, class_names=names, palette=palette), with_legend
+    return AnnotatedSet(DatasetInfo(name=src.resolve().name, class_names=names, palette=palette), with_legend)
 
 
 def find_legend(src: Path) -> tuple[tuple[Color, str], ...]:
-    """The legend in labelmap.txt (CVAT), label_colors.txt (CamVid) or class_dict.csv; empty where there is none."""
+    """Reads the legend in labelmap.txt (CVAT), label_colors.txt (CamVid) or class_dict.csv; empty without these."""
     if (path := src / "labelmap.txt").is_file():
         # label:color_rgb:parts:actions
         rows = [line.split(":") for line in read_lines(path) if line and not line.startswith("#")]
         return tuple((_check_color(row[1].split(",") if len(row) > 1 else (), path), row[0]) for row in rows)
     if (path := src / "label_colors.txt").is_file():
-        words = [line.split(None, 3) for line in read_lines(path) if line and not line.startswith("#")]
-        return tuple((_check_color(row[:3], path), row[-1]) for row in words)
+        rows = [line.split(None, 3) for line in read_lines(path) if line and not line.startswith("#")]
+        return tuple((_check_color(row[:3], path), row[-1]) for row in rows)
     if (path := src / "class_dict.csv").is_file():
         table = read_csv(path, ("name", "r", "g", "b"))
         return tuple((_check_color([row[key] for key in "rgb"], path), row["name"]) for _, row in table)
@@ -98,20 +94,20 @@ def _check_color(channels: Sequence[int | str] | bytes, where: object) -> Color:
     texts = [str(channel).strip() for channel in channels]
     numbers = [int(text) if text.isascii() and text.isdigit() and len(text) < 4 else -1 for text in texts]
     if len(numbers) != 3 or not all(0 <= number <= 255 for number in numbers):
-        raise InputError(f"{where}: {','.join(texts)!r:.40} is no color of three numbers from 0 to 255")
+        raise InputError(f"{where}: {','.join(texts)!r:.40} is not a color (three numbers from 0 to 255)")
     return numbers[0], numbers[1], numbers[2]
 
 
-def _collect_colors(paths: Iterable[Path]) -> tuple[tuple[Color, str], ...]:
-    """All colors of some masks: black, or where there is none the most frequent, is the background."""
+def _collect_colors(images: list[AnnotatedImage]) -> tuple[tuple[Color, str], ...]:
+    """Collects the colors of masks; the background is black, or else the most frequent color."""
     counts: dict[int, int] = {}
-    for path in paths:
+    for path in (mask.path for image in images for mask in image.masks):
         rgba = load_rgba(path).astype(np.int64)
         codes = (rgba[..., 0] << 16 | rgba[..., 1] << 8 | rgba[..., 2])[rgba[..., 3] > 0]
         for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
             counts[int(code)] = counts.get(int(code), 0) + int(count)
         if len(counts) > _MAX_COLORS:
-            raise InputError(f"{path}: masks of more than {_MAX_COLORS} colors; say what they mean by --colors")
+            raise InputError(f"{path}: masks with more than {_MAX_COLORS} colors need --colors")
     background = 0 if 0 in counts else max(counts, key=lambda code: counts[code], default=0)
     ordered = sorted(counts, key=lambda code: (code != background, code))
     return tuple(

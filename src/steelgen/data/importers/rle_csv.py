@@ -1,74 +1,55 @@
-"""Run lengths in a CSV: the Severstal competition's `ImageId,ClassId,EncodedPixels`, column by column, from 1."""
+"""Run lengths in a CSV: the Severstal competition's `ImageId,ClassId,EncodedPixels`, down the columns, 1-based."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from steelgen.data.annotations import AnnotatedImage, AnnotatedSet, Annotation
-from steelgen.data.folder import DatasetInfo
+from steelgen.data.importers.names import is_background
 from steelgen.data.importers.options import ReadOptions
-from steelgen.data.importers.sources import ImageIndex, list_files, parent_of, read_csv, read_csv_header
+from steelgen.data.importers.sources import ImageIndex, build_set, error_location, read_csv, read_csv_header
 from steelgen.data.runlength import parse_pairs
 from steelgen.errors import InputError
 
 
 def read_rle_csv(src: Path, options: ReadOptions) -> AnnotatedSet:
-    """Reads run lengths of images that lie below the CSV's folder.
+    """Reads a CSV, or the only such CSV in a folder; the images are below its folder.
 
-    `ImageId_ClassId,EncodedPixels` (`a.jpg_3`), the competition's older form, reads too. Empty EncodedPixels say that
-    the image holds nothing of the class. Images that the CSV does not name are read as all background. Each name in a
-    column `annotator`, where there is one, is an annotator.
-
-    Args:
-        src: the CSV, or a folder with one such CSV.
-
-    Raises:
-        InputError: if a column is missing, a row cannot be read, or an image is not there.
+    The older form `ImageId_ClassId,EncodedPixels` (`a.jpg_3`) is supported, too. Empty EncodedPixels mean no pixels of
+    the class. Images that are not in the CSV are all background. Each name in the column `annotator`, which is
+    optional, is an annotator.
     """
     table = _find_table(src)
-    paths = list_files(table.parent)
-    index = ImageIndex(table.parent, paths)
-    rows: dict[Path, list[Annotation]] = {path: [] for path in paths}
-    annotators: dict[Path, dict[str, None]] = {path: {} for path in paths}
+    index = ImageIndex(table.parent, options.skip_missing)
+    regions: dict[Path, list[Annotation]] = {path: [] for path in index.paths}
+    annotators: dict[Path, dict[str, None]] = {path: {} for path in index.paths}
     seen: set[tuple[Path, int, str]] = set()
-    chosen = tuple(name for name in options.class_names if name.lower() != "background")
-    highest = len(chosen) or 254
+    wanted = tuple(name for name in options.class_names if not is_background(name))
     columns = ("imageid", "classid") if "classid" in read_csv_header(table) else ("imageid_classid",)
     for number, row in read_csv(table, (*columns, "encodedpixels")):
-        try:
-            name, class_index = _read_name(row, columns, highest)
-            found = index.find(name)
-            if found is None:
-                if options.skip_missing:
-                    continue
-                raise InputError(f"no image {name!r:.120} below {table.parent} (--skip-missing leaves it out)")
-            annotator = row.get("annotator", "")
-            if (found, class_index, annotator) in seen:
-                raise InputError(f"a second row for {name!r:.120} and class {class_index}")
-            seen.add((found, class_index, annotator))
-            annotators[found][annotator] = None
-            if row["encodedpixels"] not in ("", "nan", "NaN"):
+        where = f"{table}:{number}"
+        with error_location(where):
+            name, class_index = _read_name(row, columns, highest=len(wanted) or 254)
+        found = index.require(name, where)
+        if found is None:
+            continue
+        annotator = row.get("annotator", "")
+        if (found, class_index, annotator) in seen:
+            raise InputError(f"{where}: a second row for {name!r:.120} and class {class_index}")
+        seen.add((found, class_index, annotator))
+        annotators[found][annotator] = None
+        if row["encodedpixels"] not in ("", "nan", "NaN"):
+            with error_location(where):
                 runs = parse_pairs(row["encodedpixels"])
-                # Runs mark all the class's objects together, not one.
-                rows[found].append(Annotation(class_index, runs=runs, annotator=annotator, is_instance=False))
-        except InputError as error:
-            raise InputError(f"{table}:{number}: {error}") from None
-    used = max((annotation.class_index for marked in rows.values() for annotation in marked), default=1)
-    names = chosen or tuple(f"class_{index}" for index in range(1, used + 1))
-    info = DatasetInfo(name=table.parent.resolve().name, class_names=["background", *names])
+            # A row contains all objects of a class, so it is not an instance.
+            regions[found].append(Annotation(class_index, runs=runs, annotator=annotator, is_instance=False))
+    used = max((region.class_index for found in regions.values() for region in found), default=1)
+    names = wanted or tuple(f"class_{index}" for index in range(1, used + 1))
     images = [
-        AnnotatedImage(
-            path=path,
-            stem=path.stem,
-            parent=parent_of(path.stem),
-            annotations=tuple(marked),
-            annotators=tuple(annotators[path]) or ("",),
-        )
-        for path, marked in rows.items()
+        AnnotatedImage(path, annotations=tuple(found), annotators=tuple(annotators[path]) or ("",))
+        for path, found in regions.items()
     ]
-    if not images:
-        raise InputError(f"{table.parent}: holds no images")
-    return AnnotatedSet(info, images)
+    return build_set(table.parent, ["background", *names], images)
 
 
 def _find_table(src: Path) -> Path:
@@ -82,7 +63,7 @@ def _find_table(src: Path) -> Path:
         if path.suffix.lower() == ".csv" and not path.name.startswith(".") and "encodedpixels" in read_csv_header(path)
     ]
     if len(found) != 1:
-        raise InputError(f"{src}: {len(found)} CSV files with a column EncodedPixels; there must be one, or name it")
+        raise InputError(f"{src}: has {len(found)} CSV files with EncodedPixels, expected 1; give the path of the file")
     return found[0]
 
 
@@ -91,6 +72,6 @@ def _read_name(row: dict[str, str], columns: tuple[str, ...], highest: int) -> t
         name, class_id = row["imageid"], row["classid"]
     else:
         name, _, class_id = row["imageid_classid"].rpartition("_")
-    if not (class_id.isascii() and class_id.isdigit()) or not 1 <= int(class_id) <= highest:
-        raise InputError(f"ClassId {class_id!r:.40} is not a whole number from 1 to {highest}")
+    if not (class_id.isascii() and class_id.isdigit() and len(class_id) < 10) or not 1 <= int(class_id) <= highest:
+        raise InputError(f"ClassId {class_id!r:.40} must be an integer from 1 to {highest}")
     return name, int(class_id)

@@ -1,21 +1,24 @@
-"""Finding and reading the files of a source folder, for all readers."""
+"""Files of a source folder: listing, lookup of images, and reading of text, CSV and XML."""
 
 from __future__ import annotations
 
 import csv
 import os
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from steelgen.data.folder import IMAGE_SUFFIXES
+from steelgen.data.annotations import AnnotatedImage, AnnotatedSet
+from steelgen.data.folder import IMAGE_SUFFIXES, DatasetInfo
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_text
 
-_TILE = re.compile(r"(?P<parent>.+)_(?P<x0>\d{1,7})_(?P<y0>\d{1,7})_(?P<x1>\d{1,7})_(?P<y1>\d{1,7})")
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -25,16 +28,35 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-"""What sources call their splits."""
+"""Split names in sources, and the splits they become."""
 _MAX_FIELD = 50_000_000
-"""Longest CSV field in characters; a polygon or a run-length code of a large micrograph is long."""
+"""Largest CSV field in characters; polygons and run lengths of large micrographs are long."""
+
+
+@contextmanager
+def error_location(where: object) -> Iterator[None]:
+    """Prefixes the message of an `InputError` with its location."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def build_set(
+    root: Path, class_names: list[str], images: Iterable[AnnotatedImage], origin: Path | None = None
+) -> AnnotatedSet:
+    """Builds a set with the name of its folder; raises an `InputError` at `origin`, or `root`, without images."""
+    found = list(images)
+    if not found:
+        raise InputError(f"{origin or root}: no annotated images found")
+    return AnnotatedSet(DatasetInfo(name=root.resolve().name, class_names=class_names), found)
 
 
 def list_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """All files below `root` with one of the suffixes, sorted; hidden files and folders are passed over.
+    """Lists all files below `root` with one of the suffixes, sorted; skips hidden files and folders.
 
     Raises:
-        InputError: if `root` is no folder or a file is a link out of it.
+        InputError: if `root` is not a folder, or a file is a link to outside of it.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
@@ -46,42 +68,55 @@ def list_files(root: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Pat
             if name.lower().endswith(wanted) and not name.startswith("."):
                 path = Path(folder, name)
                 if path.is_symlink() and not path.resolve().is_relative_to(home):
-                    raise InputError(f"{path}: is a link that leaves {root}")
+                    raise InputError(f"{path}: is a link to outside of {root}")
                 found.append(path)
     return sorted(found)
 
 
 def base_name(name: str) -> str:
-    """The last part of a path or URL as some machine wrote it, with / or \\."""
+    """Returns the last part of a path or URL of any platform, without its query."""
     return re.split(r"[\\/]", name.partition("?")[0])[-1]
 
 
-def parent_of(stem: str) -> str:
-    """The micrograph that a tile was cut from, by the name NAME_x0_y0_x1_y1; else the stem itself."""
-    match = _TILE.fullmatch(stem)
-    if match and int(match["x0"]) < int(match["x1"]) and int(match["y0"]) < int(match["y1"]):
-        return match["parent"]
-    return stem
+def leaves_archive(name: str) -> bool:
+    """Whether a path in an archive is absolute, names a drive, or contains `..`."""
+    parts = name.replace("\\", "/").split("/")
+    return not parts[0] or ":" in parts[0] or ".." in parts
 
 
 class ImageIndex:
-    """Images below a folder, found by base name."""
+    """Images below a folder, found by base name or by stem.
 
-    def __init__(self, root: Path, paths: Iterable[Path]) -> None:
+    Args:
+        root: folder of the images.
+        skip_missing: return None for missing images, instead of raising an error.
+        paths: image files; None means all below `root`.
+    """
+
+    def __init__(self, root: Path, skip_missing: bool = False, paths: Iterable[Path] | None = None) -> None:
         self.root = root
-        self._by_name: dict[str, list[Path]] = {}
-        for path in paths:
-            self._by_name.setdefault(path.name, []).append(path)
+        self.paths = list_files(root) if paths is None else list(paths)
+        self._skip_missing = skip_missing
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        for path in self.paths:
+            self._by_name[path.name].append(path)
+            self._by_stem[self.stem(path)].append(path)
+
+    @staticmethod
+    def stem(path: Path) -> str:
+        """Returns the file stem, without the .ome of an OME-TIFF."""
+        return path.stem.removesuffix(".ome")
 
     def find(self, name: str, hint: str = "") -> Path | None:
-        """The image that a source calls `name`; None where there is none.
+        """Finds an image by base name; None if it is missing.
 
         Args:
-            name: with or without folders in front.
-            hint: a folder name that decides between images of the same name (a split).
+            name: file name, with or without folders.
+            hint: folder name (such as a split) that selects one of several images with this name.
 
         Raises:
-            InputError: if several images fit equally well.
+            InputError: if several images match equally well.
         """
         paths = self._by_name.get(base_name(name), [])
         if len(paths) > 1:
@@ -90,65 +125,42 @@ class ImageIndex:
             paths = [path for path in paths if path.parent.parts[-len(wanted) or None :] == wanted] or paths
             paths = [path for path in paths if hint in path.parent.parts] or paths if hint else paths
         if len(paths) > 1:
-            raise InputError(f"{paths[0]}: {paths[1]} has the same name, and {name!r:.120} can mean either")
+            raise InputError(f"{paths[0]}: {paths[1]} has the same name; {name!r:.120} matches both")
         return paths[0] if paths else None
 
-    def require(self, name: str, where: object, skip_missing: bool, hint: str = "") -> Path | None:
-        """The image that a source calls `name`; None where there is none and that is no error. See `find`.
-
-        Args:
-            where: named in errors.
+    def find_stem(self, stem: str, near: Path) -> Path | None:
+        """Finds an image by stem, of several the one in the folder of `near`; None if it is missing.
 
         Raises:
-            InputError: if there is none, or several fit.
-        """
-        found = self.find(name, hint)
-        if found is None and not skip_missing:
-            raise InputError(f"{where}: no image {name!r:.120} below {self.root} (--skip-missing leaves it out)")
-        return found
-
-
-class StemIndex:
-    """Images below a folder, found by the stem of their name; that of an OME-TIFF is what stands before .ome.tif."""
-
-    def __init__(self, root: Path, paths: Iterable[Path]) -> None:
-        self.root = root
-        self._by_stem: dict[str, list[Path]] = {}
-        for path in paths:
-            self._by_stem.setdefault(self.stem(path), []).append(path)
-
-    @staticmethod
-    def stem(path: Path) -> str:
-        """What stands before the suffix of an image's name."""
-        return path.stem.removesuffix(".ome")
-
-    def find(self, stem: str, near: Path) -> Path | None:
-        """The image of a stem; of several the one in the folder of `near`; None where there is none.
-
-        Raises:
-            InputError: if several images fit equally well.
+            InputError: if several images match equally well.
         """
         paths = self._by_stem.get(stem.removesuffix(".ome"), [])
         if len(paths) > 1:
             paths = [path for path in paths if path.parent == near.parent] or paths
         if len(paths) > 1:
-            raise InputError(f"{near}: can belong to {paths[0]} as well as to {paths[1]}")
+            raise InputError(f"{near}: matches both {paths[0]} and {paths[1]}")
         return paths[0] if paths else None
 
-    def require(self, stem: str, near: Path, skip_missing: bool) -> Path | None:
-        """As `find`; None only where a missing image is no error.
+    def require(self, name: str, where: object, hint: str = "") -> Path | None:
+        """Finds an image by base name; None if it is missing and missing images are skipped.
 
         Raises:
-            InputError: if there is no image, or several fit.
+            InputError: names `where`; if there is no image or several match.
         """
-        found = self.find(stem, near)
-        if found is None and not skip_missing:
-            raise InputError(f"{near}: no image {stem!r:.120} below {self.root} (--skip-missing leaves it out)")
+        return self._require(self.find(name, hint), name, where)
+
+    def require_stem(self, stem: str, near: Path) -> Path | None:
+        """Finds an image by stem, like `require`; errors name `near`."""
+        return self._require(self.find_stem(stem, near), stem, near)
+
+    def _require(self, found: Path | None, name: str, where: object) -> Path | None:
+        if found is None and not self._skip_missing:
+            raise InputError(f"{where}: no image {name!r:.120} below {self.root} (--skip-missing skips it)")
         return found
 
 
 def find_only_file(src: Path, suffix: str) -> Path:
-    """`src` itself where it is a file, else the only file with a suffix below it.
+    """Returns `src` if it is a file, otherwise the only file with the suffix below it.
 
     Raises:
         InputError: if there is none, or several.
@@ -157,36 +169,34 @@ def find_only_file(src: Path, suffix: str) -> Path:
         return src
     found = list_files(src, (suffix,))
     if len(found) != 1:
-        raise InputError(f"{src}: {len(found)} {suffix[1:].upper()} files; there must be one, or name it")
+        raise InputError(f"{src}: has {len(found)} {suffix[1:].upper()} files, expected 1; give the path of the file")
     return found[0]
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without blanks at their ends.
-
-    Raises:
-        InputError: if the file is missing or no UTF-8 text.
-    """
+    """Reads the lines of a text file, without surrounding whitespace; see `load_text`."""
     return [line.strip() for line in load_text(path).splitlines()]
 
 
 def read_xml(path: Path) -> ElementTree.Element:
-    """Reads an XML file; one with a document type, whose entities could grow without end, is refused.
+    """Reads an XML file without a document type, whose entities could expand without limit.
 
     Raises:
         InputError: if the file is missing, not XML, or declares a document type.
     """
 
     def refuse(*declared: object) -> NoReturn:
-        raise InputError(f"{path}: declares a document type, which no annotation file needs")
+        raise InputError(f"{path}: declares a document type, which is not supported")
 
-    # An error in a handler stops this parser at once; ElementTree's goes on to the end of what it was given.
+    # This parser stops at an error in a handler, unlike ElementTree's.
     guard = expat.ParserCreate()
     guard.StartDoctypeDeclHandler = refuse
     try:
         data = path.read_bytes()
         guard.Parse(data, True)
         return ElementTree.fromstring(data)
+    except InputError:
+        raise
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such file") from None
     except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:
@@ -194,62 +204,52 @@ def read_xml(path: Path) -> ElementTree.Element:
 
 
 def read_csv_header(path: Path) -> list[str]:
-    """The column names of a CSV, lower case; empty for a file without text.
+    """Reads the column names of a CSV in lower case; empty for an empty file.
 
     Raises:
-        InputError: if the first line is no CSV header or names a column twice.
+        InputError: if the header is not valid CSV or has a column twice.
     """
-    with _open_text(path) as lines:
-        try:
-            first = lines.readline(1_000_000)
-            fields = next(csv.reader([first.rstrip("\r\n")], delimiter=_delimiter(first), strict=True), [])
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
-        except csv.Error as error:
-            raise InputError(f"{path}:1: {error}") from None
-    names = [name.strip().lower() for name in fields]
+    names = [name.strip().lower() for name in next(_iterate_csv(path), (1, []))[1]]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{path}:1: two columns are called {name!r:.60}")
+            raise InputError(f"{path}:1: two columns have the name {name!r:.60}")
     return names
 
 
 def read_csv(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """Reads a CSV with a header, separated by `;`, `,` or tabs, UTF-8 with or without a byte-order mark, any line ends.
+    """Reads a CSV with a header, separated by `;`, `,` or tabs, in UTF-8, with any line endings.
 
     Returns:
-        (line number, {column in lower case: text}) a row; empty lines are passed over.
+        (line number, {column in lower case: text}) of each row that is not empty.
 
     Raises:
-        InputError: if a column of `columns` is missing or a row has more or fewer fields than the header.
+        InputError: if one of `columns` is missing or a row and the header have different numbers of fields.
     """
-    csv.field_size_limit(_MAX_FIELD)
     header = read_csv_header(path)
     for column in columns:
         if column.lower() not in header:
             raise InputError(f"{path}:1: no column {column!r} (has: {', '.join(header)[:200]})")
     rows = []
-    with _open_text(path) as lines:
-        try:
-            first = lines.readline()
-            reader = csv.reader(lines, delimiter=_delimiter(first), strict=True)
-            for fields in reader:
-                number = reader.line_num + 1
-                if not any(field.strip() for field in fields):
-                    continue
-                if len(fields) != len(header):
-                    raise InputError(f"{path}:{number}: {len(fields)} fields, but the header has {len(header)}")
-                rows.append((number, {name: field.strip() for name, field in zip(header, fields, strict=True)}))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
-        except csv.Error as error:
-            raise InputError(f"{path}:{reader.line_num + 1}: {error}") from None
+    for number, fields in islice(_iterate_csv(path), 1, None):
+        texts = [field.strip() for field in fields]
+        if any(texts) and len(texts) != len(header):
+            raise InputError(f"{path}:{number}: has {len(texts)} fields, but the header has {len(header)}")
+        if any(texts):
+            rows.append((number, dict(zip(header, texts, strict=True))))
     return rows
 
 
-def _open_text(path: Path) -> TextIO:
-    return open(path, encoding="utf-8-sig", newline="")
-
-
-def _delimiter(header: str) -> str:
-    return max(";,\t", key=header.count)
+def _iterate_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line number, fields) of all rows, including the header."""
+    csv.field_size_limit(_MAX_FIELD)
+    with open(path, encoding="utf-8-sig", newline="") as lines:
+        try:
+            delimiter = max(";,\t", key=lines.readline(1_000_000).count)
+            lines.seek(0)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            for fields in reader:
+                yield reader.line_num, fields
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+        except csv.Error as error:
+            raise InputError(f"{path}:{reader.line_num}: {error}") from None

@@ -1,1 +1,1 @@
-"""The utility study: does generated data help a segmentation network on held-out real micrographs?"""
+"""The utility study: does generated data improve segmentation networks on held-out real micrographs?"""

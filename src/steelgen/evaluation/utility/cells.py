@@ -1,4 +1,4 @@
-"""The cells of a utility study: what they are called and where the finished ones lie."""
+"""Cells of a utility study: names and result files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steelgen.files import load_record
 
 @dataclass(frozen=True)
 class Cell:
-    """One code, one architecture, one seed: one network."""
+    """One network of a study: a code, an architecture and a seed."""
 
     code: DataCode
     architecture: str
@@ -22,12 +22,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As its file is called."""
+        """Stem of its file."""
         return f"{self.code.text}-{self.architecture.replace(':', '_')}-seed{self.seed}"
 
 
 def list_cells(config: UtilityConfig) -> list[Cell]:
-    """All cells, seed by seed, so that an unfinished study has whole seeds."""
+    """All cells, seed by seed, so that an unfinished study has complete seeds."""
     return [
         Cell(parse_code(code), architecture, seed)
         for seed in config.seeds
@@ -37,27 +37,22 @@ def list_cells(config: UtilityConfig) -> list[Cell]:
 
 
 def cell_path(output_dir: Path, cell: Cell) -> Path:
-    """Where a finished cell lies."""
+    """Path of the result of a finished cell."""
     return output_dir / "cells" / f"{cell.name}.json"
 
 
 def load_cell(output_dir: Path, cell: Cell, studies: Sequence[str]) -> CellResult | None:
-    """A finished cell; None where there is none.
-
-    Args:
-        output_dir: of the study.
-        cell: which one.
-        studies: hashes of the studies that it may belong to.
+    """Reads the result of a cell of any of `studies` (hashes); None if it is not finished.
 
     Raises:
-        InputError: if it is damaged, or was made by another config or from other data.
+        InputError: if the file is damaged, or from another config or other data.
     """
     path = cell_path(output_dir, cell)
     if not path.is_file():
         return None
     found = load_record(path, CellResult)
     if found.study not in studies:
-        raise InputError(f"{path}: was made by another config or from other data; remove it or name another folder")
+        raise InputError(f"{path}: from another config or other data; remove it or use another output folder")
     if (found.code, found.architecture, found.seed) != (cell.code.text, cell.architecture, cell.seed):
-        raise InputError(f"{path}: holds another cell: {found.code!r}, {found.architecture!r}, seed {found.seed}")
+        raise InputError(f"{path}: contains another cell: {found.code!r}, {found.architecture!r}, seed {found.seed}")
     return found

@@ -1,4 +1,4 @@
-"""The JSON files of a utility study: what is read of them again."""
+"""Reading of the JSON files of a utility study."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pydantic import Field, model_validator
 from steelgen.files import Record, load_record
 
 STUDY_FILE = "study.json"
-"""In a study's folder from its beginning: the config."""
+"""Config and data hashes, written when a study starts."""
 RESULT_FILE = "utility.json"
-"""In a study's folder once all cells are there."""
+"""Result, written when all cells are finished."""
 
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
 _Pixels = Annotated[int, Field(ge=0, lt=2**53)]
 _Iou = Annotated[float, Field(ge=0, le=1)]
 _Change = Annotated[float, Field(ge=-1, le=1)]
 _Interval = tuple[Annotated[float, Field(ge=-100, le=100)], Annotated[float, Field(ge=-100, le=100)]]
-"""Student's t of two seeds reaches far beyond what the mean can be."""
+"""Not limited to [0, 1]: Student's t interval of two seeds is very wide."""
 
 
 class StudyStart(Record):
-    """study.json."""
+    """The content of study.json."""
 
     study: str
     config: dict[str, Any]
     inputs: dict[str, Any] | None = None
-    """Digests of the data; not in studies of older versions."""
+    """Hashes of the data; missing from studies of older versions."""
     earlier: list[str] = []
-    """Hashes of the study before what was allowed to change."""
+    """Hashes of the study before allowed changes."""
 
 
 class _Test(Record):
@@ -47,7 +47,7 @@ class _Test(Record):
 
 
 class CellResult(Record):
-    """A file of cells/."""
+    """The content of a file in cells/."""
 
     study: str
     code: str
@@ -58,7 +58,7 @@ class CellResult(Record):
 
 
 class _Row(Record):
-    """Of the table of scores or differences."""
+    """A row of scores or differences."""
 
     code: str
     architecture: str
@@ -90,7 +90,7 @@ class _StudyConfig(Record):
 
 
 class StudyResult(Record):
-    """utility.json."""
+    """The content of utility.json, as far as it is read."""
 
     config: _StudyConfig
     class_names: list[str]
@@ -102,12 +102,12 @@ class StudyResult(Record):
     @model_validator(mode="after")
     def _check_classes(self) -> StudyResult:
         if any(len(score.class_iou) != len(self.class_names) for score in self.scores):
-            raise ValueError(f"scores: class_iou must hold {len(self.class_names)} values, one a class")
+            raise ValueError(f"scores: class_iou must have {len(self.class_names)} values, one per class")
         return self
 
 
 def load_study_start(output_dir: Path) -> StudyStart:
-    """Reads study.json of an output folder of `utility`.
+    """Reads study.json from an output folder of `utility`.
 
     Raises:
         InputError: if it is missing or damaged.
@@ -116,9 +116,9 @@ def load_study_start(output_dir: Path) -> StudyStart:
 
 
 def load_study_result(path: Path) -> dict[str, Any]:
-    """Reads utility.json of an output folder of `utility`, or the file itself.
+    """Reads utility.json from an output folder of `utility`, or the file itself.
 
     Raises:
-        InputError: if it is missing, as while cells are, or damaged.
+        InputError: if it is missing, as it is until all cells are finished, or damaged.
     """
     return load_record(path if path.suffix == ".json" else path / RESULT_FILE, StudyResult).model_dump()

@@ -1,4 +1,4 @@
-"""From the confusion matrices of a study's cells to means, differences and their 95 % intervals."""
+"""Mean scores, differences and 95 % intervals from the confusion matrices of a study."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_iou, compute_mean_iou
 
 POOLED = "pooled"
-"""The row that averages over them."""
+"""Architecture name in rows that average over architectures."""
 FEW_IMAGES, FEW_SEEDS = 10, 3
-"""Below these a bootstrap interval is known to be too narrow."""
+"""Bootstrap intervals of fewer are too narrow."""
 
 
 def summarize(
@@ -23,16 +23,16 @@ def summarize(
     counts: Mapping[str, tuple[int, int]],
     num_bootstrap: int,
 ) -> dict[str, Any]:
-    """Means of every code, and differences to training on the same real micrographs alone.
+    """Computes scores of every code, and differences to training on the same real micrographs alone.
 
     Args:
-        confusions: (S, N, C, C) pixels of each seed and test micrograph, by code and architecture; one order for all.
-        counts: real micrographs and generated pairs of every code.
-        num_bootstrap: resamples behind the interval of a difference.
+        confusions: (S, N, C, C) pixels of each seed and test micrograph, in one order, by code and architecture.
+        counts: number of real micrographs and of generated pairs of every code.
+        num_bootstrap: resamples per interval of a difference.
 
     Returns:
-        JSON values: `scores`, one row a code and architecture, and `differences`, one a code with a baseline and
-        architecture; both with a row that pools the architectures.
+        JSON values: `scores`, one row per code and architecture, and `differences`, one per code with a baseline and
+        architecture; both with pooled rows.
     """
     architectures = list(dict.fromkeys(architecture for _, architecture in confusions))
     scores, differences = [], []
@@ -40,20 +40,17 @@ def summarize(
         stack = np.stack([confusions[code, architecture] for architecture in architectures])
         row = {"code": code, "num_real": num_real, "num_generated": num_generated}
         scores += [{**row, **score} for score in _score(stack, architectures)]
-        baseline = find_baseline(code, counts)
-        if baseline is None:
-            continue
-        control = np.stack([confusions[baseline, architecture] for architecture in architectures])
-        for difference in _compare(stack, control, architectures, num_bootstrap):
-            differences.append({**row, "baseline": baseline, **difference})
+        if (baseline := find_baseline(code, counts)) is not None:
+            control = np.stack([confusions[baseline, architecture] for architecture in architectures])
+            compared = _compare(stack, control, architectures, num_bootstrap)
+            differences += [{**row, "baseline": baseline, **difference} for difference in compared]
     return to_json({"scores": scores, "differences": differences})
 
 
 def find_baseline(code: str, counts: Mapping[str, tuple[int, int]]) -> str | None:
-    """The code that trains on the same real micrographs alone; for one without real micrographs, on most of them.
+    """The code with the same real micrographs and no generated pairs; for R000, the one with the most micrographs.
 
-    Returns:
-        None for a code that is itself without generated pairs, or where there is no such code.
+    None for a code without generated pairs, or if there is no such code.
     """
     num_real, num_generated = counts[code]
     if num_generated == 0:
@@ -65,7 +62,7 @@ def find_baseline(code: str, counts: Mapping[str, tuple[int, int]]) -> str | Non
 
 
 def t_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """95 % interval of the mean of (S,) independent values by Student's t; None for a single one."""
+    """95 % interval of the mean of (S,) independent values by Student's t; None for a single value."""
     if len(values) < 2:
         return None
     half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
@@ -75,21 +72,19 @@ def t_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
 def bootstrap_differences(
     treated: NDArray[np.int64], control: NDArray[np.int64], num_resamples: int, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Resampled differences of the mean IoU between two codes, paired over seeds and test micrographs.
+    """Resampled differences in mIoU between two codes, paired over seeds and test micrographs.
 
-    Seeds and micrographs are crossed, so each resample draws both with replacement, independently, and takes the same
-    draw for both codes and for all architectures (the pigeonhole bootstrap; Owen 2007, doi 10.1214/07-AOAS122). The
-    IoUs come from the summed matrices of the drawn micrographs, then the differences are averaged over the drawn
-    seeds. Architectures are not drawn: the study is about these.
+    Seeds and micrographs are crossed: each resample draws both independently with replacement, the same for both codes
+    and all architectures (the pigeonhole bootstrap; Owen 2007, doi 10.1214/07-AOAS122). IoUs are computed from the
+    summed matrices of the resampled micrographs, and differences averaged over the resampled seeds. Architectures are
+    fixed effects and not resampled.
 
     Args:
         treated: (A, S, N, C, C) of the code with generated pairs.
-        control: the same shape, of its baseline.
-        num_resamples: resamples D.
-        seed: of the draws.
+        control: same shape, of its baseline.
 
     Returns:
-        (D, A).
+        (num_resamples, A).
     """
     _, num_seeds, num_images = treated.shape[:3]
     rng = np.random.default_rng(seed)
@@ -102,24 +97,22 @@ def bootstrap_differences(
 
 
 def find_warnings(num_seeds: int, num_test: int) -> list[str]:
-    """What a reader must know before believing the intervals."""
+    """Warnings about too few seeds or test micrographs."""
     warnings = []
     if num_test < FEW_IMAGES:
         warnings.append(
-            f"{num_test} test micrographs: intervals are too narrow below about {FEW_IMAGES}, and another choice of "
-            "test micrographs may turn the result"
+            f"{num_test} test micrographs: below about {FEW_IMAGES} the intervals are too narrow, and other test "
+            "micrographs may reverse the result"
         )
     if num_seeds < FEW_SEEDS:
-        warnings.append(f"{num_seeds} seed{'s' * (num_seeds > 1)}: at least {FEW_SEEDS} are needed to see the spread")
+        warnings.append(
+            f"{num_seeds} seed{'s' * (num_seeds > 1)}: at least {FEW_SEEDS} are needed to estimate the spread"
+        )
     return warnings
 
 
 def _score(stack: NDArray[np.int64], architectures: Sequence[str]) -> list[dict[str, Any]]:
-    """Scores of one code: a row an architecture and one for all.
-
-    Args:
-        stack: (A, S, N, C, C).
-    """
+    """Scores of one code from (A, S, N, C, C): a row per architecture and the pooled one."""
     whole = stack.sum(axis=2)  # (A, S, C, C)
     mean_iou = compute_mean_iou(whole)  # (A, S)
     image_iou = np.nanmean(compute_mean_iou(stack), axis=2)  # (A, S)
@@ -146,7 +139,7 @@ def _score(stack: NDArray[np.int64], architectures: Sequence[str]) -> list[dict[
 def _compare(
     treated: NDArray[np.int64], control: NDArray[np.int64], architectures: Sequence[str], num_bootstrap: int
 ) -> list[dict[str, Any]]:
-    """Differences of one code to its baseline: a row an architecture and one for all."""
+    """Differences of one code to its baseline: a row per architecture and the pooled one."""
     difference = compute_mean_iou(treated.sum(axis=2)) - compute_mean_iou(control.sum(axis=2))  # (A, S)
     draws = bootstrap_differences(treated, control, num_bootstrap)  # (D, A)
     rows = [(name, difference[index], draws[:, index]) for index, name in enumerate(architectures)]

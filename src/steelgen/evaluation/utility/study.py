@@ -1,4 +1,4 @@
-"""`utility`: codes × architectures × seeds, cell by cell, and what they say together."""
+"""`utility`: a study of codes × architectures × seeds, cell by cell."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from steelgen.runs import describe_environment
 from steelgen.shards import Shard
 
 _FREE_KEYS = ("output_dir", "codes", "architectures", "seeds", "num_bootstrap", "device")
-"""Config keys by which no cell changes: codes, architectures and seeds may be added to a study."""
+"""Config keys that change no cell; codes, architectures and seeds may be added to a study."""
 
 
 def utility(
@@ -45,18 +45,17 @@ def utility(
     allow_changed: Sequence[str] = (),
     report_cells: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any] | None:
-    """Runs the cells that are missing; when all are there, gathers them into utility.json and utility.html.
+    """Runs the missing cells and, when all are finished, gathers them into utility.json and utility.html.
 
-    Every finished cell is a file of its own under cells/, so a study that was stopped goes on with the next one, and
-    any number of shards may run at once on all machines that share the folder.
+    Every finished cell is a file in cells/, so a stopped study resumes with the next one, and shards may run at once on
+    all machines that share the folder.
 
     Args:
-        config: see `UtilityConfig`.
         report: called with a line when a cell is finished.
-        report_cells: called with (cells done, cells in all).
-        shard: run this part of the cells alone; the one that finishes last gathers.
-        allow_changed: fields and sections of the config that may differ from those the study was begun with; `dataset`
-            and `generated` also stand for what lies there. Cells that are done stay.
+        shard: runs only this part of the cells; the last one to finish gathers.
+        allow_changed: config fields and sections that may differ from those of the started study; `dataset` and
+            `generated` include their data. Finished cells are kept.
+        report_cells: called with (cells done, total cells).
 
     Returns:
         The content of utility.json; None while cells of other shards are missing.
@@ -68,8 +67,14 @@ def utility(
     config = config.model_copy(update={"mixed_precision": precision})
     data = load_study(config)
     for name in config.architectures:
-        # A missing package shows now, not when the first networks have been trained.
-        build_architecture(name, data.geometry.in_channels, data.info.num_classes, config.training.base_channels)
+        # A missing package is reported before any network is trained.
+        build_architecture(
+            name,
+            data.geometry.in_channels,
+            data.info.num_classes,
+            config.training.base_channels,
+            config.training.weights,
+        )
     studies = _open_study(config, data, allow_changed)
     cells = list_cells(config)
     mine = shard.indices(len(cells)) if shard else range(len(cells))
@@ -88,15 +93,12 @@ def utility(
 
 
 def gather(config: UtilityConfig, data: StudyData, studies: Sequence[str]) -> dict[str, Any] | None:
-    """Writes utility.json and utility.html if every cell is there; returns the content of the former, else None.
+    """Writes utility.json and utility.html and returns the content of the former; None while cells are missing.
 
-    Args:
-        config: of the study.
-        data: of the study.
-        studies: see `load_cell`; the first is the present one.
+    Cells may be of any of `studies` (hashes), the first of which is the current one.
 
     Raises:
-        InputError: if a cell was tested on other micrographs than the others.
+        InputError: if a cell was tested on other micrographs.
     """
     from steelgen.evaluation.utility.study_page import save_report
 
@@ -108,15 +110,15 @@ def gather(config: UtilityConfig, data: StudyData, studies: Sequence[str]) -> di
     shape = (len(data.test), data.info.num_classes, data.info.num_classes)
     for cell, place in zip(cells, wanted, strict=True):
         if (measured := np.shape(cell.test.confusion)) != shape:
-            raise InputError(f"{cell_path(config.output_dir, place)}: test.confusion: is {measured}, not {shape}")
+            raise InputError(f"{cell_path(config.output_dir, place)}: test.confusion: shape {measured}, not {shape}")
     older = [cell for cell in cells if cell.study != studies[0]]
     for cell in older:
         if cell.test.micrographs != data.test.stems:
             raise InputError(
-                f"{config.output_dir}: cell {cell.code}, {cell.architecture}, seed {cell.seed} was tested on "
-                "other micrographs, so it cannot be compared; remove it from cells/"
+                f"{config.output_dir}: cell {cell.code}, {cell.architecture}, seed {cell.seed} was tested on other "
+                "micrographs and cannot be compared; remove it from cells/"
             )
-    mixed = [f"{len(older)} of {len(cells)} cells were made before {CHANGES_FILE} tells of changes"] if older else []
+    mixed = [f"{len(older)} of {len(cells)} cells are older than the changes in {CHANGES_FILE}"] if older else []
     confusions = {
         (code, architecture): np.array(
             [cell.test.confusion for cell in cells if (cell.code, cell.architecture) == (code, architecture)]
@@ -144,20 +146,20 @@ def gather(config: UtilityConfig, data: StudyData, studies: Sequence[str]) -> di
 
 
 def hash_study(config: UtilityConfig, data: StudyData) -> str:
-    """What all cells of a study have in common, as a hash: settings and pixels."""
-    decisive = json.dumps([_select_decisive(config_to_json(config)), data.compute_hash()], sort_keys=True)
-    return hashlib.sha256(decisive.encode()).hexdigest()[:32]
+    """Hash of the settings and pixels that all cells of a study share."""
+    shared = json.dumps([_drop_free(config_to_json(config)), data.compute_hash()], sort_keys=True)
+    return hashlib.sha256(shared.encode()).hexdigest()[:32]
 
 
-def _select_decisive(settings: dict[str, Any]) -> dict[str, Any]:
+def _drop_free(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _FREE_KEYS}
 
 
 def _open_study(config: UtilityConfig, data: StudyData, allow_changed: Sequence[str]) -> list[str]:
-    """Starts an output folder, or checks that the one present belongs to the same study.
+    """Creates the output folder, or checks that an existing one is of the same study.
 
     Returns:
-        The hashes of the studies whose cells count: of this one first, then of what it goes on from.
+        Hashes of the studies whose cells are used: this one, then the same before allowed changes.
     """
     path, settings, study = config.output_dir / STUDY_FILE, config_to_json(config), hash_study(config, data)
     inputs = data.describe_inputs()
@@ -167,22 +169,19 @@ def _open_study(config: UtilityConfig, data: StudyData, allow_changed: Sequence[
             with new_folder(config.output_dir) as working:
                 save_json(working / STUDY_FILE, described)
         except (InputError, OSError):
-            # Another shard may have begun it at this very moment.
+            # Another shard may have created it at the same time.
             if not path.is_file():
                 raise
-    begun = load_study_start(config.output_dir)
-    known = begun.inputs
-    written = refresh_config(begun.config, UtilityConfig)
+    start = load_study_start(config.output_dir)
     changes = [
-        *list_known_changes(known or {}, inputs),
-        *list_changes(_select_decisive(written), _select_decisive(settings)),
+        *list_known_changes(start.inputs or {}, inputs),
+        *list_changes(_drop_free(refresh_config(start.config, UtilityConfig)), _drop_free(settings)),
     ]
-    if known is None and not changes and begun.study != study:
-        raise InputError(f"{config.output_dir}: holds a study of other data; name another folder or remove it")
+    if start.inputs is None and not changes and start.study != study:
+        raise InputError(f"{config.output_dir}: contains a study of other data; use another folder or remove it")
     refuse_changes(config.output_dir, changes, allow_changed)
     note_changes(config.output_dir, changes)
-    earlier = [found for found in (begun.study, *begun.earlier) if found != study]
-    described = {**described, "earlier": earlier}
-    if (begun.study, begun.inputs, begun.earlier, begun.config) != (study, inputs, earlier, settings):
-        save_json(path, described)
+    earlier = [found for found in (start.study, *start.earlier) if found != study]
+    if (start.study, start.inputs, start.earlier, start.config) != (study, inputs, earlier, settings):
+        save_json(path, {**described, "earlier": earlier})
     return [study, *earlier]

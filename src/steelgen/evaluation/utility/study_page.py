@@ -1,4 +1,4 @@
-"""utility.html, utility.json and the data-fraction curve: what a study says, on one page."""
+"""utility.html and the data-fraction curve: the page of a utility study."""
 
 from __future__ import annotations
 
@@ -12,36 +12,28 @@ from markupsafe import Markup
 
 from steelgen.charts import Curve, plot_chart, plot_intervals, plot_pixels
 from steelgen.data.images import save_image
-from steelgen.evaluation.figures import CLASSES_ABREAST
+from steelgen.evaluation.figures import CLASSES_PER_TABLE
 from steelgen.evaluation.utility.results import RESULT_FILE
 from steelgen.evaluation.verdict import judge_differences
 from steelgen.files import new_file, save_json
 from steelgen.pages import render, show_number
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-"""Of the curves: real micrographs alone, then one a number of generated pairs."""
+"""Curve colors: real micrographs alone, then one per number of generated pairs."""
 
 
 def save_report(output_dir: Path, result: dict[str, Any]) -> None:
-    """Writes utility.html, data_fraction.png where there is a curve, and utility.json as the last."""
-    charts = list_curves(result["scores"])
-    if charts:
-        pictures = [plot_pixels(name, x, curves, "real micrographs") for name, x, curves in charts]
-        save_image(output_dir / "data_fraction.png", np.hstack(pictures))
+    """Writes utility.html, data_fraction.png if there is a curve, and finally utility.json."""
+    if charts := list_curves(result["scores"]):
+        images = [plot_pixels(name, x, curves, "real micrographs") for name, x, curves in charts]
+        save_image(output_dir / "data_fraction.png", np.hstack(images))
     with new_file(output_dir / "utility.html") as working:
         working.write_text(build_utility_page(result), encoding="utf-8")
     save_json(output_dir / RESULT_FILE, result)
 
 
 def build_utility_page(result: dict[str, Any]) -> str:
-    """The page of a study.
-
-    Args:
-        result: the content of utility.json.
-
-    Returns:
-        HTML without anything from outside.
-    """
+    """Builds the page of a study as self-contained HTML from the content of utility.json."""
     return render(
         "study.html",
         title="Does generated data help?",
@@ -52,7 +44,7 @@ def build_utility_page(result: dict[str, Any]) -> str:
 
 
 def build_utility_section(result: dict[str, Any]) -> Markup:
-    """Differences, scores and curves of a study, as a part of a page."""
+    """Builds the differences, scores and curves of a study as a section of a page."""
     differences = [
         (f"{row['code']} − {row['baseline']}, {row['architecture']}", row["difference"], *row["interval"])
         for row in result["differences"]
@@ -60,9 +52,7 @@ def build_utility_section(result: dict[str, Any]) -> Markup:
     charts = list_curves(result["scores"])
     section = render(
         "study_section.html",
-        differences_chart=Markup(plot_intervals("difference in mIoU with its 95 % interval", differences))
-        if differences
-        else None,
+        differences_chart=differences and Markup(plot_intervals("difference in mIoU with 95 % interval", differences)),
         differences=describe_differences(result["differences"]),
         scores=_split_scores(result["scores"], result["class_names"]),
         legend=charts[0][2] if charts else [],
@@ -72,38 +62,37 @@ def build_utility_section(result: dict[str, Any]) -> Markup:
 
 
 def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float], list[Curve]]]:
-    """mIoU over the number of real micrographs, one chart an architecture, one curve a number of generated pairs.
+    """mIoU over the number of real micrographs: a chart per architecture, a curve per number of generated pairs.
 
     Returns:
-        Title, positions and curves of each chart; none where there are fewer than two numbers of micrographs.
+        Title, x values and curves of each chart; no charts for fewer than two numbers of micrographs.
     """
-    amounts = sorted({row["num_real"] for row in scores if row["num_real"]})
-    if len(amounts) < 2:
+    real_counts = sorted({float(row["num_real"]) for row in scores if row["num_real"]})
+    if len(real_counts) < 2:
         return []
-    added = sorted({row["num_generated"] for row in scores if row["num_real"]})
+    generated_counts = sorted({row["num_generated"] for row in scores if row["num_real"]})
     charts = []
     for architecture in dict.fromkeys(row["architecture"] for row in scores):
         found = {(row["num_real"], row["num_generated"]): row for row in scores if row["architecture"] == architecture}
         curves = []
-        for number, count in enumerate(added):
-            rows = [found.get((amount, count)) for amount in amounts]
-            name = f"+ {count} generated" if count else "real alone"
+        for number, count in enumerate(generated_counts):
+            rows = [found.get((real_count, count)) for real_count in real_counts]
             ends = [(row and row["interval"]) or (math.nan, math.nan) for row in rows]
             curves.append(
                 Curve(
-                    name,
+                    f"+ {count} generated" if count else "real alone",
                     [row["mean_iou"] if row else math.nan for row in rows],
                     _COLORS[number % len(_COLORS)],
                     dashed=count == 0,
                     spread=([low for low, _ in ends], [high for _, high in ends]),
                 )
             )
-        charts.append((f"mIoU, {architecture}", [float(amount) for amount in amounts], curves))
+        charts.append((f"mIoU, {architecture}", real_counts, curves))
     return charts
 
 
 def describe_differences(differences: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """The table of differences: column titles and rows."""
+    """Column titles and rows of the table of differences."""
     columns = ["code", "baseline", "architecture", "difference", "95 % interval", "by seed"]
     rows = [
         [
@@ -111,7 +100,7 @@ def describe_differences(differences: Sequence[dict[str, Any]]) -> tuple[list[st
             row["baseline"],
             row["architecture"],
             f"{row['difference']:+.4f}",
-            " … ".join(f"{end:+.4f}" for end in row["interval"]),
+            " to ".join(f"{end:+.4f}" for end in row["interval"]),
             " ".join(f"{value:+.3f}" for value in row["by_seed"]),
         ]
         for row in differences
@@ -120,7 +109,7 @@ def describe_differences(differences: Sequence[dict[str, Any]]) -> tuple[list[st
 
 
 def describe_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-    """The table of scores: column titles and rows."""
+    """Column titles and rows of the table of scores."""
     columns = ["code", "real", "generated", "architecture", "mIoU", "95 % interval", "per image", *class_names]
     rows = [
         [
@@ -129,7 +118,7 @@ def describe_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]
             row["num_generated"],
             row["architecture"],
             f"{row['mean_iou']:.4f}",
-            " … ".join(f"{end:.4f}" for end in row["interval"]) if row["interval"] else "–",
+            " to ".join(f"{end:.4f}" for end in row["interval"]) if row["interval"] else "–",
             f"{row['image_iou']:.4f}",
             *(show_number(value) for value in row["class_iou"]),
         ]
@@ -141,16 +130,16 @@ def describe_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]
 def _split_scores(
     scores: Sequence[dict[str, Any]], class_names: Sequence[str]
 ) -> list[tuple[list[str], list[list[Any]], int]]:
-    """The table of mIoU, then of the classes, a few abreast, since names may be long.
+    """Tables of mIoU and of class IoU, with few classes per table, since names may be long.
 
     Returns:
-        Column titles, rows, and the number of the first column of numbers, of each.
+        Column titles, rows and the index of the first numeric column of each table.
     """
     columns, rows = describe_scores(scores, class_names)
     first = len(columns) - len(class_names)
     tables = [(columns[:first], [row[:first] for row in rows], 4)]
-    for start in range(first, len(columns), CLASSES_ABREAST):
-        shown = slice(start, start + CLASSES_ABREAST)
+    for start in range(first, len(columns), CLASSES_PER_TABLE):
+        shown = slice(start, start + CLASSES_PER_TABLE)
         titles = ["code", "architecture", *(f"IoU {name}" for name in columns[shown])]
         cells = [[score["code"], score["architecture"], *row[shown]] for score, row in zip(scores, rows, strict=True)]
         tables.append((titles, cells, 2))

@@ -17,10 +17,12 @@ from steelgen.devices import autocast, pick_device
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_confusion, compute_iou, compute_mean_iou
 from steelgen.evaluation.segment import label_by_windows
-from steelgen.evaluation.segmentation import compute_class_weights, compute_segmentation_loss, run_one_cycle
+from steelgen.evaluation.segmentation import choose_enlargement, compute_class_weights, compute_segmentation_loss
+from steelgen.evaluation.segmenter_training import Recipe, train_steps, train_to_best
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import StudyData, TrainingSet
 from steelgen.models.architectures import build_architecture
+from steelgen.models.segmenter import Enlarged
 
 
 def run_cell(
@@ -50,7 +52,9 @@ def run_cell(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(cell.seed)
         channels, width = data.geometry.in_channels, config.training.base_channels
-        network = build_architecture(cell.architecture, channels, data.info.num_classes, width).to(device)
+        network = build_architecture(cell.architecture, channels, data.info.num_classes, width, config.training.weights)
+        factor = config.training.enlargement or choose_enlargement(data.train, data.geometry)
+        network = (network if factor == 1 else Enlarged(network, factor)).to(device)
         best = train_network(network, training_set, data, config, report_progress)
     confusion = count_confusion(network, data.test, data.geometry, config.mixed_precision)
     return {
@@ -91,19 +95,28 @@ def train_network(
         compute_segmentation_loss, class_weights=weights, ignore_index=data.info.ignore_index, kind=settings.loss
     )
     sample_batch = partial(training_set.sample_batch, batch_size=settings.batch_size)
-    validation: list[tuple[int, float]] = []
-    best_iou, best_step, best_state = -1.0, 0, network.state_dict()
-    optimization = (settings.steps, settings.learning_rate, settings.weight_decay, config.mixed_precision)
-    for done in run_one_cycle(network, sample_batch, loss, *optimization):
-        if done % settings.validate_every == 0 or done == settings.steps:
-            confusion = count_confusion(network, data.val, data.geometry, config.mixed_precision)
-            mean_iou = float(compute_mean_iou(confusion.sum(axis=0)))
-            validation.append((done, mean_iou))
-            if mean_iou > best_iou:
-                best_iou, best_step = mean_iou, done
-                best_state = {name: value.clone() for name, value in network.state_dict().items()}
-        report_progress(done, settings.steps)
-    network.load_state_dict(best_state)
+    recipe = Recipe(
+        settings.steps,
+        settings.learning_rate,
+        settings.weight_decay,
+        settings.encoder_factor,
+        settings.frozen_share,
+        mixed_precision=config.mixed_precision,
+    )
+
+    def validate(network: torch.nn.Module) -> float:
+        confusion = count_confusion(network, data.val, data.geometry, config.mixed_precision)
+        return float(compute_mean_iou(confusion.sum(axis=0)))
+
+    best_step, validation = train_to_best(
+        network,
+        train_steps(network, sample_batch, loss, recipe),
+        settings.steps,
+        validate,
+        settings.validate_every,
+        settings.patience,
+        report_progress,
+    )
     return {"best_step": best_step, "validation": to_json(validation)}
 
 

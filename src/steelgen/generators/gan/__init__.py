@@ -1,4 +1,4 @@
-"""Adversarial generators: an image in one pass, without masks."""
+"""Adversarial generators: an image in one pass."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
     from steelgen.generators.gan.training import GanTraining
 
     assert isinstance(generator, Gan)
-    return GanTraining(generator)
+    return GanTraining(generator, config)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from pydantic import Field
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from steelgen import __version__
 from steelgen.config.generator import GanSection
@@ -17,49 +18,111 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import map_on_single_threads, randn_by_seed
+from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
-from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators import Drawn, DrawRequest, Latents
+from steelgen.generators.gan.networks import GanNetwork, build_network, count_noise
+from steelgen.generators.gan.projection import find_nearest_styles
 from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
-from steelgen.models.dcgan import DcganGenerator
+from steelgen.models.style_gan import StyleGenerator
 
 _WEIGHTS_FILE = "weights.safetensors"
+_MEAN_OF = 1024
+"""Styles whose mean truncation goes to."""
 
 
 @dataclass
 class Gan:
     """The half of an adversarial pair that draws."""
 
-    network: DcganGenerator
+    network: GanNetwork
     section: GanSection
     info: DatasetInfo
-    """Without classes: masks are neither seen nor made."""
+    """Without classes, unless images are drawn for masks."""
     geometry: CropGeometry
+    intensity: tuple[float, float] = (0.0, 1.0)
+    """Mean and standard deviation of the training images, which the networks see as 0 and 1."""
 
     kind = "gan"
-    needs = frozenset[str]()
-    takes = frozenset[str]()
     makes = frozenset({"images"})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See `Generator.needs`."""
+        return frozenset({"masks"}) if self.section.condition == "mask" else frozenset()
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """See `Generator.takes`."""
+        return frozenset({"latents", "truncation"}) if "w" in self.spaces else frozenset({"latents"})
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """See `Generator.networks`."""
         return {"generator": self.network}
 
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """See `LatentSpace.spaces`."""
+        return ("z", "w") if isinstance(self.network, StyleGenerator) else ("z",)
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] as the networks see them."""
+        mean, deviation = self.intensity
+        return (images - mean) / deviation
+
+    def count_numbers(self, size: tuple[int, int]) -> int:
+        """Random numbers that an image of `size` (H, W) takes."""
+        return self.section.latent_dim + count_noise(self.network, size)
+
+    @torch.inference_mode()
+    def find_latents(self, seeds: Sequence[int], space: str, size: tuple[int, int]) -> Latents:
+        """See `LatentSpace.find_latents`."""
+        vectors = randn_by_seed((self.count_numbers(size),), seeds)
+        styles, noise = vectors[:, : self.section.latent_dim], vectors[:, self.section.latent_dim :]
+        return Latents(space, self._find_styles(styles) if space == "w" else styles, noise)
+
     @torch.inference_mode()
     def draw(self, request: DrawRequest) -> Drawn:
-        """See `Generator.draw`; on the CPU each image by itself, since its last bits would depend on the batch."""
-        latents = randn_by_seed((self.section.latent_dim,), request.seeds)
-        device = next(self.network.parameters()).device
+        """See `Generator.draw`; on the CPU each image by itself, since its last bits would depend on the batch.
+
+        Raises:
+            InputError: if the masks it needs are empty: unlike diffusion it has learned nothing of such.
+        """
+        if request.masks is not None and not (request.masks < self.info.num_classes).any():
+            raise InputError(f"{self.info.name}: this generator draws for masks; these hold ignored pixels alone")
+        size = (self.geometry.image_size,) * 2 if request.masks is None else tuple(request.masks.shape[-2:])
         training = self.network.training
         self.network.eval()
         try:
-            if device.type != "cpu":
-                return Drawn(self.network(latents.to(device)).float())
-            rows = map_on_single_threads(lambda index: self.network(latents[index : index + 1]), len(latents))
-            return Drawn(torch.cat(rows).float())
+            latents = request.latents or self.find_latents(request.seeds, self.spaces[-1], (size[0], size[1]))
+            if request.truncation is not None:
+                latents = self._truncate(latents, request.truncation)
+            images = self._map_rows(lambda rows: self._generate(latents, request.masks, rows), len(latents.styles))
         finally:
             self.network.train(training)
+        images = images.float() * self.intensity[1] + self.intensity[0]
+        # An infinite pixel must not pass for a white one: whoever brings the image to the host looks for NaN.
+        return Drawn(images.clamp(-1, 1).where(images.isfinite(), math.nan))
+
+    def project(self, images: Tensor, steps: int, report: Callable[[int, int], None]) -> tuple[Latents, Tensor]:
+        """See `LatentSpace.project`.
+
+        Raises:
+            InputError: if it has no styles.
+        """
+        if not isinstance(self.network, StyleGenerator):
+            raise InputError("projection: this generator has no styles; it needs architecture style, condition none")
+        training = self.network.training
+        self.network.eval()
+        try:
+            target = self.standardize(images.to(self._device))
+            styles, rmse = find_nearest_styles(self.network, target, self._find_mean_style(), steps, report)
+        finally:
+            self.network.train(training)
+        noise = torch.zeros(len(images), count_noise(self.network, (self.geometry.image_size,) * 2))
+        return Latents("w", styles.cpu(), noise), rmse.cpu() * self.intensity[1]
 
     def save(self, folder: Path) -> None:
         """See `Generator.save`."""
@@ -73,19 +136,72 @@ class Gan:
                     "dataset": self.info.model_dump(mode="json"),
                     "geometry": asdict(self.geometry),
                     "section": self.section.model_dump(mode="json"),
+                    "intensity": self.intensity,
                 },
             )
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _map_rows(self, function: Callable[[slice], Tensor], count: int) -> Tensor:
+        """Of rows, all together or, on the CPU, one by one."""
+        if self._device.type != "cpu":
+            return function(slice(None))
+        return torch.cat(map_on_single_threads(lambda index: function(slice(index, index + 1)), count))
+
+    def _truncate(self, latents: Latents, factor: float) -> Latents:
+        styles = self._find_styles(latents.styles) if latents.space == "z" else latents.styles
+        mean = self._find_mean_style().to(styles)
+        return Latents("w", mean + factor * (styles - mean), latents.noise)
+
+    def _generate(self, latents: Latents, masks: Tensor | None, rows: slice) -> Tensor:
+        styles, noise = (tensor[rows].to(self._device) for tensor in (latents.styles, latents.noise))
+        if isinstance(self.network, StyleGenerator):
+            if latents.space == "z":
+                styles = self.network.find_styles(styles)
+            return self.network.synthesize(styles, noise)
+        vectors = torch.cat([styles, noise], dim=1)
+        if masks is None:
+            return self.network(vectors)
+        return self.network(vectors, one_hot_with_dropout(masks[rows].to(self._device), self.info.num_classes))
+
+    def _find_styles(self, latents: Tensor) -> Tensor:
+        assert isinstance(self.network, StyleGenerator)
+        find_styles = self.network.find_styles
+        return self._map_rows(lambda rows: find_styles(latents[rows].to(self._device)), len(latents)).cpu()
+
+    @torch.inference_mode()
+    def _find_mean_style(self) -> Tensor:
+        """(1, latent_dim), always of the same latent vectors."""
+        assert isinstance(self.network, StyleGenerator)
+        latents = randn_by_seed((self.section.latent_dim,), range(_MEAN_OF))
+        find_styles = self.network.find_styles
+        (mean,) = map_on_single_threads(lambda _: find_styles(latents.to(self._device)).mean(dim=0, keepdim=True), 1)
+        return mean
 
 
 class _Description(Record):
     dataset: DatasetInfo
     geometry: CropGeometry
     section: GanSection = Field(GanSection())
+    intensity: tuple[float, float] = (0.0, 1.0)
 
 
 def build_gan(section: GanSection, micrographs: Micrographs, geometry: CropGeometry) -> Gan:
-    """An untrained one; its initial weights follow torch's global seed."""
-    return Gan(_build_network(section, geometry), section, micrographs.without_masks().info, geometry)
+    """An untrained one; its initial weights follow torch's global seed.
+
+    Raises:
+        InputError: if it is to see masks and there are none, or all micrographs are of one gray level.
+    """
+    info = micrographs.info if section.condition == "mask" else micrographs.without_masks().info
+    if section.condition == "mask" and not info.num_classes:
+        raise InputError(f"{info.name}: has no masks, which generator.condition 'mask' needs; use 'none'")
+    # DCGAN ends in tanh, and so in [-1, 1].
+    intensity = micrographs.compute_intensity() if section.architecture == "style" else (0.0, 1.0)
+    if intensity[1] == 0:
+        raise InputError(f"{info.name}: all training micrographs have the same gray level everywhere")
+    return Gan(build_network(section, geometry, info.num_classes), section, info, geometry, intensity)
 
 
 def load_gan(folder: Path) -> Gan:
@@ -95,14 +211,10 @@ def load_gan(folder: Path) -> Gan:
         InputError: if a file is missing, damaged or belongs to another architecture.
     """
     description = load_record(folder / DESCRIPTION_FILE, _Description)
-    network = _build_network(description.section, description.geometry)
+    network = build_network(description.section, description.geometry, description.dataset.num_classes)
     try:
         network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
     except Exception as error:  # safetensors has an exception type of its own for damaged files
         raise InputError(f"{folder / _WEIGHTS_FILE}: not the weights of this generator: {first_line(error)}") from None
     check_weights(network, folder / _WEIGHTS_FILE)
-    return Gan(network, description.section, description.dataset, description.geometry)
-
-
-def _build_network(section: GanSection, geometry: CropGeometry) -> DcganGenerator:
-    return DcganGenerator(geometry.image_size, geometry.in_channels, section.latent_dim, section.base_channels)
+    return Gan(network, description.section, description.dataset, description.geometry, description.intensity)

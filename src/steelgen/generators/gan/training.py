@@ -10,50 +10,75 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steelgen.generators import Batch, Losses, Phase, Randomness, SteadyState
+from steelgen.config.train import RunConfig
+from steelgen.diffusion.loss import one_hot_with_dropout
+from steelgen.generators import Batch, Gather, Losses, Phase, Randomness, SteadyState
+from steelgen.generators.gan.augment import AUGMENTATION_NUMBERS, AdaptiveStrength, augment, augment_mask
 from steelgen.generators.gan.generator import Gan
-from steelgen.models.dcgan import DcganDiscriminator
+from steelgen.generators.gan.losses import (
+    balance_classes,
+    compute_penalty,
+    compute_player_losses,
+    compute_segmentation_losses,
+)
+from steelgen.generators.gan.networks import build_discriminator
+from steelgen.models.spade_gan import compute_realness
 
 
 @dataclass(frozen=True)
-class _LatentRandomness:
+class _GanRandomness:
     seed: int
-    latent_dim: int
+    vector_size: int
+    augments: bool
 
     def __call__(self, number: int) -> dict[str, Tensor]:
-        """`latents` (2, latent_dim) of one crop: for the discriminator's phase, and for the generator's."""
+        """Of one crop.
+
+        `latents` (2, vector_size): for the discriminator's phase, and for the generator's. `transforms` (3,
+        AUGMENTATION_NUMBERS), where there is augmentation: of the crop, and of the image drawn in either phase.
+        """
         # Away from the seeds that images are drawn with, or training would show what sampling gives.
         seed = (self.seed * 1_000_003 + number) % 2**62 + 2**62
-        return {"latents": torch.randn(2, self.latent_dim, generator=torch.Generator().manual_seed(seed))}
+        source = torch.Generator().manual_seed(seed)
+        drawn = {"latents": torch.randn(2, self.vector_size, generator=source)}
+        if self.augments:
+            drawn["transforms"] = torch.rand(3, AUGMENTATION_NUMBERS, generator=source)
+        return drawn
 
 
 class GanTraining(SteadyState):
-    """See `Trainable`: non-saturating logistic losses (Goodfellow et al. 2014, arXiv 1406.2661, section 3).
+    """See `Trainable`.
 
     Args:
         generator: is trained, against a discriminator that begins with it.
+        config: of the run.
     """
 
     averaged: tuple[str, ...] = ("generator",)
     criteria: tuple[str, ...] = ("kid",)
 
-    def __init__(self, generator: Gan) -> None:
+    def __init__(self, generator: Gan, config: RunConfig) -> None:
         self.generator = generator
-        section, geometry = generator.section, generator.geometry
-        discriminator = DcganDiscriminator(geometry.image_size, geometry.in_channels, section.base_channels)
+        self._section = section = generator.section
+        discriminator = build_discriminator(section, generator.geometry, generator.info.num_classes)
         self.networks: Mapping[str, nn.Module] = {"generator": generator.network, "discriminator": discriminator}
         self.phases: tuple[Phase, ...] = tuple(
             Phase(name, (name,), adam_betas=section.adam_betas) for name in ("discriminator", "generator")
         )
+        self._batch_size = config.train.train_batch_size
+        self._strength = AdaptiveStrength(section.ada_target, section.ada_images) if section.ada_target else None
+        self._steps = 0
+        """Taken so far; penalties go by it."""
 
     @property
     def crop_options(self) -> dict[str, Any]:
         """See `Trainable.crop_options`."""
-        return {}
+        return {"min_crops": self._batch_size}
 
     def randomness(self, seed: int) -> Randomness:
         """See `Trainable.randomness`."""
-        return _LatentRandomness(seed, self.generator.section.latent_dim)
+        edge = self.generator.geometry.image_size
+        return _GanRandomness(seed, self.generator.count_numbers((edge, edge)), self._strength is not None)
 
     def held_out_randomness(self, count: int) -> Randomness:
         """See `Trainable.held_out_randomness`; there is no loss to validate by, since each half's is the other's."""
@@ -63,12 +88,101 @@ class GanTraining(SteadyState):
         self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
     ) -> Losses:
         """See `Trainable.compute_loss`."""
-        generate, judge = networks["generator"], networks["discriminator"]
-        ours, theirs = batch["latents"].unbind(dim=1)
-        if phase.name == "generator":
-            return Losses(F.softplus(-judge(generate(theirs)).float()))
+        players = _Players(self, networks, batch)
+        return players.drawing() if phase.name == "generator" else players.judging()
+
+    def end_step(self, gather: Gather) -> None:
+        """See `Trainable.end_step`."""
+        self._steps += 1
+        if self._strength:
+            self._strength.absorb(gather)
+
+    def state(self) -> dict[str, Any]:
+        """See `Trainable.state`."""
+        return {"steps": self._steps, **({"augmentation": self._strength.state()} if self._strength else {})}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Trainable.restore`; older checkpoints have none."""
+        self._steps = state.get("steps", 0)
+        if self._strength and "augmentation" in state:
+            self._strength.restore(state["augmentation"])
+
+
+class _Players:
+    """Both networks before one batch."""
+
+    def __init__(self, training: GanTraining, networks: Mapping[str, nn.Module], batch: Batch) -> None:
+        self._section, self._strength = training._section, training._strength
+        self._penalizes = training._steps % self._section.penalty_every == 0
+        self._generate, self._judge = networks["generator"], networks["discriminator"]
+        self._real = training.generator.standardize(batch["image"])
+        self._vectors = batch["latents"].unbind(dim=1)
+        self._transforms = batch["transforms"].unbind(dim=1) if self._strength else None
+        num_classes = training.generator.info.num_classes
+        self._num_classes, self._mask = num_classes, batch["mask"]
+        self._steering = (
+            (one_hot_with_dropout(batch["mask"], num_classes),) if self._section.condition == "mask" else ()
+        )
+
+    def judging(self) -> Losses:
+        """The discriminator's losses."""
         with torch.no_grad():
-            drawn = generate(ours)
-        real, fake = judge(batch["image"]).float(), judge(drawn).float()
-        scores = {"score_real": real.sigmoid(), "score_generated": fake.sigmoid()}
-        return Losses(F.softplus(-real) + F.softplus(fake), parts=scores)
+            fake_images = self._generate(self._vectors[0], *self._steering).float()
+        r1, r2 = (gamma if self._penalizes else 0.0 for gamma in (self._section.r1_gamma, self._section.r2_gamma))
+        images = [image.requires_grad_(gamma > 0) for image, gamma in ((self._real, r1), (fake_images, r2))]
+        precise = r1 > 0 or r2 > 0
+        real, fake = (self._look(image, number, precise) for number, image in enumerate(images))
+        losses, scores = self._compare(real, fake)
+        parts = {"score_real": scores[0].sigmoid(), "score_generated": scores[1].sigmoid()}
+        if self._strength:
+            lead = (scores[0] - scores[1] if self._section.objective == "relativistic" else scores[0]).sign()
+            self._strength.record(lead)
+            parts |= {"r_t": lead, "ada_p": self._strength.on(lead.device).expand(len(lead))}
+        for name, gamma, score, image in zip(("r1", "r2"), (r1, r2), scores, images, strict=True):
+            if gamma > 0:
+                penalty = compute_penalty(score, image)
+                parts[name] = penalty.detach()
+                losses = losses + self._section.penalty_every * gamma / 2 * penalty
+        return Losses(losses, parts=parts)
+
+    def drawing(self) -> Losses:
+        """The generator's losses."""
+        fake = self._look(self._generate(self._vectors[1], *self._steering).float(), 2)
+        if self._section.objective == "segmentation":
+            mask = self._move_mask(2)
+            weights = balance_classes(mask, self._num_classes)
+            return Losses(
+                compute_segmentation_losses(fake, self._hide_ignored(mask), F.pad(weights, (0, 1), value=0.0))
+            )
+        real = fake
+        if self._section.objective == "relativistic":
+            with torch.no_grad():
+                real = self._look(self._real, 0)
+        return Losses(compute_player_losses(real, fake, self._section.objective)[1])
+
+    def _compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The discriminator's losses, and what it thinks of real and of generated images, (N,) each."""
+        if self._section.objective != "segmentation":
+            return compute_player_losses(real, fake, self._section.objective)[0], (real, fake)
+        mask = self._move_mask(0)
+        weights = F.pad(balance_classes(mask, self._num_classes), (0, 1), value=1.0)
+        losses = compute_segmentation_losses(real, self._hide_ignored(mask), weights)
+        losses = losses + compute_segmentation_losses(fake, torch.full_like(mask, self._num_classes), weights)
+        return losses, (compute_realness(real), compute_realness(fake))
+
+    def _look(self, images: Tensor, number: int, precise: bool = False) -> Tensor:
+        """What the discriminator says of images, augmented by the transforms of that number."""
+        if self._strength and self._transforms:
+            strength = self._strength.on(images.device)
+            with torch.autocast(images.device.type, enabled=False):
+                images = augment(images, self._transforms[number], strength)
+        return (self._judge(images, full_precision=True) if precise else self._judge(images)).float()
+
+    def _move_mask(self, number: int) -> Tensor:
+        if self._strength and self._transforms:
+            return augment_mask(self._mask, self._transforms[number], self._strength.on(self._mask.device))
+        return self._mask
+
+    def _hide_ignored(self, mask: Tensor) -> Tensor:
+        """Ignored pixels have an index that no class has, that of generated ones included."""
+        return mask.where(mask < self._num_classes, self._num_classes + 1)

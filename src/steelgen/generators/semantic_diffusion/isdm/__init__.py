@@ -1,1 +1,1 @@
-"""Checkpoints of ISDM, read and written."""
+"""Reading, writing and import of ISDM checkpoints."""

@@ -1,6 +1,6 @@
-"""ISDM's checkpoints: `model<step>.pt`, `ema_<rate>_<step>.pt` and `opt<step>.pt`, read and written.
+"""ISDM checkpoints: `model<step>.pt`, `ema_<rate>_<step>.pt` and `opt<step>.pt`.
 
-They are pickles. Only tensors and plain containers are read from them; anything else is refused unread.
+They are pickles; a file that contains anything but tensors and plain containers is refused.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from steelgen.generators.semantic_diffusion.isdm.state_dict import convert_from_
 
 
 def load_isdm_checkpoint(path: Path, settings: IsdmNetworkSection) -> SemanticDiffusion:
-    """A generator that computes the numbers of an ISDM checkpoint.
+    """Loads an ISDM checkpoint as a generator that reproduces its outputs.
 
     Args:
         path: `model<step>.pt` or `ema_<rate>_<step>.pt`.
-        settings: of the run that wrote it.
+        settings: settings of the run that wrote it.
 
     Raises:
-        InputError: if the file is missing, damaged, holds more than tensors, or belongs to other settings; the first
-            key that differs is named with both shapes.
+        InputError: if the file is missing, damaged, contains more than tensors, or does not fit the settings; the
+            message names the first key that differs, with both shapes.
     """
     network = build_isdm_network(settings)
     state = load_tensors(path)
@@ -57,46 +57,42 @@ def load_isdm_checkpoint(path: Path, settings: IsdmNetworkSection) -> SemanticDi
 
 
 def load_isdm_settings(path: Path) -> IsdmNetworkSection:
-    """Reads the settings of network and diffusion from any of ISDM's configs, which may hold more.
+    """Reads the network and diffusion settings from an ISDM config, ignoring other keys.
 
     Raises:
-        InputError: if the file is no JSON object or a value is out of limits.
+        InputError: if the file is not a JSON object or a value is out of range.
     """
     values = load_json(path)
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must hold a JSON object, not {type(values).__name__}")
+        raise InputError(f"{path}: must contain a JSON object, not {type(values).__name__}")
     known = {key: value for key, value in values.items() if key in IsdmNetworkSection.model_fields}
     return parse_config(known, IsdmNetworkSection, origin=str(path))
 
 
 def find_isdm_settings(path: Path) -> IsdmNetworkSection:
-    """The settings of a checkpoint from a config beside it: one of its own name, or what ISDM leaves there.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """Reads the settings from the config beside a checkpoint: of the same name, or ISDM's; else raises InputError."""
     names = [f"{path.stem}.json", "train_config.json", "finetune_config.json", "input_config.json", "isdm_config.json"]
     for name in names:
         if path.with_name(name).is_file():
             return load_isdm_settings(path.with_name(name))
     raise InputError(
-        f"{path}: an ISDM checkpoint does not say how its network is built; put its config beside it as {names[0]}, "
-        "or import it with `steelgen import isdm … --config CONFIG`"
+        f"{path}: an ISDM checkpoint does not contain its network settings; put its config beside it as {names[0]}, "
+        "or run `steelgen import isdm … --config CONFIG`"
     )
 
 
 def export_isdm(generator: SemanticDiffusion, out: Path, new_attention_order: bool = False) -> Path:
-    """Writes a generator as a checkpoint that ISDM loads, and its settings as a JSON beside it.
+    """Writes a generator as an ISDM checkpoint, with its settings in a JSON beside it.
 
     Args:
-        out: the `.pt` file; replaced if present.
+        out: the `.pt` file; replaced if it exists.
         new_attention_order: write for a config with use_new_attention_order.
 
     Returns:
         The path of the JSON.
 
     Raises:
-        InputError: if the generator has something that ISDM has not.
+        InputError: if the generator has a setting that ISDM does not support.
     """
     settings = describe_for_isdm(generator, new_attention_order)
     network = generator.network
@@ -109,10 +105,10 @@ def export_isdm(generator: SemanticDiffusion, out: Path, new_attention_order: bo
 
 
 def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -> IsdmNetworkSection:
-    """ISDM's settings for a generator.
+    """Converts the settings of a generator to ISDM's.
 
     Raises:
-        InputError: if the generator has something that ISDM has not.
+        InputError: if the generator has a setting that ISDM does not support.
     """
     network, noise = generator.network.config, generator.schedule.config
     steps = noise.num_train_timesteps
@@ -131,7 +127,7 @@ def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -
     for name, value, wanted in limits:
         if value not in wanted:
             known = " or ".join(str(choice) for choice in wanted)
-            raise InputError(f"{generator.info.name}: ISDM cannot hold {name} {value}, only {known}")
+            raise InputError(f"{generator.info.name}: ISDM does not support {name} {value}, only {known}")
     settings = {
         "image_size": network.image_size,
         "num_classes": network.num_classes,
@@ -155,22 +151,21 @@ def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -
         "rescale_learned_sigmas": generator.vlb_weight == 0.001 and steps != 1000,
         "rescale_timesteps": network.timestep_scale != 1,
     }
-    return parse_config(settings, IsdmNetworkSection, origin=f"{generator.info.name}: ISDM cannot hold it")
+    return parse_config(settings, IsdmNetworkSection, origin=f"{generator.info.name}: not supported by ISDM")
 
 
 def find_step(path: Path) -> int | None:
-    """The step in the name of `model<step>.pt`, `ema_<rate>_<step>.pt` or `opt<step>.pt`; None in other names."""
+    """Returns the step in the name of `model<step>.pt`, `ema_<rate>_<step>.pt` or `opt<step>.pt`, else None."""
     match = re.fullmatch(r"(?:model|ema_[\d.]+_|opt)(\d+)\.pt", path.name)
     return int(match[1]) if match else None
 
 
 def find_ema_siblings(path: Path) -> dict[float, Path]:
-    """The `ema_<rate>_<step>.pt` beside a checkpoint with the same step, by rate."""
-    step = find_step(path)
+    """Finds the `ema_<rate>_<step>.pt` beside a checkpoint with the same step, sorted by rate."""
     found = {}
     for sibling in path.parent.glob("ema_*.pt"):
-        match = re.fullmatch(r"ema_([\d.]+)_\d+\.pt", sibling.name)
-        if match and step is not None and find_step(sibling) == step:
+        match = re.fullmatch(r"ema_([\d.]+)_(\d+)\.pt", sibling.name)
+        if match and int(match[2]) == find_step(path):
             found[float(match[1])] = sibling
     return dict(sorted(found.items()))
 
@@ -179,7 +174,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Reads a pickled state dict.
 
     Raises:
-        InputError: if the file is missing, damaged, would run code or is no dictionary of tensors.
+        InputError: if the file is missing, damaged, could run code or is not a dictionary of tensors.
     """
     state = load_pickle(path)
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
@@ -188,20 +183,20 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_pickle(path: Path) -> Any:
-    """Reads a pickle of tensors and plain containers; nothing in it is run.
+    """Reads a pickle of tensors and plain containers without running code.
 
     Raises:
-        InputError: if the file is missing, damaged, or names anything else.
+        InputError: if the file is missing, damaged, or contains anything else.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, which are none of the user's business
+            warnings.simplefilter("ignore")  # about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|function|class|call) [`'\"]?([\w.]+\.[\w.]+)", str(error))
-        what = f" (it names {named[1]})" if named else ""
-        raise InputError(f"{path}: refused: holds something else than tensors, which could run code{what}") from None
-    except Exception as error:  # torch raises many kinds on files that are no checkpoints
+        what = f" ({named[1]})" if named else ""
+        raise InputError(f"{path}: refused: contains objects other than tensors, which could run code{what}") from None
+    except Exception as error:  # torch raises many kinds of errors on other files
         raise InputError(f"{path}: not a PyTorch checkpoint: {first_line(error)}") from None

@@ -1,4 +1,4 @@
-"""ISDM's network and diffusion settings as steelgen's."""
+"""Conversion of ISDM's network and diffusion settings to steelgen's."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from steelgen.models.semantic_unet import SemanticUNet
 
 WHOLE_MICROGRAPH = 65536
-"""A crop_size above every micrograph's edge: ISDM resizes whole micrographs."""
+"""A crop_size larger than any micrograph, since ISDM resizes whole micrographs."""
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-"""ISDM's names of noise schedules → diffusers'."""
+"""Noise schedules: ISDM's names to diffusers' names."""
 
 
 def convert_network(settings: IsdmNetworkSection) -> UNetSection:
-    """The same network in steelgen's keys."""
-    rescale = 1000 / settings.diffusion_steps if settings.rescale_timesteps else 1.0
+    """Converts the network settings."""
     return UNetSection(
         base_channels=settings.num_channels,
         channel_mult=settings.multipliers,
@@ -38,12 +37,12 @@ def convert_network(settings: IsdmNetworkSection) -> UNetSection:
         learn_sigma=settings.learn_sigma,
         mask_resize="nearest",
         instance_edges=not settings.no_instance,
-        timestep_scale=rescale,
+        timestep_scale=1000 / settings.diffusion_steps if settings.rescale_timesteps else 1.0,
     )
 
 
 def convert_noise(settings: IsdmNetworkSection) -> NoiseSection:
-    """The same noise schedule in steelgen's keys."""
+    """Converts the settings of the noise schedule and the objective."""
     return NoiseSection(
         num_train_timesteps=settings.diffusion_steps,
         beta_schedule=BETA_SCHEDULES[settings.noise_schedule],
@@ -58,7 +57,7 @@ def convert_noise(settings: IsdmNetworkSection) -> NoiseSection:
 def convert_solver(
     settings: IsdmNetworkSection, use_ddim: bool, guidance_scale: float, clip_denoised: bool = True
 ) -> RespacedSolverSection:
-    """ISDM's way of sampling; it guides only above a scale of 1."""
+    """Converts the sampling settings; ISDM applies guidance only above a scale of 1."""
     return RespacedSolverSection(
         name="respaced_ddim" if use_ddim else "respaced_ddpm",
         num_train_timesteps=settings.diffusion_steps,
@@ -71,8 +70,8 @@ def convert_solver(
 
 
 def build_isdm_network(settings: IsdmNetworkSection) -> SemanticUNet:
-    """A `SemanticUNet` of the structure that the settings describe; weights are random."""
-    # Here, so that configs convert without torch.
+    """Builds a `SemanticUNet` with random weights from the settings."""
+    # Local import, so that configs convert without torch.
     from steelgen.models.semantic_unet import SemanticUNet
 
     return SemanticUNet(
@@ -84,6 +83,6 @@ def build_isdm_network(settings: IsdmNetworkSection) -> SemanticUNet:
 
 
 def build_isdm_info(num_classes: int, name: str) -> DatasetInfo:
-    """Class names by number, which is all that ISDM knows, and its colors."""
+    """Builds a dataset description with numbered class names, since ISDM has none, and ISDM's colors."""
     names = ["background", "foreground"] if num_classes == 2 else [f"class_{index}" for index in range(num_classes)]
     return DatasetInfo(name=name, class_names=names, palette=isdm_palette(num_classes))

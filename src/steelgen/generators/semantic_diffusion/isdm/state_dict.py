@@ -1,8 +1,7 @@
-"""ISDM's state dict, key by key, for a `SemanticUNet` of the same structure.
+"""Conversion of state dicts between ISDM and a `SemanticUNet` of the same structure.
 
-ISDM names its modules by their place in sequential containers, keeps γ and β of a SPADE norm in two convolutions, and
-its attention projections as convolutions over a line of pixels, by default with each head's query, key and value
-together.
+ISDM names modules by their position in sequential containers, stores γ and β of a SPADE norm in two convolutions, and
+stores attention projections as 1D convolutions, by default with query, key and value grouped by head.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from steelgen.models.semantic_unet import SemanticUNet, UNetStage
 
 @dataclass(frozen=True)
 class KeyRule:
-    """How one parameter of a `SemanticUNet` is kept by ISDM."""
+    """Mapping of one parameter of a `SemanticUNet` to ISDM."""
 
     name: str
-    """The parameter's name in the `SemanticUNet`."""
+    """Name of the parameter in the `SemanticUNet`."""
     isdm_names: tuple[str, ...]
-    """ISDM's names; two for γ and β, which follow each other along the first axis."""
+    """ISDM's names; two for γ and β, which are concatenated along the first axis."""
     head_split: int = 0
-    """Heads of a query-key-value projection that ISDM orders by head; 0: as it is."""
+    """Heads of a query-key-value projection that ISDM groups by head; 0 keeps the order."""
     line_convolution: bool = False
-    """A weight with a trailing axis of length 1."""
+    """Whether ISDM's weight has a trailing axis of length 1."""
 
     def to_own(self, tensors: list[Tensor]) -> Tensor:
-        """ISDM's tensors as the network's parameter."""
+        """Converts ISDM's tensors to the network's parameter."""
         tensor = torch.cat(tensors)
         if self.line_convolution:
             tensor = tensor.squeeze(-1)
@@ -42,7 +41,7 @@ class KeyRule:
         return tensor.contiguous()
 
     def to_isdm(self, tensor: Tensor) -> list[Tensor]:
-        """The network's parameter as ISDM's tensors."""
+        """Converts the network's parameter to ISDM's tensors."""
         if self.head_split:
             tensor = tensor.unflatten(0, (3, self.head_split, -1)).transpose(0, 1).flatten(0, 2)
         if self.line_convolution:
@@ -51,7 +50,7 @@ class KeyRule:
 
 
 def list_key_rules(network: SemanticUNet, new_attention_order: bool) -> list[KeyRule]:
-    """The rules of all parameters; `order_isdm_names` gives the order in which ISDM registers its own."""
+    """Lists the rules of all parameters; see `order_isdm_names` for ISDM's order."""
     rules = [
         *_affine("time_mlp.0", "time_embed.0"),
         *_affine("time_mlp.2", "time_embed.2"),
@@ -73,42 +72,42 @@ def list_key_rules(network: SemanticUNet, new_attention_order: bool) -> list[Key
 def convert_from_isdm(
     network: SemanticUNet, state: dict[str, Tensor], new_attention_order: bool, origin: Path
 ) -> dict[str, Tensor]:
-    """A state dict for `network` from ISDM's; works on anything kept by parameter, such as averages or moments.
+    """Converts ISDM's state dict for `network`; also works for averages or moments, keyed like parameters.
 
     Raises:
-        InputError: naming the first key that is missing or unknown or has another shape than the network needs.
+        InputError: if a key is missing, unknown or of another shape than in the network; the message names the first.
     """
     rules = list_key_rules(network, new_attention_order)
     wanted = {name: tuple(tensor.shape) for name, tensor in rename_for_isdm(rules, network.state_dict()).items()}
     for name, shape in wanted.items():
         if name not in state:
-            raise InputError(f"{origin}: has no {name!r}, which the config's network has with shape {shape}")
+            raise InputError(f"{origin}: has no {name!r}; the network of the config has it with shape {shape}")
         if tuple(state[name].shape) != shape:
             raise InputError(
-                f"{origin}: {name!r} has shape {tuple(state[name].shape)}, the config's network needs {shape}"
+                f"{origin}: {name!r} has shape {tuple(state[name].shape)}, the network of the config needs {shape}"
             )
     for name, tensor in state.items():
         if name not in wanted:
-            raise InputError(f"{origin}: {name!r} of shape {tuple(tensor.shape)} is not in the config's network")
+            raise InputError(f"{origin}: {name!r} of shape {tuple(tensor.shape)} is not in the network of the config")
     return {rule.name: rule.to_own([state[name].float() for name in rule.isdm_names]) for rule in rules}
 
 
 def convert_to_isdm(network: SemanticUNet, state: dict[str, Tensor], new_attention_order: bool) -> dict[str, Tensor]:
-    """ISDM's state dict from one of `network`, in ISDM's order."""
+    """Converts a state dict of `network` to ISDM's, in ISDM's order."""
     rules = list_key_rules(network, new_attention_order)
     tensors = rename_for_isdm(rules, state)
     return {name: tensors[name] for name in order_isdm_names(rules)}
 
 
 def rename_for_isdm(rules: list[KeyRule], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is kept by parameter, as ISDM's tensors by ISDM's names, in no particular order."""
+    """Converts tensors keyed like parameters to ISDM's names, in no particular order."""
     return {
         name: part for rule in rules for name, part in zip(rule.isdm_names, rule.to_isdm(state[rule.name]), strict=True)
     }
 
 
 def order_isdm_names(rules: list[KeyRule]) -> list[str]:
-    """ISDM's parameter names in its order, by which its optimizer counts them: by module, weight before bias."""
+    """Orders ISDM's parameter names as its optimizer numbers them: by module, weight before bias."""
     modules: dict[str, list[str]] = {}
     for rule in rules:
         for name in rule.isdm_names:
@@ -124,47 +123,44 @@ def _affine(name: str, isdm_name: str, head_split: int = 0, line_convolution: bo
 
 
 def _stage(stage: nn.Module, name: str, isdm_name: str, new_attention_order: bool) -> Iterator[KeyRule]:
-    """A stage's modules stand in one container, numbered."""
+    """Yields the rules of a stage, whose modules ISDM numbers within one container."""
     assert isinstance(stage, UNetStage)
     yield from _block(stage.block, f"{name}.block", f"{isdm_name}.0")
-    position = 1
     if stage.attention is not None:
         yield from _attention(stage.attention, f"{name}.attention", f"{isdm_name}.1", new_attention_order)
-        position = 2
+    position = f"{isdm_name}.{1 if stage.attention is None else 2}"
     if isinstance(stage.resampler, ResidualBlock):
-        yield from _block(stage.resampler, f"{name}.resampler", f"{isdm_name}.{position}")
+        yield from _block(stage.resampler, f"{name}.resampler", position)
     elif stage.resampler is not None:
-        yield from _affine(f"{name}.resampler.conv", f"{isdm_name}.{position}.conv")
+        yield from _affine(f"{name}.resampler.conv", f"{position}.conv")
 
 
 def _block(block: nn.Module, name: str, isdm_name: str) -> list[KeyRule]:
     assert isinstance(block, ResidualBlock)
+    # A plain norm is the first module of its container, a SPADE norm is outside; so the convolutions' numbers differ.
     plain = isinstance(block.norm_1, nn.GroupNorm)
-    # A plain norm is the first of its container, a SPADE norm stands apart; so the convolutions' numbers differ.
-    rules = (
-        _affine(f"{name}.norm_1", f"{isdm_name}.in_layers.0")
-        if plain
-        else _spade(f"{name}.norm_1", f"{isdm_name}.in_norm")
-    )
-    rules += _affine(f"{name}.conv_1", f"{isdm_name}.in_layers.{2 if plain else 1}")
-    rules += _affine(f"{name}.time", f"{isdm_name}.emb_layers.1")
-    rules += (
-        _affine(f"{name}.norm_2", f"{isdm_name}.out_layers.0")
-        if plain
-        else _spade(f"{name}.norm_2", f"{isdm_name}.out_norm")
-    )
-    rules += _affine(f"{name}.conv_2", f"{isdm_name}.out_layers.{3 if plain else 2}")
-    if not isinstance(block.skip, nn.Identity):
-        rules += _affine(f"{name}.skip", f"{isdm_name}.skip_connection")
-    return rules
+
+    def norm(number: int, side: str) -> list[KeyRule]:
+        if plain:
+            return _affine(f"{name}.norm_{number}", f"{isdm_name}.{side}_layers.0")
+        return _spade(f"{name}.norm_{number}", f"{isdm_name}.{side}_norm")
+
+    return [
+        *norm(1, "in"),
+        *_affine(f"{name}.conv_1", f"{isdm_name}.in_layers.{2 if plain else 1}"),
+        *_affine(f"{name}.time", f"{isdm_name}.emb_layers.1"),
+        *norm(2, "out"),
+        *_affine(f"{name}.conv_2", f"{isdm_name}.out_layers.{3 if plain else 2}"),
+        *([] if isinstance(block.skip, nn.Identity) else _affine(f"{name}.skip", f"{isdm_name}.skip_connection")),
+    ]
 
 
 def _spade(name: str, isdm_name: str) -> list[KeyRule]:
-    modulation = [
-        KeyRule(f"{name}.to_modulation.{kind}", (f"{isdm_name}.mlp_gamma.{kind}", f"{isdm_name}.mlp_beta.{kind}"))
-        for kind in ("weight", "bias")
-    ]
-    return [*_affine(f"{name}.shared", f"{isdm_name}.mlp_shared.0"), *modulation]
+    rules = _affine(f"{name}.shared", f"{isdm_name}.mlp_shared.0")
+    for kind in ("weight", "bias"):
+        isdm_names = (f"{isdm_name}.mlp_gamma.{kind}", f"{isdm_name}.mlp_beta.{kind}")
+        rules.append(KeyRule(f"{name}.to_modulation.{kind}", isdm_names))
+    return rules
 
 
 def _attention(attention: SelfAttention, name: str, isdm_name: str, new_attention_order: bool) -> list[KeyRule]:

@@ -1,4 +1,4 @@
-"""What goes on beside drawing: masks are made in processes, pairs judged and written in threads."""
+"""Background workers of sampling: processes that make masks, threads that filter and write pairs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +24,10 @@ class Candidate:
 
     image: int
     number: int
-    """Its place in the endless sequence of masks and seeds."""
-    drawn: SourceMask
+    """Mask number in the source, and offset from the base seed."""
+    source_mask: SourceMask
     dropped: Counter[str] = field(default_factory=Counter)
-    """Why the attempts before it were dropped."""
+    """Reasons why the earlier attempts were dropped."""
 
 
 class _Masks(Dataset):
@@ -38,30 +37,26 @@ class _Masks(Dataset):
     def __getitem__(self, index: int) -> SourceMask | InputError:
         try:
             return self._source.draw(index)
-        except InputError as error:  # which the loader would wrap into a traceback
+        except InputError as error:  # raised, the loader would wrap it into a traceback
             return error
 
 
-def iterate_masks(source: MaskSource, indices: Iterable[int], beside: bool) -> Iterator[Candidate]:
-    """First attempts at the images `indices`, in order.
-
-    Args:
-        beside: make masks ahead of time, in processes of their own.
-    """
+def iterate_masks(source: MaskSource, indices: Iterable[int], use_workers: bool) -> Iterator[Candidate]:
+    """Yields the first attempts at the images `indices`, in order; with workers, masks are made ahead of time."""
     indices = list(indices)
-    workers = min(_MAX_WORKERS, usable_cores()) if beside else 0
+    workers = min(_MAX_WORKERS, usable_cores()) if use_workers else 0
     loader = DataLoader(_Masks(source), batch_size=None, sampler=indices, num_workers=workers)
-    for index, drawn in zip(indices, loader, strict=True):
-        if isinstance(drawn, InputError):
-            raise drawn
-        yield Candidate(index, index, drawn)
+    for index, mask in zip(indices, loader, strict=True):
+        if isinstance(mask, InputError):
+            raise mask
+        yield Candidate(index, index, mask)
 
 
 class PairWriter:
-    """Calls `finish` on drawn pairs in threads; on leaving the block, by an error too, all of them are finished.
+    """Calls `finish` on generated pairs in threads; leaving the `with` block waits for all of them.
 
     Args:
-        finish: (candidate, its image) → why the pair is dropped, or None once it is written.
+        finish: (candidate, its image) → reason for dropping the pair, or None once it is written.
     """
 
     def __init__(self, finish: Callable[[Candidate, NDArray[np.uint8]], str | None]) -> None:
@@ -72,9 +67,7 @@ class PairWriter:
     def __enter__(self) -> PairWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._pool.shutdown()
 
     @property
@@ -83,14 +76,14 @@ class PairWriter:
         return bool(self._pending)
 
     def put(self, candidate: Candidate, image: NDArray[np.uint8]) -> None:
-        """Hands over a pair."""
+        """Queues a pair."""
         self._pending.append((candidate, self._pool.submit(self._finish, candidate, image)))
 
     def take(self, left: int) -> Iterator[tuple[Candidate, str | None]]:
-        """Outcomes, in the order of `put`, of the pairs that are done; waits until at most `left` are not.
+        """Yields the outcomes of finished pairs in the order of `put`; waits until at most `left` are unfinished.
 
         Raises:
-            Exception: whatever `finish` raised.
+            Exception: from `finish`.
         """
         while self._pending and (len(self._pending) > left or self._pending[0][1].done()):
             candidate, future = self._pending.popleft()

@@ -1,4 +1,4 @@
-"""Agreement of masks against matrices computed by hand."""
+"""Segmentation scores against matrices computed by hand, scipy and torchmetrics."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from steelgen.evaluation.iou import (
-    bootstrap_agreement,
-    compute_agreement,
+    bootstrap_scores,
     compute_boundary_f1,
     compute_confusion,
     compute_iou,
+    compute_scores,
     count_boundaries,
     find_boundary,
 )
@@ -28,51 +28,51 @@ def test_confusion_and_iou_by_hand() -> None:
     assert np.isnan(iou[2])
 
 
-def test_a_class_that_is_only_predicted_scores_zero_and_an_absent_one_does_not_count() -> None:
+def test_a_false_class_scores_zero_and_an_absent_one_is_excluded() -> None:
     true = np.zeros((1, 2, 2), np.uint8)
     predicted = np.array([[[0, 0], [0, 1]]], np.uint8)
-    agreement = compute_agreement(true, predicted, num_classes=3)
-    assert agreement.class_iou[:2] == pytest.approx([3 / 4, 0])
-    assert np.isnan(agreement.class_iou[2])
-    assert agreement.mean_iou == pytest.approx(3 / 8)
+    scores = compute_scores(true, predicted, num_classes=3)
+    assert scores.class_iou[:2] == pytest.approx([3 / 4, 0])
+    assert np.isnan(scores.class_iou[2])
+    assert scores.mean_iou == pytest.approx(3 / 8)
 
 
 def test_dataset_miou_is_of_one_matrix_and_not_the_mean_over_images() -> None:
     true = np.stack([np.array([[0, 0, 0, 1]]), np.array([[1, 1, 1, 1]])]).astype(np.uint8)
     predicted = np.stack([np.array([[0, 0, 0, 0]]), np.array([[1, 1, 1, 1]])]).astype(np.uint8)
-    agreement = compute_agreement(true, predicted, num_classes=2)
-    assert agreement.confusion.tolist() == [[3, 0], [1, 4]]
-    check_oracle("mIoU by hand", agreement.mean_iou, (3 / 4 + 4 / 5) / 2, atol=1e-12)
-    check_oracle("mIoU per image by hand", agreement.image_iou, [(3 / 4 + 0) / 2, 1.0], atol=1e-12)
+    scores = compute_scores(true, predicted, num_classes=2)
+    assert scores.confusion.tolist() == [[3, 0], [1, 4]]
+    check_oracle("mIoU by hand", scores.mean_iou, (3 / 4 + 4 / 5) / 2, atol=1e-12)
+    check_oracle("mIoU per image by hand", scores.image_iou, [(3 / 4 + 0) / 2, 1.0], atol=1e-12)
 
 
 def test_an_image_that_is_all_ignored_is_undefined() -> None:
     true = np.full((2, 3, 3), 255, np.uint8)
     true[1] = 0
-    agreement = compute_agreement(true, np.zeros((2, 3, 3), np.uint8), num_classes=2)
-    assert np.isnan(agreement.image_iou[0])
-    assert agreement.image_iou[1] == 1.0
-    assert agreement.mean_iou == 1.0
+    scores = compute_scores(true, np.zeros((2, 3, 3), np.uint8), num_classes=2)
+    assert np.isnan(scores.image_iou[0])
+    assert scores.image_iou[1] == 1.0
+    assert scores.mean_iou == 1.0
 
 
 def test_bootstrap_interval_of_the_dataset_miou() -> None:
     rng = np.random.default_rng(0)
     true = rng.integers(0, 2, (60, 8, 8)).astype(np.uint8)
     flipped = rng.random((60, 1, 1)) * 0.4 > rng.random((60, 8, 8))
-    agreement = compute_agreement(true, np.where(flipped, 1 - true, true), 2)
-    intervals = bootstrap_agreement(agreement)
+    scores = compute_scores(true, np.where(flipped, 1 - true, true), 2)
+    intervals = bootstrap_scores(scores)
     low, high = intervals.mean_iou
-    assert low < agreement.mean_iou < high
+    assert low < scores.mean_iou < high
     # The delta method on the accuracy of 60 images gives about the same width.
     accuracy = 1 - flipped.mean(axis=(1, 2))
     assert high - low == pytest.approx(4 * accuracy.std() / np.sqrt(60) * 1.5, rel=0.4)
-    assert all(low < value < high for value, (low, high) in zip(agreement.class_iou, intervals.class_iou, strict=True))
-    assert intervals.mean_boundary_f1[0] < agreement.mean_boundary_f1 < intervals.mean_boundary_f1[1]
-    same = compute_agreement(np.repeat(true[:1], 5, axis=0), np.repeat(1 - true[:1], 5, axis=0), 2)
-    assert bootstrap_agreement(same).mean_iou == pytest.approx((same.mean_iou, same.mean_iou))
+    assert all(low < value < high for value, (low, high) in zip(scores.class_iou, intervals.class_iou, strict=True))
+    assert intervals.mean_boundary_f1[0] < scores.mean_boundary_f1 < intervals.mean_boundary_f1[1]
+    same = compute_scores(np.repeat(true[:1], 5, axis=0), np.repeat(1 - true[:1], 5, axis=0), 2)
+    assert bootstrap_scores(same).mean_iou == pytest.approx((same.mean_iou, same.mean_iou))
 
 
-def test_boundary_is_inside_the_region_and_not_along_the_image_edge() -> None:
+def test_boundary_is_inside_the_region_and_not_at_the_image_border() -> None:
     region = np.zeros((4, 5), bool)
     region[:, :3] = True
     assert find_boundary(region).nonzero()[1].tolist() == [2, 2, 2, 2]
@@ -114,5 +114,5 @@ def test_confusion_agrees_with_torchmetrics_on_random_masks() -> None:
     expected = multiclass_jaccard_index(
         torch.from_numpy(predicted).long(), torch.from_numpy(true).long(), 4, average=None, ignore_index=255
     )
-    measured = compute_agreement(true, predicted, 4).class_iou
+    measured = compute_scores(true, predicted, 4).class_iou
     check_oracle("IoU by torchmetrics, with ignored pixels", measured, expected, atol=1e-6)

@@ -1,0 +1,367 @@
+"""Adversarial generators beside diffusion: KID, variety, copies and speed after equal time of training of one core.
+
+    python benchmarks/gan.py time
+    python benchmarks/gan.py run --system style --data 16 --seed 0 --minutes 20
+    python benchmarks/gan.py leak --minutes 5
+    python benchmarks/gan.py table
+
+Systems: dcgan; style, the style-based generator with adaptive augmentation, and style-no-ada without; diffusion,
+semantic diffusion without masks; masked, the adversarial generator of masks, and masked-diffusion. Data: the bundled
+uhcs set of 16 micrographs, 4 of them, or `large`, the dataset folder that --large names.
+
+On a machine that does other work too, equal time is kept by equal counting: `time` measures a training step of every
+system in turns in seconds of computing by one thread, and `run` takes as many steps as the minutes hold by that
+measure. `run` may be killed at any moment and started again with the same arguments. Averaged weights are scored by
+crops of the test split, of the large set by crops at other places; the floor is that of training crops against the
+same. `leak` trains on lamellae that all lie within a few degrees, with as much augmentation as there is, and counts how
+many of those drawn lie so too. `table` gathers all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from charts import plot_curves
+from common import LinePrinter, save_results, summarize, time_in_turns
+from numpy.typing import NDArray
+from torch.utils.data import default_collate
+
+from steelgen.config.base import parse_config
+from steelgen.config.solver import SolverSection
+from steelgen.config.train import TrainConfig
+from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
+from steelgen.data.folder import DatasetInfo, list_splits, save_dataset_info, save_mask
+from steelgen.data.images import save_image
+from steelgen.data.sheets import build_sheet
+from steelgen.errors import InputError
+from steelgen.evaluation.copy_search import CopySearch
+from steelgen.evaluation.features import build_extractor, compute_features
+from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid, compute_precision_recall
+from steelgen.evaluation.memorization import COPY_RATIO
+from steelgen.files import load_json, new_folder, save_json
+from steelgen.generators import Generator, Latents, LatentSpace, draw_for_masks
+from steelgen.generators.families import build_trainable, load_generator
+from steelgen.sampling.interpolate import go_straight
+from steelgen.training.loop import train
+from steelgen.training.phases import freeze_others
+from steelgen.training.setup import build_crops, place_networks, prepare_training
+from steelgen.training.state import build_state
+
+DATASET = Path(__file__).parents[1] / "data" / "uhcs"
+RESULTS = Path(__file__).parent / "results"
+FEW = 4
+"""Micrographs of the small set."""
+SEARCHED = 32
+"""Images that are looked for among those of training."""
+SOLVER = SolverSection(num_inference_steps=12)
+
+_STYLE = {"kind": "gan", "architecture": "style", "base_channels": 16, "ada_images": 20000}
+_UNET = {
+    "base_channels": 16,
+    "channel_mult": [1, 2, 4],
+    "num_res_blocks": 1,
+    "attention_resolutions": [8],
+    "num_head_channels": 16,
+    "spade_channels": 32,
+    "norm_groups": 8,
+}
+_DIFFUSION = {"kind": "semantic_diffusion", "unet": _UNET}
+_ADVERSARIAL_RATE = {"learning_rate": 0.002, "weight_decay": 0.0, "max_grad_norm": None}
+_DIFFUSION_RATE = {"learning_rate": 0.001}
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "dcgan": {
+        "generator": {"kind": "gan", "base_channels": 32},
+        "train": {"learning_rate": 0.0002, "weight_decay": 0.0, "max_grad_norm": None},
+    },
+    "style": {"generator": _STYLE, "train": _ADVERSARIAL_RATE},
+    "style-no-ada": {"generator": {**_STYLE, "ada_target": None}, "train": _ADVERSARIAL_RATE},
+    "diffusion": {"generator": _DIFFUSION, "train": _DIFFUSION_RATE, "unconditional": True},
+    "masked": {
+        "generator": {**_STYLE, "condition": "mask", "spade_channels": 16},
+        "train": _ADVERSARIAL_RATE,
+    },
+    "masked-diffusion": {"generator": _DIFFUSION, "train": _DIFFUSION_RATE},
+}
+DATA = ("16", "4", "large")
+
+
+def build_config(
+    system: str, dataset: Path, run_dir: Path, seed: int = 0, steps: int = 1, **generator: Any
+) -> TrainConfig:
+    """A system's config; checkpoints are frequent, and nothing is validated or measured in training."""
+    chosen = SYSTEMS[system]
+    values = {
+        "run_dir": str(run_dir),
+        "seed": seed,
+        "data": {
+            "dataset": str(dataset),
+            "image_size": 32,
+            "crop_size": 64,
+            "unconditional": chosen.get("unconditional", False),
+        },
+        "generator": {**chosen["generator"], **generator},
+        "train": {
+            "max_steps": steps,
+            "train_batch_size": 16,
+            "warmup_steps": 50,
+            "ema_decay": 0.995,
+            "checkpoint_every": 100,
+            "keep_checkpoints": 1,
+            "trackers": [],
+            **chosen["train"],
+        },
+        "preview": {"num_images": 0},
+        "validation": {"split": None},
+    }
+    return parse_config(values, TrainConfig)
+
+
+def build_step(system: str) -> Callable[[], None]:
+    """A training step of a system, again and again on the same batch, with all that `train` does in it."""
+    config = build_config(system, DATASET, Path("unused"))
+    generator, micrographs = prepare_training(config)
+    trainable = build_trainable(generator, config)
+    crops = build_crops(config, trainable, micrographs)
+    place_networks(trainable.networks, config.train, torch.device("cpu"))
+    state = build_state(config, trainable, None, len(crops), criterion=None)
+
+    def step() -> None:
+        first = state.step * config.train.train_batch_size
+        batch = default_collate([crops[first + index] for index in range(config.train.train_batch_size)])
+        for phase in trainable.phases:
+            freeze_others(trainable.networks, phase)
+            trainable.compute_loss(phase, trainable.networks, batch).losses.mean().backward()
+            state.optimizers[phase.name].step()
+            state.network.zero_grad(set_to_none=True)
+        state.step += 1
+        for average in state.averages:
+            average.update(state.step)
+        trainable.end_step(lambda tensor: tensor)
+
+    return step
+
+
+def find_dataset(data: str, runs: Path, large: Path | None) -> Path:
+    """The dataset folder of 16, of 4 or of many micrographs."""
+    if data == "16":
+        return DATASET
+    if data == "large":
+        if large is None:
+            raise InputError("--data large: name a dataset folder with --large")
+        return large
+    few = runs / "few"
+    if not few.is_dir():
+        with new_folder(few) as working:
+            shutil.copy(DATASET / "dataset.json", working)
+            for split in list_splits(DATASET):
+                for kind in ("images", "masks"):
+                    files = sorted((DATASET / split / kind).iterdir())
+                    (working / split / kind).mkdir(parents=True)
+                    for file in files[:: len(files) // FEW][:FEW] if split == "train" else files:
+                        shutil.copy(file, working / split / kind)
+    return few
+
+
+class Judge:
+    """Scores what generators draw by crops that none of them has seen, or at least not there."""
+
+    def __init__(self, dataset: Path, generator: Generator, images: int) -> None:
+        training = load_micrographs(dataset, "train")
+        splits = list_splits(dataset)
+        held_out = load_micrographs(dataset, "test") if "test" in splits else training
+        masks_from = load_micrographs(dataset, "val") if "val" in splits else training
+        real, _ = cut_crops(held_out, generator.geometry, images, seed=1)
+        self._masks = cut_crops(masks_from, generator.geometry, images)[1]
+        self._search = CopySearch(training, generator.geometry, 32)
+        self._extractor = build_extractor("efficientnet-lite0")
+        self._real = compute_features(real, self._extractor)
+        seen = cut_crops(training, generator.geometry, images)[0]
+        self.floor = self._compare(seen, real)
+
+    def score(self, generator: Generator, seed: int) -> tuple[dict[str, float], NDArray[np.uint8]]:
+        """Figures of one image a mask, or a seed, and the images."""
+        drawn: list[NDArray[np.uint8]] = []
+        begun = time.process_time()
+        for start in range(0, len(self._masks), 32):
+            masks = torch.from_numpy(self._masks[start : start + 32].astype(np.int64))
+            seeds = [10_000 * seed + start + index for index in range(len(masks))]
+            drawn += [tensor_to_image(image) for image in draw_for_masks(generator, masks, seeds, SOLVER)]
+        rate = len(drawn) / (time.process_time() - begun)
+        images = np.stack(drawn)
+        return {**self._compare(images, images), "images_per_second": rate}, images
+
+    def _compare(self, images: NDArray[np.uint8], searched: NDArray[np.uint8]) -> dict[str, float]:
+        features = compute_features(images, self._extractor)
+        kid, spread = compute_kid(self._real, features)
+        precision, recall = compute_precision_recall(self._real, features)
+        matches = self._search.find(searched[:SEARCHED])
+        return {
+            "kid": kid,
+            "kid_std": spread,
+            "fd": compute_frechet_distance(self._real, features),
+            "precision": precision,
+            "recall": recall,
+            "copies": float(np.mean([match.ratio < COPY_RATIO for match in matches])),
+        }
+
+    def walk(self, generator: Generator, steps: int = 16) -> float:
+        """The largest step of a walk in w between two seeds, in features, as a multiple of the mean one."""
+        assert isinstance(generator, LatentSpace)
+        edge = generator.geometry.image_size
+        ends = generator.find_latents([0, 1], "w", (edge, edge))
+        shares = [float(share) for share in np.linspace(0, 1, steps)]
+        styles = torch.stack([go_straight(ends.styles[0], ends.styles[1], share) for share in shares])
+        latents = Latents("w", styles, ends.noise[:1].expand(steps, -1))  # of one noise, which is no matter of the walk
+        images = draw_for_masks(generator, torch.zeros(steps, edge, edge), [0] * steps, latents=latents)
+        features = compute_features(np.stack([tensor_to_image(image) for image in images]), self._extractor)
+        lengths = np.linalg.norm(np.diff(features, axis=0), axis=1)
+        return float(lengths.max() / lengths.mean())
+
+
+def run_system(arguments: argparse.Namespace) -> None:
+    """Trains and scores one system with one seed on one set; goes on where an earlier attempt was cut off.
+
+    Raises:
+        InputError: if no step times were measured, or a signal ended training.
+    """
+    runs, system, seed = arguments.runs, arguments.system, arguments.seed
+    seconds = load_json(runs / "step_times.json")["seconds_a_step"][system]["median"]
+    steps = round(60 * arguments.minutes / seconds)
+    name = f"{system}-{arguments.data}-seed{seed}-{arguments.minutes:g}min"
+    path = runs / "scores" / f"{name}.json"
+    if path.is_file():
+        return
+    dataset = find_dataset(arguments.data, runs, arguments.large)
+    result = train(build_config(system, dataset, runs / name, seed, steps), LinePrinter(), resume=True)
+    if result.export is None:
+        raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; start it again")
+    generator = load_generator(result.export)
+    judge = Judge(dataset, generator, arguments.images)
+    score, images = judge.score(generator, seed)
+    if system.startswith("style"):
+        score["longest_step"] = judge.walk(generator)
+    save_image(runs / f"{name}.png", build_sheet([list(images[start : start + 12]) for start in range(0, 48, 12)], 64))
+    described = {"system": system, "data": arguments.data, "seed": seed, "minutes": arguments.minutes, "steps": steps}
+    lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    curve = [[line["step"], line["r_t"], line["ada_p"]] for line in lines if "ada_p" in line]
+    save_json(path, {**described, "images": arguments.images, "floor": judge.floor, "score": score, "curve": curve})
+    print(name, score, flush=True)
+
+
+def draw_lamellae(count: int, edge: int, seed: int) -> NDArray[np.uint8]:
+    """World W2: (count, edge, edge) parallel bands at 0 ± 7°, of several widths and phases, with noise."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:edge, :edge]
+    images = []
+    for _ in range(count):
+        angle, period, phase = np.deg2rad(rng.normal(0, 7)), rng.uniform(6, 10), rng.uniform(0, 2 * np.pi)
+        across = rows * np.cos(angle) + columns * np.sin(angle)
+        wave = np.sin(2 * np.pi * across / period + phase)
+        images.append(128 + 50 * wave + rng.normal(0, 8, wave.shape))
+    return np.stack(images).clip(0, 255).astype(np.uint8)
+
+
+def count_lying(images: NDArray[np.uint8], within: float = 20) -> float:
+    """Share of images whose bands lie within so many degrees of 0, by the structure tensor."""
+    down, across = np.gradient(images.astype(float), axis=(1, 2))
+    terms = [(a * b).mean(axis=(1, 2)) for a, b in ((down, down), (across, across), (down, across))]
+    angles = np.rad2deg(0.5 * np.arctan2(2 * terms[2], terms[0] - terms[1]))
+    return float((np.abs(angles) < within).mean())
+
+
+def run_leak(arguments: argparse.Namespace) -> None:
+    """Trains on lamellae with all augmentation that there is."""
+    runs, path = arguments.runs, arguments.runs / "leak.json"
+    seconds = load_json(runs / "step_times.json")["seconds_a_step"]["style"]["median"]
+    steps = round(60 * arguments.minutes / seconds)
+    dataset = runs / "lamellae"
+    if not dataset.is_dir():
+        with new_folder(dataset) as working:
+            info = DatasetInfo(name="lamellae", class_names=["matrix"])
+            for number, image in enumerate(draw_lamellae(64, 64, seed=0)):
+                save_image(working / f"train/images/{number:03}.png", image)
+                save_mask(working / f"train/masks/{number:03}.png", np.zeros_like(image), info.palette)
+            save_dataset_info(working, info)
+    # A target that is always exceeded, at once.
+    config = build_config("style", dataset, runs / "leak", 0, steps, ada_target=0.01, ada_images=2000)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"augment": False})})
+    result = train(config, LinePrinter(), resume=True)
+    assert result.export is not None
+    generator = load_generator(result.export)
+    edge = generator.geometry.image_size
+    drawn = draw_for_masks(generator, torch.zeros(256, edge, edge), range(256))
+    images = np.stack([tensor_to_image(image) for image in drawn])
+    save_image(runs / "leak.png", build_sheet([list(images[start : start + 12]) for start in range(0, 48, 12)], 64))
+    lines = [json.loads(line) for line in (runs / "leak/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    real = load_micrographs(dataset, "train")
+    seen = cut_crops(real, generator.geometry, 256)[0]
+    save_json(
+        path,
+        {
+            "steps": steps,
+            "real": count_lying(seen),
+            "drawn": count_lying(images),
+            "mean_strength": float(np.mean([line["ada_p"] for line in lines if "ada_p" in line])),
+        },
+    )
+    print(path.read_text(encoding="utf-8"), flush=True)
+
+
+def main() -> None:
+    """Runs one of the parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("time", "run", "leak", "table"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/gan"), help="where everything is kept")
+    parser.add_argument("--system", choices=SYSTEMS, default="style")
+    parser.add_argument("--data", choices=DATA, default="16")
+    parser.add_argument("--large", type=Path, help="dataset folder of `--data large`")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--images", type=int, default=256, help="drawn for a score")
+    parser.add_argument("--repeats", type=int, default=12, help="steps of each system that `time` measures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.part == "time":
+        steps = {name: build_step(name) for name in SYSTEMS}
+        # Penalties come in some steps alone: the mean of as many as that is what a step costs.
+        grouped = {name: _take(step, 4) for name, step in steps.items()}
+        seconds = time_in_turns(grouped, arguments.repeats // 4, time.process_time)
+        rows = {name: summarize([value / 4 for value in values]) for name, values in seconds.items()}
+        save_results(arguments.runs / "step_times.json", {"threads": 1, "seconds_a_step": rows})
+    elif arguments.part == "run":
+        run_system(arguments)
+    elif arguments.part == "leak":
+        run_leak(arguments)
+    else:
+        scores = [load_json(path) for path in sorted((arguments.runs / "scores").glob("*.json"))]
+        curves = {
+            f"{what} on {score['data']} micrographs": [(step, values[index]) for step, *values in score["curve"]]
+            for score in scores
+            if score["curve"] and score["seed"] == 0 and score["system"] == "style"
+            for index, what in enumerate(("r_t", "p"))
+        }
+        plot_curves(curves, "step", "r_t and p", set(curves), RESULTS / "gan.png", logarithmic=False)
+        leak = arguments.runs / "leak.json"
+        times = load_json(arguments.runs / "step_times.json")["seconds_a_step"]
+        stored = {"seconds_a_step": times, "runs": scores, "leak": load_json(leak) if leak.is_file() else None}
+        save_results(RESULTS / "gan.json", stored)
+
+
+def _take(step: Callable[[], None], count: int) -> Callable[[], None]:
+    def take() -> None:
+        for _ in range(count):
+            step()
+
+    return take
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Adaptive discriminator augmentation: what the discriminator sees is moved, turned and scaled, as often as it needs.
+
+Source: Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676), section 3
+and appendix B: pixel blitting and geometric transforms, which alone help micrographs (Lambard et al. 2023). All of them
+are one affine map, so that an image is interpolated once. As each is left out with a probability, none leaks into what
+the generator draws.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from steelgen.generators import Gather
+
+AUGMENTATION_NUMBERS = 18
+"""Uniform random numbers that one image takes."""
+MAX_STRENGTH = 0.8
+"""Above it transforms may leak (section 2.2)."""
+_SHIFT = 0.125
+"""Largest whole-pixel shift, and standard deviation of the others, as a share of the edge."""
+_SCALE = 0.2
+"""Standard deviation of log2 of the scales."""
+_MEMORY = 256
+"""Crops over which the discriminator's lead is averaged."""
+
+
+def augment(images: Tensor, numbers: Tensor, strength: Tensor, mode: str = "bicubic") -> Tensor:
+    """Transforms each image at random; what moves in from outside is its mirror image.
+
+    Args:
+        images: (N, C, H, W), H = W.
+        numbers: (N, AUGMENTATION_NUMBERS) in [0, 1), which decide everything.
+        strength: p in [0, 1], a scalar: how likely each transform is.
+        mode: of interpolation, "nearest" for masks.
+    """
+    maps = build_maps(numbers, strength, images.shape[-1])
+    grid = F.affine_grid(maps[:, :2], list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
+
+
+def augment_mask(mask: Tensor, numbers: Tensor, strength: Tensor) -> Tensor:
+    """The same for masks (N, H, W) of class indices."""
+    return augment(mask[:, None].float(), numbers, strength, "nearest")[:, 0].to(mask.dtype)
+
+
+def build_maps(numbers: Tensor, strength: Tensor, edge: int) -> Tensor:
+    """From places in the transformed image to places in the image.
+
+    Args:
+        numbers, strength: see `augment`.
+        edge: of the image, in pixels.
+
+    Returns:
+        (N, 3, 3) in `affine_grid`'s coordinates, in which the image reaches from -1 to 1.
+    """
+    u = numbers.unbind(dim=1)
+    normal = torch.special.ndtri(numbers.clamp(1e-6, 1 - 1e-6)).unbind(dim=1)
+    zero = torch.zeros_like(u[0])
+    # Of two turns, one before and one after stretching, each is less likely: together they are as likely as the others.
+    turn_strength = 1 - (1 - strength).sqrt()
+
+    def gate(index: int, value: Tensor, limit: Tensor = strength) -> Tensor:
+        return torch.where(u[index] < limit, value, zero)
+
+    mirrored = gate(0, (u[1] < 0.5).to(zero))
+    quarter = gate(2, (4 * u[3]).floor()) * (torch.pi / 2)
+    shifts = [gate(4, ((2 * u[index] - 1) * _SHIFT * edge).round() * (2 / edge)) for index in (5, 6)]
+    size = gate(7, normal[8] * _SCALE)
+    turn_before = gate(9, (2 * u[10] - 1) * torch.pi, turn_strength)
+    stretch = gate(11, normal[12] * _SCALE)
+    turn_after = gate(13, (2 * u[14] - 1) * torch.pi, turn_strength)
+    parts = [gate(15, normal[index] * (2 * _SHIFT)) for index in (16, 17)]
+    maps = _scale(1 - 2 * mirrored, torch.ones_like(zero)) @ _turn(quarter) @ _shift(*shifts)
+    maps = maps @ _scale(size.exp2(), size.exp2()) @ _turn(turn_before)
+    return maps @ _scale(stretch.exp2(), (-stretch).exp2()) @ _turn(turn_after) @ _shift(*parts)
+
+
+def _stack(rows: list[list[Tensor]]) -> Tensor:
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def _scale(across: Tensor, down: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(across), torch.ones_like(across)
+    return _stack([[across, zero, zero], [zero, down, zero], [zero, zero, one]])
+
+
+def _turn(angle: Tensor) -> Tensor:
+    zero, one, cosine, sine = torch.zeros_like(angle), torch.ones_like(angle), angle.cos(), angle.sin()
+    return _stack([[cosine, -sine, zero], [sine, cosine, zero], [zero, zero, one]])
+
+
+def _shift(across: Tensor, down: Tensor) -> Tensor:
+    zero, one = torch.zeros_like(across), torch.ones_like(across)
+    return _stack([[one, zero, across], [zero, one, down], [zero, zero, one]])
+
+
+class AdaptiveStrength:
+    """How likely transforms are: raised where the discriminator tells real from generated too well, lowered elsewhere.
+
+    Args:
+        target: of r_t, the mean sign of what it thinks of training images, in (0, 1): 0 is chance, 1 is certainty.
+        images: crops in which the strength moves by 1.
+    """
+
+    def __init__(self, target: float, images: int) -> None:
+        self._target, self._images = target, images
+        self._pending: list[Tensor] = []
+        self._lead = torch.zeros(())
+        self._strength = torch.zeros(())
+
+    def on(self, device: torch.device) -> Tensor:
+        """p, a scalar, on a device; no wait for it."""
+        if self._strength.device != device:
+            self._strength, self._lead = self._strength.to(device), self._lead.to(device)
+        return self._strength
+
+    def record(self, signs: Tensor) -> None:
+        """Notes the signs (N,) of a batch, for `absorb`."""
+        self._pending.append(signs.detach().float())
+
+    def absorb(self, gather: Gather) -> None:
+        """Takes in what was recorded since, from all processes, so that all go on with the same strength."""
+        signs = gather(torch.cat(self._pending))
+        self._pending = []
+        self._lead = self._lead.to(signs).lerp(signs.mean(), min(1.0, len(signs) / _MEMORY))
+        change = (self._lead - self._target).sign() * (len(signs) / self._images)
+        self._strength = (self.on(signs.device) + change).clamp(0, MAX_STRENGTH)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back, as JSON values."""
+        return {"strength": self._strength.item(), "lead": self._lead.item()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self._strength, self._lead = torch.tensor(state["strength"]), torch.tensor(state["lead"])

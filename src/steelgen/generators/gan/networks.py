@@ -1,0 +1,40 @@
+"""The two networks of each architecture."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from steelgen.config.generator import GanSection
+from steelgen.data.placement import CropGeometry
+from steelgen.models.dcgan import DcganDiscriminator, DcganGenerator
+from steelgen.models.spade_gan import SegmentingDiscriminator, SpadeGenerator
+from steelgen.models.style_gan import StyleDiscriminator, StyleGenerator
+
+GanNetwork = DcganGenerator | StyleGenerator | SpadeGenerator
+
+
+def build_network(section: GanSection, geometry: CropGeometry, num_classes: int) -> GanNetwork:
+    """The one that draws."""
+    size, channels = geometry.image_size, geometry.in_channels
+    if section.spade_channels is not None:
+        return SpadeGenerator(
+            size, channels, num_classes, section.latent_dim, section.base_channels, section.spade_channels
+        )
+    kind = StyleGenerator if section.architecture == "style" else DcganGenerator
+    return kind(size, channels, section.latent_dim, section.base_channels)
+
+
+def build_discriminator(section: GanSection, geometry: CropGeometry, num_classes: int) -> nn.Module:
+    """The one that judges."""
+    size, channels = geometry.image_size, geometry.in_channels
+    if section.condition == "mask":
+        return SegmentingDiscriminator(size, channels, num_classes, section.base_channels)
+    kind = StyleDiscriminator if section.architecture == "style" else DcganDiscriminator
+    return kind(size, channels, section.base_channels)
+
+
+def count_noise(network: GanNetwork, size: tuple[int, int]) -> int:
+    """Numbers of noise that an image of `size` (H, W) takes besides its latent vector."""
+    if isinstance(network, SpadeGenerator):
+        return network.count_noise(*size)
+    return network.noise_size if isinstance(network, StyleGenerator) else 0

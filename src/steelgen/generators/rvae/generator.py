@@ -1,0 +1,228 @@
+"""A rotation-invariant variational autoencoder as a `Generator` and as a `Describer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from steelgen import __version__
+from steelgen.config.generator import RvaeSection
+from steelgen.data.crops import Micrographs
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.patches import PatchCenters
+from steelgen.data.placement import CropGeometry
+from steelgen.devices import map_on_single_threads, randn_by_seed
+from steelgen.errors import InputError, first_line
+from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
+from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators.describing import Description
+from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
+from steelgen.models.rvae import RotationVae
+
+_WEIGHTS_FILE = "weights.safetensors"
+_BATCH = 64
+"""Patches described at a time."""
+
+
+@dataclass
+class Rvae:
+    """Encoder and decoder with all that says what a patch is."""
+
+    network: RotationVae
+    section: RvaeSection
+    info: DatasetInfo
+    geometry: CropGeometry
+    intensity: tuple[float, float]
+    """Mean and standard deviation of the training micrographs' pixels, in [-1, 1]."""
+
+    kind = "rvae"
+    needs = frozenset[str]()
+    takes = frozenset({"noise"})
+    makes = frozenset({"images"})
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """See `Generator.networks`."""
+        return {"rvae": self.network}
+
+    @property
+    def latent_dim(self) -> int:
+        """See `LatentGenerator.latent_dim`."""
+        return self.section.latent_dim
+
+    @property
+    def sees_image(self) -> bool:
+        """See `Describer.sees_image`."""
+        return self.section.channels != "mask"
+
+    @property
+    def sees_island(self) -> bool:
+        """See `Describer.sees_island`."""
+        return self.section.channels != "image"
+
+    @property
+    def neighbors(self) -> bool:
+        """See `Describer.neighbors`."""
+        return self.section.neighbors
+
+    def list_centers(self) -> PatchCenters:
+        """See `Describer.list_centers`."""
+        section = self.section
+        classes = None if section.classes is None else tuple(section.classes)
+        spacing = section.spacing or max(2, self.geometry.crop_size // 2)
+        return PatchCenters(section.patches, classes, section.min_area, spacing)
+
+    @torch.inference_mode()
+    def draw(self, request: DrawRequest) -> Drawn:
+        """See `Generator.draw`: objects from the prior, in the decoder's own pose.
+
+        A patch is a disc, since a turn moves its corners out of it: they are mid-gray. Without gray levels it shows the
+        probability that a place lies in the island, from black to white. On the CPU each by itself, since its last bits
+        would depend on the batch.
+        """
+        latents = randn_by_seed((self.latent_dim,), request.seeds) if request.noise is None else request.noise
+        device = next(self.network.parameters()).device
+        if device.type != "cpu":
+            return Drawn(self._show(latents.to(device)))
+        rows = map_on_single_threads(lambda index: self._show(latents[index : index + 1]), len(latents))
+        return Drawn(torch.cat(rows))
+
+    @torch.inference_mode()
+    def describe(self, images: NDArray[np.uint8] | None, islands: NDArray[np.float32] | None) -> Description:
+        """See `Describer.describe`."""
+        device = next(self.network.parameters()).device
+        parts = []
+        given = images if images is not None else islands
+        assert given is not None
+        training = self.network.training
+        self.network.eval()
+        try:
+            for start in range(0, len(given), _BATCH):
+                batch: dict[str, Tensor] = {}
+                if images is not None:
+                    gray = torch.from_numpy(images[start : start + _BATCH].astype(np.float32)) / 127.5 - 1
+                    batch["image"] = (gray[:, None] if gray.ndim == 3 else gray.permute(0, 3, 1, 2)).to(device)
+                if islands is not None:
+                    batch["island"] = torch.from_numpy(islands[start : start + _BATCH]).to(device)
+                parts.append(self._describe(self.stack_patches(batch)))
+        finally:
+            self.network.train(training)
+        columns = (torch.cat(column).float().cpu().numpy() for column in zip(*parts, strict=True))
+        return Description(*columns)
+
+    def stack_patches(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(N, C, S, S) as the network sees them: standardized gray levels, then the island."""
+        channels = []
+        if self.sees_image:
+            mean, deviation = self.intensity
+            channels.append((batch["image"] - mean) / deviation)
+        if self.sees_island:
+            channels.append(batch["island"][:, None])
+        return torch.cat(channels, dim=1)
+
+    def save(self, folder: Path) -> None:
+        """See `Generator.save`."""
+        with new_folder(folder) as working:
+            save_tensors(working / _WEIGHTS_FILE, self.network.state_dict())
+            save_json(
+                working / DESCRIPTION_FILE,
+                {
+                    "kind": self.kind,
+                    "steelgen_version": __version__,
+                    "dataset": self.info.model_dump(mode="json"),
+                    "geometry": asdict(self.geometry),
+                    "section": self.section.model_dump(mode="json"),
+                    "intensity": self.intensity,
+                },
+            )
+
+    def _show(self, latents: Tensor) -> Tensor:
+        """(N, latent_dim) → (N, in_channels, S, S) in [-1, 1]."""
+        network, edge = self.network, self.geometry.image_size
+        count = len(latents)
+        nothing = latents.new_zeros(count, 3)
+        decoded = network.decode(latents, nothing[:, 0], nothing, network.disc)
+        if self.sees_image:
+            mean, deviation = self.intensity
+            shown = decoded[:, : network.gray_channels] * deviation + mean
+        else:
+            shown = 2 * decoded.sigmoid() - 1
+        images = shown.new_zeros(count, shown.shape[1], edge**2)
+        # An infinite pixel must not pass for a white one: whoever brings the image to the host looks for NaN.
+        images[:, :, network.disc] = shown.clamp(-1, 1).where(shown.isfinite(), math.nan)
+        return images.view(count, -1, edge, edge).expand(-1, self.geometry.in_channels, -1, -1)
+
+    def _describe(self, patches: Tensor) -> tuple[Tensor, ...]:
+        network = self.network
+        posterior = network.encode(patches)
+        chosen = network.choose_starts(posterior, patches)
+        turns = posterior.turns.gather(1, chosen[:, None])[:, 0]
+        decoded = network.decode(posterior.latents, turns, posterior.nuisances, network.disc)
+        means = decoded.clone()
+        means[:, network.gray_channels :] = means[:, network.gray_channels :].sigmoid()
+        errors = (means - patches.flatten(2)[:, :, network.disc]).square().mean(dim=(1, 2)).sqrt()
+        placement = posterior.nuisances * network.nuisance_priors
+        return posterior.latents, turns, placement[:, :2], placement[:, 2].exp(), errors
+
+
+class _Description(Record):
+    dataset: DatasetInfo
+    geometry: CropGeometry
+    section: RvaeSection
+    intensity: tuple[float, float]
+
+
+def build_rvae(section: RvaeSection, micrographs: Micrographs, geometry: CropGeometry) -> Rvae:
+    """An untrained one; its initial weights follow torch's global seed.
+
+    Raises:
+        InputError: if it needs masks and there are none, or gray levels and there is only one.
+    """
+    info = micrographs.info
+    if not info.num_classes and (section.channels != "image" or section.patches != "grid"):
+        raise InputError(f"{info.name}: has no masks; generator.patches must be 'grid' and generator.channels 'image'")
+    mean, deviation = micrographs.compute_intensity()
+    if deviation == 0:
+        raise InputError(f"{info.name}: all training micrographs have the same gray level everywhere")
+    return Rvae(_build_network(section, geometry), section, info, geometry, (mean, deviation))
+
+
+def load_rvae(folder: Path) -> Rvae:
+    """Reads what `Rvae.save` wrote.
+
+    Raises:
+        InputError: if a file is missing, damaged or belongs to another architecture.
+    """
+    description = load_record(folder / DESCRIPTION_FILE, _Description)
+    network = _build_network(description.section, description.geometry)
+    try:
+        network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+    except Exception as error:  # safetensors has an exception type of its own for damaged files
+        raise InputError(f"{folder / _WEIGHTS_FILE}: not the weights of this generator: {first_line(error)}") from None
+    check_weights(network, folder / _WEIGHTS_FILE)
+    return Rvae(network, description.section, description.dataset, description.geometry, description.intensity)
+
+
+def _build_network(section: RvaeSection, geometry: CropGeometry) -> RotationVae:
+    return RotationVae(
+        image_size=geometry.image_size,
+        gray_channels=0 if section.channels == "mask" else geometry.in_channels,
+        binary_channels=0 if section.channels == "image" else 1,
+        latent_dim=section.latent_dim,
+        encoder_channels=section.encoder_channels,
+        decoder_channels=section.decoder_channels,
+        decoder_layers=section.decoder_layers,
+        starts=section.angle_starts,
+        invariant=section.invariant,
+        turn_prior=section.rotation_prior,
+        shift_prior=section.translation_prior,
+        scale_prior=section.scale_prior,
+    )

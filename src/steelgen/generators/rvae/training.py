@@ -1,0 +1,68 @@
+"""Training of a rotation-invariant variational autoencoder: the negative evidence lower bound, in one phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steelgen.generators import Batch, Losses, Phase, Randomness, SteadyState
+from steelgen.generators.rvae.generator import Rvae
+
+
+@dataclass(frozen=True)
+class _PosteriorNoise:
+    seed: int
+    size: int
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """`noise` (size,) of one crop, standard normal."""
+        # Away from the seeds that patches are drawn with.
+        seed = (self.seed * 1_000_003 + number) % 2**62 + 2**62
+        return {"noise": torch.randn(self.size, generator=torch.Generator().manual_seed(seed))}
+
+
+class RvaeTraining(SteadyState):
+    """See `Trainable`: maximizes the evidence lower bound by the reparameterization trick (Kingma & Welling 2014,
+    arXiv 1312.6114, eq. 10), the divergences' weight rising with the number of the crop.
+
+    Args:
+        generator: is trained.
+    """
+
+    averaged: tuple[str, ...] = ("rvae",)
+    phases: tuple[Phase, ...] = (Phase("elbo", ("rvae",)),)
+    criteria: tuple[str, ...] = ("val_loss", "train_epoch_loss")
+
+    def __init__(self, generator: Rvae) -> None:
+        self.generator = generator
+        self.networks: Mapping[str, nn.Module] = {"rvae": generator.network}
+
+    @property
+    def crop_options(self) -> dict[str, Any]:
+        """See `Trainable.crop_options`."""
+        return {"centers": self.generator.list_centers(), "neighbors": self.generator.neighbors}
+
+    def randomness(self, seed: int) -> Randomness:
+        """See `Trainable.randomness`."""
+        return _PosteriorNoise(seed, self.generator.latent_dim + 4)
+
+    def held_out_randomness(self, count: int) -> Randomness:
+        """See `Trainable.held_out_randomness`."""
+        return self.randomness(0)
+
+    def compute_loss(
+        self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
+    ) -> Losses:
+        """See `Trainable.compute_loss`; losses are in nats a patch."""
+        section = self.generator.section
+        found = networks["rvae"](self.generator.stack_patches(batch), batch["noise"])
+        divergence = found.kl_latents + found.kl_turn + found.kl_nuisances
+        weight: Tensor | float = section.kl_weight
+        if not validates and section.kl_crops:
+            # A function of the crop's number, so that a resumed run goes on with the same weights.
+            weight = weight * (batch["number"] / section.kl_crops).clamp(max=1)
+        return Losses(weight * divergence - found.log_likelihood, parts={"kl_latents": found.kl_latents})

@@ -1,0 +1,98 @@
+"""The style-based networks and the masked ones, against what they must equal."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from steelgen.models.spade_gan import SegmentingDiscriminator, SpadeGenerator, compute_realness
+from steelgen.models.style_gan import ModulatedConv, StyleDiscriminator, StyleGenerator
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_modulation_equals_weights_scaled_and_normalized_for_each_image(demodulate):
+    """Eqs. 1 and 3 of the paper, written out: a convolution with weights of its own for each image."""
+    torch.manual_seed(0)
+    conv = ModulatedConv(5, 7, 6, 3, demodulate)
+    features, style = torch.randn(4, 5, 8, 8), torch.randn(4, 6)
+    found = conv(features, style)
+    for index in range(4):
+        weights = conv.weight / (5 * 9) ** 0.5 * conv.to_scale(style[index : index + 1])[0][:, None, None]
+        if demodulate:
+            weights = weights / (weights.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        expected = F.conv2d(features[index : index + 1], weights, padding=1)
+        torch.testing.assert_close(found[index : index + 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_start_with_variance_one():
+    torch.manual_seed(0)
+    conv = ModulatedConv(64, 64, 16, 3)
+    out = conv(torch.randn(8, 64, 16, 16), torch.randn(8, 16))
+    assert out[..., 2:-2, 2:-2].std().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("edge", [8, 32, 64])
+def test_style_networks_fit_every_power_of_two(edge):
+    network = StyleGenerator(edge, 3, 10, 4)
+    assert network.noise_size == 16 + 2 * sum(size**2 for size in (8, 16, 32, 64) if size <= edge)
+    images = network(torch.randn(2, 10 + network.noise_size))
+    assert images.shape == (2, 3, edge, edge)
+    assert StyleDiscriminator(edge, 3, 4)(images).shape == (2,)
+
+
+@pytest.mark.parametrize("edge", [4, 24, 48])
+def test_other_sizes_are_refused(edge):
+    with pytest.raises(ValueError, match=f"image_size {edge}: must be 8, 16, 32"):
+        StyleGenerator(edge, 1, 10, 4)
+
+
+def test_a_style_for_each_layer_may_be_the_same_for_all():
+    torch.manual_seed(0)
+    network = StyleGenerator(16, 1, 6, 4)
+    styles, noise = network.find_styles(torch.randn(2, 6)), torch.randn(2, network.noise_size)
+    each = styles[:, None].expand(-1, network.num_styles, -1)
+    assert torch.equal(network.synthesize(styles, noise), network.synthesize(each, noise))
+    moved = each.clone()
+    moved[:, -1] += 1  # the style of the finest image alone
+    assert not torch.equal(network.synthesize(moved, noise), network.synthesize(each, noise))
+
+
+def test_noise_changes_the_texture_once_it_has_strength():
+    torch.manual_seed(0)
+    network = StyleGenerator(16, 1, 6, 4)
+    styles, noise = network.find_styles(torch.randn(1, 6)), torch.randn(2, network.noise_size)
+    first, second = network.synthesize(styles.expand(2, -1), noise)
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+    for layer in network.layers:
+        torch.nn.init.ones_(layer.noise_strength)
+    first, second = network.synthesize(styles.expand(2, -1), noise)
+    assert (first - second).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 65)])
+def test_masked_images_have_the_size_of_their_mask_and_follow_it(size):
+    torch.manual_seed(0)
+    network = SpadeGenerator(32, 1, 3, 6, 4, 8)
+    mask = F.one_hot(torch.randint(3, (1, *size)), 3).permute(0, 3, 1, 2).float()
+    vectors = torch.randn(1, 6 + network.count_noise(*size))
+    images = network(vectors, mask)
+    assert images.shape == (1, 1, *size)
+    turned = network(vectors, mask.roll(1, dims=1))
+    assert (images - turned).abs().mean() > 1e-3
+    logits = SegmentingDiscriminator(32, 1, 3, 4)(torch.randn(2, 1, 32, 32))
+    assert logits.shape == (2, 4, 32, 32)
+
+
+def test_realness_is_the_log_odds_of_not_being_generated():
+    logits = torch.randn(2, 4, 3, 3)
+    generated = logits.softmax(dim=1)[:, -1]
+    expected = ((1 - generated) / generated).log().mean(dim=(1, 2))
+    torch.testing.assert_close(compute_realness(logits), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", [StyleDiscriminator(16, 1, 4), SegmentingDiscriminator(16, 1, 2, 4)])
+def test_full_precision_is_so_under_autocast(network):
+    images = torch.randn(2, 1, 16, 16)
+    plain = network(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network(images, full_precision=True), plain)
+        assert not torch.equal(network(images).float(), plain)
