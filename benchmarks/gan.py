@@ -49,7 +49,7 @@ from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator, Latents, LatentSpace, draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
-from steelgen.sampling.interpolate import go_straight
+from steelgen.sampling.interpolate import lerp
 from steelgen.training.loop import train
 from steelgen.training.players import hold_fixed
 from steelgen.training.setup import build_crops, place_networks, prepare_training
@@ -218,7 +218,7 @@ class Judge:
         edge = generator.geometry.image_size
         ends = generator.find_latents([0, 1], "w", (edge, edge))
         shares = [float(share) for share in np.linspace(0, 1, steps)]
-        styles = torch.stack([go_straight(ends.styles[0], ends.styles[1], share) for share in shares])
+        styles = torch.stack([lerp(ends.styles[0], ends.styles[1], share) for share in shares])
         latents = Latents("w", styles, ends.noise[:1].expand(steps, -1))  # of one noise, which is no matter of the walk
         images = draw_for_masks(generator, torch.zeros(steps, edge, edge), [0] * steps, latents=latents)
         features = compute_features(np.stack([tensor_to_image(image) for image in images]), self._extractor)
