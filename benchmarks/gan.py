@@ -1,20 +1,19 @@
-"""Adversarial generators beside diffusion: KID, variety, copies and speed after equal time of training of one core.
+"""Adversarial generators and diffusion: KID, variety, copies, and speed after equal training time on one core.
 
     python benchmarks/gan.py time
     python benchmarks/gan.py run --system style --data 16 --seed 0 --minutes 20
     python benchmarks/gan.py leak --minutes 5
     python benchmarks/gan.py table
 
-Systems: dcgan; style, the style-based generator with adaptive augmentation, and style-no-ada without; diffusion,
-semantic diffusion without masks; masked, the adversarial generator of masks, and masked-diffusion. Data: the bundled
-uhcs set of 16 micrographs, 4 of them, or `large`, the dataset folder that --large names.
+Systems: dcgan; style, the style-based generator with adaptive augmentation, and style-no-ada without it; diffusion,
+semantic diffusion without masks; masked, the mask-conditioned adversarial generator, and masked-diffusion. Data: the 16
+training micrographs of uhcs, 4 of them, or `large`, the dataset folder given by --large.
 
-On a machine that does other work too, equal time is kept by equal counting: `time` measures a training step of every
-system in turns in seconds of computing by one thread, and `run` takes as many steps as the minutes hold by that
-measure. `run` may be killed at any moment and started again with the same arguments. Averaged weights are scored by
-crops of the test split, of the large set by crops at other places; the floor is that of training crops against the
-same. `leak` trains on lamellae that all lie within a few degrees, with as much augmentation as there is, and counts how
-many of those drawn lie so too. `table` gathers all.
+Equal time does not depend on the load of the machine: `time` measures a training step of every system alternately, in
+CPU seconds of one thread, and `run` trains for as many steps as fit into the minutes. `run` can be stopped at any time
+and resumes with the same arguments. EMA weights are scored against crops of the test split, for the large set against
+other training crops; the floor compares training crops with the same. `leak` trains on lamellae of nearly the same
+direction at maximum augmentation and counts how many generated ones have that direction. `table` writes the results.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator, Latents, LatentSpace, draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
-from steelgen.sampling.interpolate import go_straight
+from steelgen.sampling.interpolate import lerp
 from steelgen.training.loop import train
 from steelgen.training.phases import freeze_others
 from steelgen.training.setup import build_crops, place_networks, prepare_training
@@ -58,9 +57,9 @@ from steelgen.training.state import build_state
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
 FEW = 4
-"""Micrographs of the small set."""
+"""Micrographs in the small set."""
 SEARCHED = 32
-"""Images that are looked for among those of training."""
+"""Images searched for copies."""
 SOLVER = SolverSection(num_inference_steps=12)
 
 _STYLE = {"kind": "gan", "architecture": "style", "base_channels": 16, "ada_images": 20000}
@@ -96,7 +95,7 @@ DATA = ("16", "4", "large")
 def build_config(
     system: str, dataset: Path, run_dir: Path, seed: int = 0, steps: int = 1, **generator: Any
 ) -> TrainConfig:
-    """A system's config; checkpoints are frequent, and nothing is validated or measured in training."""
+    """Builds a system's config, with frequent checkpoints and without validation and measurement."""
     chosen = SYSTEMS[system]
     values = {
         "run_dir": str(run_dir),
@@ -125,7 +124,7 @@ def build_config(
 
 
 def build_step(system: str) -> Callable[[], None]:
-    """A training step of a system, again and again on the same batch, with all that `train` does in it."""
+    """Builds a function that runs one complete training step of a system."""
     config = build_config(system, DATASET, Path("unused"))
     generator, micrographs = prepare_training(config)
     trainable = build_trainable(generator, config)
@@ -150,12 +149,12 @@ def build_step(system: str) -> Callable[[], None]:
 
 
 def find_dataset(data: str, runs: Path, large: Path | None) -> Path:
-    """The dataset folder of 16, of 4 or of many micrographs."""
+    """Returns the dataset folder with 16, 4, or many micrographs."""
     if data == "16":
         return DATASET
     if data == "large":
         if large is None:
-            raise InputError("--data large: name a dataset folder with --large")
+            raise InputError("--data large: needs a dataset folder, --large FOLDER")
         return large
     few = runs / "few"
     if not few.is_dir():
@@ -171,7 +170,7 @@ def find_dataset(data: str, runs: Path, large: Path | None) -> Path:
 
 
 class Judge:
-    """Scores what generators draw by crops that none of them has seen, or at least not there."""
+    """Scores generated images against held-out crops, or other training crops if there is no test split."""
 
     def __init__(self, dataset: Path, generator: Generator, images: int) -> None:
         training = load_micrographs(dataset, "train")
@@ -187,14 +186,14 @@ class Judge:
         self.floor = self._compare(seen, real)
 
     def score(self, generator: Generator, seed: int) -> tuple[dict[str, float], NDArray[np.uint8]]:
-        """Figures of one image a mask, or a seed, and the images."""
+        """Samples one image per mask and returns their scores and the images."""
         drawn: list[NDArray[np.uint8]] = []
-        begun = time.process_time()
+        start_time = time.process_time()
         for start in range(0, len(self._masks), 32):
             masks = torch.from_numpy(self._masks[start : start + 32].astype(np.int64))
             seeds = [10_000 * seed + start + index for index in range(len(masks))]
             drawn += [tensor_to_image(image) for image in draw_for_masks(generator, masks, seeds, SOLVER)]
-        rate = len(drawn) / (time.process_time() - begun)
+        rate = len(drawn) / (time.process_time() - start_time)
         images = np.stack(drawn)
         return {**self._compare(images, images), "images_per_second": rate}, images
 
@@ -213,13 +212,13 @@ class Judge:
         }
 
     def walk(self, generator: Generator, steps: int = 16) -> float:
-        """The largest step of a walk in w between two seeds, in features, as a multiple of the mean one."""
+        """Returns the largest feature distance between steps of a walk in w, relative to the mean distance."""
         assert isinstance(generator, LatentSpace)
         edge = generator.geometry.image_size
         ends = generator.find_latents([0, 1], "w", (edge, edge))
         shares = [float(share) for share in np.linspace(0, 1, steps)]
-        styles = torch.stack([go_straight(ends.styles[0], ends.styles[1], share) for share in shares])
-        latents = Latents("w", styles, ends.noise[:1].expand(steps, -1))  # of one noise, which is no matter of the walk
+        styles = torch.stack([lerp(ends.styles[0], ends.styles[1], share) for share in shares])
+        latents = Latents("w", styles, ends.noise[:1].expand(steps, -1))  # constant noise
         images = draw_for_masks(generator, torch.zeros(steps, edge, edge), [0] * steps, latents=latents)
         features = compute_features(np.stack([tensor_to_image(image) for image in images]), self._extractor)
         lengths = np.linalg.norm(np.diff(features, axis=0), axis=1)
@@ -227,7 +226,7 @@ class Judge:
 
 
 def run_system(arguments: argparse.Namespace) -> None:
-    """Trains and scores one system with one seed on one set; goes on where an earlier attempt was cut off.
+    """Trains and scores one system with one seed on one dataset; resumes an interrupted run.
 
     Raises:
         InputError: if no step times were measured, or a signal ended training.
@@ -242,7 +241,7 @@ def run_system(arguments: argparse.Namespace) -> None:
     dataset = find_dataset(arguments.data, runs, arguments.large)
     result = train(build_config(system, dataset, runs / name, seed, steps), LinePrinter(), resume=True)
     if result.export is None:
-        raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; start it again")
+        raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; run it again to resume")
     generator = load_generator(result.export)
     judge = Judge(dataset, generator, arguments.images)
     score, images = judge.score(generator, seed)
@@ -257,7 +256,7 @@ def run_system(arguments: argparse.Namespace) -> None:
 
 
 def draw_lamellae(count: int, edge: int, seed: int) -> NDArray[np.uint8]:
-    """World W2: (count, edge, edge) parallel bands at 0 ± 7°, of several widths and phases, with noise."""
+    """Creates noisy parallel bands, (count, edge, edge), at 0 ± 7° with random widths and phases."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:edge, :edge]
     images = []
@@ -270,7 +269,7 @@ def draw_lamellae(count: int, edge: int, seed: int) -> NDArray[np.uint8]:
 
 
 def count_lying(images: NDArray[np.uint8], within: float = 20) -> float:
-    """Share of images whose bands lie within so many degrees of 0, by the structure tensor."""
+    """Computes the share of images whose bands lie within some degrees of 0, by the structure tensor."""
     down, across = np.gradient(images.astype(float), axis=(1, 2))
     terms = [(a * b).mean(axis=(1, 2)) for a, b in ((down, down), (across, across), (down, across))]
     angles = np.rad2deg(0.5 * np.arctan2(2 * terms[2], terms[0] - terms[1]))
@@ -278,7 +277,7 @@ def count_lying(images: NDArray[np.uint8], within: float = 20) -> float:
 
 
 def run_leak(arguments: argparse.Namespace) -> None:
-    """Trains on lamellae with all augmentation that there is."""
+    """Trains on lamellae at maximum augmentation."""
     runs, path = arguments.runs, arguments.runs / "leak.json"
     seconds = load_json(runs / "step_times.json")["seconds_a_step"]["style"]["median"]
     steps = round(60 * arguments.minutes / seconds)
@@ -290,7 +289,7 @@ def run_leak(arguments: argparse.Namespace) -> None:
                 save_image(working / f"train/images/{number:03}.png", image)
                 save_mask(working / f"train/masks/{number:03}.png", np.zeros_like(image), info.palette)
             save_dataset_info(working, info)
-    # A target that is always exceeded, at once.
+    # A target that is always exceeded, so augmentation reaches its maximum soon.
     config = build_config("style", dataset, runs / "leak", 0, steps, ada_target=0.01, ada_images=2000)
     config = config.model_copy(update={"data": config.data.model_copy(update={"augment": False})})
     result = train(config, LinePrinter(), resume=True)
@@ -316,22 +315,22 @@ def run_leak(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Runs one of the parts."""
+    """Runs one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("time", "run", "leak", "table"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/gan"), help="where everything is kept")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/gan"), help="folder of runs and scores")
     parser.add_argument("--system", choices=SYSTEMS, default="style")
     parser.add_argument("--data", choices=DATA, default="16")
     parser.add_argument("--large", type=Path, help="dataset folder of `--data large`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--images", type=int, default=256, help="drawn for a score")
+    parser.add_argument("--images", type=int, default=256, help="generated images per score")
     parser.add_argument("--repeats", type=int, default=12, help="steps of each system that `time` measures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.part == "time":
         steps = {name: build_step(name) for name in SYSTEMS}
-        # Penalties come in some steps alone: the mean of as many as that is what a step costs.
+        # Penalties occur every 4 steps, so a step costs the mean of 4.
         grouped = {name: _take(step, 4) for name, step in steps.items()}
         seconds = time_in_turns(grouped, arguments.repeats // 4, time.process_time)
         rows = {name: summarize([value / 4 for value in values]) for name, values in seconds.items()}

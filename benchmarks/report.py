@@ -137,7 +137,7 @@ SECTIONS = (
         "gan",
         "Adversarial generators",
         "DCGAN, the style-based generator with and without adaptive augmentation (ADA), the masked one, and semantic "
-        "diffusion with and without masks, after equal time of training of one core; images/s are those of one core.",
+        "diffusion with and without masks, after equal training time on one core; images/s on one core.",
         tables.tabulate_gan,
     ),
     Section(
@@ -149,9 +149,9 @@ SECTIONS = (
     ),
     Section(
         "segmentation",
-        "Segmenters of real micrographs",
-        "The six folds of uhcs: a segmenter trained on 20 micrographs, tested on the other 4, whole and at their own "
-        "resolution. Then judges as `steelgen evaluate` trains them, tested on crops at half the resolution.",
+        "Segmentation of real micrographs",
+        "The six folds of uhcs: a segmenter trained on 20 micrographs and tested on the other 4, whole and at full "
+        "resolution. Then judges trained as by `steelgen evaluate`, tested on crops at half the resolution.",
         tables.tabulate_segmentation,
     ),
     Section(
@@ -181,12 +181,12 @@ SECTIONS = (
     ),
     Section(
         "rvae",
-        "Descriptors that do not see the direction",
-        "Two latents of `rvae` beside those of a plain variational autoencoder of about the same size, trained alike; "
-        "for real islands also two principal components and five hand-made shape measures. Movement: how far turning a "
-        "patch moves its latents, in their standard deviation over patches, of the worse latent. Agreement: adjusted "
-        "Rand index of k-means clusters with the labels, and how often the 7 nearest islands tell the label, with as "
-        "many islands of each label.",
+        "Rotation-invariant descriptors",
+        "Two latents of `rvae` compared with those of a plain variational autoencoder of about the same size; for "
+        "real islands also two principal components and five hand-crafted shape measures. Movement: standard "
+        "deviation of a latent when its patch is rotated, relative to that over patches; the worse latent. Agreement: "
+        "adjusted Rand index of k-means clusters and labels, and accuracy of the majority label of the 7 nearest "
+        "islands, with equally many islands per label.",
         tables.tabulate_rvae,
     ),
     Section(

@@ -1,9 +1,10 @@
-"""Whether the latents of `rvae` say what kind of object a patch shows, and nothing of its direction.
+"""Rotation invariance and information content of the latents of `rvae`.
 
     python benchmarks/rvae.py [--uhcs data/uhcs] [--ma data/ma_islands]
 
-Ellipses of known angle, aspect ratio and size; letters turned by any angle; islands of two real sets. Beside it a plain
-variational autoencoder of about the same size, and for the real sets principal components and hand-made shape measures.
+Measured on ellipses of known angle, aspect ratio, and size, on rotated letters, and on islands of two real datasets.
+Compared with a plain variational autoencoder of about the same size and, for the real datasets, with principal
+components and hand-crafted shape measures.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ from steelgen.sampling.procedural import ProceduralSource
 from steelgen.training.loop import train
 
 LETTERS = "ABCEFGJKLPQRTY245"
-"""None of which is another one turned."""
+"""No letter is a rotation of another."""
 EDGE = 24
 PARTS = ("ellipses", "letters", "uhcs", "ma")
 KINDS = {"rvae": True, "plain VAE": False}
 TURNS = np.linspace(0, 2 * np.pi, 12, endpoint=False) + 0.1
-"""Radians; none is a quarter turn."""
+"""Radians; no quarter turns."""
 Array = NDArray[Any]
 
 
 def fit(patches: Array, invariant: bool, steps: int, starts: int = 2) -> tuple[RotationVae, float]:
-    """Trains a network of two latents on gray patches (N, S, S); returns the seconds of this process's CPU time too."""
+    """Trains a network of two latents on gray patches (N, S, S); also returns the CPU seconds."""
     torch.manual_seed(0)
     network = RotationVae(EDGE, 1, 0, 2, 12, 64, 3, starts, invariant, None, 0.1, 0.0)
     network.to(memory_format=torch.channels_last)
@@ -63,7 +64,7 @@ def fit(patches: Array, invariant: bool, steps: int, starts: int = 2) -> tuple[R
         optimizer, lambda step: min(1.0, (step + 1) / warm) * (0.5 + 0.5 * np.cos(np.pi * step / steps))
     )
     generator = torch.Generator().manual_seed(0)
-    batches, begun = to_batch(patches), time.process_time()
+    batches, start = to_batch(patches), time.process_time()
     for step in range(steps):
         chosen = torch.randint(len(batches), (32,), generator=generator)
         elbo = network(batches[chosen], torch.randn(32, 6, generator=generator))
@@ -74,12 +75,12 @@ def fit(patches: Array, invariant: bool, steps: int, starts: int = 2) -> tuple[R
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return network.eval(), time.process_time() - begun
+    return network.eval(), time.process_time() - start
 
 
 @torch.no_grad()
 def encode(network: RotationVae, patches: Array) -> tuple[Array, Array]:
-    """Latents (N, 2) and angles (N,)."""
+    """Returns latents (N, 2) and angles (N,)."""
     batch = to_batch(patches)
     posterior = network.encode(batch)
     chosen = network.choose_starts(posterior, batch)
@@ -87,12 +88,12 @@ def encode(network: RotationVae, patches: Array) -> tuple[Array, Array]:
 
 
 def to_batch(patches: Array) -> torch.Tensor:
-    """Standardized, (N, 1, S, S); by fixed numbers, so that one patch is the same in every set."""
+    """Standardizes patches to (N, 1, S, S) by constants, so that a patch is the same in every set."""
     return torch.from_numpy(((patches[:, None] - 0.2) / 0.4).astype(np.float32))
 
 
 def draw_ellipses(count: int, seed: int) -> tuple[Array, Array, Array, Array]:
-    """Noised patches (N, S, S) with angles (radians mod π), aspect ratios and area shares."""
+    """Returns noisy patches (N, S, S) with angles (radians mod π), aspect ratios, and area shares."""
     rng = np.random.default_rng(seed)
     angles, aspects, shares = rng.uniform(0, np.pi, count), rng.uniform(1.3, 3, count), rng.uniform(0.09, 0.27, count)
     length = np.sqrt(4 * shares * aspects / np.pi)[:, None]
@@ -105,7 +106,7 @@ def draw_ellipses(count: int, seed: int) -> tuple[Array, Array, Array, Array]:
 
 
 def draw_letter(letter: str, angle: float) -> Array:
-    """(S, S) in [0, 1], turned by radians about the middle of its box."""
+    """Renders a letter, (S, S) in [0, 1], rotated by radians about its center."""
     scale = 8
     font = ImageFont.truetype(findfont("DejaVu Sans:bold"), 14 * scale)
     canvas = Image.new("L", (EDGE * scale, EDGE * scale))
@@ -115,7 +116,7 @@ def draw_letter(letter: str, angle: float) -> Array:
 
 
 def compute_circular_correlation(first: Array, second: Array) -> float:
-    """Fisher & Lee 1983, Biometrika 70, 327: 1 where one angle follows the other, whatever lies between them."""
+    """Computes the circular correlation (Fisher & Lee 1983, Biometrika 70, 327), 1 for a constant offset."""
     a, b = first, second
     numerator = (np.cos(a) * np.cos(b)).sum() * (np.sin(a) * np.sin(b)).sum()
     numerator -= (np.cos(a) * np.sin(b)).sum() * (np.sin(a) * np.cos(b)).sum()
@@ -124,7 +125,7 @@ def compute_circular_correlation(first: Array, second: Array) -> float:
 
 
 def compute_r2(latents: Array, wanted: Array) -> float:
-    """Share of a quantity's variance that a cubic polynomial of two latents explains, where it was not fitted."""
+    """Computes the held-out R² of a cubic polynomial of two latents."""
     z = (latents - latents.mean(axis=0)) / latents.std(axis=0)
     terms = np.stack([z[:, 0] ** i * z[:, 1] ** j for i in range(4) for j in range(4 - i)], axis=1)
     half = len(z) // 2
@@ -134,13 +135,13 @@ def compute_r2(latents: Array, wanted: Array) -> float:
 
 
 def compute_movement(turned: Array) -> float:
-    """How far turning moves latents (turns, N, D), in their standard deviation over objects; of the worse latent."""
+    """Computes the spread of latents (turns, N, D) over turns relative to that over objects; the worse latent."""
     within = np.sqrt(turned.var(axis=0).mean(axis=0))
     return float((within / turned.mean(axis=0).std(axis=0)).max())
 
 
 def measure_ellipses(steps: int) -> dict[str, Any]:
-    """Correlation of the angle, R² of aspect ratio and area, for both networks."""
+    """Measures angle correlation and R² of aspect ratio and area for both networks."""
     patches, _, _, _ = draw_ellipses(2000, seed=0)
     held_out, angles, aspects, shares = draw_ellipses(1000, seed=1)
     found: dict[str, Any] = {}
@@ -159,7 +160,7 @@ def measure_ellipses(steps: int) -> dict[str, Any]:
 
 
 def measure_letters(steps: int) -> dict[str, Any]:
-    """Spread of the latents over angles by that over letters, for both networks."""
+    """Measures the spread of latents over angles relative to that over letters, for both networks."""
     rng = np.random.default_rng(0)
     patches = np.stack([draw_letter(letter, rng.uniform(0, 2 * np.pi)) for letter in LETTERS for _ in range(120)])
     turned = np.stack([[draw_letter(letter, angle) for letter in LETTERS] for angle in TURNS])
@@ -173,7 +174,7 @@ def measure_letters(steps: int) -> dict[str, Any]:
 
 
 def train_describer(dataset: Path, folder: Path, crop_size: int, invariant: bool, steps: int) -> Describer:
-    """Trains as a user does."""
+    """Trains through `steelgen.training.loop.train`."""
     values = {
         "run_dir": str(folder),
         "data": {"dataset": str(dataset), "image_size": EDGE, "crop_size": crop_size, "any_angle": True},
@@ -198,7 +199,7 @@ def train_describer(dataset: Path, folder: Path, crop_size: int, invariant: bool
 def measure_real(
     dataset: Path, crop_size: int, steps: int, label: Callable[[IslandSet, Path], Array]
 ) -> dict[str, Any]:
-    """Invariance, agreement of clusters with what is known of islands, and the distance of procedural layouts."""
+    """Measures invariance, agreement of clusters with labels, and the MMD² of procedural layouts."""
     with tempfile.TemporaryDirectory() as folder:
         describers = {
             name: train_describer(dataset, Path(folder) / str(invariant), crop_size, invariant, steps)
@@ -241,7 +242,7 @@ def measure_real(
 
 
 def measure_ma(source: Path, steps: int) -> dict[str, Any]:
-    """The same of MA islands as they are published."""
+    """Runs `measure_real` on the published MA islands."""
     with tempfile.TemporaryDirectory() as folder:
         imported = Path(folder) / "ma"
         import_dataset("ma-islands", source, imported, ReadOptions(), WriteOptions())
@@ -249,7 +250,7 @@ def measure_ma(source: Path, steps: int) -> dict[str, Any]:
 
 
 def measure_floor(dataset: Path, splits: dict[str, Micrographs], describer: Describer) -> dict[str, Any]:
-    """MMD² of held-out islands against those trained on, and against those of procedural layouts after the latter."""
+    """Computes MMD² of held-out islands to training islands and to islands of procedural layouts."""
     held_out = join([micrographs for split, micrographs in splits.items() if split != "train"])
     source = ProceduralSource(ProceduralMasks(dataset=dataset), held_out.info, CropGeometry(256, 256), 0)
     masks = [source.draw(index).mask for index in range(16)]
@@ -269,13 +270,13 @@ def measure_floor(dataset: Path, splits: dict[str, Micrographs], describer: Desc
 
 
 def join(sets: list[Micrographs]) -> Micrographs:
-    """Several splits as one."""
+    """Joins splits."""
     parts = ([item for each in sets for item in getattr(each, name)] for name in ("stems", "images", "masks"))
     return Micrographs(sets[0].info, *parts)
 
 
 def cut(patch: Patch, islands: IslandSet, angle: float) -> Array:
-    """(S, S) in [0, 1]: a patch of the micrograph's mask, turned before it is cut and resized."""
+    """Cuts a rotated patch of the micrograph's mask, (S, S) in [0, 1]."""
     edge = islands.geometry.crop_size
     place = Placement(patch.center[0] - edge // 2, patch.center[1] - edge // 2, edge, EDGE, 0, angle)
     shown = select_island(patch, islands.micrographs, islands.centers.kind, neighbors=False)
@@ -283,7 +284,7 @@ def cut(patch: Patch, islands: IslandSet, angle: float) -> Array:
 
 
 def measure_shape(patch: Patch, islands: IslandSet) -> Array:
-    """(5,) log of the area, aspect ratio, solidity, extent, circularity."""
+    """Measures log area, aspect ratio, solidity, extent, and circularity, (5,)."""
     own = select_island(patch, islands.micrographs, islands.centers.kind, neighbors=False)[patch.box]
     region = regionprops(own)[0]
     circularity = 4 * np.pi * region.area / max(region.perimeter, 1) ** 2
@@ -291,13 +292,13 @@ def measure_shape(patch: Patch, islands: IslandSet) -> Array:
 
 
 def project(points: Array) -> Array:
-    """(N, 2) principal components."""
+    """Projects points to two principal components, (N, 2)."""
     centered = points - points.mean(axis=0)
     return centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
 
 
 def choose_evenly(labels: Array) -> Array:
-    """As many rows of each label as the rarest has, labels of less than a tenth of an even share left out."""
+    """Samples equally many rows of each label, without labels below a tenth of an even share."""
     names, counts = np.unique(labels, return_counts=True)
     frequent = names[counts >= 0.1 * len(labels) / len(names)]
     count = counts[counts >= 0.1 * len(labels) / len(names)].min()
@@ -306,7 +307,7 @@ def choose_evenly(labels: Array) -> Array:
 
 
 def compute_neighbor_accuracy(points: Array, labels: Array) -> float:
-    """Share of points whose label is that of most of their 7 nearest, each dimension in its standard deviations."""
+    """Computes the accuracy of the majority label of the 7 nearest neighbors, on standardized dimensions."""
     scaled = points / points.std(axis=0)
     distances = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
     np.fill_diagonal(distances, np.inf)
@@ -317,23 +318,25 @@ def compute_neighbor_accuracy(points: Array, labels: Array) -> float:
 
 
 def take_classes(islands: IslandSet, dataset: Path) -> Array:
-    """(N,) the class of each island."""
+    """Returns the class of each island, (N,)."""
     return np.array([islands.micrographs.info.class_names[patch.label] for patch in islands.patches])
 
 
 def take_temperatures(islands: IslandSet, dataset: Path) -> Array:
-    """(N,) the temperature in °C that metadata.jsonl says of its micrograph."""
+    """Returns the temperature in °C of each island's micrograph from metadata.jsonl, (N,)."""
     by_stem = {Path(name).stem: row["temperature"] for name, row in load_metadata(dataset).items()}
     return np.array([by_stem[islands.micrographs.stems[patch.micrograph]] for patch in islands.patches])
 
 
 def main() -> None:
-    """Measures all and writes the results."""
+    """Runs all measurements and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--uhcs", type=Path, default=Path("data/uhcs"), help="dataset folder")
-    parser.add_argument("--ma", type=Path, default=Path("data/ma_islands"), help="MA islands as they are published")
-    parser.add_argument("--steps", type=int, default=400, help="of each training, two a part")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="other parts stay as they are stored")
+    parser.add_argument("--ma", type=Path, default=Path("data/ma_islands"), help="folder of the published MA islands")
+    parser.add_argument("--steps", type=int, default=400, help="steps per training; two trainings per part")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure; others keep their stored results"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rvae.json")
     arguments = parser.parse_args()
     steps = arguments.steps

@@ -1,16 +1,16 @@
-"""How well the segmenter of steelgen finds the classes of real micrographs: the six folds of uhcs.
+"""Accuracy of steelgen's segmenter on real micrographs (uhcs).
 
     python benchmarks/segmentation.py folds --minutes 15
     python benchmarks/segmentation.py times --seconds 20 60 180
     python benchmarks/segmentation.py scales
     python benchmarks/segmentation.py table
 
-`folds` trains on 20 micrographs and tests on the 4 of the fold, whole and at their own resolution, with the folds that
-published work uses (cv_fold in metadata.jsonl); nothing is chosen by the test, and the last weights count. `times`
-trains the small U-Net of random weights and the one with a pretrained encoder for the same seconds, as the judge of
-images at half the resolution (crops of 128 px at 64 px). `scales` asks at which scale a judge sees such images best.
-Seconds are of one core's work, so a busy machine changes little. Every network is stored by itself: a run that was
-stopped continues with the next one.
+`folds` trains on 20 micrographs and tests on the other 4, whole and at full resolution, with the folds of published
+work (cv_fold in metadata.jsonl); nothing is selected on the test micrographs, and the last weights are tested. `times`
+compares the small U-Net with random weights and the pretrained one after equal training time, as judges of images at
+half the resolution (crops of 128 px at 64 px). `scales` compares the scales at which a judge sees such images. Times
+are CPU seconds of one core, which a busy machine barely affects. Each network is stored when done; a stopped run
+resumes with the next one.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ RESULTS = Path(__file__).parent / "results"
 NATIVE = CropGeometry(256, 256)
 HALF = CropGeometry(64, 128)
 FOLDS = {"train_size": 160, "batch_size": 6, "enlargement": 1.5, "flips": True, "scales": [0.85, 1.0, 1.2]}
-"""What `folds` trains, besides the defaults."""
+"""Settings of `folds` that differ from the defaults."""
 JUDGES: dict[str, dict[str, Any]] = {
     "small": {"architecture": "unet", "learning_rate": 3e-3, "enlargement": 1.0},
     "pretrained": {},
 }
-"""What `times` compares."""
+"""Settings compared by `times`."""
 SCALES: dict[str, dict[str, Any]] = {"not enlarged": {"enlargement": 1.0}}
-"""What `scales` compares with the pretrained one of `times`, which enlarges twice; besides, a judge that is trained at
-the micrographs' resolution and shown enlarged images."""
+"""Settings that `scales` compares with the pretrained judge of `times`, which upsamples twice. `scales` also tests a
+judge trained at the micrographs' resolution on upsampled images."""
 NO_END = 10**8
 
 
 def load_folds() -> tuple[Micrographs, NDArray[np.int64]]:
-    """All 24 micrographs, and the fold in which each is tested."""
+    """Loads all 24 micrographs and the test fold of each."""
     rows = [json.loads(line) for line in (DATASET / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     folds = {row["parent"]: row["cv_fold"] for row in rows}
     splits = [load_micrographs(DATASET, split) for split in ("train", "val", "test")]
@@ -99,7 +99,7 @@ def run_fold(fold: int, minutes: float, seed: int) -> dict[str, Any]:
 
 
 def run_judge(settings: dict[str, Any], seconds: float, seed: int, geometry: CropGeometry = HALF) -> dict[str, Any]:
-    """Trains a judge on the training split and tries it on crops of the test split at half the resolution."""
+    """Trains a judge on the training split and tests it on crops of the test split at half the resolution."""
     section = SegmenterSection.model_validate({"steps": NO_END, "max_minutes": seconds / 60, **settings})
     network = train_segmenter(load_micrographs(DATASET, "train"), geometry, section, seed, clock=time.process_time)
     test = load_micrographs(DATASET, "test")
@@ -113,7 +113,7 @@ def run_judge(settings: dict[str, Any], seconds: float, seed: int, geometry: Cro
 
 
 class _ShownEnlarged(torch.nn.Module):
-    """A judge of the micrographs' resolution before images of half of it."""
+    """Runs a judge of the micrographs' resolution on upsampled images."""
 
     def __init__(self, network: torch.nn.Module, factor: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class _ShownEnlarged(torch.nn.Module):
 
 
 def describe(matrices: NDArray[np.int64]) -> dict[str, Any]:
-    """mIoU and class IoU of one confusion matrix over all, and the matrices."""
+    """Returns mIoU and class IoU of the summed confusion matrix, and the matrices."""
     total = matrices.sum(axis=0)
     return {
         "mean_iou": float(compute_mean_iou(total)),
@@ -135,7 +135,7 @@ def describe(matrices: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def keep(path: Path, make: Callable[[], dict[str, Any]]) -> None:
-    """Makes a result where it is not yet stored, and says what it is."""
+    """Computes a result unless it is stored, and prints it."""
     if not path.is_file():
         save_json(path, {"name": path.stem, **make()})
     result = load_json(path)
@@ -143,7 +143,7 @@ def keep(path: Path, make: Callable[[], dict[str, Any]]) -> None:
 
 
 def gather(runs: Path) -> dict[str, Any]:
-    """All that is stored, with the mean over folds."""
+    """Collects all stored results, with the mean over folds."""
     parts = {
         part: [load_json(path) for path in sorted((runs / part).glob("*.json"))]
         for part in ("folds", "times", "scales")
@@ -158,13 +158,15 @@ def gather(runs: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs one part, or gathers all."""
+    """Runs one part, or collects all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("folds", "times", "scales", "table"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/segmentation"))
-    parser.add_argument("--minutes", type=float, default=15.0, help="of one core, a fold")
-    parser.add_argument("--only", type=int, nargs="+", default=range(6), help="these folds")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[20, 60, 180], help="of one core, a judge")
+    parser.add_argument("--minutes", type=float, default=15.0, help="training time per fold, on one core")
+    parser.add_argument("--only", type=int, nargs="+", default=range(6), help="folds to run")
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[20, 60, 180], help="training times per judge, on one core"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -37,7 +37,7 @@ def _kid(score: dict[str, float]) -> str:
 
 
 def tabulate_gan(stored: Results) -> Lines:
-    """Systems by data, means over the seeds, and how many lamellae lie as they should."""
+    """Systems by dataset, means over seeds, and the share of lamellae with the correct orientation."""
     groups: dict[tuple[str, str], list[Results]] = {}
     for run in stored["runs"]:
         groups.setdefault((run["data"], run["system"]), []).append(run)
@@ -66,7 +66,7 @@ def tabulate_gan(stored: Results) -> Lines:
     columns = ["micrographs", "system", "KID·10³ above the floor", "FD", "precision, recall", "copies", "images/s"]
     minutes = sorted({run["minutes"] for run in stored["runs"]})
     lines = [
-        f"32 px, {' or '.join(f'{value:g}' for value in minutes)} min of one core for each run, "
+        f"32 px, {' or '.join(f'{value:g}' for value in minutes)} min on one core per run, "
         f"{stored['runs'][0]['images']} images each.",
         "",
         *_table([*columns, "longest step / mean", "seeds"], rows, texts=2),
@@ -74,8 +74,8 @@ def tabulate_gan(stored: Results) -> Lines:
     if leak := stored["leak"]:
         lines += [
             "",
-            f"Lamellae within 20° of where they lie: {leak['real']:.3f} of real ones, {leak['drawn']:.3f} of those "
-            f"drawn after {leak['steps']} steps with transforms at a mean probability of {leak['mean_strength']:.2f}.",
+            f"Lamellae within 20° of their direction: {leak['real']:.3f} of real ones, {leak['drawn']:.3f} of "
+            f"those generated after {leak['steps']} steps at a mean augmentation p of {leak['mean_strength']:.2f}.",
         ]
     return lines
 
@@ -226,7 +226,7 @@ def _show_difference(row: Results) -> list[str]:
 
 
 def tabulate_segmentation(stored: Results) -> Lines:
-    """IoU by fold; then judges of images at half the resolution, by the seconds of their training and by scale."""
+    """IoU by fold; then judges of images at half the resolution, by training time and by scale."""
     names = stored["class_names"]
     folds = [
         [
@@ -244,9 +244,9 @@ def tabulate_segmentation(stored: Results) -> Lines:
         for row in [*stored["times"], *stored["scales"]]
     ]
     return [
-        *_table(["fold", *names, "mIoU", "steps", "training (min of a core)"], folds),
+        *_table(["fold", *names, "mIoU", "steps", "training (min on one core)"], folds),
         "",
-        *_table(["judge", "training (s of a core)", *names, "mIoU"], judges),
+        *_table(["judge", "training (s on one core)", *names, "mIoU"], judges),
     ]
 
 
@@ -457,7 +457,7 @@ _GPU_TABLES = {
 
 
 def tabulate_rvae(stored: Results) -> Lines:
-    """What is known of ellipses and letters, then agreement of real islands with their labels, then distances."""
+    """Recovery of known parameters, then agreement of real islands with their labels and MMD²."""
     kinds = ("rvae", "plain VAE")
     rows = []
     if "ellipses" in stored:
@@ -474,7 +474,7 @@ def tabulate_rvae(stored: Results) -> Lines:
     real = {name: stored[key] for name, key in (("uhcs", "uhcs"), ("MA islands", "ma")) if key in stored}
     for name, part in real.items():
         rows.append([f"{name}: movement", *(f"{part['movement'][kind]:.3f}" for kind in kinds), "< 0.1"])
-    lines = _table(["what", *kinds, "wanted of rvae"], rows)
+    lines = _table(["quantity", *kinds, "target for rvae"], rows)
     for name, part in real.items():
         labels = ", ".join(f"{count} of {label}" for label, count in part["labeled"].items())
         scores = [
@@ -483,8 +483,8 @@ def tabulate_rvae(stored: Results) -> Lines:
         ]
         lines += [
             "",
-            f"Islands of {name} ({part['islands']}; labels: {labels}). MMD² of held-out islands to those trained on "
-            f"{part['mmd_floor']:.4f}, to those of procedural layouts {part['mmd_procedural']:.4f}.",
+            f"Islands of {name} ({part['islands']}; labels: {labels}). MMD² of held-out islands to training islands: "
+            f"{part['mmd_floor']:.4f}, to islands of procedural layouts: {part['mmd_procedural']:.4f}.",
             "",
             *_table(["by", "adjusted Rand", "nearest neighbors"], scores),
         ]

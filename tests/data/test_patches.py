@@ -139,10 +139,15 @@ def test_rescaled_they_find_the_same_islands():
             ("matrix", "island"),
             r"no islands of island with at least 30 px .* lower min_area",
         ),
-        (ISLANDS, np.zeros((40, 40)), ("matrix",), r"one class alone \(matrix\)"),
+        (ISLANDS, np.zeros((40, 40)), ("matrix",), r"only one class \(matrix\)"),
         (ISLANDS, np.full((40, 40), 255), (), "has no classes"),
-        (PatchCenters("islands", ("films",), 1, 8), np.zeros((40, 40)), ("a", "b"), "'films': not a class of set"),
-        (PatchCenters("instances", None, 1, 8), np.zeros((40, 40)), ("a", "b"), "has no instances/ beside its masks"),
+        (PatchCenters("islands", ("films",), 1, 8), np.zeros((40, 40)), ("a", "b"), "'films' is not a class of set"),
+        (
+            PatchCenters("instances", None, 1, 8),
+            np.zeros((40, 40)),
+            ("a", "b"),
+            "has no instances/ folder next to its masks",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(centers, mask, names, message):
@@ -151,7 +156,5 @@ def test_what_cannot_be_is_one_line(centers, mask, names, message):
 
 
 def test_patches_must_fit():
-    with pytest.raises(
-        InputError, match=r"patches of 64 px \(crop_size\) are larger than the micrograph m0 of 60x60 px"
-    ):
+    with pytest.raises(InputError, match="crop_size 64 px exceeds micrograph m0 of 60x60 px"):
         CropDataset(build(draw_discs([(30, 30)])), CropGeometry(16, 64), 0, False, centers=ISLANDS)

@@ -133,8 +133,8 @@ def test_samples_are_described_at_their_own_scale(trained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"color_by": "strain"}, "--color-by strain: .* has no such column; known: temperature, heat, file"),
-        ({"splits": ["heat"]}, r"has no split 'heat' \(present: train, val, test\)"),
+        ({"color_by": "strain"}, "--color-by strain: no such column for .*; known: temperature, heat, file"),
+        ({"splits": ["heat"]}, r"no split 'heat' \(present: train, val, test\)"),
         ({"num_clusters": 1000}, "clusters 1000: there are only "),
     ],
 )
@@ -149,7 +149,7 @@ def test_other_generators_describe_nothing(trained, tmp_path):
     values = tiny_train_config(trained[0], tmp_path / "unused")
     generator, _ = prepare_training(parse_config(values, TrainConfig))
     generator.save(tmp_path / "diffusion")
-    with pytest.raises(InputError, match="kind semantic_diffusion, which describes no islands; train an rvae"):
+    with pytest.raises(InputError, match="kind semantic_diffusion cannot describe islands; use kind rvae"):
         describe(tmp_path / "diffusion", trained[0], tmp_path / "out")
 
 
@@ -232,7 +232,7 @@ def test_clusters_are_found_and_ordered_by_size():
     typical = found.list_typical(1, 5)
     assert set(typical) <= set(range(60, 90))
     assert (np.diff(found.distances[typical]) >= 0).all()
-    with pytest.raises(InputError, match="only 1 different islands"):
+    with pytest.raises(InputError, match="only 1 distinct islands"):
         find_clusters(np.zeros((10, 2)), 3)
 
 

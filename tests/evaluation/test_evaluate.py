@@ -73,11 +73,11 @@ def test_a_segmenter_that_cannot_judge_a_class_says_so(generated: Path, dataset:
     assert details["can_judge"] == [not each for each in unseen]
     for figure, each in zip(figures, unseen, strict=True):
         name = figure["metric"].removeprefix("IoU ")
-        assert (figure["note"] == "cannot be judged: below 0.3 on real ones") == each
+        assert (figure["note"] == "cannot be judged: below 0.3 on real images") == each
         assert any(f"the segmenter cannot judge {name}" in line for line in result["warnings"]) == each
         assert (name in result["verdict"][2]["answer"] or all(unseen)) == each or not each
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "cannot be judged: below 0.3 on real ones" in page
+    assert "cannot be judged: below 0.3 on real images" in page
 
 
 def test_few_images_for_many_features_are_warned_about(generated: Path, dataset: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_plain_folder_without_masks_is_evaluated(generated: Path, dataset: Pat
         Image.open(path).convert("RGB").resize((48, 48)).save(path)
     config = build_config(plain, dataset, tmp_path / "out", geometry={"image_size": 32, "in_channels": 1})
     result = evaluate(config)
-    assert any("come without masks" in line for line in result["warnings"])
+    assert any("generated images have no masks" in line for line in result["warnings"])
     assert any("resized from 48 to 32" in line for line in result["notes"])
     assert not [figure for figure in result["figures"] if figure["section"] == "faithfulness"]
 

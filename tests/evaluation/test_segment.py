@@ -57,7 +57,7 @@ def test_a_validation_split_chooses_the_step(dataset: Path, tmp_path: Path) -> N
     slow = {**values, "segmenter": {**quick, "steps": 50, "learning_rate": 1e-9}}
     assert len(train_labeler(parse_config({**slow, **stopped}, SegmentConfig))["validation"]) < 50
     twice = {**values, "val_split": "test", "output_dir": str(tmp_path / "twice")}
-    with pytest.raises(InputError, match="val_split: 'test' is also trained or tested on"):
+    with pytest.raises(InputError, match="val_split: 'test' is also the train_split or test_split"):
         train_labeler(parse_config(twice, SegmentConfig))
     assert not (tmp_path / "twice").exists()
 
@@ -113,7 +113,7 @@ def test_a_folder_gets_masks_and_confidence(trained: Path, dataset: Path, tmp_pa
 def test_unusable_input_is_one_line(trained: Path, tmp_path: Path) -> None:
     labeler = load_labeler(trained)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="contains no images"):
         label_folder(labeler, tmp_path / "empty", tmp_path / "out")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")

@@ -193,5 +193,5 @@ def test_micrographs_without_masks_are_one_line(dataset: Path) -> None:
     bare = Micrographs(
         DatasetInfo(name="bare", class_names=[]), micrographs.stems, micrographs.images, micrographs.masks
     )
-    with pytest.raises(InputError, match="bare: has no masks to learn segmentation from"):
+    with pytest.raises(InputError, match="bare: has no masks to train a segmenter on"):
         train_segmenter(bare, GEOMETRY, QUICK)

@@ -176,7 +176,7 @@ def test_what_it_cannot_do_is_one_line(whole, tmp_path):
         assert message in result.output
         assert not (tmp_path / "out").exists()
     for section, change, message in [
-        ("data", {"image_size": 24}, "image_size 24 is not a power of two"),
+        ("data", {"image_size": 24}, "image_size 24: must be a power of two"),
         ("preview", {"solver": {"num_inference_steps": 3}}, r"preview\.solver: not applicable to generator\.kind gan"),
         ("train", {"mask_dropout": 0.5}, "diffusion: not applicable"),
         ("selection", {"criterion": "val_loss"}, "selection.criterion 'val_loss': not applicable"),

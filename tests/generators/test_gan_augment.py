@@ -171,7 +171,7 @@ def run_controller(strength, steps, batch=64):
     for _ in range(steps):
         lead = 0.9 - strength.on(torch.device("cpu")).item()
         strength.record(torch.from_numpy(np.where(rng.random(batch) < (1 + lead) / 2, 1.0, -1.0)))
-        strength.absorb(alone)
+        strength.update(alone)
         course.append(strength.on(torch.device("cpu")).item())
     return course
 
@@ -186,12 +186,12 @@ def test_strength_moves_by_the_share_of_crops_and_stays_in_bounds():
     strength = AdaptiveStrength(0.5, 1000)
     for _ in range(12):
         strength.record(torch.ones(100))
-        strength.absorb(alone)
+        strength.update(alone)
     # The first 100 of 256 crops that it averages over bring the lead to 0.39 alone; then p rises by a tenth each.
     assert strength.state()["strength"] == pytest.approx(MAX_STRENGTH)
     for _ in range(20):
         strength.record(-torch.ones(100))
-        strength.absorb(alone)
+        strength.update(alone)
     assert strength.state()["strength"] == 0
 
 
@@ -201,12 +201,12 @@ def test_strength_goes_on_where_it_was_and_is_the_same_in_all_processes():
     for step in range(60):
         signs = torch.from_numpy(np.sign(rng.normal(1, 1, 32))).float()
         whole.record(signs)
-        whole.absorb(alone)
+        whole.update(alone)
         if step == 30:
             fresh = AdaptiveStrength(0.5, 5000)
             fresh.restore(halves.state())
             halves = fresh
         halves.record(signs[:16])
-        halves.absorb(lambda own, signs=signs: torch.cat([own, signs[16:]]))
+        halves.update(lambda own, signs=signs: torch.cat([own, signs[16:]]))
     assert halves.state() == whole.state()
     assert whole.state()["strength"] > 0.1

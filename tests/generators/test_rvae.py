@@ -195,14 +195,14 @@ def test_the_manifold_is_laid_out_by_quantiles(whole):
 def test_what_it_cannot_do_is_one_line(whole, tmp_path):
     dataset, _ = whole
     for section, change, message in [
-        ("data", {"image_size": 20}, "image_size 20 is not a multiple of 8"),
-        ("data", {"crop_size": 48}, r"patches of 48 px \(crop_size\) are larger than the micrograph"),
+        ("data", {"image_size": 20}, "image_size 20: must be a multiple of 8"),
+        ("data", {"crop_size": 48}, "crop_size 48 px exceeds micrograph"),
         ("data", {"unconditional": True}, "has no masks; generator.patches must be 'grid'"),
         ("generator", {"min_area": 5000}, "no islands of island, film with at least 5000 px"),
-        ("generator", {"classes": ["carbide"]}, r"'carbide': not a class of tiny \(known: matrix, island, film\)"),
+        ("generator", {"classes": ["carbide"]}, "'carbide' is not a class of tiny; known: matrix, island, film"),
         ("generator", {"patches": "instances"}, "has no instances/"),
-        ("generator", {"patches": "grid", "classes": ["film"]}, "classes are not applicable to patches 'grid'"),
-        ("generator", {"spacing": 9}, "spacing is not applicable to patches 'islands'"),
+        ("generator", {"patches": "grid", "classes": ["film"]}, "classes: not applicable to patches 'grid'"),
+        ("generator", {"spacing": 9}, "spacing: not applicable to patches 'islands'"),
         ("preview", {"solver": {"num_inference_steps": 3}}, r"preview\.solver: not applicable"),
     ]:
         config = rvae_config(dataset, tmp_path / "run")

@@ -272,8 +272,8 @@ def test_old_configs_are_what_they_were_and_resolved_ones_read_again():
 def test_what_cannot_be_is_one_line(runs, tmp_path):
     dataset, folders = runs
     for section, change, message in [
-        ("data", {"image_size": 24}, "image_size 24 is not a power of two"),
-        ("data", {"unconditional": True}, "has no masks, which generator.condition 'mask' needs"),
+        ("data", {"image_size": 24}, "image_size 24: must be a power of two"),
+        ("data", {"unconditional": True}, "has no masks; generator.condition 'mask' needs them"),
         ("train", {"train_batch_size": 99}, "hold 12 crops, fewer than the 99 of a batch"),
         ("generator", {"architecture": "dcgan"}, "condition 'mask' needs architecture 'style', not 'dcgan'"),
         ("generator", {"objective": "logistic"}, "objective 'logistic': not applicable to condition 'mask'"),
@@ -298,9 +298,9 @@ def test_what_cannot_be_is_one_line(runs, tmp_path):
         assert not (tmp_path / "out/samples").exists()
     config = parse_config(sample_config(folders["style"], tmp_path / "out"), SampleConfig)
     for walk, message in [
-        (Walk((1,)), "one point alone leads nowhere"),
-        (Walk((0, 1), space="q"), "space 'q': this generator has z and w"),
-        (Walk(images=(tmp_path / "a.png", tmp_path / "b.png"), space="z"), "images are projected to w"),
+        (Walk((1,)), "needs at least two seeds or two images"),
+        (Walk((0, 1), space="q"), "space 'q': not a latent space of this generator; known: z, w"),
+        (Walk(images=(tmp_path / "a.png", tmp_path / "b.png"), space="z"), "images can only be projected to"),
     ]:
         with pytest.raises(InputError, match=message):
             interpolate(config, walk, 0, tmp_path / "walk.png")

@@ -65,7 +65,7 @@ def test_smp_is_imported_late_and_asked_for_what_was_named(monkeypatch):
         ("FPN", {"encoder_name": "resnet34", "in_channels": 1, "classes": 4, **weights}),
         ("UnetPlusPlus", {"encoder_name": "efficientnet-b0", "in_channels": 3, "classes": 2, **weights}),
     ]
-    with pytest.raises(InputError, match="smp:Unknown: segmentation_models_pytorch refuses it"):
+    with pytest.raises(InputError, match="smp:Unknown: rejected by segmentation_models_pytorch"):
         build_architecture("smp:Unknown", 1, 2)
 
 
@@ -141,9 +141,9 @@ def test_weights_that_the_user_has_fill_the_encoder_of_smp(smp, tmp_path, monkey
 
 def test_weights_that_nobody_fetched_are_one_line(smp, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError, match=r"smp-hub/nothing\.here is not in Hugging Face's cache; run `hf download"):
+    with pytest.raises(InputError, match=r"smp-hub/nothing\.here is not in the Hugging Face cache; run `hf download"):
         build_architecture("smp:Unet:resnet50", 1, 2, weights="imagenet")
-    with pytest.raises(InputError, match="weights imagenet: none are known for vgg99; name a file"):
+    with pytest.raises(InputError, match="weights imagenet: not available for vgg99; set weights to a file"):
         build_architecture("smp:Unet:vgg99", 1, 2, weights="imagenet")
 
 
@@ -176,9 +176,9 @@ def test_encoders_of_transformers_come_from_a_folder(tmp_path):
         for key in shared:
             torch.testing.assert_close(part.state_dict()[key], wanted[key], rtol=0, atol=0)
         assert network(torch.zeros(1, 1, 40, 56)).shape == (1, 5, 40, 56)
-    with pytest.raises(InputError, match=r"weights .*none: no folder with a config\.json"):
+    with pytest.raises(InputError, match=r"weights .*none: not a folder with config\.json"):
         build_architecture("segformer", 1, 2, weights=str(tmp_path / "none"))
-    with pytest.raises(InputError, match="architecture segformer: MicroNet's weights are of smp: encoders"):
+    with pytest.raises(InputError, match="architecture segformer: weights micronet: only available for smp:"):
         build_architecture("segformer", 1, 2, weights="micronet")
 
 

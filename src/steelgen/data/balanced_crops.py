@@ -1,4 +1,4 @@
-"""Training crops for segmentation: more of rare classes, and varied gray levels."""
+"""Class-balanced and augmented training crops for segmentation."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from steelgen.data.crops import CropDataset, Micrographs
 from steelgen.data.placement import CropGeometry, Placement, Variation
 
 _TARGET_STREAM, _VARIATION_STREAM = 2, 3
-"""Keep what crops are cut around, and how they are varied, apart from where they lie."""
+"""Random streams of the target pixels and of the augmentation, independent of the crop positions."""
 _KEPT_PIXELS = 512
-"""Of each class and micrograph, by which crops are placed: all of them would fill the memory."""
+"""Candidate pixels per class and micrograph; bounds the memory."""
 
 
 class BalancedCrops(CropDataset):
-    """As `CropDataset`, but a share of the crops is cut around a pixel of a class, rare classes as often as can be.
+    """`CropDataset` that oversamples rare classes.
 
-    The class is drawn by the inverse root of its area in the whole set, then one of the micrographs that hold it, then
-    one of its pixels, which comes to lie anywhere in the crop's inner three fifths. Crop number n is a pure function
-    of seed and n, as of all crops.
+    A fraction of the crops is cut around a pixel of a class. The class is sampled with probability proportional to
+    1/√area in the whole set, then a micrograph that contains it, then one of its pixels, which is placed uniformly in
+    the central 60 % of the crop. Crop n is a pure function of the seed and n.
 
     Args:
         micrographs: the split.
         geometry: size of the crops.
-        seed: with the crop's number it decides everything.
-        rare_share: of the crops that are cut so, in [0, 1].
-        augment, variation: as of `CropDataset`.
+        seed: seed of all crops.
+        rare_share: fraction of crops cut around a pixel of a class, in [0, 1].
+        augment, variation: see `CropDataset`.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class BalancedCrops(CropDataset):
         self._chances = chances / max(chances.sum(), 1e-12)
 
     def micrograph_index(self, number: int) -> int:
-        """Which micrograph crop number `number` is cut from."""
+        """Returns the index of the micrograph of crop `number`."""
         target = self._target(number)
         return super().micrograph_index(number) if target is None else target[0]
 
     def place(self, number: int) -> Placement:
-        """Where crop number `number` lies in its micrograph."""
+        """Returns the position of crop `number` in its micrograph."""
         placement, target = super().place(number), self._target(number)
         if target is None:
             return placement
@@ -74,7 +74,7 @@ class BalancedCrops(CropDataset):
         return replace(placement, top=int(top), left=int(left))
 
     def _target(self, number: int) -> tuple[int, NDArray[np.int32], NDArray[np.float64]] | None:
-        """Micrograph, pixel, and where in the crop it shall lie, as shares of the edge; None for a crop at random."""
+        """Returns micrograph, pixel, and relative position of the pixel in the crop; None for a random crop."""
         rng = np.random.default_rng((self.seed, number, _TARGET_STREAM))
         if not self._chances.any() or rng.random() >= self.rare_share:
             return None
@@ -93,19 +93,19 @@ def vary_images(
     noise: float = 0.0,
     blur: float = 0.0,
 ) -> torch.Tensor:
-    """Changes the gray levels of each image at random: gamma, contrast about its mean, brightness, blur, noise.
+    """Applies random gamma, contrast around the mean, brightness, blur, and noise to each image.
 
     Args:
         images: (N, C, H, W) in [-1, 1].
-        rng: decides all of it.
-        brightness: added or taken away, up to this share of the gray range.
-        contrast: the factor lies between exp(-contrast) and exp(contrast).
-        gamma: the power lies between exp(-gamma) and exp(gamma).
-        noise: deviation of up to this share of the gray range, in every other image.
-        blur: Gaussian of up to this many px, in one image of five.
+        rng: source of randomness.
+        brightness: largest shift up or down, as a fraction of the gray range.
+        contrast: the factor lies in [exp(-contrast), exp(contrast)].
+        gamma: the exponent lies in [exp(-gamma), exp(gamma)].
+        noise: largest standard deviation, as a fraction of the gray range; half of the images get noise.
+        blur: largest Gaussian sigma, px; one image in five is blurred.
 
     Returns:
-        The same shape, clipped to [-1, 1].
+        (N, C, H, W), clipped to [-1, 1].
     """
     from scipy.ndimage import gaussian_filter
 
@@ -126,13 +126,13 @@ def vary_images(
 def paste_rectangles(
     images: torch.Tensor, masks: torch.Tensor, share: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """CutMix (Yun et al. 2019, arXiv 1905.04899): a share of the crops gets a square of the next one, with its mask.
+    """Applies CutMix (Yun et al. 2019, arXiv 1905.04899): pastes a square of the next crop and mask into some crops.
 
     Args:
         images: (N, C, S, S).
         masks: (N, S, S).
-        share: in [0, 1].
-        rng: decides which and where; edges are 0.3 to 0.7 of the crop's.
+        share: fraction of crops to paste into, in [0, 1].
+        rng: source of randomness; squares have 0.3 to 0.7 of the crop's edge.
     """
     pasted, labels, size = images.clone(), masks.clone(), images.shape[-1]
     for index in range(len(images)):
@@ -146,5 +146,5 @@ def paste_rectangles(
 
 
 def variation_rng(seed: int, step: int) -> np.random.Generator:
-    """What `vary_images` and `paste_rectangles` draw from at a step: a function of both numbers alone."""
+    """Returns the source of randomness of `vary_images` and `paste_rectangles` at a step."""
     return np.random.default_rng((seed, step, _VARIATION_STREAM))

@@ -1,4 +1,4 @@
-"""Where patches lie: around islands, around annotated instances, or on a grid."""
+"""Patches around islands, around annotated instances, or on a grid."""
 
 from __future__ import annotations
 
@@ -18,100 +18,100 @@ PatchKind = Literal["islands", "instances", "grid"]
 
 @dataclass(frozen=True)
 class Patch:
-    """One place of a micrograph, and the island there."""
+    """One patch of a micrograph and its island."""
 
     micrograph: int
-    """Its index."""
+    """Index of the micrograph."""
     center: tuple[int, int]
     """Row and column, px."""
     label: int
-    """Class of the island; -1 on a grid."""
+    """Class index of the island; -1 on a grid."""
     box: tuple[slice, slice]
-    """Rows and columns of the island's bounding box, or of the cell of a grid."""
+    """Rows and columns of the island's bounding box, or of the grid cell."""
     seed: tuple[int, int]
     """Row and column of one of the island's pixels."""
     area: float
-    """px of the island; of the cell of a grid."""
+    """Area of the island or grid cell, px²."""
     aspect_ratio: float
     """Length over width of the ellipse of equal second moments; NaN on a grid."""
     angle: float
-    """Of its long axis, radians counterclockwise from the x axis; NaN on a grid."""
+    """Direction of the long axis, radians counterclockwise from the x axis; NaN on a grid."""
 
 
 @dataclass(frozen=True)
 class PatchCenters:
-    """Which places of micrographs are cut as patches. What the micrograph's edge cuts is left out: it has no shape."""
+    """Rule that selects patches of micrographs. Objects cut by the micrograph's edge are excluded."""
 
     kind: PatchKind
     classes: tuple[str, ...] | None
-    """Names; None: all but the first, which is the matrix."""
+    """Class names; None for all but the first, which is the matrix."""
     min_area: int
-    """px of the smallest island or instance."""
+    """Area of the smallest island or instance, px²."""
     spacing: int
-    """px between the centers of a grid."""
+    """Distance between grid centers, px."""
 
     def find(
         self, micrographs: Micrographs, report: Callable[[int, int], None] = lambda done, total: None
     ) -> list[Patch]:
-        """All patches, micrograph by micrograph; see `find_any`.
+        """Finds all patches in the order of micrographs; see `find_any`.
 
         Raises:
-            InputError: also if there is none.
+            InputError: also if there are none.
         """
-        found = self.find_any(micrographs, report)
-        if not found:
+        patches = self.find_any(micrographs, report)
+        if not patches:
             names = micrographs.info.class_names
-            wanted = ", ".join(names[label] for label in self.find_labels(micrographs)) or "no class"
+            classes = ", ".join(names[label] for label in self.find_labels(micrographs)) or "any class"
             raise InputError(
-                f"{micrographs.info.name}: no {self.kind} of {wanted} with at least {self.min_area} px that the "
-                "micrograph's edge does not cut; lower min_area or name other classes"
+                f"{micrographs.info.name}: no {self.kind} of {classes} with at least {self.min_area} px inside the "
+                "micrographs' edges; lower min_area or select other classes"
             )
-        return found
+        return patches
 
     def find_any(
         self, micrographs: Micrographs, report: Callable[[int, int], None] = lambda done, total: None
     ) -> list[Patch]:
-        """All patches, if there are any.
+        """Finds all patches, possibly none.
 
         Args:
             micrographs: a split.
-            report: told (micrographs done, micrographs in all).
+            report: receives (micrographs done, total micrographs).
 
         Raises:
-            InputError: if what is asked for cannot be in the data.
+            InputError: see `find_labels`.
         """
         labels = self.find_labels(micrographs)
-        found: list[Patch] = []
+        patches: list[Patch] = []
         for index in range(len(micrographs)):
-            found += self._find_in(micrographs, index, labels)
+            patches += self._find_in(micrographs, index, labels)
             report(index + 1, len(micrographs))
-        return found
+        return patches
 
     def rescale(self, factor: float) -> PatchCenters:
-        """The same for images whose pixels are 1 / factor of the micrographs' pixels."""
+        """Returns the rule for images resized by `factor`."""
         min_area, spacing = max(1, round(self.min_area * factor**2)), max(2, round(self.spacing * factor))
         return replace(self, min_area=min_area, spacing=spacing)
 
     def find_labels(self, micrographs: Micrographs) -> list[int]:
-        """Indices of the classes that patches are made of; none for a grid without classes.
+        """Returns the indices of the selected classes; may be empty for a grid.
 
         Raises:
-            InputError: if a class is unknown, there is no class beside the matrix, or there are no instances.
+            InputError: if a class is unknown, the matrix is the only class, or there are no instances.
         """
         info = micrographs.info
         if self.kind == "instances" and micrographs.instances is None:
-            raise InputError(f"{info.name}: has no instances/ beside its masks; use patches 'islands'")
+            raise InputError(f"{info.name}: has no instances/ folder next to its masks; set patches to 'islands'")
         if self.classes is None:
             labels = list(range(1, info.num_classes))
         else:
             for name in self.classes:
                 if name not in info.class_names:
                     known = ", ".join(info.class_names) or "none"
-                    raise InputError(f"classes {name!r}: not a class of {info.name} (known: {known})")
+                    raise InputError(f"classes: {name!r} is not a class of {info.name}; known: {known}")
             labels = [info.class_names.index(name) for name in self.classes]
         if not labels and self.kind != "grid":
-            classes = f"one class alone ({info.class_names[0]})" if info.class_names else "no classes"
-            raise InputError(f"{info.name}: has {classes}, so there are no islands in a matrix; use patches 'grid'")
+            classes = f"only one class ({info.class_names[0]})" if info.class_names else "no classes"
+            raise InputError(f"{info.name}: has {classes}, hence no islands; set patches to 'grid'")
         return labels
 
     def _find_in(self, micrographs: Micrographs, index: int, labels: list[int]) -> Iterator[Patch]:
@@ -128,7 +128,7 @@ class PatchCenters:
                 own = ids == number
                 label = int(np.bincount(mask[own]).argmax())
                 if label in labels:
-                    # The largest part, where another object lies across it.
+                    # The largest part, if another object divides it.
                     yield from sorted(self._measure(index, own, label), key=lambda patch: -patch.area)[:1]
 
     def _measure(self, index: int, phase: NDArray[np.bool_], label: int) -> Iterator[Patch]:
@@ -161,19 +161,19 @@ def check_patch_size(micrographs: Micrographs, edge: int) -> None:
     for stem, mask in zip(micrographs.stems, micrographs.masks, strict=True):
         if min(mask.shape) < edge:
             raise InputError(
-                f"{micrographs.info.name}: patches of {edge} px (crop_size) are larger than the micrograph {stem} of "
+                f"{micrographs.info.name}: crop_size {edge} px exceeds micrograph {stem} of "
                 f"{mask.shape[1]}x{mask.shape[0]} px"
             )
 
 
 def select_island(patch: Patch, micrographs: Micrographs, kind: PatchKind, neighbors: bool) -> NDArray[np.uint8]:
-    """What of a micrograph's mask a patch shows, (H, W), 1 where it is: its island alone, or all islands.
+    """Returns a binary mask (H, W) of a patch's island, or of several islands.
 
     Args:
-        patch: one of `PatchCenters.find`.
-        micrographs: those that it was found in.
-        kind: how it was found.
-        neighbors: with the other islands of its class; on a grid of all classes but the first.
+        patch: a result of `PatchCenters.find`.
+        micrographs: the micrographs it was found in.
+        kind: kind of the patch. A grid shows all classes but the first.
+        neighbors: include other islands of the same class.
     """
     mask = micrographs.masks[patch.micrograph]
     if kind == "grid":
@@ -193,7 +193,7 @@ def select_island(patch: Patch, micrographs: Micrographs, kind: PatchKind, neigh
 
 
 def _find_first_pixels(labels: NDArray[np.int32]) -> list[tuple[int, int]]:
-    """Row and column of the first pixel of each island 1 … K of a labeled image, in the order of rows."""
+    """Returns row and column of the first pixel, in row-major order, of each island 1 … K of a labeled image."""
     numbers, places = np.unique(labels, return_index=True)
     return [
         (int(place) // labels.shape[1], int(place) % labels.shape[1])

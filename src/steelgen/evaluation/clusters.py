@@ -1,4 +1,4 @@
-"""Groups of islands that are alike, and how often each occurs under which condition."""
+"""Clusters of islands and their shares by condition."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ class Clusters:
     centers: NDArray[np.float64]
     """(K, D) in the units of the points."""
     distances: NDArray[np.float64]
-    """(N,) of each point from the center of its cluster, in standard deviations of the points."""
+    """(N,) distance of each point from its cluster's center, in standard deviations of the points."""
 
     def list_typical(self, cluster: int, count: int) -> NDArray[np.int64]:
-        """Up to `count` points of a cluster, the nearest to its center first."""
+        """Returns up to `count` points of a cluster, nearest to its center first."""
         own = np.flatnonzero(self.labels == cluster)
         return own[np.argsort(self.distances[own], kind="stable")[:count]]
 
 
 def find_clusters(points: NDArray[Any], count: int, seed: int = 0) -> Clusters:
-    """k-means with k-means++ starts (Arthur & Vassilvitskii 2007), each dimension in its standard deviations.
+    """Runs k-means with k-means++ initialization (Arthur & Vassilvitskii 2007) on standardized dimensions.
 
     Args:
         points: (N, D).
         count: K.
-        seed: of the starts; the best of 10 is taken.
+        seed: seed of the initializations; the best of 10 is kept.
 
     Raises:
-        InputError: if there are fewer points than clusters.
+        InputError: if there are fewer distinct points than clusters.
     """
-    different = len(np.unique(points, axis=0))
-    if different < count:
-        raise InputError(f"clusters {count}: there are only {different} different islands; name fewer")
+    distinct = len(np.unique(points, axis=0))
+    if distinct < count:
+        raise InputError(f"clusters {count}: there are only {distinct} distinct islands; use fewer clusters")
     values = points.astype(np.float64)
     deviations = np.maximum(values.std(axis=0), 1e-12)
     scaled = values / deviations
@@ -62,7 +62,7 @@ def find_clusters(points: NDArray[Any], count: int, seed: int = 0) -> Clusters:
         if best is None or spread < best[0]:
             best = spread, centers, labels
     if best is None:
-        raise InputError(f"clusters {count}: islands fall into fewer groups; name fewer")
+        raise InputError(f"clusters {count}: islands form fewer groups; use fewer clusters")
     _, centers, labels = best
     order = np.argsort(-np.bincount(labels, minlength=count), kind="stable")
     ranks = np.argsort(order)
@@ -73,25 +73,25 @@ def find_clusters(points: NDArray[Any], count: int, seed: int = 0) -> Clusters:
 def compute_occupancy(
     labels: NDArray[np.int64], conditions: Sequence[Any], count: int
 ) -> dict[Any, list[tuple[float, Interval]]]:
-    """By condition, the share of its islands in each cluster with its 95 % interval (see `wilson_interval`).
+    """Computes each cluster's share of the islands by condition, with 95 % intervals (see `wilson_interval`).
 
     Args:
         labels: (N,) clusters.
-        conditions: (N,) values, all of which can be sorted.
-        count: clusters.
+        conditions: (N,) sortable values.
+        count: number of clusters.
     """
-    found = {}
+    occupancy = {}
     for condition in sorted(set(conditions)):
         own = labels[[value == condition for value in conditions]]
         shares = np.bincount(own, minlength=count) / len(own)
-        found[condition] = [(float(share), wilson_interval(float(share), len(own))) for share in shares]
-    return found
+        occupancy[condition] = [(float(share), wilson_interval(float(share), len(own))) for share in shares]
+    return occupancy
 
 
 def compute_adjusted_rand(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Agreement of two partitions of the same points: 1 where they are the same, 0 on average by chance.
+    """Computes the adjusted Rand index of two partitions: 1 for identical ones, 0 on average for random ones.
 
-    Hubert & Arabie 1985, J. Classification 2, 193, eq. 5.
+    Source: Hubert & Arabie 1985, J. Classification 2, 193, eq. 5.
     """
     _, rows = np.unique(first, return_inverse=True)
     _, columns = np.unique(second, return_inverse=True)

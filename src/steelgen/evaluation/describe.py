@@ -1,4 +1,4 @@
-"""`describe`: what kinds of island there are, as a table and as pictures."""
+"""`describe`: latents of islands as a table, charts, and clusters."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from steelgen.generators.saved import hash_generator
 TABLE_FILE = "islands.csv"
 _MANIFOLD_ACROSS = 12
 _MOST_CONDITIONS = 24
-"""Different values of a column from which on it is a measurement rather than a condition."""
+"""Largest number of distinct values for which a column gets occupancies."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Images that belong together, a split or a folder of samples."""
+    """Images of a split or of a samples folder."""
 
     name: str
     micrographs: Micrographs
     files: list[str]
-    """Path of each image below the folder that is described."""
+    """Path of each image relative to the described folder."""
     factor: float
-    """px of these images a px of the micrographs that the generator knows."""
+    """Scale relative to the generator's training micrographs: image pixels per micrograph pixel."""
 
 
 def describe(
@@ -61,27 +61,27 @@ def describe(
     num_clusters: int = 4,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Describes all islands of a dataset folder or of a folder of samples.
+    """Describes all islands of a dataset folder or a samples folder.
 
-    Writes islands.csv and, where pyarrow is installed, islands.parquet: one row an island; manifold.png: what the
-    decoder draws over the first two latents; scatter.png and layout.png: the islands, as dots and as they look, where
-    their latents lie; clusters.png: the typical islands of each cluster; occupancy.csv and occupancy.png: the clusters'
-    shares over the conditions of `color_by`; description.json: how all that was made.
+    Writes islands.csv and, if pyarrow is installed, islands.parquet: one row per island; manifold.png: decoded images
+    over the first two latents; scatter.png and layout.png: the islands at their latents, as dots and as images;
+    clusters.png: typical islands of each cluster; occupancy.csv and occupancy.png: cluster shares over the values of
+    `color_by`; description.json: summary and provenance.
 
     Args:
         generator: a trained generator of kind rvae.
-        folder: a dataset folder, or what `steelgen sample` wrote.
-        out: a new folder.
-        splits: of a dataset folder; none: all that it has.
-        color_by: a column of the table: class, cluster, split, any key of metadata.jsonl, a figure.
-        num_clusters: of k-means on the latents.
-        report: told (images done, images in all).
+        folder: a dataset folder or samples folder.
+        out: output folder; must be new or empty.
+        splits: splits of a dataset folder; empty for all.
+        color_by: a column of the table: class, cluster, split, any key of metadata.jsonl, or a measurement.
+        num_clusters: number of k-means clusters of the latents.
+        report: receives (images done, total images).
 
     Returns:
-        The content of description.json.
+        The contents of description.json.
 
     Raises:
-        InputError: if the generator describes no islands, there are none, or the column is unknown.
+        InputError: if the generator cannot describe islands, there are none, or the column is unknown.
     """
     check_output_free(out)
     if num_clusters < 1:
@@ -102,7 +102,8 @@ def describe(
     if not rows:
         centers = describer.list_centers()
         raise InputError(
-            f"{folder}: no {centers.kind} of at least {centers.min_area} px that the image's edge does not cut"
+            f"{folder}: no {centers.kind} with at least {centers.min_area} px inside the images' edges; "
+            "train an rvae with a lower min_area or other classes"
         )
     latents = np.concatenate([islands.description.latents for islands in found])
     clusters = find_clusters(latents, num_clusters)
@@ -136,7 +137,7 @@ def describe(
 
 
 class _Gallery:
-    """Patches of all islands by row, cut when they are looked at."""
+    """Patches of all islands by row, cut on demand."""
 
     def __init__(self, found: Sequence[IslandSet]) -> None:
         self._found = found
@@ -152,12 +153,12 @@ def _load_sources(folder: Path, splits: Sequence[str], describer: Describer) -> 
     channels = describer.geometry.in_channels
     if (folder / "sampling.json").is_file() or (folder / "samples").is_dir():
         if splits:
-            raise InputError(f"--split {splits[0]}: {folder} is a folder of samples, which has no splits")
+            raise InputError(f"--split {splits[0]}: {folder} is a samples folder, which has no splits; omit --split")
         return [_load_samples(folder, describer)]
     present = list_splits(folder)
     for split in splits:
         if split not in present:
-            raise InputError(f"{folder}: has no split {split!r} (present: {', '.join(present) or 'none'})")
+            raise InputError(f"{folder}: no split {split!r} (present: {', '.join(present) or 'none'})")
     sources = []
     for split in splits or present:
         micrographs = load_micrographs(folder, split, channels)
@@ -165,15 +166,15 @@ def _load_sources(folder: Path, splits: Sequence[str], describer: Describer) -> 
         files = [images[stem].relative_to(folder).as_posix() for stem in micrographs.stems]
         sources.append(_Source(split, micrographs, files, 1.0))
     if not sources:
-        load_dataset_info(folder)  # says what is missing
-        raise InputError(f"{folder}: has no images")
+        load_dataset_info(folder)  # raises an InputError that names what is missing
+        raise InputError(f"{folder}: contains no images")
     return sources
 
 
 def _load_samples(folder: Path, describer: Describer) -> _Source:
     generated = find_generated(folder)
     if generated.masks is None and (describer.sees_island or describer.list_centers().kind != "grid"):
-        raise InputError(f"{folder}: has no masks, and the generator describes islands of masks")
+        raise InputError(f"{folder}: has no masks, which this generator needs to find islands")
     info, cut = load_dataset_info(folder), generated.sampling
     images = [to_channels(load_image(path), describer.geometry.in_channels) for path in generated.images]
     if generated.masks is None:
@@ -187,7 +188,7 @@ def _load_samples(folder: Path, describer: Describer) -> _Source:
 
 
 def _list_rows(islands: IslandSet, source: _Source, index: int, metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row of the table for each island of one image, less its cluster."""
+    """Builds the table row of each island of one image; the cluster is filled in later."""
     info = islands.micrographs.info
     pixel_size = metadata.get("pixel_size_um", info.pixel_size_um)
     known = {key: value for key, value in metadata.items() if isinstance(value, str | int | float)}
@@ -220,16 +221,16 @@ def _list_rows(islands: IslandSet, source: _Source, index: int, metadata: dict[s
 
 def _take_column(rows: list[dict[str, Any]], columns: list[str], name: str, folder: Path) -> list[Any]:
     if name not in columns:
-        raise InputError(f"--color-by {name}: {folder} has no such column; known: {', '.join(columns)}")
+        raise InputError(f"--color-by {name}: no such column for {folder}; known: {', '.join(columns)}")
     values = [row.get(name) for row in rows]
     if all(isinstance(value, int | float) for value in values):
         return values
-    # Not every image says it, or in different ways: words then.
+    # Missing for some images, or of mixed types: treat as text.
     return ["" if value is None else str(value) for value in values]
 
 
 def _pick_palette(describer: Describer, color_by: str) -> dict[str, tuple[int, int, int]]:
-    """Colors of the classes; none for other columns."""
+    """Returns the colors of the classes; empty for other columns."""
     if color_by != "class":
         return {}
     return dict(zip(describer.info.class_names, describer.info.palette, strict=True))
@@ -239,24 +240,24 @@ def _save_table(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> N
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
-        writer.writerows({key: _show_cell(value) for key, value in row.items()} for row in rows)
+        writer.writerows({key: _format_cell(value) for key, value in row.items()} for row in rows)
 
 
-def _show_cell(value: Any) -> Any:
-    """Six digits of a number, nothing where it is not defined."""
+def _format_cell(value: Any) -> Any:
+    """Formats floats with six digits; empty if not finite."""
     if not isinstance(value, float):
         return value
     return f"{value:.6g}" if math.isfinite(value) else ""
 
 
 def _save_parquet(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> bool:
-    """Writes the table as Parquet too; whether that is possible here."""
+    """Writes the table as Parquet; returns False if pyarrow is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         return False
-    # A column that is a number here and a word there is all words.
+    # Parquet columns have one type: mixed columns become text.
     by_name = {}
     for name in columns:
         values = [row.get(name) for row in rows]
@@ -285,7 +286,7 @@ def _summarize_clusters(clusters: Clusters, rows: list[dict[str, Any]]) -> list[
 
 
 def _save_occupancy(folder: Path, clusters: Clusters, values: list[Any], color_by: str) -> dict[str, Any]:
-    """Shares of the clusters by condition, where the column is one; how far clusters and conditions agree."""
+    """Writes cluster shares by condition and returns them with the adjusted Rand index; skips other columns."""
     if color_by == "cluster" or not 1 < len(set(values)) <= _MOST_CONDITIONS:
         return {}
     count = len(clusters.centers)

@@ -1,4 +1,4 @@
-"""Pictures of described islands, as arrays of pixels."""
+"""Charts and image sheets of described islands, as pixel arrays."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ACROSS = 16
-"""Cells of the layout in a row."""
+"""Cells per row and column of the layout."""
 _TYPICAL = 12
 _TILE = 48
 _MOST_NAMES = 12
-"""Different words that a legend tells apart."""
+"""Largest number of legend entries."""
 
 
 class Plane(NamedTuple):
-    """Where islands lie in a picture."""
+    """Positions of islands in a chart."""
 
     places: NDArray[np.float64]
     """(N, 2) x, y."""
     labels: tuple[str, str]
-    """Of the axes."""
+    """Axis labels."""
 
 
 def find_plane(latents: NDArray[np.float32], areas: NDArray[Any]) -> Plane:
-    """The plane of two latents, or of the two principal components of more; of a single one against the area.
+    """Projects latents to a plane: two latents as they are, more by their principal components, one against the area.
 
     Args:
         latents: (N, D).
-        areas: (N,) px.
+        areas: (N,) in px².
     """
     values = latents.astype(np.float64)
     if values.shape[1] == 1:
@@ -54,34 +54,34 @@ def find_plane(latents: NDArray[np.float32], areas: NDArray[Any]) -> Plane:
 def draw_scatter(
     plane: Plane, values: Sequence[Any], name: str, palette: Mapping[str, tuple[int, int, int]]
 ) -> NDArray[np.uint8]:
-    """A dot an island.
+    """Plots one dot per island.
 
     Args:
-        plane: where.
-        values: (N,) all numbers or all words, by which dots are colored.
-        name: of the values.
-        palette: colors of words; others have colors of their own.
+        plane: positions.
+        values: (N,) values for the color, all numbers or all text.
+        name: name of the values.
+        palette: colors of text values; missing ones get default colors.
     """
-    figure = _open()
+    figure = _create_figure()
     axes = figure.add_subplot(xlabel=plane.labels[0], ylabel=plane.labels[1])
     axes.set_title(f"{len(values)} islands by {name}", loc="left")
     size = float(np.clip(3000 / len(values), 3, 25))
-    different = sorted(set(values))
-    numbers = not isinstance(different[0], str)
-    if numbers and len(different) > _MOST_NAMES:
+    distinct = sorted(set(values))
+    numbers = not isinstance(distinct[0], str)
+    if numbers and len(distinct) > _MOST_NAMES:
         dots = axes.scatter(
             plane.places[:, 0], plane.places[:, 1], s=size, c=np.array(values, float), cmap="viridis", linewidths=0
         )
         figure.colorbar(dots, label=name)
     else:
-        colors = _pick_colors(different, palette, numbers)
-        # A random order, or the last class would hide the others.
+        colors = _pick_colors(distinct, palette, numbers)
+        # Random order, so that the last class does not cover the others.
         order = np.random.default_rng(0).permutation(len(values))
         x, y = plane.places[order].T
         axes.scatter(x, y, s=size, c=[colors[values[row]] for row in order], linewidths=0)
-        for value in different[:_MOST_NAMES]:
+        for value in distinct[:_MOST_NAMES]:
             axes.scatter([], [], s=25, color=colors[value], label=str(value) or "(none)")
-        more = len(different) - _MOST_NAMES
+        more = len(distinct) - _MOST_NAMES
         figure.legend(title=f"and {more} more" if more > 0 else None, loc="outside right upper")
     low, high = np.percentile(plane.places, [0.5, 99.5], axis=0)
     margin = 0.1 * np.maximum(high - low, 1e-6)
@@ -91,8 +91,7 @@ def draw_scatter(
 
 
 def draw_layout(plane: Plane, show: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The islands themselves, each where it lies in the plane: that nearest to the middle of each cell, none in empty
-    ones."""
+    """Shows the island nearest to the center of each grid cell of the plane; empty cells stay blank."""
     low, high = np.percentile(plane.places, [1, 99], axis=0)
     scaled = (plane.places - low) / np.maximum(high - low, 1e-9) * _ACROSS
     inside = ((scaled >= 0) & (scaled <= _ACROSS)).all(axis=1)
@@ -104,7 +103,7 @@ def draw_layout(plane: Plane, show: Callable[[int], NDArray[np.uint8]]) -> NDArr
             column, line = cells[row]
             chosen[int(line), int(column)] = int(row)
     blank = np.full((_TILE, _TILE), 255, np.uint8)
-    # The second axis grows upwards.
+    # The second axis points up.
     return build_sheet(
         [
             [show(chosen[line, column]) if (line, column) in chosen else blank for column in range(_ACROSS)]
@@ -115,7 +114,7 @@ def draw_layout(plane: Plane, show: Callable[[int], NDArray[np.uint8]]) -> NDArr
 
 
 def draw_clusters(clusters: Clusters, show: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The typical islands of each cluster, one row a cluster, the largest cluster on top."""
+    """Shows typical islands of each cluster, one row per cluster, largest cluster first."""
     blank = np.full((_TILE, _TILE), 255, np.uint8)
     rows = []
     for cluster in range(len(clusters.centers)):
@@ -125,14 +124,14 @@ def draw_clusters(clusters: Clusters, show: Callable[[int], NDArray[np.uint8]]) 
 
 
 def draw_occupancy(occupancy: Mapping[Any, Sequence[tuple[float, Interval]]], name: str) -> NDArray[np.uint8]:
-    """Share of each cluster over the conditions, with 95 % intervals: over numbers a line, over words dots."""
-    figure = _open()
+    """Plots cluster shares over the conditions with 95 % intervals: lines for numbers, dots for text."""
+    figure = _create_figure()
     conditions = list(occupancy)
     numbers = not isinstance(conditions[0], str)
     positions = np.array(conditions, float) if numbers else np.arange(len(conditions))
     axes = figure.add_subplot(xlabel=name, ylabel="share of the islands")
     count = len(occupancy[conditions[0]])
-    # Side by side, or intervals would lie on each other.
+    # Side by side, so that intervals do not overlap.
     gap = (np.diff(positions).min() if len(positions) > 1 else 1) * 0.5 / count
     colors = _pick_colors(range(count), {}, numbers=False)
     for cluster in range(count):
@@ -149,7 +148,7 @@ def draw_occupancy(occupancy: Mapping[Any, Sequence[tuple[float, Interval]]], na
     return _to_pixels(figure)
 
 
-def _open() -> Figure:
+def _create_figure() -> Figure:
     from matplotlib.figure import Figure
 
     with chart_style():
@@ -159,12 +158,12 @@ def _open() -> Figure:
 def _pick_colors(
     values: Sequence[Any], palette: Mapping[str, tuple[int, int, int]], numbers: bool
 ) -> dict[Any, tuple[float, ...]]:
-    """Colors from 0 to 1: the palette's, neighbors on a scale for numbers, else Okabe and Ito's."""
+    """Returns colors in [0, 1]: viridis for numbers, otherwise from the palette or Okabe-Ito."""
     from matplotlib import colormaps
 
     if numbers:
         return {value: colormaps["viridis"](rank / max(1, len(values) - 1)) for rank, value in enumerate(values)}
-    # The first one is black, for a matrix.
+    # The first color is black, reserved for the matrix.
     others = default_palette(len(values) + 1)[1:]
     colors = {value: palette.get(value, color) for value, color in zip(values, others, strict=True)}
     return {value: tuple(channel / 255 for channel in color) for value, color in colors.items()}

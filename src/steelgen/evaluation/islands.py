@@ -1,4 +1,4 @@
-"""The islands of a set of micrographs or generated images, described by a trained generator."""
+"""Islands of a set of images, described by a trained generator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from steelgen.data.placement import CropGeometry, Placement
 from steelgen.generators.describing import Describer, Description
 
 _AT_ONCE = 256
-"""Patches that are held in memory."""
+"""Patches held in memory at a time."""
 
 
 class _Cut(NamedTuple):
@@ -25,7 +25,7 @@ class _Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class IslandSet:
-    """Islands with what is said of them, row by row."""
+    """Islands and their descriptions, row by row."""
 
     micrographs: Micrographs
     patches: list[Patch]
@@ -33,13 +33,13 @@ class IslandSet:
     describer: Describer
     centers: PatchCenters
     geometry: CropGeometry
-    """How patches are cut from these micrographs."""
+    """Geometry of the patches in these images."""
 
     def __len__(self) -> int:
         return len(self.patches)
 
     def show(self, row: int) -> NDArray[np.uint8]:
-        """The patch of an island as an image (S, S) or (S, S, 3): its gray levels, or else its mask in white."""
+        """Returns an island's patch as an image (S, S) or (S, S, 3): gray levels, or its mask in white."""
         cut = _cut(self.patches[row], self.micrographs, self.describer, self.centers, self.geometry)
         if cut.image is not None:
             return cut.image
@@ -53,16 +53,16 @@ def describe_islands(
     factor: float = 1.0,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> IslandSet:
-    """Finds and describes all islands, perhaps none.
+    """Finds and describes all islands, possibly none.
 
     Args:
         micrographs: a split, or generated images as micrographs.
         describer: see `load_describer`.
-        factor: px of these images a px of the micrographs that it was trained on.
-        report: told (islands done, islands in all).
+        factor: image pixels per pixel of the describer's training micrographs.
+        report: receives (islands done, total islands).
 
     Raises:
-        InputError: if what it describes cannot be in them, or a patch is larger than they are.
+        InputError: see `PatchCenters.find_labels`; also if a patch is larger than an image.
     """
     centers = describer.list_centers().rescale(factor)
     edge = max(1, round(describer.geometry.crop_size * factor))

@@ -1,4 +1,4 @@
-"""The judgment of islands by their latents: whether generated ones are of the kinds that real ones are."""
+"""Comparison of generated and real islands by their latents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 from steelgen.generators.describing import Describer
 
 _MAX_ISLANDS = 2000
-"""Of a set that are compared, drawn at random: the kernel is as large as their square."""
+"""Islands compared per set, chosen at random; the kernel matrix grows with the square."""
 _SHOWN = 12
 _TILE = 64
 
@@ -27,18 +27,18 @@ _TILE = 64
 class _Points(NamedTuple):
     latents: NDArray[np.float64]
     images: NDArray[np.int64]
-    """(N,) which image each lies in."""
+    """(N,) index of each island's image."""
     num_images: int
-    """Those without islands too."""
+    """Number of images, including those without islands."""
 
 
 def judge_descriptors(
     evidence: Evidence, describer: Describer, seen: dict[str, NDArray[np.uint8]]
 ) -> tuple[Judgment, NDArray[np.uint8] | None]:
-    """MMD² between the latents of generated and of real islands, and the islands that are farthest from any real one.
+    """Computes MMD² between latents of generated and real islands, and finds the outliers among generated islands.
 
-    All sets are cut alike, islands at the border of an image left out, and described by the same generator. Where the
-    generated images have masks, islands are those of the masks; else those that the segmenter sees, in all sets.
+    The same generator describes all sets. Islands cut by an image's edge are excluded. Islands come from the masks if
+    the generated images have masks, otherwise from the segmenter, in all sets.
 
     Args:
         evidence: the sets.
@@ -46,16 +46,17 @@ def judge_descriptors(
         seen: from `see_masks`.
 
     Returns:
-        The judgment, and a sheet of the farthest islands above the real ones nearest to them; None without islands.
+        The judgment, and a sheet of the generated islands farthest from any real one, above their nearest real islands;
+        None without islands.
 
     Raises:
-        InputError: if it sees other channels, its classes are not in the data, or images are smaller than its patches.
+        InputError: if channels differ, the describer's classes are not in the data, or its patches exceed the images.
     """
     path = evidence.config.descriptors
     if describer.geometry.in_channels != evidence.geometry.in_channels and describer.sees_image:
         raise InputError(
-            f"{path}: was trained with in_channels {describer.geometry.in_channels}, "
-            f"geometry.in_channels is {evidence.geometry.in_channels}"
+            f"descriptors {path}: in_channels {describer.geometry.in_channels} differs from geometry.in_channels "
+            f"{evidence.geometry.in_channels}"
         )
     by_masks = evidence.generated.masks is not None or not seen
     sets = [evidence.generated, evidence.held_out, evidence.train, *(evidence.train_halves or ())]
@@ -64,13 +65,13 @@ def judge_descriptors(
         part.name: _describe(part, masks[part.name], evidence, describer) for part in sets if part.name in masks
     }
     seed = evidence.config.seed
-    points = {name: _draw(islands, seed) for name, islands in described.items()}
+    points = {name: _select_points(islands, seed) for name, islands in described.items()}
     figures, warnings = [], []
     for reference, floor_sets in evidence.comparisons:
         pair = points["generated"], points[reference.name]
         values = _compare(pair[0], pair[1], seed, resample=True)
         floor = None
-        # The segmenter has not seen the halves of the training split.
+        # No segmenter predictions exist for the halves of the training split.
         if floor_sets and all(part.name in points for part in floor_sets):
             floor = _compare(points[floor_sets[0].name], points[floor_sets[1].name], seed, resample=False)
         figures.append(
@@ -88,7 +89,7 @@ def judge_descriptors(
         )
     for name, islands in described.items():
         if len(islands) < 2:
-            warnings.append(f"descriptors: {len(islands)} islands in the set {name!r} that no edge cuts")
+            warnings.append(f"descriptors: the set {name!r} has only {len(islands)} islands not cut by an edge")
     details: dict[str, Any] = {
         "generator": str(path),
         "source": "masks" if by_masks else "segmenter",
@@ -104,13 +105,13 @@ def judge_descriptors(
 def _describe(part: ImageSet, masks: NDArray[np.uint8] | None, evidence: Evidence, describer: Describer) -> IslandSet:
     if masks is None:
         masks = np.full(part.images.shape[:3], evidence.info.ignore_index, np.uint8)
-    # The segmenter has looked at some of the images alone.
+    # The segmenter may have seen only the first images.
     count = len(masks)
     micrographs = Micrographs(evidence.info, part.names[:count], list(part.images[:count]), list(masks))
     return describe_islands(micrographs, describer, evidence.geometry.image_size / evidence.geometry.crop_size)
 
 
-def _draw(islands: IslandSet, seed: int) -> _Points:
+def _select_points(islands: IslandSet, seed: int) -> _Points:
     latents = islands.description.latents.astype(np.float64)
     images = np.array([patch.micrograph for patch in islands.patches], np.int64)
     if len(latents) > _MAX_ISLANDS:
@@ -120,7 +121,7 @@ def _draw(islands: IslandSet, seed: int) -> _Points:
 
 
 def _compare(first: _Points, second: _Points, seed: int, resample: bool) -> NDArray[np.float64]:
-    """(B,) MMD² of resamples of the images, whose islands come and go together; the first of the sets themselves."""
+    """Computes MMD², (B,), of the sets themselves and of resamples of whole images."""
     weights = [
         resample_weights(points.num_images, seed, stream)[: None if resample else 1][:, points.images]
         for stream, points in enumerate((first, second))
@@ -131,7 +132,7 @@ def _compare(first: _Points, second: _Points, seed: int, resample: bool) -> NDAr
 def _find_farthest(
     generated: IslandSet, references: list[IslandSet], part: ImageSet
 ) -> tuple[list[dict[str, Any]], NDArray[np.uint8] | None]:
-    """The generated islands that are farthest from any real one, in standard deviations of the real latents."""
+    """Finds the generated islands farthest from any real one, in standard deviations of the real latents."""
     owners = [(islands, row) for islands in references for row in range(len(islands))]
     if not owners or not len(generated):
         return [], None

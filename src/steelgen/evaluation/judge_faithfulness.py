@@ -1,4 +1,4 @@
-"""The judgment of faithfulness: is the mask that an image was drawn for to be seen in it?"""
+"""Faithfulness of generated images to their masks."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 
 
 def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dict[str, NDArray[np.uint8]]:
-    """What a segmenter trained on the real training split sees in the generated and the real images, by set.
+    """Segments the generated and real images with a segmenter trained on the real training split.
 
-    Nothing where the dataset has no masks to train it on.
+    Returns:
+        Masks by name of the set; empty if the dataset has no masks to train on.
     """
     config = evidence.config
     if not evidence.info.num_classes:
@@ -47,16 +48,16 @@ def see_masks(evidence: Evidence, report_progress: Callable[[str], None]) -> dic
     return {
         "generated": predict_masks(segmenter, evidence.generated.images, averaging),
         evidence.held_out.name: predict_masks(segmenter, evidence.held_out.images, averaging),
-        # Only the microstructure asks for these.
+        # Used only for the microstructure.
         evidence.train.name: predict_masks(segmenter, train, averaging),
     }
 
 
 def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgment:
-    """Agreement of the masks that the images were drawn for with those that the segmenter sees.
+    """Compares the masks of generated images with the segmenter's predictions.
 
-    A class that it does not find on real held-out images either says nothing about generated ones: its figure and a
-    warning say so, and the verdict leaves it out.
+    A class that the segmenter cannot find on real held-out images cannot be judged: it gets a note and a warning, and
+    the verdict excludes it.
 
     Args:
         evidence: the sets.
@@ -65,7 +66,7 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
     if not evidence.info.num_classes:
         return [], {}, ["faithfulness is not measured: the dataset has no masks"]
     if evidence.generated.masks is None:
-        return [], {}, ["faithfulness is not measured: the generated images come without masks"]
+        return [], {}, ["faithfulness is not measured: the generated images have no masks"]
     config = evidence.config
 
     def compare(images: ImageSet) -> SegmentationScores:
@@ -97,13 +98,13 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
         *((f"IoU {name}", float(value), float(real), interval) for name, value, real, interval in per_class),
     ]
     unseen = [name for name, real in zip(names, floor.class_iou, strict=True) if real < MIN_REAL_IOU]
-    notes = {f"IoU {name}": f"cannot be judged: below {MIN_REAL_IOU} on real ones" for name in unseen}
+    notes = {f"IoU {name}": f"cannot be judged: below {MIN_REAL_IOU} on real images" for name in unseen}
     figures = [
         Figure(metric=metric, value=value, floor=real, interval=interval, note=notes.get(metric), **shared)
         for metric, value, real, interval in rows
     ]
     warnings = [
-        f"faithfulness: the segmenter cannot judge {name}: on real {evidence.held_out.name} images its IoU is "
+        f"faithfulness: the segmenter cannot judge {name}: its IoU on real {evidence.held_out.name} images is "
         f"{real:.2f}, below {MIN_REAL_IOU}; more segmenter.steps may help"
         for name, real in zip(names, floor.class_iou, strict=True)
         if name in unseen
@@ -119,6 +120,6 @@ def judge_faithfulness(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -
 
 
 def _describe(agreement: SegmentationScores) -> dict[str, Any]:
-    """All but the counts of every single image."""
+    """Converts scores to a dict, without the per-image counts."""
     left_out = ("image_confusion", "image_boundary_counts")
     return {name: value for name, value in asdict(agreement).items() if name not in left_out}

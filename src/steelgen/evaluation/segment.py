@@ -1,4 +1,4 @@
-"""Pseudo-labels: a segmenter trained on real micrographs labels any folder of images."""
+"""Training of a segmenter on real micrographs and labeling of images with it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from steelgen.evaluation.segmentation import (
 from steelgen.files import Record, check_output_free, load_record, new_folder, save_json, save_tensors
 
 _PIXELS = 2**19
-"""Of the windows of a forward pass."""
+"""Pixels per forward pass."""
 
 
 @dataclass(frozen=True)
 class Labeler:
-    """A trained segmenter with what it needs to know about images."""
+    """A trained segmenter with its config and dataset description."""
 
     network: torch.nn.Module
     config: SegmentConfig
@@ -47,15 +47,15 @@ class Labeler:
 
 
 def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """Trains the segmenter, scores it on whole held-out micrographs and writes both.
+    """Trains a segmenter, scores it on whole held-out micrographs, and writes both.
 
     Args:
         config: see `SegmentConfig`.
-        report_progress: called with (steps done, steps in all).
+        report_progress: called with (steps done, total steps).
 
     Returns:
-        The scores, as in scores.json: mean_iou, class_iou, image_iou, boundary F1, the confusion matrix, and each
-        validation's mIoU.
+        The contents of scores.json: mean_iou, class_iou, image_iou, boundary F1, confusion matrix, and the mIoU of
+        each validation.
 
     Raises:
         InputError: if the dataset or the output folder cannot be used.
@@ -109,10 +109,10 @@ class _Description(Record):
 
 
 def load_labeler(folder: Path, device: str = "auto") -> Labeler:
-    """Reads what `train_labeler` wrote.
+    """Loads a segmenter written by `train_labeler`.
 
     Raises:
-        InputError: if the folder holds no segmenter, or one whose weights do not fit its description.
+        InputError: if the folder contains no segmenter, or its weights do not fit segmenter.json.
     """
     from safetensors.torch import load_file
 
@@ -125,8 +125,8 @@ def load_labeler(folder: Path, device: str = "auto") -> Labeler:
         network.load_state_dict(load_file(path))
     except InputError:
         raise
-    except Exception as error:  # safetensors and torch each raise their own on damaged files
-        raise InputError(f"{path}: not a segmenter that segmenter.json describes: {first_line(error)}") from None
+    except Exception as error:  # safetensors and torch raise different errors on damaged files
+        raise InputError(f"{path}: does not fit segmenter.json: {first_line(error)}") from None
     return Labeler(network.to(pick_device(device)).eval(), config, info)
 
 
@@ -138,28 +138,28 @@ def label_folder(
 ) -> int:
     """Labels every image of a folder.
 
-    Writes masks/ (palette PNGs of class indices, as large as their images), confidence/ (gray PNGs: 255 × the
-    probability of the class chosen) and dataset.json, and copies the images to images/.
+    Writes masks/ (palette PNGs of class indices), confidence/ (gray PNGs, 255 × probability of the predicted class),
+    dataset.json, and copies of the images in images/.
 
     Args:
         labeler: from `load_labeler`.
         images: a folder of images of any size.
         output_dir: must be new or empty.
-        report_progress: called with (images done, images in all).
+        report_progress: called with (images done, total images).
 
     Returns:
-        How many were labeled.
+        Number of images.
 
     Raises:
-        InputError: if the folder is missing or empty, an image is unreadable, or two share a stem.
+        InputError: if the folder is missing or empty, an image is unreadable, or two images have the same stem.
     """
     paths = list_images(images)
     if not paths:
-        raise InputError(f"{images}: holds no images")
+        raise InputError(f"{images}: contains no images")
     stems = [path.stem for path in paths]
     for stem in stems:
         if stems.count(stem) > 1:
-            raise InputError(f"{images}: two images are called {stem!r}; masks are named by stem")
+            raise InputError(f"{images}: several images have the stem {stem!r}, which names the mask; rename them")
     with new_folder(output_dir) as folder:
         save_dataset_info(folder, labeler.info)
         for number, path in enumerate(paths, start=1):
@@ -203,15 +203,15 @@ def label_by_windows(
     num_classes: int,
     averaging: Averaging = ONE_VIEW,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Labels one image of any size by windows that overlap by half, blended by a smooth weight.
+    """Labels one image of any size by windows with half overlap, blended with smooth weights.
 
     Args:
         network: (N, C, S, S) in [-1, 1] → logits (N, num_classes, S, S), in eval mode.
         image: (H, W) or (H, W, 3) uint8 with the network's channels.
-        image_size: edge S of the windows that the network sees, px.
-        crop_size: edge of the windows in the image, px; the image is resized by image_size / crop_size.
+        image_size: edge S of the windows the network sees, px.
+        crop_size: edge of the same windows in the image, px; the image is resized by image_size / crop_size.
         num_classes: classes of the network.
-        averaging: what the predictions of each window are averaged over.
+        averaging: test-time augmentation.
 
     Returns:
         mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class.
@@ -223,7 +223,7 @@ def label_by_windows(
     tensor = image_to_tensor(image)[None]
     mode = "area" if shrink < 1 else "bicubic"
     small = (F.interpolate(tensor, small_shape, mode=mode).clamp(-1, 1) if shrink != 1 else tensor)[0]
-    # Reflection would need more pixels than a small image has.
+    # Replication, since reflection padding must be smaller than the image.
     padding = max(0, size - small_shape[1]), max(0, size - small_shape[0])
     padded = F.pad(small[None], (0, padding[0], 0, padding[1]), mode="replicate")[0]
     corners = [(top, left) for top in _starts(padded.shape[1], size) for left in _starts(padded.shape[2], size)]
@@ -231,9 +231,9 @@ def label_by_windows(
     weight = ramp[:, None] * ramp[None, :]
     total = torch.zeros(num_classes, *padded.shape[1:])
     weights = torch.zeros(padded.shape[1:])
-    abreast = max(1, _PIXELS // size**2)
-    for start in range(0, len(corners), abreast):
-        part = corners[start : start + abreast]
+    batch_size = max(1, _PIXELS // size**2)
+    for start in range(0, len(corners), batch_size):
+        part = corners[start : start + batch_size]
         windows = torch.stack([padded[:, top : top + size, left : left + size] for top, left in part])
         predicted = predict_probabilities(network, windows.to(device), averaging).cpu()
         for (top, left), probabilities in zip(part, predicted, strict=True):
@@ -247,22 +247,22 @@ def label_by_windows(
 
 
 def _starts(length: int, size: int) -> list[int]:
-    """Window starts, evenly spaced by half a window or less, the last one flush with the end."""
+    """Returns window starts, evenly spaced by at most half a window; the last window ends at `length`."""
     count = -(-2 * (length - size) // size) + 1
     return sorted({round(at) for at in np.linspace(0, length - size, count)})
 
 
 def _load_validation(config: SegmentConfig) -> Micrographs | None:
-    """The split that is validated on; None where there is none."""
+    """Loads the validation split; None if there is none."""
     if config.val_split is None or not (config.dataset / config.val_split).is_dir():
         return None
     if config.val_split in (config.train_split, config.test_split):
-        raise InputError(f"val_split: {config.val_split!r} is also trained or tested on")
+        raise InputError(f"val_split: {config.val_split!r} is also the train_split or test_split; use another or null")
     return load_micrographs(config.dataset, config.val_split, config.in_channels)
 
 
 def _validate(network: torch.nn.Module, val: Micrographs, config: SegmentConfig) -> float:
-    """mIoU on whole micrographs, without flips: a fraction of the time, and the same order."""
+    """Computes the mIoU on whole micrographs, without test-time augmentation to save time."""
     network.eval()
     info = val.info
     confusion = np.zeros((info.num_classes, info.num_classes), np.int64)
@@ -273,7 +273,7 @@ def _validate(network: torch.nn.Module, val: Micrographs, config: SegmentConfig)
 
 
 def _read_old(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a segmenter from before there was a choice of architectures."""
+    """Upgrades the config of a segmenter saved before architectures were selectable."""
     settings = config.get("segmenter")
     if not isinstance(settings, dict) or "architecture" in settings:
         return config
@@ -285,7 +285,7 @@ def _geometry(config: SegmentConfig) -> CropGeometry:
 
 
 def _score(pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]], info: DatasetInfo) -> dict[str, Any]:
-    # Micrographs may differ in size, masks to be stacked may not: one strip holds them all.
+    # Micrographs of different sizes cannot be stacked, so all pixels are concatenated to one row.
     agreements = [compute_scores(t[None], p[None], info.num_classes, info.ignore_index) for t, p in pairs]
     true, predicted = (np.concatenate([pair[i].ravel() for pair in pairs])[None, None] for i in (0, 1))
     whole = compute_scores(true, predicted, info.num_classes, info.ignore_index)

@@ -1,4 +1,4 @@
-"""The judge of masks: a segmenter trained on real micrographs, kept so that it is trained once."""
+"""Segmenters trained on real micrographs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -29,16 +30,16 @@ from steelgen.models.architectures import build_architecture
 from steelgen.models.segmenter import Enlarged, SegmenterUNet
 
 _PIXELS_ON_CPU, _PIXELS_ON_GPU = 2**16, 2**23
-"""Of a forward pass: what a processor's cache holds is done twice as fast."""
+"""Pixels per forward pass; on the CPU, batches that fit the cache are twice as fast."""
 WIDTH_TO_SEE = 3.0
-"""px that the thinnest class should be wide in what a network sees."""
+"""Desired width of the thinnest class in the network's input, px."""
 _HELD_OUT_CROPS = 64
-"""On which a segmenter's own IoU is measured."""
+"""Crops for measuring the segmenter's own IoU."""
 _RECIPE = 2
-"""Counts the changes of the training that settings do not show, so that caches do not mix them up."""
+"""Version of the training procedure, part of the cache key; covers changes that no setting reflects."""
 
 Validation = tuple[Callable[[nn.Module], float], int, int | None]
-"""What `train_to_best` validates by: the network → mIoU, steps between validations, and its patience."""
+"""Arguments of `train_to_best`: the network → mIoU, steps between validations, and patience."""
 
 
 def load_or_train_segmenter(
@@ -50,7 +51,10 @@ def load_or_train_segmenter(
     device: str = "cpu",
     report_progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
-    """As `train_segmenter`, kept in `cache_dir` under a hash of micrographs, geometry and settings."""
+    """Loads the segmenter from `cache_dir`, or trains and caches it; see `train_segmenter`.
+
+    The cache key is a hash of micrographs, geometry, settings, and seed.
+    """
     from safetensors.torch import load_file
 
     settings = resolve_settings(settings, micrographs, geometry)
@@ -76,20 +80,19 @@ def train_segmenter(
     validation: Validation | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> nn.Module:
-    """Trains a segmenter on random crops, with flips, rotations, scales and changes of gray level.
+    """Trains a segmenter on random, augmented crops; see `train_steps`.
 
-    See `train_steps`; the loss is cross-entropy, weighted by the inverse root of the class
-    frequencies, plus the soft Dice loss.
+    The loss is cross-entropy, with class weights proportional to 1/√frequency, plus soft Dice.
 
     Args:
         micrographs: the real training split.
-        geometry: of the images that it will judge.
+        geometry: geometry of the images to segment.
         settings: network and training.
-        seed: of the weights, the crops and the gray levels.
+        seed: seed of weights, crops, and augmentation.
         device: torch device.
-        report_progress: called with (steps done, steps in all).
-        validation: what chooses the best step; None takes the last one.
-        clock: gives the seconds that settings.max_minutes counts.
+        report_progress: called with (steps done, total steps).
+        validation: how to select the best step; None keeps the last.
+        clock: time in seconds, for settings.max_minutes.
 
     Returns:
         The network in eval mode: (N, in_channels, H, W) in [-1, 1] → logits of the same size.
@@ -99,10 +102,10 @@ def train_segmenter(
     """
     num_classes, ignore_index = micrographs.info.num_classes, micrographs.info.ignore_index
     if not num_classes:
-        raise InputError(f"{micrographs.info.name}: has no masks to learn segmentation from")
-    chosen = settings.augmentation
+        raise InputError(f"{micrographs.info.name}: has no masks to train a segmenter on")
+    augmentation = settings.augmentation
     smallest = min(min(mask.shape) for mask in micrographs.masks)
-    crops = BalancedCrops(micrographs, shrink_geometry(geometry, settings, smallest), seed, chosen.rare_share)
+    crops = BalancedCrops(micrographs, shrink_geometry(geometry, settings, smallest), seed, augmentation.rare_share)
     class_weights = compute_class_weights(micrographs.masks, num_classes).to(device)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -114,7 +117,7 @@ def train_segmenter(
         def sample_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
             batch = [crops[step * settings.batch_size + offset] for offset in range(settings.batch_size)]
             images, masks = (torch.stack([item[name] for item in batch]) for name in ("image", "mask"))
-            return augment_batch(images, masks, chosen, seed, step)
+            return augment_batch(images, masks, augmentation, seed, step)
 
         loss = partial(compute_segmentation_loss, class_weights=class_weights, ignore_index=ignore_index)
         recipe = Recipe(
@@ -125,7 +128,7 @@ def train_segmenter(
             max_seconds=settings.max_minutes and 60 * settings.max_minutes,
             clock=clock,
         )
-        steps, report = train_steps(segmenter, sample_batch, loss, recipe), report_progress or _say_nothing
+        steps, report = train_steps(segmenter, sample_batch, loss, recipe), report_progress or (lambda *_: None)
         if validation is None:
             for done in steps:
                 report(done, settings.steps)
@@ -134,32 +137,30 @@ def train_segmenter(
     return segmenter.eval()
 
 
-def _say_nothing(done: int, total: int) -> None:
-    pass
-
-
 def augment_batch(
-    images: torch.Tensor, masks: torch.Tensor, chosen: AugmentationSection, seed: int, step: int
+    images: torch.Tensor, masks: torch.Tensor, section: AugmentationSection, seed: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Varies gray levels and pastes rectangles as the section says: a function of seed and step.
+    """Augments gray levels and applies CutMix; deterministic in seed and step.
 
     Args:
         images: (N, C, S, S) in [-1, 1].
         masks: (N, S, S) int64.
+        section: strength of the augmentation.
+        seed, step: source of randomness.
     """
     rng = variation_rng(seed, step)
-    levels = {name: getattr(chosen, name) for name in ("brightness", "contrast", "gamma", "noise", "blur")}
-    varied, labels = paste_rectangles(vary_images(images, rng, **levels), masks, chosen.cutmix_share, rng)
+    levels = {name: getattr(section, name) for name in ("brightness", "contrast", "gamma", "noise", "blur")}
+    varied, labels = paste_rectangles(vary_images(images, rng, **levels), masks, section.cutmix_share, rng)
     return varied.to(memory_format=torch.channels_last), labels
 
 
 def shrink_geometry(geometry: CropGeometry, settings: SegmenterSection, smallest: int) -> CropGeometry:
-    """Crops of at most `train_size` px at the same magnification, their scale varied by `scale_range` besides.
+    """Limits crops to `train_size` px at the same scale, and applies the segmenter's scale_range.
 
     Args:
-        geometry: of the images.
-        settings: of the segmenter.
-        smallest: edge of the smallest micrograph, px, which crops do not exceed either.
+        geometry: geometry of the images.
+        settings: settings of the segmenter.
+        smallest: edge of the smallest micrograph, px; another limit of the crop.
     """
     size = min(settings.train_size, smallest)
     (low, high), (less, more) = geometry.scale_range, settings.scale_range
@@ -170,7 +171,7 @@ def shrink_geometry(geometry: CropGeometry, settings: SegmenterSection, smallest
 
 
 def build_segmenter(in_channels: int, num_classes: int, settings: SegmenterSection) -> nn.Module:
-    """The network of settings from `resolve_settings`, untrained but for its encoder."""
+    """Builds the network of resolved settings (see `resolve_settings`), untrained except for its encoder."""
     network: nn.Module
     if settings.architecture == "unet":
         network = SegmenterUNet(in_channels, num_classes, settings.base_channels, settings.num_levels)
@@ -182,16 +183,16 @@ def build_segmenter(in_channels: int, num_classes: int, settings: SegmenterSecti
 
 
 def resolve_settings(settings: SegmenterSection, micrographs: Micrographs, geometry: CropGeometry) -> SegmenterSection:
-    """The settings with the enlargement that `choose_enlargement` gives, where they leave it open."""
+    """Replaces an enlargement of None by the result of `choose_enlargement`."""
     if settings.enlargement is not None:
         return settings
     return settings.model_copy(update={"enlargement": choose_enlargement(micrographs, geometry)})
 
 
 def choose_enlargement(micrographs: Micrographs, geometry: CropGeometry) -> float:
-    """By how much images are enlarged for a network, 1 to 2: until the thinnest class is `WIDTH_TO_SEE` px wide.
+    """Chooses the upsampling factor of images, 1 to 2, that makes the thinnest class `WIDTH_TO_SEE` px wide.
 
-    The resolution is that of the thinnest class because most encoders halve the image before their first features.
+    Most encoders halve the resolution before their first features, which loses thin classes.
     """
     widths = compute_widths(micrographs.masks, micrographs.info.num_classes) * geometry.image_size / geometry.crop_size
     thinnest = np.nanmin(widths) if np.isfinite(widths).any() else WIDTH_TO_SEE
@@ -199,10 +200,10 @@ def choose_enlargement(micrographs: Micrographs, geometry: CropGeometry) -> floa
 
 
 def compute_widths(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> NDArray[np.float64]:
-    """(C,) mean width of each class in px, NaN for one without boundary: twice its area over its boundary's length.
+    """Computes the mean width of each class, (C,) in px: twice the area over the boundary length; NaN without boundary.
 
-    Of long films that is their thickness. The boundary's length is π/4 times the number of neighboring pixels that it
-    parts, by Cauchy's and Crofton's formula for boundaries of any direction.
+    For long films this is their thickness. The boundary length is π/4 times the number of unequal neighbor pairs, by
+    the Cauchy-Crofton formula for isotropic boundaries.
     """
     areas, parted = np.zeros(num_classes), np.zeros(num_classes)
     for mask in masks:
@@ -216,55 +217,52 @@ def compute_widths(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> NDAr
 
 @dataclass(frozen=True)
 class Averaging:
-    """What predictions are averaged over."""
+    """Test-time augmentation."""
 
     flips: bool = False
-    """The 8 flips and quarter turns of an image."""
+    """Average over the 8 flips and quarter turns of an image."""
     scales: tuple[float, ...] = (1.0,)
-    """Factors by which it is enlarged."""
+    """Average over these scale factors."""
 
 
 ONE_VIEW = Averaging()
-"""Images as they are."""
+"""No test-time augmentation."""
 
 
 def averaging_of(settings: SegmenterSection) -> Averaging:
-    """What those settings average predictions over."""
+    """Returns the test-time augmentation of the settings."""
     return Averaging(settings.flips, tuple(settings.scales))
 
 
 def predict_probabilities(segmenter: nn.Module, images: torch.Tensor, averaging: Averaging = ONE_VIEW) -> torch.Tensor:
-    """(N, C, S, S) in [-1, 1] → (N, num_classes, S, S): the mean of the probabilities of all views of an image."""
-    views = [_predict_view(segmenter, images, scale, symmetry) for scale, symmetry in _list_views(averaging)]
+    """Predicts class probabilities, averaged over views: (N, C, S, S) in [-1, 1] → (N, num_classes, S, S)."""
+    symmetries = range(8 if averaging.flips else 1)
+    views = [_predict_view(segmenter, images, *view) for view in product(averaging.scales, symmetries)]
     return views[0] if len(views) == 1 else torch.stack(views).mean(dim=0)
 
 
-def _list_views(averaging: Averaging) -> list[tuple[float, int]]:
-    return [(scale, symmetry) for scale in averaging.scales for symmetry in range(8 if averaging.flips else 1)]
-
-
 def _predict_view(segmenter: nn.Module, images: torch.Tensor, scale: float, symmetry: int) -> torch.Tensor:
-    """Probabilities of images that are seen scaled, turned by `symmetry % 4` quarters, and mirrored from 4 on."""
+    """Predicts on images scaled, rotated by `symmetry % 4` quarter turns, and mirrored if symmetry ≥ 4."""
     shape = images.shape[-2:]
     size = [max(1, round(edge * scale)) for edge in shape]
     x = images if scale == 1 else F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
     x = torch.rot90(x, symmetry % 4, (2, 3))
     x = (x.flip(3) if symmetry >= 4 else x).contiguous(memory_format=torch.channels_last)
-    seen = segmenter(x).softmax(dim=1)
-    seen = torch.rot90(seen.flip(3) if symmetry >= 4 else seen, -(symmetry % 4), (2, 3))
-    return seen if scale == 1 else F.interpolate(seen, shape, mode="bilinear")
+    predicted = segmenter(x).softmax(dim=1)
+    predicted = torch.rot90(predicted.flip(3) if symmetry >= 4 else predicted, -(symmetry % 4), (2, 3))
+    return predicted if scale == 1 else F.interpolate(predicted, shape, mode="bilinear")
 
 
 @torch.inference_mode()
 def predict_masks(
     segmenter: nn.Module, images: NDArray[np.uint8], averaging: Averaging = ONE_VIEW
 ) -> NDArray[np.uint8]:
-    """The most likely class of every pixel.
+    """Predicts the most likely class of each pixel.
 
     Args:
         segmenter: (N, C, S, S) in [-1, 1] → logits (N, num_classes, S, S).
         images: (N, S, S) or (N, S, S, 3) uint8.
-        averaging: what predictions are averaged over.
+        averaging: test-time augmentation.
 
     Returns:
         (N, S, S) uint8 class indices.
@@ -283,7 +281,7 @@ def predict_masks(
 def measure_class_iou(
     segmenter: nn.Module, micrographs: Micrographs, geometry: CropGeometry, averaging: Averaging, seed: int = 0
 ) -> NDArray[np.float64]:
-    """(C,) IoU of each class on crops of held-out micrographs; NaN for a class that is not in them."""
+    """Measures the IoU of each class, (C,), on crops of held-out micrographs; NaN for absent classes."""
     images, masks = cut_crops(micrographs, geometry, _HELD_OUT_CROPS, seed)
     info = micrographs.info
     return compute_iou(
@@ -292,7 +290,7 @@ def measure_class_iou(
 
 
 def compute_class_weights(masks: list[NDArray[np.uint8]], num_classes: int) -> torch.Tensor:
-    """(C,) weights ∝ 1/√frequency with mean 1 over the classes that occur; 0 for a class that does not."""
+    """Computes class weights (C,) ∝ 1/√frequency, with mean 1 over the classes present; 0 for absent classes."""
     counts = sum(np.bincount(mask.ravel(), minlength=256)[:num_classes] for mask in masks)
     present = np.asarray(counts) > 0
     weights = np.where(present, 1 / np.sqrt(np.maximum(counts, 1)), 0.0)
@@ -306,17 +304,17 @@ def compute_segmentation_loss(
     ignore_index: int,
     kind: Literal["ce", "dice", "ce+dice"] = "ce+dice",
 ) -> torch.Tensor:
-    """Weighted cross-entropy, the Dice loss of the classes present (Milletari 2016, arXiv 1606.04797), or their sum.
+    """Computes weighted cross-entropy, Dice loss of the classes present (Milletari 2016, arXiv 1606.04797), or the sum.
 
     Args:
         logits: (N, C, H, W).
         masks: (N, H, W) int64 class indices or ignore_index.
-        class_weights: (C,), of the cross-entropy.
-        ignore_index: pixels of this value count nowhere.
-        kind: which of the two.
+        class_weights: (C,), for the cross-entropy.
+        ignore_index: mask value of ignored pixels.
+        kind: the loss.
 
     Returns:
-        Scalar; 0 for a batch in which every pixel is ignored.
+        Scalar; 0 if all pixels are ignored.
     """
     counted = masks != ignore_index
     if not counted.any():

@@ -1,4 +1,4 @@
-"""How every segmentation network is trained: one schedule, for the judge as for those of a utility study."""
+"""Training loop of all segmentation networks."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from steelgen.devices import autocast
 from steelgen.models.architectures import find_pretrained_part
 
 WARM_UP_SHARE = 0.1
-"""Of the training, in which the learning rate rises."""
+"""Fraction of training with linear warm-up."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW on a learning rate that rises linearly and falls by a cosine."""
+    """AdamW with linear warm-up and cosine decay."""
 
     steps: int
     learning_rate: float
-    """At the peak."""
+    """Peak learning rate."""
     weight_decay: float = 0.01
     encoder_factor: float = 1.0
-    """Share of the learning rate for a pretrained encoder."""
+    """Learning-rate factor of a pretrained encoder."""
     frozen_share: float = 0.0
-    """Share of the training in which a pretrained encoder rests."""
+    """Initial fraction of training during which a pretrained encoder is frozen."""
     max_seconds: float | None = None
-    """When training ends though steps are left; the schedule then follows the clock."""
+    """Time limit; the learning-rate schedule is compressed to end with it."""
     clock: Callable[[], float] = time.perf_counter
-    """Gives the seconds that max_seconds counts."""
+    """Time in seconds, for max_seconds."""
     mixed_precision: str = "no"
     """no, bf16 or fp16."""
 
@@ -43,18 +43,18 @@ def train_steps(
     compute_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     recipe: Recipe,
 ) -> Iterator[int]:
-    """Trains a segmenter in place; whoever iterates may look at it, or stop.
+    """Trains a segmenter in place; the caller may inspect the network between steps, or stop.
 
-    Batch normalization of a pretrained encoder keeps its statistics, which a few crops of one steel would spoil.
+    Batch norms of a pretrained encoder keep their statistics; small, uniform batches would degrade them.
 
     Args:
         network: images → logits of the same size.
         sample_batch: step, from 0 → images (N, C, S, S) and masks (N, S, S).
-        compute_loss: of float32 logits (N, num_classes, S, S) and masks.
-        recipe: how long and how fast.
+        compute_loss: float32 logits (N, num_classes, S, S) and masks → scalar loss.
+        recipe: optimizer and schedule.
 
     Yields:
-        Steps done, after each.
+        Steps done, after each step.
     """
     device = next(network.parameters()).device
     encoder = find_pretrained_part(network)
@@ -92,25 +92,25 @@ def train_to_best(
     patience: int | None = None,
     report_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[int, list[tuple[int, float]]]:
-    """Trains on, validates now and then, and leaves the weights with the best validation, the first of equals.
+    """Trains, validates at intervals, and restores the best weights (the earliest in case of ties).
 
     Args:
-        network: that `steps` trains.
+        network: the network that `steps` trains.
         steps: from `train_steps`.
-        total: steps in all, at most.
+        total: largest number of steps.
         validate: the network → its mIoU on validation micrographs.
-        validate_every: steps between validations; there is one at the end besides.
-        patience: validations without a new best after which training stops early; None: never.
-        report_progress: called with (steps done, steps in all).
+        validate_every: steps between validations; the last step is always validated.
+        patience: validations without a new best before training stops; None disables early stopping.
+        report_progress: called with (steps done, total steps).
 
     Returns:
-        The step of the best weights, and each validation as (step, mIoU).
+        The step of the best weights, and (step, mIoU) of each validation.
     """
     course: list[tuple[int, float]] = []
     best, best_step, best_state = -1.0, 0, network.state_dict()
     done = 0
 
-    def look() -> None:
+    def run_validation() -> None:
         nonlocal best, best_step, best_state
         course.append((done, validate(network)))
         if course[-1][1] > best:
@@ -119,24 +119,24 @@ def train_to_best(
 
     for done in steps:
         if done % validate_every == 0:
-            look()
+            run_validation()
             since = sum(step > best_step for step, _ in course)
             if patience is not None and since >= patience:
                 break
         report_progress(done, total)
     if not course or course[-1][0] != done:
-        look()
+        run_validation()
     report_progress(total, total)
     network.load_state_dict(best_state)
     return best_step, course
 
 
 def scale_learning_rate(progress: float, steps: int) -> float:
-    """Share of the peak: a line up over the first tenth, from its first step on, then half a cosine down to 0.
+    """Returns the learning rate as a fraction of its peak: linear warm-up over the first tenth, then cosine decay to 0.
 
     Args:
-        progress: share of the training that is done, in [0, 1].
-        steps: of the training.
+        progress: completed fraction of training, in [0, 1].
+        steps: total steps.
     """
     if progress < WARM_UP_SHARE:
         return (progress + 1 / steps) / (WARM_UP_SHARE + 1 / steps)

@@ -1,4 +1,4 @@
-"""What `describe` and `evaluate` know of a generator that says what kind of island a patch shows."""
+"""Protocol of generators that describe islands."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from steelgen.generators.families import load_generator
 
 
 class Description(NamedTuple):
-    """What is said of N patches."""
+    """Latents and pose of N patches."""
 
     latents: NDArray[np.float32]
     """(N, latent_dim)."""
     angles: NDArray[np.float32]
-    """(N,) radians, counterclockwise from the pose in which the decoder shows objects; in [-π, π)."""
+    """(N,) radians in [-π, π), counterclockwise from the decoder's canonical orientation."""
     shifts: NDArray[np.float32]
-    """(N, 2) to the right and down, in half edges of the patch, in the object's frame."""
+    """(N, 2) right and down in the object's frame, in half edges of the patch."""
     scales: NDArray[np.float32]
-    """(N,) by which the object is smaller than the decoder shows it; 1 where scale is not taken out."""
+    """(N,) decoded size divided by the object's size; 1 if the model is not scale-invariant."""
     errors: NDArray[np.float32]
-    """(N,) root mean square difference of the decoded patch: large for what it knows not."""
+    """(N,) root mean square reconstruction error; large for unfamiliar objects."""
 
 
 @runtime_checkable
 class Describer(LatentGenerator, Protocol):
-    """A generator that describes the patches that it was trained on."""
+    """A generator that describes patches of micrographs."""
 
     sees_image: bool
-    """Whether gray levels are part of a patch."""
+    """Whether patches include gray levels."""
     sees_island: bool
-    """Whether the mask is."""
+    """Whether patches include the mask."""
     neighbors: bool
-    """Whether the mask shows other islands of the class too."""
+    """Whether the mask includes other islands of the same class."""
 
     def list_centers(self) -> PatchCenters:
-        """Which places of a micrograph it describes."""
+        """Returns the rule that selects patches of a micrograph."""
         ...
 
     def describe(self, images: NDArray[np.uint8] | None, islands: NDArray[np.float32] | None) -> Description:
         """Describes N patches of edge image_size.
 
         Args:
-            images: (N, S, S) or (N, S, S, 3); None where it sees none.
-            islands: (N, S, S) in [0, 1]; None where it sees none.
+            images: (N, S, S) or (N, S, S, 3); None without `sees_image`.
+            islands: (N, S, S) in [0, 1]; None without `sees_island`.
         """
         ...
 
@@ -58,9 +58,9 @@ def load_describer(path: Path) -> Describer:
     """Loads a generator that describes islands; see `load_generator`.
 
     Raises:
-        InputError: also if it is of a kind that describes none.
+        InputError: also if the generator's kind cannot describe islands.
     """
     generator = load_generator(path)
     if not isinstance(generator, Describer):
-        raise InputError(f"{path}: is a generator of kind {generator.kind}, which describes no islands; train an rvae")
+        raise InputError(f"{path}: generators of kind {generator.kind} cannot describe islands; use kind rvae")
     return generator

@@ -1,4 +1,4 @@
-"""What latents mean, as a picture: images drawn over the plane of the first two."""
+"""Grid of images over the plane of the first two latents."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from steelgen.data.sheets import build_sheet
 from steelgen.generators import DrawRequest, LatentGenerator
 
 _TILE = 48
-"""px of a tile, where images are not larger."""
+"""Smallest edge of a tile in pixels."""
 
 
 def draw_manifold(generator: LatentGenerator, across: int) -> NDArray[np.uint8]:
-    """Images at evenly spaced quantiles of the prior (Kingma & Welling 2014, arXiv 1312.6114, appendix A).
+    """Generates images at evenly spaced quantiles of the prior (Kingma & Welling 2014, arXiv 1312.6114, appendix A).
 
     Args:
-        generator: what draws.
-        across: rows and columns; a single row where there is only one latent.
+        generator: generator to sample.
+        across: rows and columns; a single row for one latent.
 
     Returns:
-        A sheet: the first latent grows to the right, the second upwards, all others are 0.
+        A sheet: the first latent increases to the right, the second upward; the others are 0.
     """
     steps = list_manifold_steps(across)
     rows = steps.flip(0) if generator.latent_dim > 1 else torch.zeros(1)
@@ -39,5 +39,5 @@ def draw_manifold(generator: LatentGenerator, across: int) -> NDArray[np.uint8]:
 
 
 def list_manifold_steps(across: int) -> torch.Tensor:
-    """(across,) the values of a latent on the sheet: quantiles of the middle of each of so many equal shares."""
+    """Returns the values of a latent on the sheet, (across,): normal quantiles of the midpoints of equal bins."""
     return torch.special.ndtri((torch.arange(across) + 0.5) / across)

@@ -1,4 +1,4 @@
-"""Segmentation networks, all as images in [-1, 1] → logits of the same size, with random or pretrained encoders."""
+"""Segmentation architectures with random or pretrained encoders."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from steelgen.models.encoder_weights import fill_encoder, find_smp_weights, read
 from steelgen.models.segmenter import EncoderUNet, SegmenterUNet
 
 LITE = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
-"""Encoders whose weights are in packages."""
+"""Encoders whose weights come in Python packages."""
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FullSizeLogits(nn.Module):
-    """Gives any segmentation network one form: a tensor of logits as large as the image.
+    """Wraps a segmentation network so that it returns a tensor of logits as large as its images.
 
     Args:
-        network: returns logits at any size as a tensor, as the first of a list, or as `.logits`.
+        network: returns logits of any size as a tensor, as the first item of a list, or as `.logits`.
         stride: images are padded to a multiple of it.
-        encoder: name of the network's pretrained part, which wants images of three channels, normalized as
-            ImageNet's: gray ones are repeated, as MicroNet does. None: images go in as they are.
+        encoder: attribute name of the pretrained encoder. If given, images are normalized with ImageNet's statistics,
+            and gray images become three channels, as in MicroNet. None passes images unchanged.
     """
 
     def __init__(self, network: nn.Module, stride: int, encoder: str | None = None) -> None:
@@ -53,23 +53,22 @@ class FullSizeLogits(nn.Module):
 def build_architecture(
     name: str, in_channels: int, num_classes: int, base_channels: int = 16, weights: str | None = None
 ) -> nn.Module:
-    """Builds a segmentation network, untrained but for its encoder.
+    """Builds a segmentation network, optionally with a pretrained encoder.
 
     Args:
-        name: unet, unet:ENCODER with an encoder of `LITE`, unetplusplus, segformer, deeplabv3plus, upernet, or
-            smp:NAME[:ENCODER] for an architecture of segmentation_models_pytorch (resnet34 where no encoder is named).
+        name: unet, unet:ENCODER with an encoder from `LITE`, unetplusplus, segformer, deeplabv3plus, upernet, or
+            smp:NAME[:ENCODER] for an architecture of segmentation_models_pytorch (default encoder resnet34).
         in_channels: 1 or 3.
         num_classes: classes of the masks.
-        base_channels: width of the built-in ones without pretrained encoder, a multiple of 8.
-        weights: of the encoder: None takes random ones; auto takes ImageNet's where they are in a package and random
-            ones elsewhere; imagenet; micronet, for smp: alone; or a file of weights, for those of transformers a
-            folder of `save_pretrained`.
+        base_channels: width of built-in architectures without a pretrained encoder, a multiple of 8.
+        weights: encoder weights. None: random; auto: ImageNet if they come in a package, otherwise random; imagenet;
+            micronet (smp: only); or a weights file, for transformers a folder written by `save_pretrained`.
 
     Returns:
         A module: (N, in_channels, H, W) in [-1, 1] → logits (N, num_classes, H, W).
 
     Raises:
-        InputError: if there is no such architecture, its package is missing, or weights are missing or do not fit.
+        InputError: if the architecture is unknown, its package is missing, or weights are missing or do not fit.
     """
     if name.startswith("unet:"):
         return _build_lite(name, num_classes, weights)
@@ -87,7 +86,7 @@ def build_architecture(
 
 
 def find_pretrained_part(network: nn.Module) -> nn.Module | None:
-    """The encoder that came with weights; None where all of a network starts at random."""
+    """Returns the pretrained encoder; None if the whole network starts from random weights."""
     for module in network.modules():
         part = getattr(module, "pretrained_part", None)
         if part:
@@ -100,9 +99,9 @@ def _build_lite(name: str, num_classes: int, weights: str | None) -> nn.Module:
 
     encoder = name.removeprefix("unet:")
     if encoder not in LITE:
-        raise InputError(f"unknown architecture {name!r}: encoders of unet: are {', '.join(LITE)}")
+        raise InputError(f"architecture {name!r}: unknown encoder; known for unet: {', '.join(LITE)}")
     if weights == "micronet":
-        raise InputError(f"architecture {name}: MicroNet has no weights of it; weights: auto, imagenet, a file or null")
+        raise InputError(f"architecture {name}: no MicroNet weights; set weights to auto, imagenet, a file, or null")
     if weights in ("auto", "imagenet"):
         network = EncoderUNet(EfficientNetLiteEncoder(encoder, read_packaged_weights(encoder)), num_classes)
     elif weights is None:
@@ -118,7 +117,7 @@ def _build_lite(name: str, num_classes: int, weights: str | None) -> nn.Module:
 
 
 def _build_unetplusplus(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
-    """UNet++ (Zhou et al. 2018, arXiv 1807.10165) with group norm, which small windows do not trouble."""
+    """Builds UNet++ (Zhou et al. 2018, arXiv 1807.10165) with group norm, which works with small batches."""
     networks = _import("monai.networks.nets", "unetplusplus", "monai")
     features = (width, width, 2 * width, 4 * width, 8 * width, width)
     norm = ("group", {"num_groups": 8})
@@ -129,7 +128,7 @@ def _build_unetplusplus(in_channels: int, num_classes: int, width: int) -> tuple
 
 
 def _build_segformer(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
-    """SegFormer (Xie et al. 2021, arXiv 2105.15203): B0's depths and heads; its widths at 16 channels."""
+    """Builds SegFormer (Xie et al. 2021, arXiv 2105.15203) with the depths and heads of B0; width 16 is B0."""
     transformers = _import("transformers", "segformer", "transformers")
     config = transformers.SegformerConfig(
         num_channels=in_channels,
@@ -143,8 +142,8 @@ def _build_segformer(in_channels: int, num_classes: int, width: int) -> tuple[nn
 
 
 def _build_deeplabv3plus(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
-    """DeepLabV3+ (Chen et al. 2018, arXiv 1802.02611) as transformers has it: MobileNetV2 with atrous convolutions at
-    stride 8, image pooling, and no second, finer input to the head."""
+    """Builds DeepLabV3+ (Chen et al. 2018, arXiv 1802.02611) as implemented in transformers: MobileNetV2 with atrous
+    convolutions at stride 8 and image pooling, without low-level features in the head."""
     transformers = _import("transformers", "deeplabv3plus", "transformers")
     config = transformers.MobileNetV2Config(
         num_channels=in_channels,
@@ -157,19 +156,19 @@ def _build_deeplabv3plus(in_channels: int, num_classes: int, width: int) -> tupl
     network = transformers.MobileNetV2ForSemanticSegmentation(config)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # There it is TensorFlow's 0.997 of the old value; to torch that means 0.997 of the newest batch.
+            # transformers copies TensorFlow's 0.997, which weights the old value; torch's momentum weights the new one.
             module.momentum = 0.1
     return network, 8
 
 
 def _build_upernet(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
-    """UPerNet (Xiao et al. 2018, arXiv 1807.10221) on a small ConvNeXt (Liu et al. 2022, arXiv 2201.03545)."""
+    """Builds UPerNet (Xiao et al. 2018, arXiv 1807.10221) on a small ConvNeXt (Liu et al. 2022, arXiv 2201.03545)."""
     transformers = _import("transformers", "upernet", "transformers")
     backbone = transformers.ConvNextConfig(
         num_channels=in_channels,
         hidden_sizes=[2 * width, 4 * width, 8 * width, 16 * width],
         depths=[2, 2, 2, 2],
-        # The usual 1e-6 is for much longer training: blocks would hardly leave the identity.
+        # The default 1e-6 suits much longer training; here blocks would barely leave the identity.
         layer_scale_init_value=0.1,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
@@ -195,13 +194,13 @@ def _build_smp(name: str, in_channels: int, num_classes: int, weights: str | Non
         network = smp.create_model(
             architecture,
             encoder_name=encoder,
-            # Its own loading would go to the network for what is not there.
+            # smp would download missing weights.
             encoder_weights=None,
             in_channels=3 if weights else in_channels,
             classes=num_classes,
         )
     except (KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"architecture {name}: segmentation_models_pytorch refuses it: {error}") from None
+        raise InputError(f"architecture {name}: rejected by segmentation_models_pytorch: {error}") from None
     if weights is None:
         return FullSizeLogits(network, 32)
     known = weights in ("imagenet", "micronet")
@@ -215,35 +214,35 @@ _HUB: dict[str, tuple[str, str]] = {
     "deeplabv3plus": ("google/mobilenet_v2_1.0_224", "mobilenet_v2"),
     "upernet": ("facebook/convnext-tiny-224", "backbone"),
 }
-"""Where ImageNet's weights of transformers' encoders are, and what the encoder is called in the network."""
+"""Hugging Face repository of the ImageNet weights, and attribute name of the encoder, per architecture."""
 
 
 def _build_from_transformers(name: str, num_classes: int, weights: str) -> nn.Module:
-    """A network of transformers at the width of its pretrained encoder."""
+    """Builds an architecture of transformers at the width of its pretrained encoder."""
     if name not in _HUB:
         raise InputError(f"architecture {name}: has no pretrained encoder; weights must be null or auto, not {weights}")
     if weights == "micronet":
-        raise InputError(f"architecture {name}: MicroNet's weights are of smp: encoders")
+        raise InputError(f"architecture {name}: weights micronet: only available for smp: architectures")
     transformers = _import("transformers", name, "transformers")
     hub, part = _HUB[name]
     place = hub if weights == "imagenet" else weights
     if weights != "imagenet" and not (Path(weights) / "config.json").is_file():
-        raise InputError(f"architecture {name}: weights {weights}: no folder with a config.json and weights")
-    given: dict[str, Any] = {"local_files_only": True}
+        raise InputError(f"architecture {name}: weights {weights}: not a folder with config.json and weights")
+    local: dict[str, Any] = {"local_files_only": True}
     labels = {"num_labels": num_classes, "ignore_mismatched_sizes": True}
     verbosity = transformers.logging.get_verbosity()
-    # It would list every tensor of the head, which is new on purpose.
+    # Suppresses the list of newly initialized tensors; the head is new on purpose.
     transformers.logging.set_verbosity_error()
     try:
         if name == "segformer":
-            network = transformers.SegformerForSemanticSegmentation.from_pretrained(place, **given, **labels)
+            network = transformers.SegformerForSemanticSegmentation.from_pretrained(place, **local, **labels)
         elif name == "deeplabv3plus":
             network = transformers.MobileNetV2ForSemanticSegmentation.from_pretrained(
-                place, output_stride=8, finegrained_output=False, **given, **labels
+                place, output_stride=8, finegrained_output=False, **local, **labels
             )
         else:
             stages = ["stage1", "stage2", "stage3", "stage4"]
-            backbone = transformers.ConvNextBackbone.from_pretrained(place, out_features=stages, **given)
+            backbone = transformers.ConvNextBackbone.from_pretrained(place, out_features=stages, **local)
             config = transformers.UperNetConfig(
                 num_labels=num_classes, hidden_size=64, use_auxiliary_head=False, backbone_config=backbone.config
             )
@@ -251,7 +250,7 @@ def _build_from_transformers(name: str, num_classes: int, weights: str) -> nn.Mo
             network.backbone.load_state_dict(backbone.state_dict())
     except (OSError, ValueError, RuntimeError) as error:
         if weights == "imagenet":
-            message = f"{hub} is not in Hugging Face's cache; run `hf download {hub}` where there is a network"
+            message = f"{hub} is not in the Hugging Face cache; run `hf download {hub}` with internet access"
         else:
             message = f"weights {weights}: {first_line(error)}"
         raise InputError(f"architecture {name}: {message}") from None
@@ -265,7 +264,7 @@ def _import(module: str, architecture: str, package: str) -> ModuleType:
 
     try:
         return importlib.import_module(module)
-    # An installed package may fail in its own imports, with other errors than ImportError.
+    # Imports inside an installed package may fail with errors other than ImportError.
     except (ImportError, RuntimeError) as error:
         message = f"architecture {architecture}: needs `pip install {package}` ({first_line(error)})"
         raise InputError(message) from None

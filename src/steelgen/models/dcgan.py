@@ -1,7 +1,7 @@
-"""The networks of DCGAN: strided convolutions and batch norms, nothing else.
+"""Networks of DCGAN.
 
 Source: Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial
-Networks" (arXiv 1511.06434), section 3 and figure 1, for any edge of 8 px times a power of two.
+Networks" (arXiv 1511.06434), section 3 and figure 1, for image sizes of 8 px times a power of two.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _SMALLEST = 4
-"""Edge, in pixels, of the coarsest feature maps."""
+"""Edge in pixels of the coarsest feature maps."""
 
 
 class DcganGenerator(nn.Module):
-    """Images from latent vectors.
+    """DCGAN generator: latent vectors → images.
 
     Args:
         image_size: edge of the images, 4 times a power of two.
@@ -46,7 +46,7 @@ class DcganGenerator(nn.Module):
 
 
 class DcganDiscriminator(nn.Module):
-    """How real images look, as logits; arguments as of `DcganGenerator`."""
+    """DCGAN discriminator; see `DcganGenerator` for the arguments."""
 
     def __init__(self, image_size: int, in_channels: int, base_channels: int) -> None:
         super().__init__()
@@ -60,10 +60,10 @@ class DcganDiscriminator(nn.Module):
         self.apply(_initialize)
 
     def forward(self, images: Tensor, full_precision: bool = False) -> Tensor:
-        """(N, in_channels, image_size, image_size) in [-1, 1] → (N,).
+        """(N, in_channels, image_size, image_size) in [-1, 1] → logits (N,).
 
         Args:
-            full_precision: compute in float32 whatever autocast says, as penalties of gradients need it.
+            full_precision: compute in float32 even under autocast, for gradient penalties.
         """
         enabled = torch.is_autocast_enabled(images.device.type) and not full_precision
         with torch.autocast(images.device.type, enabled=enabled):
@@ -74,7 +74,7 @@ class DcganDiscriminator(nn.Module):
 
 
 def _list_widths(image_size: int, base_channels: int) -> list[int]:
-    """Channels of the feature maps from half the image's edge down to 4 px."""
+    """Returns the channels of the feature maps, from half of image_size down to 4 px."""
     count = (image_size // _SMALLEST).bit_length() - 1
     if count < 1 or image_size != _SMALLEST * 2**count:
         raise ValueError(f"image_size {image_size}: must be 8, 16, 32 or another power of two")
@@ -82,7 +82,7 @@ def _list_widths(image_size: int, base_channels: int) -> list[int]:
 
 
 def _initialize(module: nn.Module) -> None:
-    """N(0, 0.02) for weights of convolutions, N(1, 0.02) for those of norms (section 4; the authors' code)."""
+    """Initializes convolutions from N(0, 0.02) and norm weights from N(1, 0.02) (section 4; the authors' code)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

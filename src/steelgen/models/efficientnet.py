@@ -1,4 +1,4 @@
-"""EfficientNet-Lite (Tan and Le 2019, arXiv 1905.11946): as an extractor of image features, and as an encoder."""
+"""EfficientNet-Lite (Tan and Le 2019, arXiv 1905.11946) as a feature extractor and as an encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class EfficientNetLite0Features(nn.Module):
-    """The 1280 pooled features of EfficientNet-Lite0 (Tan and Le 2019, arXiv 1905.11946)."""
+    """The 1280 pooled features of EfficientNet-Lite0."""
 
     num_features = 1280
     input_size = 224
@@ -27,14 +27,14 @@ class EfficientNetLite0Features(nn.Module):
 
 
 class EfficientNetLiteEncoder(nn.Module):
-    """The feature maps of EfficientNet-Lite before each of its strides and at its end.
+    """Feature maps of EfficientNet-Lite before each stride and at the end.
 
-    Batch normalization keeps the statistics of its weights, whatever it is trained on, and is folded into the
-    convolutions before it: the same function in half the time and memory.
+    Batch norm keeps its pretrained statistics and is folded into the preceding convolutions, which halves time and
+    memory.
 
     Args:
         name: efficientnet-lite0, efficientnet-lite1 or efficientnet-lite2.
-        state: weights of efficientnet_lite_pytorch's network of that name; None takes random ones.
+        state: state dict of that network in efficientnet_lite_pytorch; None for random weights.
     """
 
     stride = 32
@@ -50,7 +50,7 @@ class EfficientNetLiteEncoder(nn.Module):
             block.in_channels for block in self.blocks if isinstance(block, _InvertedBottleneck) and block.strided
         ]
         self.channels.append(network._conv_head.in_channels)
-        """Of the feature maps, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image."""
+        """Channels of the feature maps at 1/2, 1/4, 1/8, 1/16, and 1/32 of the image size."""
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(N, 1 or 3, H, W) in [-1, 1], H and W multiples of 32 → maps (N, channels[i], H / 2^(i+1), W / 2^(i+1))."""
@@ -65,12 +65,12 @@ class EfficientNetLiteEncoder(nn.Module):
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """[0, 1] → what the published weights expect: (gray level - 127) / 128."""
+    """[0, 1] → the input range of the published weights, (gray level - 127) / 128."""
     return (images * 255 - 127) / 128
 
 
 class _InvertedBottleneck(nn.Module):
-    """A block (Sandler et al. 2018, arXiv 1801.04381) without squeeze and excitation, which the Lite variants lack."""
+    """Inverted bottleneck (Sandler et al. 2018, arXiv 1801.04381); Lite variants have no squeeze-and-excitation."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class _InvertedBottleneck(nn.Module):
 
 
 class _SamePadded(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding of even sizes, which at stride 2 pads more at the end."""
+    """Convolution with TensorFlow's "same" padding for even sizes, asymmetric at stride 2."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -102,7 +102,7 @@ class _SamePadded(nn.Conv2d):
 
 @torch.no_grad()
 def _fold(convolution: object, norm: object) -> _SamePadded:
-    """The convolution that a convolution and the batch norm after it are together, by the norm's running statistics."""
+    """Folds the batch norm after a convolution into it, using the running statistics."""
     assert isinstance(convolution, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None

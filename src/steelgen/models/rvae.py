@@ -1,10 +1,10 @@
-"""A variational autoencoder that takes direction and place out of a patch, so that its latents hold the kind of object.
+"""Rotation- and translation-invariant variational autoencoder.
 
-The decoder is a function of coordinates that are turned, scaled and shifted before it sees them (Bepler et al. 2019,
-arXiv 1909.11663; Kalinin et al. 2021, Sci. Adv. 7, eabd5084). The encoder works on polar coordinates, where turning a
-patch is a cyclic shift (Esteves et al. 2018, arXiv 1709.01889): amplitudes of Fourier modes along the angle do not see
-it, and the phase of one mode follows it. So the latents do not depend on the direction by construction, not by training
-alone. What is seen and learned is the disc within the patch; its corners leave it as it is turned.
+The decoder is a function of coordinates, which are rotated, scaled, and shifted first (Bepler et al. 2019, arXiv
+1909.11663; Kalinin et al. 2021, Sci. Adv. 7, eabd5084). The encoder uses polar coordinates, where a rotation is a
+cyclic shift (Esteves et al. 2018, arXiv 1709.01889): the amplitudes of Fourier modes along the angle are invariant, and
+the phase of one mode gives the angle. So the latents are rotation-invariant by construction. Only the disc within a
+patch is encoded and decoded, since rotation moves the corners out of the patch.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MODES = 7
-"""Fourier modes 0 to 6 along the angle whose amplitudes the latents are made from."""
+"""Number of Fourier modes along the angle whose amplitudes are encoded."""
 _LOG_STD_RANGE = (-6.0, 1.0)
 _LOG_NOISE_RANGE = (-4.0, 2.0)
 _COARSE = 5
-"""One pixel in so many decides between the starts of an angle."""
+"""Pixel stride when comparing candidate angles."""
 
 
 class Posterior(NamedTuple):
-    """What the encoder says of N patches: means and log standard deviations."""
+    """Means and log standard deviations of the posterior of N patches."""
 
     latents: Tensor
     """(N, latent_dim)."""
     latents_log_std: Tensor
     nuisances: Tensor
-    """(N, 3), in standard deviations of their priors: shift to the right and down in the object's frame, and scale."""
+    """(N, 3), in standard deviations of their priors: shift right and down in the object's frame, log scale."""
     nuisances_log_std: Tensor
     turns: Tensor
-    """(N, starts) radians, counterclockwise: equally spaced candidates for the object's direction; 0 of a plain one."""
+    """(N, starts) radians, counterclockwise: equally spaced candidate angles; 0 for a plain autoencoder."""
     turn_log_std: Tensor
     """(N,)."""
 
 
 class Elbo(NamedTuple):
-    """The evidence lower bound of N patches is log_likelihood less the three divergences; all (N,), in nats."""
+    """Terms of the evidence lower bound, log_likelihood minus the three divergences; each (N,), in nats."""
 
     log_likelihood: Tensor
     kl_latents: Tensor
@@ -50,22 +50,22 @@ class Elbo(NamedTuple):
 
 
 class RotationVae(nn.Module):
-    """Encoder and decoder.
+    """Rotation-invariant variational autoencoder.
 
     Args:
         image_size: edge S of the patches.
-        gray_channels: channels with a Gaussian likelihood, whose noise is learned; they come first.
+        gray_channels: channels with a Gaussian likelihood of learned noise; they come first.
         binary_channels: channels in [0, 1] with a Bernoulli likelihood.
         latent_dim: length of the latents.
         encoder_channels: channels of the encoder's first convolution.
         decoder_channels: width of the decoder.
         decoder_layers: hidden layers of the decoder.
-        starts: candidates for the angle, and the order of the Fourier mode whose phase it is. With two, objects that
-            look alike after half a turn, as islands nearly do and whose first mode is weak, have an angle.
-        invariant: False gives a plain variational autoencoder of about the same size: no angle, shift or scale.
-        turn_prior: standard deviation of the angle's normal prior; None: all directions alike.
-        shift_prior: standard deviation of the shift's prior, in half edges; 0: there is none.
-        scale_prior: likewise of the log of the scale.
+        starts: number of candidate angles, and the order of the Fourier mode whose phase gives the angle. 2 suits
+            objects with near twofold symmetry, such as most islands, whose first mode is weak.
+        invariant: False gives a plain variational autoencoder of about the same size, without angle, shift, or scale.
+        turn_prior: standard deviation of the angle's normal prior; None for a uniform prior.
+        shift_prior: standard deviation of the shift's prior, in half edges; 0 disables shifts.
+        scale_prior: standard deviation of the log scale's prior; 0 disables scaling.
     """
 
     coordinates: Tensor
@@ -91,7 +91,7 @@ class RotationVae(nn.Module):
         self.gray_channels, self.latent_dim, self.starts = gray_channels, latent_dim, starts if invariant else 1
         self.invariant, self.turn_prior = invariant, turn_prior
         channels = gray_channels + binary_channels
-        # Means and log deviations of latents, shift and scale; the log deviation of the angle.
+        # Means and log standard deviations of latents, shift, and scale; log standard deviation of the angle.
         outputs = 2 * latent_dim + 7
         self.encoder: PolarEncoder | PlainEncoder
         if invariant:
@@ -99,7 +99,7 @@ class RotationVae(nn.Module):
         else:
             self.encoder = PlainEncoder(image_size, channels, encoder_channels, outputs)
         self.decoder = SpatialDecoder(latent_dim, channels, decoder_channels, decoder_layers)
-        # A noise of a third of the contrast: from a larger one it takes long before shapes matter.
+        # Initial noise of about a third of the contrast; with more, shapes are learned late.
         self.log_noise = nn.Parameter(torch.full((gray_channels, 1), -1.0))
         coordinates = list_coordinates(image_size)
         self.register_buffer("coordinates", coordinates, persistent=False)
@@ -108,10 +108,10 @@ class RotationVae(nn.Module):
         self.register_buffer("nuisance_priors", torch.tensor(priors), persistent=False)
 
     def encode(self, patches: Tensor) -> Posterior:
-        """(N, C, S, S) → the posterior of each patch."""
-        found, vectors = self.encoder(patches)
+        """Encodes patches (N, C, S, S)."""
+        outputs, vectors = self.encoder(patches)
         size = self.latent_dim
-        means, log_std, nuisances, nuisances_log_std, turn_log_std = found.float().split([size, size, 3, 3, 1], dim=1)
+        means, log_std, nuisances, nuisances_log_std, turn_log_std = outputs.float().split([size, size, 3, 3, 1], dim=1)
         right, up = vectors.float().unbind(dim=1)
         turns = torch.atan2(up, right) / self.starts
         candidates = torch.arange(self.starts, device=turns.device) * (2 * math.pi / self.starts)
@@ -121,25 +121,25 @@ class RotationVae(nn.Module):
             log_std.clamp(low, high),
             nuisances,
             nuisances_log_std.clamp(low, high),
-            # Wrapped to [-π, π), where a prior about 0 sees them.
+            # Wrapped to [-π, π) for the prior around 0.
             (turns[:, None] + candidates + math.pi) % (2 * math.pi) - math.pi,
             (turn_log_std[:, 0] - 2).clamp(low, high),
         )
 
     def decode(self, latents: Tensor, turns: Tensor, nuisances: Tensor, pixels: Tensor) -> Tensor:
-        """The channels at some pixels of patches.
+        """Decodes the channels at given pixels.
 
         Args:
             latents: (N, latent_dim).
             turns: (N,) radians.
             nuisances: (N, 3), see `Posterior`.
-            pixels: (P,) indices of pixels, row by row.
+            pixels: (P,) row-major pixel indices.
 
         Returns:
-            (N, C, P) float32: means of gray channels, logits of binary ones.
+            (N, C, P) float32: means of gray channels, logits of binary channels.
         """
         cosine, sine = turns.cos(), turns.sin()
-        # The object is turned counterclockwise, so that places are turned back; rows count downwards.
+        # Coordinates rotate clockwise so that the object rotates counterclockwise; y points down.
         rotation = torch.stack([torch.stack([cosine, sine], dim=-1), torch.stack([-sine, cosine], dim=-1)], dim=-2)
         placement = nuisances * self.nuisance_priors
         places = self.coordinates[pixels] @ rotation  # (N, P, 2)
@@ -147,9 +147,9 @@ class RotationVae(nn.Module):
         return self.decoder(latents, places).float()
 
     def compute_log_likelihood(self, decoded: Tensor, patches: Tensor, pixels: Tensor) -> Tensor:
-        """(N,) log p of some pixels of patches (N, C, S, S), given what was decoded there, (N, C, P)."""
-        wanted = patches.flatten(2)[:, :, pixels]
-        gray, binary = wanted.tensor_split([self.gray_channels], dim=1)
+        """Computes log p (N,) of patches (N, C, S, S) at pixels (P,), given their decoded channels (N, C, P)."""
+        target = patches.flatten(2)[:, :, pixels]
+        gray, binary = target.tensor_split([self.gray_channels], dim=1)
         means, logits = decoded.tensor_split([self.gray_channels], dim=1)
         log_noise = self.log_noise.clamp(*_LOG_NOISE_RANGE)
         gaussian = -0.5 * ((gray - means) * (-log_noise).exp()) ** 2 - log_noise - 0.5 * math.log(2 * math.pi)
@@ -158,22 +158,22 @@ class RotationVae(nn.Module):
 
     @torch.no_grad()
     def choose_starts(self, posterior: Posterior, patches: Tensor) -> Tensor:
-        """(N,) indices of the angles with which the patches are decoded best, judged by a part of their pixels."""
+        """Returns the indices (N,) of the candidate angles of highest likelihood on a subset of pixels."""
         if self.starts == 1:
             return torch.zeros(len(patches), dtype=torch.long, device=patches.device)
         pixels = self.disc[::_COARSE]
-        found = []
+        likelihoods = []
         for turns in posterior.turns.unbind(dim=1):
             decoded = self.decode(posterior.latents, turns, posterior.nuisances, pixels)
-            found.append(self.compute_log_likelihood(decoded, patches, pixels))
-        return torch.stack(found, dim=1).argmax(dim=1)
+            likelihoods.append(self.compute_log_likelihood(decoded, patches, pixels))
+        return torch.stack(likelihoods, dim=1).argmax(dim=1)
 
     def forward(self, patches: Tensor, noise: Tensor) -> Elbo:
-        """The evidence lower bound by one sample of the posterior.
+        """Estimates the evidence lower bound from one posterior sample.
 
         Args:
             patches: (N, C, S, S).
-            noise: (N, latent_dim + 4) standard normal, for latents, angle, shift and scale.
+            noise: (N, latent_dim + 4) standard normal, for latents, angle, shift, and scale.
         """
         posterior = self.encode(patches)
         latents, nuisances = posterior.latents, posterior.nuisances
@@ -191,25 +191,25 @@ class RotationVae(nn.Module):
         return Elbo(self.compute_log_likelihood(decoded, patches, self.disc), kl_latents, kl_turn, kl_nuisances)
 
     def _compute_turn_divergence(self, turns: Tensor, log_std: Tensor) -> Tensor:
-        """(N,) divergence of a normal distribution of angles from the prior; at least 0."""
+        """Computes the KL divergence (N,) of a normal distribution of angles from the prior; at least 0."""
         if not self.invariant:
             return torch.zeros_like(turns)
         if self.turn_prior is None:
-            # From all directions alike: ln 2π less the entropy, as long as little of it wraps.
+            # Uniform prior: ln 2π minus the entropy, valid while the posterior barely wraps around.
             return (math.log(2 * math.pi) - 0.5 * math.log(2 * math.pi * math.e) - log_std).clamp(min=0)
         scaled = (turns**2 + (2 * log_std).exp()) / self.turn_prior**2
         return 0.5 * (scaled - 1) + math.log(self.turn_prior) - log_std
 
 
 class PolarEncoder(nn.Module):
-    """Convolutions over radius and angle of the disc within a patch, cyclic in the angle.
+    """Convolutional encoder in polar coordinates, circular in the angle.
 
     Args:
         image_size: edge of the patches.
-        in_channels: their channels.
-        base_channels: channels of the first convolution; the last ones have four times as many.
-        outputs: numbers that do not depend on the patch's direction.
-        mode: order of the Fourier mode whose phase follows the direction.
+        in_channels: channels of the patches.
+        base_channels: channels of the first convolution; the last has four times as many.
+        outputs: number of rotation-invariant outputs.
+        mode: order of the Fourier mode whose phase gives the angle.
     """
 
     grid: Tensor
@@ -239,7 +239,7 @@ class PolarEncoder(nn.Module):
         self.out = nn.Linear(hidden, outputs)
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, S, S) → (N, outputs), and (N, 2) vectors whose direction is `mode` times the angle."""
+        """(N, C, S, S) → (N, outputs), and vectors (N, 2) whose direction is `mode` times the angle."""
         grid = self.grid.expand(len(patches), -1, -1, -1)
         features = F.grid_sample(patches, grid, mode="bilinear", padding_mode="border", align_corners=False)
         for convolution in self.convolutions:
@@ -248,7 +248,7 @@ class PolarEncoder(nn.Module):
         cosines, sines = (features @ wave.T for wave in self.waves)  # (N, F, modes)
         amplitudes = (cosines**2 + sines**2 + 1e-8).sqrt()
         real, imaginary = cosines[:, :, self.mode], sines[:, :, self.mode]
-        # A complex weight of each channel: a turn adds to all phases alike.
+        # One complex weight per channel; a rotation adds the same angle to all phases.
         vectors = torch.stack(
             [
                 real @ self.direction[0] - imaginary @ self.direction[1],
@@ -256,12 +256,12 @@ class PolarEncoder(nn.Module):
             ],
             dim=1,
         )
-        # Amplitudes of shapes lie orders of magnitude apart: their logarithms are what a network can tell apart.
+        # Logarithms, since amplitudes span orders of magnitude.
         return self.out(self.head((amplitudes + 1e-2).log().flatten(1))), vectors
 
 
 class PlainEncoder(nn.Module):
-    """Convolutions over rows and columns, as of a plain variational autoencoder; arguments as of `PolarEncoder`."""
+    """Convolutional encoder of a plain variational autoencoder; see `PolarEncoder` for the arguments."""
 
     def __init__(self, image_size: int, in_channels: int, base_channels: int, outputs: int) -> None:
         super().__init__()
@@ -282,19 +282,19 @@ class PlainEncoder(nn.Module):
         self.out = nn.Linear(hidden, outputs)
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, S, S) → (N, outputs), and the vectors of no direction."""
-        found = self.out(self.head(patches))
-        return found, found.new_tensor([1.0, 0.0]).expand(len(found), 2)
+        """(N, C, S, S) → (N, outputs), and unit vectors (N, 2) of angle 0."""
+        outputs = self.out(self.head(patches))
+        return outputs, outputs.new_tensor([1.0, 0.0]).expand(len(outputs), 2)
 
 
 class SpatialDecoder(nn.Module):
-    """What lies at a place in the object's frame, given its latents: an MLP with tanh (Bepler et al. 2019, section 2).
+    """Coordinate MLP with tanh: position in the object's frame and latents → channels (Bepler et al. 2019, section 2).
 
     Args:
         latent_dim: length of the latents.
-        out_channels: numbers at each place.
-        width: of the hidden layers.
-        layers: how many of them there are.
+        out_channels: output channels.
+        width: width of the hidden layers.
+        layers: number of hidden layers.
     """
 
     def __init__(self, latent_dim: int, out_channels: int, width: int, layers: int) -> None:
@@ -313,19 +313,19 @@ class SpatialDecoder(nn.Module):
 
 
 def list_coordinates(image_size: int) -> Tensor:
-    """(S·S, 2) places of the pixels' middles, x to the right and y down, in half edges from the patch's middle."""
+    """Returns pixel centers (S·S, 2), x right and y down, in half edges from the center of the patch."""
     steps = (torch.arange(image_size) + 0.5) * (2 / image_size) - 1
     down, right = torch.meshgrid(steps, steps, indexing="ij")
     return torch.stack([right.flatten(), down.flatten()], dim=1)
 
 
 def _list_polar_grid(radii: int, angles: int) -> Tensor:
-    """(1, radii, angles, 2) places to sample a patch at, counterclockwise from the right."""
+    """Returns sampling positions (1, radii, angles, 2), counterclockwise from the x axis."""
     radius = ((torch.arange(radii) + 0.5) / radii)[:, None]
     angle = (torch.arange(angles) * (2 * math.pi / angles))[None]
     return torch.stack([radius * angle.cos(), -radius * angle.sin()], dim=-1)[None]
 
 
 def _compute_normal_divergence(means: Tensor, log_std: Tensor) -> Tensor:
-    """KL divergence of N(mean, std²) from N(0, 1), element by element (Kingma & Welling 2014, appendix B)."""
+    """Computes the elementwise KL divergence of N(mean, std²) from N(0, 1) (Kingma & Welling 2014, appendix B)."""
     return 0.5 * (means**2 + (2 * log_std).exp() - 1) - log_std

@@ -1,4 +1,4 @@
-"""Segmentation networks for small sets of micrographs: a plain U-Net, and one on a pretrained encoder."""
+"""U-Nets for segmentation, plain and with a given encoder."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import nn
 
 DECODER_WIDTHS = (96, 64, 48, 24)
-"""Channels after each step up, from 1/16 to 1/2 of the image."""
+"""Channels of the decoder stages, from 1/16 to 1/2 of the image size."""
 
 
 class SegmenterUNet(nn.Module):
     """U-Net (Ronneberger et al. 2015, arXiv 1505.04597) with group norm.
 
-    Each level halves the grid and doubles the width.
+    Each level halves the resolution and doubles the channels.
 
     Args:
         in_channels: 1 or 3.
         num_classes: classes of the mask.
-        base_channels: width of the first level, a multiple of 8.
-        num_levels: levels above the bottleneck; any input size is padded to a multiple of 2^num_levels.
+        base_channels: channels of the first level, a multiple of 8.
+        num_levels: levels above the bottleneck; inputs are padded to a multiple of 2^num_levels.
     """
 
     def __init__(self, in_channels: int, num_classes: int, base_channels: int = 24, num_levels: int = 3) -> None:
@@ -68,15 +68,15 @@ class DoubleConv(nn.Sequential):
 
 
 class EncoderUNet(nn.Module):
-    """A U-Net on a given encoder, with a light decoder of depthwise-separable convolutions and group norm.
+    """U-Net with a given encoder and a light decoder of depthwise-separable convolutions with group norm.
 
-    The decoder ends at half the image's edge; its logits are enlarged.
+    The decoder ends at half the image size; its logits are upsampled.
 
     Args:
-        encoder: images → feature maps, each half as large as the one before, the first half as large as the image;
-            with their `channels` and the `stride` of the last.
+        encoder: images → feature maps at 1/2, 1/4, … of the image size; has `channels` (one entry per map) and
+            `stride` (of the last map).
         num_classes: classes of the mask.
-        widths: of the decoder, multiples of 8, from the coarsest up; one less than there are maps.
+        widths: channels of the decoder stages, multiples of 8, coarsest first; one fewer than maps.
     """
 
     def __init__(self, encoder: nn.Module, num_classes: int, widths: Sequence[int] = DECODER_WIDTHS) -> None:
@@ -115,13 +115,13 @@ class SeparableConv(nn.Sequential):
 
 
 class Enlarged(nn.Module):
-    """Shows a network its images enlarged, and brings its logits back to their size.
+    """Runs a network on upsampled images and resizes its logits back.
 
-    Thin classes that cover a pixel or two of an image are lost before the first feature map of most encoders.
+    Most encoders lose classes that are only one or two pixels wide before their first feature map.
 
     Args:
         network: images → logits of the same size.
-        factor: of the edges, at least 1.
+        factor: scale factor of the edges, at least 1.
     """
 
     def __init__(self, network: nn.Module, factor: float) -> None:

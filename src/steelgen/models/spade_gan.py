@@ -1,9 +1,9 @@
-"""A generator steered by masks, and a discriminator that segments.
+"""Mask-conditioned generator and segmentation discriminator.
 
 Sources: Park et al. 2019, "Semantic Image Synthesis with Spatially-Adaptive Normalization" (arXiv 1903.07291), for the
 generator; Schönfeld et al. 2021, "You Only Need Adversarial Supervision for Semantic Image Synthesis" (OASIS, arXiv
-2012.04781), for the discriminator. Written from the papers. Unlike there, norms are those of groups, noise enters by
-layers as in StyleGAN (arXiv 1812.04948), and penalties of gradients stand in for spectral norms.
+2012.04781), for the discriminator. Implemented from the papers, but with group norm, per-layer noise as in StyleGAN
+(arXiv 1812.04948), and gradient penalties instead of spectral norm.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from steelgen.models.style_gan import (
 )
 
 _GROUP_CHANNELS = 4
-"""Channels of a group of the norms."""
+"""Channels per group of the norms."""
 
 
 class _SpadeBlock(nn.Module):
-    """Twice SPADE norm, activation, convolution and noise, plus a skip."""
+    """Residual block: twice SPADE norm, activation, convolution, and noise."""
 
     def __init__(self, in_channels: int, out_channels: int, num_classes: int, spade_channels: int) -> None:
         super().__init__()
@@ -55,13 +55,13 @@ class _SpadeBlock(nn.Module):
 
 
 class SpadeGenerator(nn.Module):
-    """Images for masks, from latent vectors and noise.
+    """SPADE generator: one-hot masks and latent vectors → images.
 
     Args:
         image_size: edge of the training images, 4 times a power of two; images may be larger.
         in_channels: 1 for gray images, 3 for RGB.
         num_classes: classes of the masks.
-        latent_dim: length of the latent vectors, which hold for the whole image.
+        latent_dim: length of the latent vectors.
         base_channels: channels of the finest feature maps; each coarser level has twice as many, up to 8 times.
         spade_channels: hidden width of the SPADE norms.
     """
@@ -86,18 +86,18 @@ class SpadeGenerator(nn.Module):
         self.to_image = EqualizedConv(widths[-1], in_channels, 3)
 
     def count_noise(self, height: int, width: int) -> int:
-        """Numbers of noise for an image of that size, of all layers together."""
+        """Returns the number of noise values of an image, summed over layers."""
         return sum(2 * rows * columns for rows, columns in self._list_sizes(height, width))
 
     def forward(self, vectors: Tensor, one_hot_mask: Tensor) -> Tensor:
-        """Draws images.
+        """Generates images.
 
         Args:
             vectors: (N, latent_dim + noise), standard normal; see `count_noise`.
-            one_hot_mask: (N, num_classes, H, W), ignored pixels all zero.
+            one_hot_mask: (N, num_classes, H, W), all zero at ignored pixels.
 
         Returns:
-            (N, in_channels, H, W), any values.
+            (N, in_channels, H, W), unbounded.
         """
         height, width = one_hot_mask.shape[-2:]
         sizes = self._list_sizes(height, width)
@@ -105,23 +105,22 @@ class SpadeGenerator(nn.Module):
         masks = build_mask_pyramid(F.pad(one_hot_mask, padding, mode="replicate"), sizes, "area")
         latents, noise = vectors.split([self.latent_dim, vectors.shape[1] - self.latent_dim], dim=1)
         features = self.from_mask(masks[sizes[0]]) + self.from_latent(latents)[:, :, None, None]
-        for block, size, field in zip(
-            self.blocks, sizes, noise.split([2 * rows * columns for rows, columns in sizes], dim=1), strict=True
-        ):
+        fields = noise.split([2 * rows * columns for rows, columns in sizes], dim=1)
+        for block, size, field in zip(self.blocks, sizes, fields, strict=True):
             if features.shape[-2:] != size:
                 features = double(features)
             features = block(features, masks[size], field.unflatten(1, (2, *size)))
         return self.to_image(activate(features))[..., :height, :width]
 
     def _list_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Sizes of the feature maps, the coarsest first; the finest is what the image is cut from."""
+        """Returns the sizes of the feature maps, coarsest first; the image is cropped from the finest."""
         count = len(self.blocks)
         coarsest = -(-height // 2 ** (count - 1)), -(-width // 2 ** (count - 1))
         return [(coarsest[0] * 2**level, coarsest[1] * 2**level) for level in range(count)]
 
 
 class SegmentingDiscriminator(nn.Module):
-    """A U-Net that gives each pixel one of the mask's classes, or that of generated pixels.
+    """U-Net discriminator that classifies each pixel as one of the mask's classes or as generated.
 
     Args:
         image_size: edge of the images, 4 times a power of two.
@@ -139,7 +138,7 @@ class SegmentingDiscriminator(nn.Module):
         self.to_logits = EqualizedConv(widths[0], num_classes + 1, 3)
 
     def forward(self, images: Tensor, full_precision: bool = False) -> Tensor:
-        """(N, in_channels, H, W) → logits (N, num_classes + 1, H, W), the last class that of generated pixels.
+        """(N, in_channels, H, W) → logits (N, num_classes + 1, H, W); the last class is that of generated pixels.
 
         Args:
             full_precision: see `StyleDiscriminator.forward`.
@@ -156,5 +155,5 @@ class SegmentingDiscriminator(nn.Module):
 
 
 def compute_realness(logits: Tensor) -> Tensor:
-    """How real images look, from logits (N, num_classes + 1, H, W): the mean log-odds of their pixels, (N,)."""
+    """Computes the mean log-odds of being real over pixels, logits (N, num_classes + 1, H, W) → (N,)."""
     return (logits[:, :-1].logsumexp(dim=1) - logits[:, -1]).mean(dim=(1, 2))

@@ -1,9 +1,9 @@
 """A style-based generator and its residual discriminator, for images of 8 to 512 px.
 
 Source: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958): mapping network,
-weight demodulation, noise a layer, images summed over the resolutions, residual discriminator; equalized learning rates
-as in Karras et al. 2018 (arXiv 1710.10196), section 4.1. Written from the papers. The discriminator has no statistics
-of the batch: with the relativistic loss none are needed (Huang et al. 2024, arXiv 2501.05441, section 3).
+weight demodulation, per-layer noise, output skips, residual discriminator; equalized learning rates as in Karras et al.
+2018 (arXiv 1710.10196), section 4.1. Implemented from the papers. The discriminator omits minibatch standard deviation,
+which the relativistic loss does not need (Huang et al. 2024, arXiv 2501.05441, section 3).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _SMALLEST = 4
-"""Edge, in pixels, of the coarsest feature maps."""
+"""Edge in pixels of the coarsest feature maps."""
 _WIDEST = 8
-"""Channels of the coarsest feature maps, at most, as multiples of the finest ones'."""
+"""Upper limit of the channels of a level, as a multiple of the finest level's."""
 _MAPPING_RATE = 0.01
-"""The mapping network learns by this share of the learning rate (section 2.1 of arXiv 1812.04948)."""
+"""Learning-rate factor of the mapping network (arXiv 1812.04948, appendix C)."""
 
 
 def list_edges(image_size: int) -> list[int]:
-    """Edges of the feature maps, 4 px first.
+    """Returns the edges of the feature maps, from 4 px up.
 
     Raises:
-        ValueError: if the image's edge is not 4 px times a power of two.
+        ValueError: if image_size is not 4 times a power of two.
     """
     count = (image_size // _SMALLEST).bit_length() - 1
     if count < 1 or image_size != _SMALLEST * 2**count:
@@ -37,12 +37,12 @@ def list_edges(image_size: int) -> list[int]:
 
 
 def list_widths(edges: Sequence[int], base_channels: int) -> list[int]:
-    """Channels of the feature maps, those of 4 px first."""
+    """Returns the channels of the feature maps, from 4 px up."""
     return [base_channels * min(_WIDEST, edges[-1] // edge) for edge in edges]
 
 
 def activate(features: Tensor) -> Tensor:
-    """A leaky ReLU that keeps the variance."""
+    """Applies a variance-preserving leaky ReLU."""
     return F.leaky_relu(features, 0.2) * math.sqrt(2)
 
 
@@ -52,11 +52,11 @@ def double(features: Tensor) -> Tensor:
 
 
 class EqualizedLinear(nn.Module):
-    """A linear layer whose weights are stored with variance 1 and scaled when used.
+    """Linear layer with equalized learning rate: weights have unit variance and are scaled at run time.
 
     Args:
         in_features, out_features: lengths of the vectors.
-        rate: share of the learning rate.
+        rate: learning-rate factor.
         bias: initial value of the bias.
     """
 
@@ -72,7 +72,7 @@ class EqualizedLinear(nn.Module):
 
 
 class EqualizedConv(nn.Module):
-    """A convolution whose weights are stored with variance 1 and scaled when used; it keeps the resolution."""
+    """Resolution-preserving convolution with equalized learning rate."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True) -> None:
         super().__init__()
@@ -86,15 +86,15 @@ class EqualizedConv(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """A convolution whose weights are scaled by a style for each image (section 2.2, eqs. 1 and 3).
+    """Convolution modulated by a style per image (section 2.2, eqs. 1 and 3).
 
-    Features are scaled before the convolution and after it, which is the same and needs no weights for each image.
+    Scales the features before and after the convolution, which is equivalent to scaling the weights per image.
 
     Args:
         in_channels, out_channels: channels of the features.
         style_dim: length of the styles.
         kernel_size: edge of the kernel.
-        demodulate: give each output channel the variance that it would have with weights of variance 1.
+        demodulate: normalize the variance of each output channel.
     """
 
     def __init__(
@@ -103,11 +103,8 @@ class ModulatedConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         self.to_scale = EqualizedLinear(style_dim, in_channels, bias=1.0)
-        self._gain, self._padding, self._demodulate = (
-            1 / math.sqrt(in_channels * kernel_size**2),
-            kernel_size // 2,
-            demodulate,
-        )
+        self._gain, self._padding = 1 / math.sqrt(in_channels * kernel_size**2), kernel_size // 2
+        self._demodulate = demodulate
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
         """(N, in_channels, h, w), (N, style_dim) → (N, out_channels, h, w)."""
@@ -120,7 +117,7 @@ class ModulatedConv(nn.Module):
 
 
 class _StyleLayer(nn.Module):
-    """Modulated convolution, noise, bias, activation; the resolution doubles behind the convolution if asked to."""
+    """Modulated convolution, optional upsampling, noise, bias, activation."""
 
     def __init__(self, in_channels: int, out_channels: int, style_dim: int, doubles: bool = False) -> None:
         super().__init__()
@@ -137,7 +134,7 @@ class _StyleLayer(nn.Module):
 
 
 class StyleGenerator(nn.Module):
-    """Images from latent vectors by way of styles.
+    """StyleGAN2 generator: latent vectors z → styles w → images.
 
     Args:
         image_size: edge of the images, 4 times a power of two.
@@ -169,12 +166,12 @@ class StyleGenerator(nn.Module):
         )
         self.image_bias = nn.Parameter(torch.zeros(in_channels))
         self.num_styles = len(self.layers) + 1
-        """A style for each layer, and the last one's for the image of the finest level."""
+        """One style per layer, plus one for the output of the finest level."""
         self.noise_size = sum(edge**2 for edge in self._noise_edges)
-        """Numbers of noise an image, of all layers together."""
+        """Noise values per image, summed over layers."""
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Standard normal (N, latent_dim + noise_size) → (N, in_channels, image_size, image_size), any values."""
+        """Standard normal (N, latent_dim + noise_size) → (N, in_channels, image_size, image_size), unbounded."""
         return self.synthesize(self.find_styles(vectors[:, : self.latent_dim]), vectors[:, self.latent_dim :])
 
     def find_styles(self, latents: Tensor) -> Tensor:
@@ -185,19 +182,15 @@ class StyleGenerator(nn.Module):
         return styles
 
     def synthesize(self, styles: Tensor, noise: Tensor) -> Tensor:
-        """Images from styles.
+        """Generates images from styles.
 
         Args:
-            styles: (N, latent_dim), the same for all layers, or (N, num_styles, latent_dim).
+            styles: (N, latent_dim), shared by all layers, or (N, num_styles, latent_dim).
             noise: (N, noise_size).
         """
         each = styles.unbind(dim=1) if styles.ndim == 3 else [styles] * self.num_styles
-        fields = [
-            field.unflatten(1, (1, edge, edge))
-            for field, edge in zip(
-                noise.split([edge**2 for edge in self._noise_edges], dim=1), self._noise_edges, strict=True
-            )
-        ]
+        parts = noise.split([edge**2 for edge in self._noise_edges], dim=1)
+        fields = [part.unflatten(1, (1, edge, edge)) for part, edge in zip(parts, self._noise_edges, strict=True)]
         features = self.constant.expand(len(styles), -1, -1, -1)
         features = self.layers[0](features, each[0], fields[0])
         image = self.to_image[0](features, each[1])
@@ -210,7 +203,7 @@ class StyleGenerator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Two convolutions and a halving of the resolution, beside a 1x1 convolution as skip."""
+    """Residual block: two convolutions with 2x downsampling, and a 1x1 convolution as skip."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -225,7 +218,7 @@ class DownBlock(nn.Module):
 
 
 class StyleDiscriminator(nn.Module):
-    """How real images look, as logits; arguments as of `StyleGenerator`."""
+    """Residual discriminator; see `StyleGenerator` for the arguments."""
 
     def __init__(self, image_size: int, in_channels: int, base_channels: int) -> None:
         super().__init__()
@@ -238,10 +231,10 @@ class StyleDiscriminator(nn.Module):
         self.to_logit = EqualizedLinear(widths[-1], 1)
 
     def forward(self, images: Tensor, full_precision: bool = False) -> Tensor:
-        """(N, in_channels, image_size, image_size) → (N,).
+        """(N, in_channels, image_size, image_size) → logits (N,).
 
         Args:
-            full_precision: compute in float32 whatever autocast says, as penalties of gradients need it.
+            full_precision: compute in float32 even under autocast, for gradient penalties.
         """
         enabled = torch.is_autocast_enabled(images.device.type) and not full_precision
         with torch.autocast(images.device.type, enabled=enabled):

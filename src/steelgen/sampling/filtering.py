@@ -1,8 +1,8 @@
-"""Which generated pairs are kept.
+"""Filtering of generated pairs.
 
-A pair is dropped where a segmenter trained on real micrographs does not find the mask in the image (FreeMask, Yang et
-al. 2023, arXiv 2310.15160, there pixel by pixel), or where the image is a near-copy of a training micrograph. The
-judgment depends on the pair alone, so it is the same in any batch, shard or later run.
+A pair is dropped if a segmenter trained on real micrographs disagrees with the mask (as in FreeMask, Yang et al. 2023,
+arXiv 2310.15160, which filters pixels), or if the image is a near-copy of a training micrograph. The decision depends
+only on the pair, so batches, shards, and resumed runs agree.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ NEAR_COPY = "near copy of a training image"
 
 
 class PairFilter:
-    """Judges pairs of image and mask.
+    """Decides which pairs of image and mask to keep.
 
     Args:
-        config: the thresholds.
-        segmenter: (N, C, H, W) in [-1, 1] → logits (N, num_classes, H, W); None where agreement is not asked for.
-        copies: of near-copies; None where they are let pass.
+        config: thresholds.
+        segmenter: (N, C, H, W) in [-1, 1] → logits (N, num_classes, H, W); None disables the check of masks.
+        copies: search for near-copies; None disables it.
         info: classes of the masks.
-        real_iou: of each class, the segmenter's own on real held-out micrographs, where that was measured. A class
-            below `MIN_REAL_IOU` asks nothing.
+        real_iou: the segmenter's IoU of each class on real held-out micrographs, if measured. Classes below
+            `MIN_REAL_IOU` are not checked.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class PairFilter:
         self._min_iou = [0.0 if index in self._unseen else limit for index, limit in enumerate(thresholds)]
 
     def describe(self) -> dict[str, Any]:
-        """The thresholds that hold, the segmenter's own IoU, and the classes that it cannot judge; for filter.json."""
+        """Returns the thresholds in effect, the segmenter's own IoU, and unchecked classes, for filter.json."""
         names = self._info.class_names
         return {
             "min_iou": dict(zip(names, self._min_iou, strict=True)),
@@ -66,14 +66,14 @@ class PairFilter:
         }
 
     def judge(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> str | None:
-        """Why a pair is dropped, in words; None where it is kept.
+        """Returns the reason for dropping a pair; None to keep it.
 
         Args:
             image: (H, W) or (H, W, 3) uint8.
             mask: (H, W) class indices or ignore_index.
         """
         if self._segmenter is not None:
-            # One image at a time: another batch could shift the last bit, and with it a pixel.
+            # One image at a time, since the batch size affects the last bits and could flip a pixel.
             predicted = predict_masks(self._segmenter, image[None], averaging_of(self._config.segmenter))[0]
             failed = find_disagreement(mask, predicted, self._min_iou, self._config.min_share, self._info.ignore_index)
             if failed is not None:
@@ -90,16 +90,16 @@ def build_filter(
     geometry: CropGeometry,
     report: Callable[[int, int], None] | None = None,
 ) -> PairFilter:
-    """Trains the segmenter, or takes it from the cache, and prepares the search for near-copies.
+    """Trains the segmenter or loads it from the cache, and prepares the search for near-copies.
 
-    The segmenter is tried on real crops of the first other split that there is, val or test: a class that it does not
-    find there drops no pair.
+    The segmenter's IoU is measured on real crops of val or test, whichever exists first and was not trained on; classes
+    it cannot find there are not checked.
 
     Args:
-        config: the thresholds.
+        config: thresholds.
         info: classes of the masks.
-        geometry: of the images.
-        report: told (steps done, steps in all) while the segmenter is trained.
+        geometry: geometry of the images.
+        report: receives (steps done, total steps) of the segmenter's training.
 
     Raises:
         InputError: if the dataset cannot be used, has other classes, or a threshold names an unknown class.
@@ -134,13 +134,14 @@ def find_disagreement(
     min_share: float,
     ignore_index: int = 255,
 ) -> int | None:
-    """The first class on which a prediction falls short of its IoU; None where it reaches all of them.
+    """Returns the first class whose IoU is below its threshold; None if there is none.
 
     Args:
         mask: (H, W) class indices or ignore_index.
         predicted: (H, W) class indices.
-        min_iou: one threshold a class, in [0, 1]; 0 asks nothing.
-        min_share: a class that covers less than this share of the counted pixels in both masks is not judged.
+        min_iou: one threshold per class, in [0, 1]; 0 disables the check.
+        min_share: classes that cover less than this fraction of the counted pixels in both masks are not checked.
+        ignore_index: mask value of ignored pixels.
     """
     confusion = compute_confusion(mask, predicted, len(min_iou), ignore_index)
     share = np.maximum(confusion.sum(axis=0), confusion.sum(axis=1)) / max(int(confusion.sum()), 1)
@@ -150,7 +151,7 @@ def find_disagreement(
 
 
 def resolve_thresholds(min_iou: float | dict[str, float], info: DatasetInfo) -> list[float]:
-    """One threshold a class; classes that are not named have none.
+    """Returns one threshold per class; 0 for classes not named.
 
     Raises:
         InputError: if a class is unknown.

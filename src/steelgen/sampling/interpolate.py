@@ -1,4 +1,4 @@
-"""From one seed to another, or from one real micrograph to another: what lies between them for a generator."""
+"""Interpolation between seeds or between real micrographs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _FRAMES_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Walk:
-    """Where to go: through two or more points, each of a seed or of a real micrograph."""
+    """A path through two or more seeds or real micrographs."""
 
     seeds: Sequence[int] = (0, 1)
     num_frames: int = 8
-    """Images from a point to the next, both included; at least 2."""
+    """Frames from one point to the next, both included; at least 2."""
     space: str | None = None
-    """Of latents, "z" or "w"; None: the last one that the generator has."""
+    """Latent space, "z" or "w"; None for the generator's last."""
     images: Sequence[Path] = ()
-    """Real micrographs that are walked through instead, whose middle each is projected to w."""
+    """Real micrographs instead of seeds; the center crop of each is projected to w."""
     projection_steps: int = 300
 
 
@@ -50,48 +50,48 @@ def interpolate(
     path: Path,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:
-    """Draws images of one mask, or of none, on the way between points.
+    """Generates frames between points, for one mask or without masks.
 
     Args:
-        config: generator, mask source and all that says how images are drawn; its output folder is not used.
-        walk: where to go.
-        mask_index: number of the mask in the mask source.
-        path: .png writes a strip, of more than two points a row for each way; .gif an animation there and back.
-        report: told (frames done, frames in all), and steps of projection before.
+        config: generator, mask source, and sampling settings; its output folder is not used.
+        walk: the path.
+        mask_index: index of the mask in the mask source.
+        path: .png for one row of frames per segment of the walk; .gif for an animation there and back.
+        report: receives (steps done, total steps) of the projection, then (frames done, total frames).
 
     Returns:
-        The error of each projected image: root mean squared, in gray levels of 0 to 255.
+        Root mean square error of each projected image, in gray levels of 0 to 255.
 
     Raises:
-        InputError: if the path has another ending or exists already, there are fewer than 2 frames or points, or the
-            generator has not the space, or makes no use of the settings, that are asked for.
+        InputError: if the path has another suffix or exists, there are fewer than 2 frames or points, or a setting or
+            latent space is not applicable to the generator.
     """
     _check_walk(walk, path)
     generator = prepare_generator(config.generator, config.channels_last)
     check_taken(config, generator)
     masks = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed)
-    drawn = replace_images(masks, config, generator.info, generator.geometry).draw(mask_index)
+    source = replace_images(masks, config, generator.info, generator.geometry).draw(mask_index)
     errors: list[float] = []
     points: Latents | Tensor
     if isinstance(generator, LatentSpace):
-        points, errors = _find_points(generator, generator.geometry, walk, drawn.mask.shape, report)
+        points, errors = _find_points(generator, generator.geometry, walk, source.mask.shape, report)
     elif walk.images or walk.space:
-        raise InputError(f"{config.generator}: generators of kind {generator.kind} have no latent space to project to")
+        raise InputError(f"{config.generator}: generators of kind {generator.kind} have no latent space z or w")
     elif isinstance(generator, LatentGenerator):
         points = randn_by_seed((generator.latent_dim,), walk.seeds)
     elif "noise" in generator.takes:
-        points = randn_by_seed((generator.geometry.in_channels, *drawn.mask.shape), walk.seeds)
+        points = randn_by_seed((generator.geometry.in_channels, *source.mask.shape), walk.seeds)
     else:
         raise InputError(f"interpolate: not applicable to generators of kind {generator.kind}")
     frames: list[NDArray[np.uint8]] = []
     shares = [float(share) for share in np.linspace(0, 1, walk.num_frames)]
-    ways = list(pairwise(range(len(walk.images or walk.seeds))))
-    total = len(ways) * len(shares)
-    for first, last in ways:
+    segments = list(pairwise(range(len(walk.images or walk.seeds))))
+    total = len(segments) * len(shares)
+    for first, last in segments:
         for start in range(0, len(shares), min(config.batch_size, _FRAMES_AT_ONCE)):
             report(len(frames), total)
             part = shares[start : start + min(config.batch_size, _FRAMES_AT_ONCE)]
-            frames += _draw(generator, config, drawn, walk, points, (first, last), part)
+            frames += _generate_frames(generator, config, source, walk, points, (first, last), part)
     report(total, total)
     _save(path, [frames[start : start + len(shares)] for start in range(0, total, len(shares))])
     return errors
@@ -101,13 +101,13 @@ def _check_walk(walk: Walk, path: Path) -> None:
     if path.suffix.lower() not in (".png", ".gif"):
         raise InputError(f"{path}: must end in .png (a strip) or .gif (an animation)")
     if path.exists():
-        raise InputError(f"{path}: exists already; name another file or remove it")
+        raise InputError(f"{path}: already exists; use another file or remove it")
     if walk.num_frames < 2:
         raise InputError(f"frames {walk.num_frames}: must be at least 2")
     if len(walk.images or walk.seeds) < 2:
-        raise InputError("one point alone leads nowhere: name two seeds, or two images")
+        raise InputError("interpolate: needs at least two seeds or two images")
     if walk.images and walk.space == "z":
-        raise InputError("space z: images are projected to w")
+        raise InputError("space 'z': images can only be projected to 'w'")
 
 
 def _find_points(
@@ -123,12 +123,12 @@ def _find_points(
         return latents, [float(error) * 127.5 for error in errors]
     space = walk.space or generator.spaces[-1]
     if space not in generator.spaces:
-        raise InputError(f"space {space!r}: this generator has {' and '.join(generator.spaces)}")
+        raise InputError(f"space {space!r}: not a latent space of this generator; known: {', '.join(generator.spaces)}")
     return generator.find_latents(walk.seeds, space, (size[0], size[1])), []
 
 
 def _load_middle(path: Path, geometry: CropGeometry) -> Tensor:
-    """The middle of a micrograph at the scale of the crops, (C, S, S) in [-1, 1]."""
+    """Loads the center crop of a micrograph at the scale of the training crops, (C, S, S) in [-1, 1]."""
     image = to_channels(load_image(path), geometry.in_channels)
     edge = min(geometry.crop_size, *image.shape[:2])
     top, left = ((length - edge) // 2 for length in image.shape[:2])
@@ -136,10 +136,10 @@ def _load_middle(path: Path, geometry: CropGeometry) -> Tensor:
     return image_to_tensor(resize_image(middle, geometry.image_size, geometry.image_size))
 
 
-def _draw(
+def _generate_frames(
     generator: Generator,
     config: SampleConfig,
-    drawn: SourceMask,
+    source: SourceMask,
     walk: Walk,
     points: Latents | Tensor,
     ends: tuple[int, int],
@@ -148,21 +148,21 @@ def _draw(
     first, last = ends
     noise, latents = None, None
     if isinstance(points, Latents):
-        turn = go_straight if points.space == "w" else slerp
-        styles = [turn(points.styles[first], points.styles[last], share) for share in shares]
+        mix_styles = lerp if points.space == "w" else slerp
+        styles = [mix_styles(points.styles[first], points.styles[last], share) for share in shares]
         fields = [slerp(points.noise[first], points.noise[last], share) for share in shares]
         latents = Latents(points.space, torch.stack(styles), torch.stack(fields))
     else:
-        # A few latents have no typical norm to keep: opposite ends would swing far out.
+        # With few latents the norm is not concentrated, and slerp between opposite ends would take a wide arc.
         mix = torch.lerp if isinstance(generator, LatentGenerator) else slerp
         noise = torch.stack([mix(points[first], points[last], share) for share in shares])
     return generate_images(
         generator,
-        [drawn.mask] * len(shares),
+        [source.mask] * len(shares),
         [0 if walk.images else walk.seeds[first]] * len(shares),
         config.solver,
         resolve_precision(config.mixed_precision),
-        take_start(config, [drawn] * len(shares)),
+        take_start(config, [source] * len(shares)),
         noise,
         latents,
         config.truncation,
@@ -174,27 +174,26 @@ def _save(path: Path, rows: list[list[NDArray[np.uint8]]]) -> None:
         if path.suffix.lower() == ".png":
             Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows])).save(working)
             return
-        # The end of a way is the beginning of the next.
+        # The end of a segment is the start of the next.
         frames = [*rows[0], *(frame for row in rows[1:] for frame in row[1:])]
         there_and_back = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
         there_and_back[0].save(working, save_all=True, append_images=there_and_back[1:], duration=_FRAME_MS, loop=0)
 
 
 def slerp(first: Tensor, last: Tensor, share: float) -> Tensor:
-    """Spherical interpolation (Shoemake 1985): sin((1−t)θ)/sin θ·a + sin(tθ)/sin θ·b.
+    """Interpolates spherically (Shoemake 1985): sin((1−t)θ)/sin θ·a + sin(tθ)/sin θ·b.
 
-    Between two samples of white noise it keeps the norm, and so the look, of white noise; a straight line would not.
-    Its ends are the samples themselves, to the last bit.
+    Unlike a straight line, it keeps the norm of white noise. The endpoints are bit-exact.
     """
     if share in (0, 1) or not first.numel():
         return last if share == 1 else first
     cosine = torch.dot(first.flatten(), last.flatten()) / (first.norm() * last.norm())
     angle = torch.acos(cosine.clamp(-1, 1))
-    if not angle >= 1e-4:  # the same noise, or none: nothing to turn
-        return go_straight(first, last, share)
+    if not angle >= 1e-4:  # also if NaN: parallel or zero vectors
+        return lerp(first, last, share)
     return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * last) / torch.sin(angle)
 
 
-def go_straight(first: Tensor, last: Tensor, share: float) -> Tensor:
-    """(1−t)·a + t·b."""
+def lerp(first: Tensor, last: Tensor, share: float) -> Tensor:
+    """Interpolates linearly: (1−t)·a + t·b."""
     return (1 - share) * first + share * last

@@ -1,4 +1,4 @@
-"""Masks for generated images that have none: a segmenter trained on real micrographs labels them."""
+"""Labeling of images generated without masks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from steelgen.sampling.masks import SourceMask
 
 LOW_CONFIDENCE = "segmenter is not sure enough"
 SEGMENTED = "segmenter"
-"""The source of masks that were labeled."""
+"""Source name of predicted masks."""
 
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """What the segmenter says of an image."""
+    """Predicted mask of an image and its confidence."""
 
     mask: SourceMask
     confidence: NDArray[np.float32]
@@ -31,26 +31,26 @@ class LabeledImage:
 
     @property
     def mean_confidence(self) -> float:
-        """By which a pair is kept or dropped."""
+        """Mean over pixels; pairs are dropped by it."""
         return float(self.confidence.mean())
 
 
 class ImageLabeler:
-    """Labels the images of a generator, at the scale that the segmenter was trained at.
+    """Labels generated images at the segmenter's training scale.
 
     Args:
-        config: the segmenter and the threshold.
-        geometry: of the images.
+        config: segmenter and threshold.
+        geometry: geometry of the images.
 
     Raises:
-        InputError: if there is no segmenter.
+        InputError: if the segmenter's folder cannot be loaded.
     """
 
     def __init__(self, config: LabelsSection, geometry: CropGeometry) -> None:
         self.config = config
         self._labeler: Labeler = load_labeler(config.segmenter)
         self.info = self._labeler.info
-        # The segmenter's crop size is in pixels of micrographs, of which an image's pixel may hold several.
+        # The segmenter's crop_size is in micrograph pixels; convert it to image pixels.
         crop_size = self._labeler.config.crop_size * geometry.image_size / geometry.crop_size
         self._crop_size = max(1, round(crop_size))
         self._digest = hash_segmenter(config.segmenter)
@@ -58,14 +58,14 @@ class ImageLabeler:
     def label(self, image: NDArray[np.uint8]) -> LabeledImage:
         """Labels an (H, W) or (H, W, 3) uint8 image."""
         settings = self._labeler.config
-        seen = to_channels(image, settings.in_channels)
+        image = to_channels(image, settings.in_channels)
         mask, confidence = label_by_windows(
-            self._labeler.network, seen, settings.image_size, self._crop_size, self.info.num_classes
+            self._labeler.network, image, settings.image_size, self._crop_size, self.info.num_classes
         )
         return LabeledImage(SourceMask(mask, None, SEGMENTED), confidence)
 
     def describe(self, labeled: LabeledImage) -> dict[str, Any]:
-        """What a pair's row of metadata.jsonl says about its mask."""
+        """Returns the entries of metadata.jsonl for a labeled image."""
         return {
             "segmenter": str(self.config.segmenter),
             "segmenter_sha256": self._digest,
@@ -74,6 +74,6 @@ class ImageLabeler:
 
 
 def hash_segmenter(folder: Path) -> str:
-    """SHA-256, in hex, of a segmenter's weights; "" where there are none."""
+    """Returns the SHA-256 of a segmenter's weights in hex; "" if there are none."""
     path = folder / "segmenter.safetensors"
     return hash_files(path) if path.is_file() else ""

@@ -1,4 +1,4 @@
-"""One cell of a utility study: a network is trained on one set under one seed, and tested once."""
+"""Training and test of one cell of a utility study."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def run_cell(
     config: UtilityConfig,
     report_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Trains a network, keeps the weights with the best validation mIoU, and tests them.
+    """Trains a network, selects the weights with the best validation mIoU, and tests them.
 
     Args:
-        cell: what is trained on what.
-        data: of the study.
-        config: of the study.
-        report_progress: called with (steps done, steps in all).
+        cell: code, architecture, and seed.
+        data: data of the study.
+        config: config of the study.
+        report_progress: called with (steps done, total steps).
 
     Returns:
-        JSON values: what was trained on, the course of the validation mIoU, and of the test its dataset-level mIoU
-        (mean_iou), class_iou, image_iou and the confusion matrix of each micrograph.
+        JSON values: the training set, validation mIoU by step, and the test's dataset-level mIoU (mean_iou), class_iou,
+        image_iou, and confusion matrix of each micrograph.
 
     Raises:
         InputError: if the architecture is unknown or its package is missing.
     """
     training_set = TrainingSet(data, cell.code, cell.seed, config.training)
     device = pick_device(config.device)
-    # Networks with dropout draw from torch's own generator.
+    # Dropout uses torch's global generator.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(cell.seed)
         channels, width = data.geometry.in_channels, config.training.base_channels
@@ -83,10 +83,10 @@ def train_network(
     config: UtilityConfig,
     report_progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Trains in place and leaves the weights of the step with the best validation mIoU, the first of equals.
+    """Trains a network in place and restores the weights of the best validation mIoU (the earliest in case of ties).
 
     Returns:
-        best_step and validation, the list of [step, mIoU].
+        best_step, and validation: a list of [step, mIoU].
     """
     settings = config.training
     class_weights = compute_class_weights(training_set.masks, data.info.num_classes)
@@ -123,11 +123,11 @@ def train_network(
 def count_confusion(
     network: torch.nn.Module, micrographs: Micrographs, geometry: CropGeometry, mixed_precision: str
 ) -> NDArray[np.int64]:
-    """(N, C, C) confusion matrices of whole micrographs at their own resolution, rows true, columns predicted."""
+    """Computes confusion matrices (N, C, C) of whole micrographs at full resolution; rows true, columns predicted."""
     network.eval()
     info, device, matrices = micrographs.info, next(network.parameters()).device, []
     for image, mask in zip(micrographs.images, micrographs.masks, strict=True):
-        # A micrograph smaller than the crop is trained on as its largest square, so it is seen at that scale.
+        # Training crops of a micrograph smaller than crop_size are its largest squares; test at that scale.
         crop_size = min(geometry.crop_size, *mask.shape)
         with autocast(mixed_precision, device):
             predicted, _ = label_by_windows(network, image, geometry.image_size, crop_size, info.num_classes)

@@ -1,4 +1,4 @@
-"""Adversarial generators: an image in one pass."""
+"""Generative adversarial networks."""
 
 from __future__ import annotations
 

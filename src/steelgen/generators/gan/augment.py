@@ -1,9 +1,9 @@
-"""Adaptive discriminator augmentation: what the discriminator sees is moved, turned and scaled, as often as it needs.
+"""Adaptive discriminator augmentation (ADA).
 
 Source: Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data" (arXiv 2006.06676), section 3
-and appendix B: pixel blitting and geometric transforms, which alone help micrographs (Lambard et al. 2023). All of them
-are one affine map, so that an image is interpolated once. As each is left out with a probability, none leaks into what
-the generator draws.
+and appendix B. Only pixel blitting and geometric transforms are used, the ones that help micrographs (Lambard et al.
+2023). They are composed into one affine map, so an image is interpolated once. Each transform is skipped with some
+probability, which keeps it from leaking into generated images.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor
 from steelgen.generators import Gather
 
 AUGMENTATION_NUMBERS = 18
-"""Uniform random numbers that one image takes."""
+"""Uniform random numbers per image."""
 MAX_STRENGTH = 0.8
-"""Above it transforms may leak (section 2.2)."""
+"""Upper limit of the probability; above it, transforms may leak (section 2.2)."""
 _SHIFT = 0.125
-"""Largest whole-pixel shift, and standard deviation of the others, as a share of the edge."""
+"""Largest whole-pixel shift, and standard deviation of fractional shifts, as a fraction of the edge."""
 _SCALE = 0.2
 """Standard deviation of log2 of the scales."""
 _MEMORY = 256
-"""Crops over which the discriminator's lead is averaged."""
+"""Crops over which r_t is averaged."""
 
 
 def augment(images: Tensor, numbers: Tensor, strength: Tensor, mode: str = "bicubic") -> Tensor:
-    """Transforms each image at random; what moves in from outside is its mirror image.
+    """Applies random geometric transforms to each image, with reflection padding.
 
     Args:
         images: (N, C, H, W), H = W.
-        numbers: (N, AUGMENTATION_NUMBERS) in [0, 1), which decide everything.
-        strength: p in [0, 1], a scalar: how likely each transform is.
-        mode: of interpolation, "nearest" for masks.
+        numbers: (N, AUGMENTATION_NUMBERS) in [0, 1); the only source of randomness.
+        strength: scalar, the probability p of each transform.
+        mode: interpolation mode; "nearest" for masks.
     """
     maps = build_maps(numbers, strength, images.shape[-1])
     grid = F.affine_grid(maps[:, :2], list(images.shape), align_corners=False)
@@ -43,24 +43,24 @@ def augment(images: Tensor, numbers: Tensor, strength: Tensor, mode: str = "bicu
 
 
 def augment_mask(mask: Tensor, numbers: Tensor, strength: Tensor) -> Tensor:
-    """The same for masks (N, H, W) of class indices."""
+    """Applies the transforms of `augment` to masks (N, H, W) of class indices."""
     return augment(mask[:, None].float(), numbers, strength, "nearest")[:, 0].to(mask.dtype)
 
 
 def build_maps(numbers: Tensor, strength: Tensor, edge: int) -> Tensor:
-    """From places in the transformed image to places in the image.
+    """Builds affine maps from positions in the transformed image to positions in the original image.
 
     Args:
         numbers, strength: see `augment`.
-        edge: of the image, in pixels.
+        edge: edge of the image in pixels.
 
     Returns:
-        (N, 3, 3) in `affine_grid`'s coordinates, in which the image reaches from -1 to 1.
+        (N, 3, 3) in the coordinates of `affine_grid`, where the image spans -1 to 1.
     """
     u = numbers.unbind(dim=1)
     normal = torch.special.ndtri(numbers.clamp(1e-6, 1 - 1e-6)).unbind(dim=1)
     zero = torch.zeros_like(u[0])
-    # Of two turns, one before and one after stretching, each is less likely: together they are as likely as the others.
+    # Rotation happens before and after the anisotropic scale; together the two are as likely as any other transform.
     turn_strength = 1 - (1 - strength).sqrt()
 
     def gate(index: int, value: Tensor, limit: Tensor = strength) -> Tensor:
@@ -99,11 +99,12 @@ def _shift(across: Tensor, down: Tensor) -> Tensor:
 
 
 class AdaptiveStrength:
-    """How likely transforms are: raised where the discriminator tells real from generated too well, lowered elsewhere.
+    """Probability of the transforms; it rises while the discriminator overfits and falls otherwise.
 
     Args:
-        target: of r_t, the mean sign of what it thinks of training images, in (0, 1): 0 is chance, 1 is certainty.
-        images: crops in which the strength moves by 1.
+        target: target of r_t, the mean sign of the discriminator's logits on training images, in (0, 1): 0 means no
+            overfitting, 1 complete overfitting.
+        images: crops over which the probability can change by 1.
     """
 
     def __init__(self, target: float, images: int) -> None:
@@ -113,17 +114,17 @@ class AdaptiveStrength:
         self._strength = torch.zeros(())
 
     def on(self, device: torch.device) -> Tensor:
-        """p, a scalar, on a device; no wait for it."""
+        """Returns p as a scalar tensor on a device, without synchronizing."""
         if self._strength.device != device:
             self._strength, self._lead = self._strength.to(device), self._lead.to(device)
         return self._strength
 
     def record(self, signs: Tensor) -> None:
-        """Notes the signs (N,) of a batch, for `absorb`."""
+        """Stores the signs (N,) of a batch for `update`."""
         self._pending.append(signs.detach().float())
 
-    def absorb(self, gather: Gather) -> None:
-        """Takes in what was recorded since, from all processes, so that all go on with the same strength."""
+    def update(self, gather: Gather) -> None:
+        """Adjusts p by the signs recorded since the last update; they are gathered from all processes."""
         signs = gather(torch.cat(self._pending))
         self._pending = []
         self._lead = self._lead.to(signs).lerp(signs.mean(), min(1.0, len(signs) / _MEMORY))
@@ -131,9 +132,9 @@ class AdaptiveStrength:
         self._strength = (self.on(signs.device) + change).clamp(0, MAX_STRENGTH)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes back, as JSON values."""
+        """Returns the state for `restore` as JSON values."""
         return {"strength": self._strength.item(), "lead": self._lead.item()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` gave."""
+        """Restores the result of `state`."""
         self._strength, self._lead = torch.tensor(state["strength"]), torch.tensor(state["lead"])

@@ -1,4 +1,4 @@
-"""An adversarial model as a `Generator`."""
+"""`Generator` of the GAN architectures."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from steelgen.models.style_gan import StyleGenerator
 
 _WEIGHTS_FILE = "weights.safetensors"
 _MEAN_OF = 1024
-"""Styles whose mean truncation goes to."""
+"""Random styles averaged into the center of truncation."""
 
 
 @dataclass
 class Gan:
-    """The half of an adversarial pair that draws."""
+    """Generator network of a GAN with its config and dataset description."""
 
     network: GanNetwork
     section: GanSection
     info: DatasetInfo
-    """Without classes, unless images are drawn for masks."""
+    """Has no classes unless the generator is mask-conditioned."""
     geometry: CropGeometry
     intensity: tuple[float, float] = (0.0, 1.0)
-    """Mean and standard deviation of the training images, which the networks see as 0 and 1."""
+    """Mean and standard deviation of the training images, used to standardize what the networks see."""
 
     kind = "gan"
     makes = frozenset({"images"})
@@ -68,12 +68,12 @@ class Gan:
         return ("z", "w") if isinstance(self.network, StyleGenerator) else ("z",)
 
     def standardize(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1] as the networks see them."""
+        """Standardizes images in [-1, 1] for the networks."""
         mean, deviation = self.intensity
         return (images - mean) / deviation
 
     def count_numbers(self, size: tuple[int, int]) -> int:
-        """Random numbers that an image of `size` (H, W) takes."""
+        """Returns the length of the latent vector plus the noise of an image of `size` (H, W)."""
         return self.section.latent_dim + count_noise(self.network, size)
 
     @torch.inference_mode()
@@ -85,13 +85,13 @@ class Gan:
 
     @torch.inference_mode()
     def draw(self, request: DrawRequest) -> Drawn:
-        """See `Generator.draw`; on the CPU each image by itself, since its last bits would depend on the batch.
+        """See `Generator.draw`. On the CPU images are generated one by one, since the last bits depend on batch size.
 
         Raises:
-            InputError: if the masks it needs are empty: unlike diffusion it has learned nothing of such.
+            InputError: if all mask pixels are ignored; unlike diffusion, a GAN is not trained without masks.
         """
         if request.masks is not None and not (request.masks < self.info.num_classes).any():
-            raise InputError(f"{self.info.name}: this generator draws for masks; these hold ignored pixels alone")
+            raise InputError(f"{self.info.name}: masks contain only ignored pixels; this generator needs class masks")
         size = (self.geometry.image_size,) * 2 if request.masks is None else tuple(request.masks.shape[-2:])
         training = self.network.training
         self.network.eval()
@@ -103,17 +103,17 @@ class Gan:
         finally:
             self.network.train(training)
         images = images.float() * self.intensity[1] + self.intensity[0]
-        # An infinite pixel must not pass for a white one: whoever brings the image to the host looks for NaN.
+        # Keep non-finite pixels as NaN, which the caller checks for on the host; clamp would turn inf into white.
         return Drawn(images.clamp(-1, 1).where(images.isfinite(), math.nan))
 
     def project(self, images: Tensor, steps: int, report: Callable[[int, int], None]) -> tuple[Latents, Tensor]:
         """See `LatentSpace.project`.
 
         Raises:
-            InputError: if it has no styles.
+            InputError: if the generator has no w space.
         """
         if not isinstance(self.network, StyleGenerator):
-            raise InputError("projection: this generator has no styles; it needs architecture style, condition none")
+            raise InputError("projection: needs a generator with architecture 'style' and condition 'none'")
         training = self.network.training
         self.network.eval()
         try:
@@ -145,7 +145,7 @@ class Gan:
         return next(self.network.parameters()).device
 
     def _map_rows(self, function: Callable[[slice], Tensor], count: int) -> Tensor:
-        """Of rows, all together or, on the CPU, one by one."""
+        """Applies a function to all rows at once, or on the CPU row by row."""
         if self._device.type != "cpu":
             return function(slice(None))
         return torch.cat(map_on_single_threads(lambda index: function(slice(index, index + 1)), count))
@@ -173,7 +173,7 @@ class Gan:
 
     @torch.inference_mode()
     def _find_mean_style(self) -> Tensor:
-        """(1, latent_dim), always of the same latent vectors."""
+        """Returns the mean style (1, latent_dim) of fixed latent vectors."""
         assert isinstance(self.network, StyleGenerator)
         latents = randn_by_seed((self.section.latent_dim,), range(_MEAN_OF))
         find_styles = self.network.find_styles
@@ -189,15 +189,15 @@ class _Description(Record):
 
 
 def build_gan(section: GanSection, micrographs: Micrographs, geometry: CropGeometry) -> Gan:
-    """An untrained one; its initial weights follow torch's global seed.
+    """Builds an untrained generator; torch's global seed determines its initial weights.
 
     Raises:
-        InputError: if it is to see masks and there are none, or all micrographs are of one gray level.
+        InputError: if condition is mask and there are no masks, or all micrographs have the same gray level.
     """
     info = micrographs.info if section.condition == "mask" else micrographs.without_masks().info
     if section.condition == "mask" and not info.num_classes:
-        raise InputError(f"{info.name}: has no masks, which generator.condition 'mask' needs; use 'none'")
-    # DCGAN ends in tanh, and so in [-1, 1].
+        raise InputError(f"{info.name}: has no masks; generator.condition 'mask' needs them, use 'none'")
+    # DCGAN ends in tanh, so its images already lie in [-1, 1].
     intensity = micrographs.compute_intensity() if section.architecture == "style" else (0.0, 1.0)
     if intensity[1] == 0:
         raise InputError(f"{info.name}: all training micrographs have the same gray level everywhere")
@@ -205,16 +205,16 @@ def build_gan(section: GanSection, micrographs: Micrographs, geometry: CropGeome
 
 
 def load_gan(folder: Path) -> Gan:
-    """Reads what `Gan.save` wrote.
+    """Loads a generator saved by `Gan.save`.
 
     Raises:
-        InputError: if a file is missing, damaged or belongs to another architecture.
+        InputError: if a file is missing, damaged, or from another architecture.
     """
     description = load_record(folder / DESCRIPTION_FILE, _Description)
     network = build_network(description.section, description.geometry, description.dataset.num_classes)
     try:
         network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
     except Exception as error:  # safetensors has an exception type of its own for damaged files
-        raise InputError(f"{folder / _WEIGHTS_FILE}: not the weights of this generator: {first_line(error)}") from None
+        raise InputError(f"{folder / _WEIGHTS_FILE}: weights do not fit this generator: {first_line(error)}") from None
     check_weights(network, folder / _WEIGHTS_FILE)
     return Gan(network, description.section, description.dataset, description.geometry, description.intensity)

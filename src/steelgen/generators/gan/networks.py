@@ -1,4 +1,4 @@
-"""The two networks of each architecture."""
+"""Generator and discriminator networks of each architecture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GanNetwork = DcganGenerator | StyleGenerator | SpadeGenerator
 
 
 def build_network(section: GanSection, geometry: CropGeometry, num_classes: int) -> GanNetwork:
-    """The one that draws."""
+    """Builds the generator network."""
     size, channels = geometry.image_size, geometry.in_channels
     if section.spade_channels is not None:
         return SpadeGenerator(
@@ -25,7 +25,7 @@ def build_network(section: GanSection, geometry: CropGeometry, num_classes: int)
 
 
 def build_discriminator(section: GanSection, geometry: CropGeometry, num_classes: int) -> nn.Module:
-    """The one that judges."""
+    """Builds the discriminator."""
     size, channels = geometry.image_size, geometry.in_channels
     if section.condition == "mask":
         return SegmentingDiscriminator(size, channels, num_classes, section.base_channels)
@@ -34,7 +34,7 @@ def build_discriminator(section: GanSection, geometry: CropGeometry, num_classes
 
 
 def count_noise(network: GanNetwork, size: tuple[int, int]) -> int:
-    """Numbers of noise that an image of `size` (H, W) takes besides its latent vector."""
+    """Returns the number of noise values of an image of `size` (H, W), besides its latent vector."""
     if isinstance(network, SpadeGenerator):
         return network.count_noise(*size)
     return network.noise_size if isinstance(network, StyleGenerator) else 0

@@ -1,4 +1,4 @@
-"""From an image to the styles that draw it."""
+"""Projection of images to the latent space w."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from steelgen.models.style_gan import StyleGenerator
 
 _LEARNING_RATE = 0.05
 _COARSEST = 4
-"""Edge, in pixels, of the smallest images that are compared."""
+"""Edge in pixels of the coarsest pyramid level."""
 
 
 def find_nearest_styles(
     network: StyleGenerator, images: Tensor, start: Tensor, steps: int, report: Callable[[int, int], None]
 ) -> tuple[Tensor, Tensor]:
-    """Optimizes a style for each layer, without noise, until the image drawn is like a given one.
+    """Optimizes one style per layer, with zero noise, to reproduce given images.
 
-    Source: Abdal et al. 2019, "Image2StyleGAN" (arXiv 1904.03189), with squared errors over a pyramid of resolutions in
-    place of the features of a network trained on photographs.
+    Source: Abdal et al. 2019, "Image2StyleGAN" (arXiv 1904.03189), with squared errors over an image pyramid instead of
+    features of a network trained on photographs.
 
     Args:
         network: in eval mode.
-        images: (N, C, S, S), as the network sees them.
-        start: (1, latent_dim), where all of them begin.
-        steps: of Adam, its learning rate falling as a half cosine.
-        report: told (steps done, steps in all).
+        images: (N, C, S, S), standardized.
+        start: (1, latent_dim) initial style.
+        steps: Adam steps, with a cosine learning-rate schedule.
+        report: receives (steps done, total steps).
 
     Returns:
-        styles: (N, num_styles, latent_dim); rmse: (N,), root mean squared error.
+        styles: (N, num_styles, latent_dim); rmse: (N,), root mean square error.
     """
     styles = start.clone().expand(len(images), network.num_styles, -1).clone().requires_grad_()
     noise = images.new_zeros(len(images), network.noise_size)
@@ -43,7 +43,7 @@ def find_nearest_styles(
     try:
         for step in range(steps):
             report(step, steps)
-            loss = _compare(network.synthesize(styles, noise), images)
+            loss = _compute_pyramid_loss(network.synthesize(styles, noise), images)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -57,9 +57,9 @@ def find_nearest_styles(
     return styles.detach(), errors
 
 
-def _compare(drawn: Tensor, images: Tensor) -> Tensor:
-    """Squared errors, means over the pixels of each resolution, summed over resolutions and images."""
-    error = drawn - images
+def _compute_pyramid_loss(generated: Tensor, images: Tensor) -> Tensor:
+    """Computes the mean squared error at each pyramid level, summed over levels and images."""
+    error = generated - images
     loss = error.square().mean(dim=(1, 2, 3)).sum()
     while error.shape[-1] > _COARSEST:
         error = F.avg_pool2d(error, 2)

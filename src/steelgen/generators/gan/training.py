@@ -1,4 +1,4 @@
-"""Adversarial training: the discriminator's phase, then the generator's."""
+"""Adversarial training in two phases: discriminator, then generator."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ class _GanRandomness:
     augments: bool
 
     def __call__(self, number: int) -> dict[str, Tensor]:
-        """Of one crop.
+        """Samples the randomness of one crop.
 
-        `latents` (2, vector_size): for the discriminator's phase, and for the generator's. `transforms` (3,
-        AUGMENTATION_NUMBERS), where there is augmentation: of the crop, and of the image drawn in either phase.
+        `latents` (2, vector_size): for the discriminator and the generator phase. `transforms` (3,
+        AUGMENTATION_NUMBERS), with augmentation: for the crop and for the generated image of either phase.
         """
-        # Away from the seeds that images are drawn with, or training would show what sampling gives.
+        # Disjoint from sampling seeds, so that sampling does not repeat latents seen in training.
         seed = (self.seed * 1_000_003 + number) % 2**62 + 2**62
         source = torch.Generator().manual_seed(seed)
-        drawn = {"latents": torch.randn(2, self.vector_size, generator=source)}
+        numbers = {"latents": torch.randn(2, self.vector_size, generator=source)}
         if self.augments:
-            drawn["transforms"] = torch.rand(3, AUGMENTATION_NUMBERS, generator=source)
-        return drawn
+            numbers["transforms"] = torch.rand(3, AUGMENTATION_NUMBERS, generator=source)
+        return numbers
 
 
 class GanTraining(SteadyState):
     """See `Trainable`.
 
     Args:
-        generator: is trained, against a discriminator that begins with it.
-        config: of the run.
+        generator: the generator to train; its discriminator is built here.
+        config: config of the run.
     """
 
     averaged: tuple[str, ...] = ("generator",)
@@ -68,7 +68,7 @@ class GanTraining(SteadyState):
         self._batch_size = config.train.train_batch_size
         self._strength = AdaptiveStrength(section.ada_target, section.ada_images) if section.ada_target else None
         self._steps = 0
-        """Taken so far; penalties go by it."""
+        """Completed steps; they schedule the penalties."""
 
     @property
     def crop_options(self) -> dict[str, Any]:
@@ -81,57 +81,57 @@ class GanTraining(SteadyState):
         return _GanRandomness(seed, self.generator.count_numbers((edge, edge)), self._strength is not None)
 
     def held_out_randomness(self, count: int) -> Randomness:
-        """See `Trainable.held_out_randomness`; there is no loss to validate by, since each half's is the other's."""
+        """See `Trainable.held_out_randomness`; adversarial losses are not validated."""
         return self.randomness(0)
 
     def compute_loss(
         self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
     ) -> Losses:
         """See `Trainable.compute_loss`."""
-        players = _Players(self, networks, batch)
-        return players.drawing() if phase.name == "generator" else players.judging()
+        step = _AdversarialStep(self, networks, batch)
+        return step.compute_generator_losses() if phase.name == "generator" else step.compute_discriminator_losses()
 
     def end_step(self, gather: Gather) -> None:
         """See `Trainable.end_step`."""
         self._steps += 1
         if self._strength:
-            self._strength.absorb(gather)
+            self._strength.update(gather)
 
     def state(self) -> dict[str, Any]:
         """See `Trainable.state`."""
         return {"steps": self._steps, **({"augmentation": self._strength.state()} if self._strength else {})}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See `Trainable.restore`; older checkpoints have none."""
+        """See `Trainable.restore`; checkpoints of older versions may lack the state."""
         self._steps = state.get("steps", 0)
         if self._strength and "augmentation" in state:
             self._strength.restore(state["augmentation"])
 
 
-class _Players:
-    """Both networks before one batch."""
+class _AdversarialStep:
+    """Losses of both networks on one batch."""
 
     def __init__(self, training: GanTraining, networks: Mapping[str, nn.Module], batch: Batch) -> None:
         self._section, self._strength = training._section, training._strength
         self._penalizes = training._steps % self._section.penalty_every == 0
-        self._generate, self._judge = networks["generator"], networks["discriminator"]
+        self._generate, self._discriminate = networks["generator"], networks["discriminator"]
         self._real = training.generator.standardize(batch["image"])
         self._vectors = batch["latents"].unbind(dim=1)
         self._transforms = batch["transforms"].unbind(dim=1) if self._strength else None
         num_classes = training.generator.info.num_classes
         self._num_classes, self._mask = num_classes, batch["mask"]
-        self._steering = (
+        self._conditioning = (
             (one_hot_with_dropout(batch["mask"], num_classes),) if self._section.condition == "mask" else ()
         )
 
-    def judging(self) -> Losses:
-        """The discriminator's losses."""
+    def compute_discriminator_losses(self) -> Losses:
+        """Computes the discriminator's losses."""
         with torch.no_grad():
-            fake_images = self._generate(self._vectors[0], *self._steering).float()
+            fake_images = self._generate(self._vectors[0], *self._conditioning).float()
         r1, r2 = (gamma if self._penalizes else 0.0 for gamma in (self._section.r1_gamma, self._section.r2_gamma))
         images = [image.requires_grad_(gamma > 0) for image, gamma in ((self._real, r1), (fake_images, r2))]
         precise = r1 > 0 or r2 > 0
-        real, fake = (self._look(image, number, precise) for number, image in enumerate(images))
+        real, fake = (self._score(image, number, precise) for number, image in enumerate(images))
         losses, scores = self._compare(real, fake)
         parts = {"score_real": scores[0].sigmoid(), "score_generated": scores[1].sigmoid()}
         if self._strength:
@@ -145,11 +145,11 @@ class _Players:
                 losses = losses + self._section.penalty_every * gamma / 2 * penalty
         return Losses(losses, parts=parts)
 
-    def drawing(self) -> Losses:
-        """The generator's losses."""
-        fake = self._look(self._generate(self._vectors[1], *self._steering).float(), 2)
+    def compute_generator_losses(self) -> Losses:
+        """Computes the generator's losses."""
+        fake = self._score(self._generate(self._vectors[1], *self._conditioning).float(), 2)
         if self._section.objective == "segmentation":
-            mask = self._move_mask(2)
+            mask = self._augment_mask(2)
             weights = balance_classes(mask, self._num_classes)
             return Losses(
                 compute_segmentation_losses(fake, self._hide_ignored(mask), F.pad(weights, (0, 1), value=0.0))
@@ -157,32 +157,32 @@ class _Players:
         real = fake
         if self._section.objective == "relativistic":
             with torch.no_grad():
-                real = self._look(self._real, 0)
+                real = self._score(self._real, 0)
         return Losses(compute_player_losses(real, fake, self._section.objective)[1])
 
     def _compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The discriminator's losses, and what it thinks of real and of generated images, (N,) each."""
+        """Returns the discriminator's losses and its scores of real and generated images, (N,) each."""
         if self._section.objective != "segmentation":
             return compute_player_losses(real, fake, self._section.objective)[0], (real, fake)
-        mask = self._move_mask(0)
+        mask = self._augment_mask(0)
         weights = F.pad(balance_classes(mask, self._num_classes), (0, 1), value=1.0)
         losses = compute_segmentation_losses(real, self._hide_ignored(mask), weights)
         losses = losses + compute_segmentation_losses(fake, torch.full_like(mask, self._num_classes), weights)
         return losses, (compute_realness(real), compute_realness(fake))
 
-    def _look(self, images: Tensor, number: int, precise: bool = False) -> Tensor:
-        """What the discriminator says of images, augmented by the transforms of that number."""
+    def _score(self, images: Tensor, number: int, precise: bool = False) -> Tensor:
+        """Augments images by transform `number` and runs the discriminator."""
         if self._strength and self._transforms:
             strength = self._strength.on(images.device)
             with torch.autocast(images.device.type, enabled=False):
                 images = augment(images, self._transforms[number], strength)
-        return (self._judge(images, full_precision=True) if precise else self._judge(images)).float()
+        return (self._discriminate(images, full_precision=True) if precise else self._discriminate(images)).float()
 
-    def _move_mask(self, number: int) -> Tensor:
+    def _augment_mask(self, number: int) -> Tensor:
         if self._strength and self._transforms:
             return augment_mask(self._mask, self._transforms[number], self._strength.on(self._mask.device))
         return self._mask
 
     def _hide_ignored(self, mask: Tensor) -> Tensor:
-        """Ignored pixels have an index that no class has, that of generated ones included."""
+        """Maps ignored pixels to num_classes + 1; num_classes is the class of generated pixels."""
         return mask.where(mask < self._num_classes, self._num_classes + 1)

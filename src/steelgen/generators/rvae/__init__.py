@@ -1,4 +1,4 @@
-"""Rotation-invariant variational autoencoders: what kind of island a patch shows, in a few numbers."""
+"""Rotation-invariant variational autoencoders, which describe islands by a few latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rotation-invariant variational autoencoder as a `Generator` and as a `Describer`."""
+"""`Generator` and `Describer` of the rotation-invariant variational autoencoder."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from steelgen.models.rvae import RotationVae
 
 _WEIGHTS_FILE = "weights.safetensors"
 _BATCH = 64
-"""Patches described at a time."""
+"""Patches per batch of `describe`."""
 
 
 @dataclass
 class Rvae:
-    """Encoder and decoder with all that says what a patch is."""
+    """Encoder and decoder with their config and dataset description."""
 
     network: RotationVae
     section: RvaeSection
@@ -82,17 +82,17 @@ class Rvae:
 
     @torch.inference_mode()
     def draw(self, request: DrawRequest) -> Drawn:
-        """See `Generator.draw`: objects from the prior, in the decoder's own pose.
+        """See `Generator.draw`. Samples objects from the prior, in the decoder's canonical orientation.
 
-        A patch is a disc, since a turn moves its corners out of it: they are mid-gray. Without gray levels it shows the
-        probability that a place lies in the island, from black to white. On the CPU each by itself, since its last bits
-        would depend on the batch.
+        Only the disc within a patch is decoded, since rotation moves the corners out of it; corners are mid-gray.
+        Without gray levels the image is the probability of the island, from black (0) to white (1). On the CPU images
+        are generated one by one, since the last bits depend on batch size.
         """
         latents = randn_by_seed((self.latent_dim,), request.seeds) if request.noise is None else request.noise
         device = next(self.network.parameters()).device
         if device.type != "cpu":
-            return Drawn(self._show(latents.to(device)))
-        rows = map_on_single_threads(lambda index: self._show(latents[index : index + 1]), len(latents))
+            return Drawn(self._decode_images(latents.to(device)))
+        rows = map_on_single_threads(lambda index: self._decode_images(latents[index : index + 1]), len(latents))
         return Drawn(torch.cat(rows))
 
     @torch.inference_mode()
@@ -119,7 +119,7 @@ class Rvae:
         return Description(*columns)
 
     def stack_patches(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """(N, C, S, S) as the network sees them: standardized gray levels, then the island."""
+        """Stacks the network's input, (N, C, S, S): standardized gray levels, then the island."""
         channels = []
         if self.sees_image:
             mean, deviation = self.intensity
@@ -144,19 +144,19 @@ class Rvae:
                 },
             )
 
-    def _show(self, latents: Tensor) -> Tensor:
+    def _decode_images(self, latents: Tensor) -> Tensor:
         """(N, latent_dim) → (N, in_channels, S, S) in [-1, 1]."""
         network, edge = self.network, self.geometry.image_size
         count = len(latents)
-        nothing = latents.new_zeros(count, 3)
-        decoded = network.decode(latents, nothing[:, 0], nothing, network.disc)
+        identity = latents.new_zeros(count, 3)
+        decoded = network.decode(latents, identity[:, 0], identity, network.disc)
         if self.sees_image:
             mean, deviation = self.intensity
             shown = decoded[:, : network.gray_channels] * deviation + mean
         else:
             shown = 2 * decoded.sigmoid() - 1
         images = shown.new_zeros(count, shown.shape[1], edge**2)
-        # An infinite pixel must not pass for a white one: whoever brings the image to the host looks for NaN.
+        # Keep non-finite pixels as NaN, which the caller checks for on the host; clamp would turn inf into white.
         images[:, :, network.disc] = shown.clamp(-1, 1).where(shown.isfinite(), math.nan)
         return images.view(count, -1, edge, edge).expand(-1, self.geometry.in_channels, -1, -1)
 
@@ -181,10 +181,10 @@ class _Description(Record):
 
 
 def build_rvae(section: RvaeSection, micrographs: Micrographs, geometry: CropGeometry) -> Rvae:
-    """An untrained one; its initial weights follow torch's global seed.
+    """Builds an untrained autoencoder; torch's global seed determines its initial weights.
 
     Raises:
-        InputError: if it needs masks and there are none, or gray levels and there is only one.
+        InputError: if masks are needed and there are none, or all micrographs have the same gray level.
     """
     info = micrographs.info
     if not info.num_classes and (section.channels != "image" or section.patches != "grid"):
@@ -196,17 +196,17 @@ def build_rvae(section: RvaeSection, micrographs: Micrographs, geometry: CropGeo
 
 
 def load_rvae(folder: Path) -> Rvae:
-    """Reads what `Rvae.save` wrote.
+    """Loads an autoencoder saved by `Rvae.save`.
 
     Raises:
-        InputError: if a file is missing, damaged or belongs to another architecture.
+        InputError: if a file is missing, damaged, or from another architecture.
     """
     description = load_record(folder / DESCRIPTION_FILE, _Description)
     network = _build_network(description.section, description.geometry)
     try:
         network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
     except Exception as error:  # safetensors has an exception type of its own for damaged files
-        raise InputError(f"{folder / _WEIGHTS_FILE}: not the weights of this generator: {first_line(error)}") from None
+        raise InputError(f"{folder / _WEIGHTS_FILE}: weights do not fit this generator: {first_line(error)}") from None
     check_weights(network, folder / _WEIGHTS_FILE)
     return Rvae(network, description.section, description.dataset, description.geometry, description.intensity)
 

@@ -1,4 +1,4 @@
-"""Training of a rotation-invariant variational autoencoder: the negative evidence lower bound, in one phase."""
+"""Training of the rotation-invariant variational autoencoder."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class _PosteriorNoise:
     size: int
 
     def __call__(self, number: int) -> dict[str, Tensor]:
-        """`noise` (size,) of one crop, standard normal."""
-        # Away from the seeds that patches are drawn with.
+        """Samples `noise` (size,) of one crop, standard normal."""
+        # Disjoint from sampling seeds.
         seed = (self.seed * 1_000_003 + number) % 2**62 + 2**62
         return {"noise": torch.randn(self.size, generator=torch.Generator().manual_seed(seed))}
 
 
 class RvaeTraining(SteadyState):
-    """See `Trainable`: maximizes the evidence lower bound by the reparameterization trick (Kingma & Welling 2014,
-    arXiv 1312.6114, eq. 10), the divergences' weight rising with the number of the crop.
+    """See `Trainable`. Maximizes the evidence lower bound by the reparameterization trick (Kingma & Welling 2014,
+    arXiv 1312.6114, eq. 10), with KL annealing.
 
     Args:
-        generator: is trained.
+        generator: the generator to train.
     """
 
     averaged: tuple[str, ...] = ("rvae",)
@@ -57,12 +57,12 @@ class RvaeTraining(SteadyState):
     def compute_loss(
         self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
     ) -> Losses:
-        """See `Trainable.compute_loss`; losses are in nats a patch."""
+        """See `Trainable.compute_loss`; losses are in nats per patch."""
         section = self.generator.section
-        found = networks["rvae"](self.generator.stack_patches(batch), batch["noise"])
-        divergence = found.kl_latents + found.kl_turn + found.kl_nuisances
+        elbo = networks["rvae"](self.generator.stack_patches(batch), batch["noise"])
+        divergence = elbo.kl_latents + elbo.kl_turn + elbo.kl_nuisances
         weight: Tensor | float = section.kl_weight
         if not validates and section.kl_crops:
-            # A function of the crop's number, so that a resumed run goes on with the same weights.
+            # A function of the crop's number, so that a resumed run continues with the same weights.
             weight = weight * (batch["number"] / section.kl_crops).clamp(max=1)
-        return Losses(weight * divergence - found.log_likelihood, parts={"kl_latents": found.kl_latents})
+        return Losses(weight * divergence - elbo.log_likelihood, parts={"kl_latents": elbo.kl_latents})
