@@ -10,7 +10,7 @@ from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import cut_warped, move_islands
-from steelgen.sampling.footprints import meet_area, place_island, turn_footprint
+from steelgen.sampling.footprints import adjust_area, place_island, rotate_footprint
 from steelgen.sampling.mask_sources import build_mask_source
 from steelgen.sampling.procedural import sample_footprint
 from tests.sampling.layouts import write_island_dataset
@@ -106,10 +106,10 @@ def test_turning_keeps_area_and_shape(scale):
     rng = np.random.default_rng(0)
     for angle in (0, 30, 77, 90, 200):
         island = sample_footprint(120, 3.0, 1.0, 0.2, rng)
-        turned = turn_footprint(island, angle, scale)
+        turned = rotate_footprint(island, angle, scale)
         assert turned.sum() == round(120 * scale**2)
         assert scipy.ndimage.label(turned)[1] == 1
-    assert np.array_equal(turn_footprint(island, 0, 1.0), island)
+    assert np.array_equal(rotate_footprint(island, 0, 1.0), island)
 
 
 def test_an_island_is_refused_where_it_would_touch():
@@ -132,7 +132,7 @@ def test_meeting_an_area_gives_and_takes_exactly():
     for wanted in (0, 1, 37, 300):
         mask = np.zeros((40, 40), np.uint8)
         mask[3:10, 3:10] = mask[20:28, 20:31] = 1
-        meet_area(mask, 1, 0, wanted, rng)
+        adjust_area(mask, 1, 0, wanted, rng)
         assert (mask == 1).sum() == wanted
         assert mask.max() < info.num_classes
     assert list(find_islands(np.zeros((4, 4), np.uint8), 1)) == []

@@ -108,7 +108,7 @@ def test_large_sets_lie_in_numbered_folders(trained, tmp_path, output_format):
     assert finished_indices(out) == set(range(5))
     assert (out / wanted[2]).stat().st_mtime_ns == kept
     assert replay(out / "metadata.jsonl", 4)[1]
-    with pytest.raises(InputError, match="was created with files_per_folder 2, which cannot be changed to 3"):
+    with pytest.raises(InputError, match="files_per_folder is 2 and cannot be changed to 3"):
         draw(trained, tmp_path / "out", files_per_folder=3, **options)
     if output_format == "dataset":
         assert [pair.image.relative_to(out).as_posix() for pair in list_pairs(out, "train")] == wanted

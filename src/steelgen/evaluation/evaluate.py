@@ -60,18 +60,18 @@ def evaluate(
 
     evidence, notes = load_evidence(config)
     fidelity = judge_fidelity(evidence, start_stage)
-    seen = see_masks(evidence, start_stage)
+    predicted = see_masks(evidence, start_stage)
     start_stage("microstructure of given and predicted masks")
     sections: dict[str, Judgment] = {
         "fidelity": fidelity,
-        "faithfulness": judge_faithfulness(evidence, seen),
-        "microstructure": judge_microstructure(evidence, seen),
+        "faithfulness": judge_faithfulness(evidence, predicted),
+        "microstructure": judge_microstructure(evidence, predicted),
         "memorization": judge_memorization(evidence, start_stage),
     }
     farthest = None
     if describer:
         start_stage("descriptors of islands")
-        sections["descriptors"], farthest = judge_descriptors(evidence, describer, seen)
+        sections["descriptors"], farthest = judge_descriptors(evidence, describer, predicted)
     if study:
         sections["utility"] = judge_utility(study)
     answers = judge_differences(study["differences"]) if study else []
@@ -90,6 +90,8 @@ def evaluate(
     }
     with new_folder(config.output_dir) as folder:
         save_json(folder / RESULT_FILE, result)
-        (folder / "report.html").write_text(build_report(result, evidence, seen, study, farthest), encoding="utf-8")
+        (folder / "report.html").write_text(
+            build_report(result, evidence, predicted, study, farthest), encoding="utf-8"
+        )
     report(total, total)
     return result

@@ -11,7 +11,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry, resize_mask
 from steelgen.errors import InputError
-from steelgen.sampling.footprints import find_matrix, meet_area, place_anywhere, smooth_noise, turn_footprint
+from steelgen.sampling.footprints import adjust_area, find_matrix, place_anywhere, rotate_footprint, smooth_noise
 from steelgen.sampling.masks import CropSource, SourceMask
 
 _MAX_DONORS = 8
@@ -60,11 +60,11 @@ class AugmentedSource(CropSource):
             donor = self._cut(int(rng.integers(len(self._crops.micrographs))), rng)
             islands = list(find_islands(donor, label))
             for number in rng.permutation(len(islands)):
-                turned = turn_footprint(islands[number].footprint, rng.uniform(0, 360), 1.0)
+                turned = rotate_footprint(islands[number].footprint, rng.uniform(0, 360), 1.0)
                 place_anywhere(mask, turned, label, self._matrix, rng)
                 if int((mask == label).sum()) >= wanted:
                     break
-        meet_area(mask, label, self._matrix, wanted, rng)
+        adjust_area(mask, label, self._matrix, wanted, rng)
 
 
 def resolve_fractions(phase_fraction: dict[str, float], info: DatasetInfo, matrix: int) -> dict[int, float]:
@@ -152,6 +152,6 @@ def move_islands(
         island = islands[number]
         mask[island.window][island.footprint] = matrix
         factor = float(np.exp(rng.uniform(*np.log(scale))))
-        turned = turn_footprint(island.footprint, rng.uniform(0, 360), factor)
+        turned = rotate_footprint(island.footprint, rng.uniform(0, 360), factor)
         if not place_anywhere(mask, turned, island.label, matrix, rng):
             mask[island.window][island.footprint] = island.label

@@ -18,7 +18,7 @@ def find_matrix(masks: list[NDArray[np.uint8]], num_classes: int) -> int:
     return int(np.sum([np.bincount(mask.ravel(), minlength=256)[:num_classes] for mask in masks], axis=0).argmax())
 
 
-def turn_footprint(footprint: NDArray[np.bool_], angle: float, scale: float) -> NDArray[np.bool_]:
+def rotate_footprint(footprint: NDArray[np.bool_], angle: float, scale: float) -> NDArray[np.bool_]:
     """Rotates an island by `angle` degrees and scales its length, which scales its area by exactly scale².
 
     Args:
@@ -38,7 +38,7 @@ def turn_footprint(footprint: NDArray[np.bool_], angle: float, scale: float) -> 
     matrix = np.array([[cosine, -sine], [sine, cosine]])
     center = (np.array(padded.shape) - 1) / 2
     turned = scipy.ndimage.affine_transform(distance, matrix, center - matrix @ center, order=1, cval=-np.inf)
-    return trim(take_highest(turned, max(1, round(area * scale**2))))
+    return trim(select_highest(turned, max(1, round(area * scale**2))))
 
 
 def trim(footprint: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -85,7 +85,7 @@ def place_anywhere(
     return False
 
 
-def meet_area(mask: NDArray[np.uint8], label: int, matrix: int, wanted: int, rng: np.random.Generator) -> None:
+def adjust_area(mask: NDArray[np.uint8], label: int, matrix: int, wanted: int, rng: np.random.Generator) -> None:
     """Adjusts a class to exactly `wanted` pixels, in place, as far as the matrix allows.
 
     To shrink it, whole islands are removed in random order and the last one is eroded. To grow it, islands are dilated.
@@ -98,7 +98,7 @@ def meet_area(mask: NDArray[np.uint8], label: int, matrix: int, wanted: int, rng
             area = int(removed.sum())
             if area > excess:
                 depth = scipy.ndimage.distance_transform_edt(np.pad(removed, 1))[1:-1, 1:-1]
-                removed = removed & ~take_highest(depth, area - excess)
+                removed = removed & ~select_highest(depth, area - excess)
             mask[window][removed] = matrix
             excess -= int(removed.sum())
             if excess == 0:
@@ -107,7 +107,7 @@ def meet_area(mask: NDArray[np.uint8], label: int, matrix: int, wanted: int, rng
         nearness = -scipy.ndimage.distance_transform_edt(mask != label)
         free = mask == matrix
         nearness[~free] = -np.inf
-        mask[take_highest(nearness, min(-excess, int(free.sum())))] = label
+        mask[select_highest(nearness, min(-excess, int(free.sum())))] = label
 
 
 def smooth_noise(shape: tuple[int, int], length: float, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -119,7 +119,7 @@ def smooth_noise(shape: tuple[int, int], length: float, rng: np.random.Generator
     return (field - field.mean()) / max(float(field.std()), 1e-12)
 
 
-def take_highest(values: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+def select_highest(values: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
     """Selects the `count` pixels of the highest values; ties go to the earlier pixel."""
     chosen = np.zeros(values.size, bool)
     chosen[np.argsort(-values, axis=None, kind="stable")[:count]] = True

@@ -193,7 +193,7 @@ class FolderSource:
     """
 
     def __init__(self, config: FolderMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
-        folder = resolve_bundled(config.folder)
+        folder, size = resolve_bundled(config.folder), geometry.image_size
         rejects = load_rejects(folder)
         self._paths = [path for path in list_images(folder) if path.stem not in rejects]
         if not self._paths:
@@ -201,12 +201,9 @@ class FolderSource:
         self.stems = [path.stem for path in self._paths]
         # Checks every mask before the first image is generated, without keeping them in memory.
         for path in self._paths:
-            height, width = load_mask(path, info).shape
-            if min(height, width) < geometry.image_size:
-                raise InputError(
-                    f"{path}: the mask is {width}x{height}, smaller than the generator's image_size "
-                    f"{geometry.image_size}"
-                )
+            h, w = load_mask(path, info).shape
+            if min(h, w) < size:
+                raise InputError(f"{path}: the mask is {w}x{h}, smaller than the generator's image_size {size}")
         self._info, self._geometry, self._seed, self._config = info, geometry, seed, config
 
     def draw(self, index: int) -> SourceMask:

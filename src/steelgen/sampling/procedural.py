@@ -14,7 +14,7 @@ from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry, scale_whole
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import resolve_fractions
-from steelgen.sampling.footprints import find_matrix, meet_area, place_island, smooth_noise, take_highest, trim
+from steelgen.sampling.footprints import adjust_area, find_matrix, place_island, select_highest, smooth_noise, trim
 from steelgen.sampling.island_statistics import (
     MIN_ROUGH_AREA,
     IslandTable,
@@ -107,7 +107,7 @@ def sample_layout(
                 table = pool_tables([table[label] for table in statistics.tables])
             if len(table):
                 _sample_islands(mask, label, statistics.matrix, table, wanted, turn, rng)
-        meet_area(mask, label, statistics.matrix, wanted, rng)
+        adjust_area(mask, label, statistics.matrix, wanted, rng)
     return mask
 
 
@@ -131,7 +131,7 @@ def sample_footprint(
     # A bent, wavy axis and a width that varies along it reduce the solidity.
     v = v + min(4 * rough, 1.5) * rng.choice([-1, 1]) * (u**2 - 0.25) + 3 * rough * _wave(u, rng)
     distance = u**4 + (v / np.exp(1.5 * rough * _wave(u, rng))) ** 2
-    return trim(take_highest(-distance, area))
+    return trim(select_highest(-distance, area))
 
 
 def _wave(u: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -237,8 +237,8 @@ def _sample_network(
     candidates = (sample_distance() for _ in range(_LAYOUTS))
     distance = min(candidates, key=lambda found: abs(int((found <= network.thickness / 2).sum()) - wanted))
     distance = np.where(mask == matrix, distance, np.inf)
-    mask[take_highest(-distance, wanted) & np.isfinite(distance)] = label
-    # Removes the fragments that films leave at the border; `meet_area` restores the area.
+    mask[select_highest(-distance, wanted) & np.isfinite(distance)] = label
+    # Removes the fragments that films leave at the border; `adjust_area` restores the area.
     fragments = [island for island in find_islands(mask, label) if island.footprint.sum() < network.thickness**2 / 2]
     if sum(int(island.footprint.sum()) for island in fragments) < wanted / 2:
         for island in fragments:

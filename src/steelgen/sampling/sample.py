@@ -197,22 +197,20 @@ def _open_folder(
     out, files_per_folder = config.output_dir, config.files_per_folder
     path = out / "sampling.json"
     if not path.is_file():
-        if files_per_folder is None:
-            files_per_folder = _FILES_PER_FOLDER if config.num_samples > _ONE_FOLDER else 0
+        default = _FILES_PER_FOLDER if config.num_samples > _ONE_FOLDER else 0
+        chosen = default if files_per_folder is None else files_per_folder
         try:
             with new_folder(out) as working:
-                describe_folder(working, config, generator, info, models, files_per_folder, config.batch_size)
+                describe_folder(working, config, generator, info, models, chosen, config.batch_size)
         except (InputError, OSError):
             if not path.is_file():
                 raise
         else:
             return
     sampling = load_sampling(out)
-    if config.files_per_folder not in (None, sampling.files_per_folder):
-        raise InputError(
-            f"{out}: was created with files_per_folder {sampling.files_per_folder}, which cannot be changed to "
-            f"{config.files_per_folder}"
-        )
+    fixed = sampling.files_per_folder
+    if files_per_folder not in (None, fixed):
+        raise InputError(f"{out}: files_per_folder is {fixed} and cannot be changed to {files_per_folder}")
     before, now = refresh_config(sampling.config.model_dump(), SampleConfig), config_to_json(config)
     changes = [
         *list_known_changes(sampling.drawn_by, models),
@@ -221,7 +219,7 @@ def _open_folder(
     refuse_changes(out, changes, allow_changed)
     note_changes(out, changes)
     if not shared:
-        describe_folder(out, config, generator, info, models, sampling.files_per_folder, sampling.stem_batch_size)
+        describe_folder(out, config, generator, info, models, fixed, sampling.stem_batch_size)
 
 
 def describe_folder(

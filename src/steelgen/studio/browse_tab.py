@@ -198,7 +198,9 @@ def build_browse_tab(folders: list[Path], tab: gr.Tab) -> None:
             last = max(1, -(-len(pairs) // _PAGE))
             number = max(1, min(int(number or 1), last))
             visible = pairs[(number - 1) * _PAGE : number * _PAGE]
-            table = _render_classes(chosen, info, rejects)
+            kept = [pair for pair in chosen.pairs if pair.stem not in rejects]
+            statistics, measured = measure_classes(kept, info)
+            counts = {"measured": measured, "kept": len(kept), "rejected": len(chosen.pairs) - len(kept)}
             described = [_describe(pair, info, view, pair.stem in rejects) for pair in visible]
         except (InputError, OSError) as error:
             return {stems: [], cards: "", classes: "", status: show_status(str(error), bad=True)}
@@ -206,7 +208,7 @@ def build_browse_tab(folders: list[Path], tab: gr.Tab) -> None:
             subset: gr.Dropdown(list(collection.subsets), value=name),
             stems: [pair.stem for pair in visible],
             cards: render("studio_pairs.html", cards=described),
-            classes: table,
+            classes: render("studio_classes.html", classes=statistics, palette=info.palette, **counts),
             page: number,
             status: show_status(f"pairs: {len(pairs)} · page {number} of {last}"),
         }
@@ -231,13 +233,6 @@ def build_browse_tab(folders: list[Path], tab: gr.Tab) -> None:
     for event in (reload.click, tab.select, *changes):
         event(show, inputs, outputs, **QUIET)
     cards.press(reject, [*inputs, stems], outputs, **QUIET)
-
-
-def _render_classes(subset: Subset, info: DatasetInfo, rejects: frozenset[str]) -> str:
-    kept = [pair for pair in subset.pairs if pair.stem not in rejects]
-    statistics, measured = measure_classes(kept, info)
-    counts = {"measured": measured, "kept": len(kept), "rejected": len(subset.pairs) - len(kept)}
-    return render("studio_classes.html", classes=statistics, palette=info.palette, **counts)
 
 
 def _describe(pair: Pair, info: DatasetInfo, view: str, rejected: bool) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
     """Adds the content of the tab to the page."""
     info, size = studio.info, studio.geometry.image_size
     archives = tempfile.TemporaryDirectory(prefix="steelgen-studio-")
-    results, saved, taken, mask_number = gr.State([]), gr.State({}), gr.State(None), gr.State(0)
+    results, saved, loaded, mask_number = gr.State([]), gr.State({}), gr.State(None), gr.State(0)
 
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
@@ -118,11 +118,11 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
         return {status: show_status(str(error), bad=True)}
 
     def show_mask(mask: SourceMask, note: str) -> dict[Any, Any]:
-        return {canvas: encode_mask(mask.mask), taken: mask, status: show_status(f"mask: {note}")}
+        return {canvas: encode_mask(mask.mask), loaded: mask, status: show_status(f"mask: {note}")}
 
     def generate(
         text: str,
-        taken: SourceMask | None,
+        loaded: SourceMask | None,
         seed: float | None,
         guidance: float,
         variants: int,
@@ -136,7 +136,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
             context.run(progress, (done, total), desc="generating", unit="steps")
 
         try:
-            mask = _describe_source(decode_mask(text, info, size), taken)
+            mask = _describe_source(decode_mask(text, info, size), loaded)
             if seed is None or not 0 <= seed <= _MAX_SEED:
                 raise InputError(f"seed: must be a number from 0 to {_MAX_SEED}")
             seeds = [int(seed) + index for index in range(max(1, min(int(variants), _MAX_VARIANTS)))]
@@ -204,7 +204,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
 
     generating = start.click(
         generate,
-        [canvas, taken, seed, guidance, variants],
+        [canvas, loaded, seed, guidance, variants],
         [cards, results, saved, download, save_all, status],
         concurrency_limit=1,
         concurrency_id="generator",
@@ -215,8 +215,8 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
     inputs, outputs = [results, saved], [cards, saved, status]
     cards.press(save_one, inputs, outputs, **QUIET)
     save_all.click(lambda pairs, stems: save(pairs, stems, range(len(pairs))), inputs, outputs, **QUIET)
-    upload.upload(show_upload, upload, [canvas, taken, status], **QUIET)
-    shown = [canvas, taken, mask_number, status]
+    upload.upload(show_upload, upload, [canvas, loaded, status], **QUIET)
+    shown = [canvas, loaded, mask_number, status]
     place.click(show_islands, [canvas, label, percent, diameter, aspect, mask_number], shown, **QUIET)
     if studio.sources:
         load_next.click(show_next, [source, mask_number], shown, **QUIET)

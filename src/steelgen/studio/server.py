@@ -27,7 +27,6 @@ from steelgen.studio.session import Studio
 LOOPBACK = ("127.0.0.1", "localhost")
 """Addresses that only this machine can reach."""
 _COOKIE = "steelgen-studio"
-_MAX_UPLOAD = "64mb"
 
 
 def build_page(studio: Studio, folders: list[Path], run: Path | None) -> gr.Blocks:
@@ -79,7 +78,7 @@ def build_app(page: gr.Blocks, token: str | None) -> FastAPI:
         css_paths=Path(__file__).parent / "page.css",
         footer_links=[],
         run_history=False,
-        max_file_size=_MAX_UPLOAD,
+        max_file_size="64mb",
         ssr_mode=False,
         enable_monitoring=False,
         show_error=True,
