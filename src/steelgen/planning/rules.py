@@ -12,7 +12,7 @@ from steelgen.planning.fingerprint import ClassFingerprint
 
 MIN_ISLAND_PX = 8
 """Diameter, in px of the network, of the typical island: the area of a digital disk of 8 px is off by 2.6 % (root mean
-square over positions; 6 px: 4.2 %, 4 px: 8.1 %), so that sizes can be learned and measured."""
+square over positions; 6 px: 4 %, 4 px: 8 %), so that sizes can be learned and measured."""
 MIN_WIDTH_PX = 2
 """Width, in px of the network, of a film that is kept: thinner than two samples it disappears (Nyquist)."""
 MIN_CONTRAST = 0.8
@@ -151,7 +151,7 @@ def choose_augment(strength: float, direction: float, agreement: float, count: i
     """
     least = max(MIN_ORIENTATION, 0.3 / count**0.5)
     # Few micrographs cannot reach MIN_RAYLEIGH: they have to agree almost fully.
-    if strength < least or count * agreement**2 < min(MIN_RAYLEIGH, 0.9 * count):
+    if strength < least or count * agreement**2 < min(MIN_RAYLEIGH, 0.8 * count):
         because = f"no common direction (strength {strength:.2f}, {count} micrographs): all 8 flips and rotations"
         return Choice("augment", True, because)
     found = f"a common direction of {direction:.0f}° with strength {strength:.2f}"
