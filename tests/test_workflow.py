@@ -126,6 +126,18 @@ def test_stages_that_do_not_follow_each_other_are_refused(section, key, message)
         parse_config(values, WorkflowConfig)
 
 
+def test_a_workflow_may_start_with_fine_tuning():
+    values = workflow_values()
+    section = {key: value for key, value in values.pop("train").items() if key != "generator"}
+    with pytest.raises(InputError, match="one of train and finetune must be given"):
+        parse_config(values, WorkflowConfig)
+    values["finetune"] = {**section, "checkpoint": "bundled:uhcs"}
+    assert [stage.action for stage in plan_workflow(parse_config(values, WorkflowConfig))] == ["finetune", "sample"]
+    values["sample"]["generator"] = "elsewhere"
+    with pytest.raises(InputError, match=r"sample.generator is elsewhere, but must be in finetune.run_dir run"):
+        parse_config(values, WorkflowConfig)
+
+
 def test_a_utility_study_ends_the_workflow(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_tiny_dataset(tmp_path / "tiny")

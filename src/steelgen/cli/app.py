@@ -16,6 +16,7 @@ from steelgen.cli.describe import describe_command
 from steelgen.cli.doctor import doctor_command
 from steelgen.cli.evaluate import compare_command, evaluate_command, utility_command
 from steelgen.cli.isdm import export_app, import_app
+from steelgen.cli.plan import plan_command
 from steelgen.cli.sample import interpolate_command, sample_command
 from steelgen.cli.segment import segment_app
 from steelgen.cli.slurm import slurm_app
@@ -49,6 +50,7 @@ def _root(
     pass
 
 
+app.command("plan")(plan_command)
 app.command("train")(train_command)
 app.command("finetune")(finetune_command)
 app.command("tune-batch")(tune_batch_command)

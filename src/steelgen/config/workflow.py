@@ -14,10 +14,10 @@ from steelgen.config.utility import UtilityConfig
 
 
 class WorkflowConfig(Section):
-    """`steelgen workflow`: train → (finetune →) sample → (evaluate, utility), each on the output of earlier stages."""
+    """`steelgen workflow`: train, finetune or both, then sample, evaluate and utility, each on earlier outputs."""
 
-    train: TrainConfig
-    """The config of `steelgen train`."""
+    train: TrainConfig | None = None
+    """The config of `steelgen train`; null starts with fine-tuning, of a bundled model for example."""
     finetune: FinetuneConfig | None = None
     """The config of `steelgen finetune`; null skips fine-tuning."""
     sample: SampleConfig
@@ -31,12 +31,13 @@ class WorkflowConfig(Section):
 
     @model_validator(mode="after")
     def _check_chain(self) -> WorkflowConfig:
-        trained = self.train.run_dir
-        if self.finetune:
-            _check_link("finetune.checkpoint", self.finetune.checkpoint, "train.run_dir", trained)
-            trained = self.finetune.run_dir
-        last = "finetune" if self.finetune else "train"
-        _check_link("sample.generator", self.sample.generator, f"{last}.run_dir", trained)
+        last = self.finetune or self.train
+        if last is None:
+            raise ValueError("one of train and finetune must be given")
+        if self.finetune and self.train:
+            _check_link("finetune.checkpoint", self.finetune.checkpoint, "train.run_dir", self.train.run_dir)
+        writer = "finetune.run_dir" if self.finetune else "train.run_dir"
+        _check_link("sample.generator", self.sample.generator, writer, last.run_dir)
         if self.evaluate:
             _check_link("evaluate.generated", self.evaluate.generated, "sample.output_dir", self.sample.output_dir)
         if self.utility and self.utility.generated:

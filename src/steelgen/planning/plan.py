@@ -1,0 +1,262 @@
+"""`plan`: ready configs for a dataset folder, each choice with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from steelgen import __version__
+from steelgen.bundled import list_bundled
+from steelgen.config.base import Section, parse_config
+from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
+from steelgen.config.workflow import WorkflowConfig
+from steelgen.errors import InputError
+from steelgen.files import check_output_free, new_folder, save_json
+from steelgen.planning import rules
+from steelgen.planning.fingerprint import Fingerprint, compute_fingerprint
+from steelgen.planning.machine import Machine, StepTime, examine_device, time_step
+from steelgen.planning.page import build_page
+from steelgen.planning.rules import Choice
+
+_PROBE_STEPS = 1000
+"""max_steps of the config that is timed; a step takes the same time at any number."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Configs for a dataset folder and how they came about."""
+
+    dataset: Path
+    minutes: float
+    fingerprint: Fingerprint
+    machine: Machine
+    step: StepTime
+    choices: tuple[Choice, ...]
+    warnings: tuple[str, ...]
+    workflow: WorkflowConfig
+    """All stages; each is also written as a config of its own."""
+
+    @property
+    def training(self) -> RunConfig:
+        """The config of the training stage, from scratch or fine-tuning."""
+        config = self.workflow.finetune or self.workflow.train
+        assert config is not None
+        return config
+
+    def list_configs(self) -> dict[str, Section]:
+        """Lists the configs by command: train or finetune, sample, evaluate, utility, workflow."""
+        stages = {name: getattr(self.workflow, name) for name in type(self.workflow).model_fields if name != "shards"}
+        return {**{name: config for name, config in stages.items() if config is not None}, "workflow": self.workflow}
+
+
+def plan(
+    dataset: Path,
+    out: Path | None = None,
+    minutes: float = 30.0,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Plan:
+    """Measures a dataset folder and this machine, and writes configs, plan.json and plan.html.
+
+    Args:
+        dataset: dataset folder with a training split; without masks, the plan is for images alone.
+        out: new folder for the plan; None means plans/NAME, NAME being that of the dataset folder. The outputs of the
+            configs lie in runs/ and the name of the plan's folder.
+        minutes: time for training; sampling takes about a quarter more, evaluation and utility study come on top.
+        report: progress callback of the measurements, called with (micrographs done, total).
+
+    Raises:
+        InputError: if `minutes` is not positive, `out` is in use, or the dataset cannot be planned for; see
+            `compute_fingerprint`.
+    """
+    if not 0 < minutes <= 1_000_000:
+        raise InputError(f"--minutes {minutes:g}: must be above 0 and at most 1,000,000")
+    out = out or Path("plans") / dataset.resolve().name
+    check_output_free(out)
+    fingerprint = compute_fingerprint(dataset, report)
+    found = build_plan(dataset, Path("runs") / out.resolve().name, minutes, fingerprint, examine_device())
+    save_plan(found, out)
+    return found
+
+
+def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerprint, machine: Machine) -> Plan:
+    """Chooses by the rules, and times a training step; see `plan`.
+
+    Args:
+        dataset: dataset folder.
+        runs: folder for the outputs of the configs.
+        minutes: time for training.
+        fingerprint: of the dataset folder.
+        machine: that trains.
+    """
+    count, has_masks = fingerprint.micrographs["train"], bool(fingerprint.classes)
+    features = fingerprint.features
+    size = rules.choose_image_size(fingerprint.smallest_edge, machine.device, machine.memory_gib, minutes)
+    crop = rules.choose_crop_size(size.value, fingerprint.smallest_edge, features, fingerprint.detail)
+    channels = rules.choose_channels(fingerprint.colored)
+    augment = rules.choose_augment(
+        fingerprint.orientation, fingerprint.direction, fingerprint.agreement, fingerprint.measured
+    )
+    area = sum(_parse_area(name) * number for name, number in fingerprint.sizes.items()) / count
+    batch = rules.choose_batch(machine.device, count * max(1, round(area / crop.value**2)))
+    network = rules.choose_network(size.value, machine.device)
+    start = rules.choose_start(count, minutes, list_bundled())
+    held_out = "val" if "val" in fingerprint.micrographs else None
+    data = {
+        "dataset": str(dataset),
+        "image_size": size.value,
+        "crop_size": crop.value,
+        "in_channels": channels.value,
+        "augment": augment.value,
+    }
+    training: dict[str, Any] = {
+        "run_dir": str(runs / "train"),
+        "data": data,
+        "train": {"max_steps": _PROBE_STEPS, "train_batch_size": batch.value, "mixed_precision": "auto"},
+        "diffusion": {"mask_dropout": rules.choose_mask_dropout(has_masks).value},
+        "preview": {"num_images": 8},
+        "validation": {"split": held_out, "crops": 64},
+        "measurement": {"every": None},
+    }
+    start, training, config = _find_start(start, training, network.value)
+    step = time_step(config, machine)
+    memory = f"{step.memory_gib:.2g} GiB of {machine.memory_gib:.1f} GiB"
+    batch = replace(batch, value=step.batch_size, because=f"{batch.because}; takes {memory}")
+    rate = rules.choose_learning_rate(start.value, network.value["base_channels"])
+    steps = rules.choose_steps(minutes, step.seconds)
+    average = rules.choose_ema_decay(steps.value)
+    dropout = rules.choose_mask_dropout(has_masks)
+    intervals = rules.choose_intervals(steps.value, minutes, held_out)
+    training["train"] |= {
+        "max_steps": steps.value,
+        "max_minutes": minutes,
+        "train_batch_size": step.batch_size,
+        "gradient_accumulation_steps": step.accumulation,
+        "learning_rate": rate.value,
+        "warmup_steps": min(100, steps.value // 10),
+        "ema_decay": average.value,
+        "checkpoint_every": intervals.value["checkpoint"],
+    }
+    training["preview"]["every"] = intervals.value["preview"]
+    training["validation"]["every"] = intervals.value["validation"]
+    training["measurement"]["every"] = intervals.value["measurement"]
+    source = rules.choose_mask_source(count if has_masks else 0)
+    samples = rules.choose_num_samples(minutes, step.seconds_per_image)
+    filtered = rules.choose_filter(has_masks, minutes)
+    judge = rules.choose_judge_steps(minutes)
+    judged = next((split for split in ("test", "val") if split in fingerprint.micrographs), None)
+    codes = rules.choose_codes(count, has_masks, "test" in fingerprint.micrographs)
+    sample: dict[str, Any] = {
+        "generator": str(runs / "train"),
+        "output_dir": str(runs / "samples"),
+        "mask_source": {"kind": source.value} | ({"dataset": str(dataset)} if has_masks else {}),
+        "num_samples": samples.value,
+        "mixed_precision": "auto",
+    }
+    if filtered.value:
+        sample["filter"] = {"dataset": str(dataset), "segmenter": {"steps": judge.value}}
+    if source.value == "split" and augment.value is not True:
+        sample["mask_source"]["augment"] = False
+    if source.value == "augmented" and augment.value is not True:
+        sample["mask_source"] |= {"flip": augment.value == "mirror", "max_rotation": 0}
+    stages: dict[str, Any] = {"finetune" if start.value else "train": training, "sample": sample}
+    if judged:
+        stages["evaluate"] = {
+            "generated": str(runs / "samples"),
+            "dataset": str(dataset),
+            "output_dir": str(runs / "evaluation"),
+            "held_out_split": judged,
+            "segmenter": {"steps": judge.value},
+            "memorization": {"max_images": min(samples.value, 16 if machine.device == "cpu" else 128)},
+        }
+    if codes.value:
+        stages["utility"] = {
+            "dataset": str(dataset),
+            "generated": str(runs / "samples"),
+            "output_dir": str(runs / "utility"),
+            "codes": codes.value,
+            "architectures": ["unet:efficientnet-lite0"],
+            "val_split": held_out,
+            "training": {"steps": judge.value, "batch_size": 8, "augment": augment.value is True},
+        }
+    evaluation = Choice("held_out_split", judged, f"{judged} was not trained on" if judged else "nothing is held out")
+    choices = [size, crop, channels, augment, start, network, batch, rate, steps, average, dropout, intervals]
+    choices += [source, samples, filtered, evaluation, judge, codes]
+    return Plan(
+        dataset,
+        minutes,
+        fingerprint,
+        machine,
+        step,
+        tuple(choice for choice in choices if not (start.value and choice is network)),
+        tuple(_list_warnings(dataset, fingerprint, crop.value / size.value, judged)),
+        parse_config(stages, WorkflowConfig, origin="plan"),
+    )
+
+
+def save_plan(plan: Plan, out: Path) -> None:
+    """Writes the configs, plan.json and plan.html to a new folder; it appears when it is complete.
+
+    Raises:
+        InputError: if `out` is in use.
+    """
+    with new_folder(out) as working:
+        for name, config in plan.list_configs().items():
+            save_json(working / f"{name}.json", config.model_dump(mode="json", exclude_unset=True))
+        save_json(working / "plan.json", describe_plan(plan))
+        (working / "plan.html").write_text(build_page(plan), encoding="utf-8")
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """Builds the content of plan.json: fingerprint, machine, timed step, choices with reasons, warnings."""
+    return {
+        "steelgen": __version__,
+        "dataset": str(plan.dataset),
+        "minutes": plan.minutes,
+        "fingerprint": asdict(plan.fingerprint),
+        "machine": asdict(plan.machine),
+        "step": asdict(plan.step),
+        "choices": [asdict(choice) for choice in plan.choices],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _find_start(
+    start: Choice, training: dict[str, Any], network: dict[str, Any]
+) -> tuple[Choice, dict[str, Any], RunConfig]:
+    """Tries to fine-tune the chosen model; trains from scratch if it does not accept the set."""
+    from steelgen.training.setup import prepare_finetuning
+
+    if start.value:
+        values = {**training, "checkpoint": start.value}
+        config = parse_config(values, FinetuneConfig, origin="plan")
+        try:
+            prepare_finetuning(config)
+            return start, values, config
+        except InputError as error:
+            start = Choice("start", None, f"from scratch, since {start.value} does not accept this set: {error}")
+    values = {**training, "generator": {"unet": network}}
+    return start, values, parse_config(values, TrainConfig, origin="plan")
+
+
+def _list_warnings(dataset: Path, fingerprint: Fingerprint, factor: float, judged: str | None) -> list[str]:
+    found = rules.find_lost_classes(fingerprint.features, factor)
+    empty = [each.name for each in fingerprint.classes if each.share == 0]
+    if empty:
+        found.append(f"{', '.join(empty)}: no pixel of the measured training masks has this class")
+    if fingerprint.leaks:
+        found.append(f"{fingerprint.leaks} pairs of micrographs in two splits look alike; see `steelgen data check`")
+    if fingerprint.look_alikes:
+        found.append(
+            f"{fingerprint.look_alikes} pairs of training micrographs look alike; the set is smaller than it seems"
+        )
+    if judged != "test":
+        missing = "no evaluation and no utility study" if judged is None else "no utility study"
+        found.append(f"no test split, so {missing}; `steelgen data split {dataset} FOLDER` creates all splits")
+    return found
+
+
+def _parse_area(size: str) -> int:
+    width, height = size.split(" x ")
+    return int(width) * int(height)

@@ -1,0 +1,138 @@
+"""`steelgen plan`: what it writes, what it refuses, and that its workflow is the whole work."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from steelgen.cli.app import app
+from steelgen.config.actions import ACTIONS
+from steelgen.config.base import load_config
+from steelgen.planning import plan as planning
+from steelgen.planning.machine import Machine, StepTime
+from tests.conftest import write_tiny_dataset
+
+UHCS = Path(__file__).parents[2] / "data" / "uhcs"
+CPU = Machine("cpu", "", 2, 8.0)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No training step is taken: 0.1 s per crop."""
+    monkeypatch.setattr(planning, "examine_device", lambda: CPU)
+    monkeypatch.setattr(
+        planning,
+        "time_step",
+        lambda config, machine: StepTime(config.train.train_batch_size, 1, 0.1 * config.train.train_batch_size, 1.0),
+    )
+
+
+def run(*arguments, code=0):
+    done = CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_the_plan_is_the_whole_work(tmp_path, monkeypatch):
+    """With real timed steps: train, sample, evaluate and utility study of a tiny set."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny_dataset(tmp_path / "data" / "tiny")
+    done = run("data/tiny", "--minutes", 0.2)
+    assert "4 micrographs are few" not in done.output  # bundled:uhcs does not accept 32 px
+    assert "steelgen workflow -c plans/tiny/workflow.json" in done.output
+    plans = tmp_path / "plans" / "tiny"
+    expected = ["evaluate.json", "plan.html", "plan.json", "sample.json", "train.json", "utility.json", "workflow.json"]
+    assert sorted(path.name for path in plans.iterdir()) == expected
+    # Fewer networks and images than planned, for time.
+    done = CliRunner().invoke(
+        app,
+        ["workflow", "-c", "plans/tiny/workflow.json", "--set", "utility.seeds=[0]", "--set", "sample.num_samples=8"],
+    )
+    assert done.exit_code == 0, done.output
+    runs = tmp_path / "runs" / "tiny"
+    assert json.loads((runs / "evaluation" / "evaluation.json").read_text())["figures"]
+    assert json.loads((runs / "utility" / "utility.json").read_text())["differences"]
+
+
+def test_a_set_that_the_bundled_model_accepts_is_fine_tuned(tmp_path, quick):
+    run(UHCS, "--out", tmp_path / "uhcs", "--minutes", 10, "--quiet")
+    files = {path.stem: path for path in (tmp_path / "uhcs").glob("*.json")}
+    assert set(files) == {"finetune", "sample", "evaluate", "utility", "workflow", "plan"}
+    configs = {name: load_config(path, ACTIONS[name]) for name, path in files.items() if name != "plan"}
+    assert configs["workflow"].finetune == configs["finetune"]
+    assert configs["workflow"].train is None
+    assert str(configs["finetune"].checkpoint) == "bundled:uhcs"
+    assert configs["finetune"].data.image_size == 64
+    # 16 crops take 1.6 s, so that nine tenths of 10 minutes hold 337 steps.
+    assert configs["finetune"].train.max_steps == 337
+    assert configs["finetune"].train.max_minutes == 10
+    assert configs["evaluate"].held_out_split == "test"
+    assert configs["sample"].mask_source.kind == "split"
+    written = json.loads(files["plan"].read_text())
+    choices = {each["name"]: each for each in written["choices"]}
+    assert choices["start"]["value"] == "bundled:uhcs"
+    assert choices["crop_size"]["value"] == configs["finetune"].data.crop_size
+    assert all(each["because"] for each in written["choices"])
+    page = (tmp_path / "uhcs" / "plan.html").read_text()
+    assert page.count("data:image/jpeg") == 3
+    assert choices["crop_size"]["because"] in page
+
+
+def test_another_set_is_trained_from_scratch_and_the_plan_says_why(tmp_path, quick):
+    root = write_tiny_dataset(tmp_path / "large", size=(96, 96))
+    output = run(root, "--out", tmp_path / "plan", "--json").output
+    found = json.loads(output)
+    start = next(each for each in found["choices"] if each["name"] == "start")
+    assert start["value"] is None
+    assert "does not accept this set" in start["because"]
+    assert found["folder"] == str(tmp_path / "plan")
+    assert (tmp_path / "plan" / "train.json").is_file()
+
+
+def test_images_alone(tmp_path, quick):
+    folder = tmp_path / "plain" / "train" / "images"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (80, 80), np.uint8)).save(folder / f"{number}.png")
+    output = run(tmp_path / "plain", "--out", tmp_path / "plan").output
+    names = {path.name for path in (tmp_path / "plan").iterdir()}
+    assert names == {"train.json", "sample.json", "workflow.json", "plan.json", "plan.html"}
+    workflow = load_config(tmp_path / "plan" / "workflow.json", ACTIONS["workflow"])
+    assert workflow.sample.mask_source.kind == "none"
+    assert workflow.evaluate is None
+    assert workflow.train.diffusion.mask_dropout == 0
+    assert "no test split, so no evaluation and no utility study" in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    ("splits", "size", "options", "message"),
+    [
+        ((("val", 2),), (40, 48), (), "has no train split (present: val)"),
+        ((("train", 1),), (40, 48), (), "1 micrograph in train; a plan needs at least 2"),
+        ((("train", 2),), (24, 48), (), "48x24 px; a plan needs edges of at least 32 px"),
+        ((("train", 2),), (40, 48), ("--minutes", "0"), "--minutes 0: must be above 0"),
+        ((("train", 2),), (40, 48), ("--minutes", "nan"), "--minutes nan: must be above 0"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, splits, size, options, message):
+    root = write_tiny_dataset(tmp_path / "tiny", size, splits=splits)
+    done = run(root, "--out", tmp_path / "plan", *options, code=2)
+    lines = [line for line in done.output.splitlines() if not line.startswith("micrographs: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "plan").exists()
+
+
+def test_a_plan_folder_in_use_is_kept(tmp_path, tiny_dataset):
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "notes.txt").write_text("mine")
+    assert "the output folder is already in use" in run(tiny_dataset, "--out", tmp_path / "plan", code=2).output
+    assert (tmp_path / "plan" / "notes.txt").read_text() == "mine"
+
+
+def test_no_dataset_folder(tmp_path):
+    assert "no such dataset folder" in run(tmp_path / "nowhere", "--out", tmp_path / "plan", code=2).output
