@@ -265,12 +265,17 @@ class TrainConfig(RunConfig):
 
 
 class FinetuneConfig(RunConfig):
-    """`steelgen finetune`: continues from a trained generator, usually with more mask_dropout, on the same or new data.
+    """`steelgen finetune`: continues from a trained generator, on the same or new data.
 
-    Network and noise schedule are those of the checkpoint; image_size, in_channels and the classes must match it.
+    Network and noise schedule are those of the checkpoint, and in_channels must match it. The data may have other
+    classes, no masks, another image_size that the levels of the network divide, and other gray levels: weights that
+    fit are kept, the others are new, and transfer.json in run_dir says which.
     """
 
     checkpoint: Path
     """A run folder, a checkpoint, an export or a bundled model (bundled:uhcs) to start from."""
+    keep_classes: Literal["auto", "none"] = "auto"
+    """auto keeps the mask weights of classes with the same name as in the checkpoint; none initializes all of them if
+    the classes differ."""
     continue_training: bool = False
     """Also restores the checkpoint's averages, AdamW moments and step count; false resets them."""

@@ -5,6 +5,11 @@ Each kind is a subpackage with the name of the kind and three functions:
     build(section, micrographs, geometry) -> Generator     untrained, from its section of `config/generator.py`
     load(folder) -> Generator                              from the output of `Generator.save`
     build_trainable(generator, config) -> Trainable        for training
+
+and optionally
+
+    adapt(generator, micrographs, geometry, keep_classes) -> tuple[Generator, str]
+                                                           for micrographs with other classes, sizes or gray levels
 """
 
 from __future__ import annotations
@@ -35,6 +40,36 @@ def build_generator(config: AnyGeneratorSection, micrographs: Micrographs, geome
 def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
     """Prepares a generator for training with the config of a run."""
     return _find_family(generator.kind).build_trainable(generator, config)
+
+
+def adapt_generator(
+    generator: Generator, micrographs: Micrographs, geometry: CropGeometry, keep_classes: bool
+) -> tuple[Generator, str]:
+    """Adapts a trained generator to new micrographs; new weights follow torch's global seed.
+
+    Args:
+        keep_classes: keep the weights of classes with the same name; otherwise all mask weights are new.
+
+    Returns:
+        The generator, and one line about what was kept and what is new; empty if nothing changed.
+
+    Raises:
+        InputError: if it would have to change, but generators of its kind cannot.
+    """
+    if can_adapt(generator):
+        return _find_family(generator.kind).adapt(generator, micrographs, geometry, keep_classes)
+    info = micrographs.info
+    if (generator.info.class_names, generator.geometry.image_size) != (info.class_names, geometry.image_size):
+        raise InputError(
+            f"{info.name}: a generator of kind {generator.kind} cannot be adapted to other classes or another "
+            "image_size; train a new one"
+        )
+    return generator, ""
+
+
+def can_adapt(generator: Generator) -> bool:
+    """Returns whether generators of this kind can be adapted to other classes and sizes."""
+    return hasattr(_find_family(generator.kind), "adapt")
 
 
 def load_generator(path: Path) -> Generator:

@@ -11,9 +11,10 @@ from accelerate.utils import set_seed
 
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.data.crops import Micrographs
+from steelgen.files import save_json
 from steelgen.generators import Generator
 from steelgen.generators.families import build_trainable
-from steelgen.runs import RunFolder
+from steelgen.runs import TRANSFER_FILE, RunFolder
 from steelgen.trackers import check_trackers
 from steelgen.training.checkpoint import find_training_state, load_checkpoint, newest_checkpoint, remove_unfinished
 from steelgen.training.failures import explain_failures
@@ -64,12 +65,13 @@ def finetune(
     """Continues training a generator, on the same or new data; see `train`.
 
     Raises:
-        InputError: also if the data's classes, size or channels do not match the checkpoint.
+        InputError: also if the checkpoint cannot be adapted to the data.
     """
     with explain_failures(config), RunFolder(config, resume, allow_changed) as run:
-        generator, micrographs = prepare_finetuning(config)
+        notes: list[str] = []
+        generator, micrographs = prepare_finetuning(config, notes.append)
         start_from = find_training_state(config.checkpoint) if config.continue_training else None
-        return _run(config, generator, micrographs, observer, run, start_from)
+        return _run(config, generator, micrographs, observer, run, start_from, notes)
 
 
 def _run(
@@ -79,6 +81,7 @@ def _run(
     observer: TrainingObserver,
     run: RunFolder,
     start_from: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> TrainingResult:
     options = config.train
     check_trackers(options.trackers)
@@ -93,6 +96,9 @@ def _run(
     if accelerator.is_main_process:
         run.open(describe_inputs(config, micrographs, held_out, accelerator.num_processes), observer.on_event)
         remove_unfinished(config.run_dir)
+        for note in notes:
+            observer.on_event(note)
+            save_json(config.run_dir / TRANSFER_FILE, {"note": note})
     accelerator.wait_for_everyone()
     if run.resume and (checkpoint := newest_checkpoint(config.run_dir)):
         load_checkpoint(checkpoint, state)

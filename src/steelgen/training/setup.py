@@ -25,7 +25,7 @@ from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
 from steelgen.generators import Generator, Trainable
-from steelgen.generators.families import build_generator, load_generator
+from steelgen.generators.families import adapt_generator, build_generator, can_adapt, load_generator
 from steelgen.generators.saved import hash_generator
 from steelgen.runs import BATCH_FIELD
 
@@ -42,24 +42,35 @@ def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
     return generator, _hide_masks(micrographs, generator)
 
 
-def prepare_finetuning(config: FinetuneConfig) -> tuple[Generator, Micrographs]:
-    """Loads the trained generator and the micrographs of a fine-tuning config.
+def prepare_finetuning(
+    config: FinetuneConfig, report: Callable[[str], None] = lambda line: None
+) -> tuple[Generator, Micrographs]:
+    """Loads the trained generator and the micrographs of a fine-tuning config, and adapts the former to the latter.
+
+    Args:
+        report: called with one line about what was kept and what is new, if anything had to be adapted.
 
     Raises:
-        InputError: if the data's classes, size or channels do not match the checkpoint.
+        InputError: if the generator cannot be adapted to the data.
     """
     generator = load_generator(config.checkpoint)
     trained, wanted = generator.geometry, crop_geometry(config)
-    for name in ("image_size", "in_channels"):
-        before, now = getattr(trained, name), getattr(wanted, name)
-        if before != now:
-            raise InputError(f"{config.checkpoint}: was trained with {name} {before}, data.{name} is {now}")
-    micrographs = _hide_masks(_load_training_data(config), generator)
-    if micrographs.info.num_classes != generator.info.num_classes:
+    if trained.in_channels != wanted.in_channels:
         raise InputError(
-            f"{config.data.dataset}: has {micrographs.info.num_classes} classes, "
-            f"{config.checkpoint} was trained with {generator.info.num_classes}"
+            f"{config.checkpoint}: was trained with in_channels {trained.in_channels}, data.in_channels is "
+            f"{wanted.in_channels}"
         )
+    micrographs = _load_training_data(config)
+    if not can_adapt(generator):
+        micrographs = _hide_masks(micrographs, generator)
+    same = (generator.info.class_names, trained.image_size) == (micrographs.info.class_names, wanted.image_size)
+    if not config.continue_training:
+        torch.manual_seed(config.seed)
+        generator, line = adapt_generator(generator, micrographs, wanted, config.keep_classes == "auto")
+        if line:
+            report(f"adapted {config.checkpoint}: {line}")
+    elif not same:
+        raise InputError(f"continue_training: needs the classes and image_size of {config.checkpoint}; set it to false")
     generator.info, generator.geometry = micrographs.info, wanted
     return generator, micrographs
 

@@ -32,3 +32,14 @@ def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
 
     assert isinstance(generator, SemanticDiffusion)
     return SemanticDiffusionTraining(generator, config.diffusion)
+
+
+def adapt(
+    generator: Generator, micrographs: Micrographs, geometry: CropGeometry, keep_classes: bool
+) -> tuple[Generator, str]:
+    """See `steelgen.generators.families`."""
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.transfer import adapt_semantic_diffusion
+
+    assert isinstance(generator, SemanticDiffusion)
+    return adapt_semantic_diffusion(generator, micrographs, geometry, keep_classes)
