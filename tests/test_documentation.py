@@ -20,7 +20,7 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 ELSEWHERE = {
     "a cluster; tests/cluster has one": r"slurm (submit|status)|--slurm",
     "a network; tests/data serves it": r"data fetch",
-    "the user's own files": r"data/mine|runs/mine|annotations/|isdm|lemons|/path/",
+    "the user's own files": r"data/mine|runs/mine|plans/mine|annotations/|isdm|lemons|/path/",
     "it serves until it is interrupted; tests/studio visits it": r"steelgen studio",
     "minutes, even small": r"steelgen (tune-batch|segment|compare|doctor)|--resume",
 }

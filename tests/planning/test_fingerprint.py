@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter, rotate
 
-from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
+from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask, save_metadata
 from steelgen.errors import InputError
 from steelgen.planning.fingerprint import (
     compute_detail,
@@ -132,6 +132,21 @@ def test_fingerprint_of_a_known_set(grid_dataset):
     # The squares cover 14 %, the film 5 % of the first micrograph; 107.7 and 125.6 less half a level of rounding.
     assert found.gray_mean == pytest.approx((116.2, 8.96), abs=0.1)
     assert not found.instances
+
+
+def test_tiles_of_one_micrograph_count_once(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "train" / "images").mkdir(parents=True)
+    rows = []
+    for number, (parent, angle) in enumerate([("a", 0)] * 6 + [("b", 90)]):
+        image = make_lamellae(angle, rng, 64).clip(0, 255).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "train" / "images" / f"{number}.png")
+        rows.append({"file_name": f"train/images/{number}.png", "parent": parent})
+    assert compute_fingerprint(tmp_path).orientation > 0.5
+    save_metadata(tmp_path, rows)
+    found = compute_fingerprint(tmp_path)
+    assert found.parents == 2
+    assert found.orientation < 0.1
 
 
 def test_look_alikes_and_leaks(tmp_path):

@@ -33,7 +33,7 @@ def test_image_size(edge, device, memory, minutes, size):
 @pytest.mark.parametrize(
     ("classes", "detail", "edge", "crop", "because"),
     [
-        ([make_class()], SHARP, 300, 296, "the smallest micrograph has an edge of 300 px"),
+        ([make_class()], SHARP, 300, 224, "crops of more than 0.75 of the smallest micrograph, 300 px"),
         ([make_class(diameter=24.0)], SHARP, 1000, 192, "the typical island of 24 px must span 8 px"),
         ([make_class(), make_class("film", 0.01, width=5.0)], SHARP, 1000, 160, "film, 5 px wide, must keep 2 px"),
         # A class that is thinner than 2 px in the micrographs does not decide about others, but alone it does.
@@ -41,7 +41,7 @@ def test_image_size(edge, device, memory, minutes, size):
         ([make_class(width=1.0)], SHARP, 1000, 64, "crops are never enlarged"),
         ([], {1.5: 0.9, 2.0: 0.7, 3.0: 0.6}, 1000, 112, "leaves 0.80 of the contrast"),
         ([], SHARP, 1000, 512, "shrinking 8 times leaves 0.90"),
-        ([], SHARP, 70, 64, "smallest micrograph"),
+        ([], SHARP, 70, 64, "crops are never enlarged"),
     ],
 )
 def test_crop_size(classes, detail, edge, crop, because):

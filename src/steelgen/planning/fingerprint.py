@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from steelgen.data.duplicates import find_duplicates, shrink_image
-from steelgen.data.folder import DatasetInfo, Pair, list_pairs, list_splits, load_dataset_info, load_pair
+from steelgen.data.folder import DatasetInfo, Pair, list_pairs, list_splits, load_dataset_info, load_metadata, load_pair
 from steelgen.data.images import load_image_size, to_channels
 from steelgen.data.islands import measure_islands
 from steelgen.data.pool import map_on_cores
@@ -82,6 +82,8 @@ class Fingerprint:
     """That direction of the structures in degrees, counterclockwise from the horizontal, [0, 180)."""
     agreement: float
     """How far the directions of the micrographs agree, whatever their strengths: 0 not at all, 1 fully."""
+    parents: int
+    """Micrographs that the measured ones were cut from, by metadata.jsonl; only these have independent directions."""
     leaks: int
     """Pairs of look-alikes in two splits."""
     look_alikes: int
@@ -164,7 +166,12 @@ def compute_fingerprint(root: Path, report: Callable[[int, int], None] = lambda 
     trained = [each for each, split in zip(contents, names, strict=True) if split == "train"]
     leaks = find_duplicates(shrunken, names)
     alike = find_duplicates([each.shrunken for each in trained], [str(number) for number in range(len(trained))])
-    orientation = pool_orientation([each.gradient for each in trained])
+    rows = load_metadata(root)
+    moments: dict[str, list[complex]] = {}
+    for pair, each in zip(chosen["train"], trained, strict=True):
+        row = rows.get(pair.image.relative_to(root).as_posix(), {})
+        moments.setdefault(str(row.get("parent") or pair.stem), []).append(each.gradient)
+    orientation = pool_orientation([complex(np.mean(each)) for each in moments.values()])
     sizes: dict[str, int] = {}
     for height, width in shapes:
         sizes[f"{width} x {height}"] = sizes.get(f"{width} x {height}", 0) + 1
@@ -182,6 +189,7 @@ def compute_fingerprint(root: Path, report: Callable[[int, int], None] = lambda 
         orientation=orientation.strength,
         direction=orientation.direction,
         agreement=orientation.agreement,
+        parents=len(moments),
         leaks=len(leaks),
         look_alikes=len(alike),
         instances=all(pair.instances is not None and pair.instances.is_file() for pair in training),

@@ -86,7 +86,10 @@ def _list_facts(fingerprint: Fingerprint) -> list[tuple[str, str]]:
         ("mean gray level", "{:.1f} ± {:.1f} over micrographs".format(*fingerprint.gray_mean)),
         ("contrast", "{:.1f} ± {:.1f} over micrographs".format(*fingerprint.contrast)),
         ("contrast left after shrinking", detail),
-        ("common direction", f"{direction}, agreement of micrographs {fingerprint.agreement:.2f}"),
+        (
+            "common direction",
+            f"{direction}, agreement of {fingerprint.parents} micrographs {fingerprint.agreement:.2f}",
+        ),
         ("look-alikes", f"{fingerprint.look_alikes} pairs in train, {fingerprint.leaks} across splits"),
         ("instances", "yes" if fingerprint.instances else "no"),
     ]

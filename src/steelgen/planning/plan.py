@@ -96,7 +96,7 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     crop = rules.choose_crop_size(size.value, fingerprint.smallest_edge, features, fingerprint.detail)
     channels = rules.choose_channels(fingerprint.colored)
     augment = rules.choose_augment(
-        fingerprint.orientation, fingerprint.direction, fingerprint.agreement, fingerprint.measured
+        fingerprint.orientation, fingerprint.direction, fingerprint.agreement, fingerprint.parents
     )
     area = sum(_parse_area(name) * number for name, number in fingerprint.sizes.items()) / count
     batch = rules.choose_batch(machine.device, count * max(1, round(area / crop.value**2)))

@@ -17,6 +17,8 @@ MIN_WIDTH_PX = 2
 """Width, in px of the network, of a film that is kept: thinner than two samples it disappears (Nyquist)."""
 MIN_CONTRAST = 0.8
 """Share of the contrast that shrinking must leave: the bundled model's micrographs keep 0.83 at its own crop size."""
+MAX_CROP_SHARE = 0.75
+"""Largest share of the smallest micrograph's edge that a crop takes, so that crops at random places differ."""
 MIN_ORIENTATION = 0.1
 """Strength from which on a direction counts: five sets without a direction have 0.06 to 0.09, melt pools 0.15.
 Chance strengths grow as fewer micrographs are averaged: below 9 it is 0.3 / √number."""
@@ -90,7 +92,8 @@ def choose_crop_size(
     Returns:
         A multiple of 8 px between image_size and smallest_edge; the reason names the limit that decides.
     """
-    limits = [(smallest_edge / image_size, f"the smallest micrograph has an edge of {smallest_edge} px")]
+    room = f"crops of more than {MAX_CROP_SHARE} of the smallest micrograph, {smallest_edge} px, hardly differ"
+    limits = [(MAX_CROP_SHARE * smallest_edge / image_size, room)]
     factors, kept = [1.0, *detail], [1.0, *detail.values()]
     # The contrast falls with the factor.
     factor = float(np.interp(-MIN_CONTRAST, [-each for each in kept], factors))
@@ -147,7 +150,7 @@ def choose_augment(strength: float, direction: float, agreement: float, count: i
         strength: see `Fingerprint.orientation`.
         direction: in degrees, [0, 180).
         agreement: see `Fingerprint.agreement`.
-        count: number of micrographs.
+        count: number of micrographs with independent directions; see `Fingerprint.parents`.
     """
     least = max(MIN_ORIENTATION, 0.3 / count**0.5)
     # Few micrographs cannot reach MIN_RAYLEIGH: they have to agree almost fully.
@@ -171,9 +174,7 @@ def choose_network(image_size: int, device: str) -> Choice:
     """Chooses the U-Net; attention lies at levels of at most 16 px."""
     if device == "cuda" and image_size >= 128:
         return Choice("network", dict(LARGE_NETWORK), "the network of configs/train.json, for a GPU")
-    return Choice(
-        "network", dict(SMALL_NETWORK), "the bundled model's network, which learns in an hour of one CPU core"
-    )
+    return Choice("network", dict(SMALL_NETWORK), "the bundled model's network: 75 minutes of one CPU core trained it")
 
 
 def choose_batch(device: str, epoch_crops: int) -> Choice:
