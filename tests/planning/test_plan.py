@@ -81,8 +81,11 @@ def test_a_set_that_the_bundled_model_accepts_is_fine_tuned(tmp_path, quick):
     assert choices["crop_size"]["because"] in page
 
 
-def test_another_set_is_trained_from_scratch_and_the_plan_says_why(tmp_path, quick):
+def test_a_set_in_color_is_trained_from_scratch_and_the_plan_says_why(tmp_path, quick):
     root = write_tiny_dataset(tmp_path / "large", size=(96, 96))
+    for path in root.glob("*/images/*.png"):
+        gray = Image.open(path)
+        Image.merge("RGB", [gray, gray.point(lambda level: level // 2), gray]).save(path)
     output = run(root, "--out", tmp_path / "plan", "--json").output
     found = json.loads(output)
     start = next(each for each in found["choices"] if each["name"] == "start")
@@ -100,11 +103,11 @@ def test_images_alone(tmp_path, quick):
         Image.fromarray(rng.integers(0, 256, (80, 80), np.uint8)).save(folder / f"{number}.png")
     output = run(tmp_path / "plain", "--out", tmp_path / "plan").output
     names = {path.name for path in (tmp_path / "plan").iterdir()}
-    assert names == {"train.json", "sample.json", "workflow.json", "plan.json", "plan.html"}
+    assert names == {"finetune.json", "sample.json", "workflow.json", "plan.json", "plan.html"}
     workflow = load_config(tmp_path / "plan" / "workflow.json", ACTIONS["workflow"])
     assert workflow.sample.mask_source.kind == "none"
     assert workflow.evaluate is None
-    assert workflow.train.diffusion.mask_dropout == 0
+    assert workflow.finetune.diffusion.mask_dropout == 0
     assert "no test split, so no evaluation and no utility study" in " ".join(output.split())
 
 
