@@ -124,7 +124,7 @@ def test_samples_are_described_at_their_own_scale(trained, tmp_path):
     assert {row["file"] for row in rows} == {f"samples/{index:06d}.png" for index in range(6)}
     # 30 px of the micrographs are 13 px of these images.
     small = write_samples(dataset, tmp_path / "small", count=4, shape=2)
-    with pytest.raises(InputError, match="no islands of at least 30 px"):
+    with pytest.raises(InputError, match="no islands with at least 30 px"):
         describe(run, small, tmp_path / "none")
     assert not (tmp_path / "none").exists()
     assert describe(run, write_samples(dataset, tmp_path / "larger", shape=4), tmp_path / "few")["islands"] == 6

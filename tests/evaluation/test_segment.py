@@ -124,5 +124,5 @@ def test_unusable_input_is_one_line(trained: Path, tmp_path: Path) -> None:
         load_labeler(tmp_path / "empty")
     (tmp_path / "empty" / "segmenter.json").write_text((trained / "segmenter.json").read_text())
     (tmp_path / "empty" / "segmenter.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="not a segmenter"):
+    with pytest.raises(InputError, match="does not fit segmenter"):
         load_labeler(tmp_path / "empty")

@@ -219,7 +219,7 @@ def test_an_image_of_the_generator_is_found_again(runs, tmp_path):
     walk = ["interpolate", "-c", config, "--from", ends[0], "--to", ends[1], "--projection-steps", "5"]
     result = CliRunner().invoke(app, [*walk, "--frames", "3", "-o", str(tmp_path / "walk.png")])
     assert result.exit_code == 0, result.output
-    assert result.output.count("projected with an error of") == 2
+    assert result.output.count("RMS error of") == 2
     assert np.asarray(Image.open(tmp_path / "walk.png")).shape == (16, 48)
 
 
@@ -274,7 +274,7 @@ def test_what_cannot_be_is_one_line(runs, tmp_path):
     for section, change, message in [
         ("data", {"image_size": 24}, "image_size 24: must be a power of two"),
         ("data", {"unconditional": True}, "has no masks; generator.condition 'mask' needs them"),
-        ("train", {"train_batch_size": 99}, "hold 12 crops, fewer than the 99 of a batch"),
+        ("train", {"train_batch_size": 99}, "have 12 crops, fewer than the 99 of a batch"),
         ("generator", {"architecture": "dcgan"}, "condition 'mask' needs architecture 'style', not 'dcgan'"),
         ("generator", {"objective": "logistic"}, "objective 'logistic': not applicable to condition 'mask'"),
     ]:
@@ -289,7 +289,7 @@ def test_what_cannot_be_is_one_line(runs, tmp_path):
         ("mask", {"mask_source": source, "truncation": 0.5}, "truncation: not applicable"),
         ("mask", {"mask_source": source, "labels": labels}, "labels needs mask_source.kind 'none', not 'split'"),
         ("style", {"labels": labels}, "segmenter.json"),
-        ("mask", {}, "this generator draws for masks"),
+        ("mask", {}, "masks contain only ignored pixels"),
     ]:
         values = sample_config(folders[kind], tmp_path / "out", num_samples=2, **change)
         result = CliRunner().invoke(app, ["sample", "-c", write_config(tmp_path / "s.json", values)])

@@ -112,7 +112,7 @@ def test_weights_that_the_user_has_fill_the_encoder_of_smp(smp, tmp_path, monkey
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     places = tmp_path / "hub" / "checkpoints"
     with pytest.raises(
-        InputError, match=r"weights micronet: .*resnet50_pretrained_microscopynet_v1\.1\.pth\.tar is not"
+        InputError, match=r"weights micronet: .*resnet50_pretrained_microscopynet_v1\.1\.pth\.tar not found"
     ):
         build_architecture("smp:Unet:resnet50", 1, 2, weights="micronet")
     encoder = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
