@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from steelgen.config.train import RunConfig
     from steelgen.training.observer import TrainingResult
 
+_SPEED = "images_per_second"
 _LINE_INTERVAL_S = 10
 
 
@@ -67,7 +68,8 @@ class _LineObserver(_SilentObserver):
 
     def on_step(self, step: int, values: dict[str, float]) -> None:
         now = time.monotonic()
-        if values and (now - self._last_line >= _LINE_INTERVAL_S or step == self._last):
+        # A step that is saved but not logged may come with the epoch's loss alone.
+        if _SPEED in values and (now - self._last_line >= _LINE_INTERVAL_S or step == self._last):
             self._last_line = now
             log(f"step {step}/{self._last}  {self._describe(step, values)}")
 
@@ -79,7 +81,7 @@ class _LineObserver(_SilentObserver):
         remaining = min(elapsed / (step - self._first) * (self._last - step), self._max_seconds - elapsed)
         phases = (name for name in values if name.split("_")[0] == "loss" and "_bin_" not in name)
         losses = "".join(f"{name.replace('_', ' ')} {values[name]:.4f}  " for name in phases)
-        return f"{losses}{values['images_per_second']:.1f} images/s  {max(remaining, 0) / 60:.1f} min left"
+        return f"{losses}{values[_SPEED]:.1f} images/s  {max(remaining, 0) / 60:.1f} min left"
 
 
 class _BarObserver(_LineObserver):
@@ -101,7 +103,7 @@ class _BarObserver(_LineObserver):
 
     def on_step(self, step: int, values: dict[str, float]) -> None:
         self._progress.update(self._task, completed=step)
-        if values:
+        if _SPEED in values:
             self._progress.update(self._task, values=self._describe(step, values))
 
     def on_event(self, message: str) -> None:
