@@ -73,7 +73,7 @@ def _build_command(action: Literal["train", "finetune"], summary: str) -> Callab
 
 train_command = _build_command("train", "Train a generator on annotated micrographs.")
 finetune_command = _build_command(
-    "finetune", "Fine-tune a generator, usually with a higher mask_dropout, on the same or new data."
+    "finetune", "Fine-tune a trained generator on the same or new data, also with other classes."
 )
 
 
