@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from charts import plot_curves
-from common import LinePrinter, save_results, summarize, time_in_turns
+from common import LinePrinter, save_results, summarize, time_alternately
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
@@ -332,7 +332,7 @@ def main() -> None:
         steps = {name: build_step(name) for name in SYSTEMS}
         # Penalties occur every 4 steps, so a step costs the mean of 4.
         grouped = {name: _take(step, 4) for name, step in steps.items()}
-        seconds = time_in_turns(grouped, arguments.repeats // 4, time.process_time)
+        seconds = time_alternately(grouped, arguments.repeats // 4, time.process_time)
         rows = {name: summarize([value / 4 for value in values]) for name, values in seconds.items()}
         save_results(arguments.runs / "step_times.json", {"threads": 1, "seconds_a_step": rows})
     elif arguments.part == "run":

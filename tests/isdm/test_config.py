@@ -220,4 +220,4 @@ def test_convert_train_sample_and_finetune_from_the_command_line(tmp_path, monke
 
     tuning = {**old, "resume_checkpoint": "old/model000002.pt", "lr_anneal_steps": 3, "batch_size": 2}
     (tmp_path / "tune.json").write_text(json.dumps(tuning))
-    assert "at step 2" in run("finetune", "-c", "tune.json", "--set", "preview.num_images=0")
+    assert "from step 2" in run("finetune", "-c", "tune.json", "--set", "preview.num_images=0")
