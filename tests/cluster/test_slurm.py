@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config, write_tiny_dataset
+from tests.generators.test_gan import gan_config
 from tests.training.test_loop import Recorder, assert_same_tensors, load_weights
 
 CUT_STEPS = 150
@@ -118,6 +120,18 @@ def test_two_nodes_train_together(cluster, cut_training, tmp_path):
     fewer = cluster.run("sbatch", "--parsable", "--nodes=1", "run.slurm/train.sbatch", cwd=tmp_path).stdout.strip()
     assert cluster.wait(fewer, 30)["JobState"] == "FAILED"
     assert "requested 2 nodes, got 1" in read_logs(tmp_path / "run")
+
+
+def test_a_generator_of_two_phases_trains_as_a_job(cluster, tmp_path):
+    dataset = write_tiny_dataset(tmp_path / "tiny")
+    write_json(tmp_path / "train.json", gan_config(dataset, "run"))
+    command = ("slurm", "submit", "train", "-c", "train.json", "--profile", write_profile(tmp_path))
+    job = cluster.wait(job_ids(steelgen(cluster, tmp_path, *command))[0], 90)
+    assert job["JobState"] == "COMPLETED", read_logs(tmp_path / "run")
+    assert steelgen(cluster, tmp_path, "slurm", "status", "run").count("finished (max_steps)") == 1
+    train(parse_config(gan_config(dataset, tmp_path / "here"), TrainConfig), Recorder())
+    there, here = (load_file(tmp_path / run / "export/weights.safetensors") for run in ("run", "here"))
+    assert_same_tensors(there, here)
 
 
 def test_killed_shard_is_run_again_alone(cluster, trained):

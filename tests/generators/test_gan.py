@@ -15,8 +15,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from steelgen.cli.app import app
-from steelgen.config.base import parse_config
+from steelgen.config.base import config_to_json, parse_config
 from steelgen.config.evaluate import EvaluateConfig
+from steelgen.config.sample import SampleConfig
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
 from steelgen.evaluation.evaluate import evaluate
@@ -24,6 +25,7 @@ from steelgen.generators import DrawRequest
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.models.dcgan import DcganDiscriminator, DcganGenerator
 from steelgen.sampling.replay import replay
+from steelgen.sampling.sample import sample
 from steelgen.training.batch_size import take_steps
 from steelgen.training.loop import train
 from steelgen.training.setup import build_crops, prepare_training
@@ -68,6 +70,18 @@ def gan_config(dataset, run_dir, **train):
 def write_config(path, values):
     path.write_text(json.dumps(values))
     return str(path)
+
+
+def test_resolved_configs_run_again(tmp_path):
+    """They hold the defaults of sections that do not apply to this kind."""
+    dataset = write_tiny_dataset(tmp_path / "tiny")
+    config = parse_config(gan_config(dataset, tmp_path / "run", max_steps=1), TrainConfig)
+    train(config, Recorder())
+    again = json.loads((tmp_path / "run/config.json").read_text())
+    assert parse_config(again, TrainConfig) == config
+    values = {"generator": str(tmp_path / "run"), "output_dir": str(tmp_path / "s"), "mask_source": {"kind": "none"}}
+    resolved = config_to_json(parse_config({**values, "num_samples": 1}, SampleConfig))
+    assert (sample(parse_config(resolved, SampleConfig)) / "samples/000000.png").is_file()
 
 
 def run_steelgen(*arguments, program=("-m", "steelgen"), **environment):

@@ -257,7 +257,10 @@ class TrainConfig(RunConfig):
         self.generator.check_image_size(self.data.image_size)
         if not self.generator.steps_by_solver:
             sections = {"preview": self.preview, "measurement": self.measurement}
-            unused = [f"{name}.solver" for name, section in sections.items() if "solver" in section.model_fields_set]
+            # Resolved configs have all defaults in them.
+            unused = [
+                f"{name}.solver" for name, section in sections.items() if section.solver != type(section)().solver
+            ]
             unused += ["diffusion"] if self.diffusion != DiffusionTrainingSection() else []
             if unused:
                 raise ValueError(f"{unused[0]}: not applicable to generator.kind {self.generator.kind}")

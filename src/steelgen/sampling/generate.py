@@ -40,10 +40,13 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
 
 
 def check_taken(config: SampleConfig, generator: Generator) -> None:
-    """Raises InputError if the config asks for what the generator makes no use of."""
+    """Raises InputError if the config sets a field that the generator does not use.
+
+    Resolved configs have all defaults in them, which set nothing.
+    """
     for section, name in (("solver", "solver"), ("start_images", "start"), ("truncation", "truncation")):
-        asked = section in config.model_fields_set and getattr(config, section) is not None
-        if asked and name not in generator.takes:
+        default = SampleConfig.model_fields[section].get_default(call_default_factory=True)
+        if getattr(config, section) != default and name not in generator.takes:
             raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
 
 
