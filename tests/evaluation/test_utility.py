@@ -453,4 +453,4 @@ def test_slurm_gives_a_study_an_array_and_a_gathering_job(real: Path, generated:
     assert "action=utility" in (scripts / "gather.sbatch").read_text()
     many = CliRunner().invoke(app, [*arguments, "5"])
     assert many.exit_code == 2
-    assert "--array 5: more shards than cells" in many.output
+    assert "--array 5: more shards than the 4 cells" in many.output

@@ -169,7 +169,7 @@ def test_what_decides_may_not_change_unless_allowed(tiny_dataset, tmp_path):
     go_on(tiny_dataset, run)
     written = (run / "config.json").read_bytes()
     for field, value in DECISIVE.items():
-        with pytest.raises(InputError, match=rf"{run}: {field} was .+, is now .+: .* --allow-changed {field} if"):
+        with pytest.raises(InputError, match=rf"{run}: {field} was .+, is now .+: .* --allow-changed {field}$"):
             go_on(tiny_dataset, run, {field: value}, max_steps=3)
         assert (run / "config.json").read_bytes() == written
         assert not (run / LOCK_FILE).exists()
@@ -285,5 +285,5 @@ def test_allow_changed_needs_something_to_differ_from(tiny_dataset, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(tiny_train_config(tiny_dataset, tmp_path / "run")))
     result = CliRunner().invoke(app, ["train", "-c", str(tmp_path / "train.json"), "--allow-changed", "seed"])
     assert result.exit_code == 2
-    assert "with --resume auto alone" in result.stderr
+    assert "requires --resume auto" in result.stderr
     assert not (tmp_path / "run").exists()
