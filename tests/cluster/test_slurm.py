@@ -216,7 +216,7 @@ def test_workflow_by_dependencies(cluster, cut_training, tmp_path):
     train_job, _, gather = job_ids(steelgen(cluster, tmp_path, *command))
     assert cluster.job(gather)["Dependency"].startswith("afterok:")
     assert "still in the queue" in steelgen(cluster, tmp_path, *command, code=2)
-    job = cluster.wait(gather, 120)
+    job = cluster.wait(gather, 400)
     logs = read_logs(tmp_path / "run") + read_logs(tmp_path / "samples")
     assert job["JobState"] == "COMPLETED", logs
     assert cluster.job(train_job)["JobState"] == "COMPLETED"
