@@ -57,12 +57,12 @@ def evaluate(
 
     evidence, notes = load_evidence(config)
     fidelity = judge_fidelity(evidence, start_stage)
-    seen = see_masks(evidence, start_stage)
+    predicted = see_masks(evidence, start_stage)
     start_stage("microstructure of given and predicted masks")
     sections: dict[str, Judgment] = {
         "fidelity": fidelity,
-        "faithfulness": judge_faithfulness(evidence, seen),
-        "microstructure": judge_microstructure(evidence, seen),
+        "faithfulness": judge_faithfulness(evidence, predicted),
+        "microstructure": judge_microstructure(evidence, predicted),
         "memorization": judge_memorization(evidence, start_stage),
     }
     if study:
@@ -83,6 +83,6 @@ def evaluate(
     }
     with new_folder(config.output_dir) as folder:
         save_json(folder / RESULT_FILE, result)
-        (folder / "report.html").write_text(build_report(result, evidence, seen, study), encoding="utf-8")
+        (folder / "report.html").write_text(build_report(result, evidence, predicted, study), encoding="utf-8")
     report(total, total)
     return result

@@ -69,14 +69,14 @@ def compute_kid(
     # All subsets share the kernel values.
     xx, yy, xy = _cubic_kernel(first, first), _cubic_kernel(second, second), _cubic_kernel(first, second)
     rng = np.random.default_rng(seed)
-    draws = []
+    estimates = []
     for _ in range(num_subsets):
         i = rng.choice(len(first), size, replace=False)
         j = rng.choice(len(second), size, replace=False)
-        draws.append(
+        estimates.append(
             _mean_off_diagonal(xx[np.ix_(i, i)]) + _mean_off_diagonal(yy[np.ix_(j, j)]) - 2 * xy[np.ix_(i, j)].mean()
         )
-    return float(np.mean(draws)), float(np.std(draws))
+    return float(np.mean(estimates)), float(np.std(estimates))
 
 
 def compute_kid_error(first: NDArray, second: NDArray) -> float:

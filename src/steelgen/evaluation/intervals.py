@@ -27,8 +27,8 @@ def resample_weights(count: int, seed: int, stream: int = 0, num_resamples: int 
     Returns:
         (1 + num_resamples, count); the first row is all ones, the set itself.
     """
-    draws = np.random.default_rng([seed, stream]).multinomial(count, np.full(count, 1 / count), size=num_resamples)
-    return np.concatenate([np.ones((1, count)), draws])
+    resampled = np.random.default_rng([seed, stream]).multinomial(count, np.full(count, 1 / count), size=num_resamples)
+    return np.concatenate([np.ones((1, count)), resampled])
 
 
 def center_interval(values: NDArray, lowest: float = -math.inf, highest: float = math.inf) -> Interval:
@@ -45,10 +45,10 @@ def center_interval(values: NDArray, lowest: float = -math.inf, highest: float =
         Lower and upper end; NaN if the figure is undefined, or undefined in over 10 % of the resamples: it then depends
         on one or two images, and resampling cannot estimate its spread.
     """
-    value, draws = float(values[0]), values[1:][np.isfinite(values[1:])]
-    if not math.isfinite(value) or len(draws) < 0.9 * len(values[1:]):
+    value, resampled = float(values[0]), values[1:][np.isfinite(values[1:])]
+    if not math.isfinite(value) or len(resampled) < 0.9 * len(values[1:]):
         return math.nan, math.nan
-    low, high = np.percentile(draws, [2.5, 97.5]) - (draws.mean() - value)
+    low, high = np.percentile(resampled, [2.5, 97.5]) - (resampled.mean() - value)
     return float(np.clip(low, lowest, highest)), float(np.clip(high, lowest, highest))
 
 

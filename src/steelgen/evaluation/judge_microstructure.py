@@ -15,8 +15,8 @@ from steelgen.evaluation.sets import Evidence, Judgment
 from steelgen.evaluation.structure import Resampled, Structure, compute_structure_distances, measure_structure
 
 
-def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> Judgment:
-    """Compares generated with held-out images by predicted masks (`seen`, from `see_masks`) and by given masks, if any.
+def judge_microstructure(evidence: Evidence, predicted: dict[str, NDArray[np.uint8]]) -> Judgment:
+    """Compares generated with held-out images by `predicted` masks (from `see_masks`) and by given masks, if any.
 
     Both sides of a comparison come from the same source, so that the segmenter's errors cancel to first order. The
     floor uses training crops in place of the generated images.
@@ -27,7 +27,7 @@ def judge_microstructure(evidence: Evidence, seen: dict[str, NDArray[np.uint8]])
         return [], nothing, ["microstructure is not measured: the dataset has no masks"]
     pixel_size = evidence.geometry.scale_pixel_size(evidence.info.pixel_size_um)
     parts = {"generated": evidence.generated, "held_out": evidence.held_out, "train": evidence.train}
-    sources = {"images": {key: seen[part.name] for key, part in parts.items()}}
+    sources = {"images": {key: predicted[part.name] for key, part in parts.items()}}
     if evidence.generated.masks is not None:
         sources["masks"] = {key: part.masks for key, part in parts.items() if part.masks is not None}
     figures: list[Figure] = []

@@ -30,18 +30,18 @@ _DESCRIPTORS = (
 
 
 def build_report(
-    result: dict[str, Any], evidence: Evidence, seen: dict[str, NDArray[np.uint8]], study: dict[str, Any] | None = None
+    result: dict[str, Any], evidence: Evidence, predicted: dict[str, NDArray], study: dict[str, Any] | None = None
 ) -> str:
     """Builds the page as self-contained HTML without scripts.
 
     Args:
         result: the content of evaluation.json.
-        seen: predicted masks by set, from `see_masks`.
+        predicted: masks by set, from `see_masks`.
         study: the content of utility.json, if there is a study.
     """
     structure = result["details"]["microstructure"]
     figures = result["figures"]
-    samples, captions = _build_samples(evidence, seen)
+    samples, captions = _build_samples(evidence, predicted)
     return render(
         "evaluation.html",
         title=f"Evaluation of {evidence.config.generated.name}",
@@ -64,7 +64,7 @@ def build_report(
     )
 
 
-def _build_samples(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> tuple[str, list[str]]:
+def _build_samples(evidence: Evidence, predicted: dict[str, NDArray[np.uint8]]) -> tuple[str, list[str]]:
     """A sheet of images and masks as a data URI, and the captions of its rows."""
     generated, held_out = evidence.generated, evidence.held_out
     count = min(_SHOWN_IMAGES, len(generated), len(held_out))
@@ -75,8 +75,8 @@ def _build_samples(evidence: Evidence, seen: dict[str, NDArray[np.uint8]]) -> tu
     rows = {f"real ({held_out.name})": list(held_out.images[:count]), "generated": list(generated.images[:count])}
     if generated.masks is not None:
         rows["masks given to the generator"] = color(generated.masks)
-    if seen:
-        rows["masks predicted by the segmenter"] = color(seen["generated"])
+    if predicted:
+        rows["masks predicted by the segmenter"] = color(predicted["generated"])
     sheet = build_sheet(list(rows.values()), tile=max(112, min(256, evidence.geometry.image_size)))
     return embed_image(sheet, "PNG", optimize=True), list(rows)
 
