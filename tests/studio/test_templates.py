@@ -19,7 +19,7 @@ def test_lines():
 def test_drawn_pairs():
     nearest = Nearest(np.zeros((4, 4), np.uint8), POISON, 1.0, 2.0, True)
     card = {"figures": [FIGURE], "nearest": nearest, "seed": 1, "stem": POISON, "image": "data:", "mask": "data:"}
-    assert_harmless(render("studio_pairs.html", cards=[card], knows_training=True), poisoned=2)
+    assert_harmless(render("studio_results.html", cards=[card], knows_training=True), poisoned=2)
 
 
 def test_pairs_of_a_folder():
