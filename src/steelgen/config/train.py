@@ -256,11 +256,9 @@ class TrainConfig(RunConfig):
     def _check_generator(self) -> TrainConfig:
         self.generator.check_image_size(self.data.image_size)
         if not self.generator.steps_by_solver:
-            sections = {"preview": self.preview, "measurement": self.measurement}
-            # Resolved configs have all defaults in them.
-            unused = [
-                f"{name}.solver" for name, section in sections.items() if section.solver != type(section)().solver
-            ]
+            # Compared with the defaults, because resolved configs have them all.
+            unused = ["preview.solver"] if self.preview.solver != PreviewSection().solver else []
+            unused += ["measurement.solver"] if self.measurement.solver != MeasurementSection().solver else []
             unused += ["diffusion"] if self.diffusion != DiffusionTrainingSection() else []
             if unused:
                 raise ValueError(f"{unused[0]}: not applicable to generator.kind {self.generator.kind}")
