@@ -14,9 +14,7 @@ and optionally
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
 from steelgen.config.generator import GENERATOR_KINDS, AnyGeneratorSection
 from steelgen.config.train import RunConfig
@@ -25,7 +23,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import Record, load_record
 from steelgen.generators import Generator, Trainable
-from steelgen.generators.saved import DESCRIPTION_FILE, find_generator
+from steelgen.generators.saved import DESCRIPTION_FILE, find_family, find_generator
 
 
 class _Kind(Record):
@@ -34,12 +32,12 @@ class _Kind(Record):
 
 def build_generator(config: AnyGeneratorSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
     """Builds an untrained generator for the classes and gray levels of training micrographs."""
-    return _find_family(config.kind).build(config, micrographs, geometry)
+    return find_family(config.kind).build(config, micrographs, geometry)
 
 
 def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
     """Prepares a generator for training with the config of a run."""
-    return _find_family(generator.kind).build_trainable(generator, config)
+    return find_family(generator.kind).build_trainable(generator, config)
 
 
 def adapt_generator(
@@ -57,7 +55,7 @@ def adapt_generator(
         InputError: if it would have to change, but generators of its kind cannot.
     """
     if can_adapt(generator):
-        return _find_family(generator.kind).adapt(generator, micrographs, geometry, keep_classes)
+        return find_family(generator.kind).adapt(generator, micrographs, geometry, keep_classes)
     info = micrographs.info
     if (generator.info.class_names, generator.geometry.image_size) != (info.class_names, geometry.image_size):
         raise InputError(
@@ -69,7 +67,7 @@ def adapt_generator(
 
 def can_adapt(generator: Generator) -> bool:
     """Returns whether generators of this kind can be adapted to other classes and sizes."""
-    return hasattr(_find_family(generator.kind), "adapt")
+    return hasattr(find_family(generator.kind), "adapt")
 
 
 def load_generator(path: Path) -> Generator:
@@ -83,15 +81,9 @@ def load_generator(path: Path) -> Generator:
         InputError: if there is no generator, or it cannot be loaded.
     """
     if path.suffix == ".pt":
-        from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings, load_isdm_checkpoint
-
-        return load_isdm_checkpoint(path, find_isdm_settings(path))
+        return find_family("semantic_diffusion").load_file(path)
     folder = find_generator(path)
     kind = load_record(folder / DESCRIPTION_FILE, _Kind).kind
     if kind not in GENERATOR_KINDS:
         raise InputError(f"{folder / DESCRIPTION_FILE}: kind {kind!r}: must be one of {', '.join(GENERATOR_KINDS)}")
-    return _find_family(kind).load(folder)
-
-
-def _find_family(kind: str) -> ModuleType:
-    return importlib.import_module(f"steelgen.generators.{kind}")
+    return find_family(kind).load(folder)

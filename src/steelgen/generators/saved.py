@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -87,12 +89,15 @@ def hash_generator(path: Path, weights: str | None = None) -> str:
     """
     described: list[Any] = [weights or hash_weights(path)]
     if path.suffix == ".pt":
-        from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings
-
-        described.append(find_isdm_settings(path).model_dump(mode="json"))
+        described.append(find_family("semantic_diffusion").describe_file(path))
     else:
         folder = find_generator(path)
         for file in [folder / DESCRIPTION_FILE, *sorted(folder.glob("*/*.json"))]:
             settings = load_json(file)
             described.append({key: settings[key] for key in settings if key[0] != "_" and key != "steelgen_version"})
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def find_family(kind: str) -> ModuleType:
+    """Imports the subpackage of a generator kind; see `steelgen.generators.families`."""
+    return importlib.import_module(f"steelgen.generators.{kind}")

@@ -17,7 +17,7 @@ from steelgen.pages import embed_image, render, show_number
 
 if TYPE_CHECKING:
     from steelgen.planning.fingerprint import Fingerprint
-    from steelgen.planning.plan import Plan
+    from steelgen.planning.result import Plan
 
 _SHOWN = 3
 """Micrographs on the page."""

@@ -3,52 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from steelgen import __version__
 from steelgen.bundled import list_bundled
-from steelgen.config.base import Section, parse_config
+from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.config.workflow import WorkflowConfig
 from steelgen.errors import InputError
 from steelgen.files import check_output_free, new_folder, save_json
 from steelgen.planning import rules
 from steelgen.planning.fingerprint import Fingerprint, compute_fingerprint
-from steelgen.planning.machine import Machine, StepTime, examine_device, time_step
+from steelgen.planning.machine import Machine, examine_device, time_step
 from steelgen.planning.page import build_page
+from steelgen.planning.result import Plan
 from steelgen.planning.rules import Choice
 
 _PROBE_STEPS = 1000
 """max_steps of the config that is timed; a step takes the same time at any number."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Configs for a dataset folder and how they came about."""
-
-    dataset: Path
-    minutes: float
-    fingerprint: Fingerprint
-    machine: Machine
-    step: StepTime
-    choices: tuple[Choice, ...]
-    warnings: tuple[str, ...]
-    workflow: WorkflowConfig
-    """All stages; each is also written as a config of its own."""
-
-    @property
-    def training(self) -> RunConfig:
-        """The config of the training stage, from scratch or fine-tuning."""
-        config = self.workflow.finetune or self.workflow.train
-        assert config is not None
-        return config
-
-    def list_configs(self) -> dict[str, Section]:
-        """Lists the configs by command: train or finetune, sample, evaluate, utility, workflow."""
-        stages = {name: getattr(self.workflow, name) for name in type(self.workflow).model_fields if name != "shards"}
-        return {**{name: config for name, config in stages.items() if config is not None}, "workflow": self.workflow}
 
 
 def plan(

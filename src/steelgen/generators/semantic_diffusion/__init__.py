@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.train import RunConfig
@@ -23,6 +24,20 @@ def load(folder: Path) -> Generator:
     from steelgen.generators.semantic_diffusion.generator import load_semantic_diffusion
 
     return load_semantic_diffusion(folder)
+
+
+def load_file(path: Path) -> Generator:
+    """Loads an ISDM `.pt` file with its config beside it."""
+    from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings, load_isdm_checkpoint
+
+    return load_isdm_checkpoint(path, find_isdm_settings(path))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Returns the settings of an ISDM `.pt` file, as JSON values."""
+    from steelgen.generators.semantic_diffusion.isdm.checkpoint import find_isdm_settings
+
+    return find_isdm_settings(path).model_dump(mode="json")
 
 
 def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
