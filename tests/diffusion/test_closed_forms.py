@@ -230,7 +230,7 @@ RAMP = torch.linspace(-0.8, 0.8, EDGE * EDGE).view(1, 1, EDGE, EDGE)
 
 
 def start_from(generator, solver, strength, noise=None):
-    return generator.draw(DrawRequest([0], MASKS, solver, StartImages(RAMP, strength), noise)).images
+    return generator.draw(DrawRequest([0], MASKS, solver=solver, start=StartImages(RAMP, strength), noise=noise)).images
 
 
 @pytest.mark.parametrize("solver", STARTERS, ids=lambda solver: solver.name)

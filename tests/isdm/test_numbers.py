@@ -106,7 +106,7 @@ def test_first_step_of_both_fixed_variances_is_the_second_posterior_one():
 def test_ddim_over_50_steps(generator, expected):
     solver = convert_solver(reference_settings(diffusion_steps=50, rescale_timesteps=True), True, 1.5)
     masks = expected["label"][:, 0].long()
-    image = generator.draw(DrawRequest([0, 1], masks, solver, noise=expected["ddim_noise"])).images
+    image = generator.draw(DrawRequest([0, 1], masks, solver=solver, noise=expected["ddim_noise"])).images
     assert (image - expected["ddim50_sample"].clamp(-1, 1)).abs().max() < 1e-4
 
 
@@ -115,7 +115,7 @@ def test_ddim_by_a_network_that_scales_its_own_timesteps(expected):
     generator = load_isdm_checkpoint(CHECKPOINT, settings)
     assert generator.network.config.timestep_scale == 20
     masks, solver = expected["label"][:, 0].long(), convert_solver(settings, True, 1.5)
-    image = generator.draw(DrawRequest([0, 1], masks, solver, noise=expected["ddim_noise"])).images
+    image = generator.draw(DrawRequest([0, 1], masks, solver=solver, noise=expected["ddim_noise"])).images
     assert (image - expected["ddim50_sample"].clamp(-1, 1)).abs().max() < 1e-4
 
 

@@ -77,6 +77,12 @@ def test_fp16_on_a_cpu_is_refused(tiny_dataset, tmp_path):
         tune_batch(config)
 
 
+def test_one_process_trains_in_one_precision_after_the_other(tiny_dataset, tmp_path):
+    for precision in ("no", "bf16", "no"):
+        config = parse_config(tiny_train_config(tiny_dataset, tmp_path, mixed_precision=precision), TrainConfig)
+        assert build_accelerator(config.train).mixed_precision == precision
+
+
 @pytest.mark.parametrize("tf32", [True, False])
 def test_tf32_reaches_torch(tiny_dataset, tmp_path, tf32):
     build_accelerator(parse_config(tiny_train_config(tiny_dataset, tmp_path, tf32=tf32), TrainConfig).train)

@@ -80,6 +80,9 @@ class DrawRequest:
     masks: Tensor | None = None
     """(N, H, W) int64 class indices, at least the geometry's image_size in height and width; indices ≥ num_classes are
     ignored pixels. None for generators that need no masks."""
+    images: Tensor | None = None
+    """(N, C, H / f, W / f) in [-1, 1] for generators that need or take "images": f is 1, or the factor of a refining
+    generator."""
     solver: AnySolverSection | None = None
     """Solver of a diffusion model; None uses the default."""
     start: StartImages | None = None
@@ -255,7 +258,8 @@ def draw_for_masks(
     """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none."""
     given = masks if "masks" in generator.needs else None
     steps = solver if "solver" in generator.takes else None
-    drawn = generator.draw(DrawRequest(seeds, given, steps, start, noise, latents, truncation))
+    request = DrawRequest(seeds, given, solver=steps, start=start, noise=noise, latents=latents, truncation=truncation)
+    drawn = generator.draw(request)
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
 

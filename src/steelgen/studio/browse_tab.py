@@ -231,7 +231,8 @@ def build_browse_tab(folders: list[Path], tab: gr.Tab) -> None:
     inputs, outputs = [folder, subset, view, which, page], [subset, stems, cards, classes, page, status]
     changes = (folder.input, subset.input, view.input, which.input, page.submit, page.blur)
     for event in (reload.click, tab.select, *changes):
-        event(show, inputs, outputs, **QUIET)
+        # By default gradio drops an event while another is answered, such as a folder typed while the first one opens.
+        event(show, inputs, outputs, trigger_mode="always_last", **QUIET)
     cards.press(reject, [*inputs, stems], outputs, **QUIET)
 
 

@@ -108,7 +108,7 @@ def build_run_tab(run: Path | None, tab: gr.Tab) -> None:
 
     outputs = [curves, previews, seen, status]
     for event in (watch.click, folder.submit, tab.select):
-        event(lambda folder: update(folder, ""), folder, outputs, **QUIET)
+        event(lambda folder: update(folder, ""), folder, outputs, trigger_mode="always_last", **QUIET)
     timer.tick(update, [folder, seen], outputs, **QUIET)
 
 

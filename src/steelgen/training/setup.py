@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
@@ -144,9 +145,13 @@ def build_accelerator(options: OptimizationSection, broadcast_buffers: bool = Tr
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
+    precision = resolve_precision(options.mixed_precision)
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        # accelerate insists on the first precision of a process, but an earlier training, as in a notebook, is over.
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=device.type == "cpu",  # required by accelerate for several processes on CPUs
-        mixed_precision=resolve_precision(options.mixed_precision),
+        mixed_precision=precision,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=_TIMEOUT),
