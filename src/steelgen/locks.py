@@ -140,7 +140,11 @@ class FolderLock:
             with suppress(FileExistsError):
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
                 with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                    _write(file, own)
+                    try:
+                        _write(file, own)
+                    except OSError:  # a full disk; an empty lock would make the next process wait for its owner
+                        self._path.unlink()
+                        raise
                 return None
             with suppress(FileNotFoundError), open(self._path, "r+b", buffering=0) as file:
                 _lock_file(file)

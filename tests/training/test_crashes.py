@@ -25,6 +25,7 @@ from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
 from steelgen.generators.saved import find_generator
 from steelgen.generators.semantic_diffusion.training import SemanticDiffusionTraining
+from steelgen.locks import LOCK_FILE
 from steelgen.training import checkpoint
 from steelgen.training.checkpoint import list_checkpoints, newest_checkpoint
 from steelgen.training.loop import train
@@ -173,6 +174,7 @@ def test_a_disk_that_fills_ends_in_one_line_and_training_goes_on_once_there_is_r
         assert os.waitstatus_to_exitcode(status) == 2, log.read_text()
         last = log.read_text().splitlines()[-1]
         assert "the disk is full" in last
+        assert not (run / LOCK_FILE).exists()
         assert f"{run}/checkpoints/step-000003 is intact" in last
         assert str(run) in last
         assert "Traceback" not in log.read_text()

@@ -10,14 +10,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
+from steelgen import __version__
 from steelgen.bundled import resolve_bundled
-from steelgen.errors import InputError
-from steelgen.files import aside_path, hash_files, load_json
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
+from steelgen.errors import InputError, first_line
+from steelgen.files import Record, aside_path, hash_files, load_json, new_folder, save_json, save_tensors
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, and the classes and crop geometry of its training."""
+
+_WEIGHTS_FILE = "weights.safetensors"
 
 _LARGEST_WEIGHT = 1e6
 """Weights of trained networks are orders of magnitude smaller; larger ones give entirely black or white images."""
@@ -30,6 +36,37 @@ def check_weights(network: nn.Module, origin: Path) -> None:
         if not largest <= _LARGEST_WEIGHT:
             value = "NaN" if math.isnan(largest) else f"a value of {largest:.3g}"
             raise InputError(f"{origin}: {name!r} contains {value}: the weights are damaged or training diverged")
+
+
+class SavedSettings(Record):
+    """Settings in the generator.json of `save_generator`; each kind adds its `section`."""
+
+    dataset: DatasetInfo
+    geometry: CropGeometry
+    intensity: tuple[float, float] = (0.0, 1.0)
+    """Mean and standard deviation of the training images."""
+
+
+def save_generator(folder: Path, kind: str, network: nn.Module, settings: SavedSettings) -> None:
+    """Writes a new folder with the weights of a generator's only network, and generator.json."""
+    with new_folder(folder) as working:
+        save_tensors(working / _WEIGHTS_FILE, network.state_dict())
+        described = settings.model_dump(mode="json")
+        save_json(working / DESCRIPTION_FILE, {"kind": kind, "steelgen_version": __version__, **described})
+
+
+def load_saved_weights(folder: Path, network: nn.Module) -> None:
+    """Loads the weights of `save_generator` into a network.
+
+    Raises:
+        InputError: if they are missing, damaged, or those of another architecture.
+    """
+    path = folder / _WEIGHTS_FILE
+    try:
+        network.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors has an exception type of its own for damaged files
+        raise InputError(f"{path}: weights do not fit this generator: {first_line(error)}") from None
+    check_weights(network, path)
 
 
 def find_generator(path: Path) -> Path:

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steelgen import __version__
 from steelgen.config.generator import GanSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import map_on_single_threads, randn_by_seed
 from steelgen.diffusion.loss import one_hot_with_dropout
-from steelgen.errors import InputError, first_line
-from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
+from steelgen.errors import InputError
+from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest, Latents
 from steelgen.generators.gan.networks import GanNetwork, build_network, count_noise
 from steelgen.generators.gan.projection import find_nearest_styles
-from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
+from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.models.style_gan import StyleGenerator
 
-_WEIGHTS_FILE = "weights.safetensors"
 _MEAN_OF = 1024
 """Random styles averaged into the center of truncation."""
 
 
 @dataclass
 class Gan:
-    """Generator network of a GAN with its config and dataset description."""
+    """Generator network of a GAN with its config and dataset settings."""
 
     network: GanNetwork
     section: GanSection
@@ -126,19 +123,8 @@ class Gan:
 
     def save(self, folder: Path) -> None:
         """See `Generator.save`."""
-        with new_folder(folder) as working:
-            save_tensors(working / _WEIGHTS_FILE, self.network.state_dict())
-            save_json(
-                working / DESCRIPTION_FILE,
-                {
-                    "kind": self.kind,
-                    "steelgen_version": __version__,
-                    "dataset": self.info.model_dump(mode="json"),
-                    "geometry": asdict(self.geometry),
-                    "section": self.section.model_dump(mode="json"),
-                    "intensity": self.intensity,
-                },
-            )
+        settings = _Settings(dataset=self.info, geometry=self.geometry, section=self.section, intensity=self.intensity)
+        save_generator(folder, self.kind, self.network, settings)
 
     @property
     def _device(self) -> torch.device:
@@ -181,11 +167,8 @@ class Gan:
         return mean
 
 
-class _Description(Record):
-    dataset: DatasetInfo
-    geometry: CropGeometry
+class _Settings(SavedSettings):
     section: GanSection = Field(GanSection())
-    intensity: tuple[float, float] = (0.0, 1.0)
 
 
 def build_gan(section: GanSection, micrographs: Micrographs, geometry: CropGeometry) -> Gan:
@@ -210,11 +193,7 @@ def load_gan(folder: Path) -> Gan:
     Raises:
         InputError: if a file is missing, damaged, or from another architecture.
     """
-    description = load_record(folder / DESCRIPTION_FILE, _Description)
-    network = build_network(description.section, description.geometry, description.dataset.num_classes)
-    try:
-        network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
-    except Exception as error:  # safetensors has an exception type of its own for damaged files
-        raise InputError(f"{folder / _WEIGHTS_FILE}: weights do not fit this generator: {first_line(error)}") from None
-    check_weights(network, folder / _WEIGHTS_FILE)
-    return Gan(network, description.section, description.dataset, description.geometry, description.intensity)
+    settings = load_record(folder / DESCRIPTION_FILE, _Settings)
+    network = build_network(settings.section, settings.geometry, settings.dataset.num_classes)
+    load_saved_weights(folder, network)
+    return Gan(network, settings.section, settings.dataset, settings.geometry, settings.intensity)

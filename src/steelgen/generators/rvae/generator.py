@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steelgen import __version__
 from steelgen.config.generator import RvaeSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.patches import PatchCenters
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import map_on_single_threads, randn_by_seed
-from steelgen.errors import InputError, first_line
-from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
+from steelgen.errors import InputError
+from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
 from steelgen.generators.describing import Description
-from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
+from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.models.rvae import RotationVae
 
-_WEIGHTS_FILE = "weights.safetensors"
 _BATCH = 64
 """Patches per batch of `describe`."""
 
 
 @dataclass
 class Rvae:
-    """Encoder and decoder with their config and dataset description."""
+    """Encoder and decoder with their config and dataset settings."""
 
     network: RotationVae
     section: RvaeSection
@@ -130,19 +127,8 @@ class Rvae:
 
     def save(self, folder: Path) -> None:
         """See `Generator.save`."""
-        with new_folder(folder) as working:
-            save_tensors(working / _WEIGHTS_FILE, self.network.state_dict())
-            save_json(
-                working / DESCRIPTION_FILE,
-                {
-                    "kind": self.kind,
-                    "steelgen_version": __version__,
-                    "dataset": self.info.model_dump(mode="json"),
-                    "geometry": asdict(self.geometry),
-                    "section": self.section.model_dump(mode="json"),
-                    "intensity": self.intensity,
-                },
-            )
+        settings = _Settings(dataset=self.info, geometry=self.geometry, section=self.section, intensity=self.intensity)
+        save_generator(folder, self.kind, self.network, settings)
 
     def _decode_images(self, latents: Tensor) -> Tensor:
         """(N, latent_dim) → (N, in_channels, S, S) in [-1, 1]."""
@@ -173,11 +159,8 @@ class Rvae:
         return posterior.latents, turns, placement[:, :2], placement[:, 2].exp(), errors
 
 
-class _Description(Record):
-    dataset: DatasetInfo
-    geometry: CropGeometry
+class _Settings(SavedSettings):
     section: RvaeSection
-    intensity: tuple[float, float]
 
 
 def build_rvae(section: RvaeSection, micrographs: Micrographs, geometry: CropGeometry) -> Rvae:
@@ -201,14 +184,10 @@ def load_rvae(folder: Path) -> Rvae:
     Raises:
         InputError: if a file is missing, damaged, or from another architecture.
     """
-    description = load_record(folder / DESCRIPTION_FILE, _Description)
-    network = _build_network(description.section, description.geometry)
-    try:
-        network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
-    except Exception as error:  # safetensors has an exception type of its own for damaged files
-        raise InputError(f"{folder / _WEIGHTS_FILE}: weights do not fit this generator: {first_line(error)}") from None
-    check_weights(network, folder / _WEIGHTS_FILE)
-    return Rvae(network, description.section, description.dataset, description.geometry, description.intensity)
+    settings = load_record(folder / DESCRIPTION_FILE, _Settings)
+    network = _build_network(settings.section, settings.geometry)
+    load_saved_weights(folder, network)
+    return Rvae(network, settings.section, settings.dataset, settings.geometry, settings.intensity)
 
 
 def _build_network(section: RvaeSection, geometry: CropGeometry) -> RotationVae:
