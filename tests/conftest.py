@@ -14,6 +14,33 @@ os.environ["STEELGEN_CACHE"] = tempfile.mkdtemp(prefix="steelgen-tests-")
 
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 
+SLOW_FIRST = (
+    "cluster/test_slurm",
+    "standin/test_standin",
+    "generators/test_gan",
+    "generators/test_style_gan",
+    "cli/test_terminals",
+    "test_benchmarks",
+    "test_workflow",
+    "test_documentation",
+    "training/test_loop",
+    "training/test_crashes",
+    "studio/test_page",
+    "studio/test_server",
+    "planning/test_plan",
+    "cli/test_quiet",
+    "sampling/test_crashes",
+)
+"""The files of a minute and more. They start first, so that no process is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        path = item.path.with_suffix("").as_posix()
+        return next((index for index, name in enumerate(SLOW_FIRST) if path.endswith(name)), len(SLOW_FIRST))
+
+    items.sort(key=rank)
+
 
 @pytest.fixture
 def tiny_dataset(tmp_path):
