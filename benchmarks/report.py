@@ -161,6 +161,13 @@ SECTIONS = (
         tables.tabulate_evaluation,
     ),
     Section(
+        "copies",
+        "Search for copies in a large set",
+        "Simulated micrographs of 1024×768 px, as many as in the MA-island set, and images of 256 px: the search that "
+        "picks candidate micrographs and the one that compares all of them.",
+        tables.tabulate_copies,
+    ),
+    Section(
         "data-import",
         "Importing a large dataset",
         "A simulated dataset as large as the MA-island set, 1024×768 px; memory is the sum over all processes.",

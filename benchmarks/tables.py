@@ -266,6 +266,27 @@ def tabulate_evaluation(stored: Results) -> Lines:
     ]
 
 
+def tabulate_copies(stored: Results) -> Lines:
+    """Time per image of both searches, and the agreement of their answers."""
+    compared = stored["compared"]
+    rows = [[f"{name}, alternately", _number(row["median"])] for name, row in compared["cpu_seconds"].items()]
+    rows += [
+        [f"filter, crop sizes × {scale}", _number(seconds)] for scale, seconds in stored["filter_cpu_seconds"].items()
+    ]
+    return [
+        f"{stored['images']} images among {stored['micrographs']} micrographs: {_number(stored['cpu_seconds'])} s of "
+        f"one core, of which {_number(stored['prepare_cpu_seconds'])} s to shrink the micrographs; peak memory "
+        f"{_number(stored['peak_memory_gib'])} GiB, the micrographs included. Planted copies found: "
+        f"{stored['planted_found']:.3f}; others flagged: {stored['others_flagged']:.3f}.",
+        "",
+        *_table(["search", "CPU time per image (s)"], rows),
+        "",
+        f"{compared['images']} images searched for both ways, {compared['copies']} of them copies: recall "
+        f"{compared['recall']:.3f}, precision {compared['precision']:.3f}, the same place in "
+        f"{compared['same_place']:.3f} of the copies. The nearest place of the other images is {compared['farther']:.3f} times as far.",
+    ]
+
+
 def tabulate_import(stored: Results) -> Lines:
     """Time and memory of import and check."""
     rows = [

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from steelgen.data.crops import Micrographs, cut_crops
 from steelgen.data.placement import CropGeometry
-from steelgen.evaluation.copy_search import CopySearch, shrink_windows
+from steelgen.evaluation.copy_search import CopySearch
 from steelgen.evaluation.memorization import (
     COPY_RATIO,
     bootstrap_ct,
@@ -18,6 +18,7 @@ from steelgen.evaluation.memorization import (
     compute_ct,
     find_nearest,
 )
+from steelgen.evaluation.shrunk import shrink_windows
 from tests.evaluation.conftest import INFO
 
 GEOMETRY = CropGeometry(image_size=32, crop_size=64)
@@ -75,6 +76,62 @@ def test_a_training_location_does_not_find_itself(search: CopySearch, train: Mic
 def test_constant_images_are_not_copies(search: CopySearch) -> None:
     match = search.find(np.full((1, 32, 32), 77, np.uint8))[0]
     assert match.ratio > 0.9
+
+
+@pytest.fixture(scope="module")
+def many() -> Micrographs:
+    """48 micrographs of two shapes."""
+    parts = draw_texture(48, seed=7)
+    images = [image if number % 3 else image[:, :170] for number, image in enumerate(parts.images)]
+    masks = [mask if number % 3 else mask[:, :170] for number, mask in enumerate(parts.masks)]
+    return Micrographs(INFO, parts.stems, images, masks)
+
+
+def test_candidates_of_many_micrographs_give_the_answers_of_the_exhaustive_search(many: Micrographs) -> None:
+    fast, exhaustive = (CopySearch(many, GEOMETRY, 16, candidates=count) for count in (4, None))
+    rng = np.random.default_rng(1)
+    images, _ = cut_crops(draw_texture(4, seed=5), GEOMETRY, 60, seed=2)
+    planted = np.zeros(60, bool)
+    planted[rng.choice(60, 30, replace=False)] = True
+    # Random places, flips and turns, gray levels shifted by up to 20, contrast lowered by up to a tenth, and noise.
+    copies = cut_crops(many, GEOMETRY, 30, seed=3, augment=True)[0].astype(float)
+    copies = (copies - 128) * rng.uniform(0.9, 1, (30, 1, 1)) + 128 + rng.uniform(-20, 20, (30, 1, 1))
+    images[planted] = (copies + rng.normal(0, 4, copies.shape)).clip(0, 255).astype(np.uint8)
+    found, expected = fast.find(images), exhaustive.find(images)
+    flagged, truth = (np.array([match.ratio < COPY_RATIO for match in part]) for part in (found, expected))
+    recall, precision = (flagged & truth).sum() / truth.sum(), (flagged & truth).sum() / flagged.sum()
+    places = [
+        [(match.micrograph, match.top, match.left, match.symmetry) for match in part] for part in (found, expected)
+    ]
+    same = [a == b for a, b in zip(*places, strict=True)]
+    nearness = np.array([a.distance / b.distance for a, b in zip(found, expected, strict=True)])
+    print(
+        f"\noracle exhaustive search: 4 of 48 micrographs, recall {recall:.3f}, precision {precision:.3f}, "
+        f"planted copies at the same place {np.mean(np.array(same)[planted]):.3f}, "
+        f"other images {nearness[~planted].mean():.3f} times as far"
+    )
+    assert truth[planted].mean() >= 0.95
+    assert min(recall, precision) >= 0.95
+    assert np.mean(np.array(same)[planted]) >= 0.95
+    assert nearness[~planted].max() < 1.2
+
+
+def test_resized_copies_are_found_among_many_micrographs(many: Micrographs) -> None:
+    geometry = CropGeometry(32, 64, scale_range=(0.9, 1.15))
+    fast, exhaustive = (
+        CopySearch(many, geometry, 16, scale_range=geometry.scale_range, blur=1.0, candidates=count)
+        for count in (4, None)
+    )
+    copies, _ = cut_crops(many, geometry, 6, seed=3, augment=True)
+    others, _ = cut_crops(draw_texture(4, seed=5), geometry, 3, seed=2)
+    found, expected = ([part.correlate(image).correlation for image in copies] for part in (fast, exhaustive))
+    agree = np.mean(np.isclose(found, expected, atol=0.02))
+    print(f"\noracle exhaustive search: {agree:.3f} of resized copies with the same correlation")
+    assert min(expected) > 0.95
+    assert agree >= 0.95
+    assert max(fast.correlate(image, 0.9).correlation for image in others) < 0.9
+    # An image smaller than the generator's is compared with every micrograph.
+    assert fast.correlate(copies[0][:20, :20]) == exhaustive.correlate(copies[0][:20, :20])
 
 
 @pytest.mark.parametrize("edge", [64, 37])

@@ -81,7 +81,9 @@ def test_codes_count(text: str, real_count: int, generated_count: int) -> None:
     assert (code.count_real(16), code.count_generated(30)) == (real_count, generated_count)
 
 
-@pytest.mark.parametrize("text", ["", "RALL", "FALL", "R-1F0", "RALLFALLX", "R10F5%", "rallf000", "R000F000", "R0%F0"])
+@pytest.mark.parametrize(
+    "text", ["", "RALL", "FALL", "R-1F0", "RALLFALLX", "R10F5%", "rallf000", "R000F000", "R0%F0", "R000FALLP", "R4PF0"]
+)
 def test_invalid_codes_are_named(text: str) -> None:
     with pytest.raises(ValueError, match="'"):
         parse_code(text)
@@ -114,6 +116,32 @@ def test_cells_of_a_seed_share_micrographs_and_real_crops(real: Path, generated:
     for number in range(4):
         torch.testing.assert_close(alone.real[number]["image"], more.real[number]["image"], rtol=0, atol=0)
     assert [alone.pick(number) for number in range(3)] == [(alone.real, number) for number in range(3)]
+
+
+def test_copy_paste_changes_half_of_the_real_crops_and_nothing_else(
+    real: Path, generated: Path, tmp_path: Path
+) -> None:
+    codes = ["R4F000", "R4F000P", "R4FALLP"]
+    config = build_config(real, generated, tmp_path / "out", codes=codes)
+    data = load_study(config)
+    alone, pasted, both = (TrainingSet(data, parse_code(code), 3, config.training) for code in codes)
+    assert alone.real
+    assert pasted.real
+    assert both.real
+    assert both.generated
+    assert pasted.real.micrographs.stems == alone.real.micrographs.stems
+    changed = [not torch.equal(alone.real[number]["mask"], pasted.real[number]["mask"]) for number in range(60)]
+    assert 0.2 < np.mean(changed) < 0.6
+    for number in range(8):
+        torch.testing.assert_close(both.real[number]["image"], pasted.real[number]["image"], rtol=0, atol=0)
+    result = utility(config)
+    assert result is not None
+    assert [(row["code"], row["baseline"]) for row in result["differences"]] == [
+        ("R4F000P", "R4F000"),
+        ("R4FALLP", "R4F000"),
+        ("R4FALLP", "R4F000P"),
+    ]
+    assert "Does copy-paste help in addition to 4 real micrographs?" in (tmp_path / "out" / "utility.html").read_text()
 
 
 def test_mixture_and_pretraining(real: Path, generated: Path, tmp_path: Path) -> None:

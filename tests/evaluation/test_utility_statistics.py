@@ -8,7 +8,7 @@ from steelgen.evaluation.iou import compute_mean_iou
 from steelgen.evaluation.utility.statistics import (
     POOLED,
     bootstrap_differences,
-    find_baseline,
+    find_baselines,
     find_warnings,
     summarize,
     t_interval,
@@ -108,9 +108,28 @@ def test_summary_pairs_codes_with_their_own_real_micrographs():
 
 def test_a_code_without_its_baseline_is_not_compared():
     counts = {"RALLFALL": (16, 99), "R8F000": (8, 0)}
-    assert find_baseline("RALLFALL", counts) is None
-    assert find_baseline("R8F000", counts) is None
-    assert find_baseline("R000FALL", {**counts, "R000FALL": (0, 99)}) == "R8F000"
+    assert find_baselines("RALLFALL", counts) == []
+    assert find_baselines("R8F000", counts) == []
+    assert find_baselines("R000FALL", {**counts, "R000FALL": (0, 99)}) == ["R8F000"]
+
+
+def test_copy_paste_is_a_rival_of_generated_pairs():
+    counts = {"R4F000": (4, 0), "R4F000P": (4, 0), "R4FALL": (4, 9), "R4FALLP": (4, 9), "RALLF000P": (16, 0)}
+    assert {code: find_baselines(code, counts) for code in counts} == {
+        "R4F000": [],
+        "R4F000P": ["R4F000"],
+        "R4FALL": ["R4F000", "R4F000P"],
+        "R4FALLP": ["R4F000", "R4F000P"],
+        "RALLF000P": [],
+    }
+    values = {"R4F000": 0.3, "R4F000P": 0.4, "R4FALL": 0.35, "R4FALLP": 0.45}
+    confusions = {(code, "a"): np.array([[make_confusion(value, 10**6)] * 3] * 2) for code, value in values.items()}
+    found = summarize(confusions, {code: counts[code] for code in values}, 200)["differences"]
+    assert [round(row["difference"], 3) for row in found] == [0.1, 0.05, -0.05, 0.15, 0.05]
+    questions = [answer.question for answer in judge_differences(found)]
+    assert len(set(questions)) == 5
+    assert questions[0] == "Does copy-paste help in addition to 4 real micrographs?"
+    assert questions[2] == "Are 9 generated pairs better than copy-paste, with 4 real micrographs?"
 
 
 @pytest.mark.parametrize("interval", [(-0.01, 0.2), (0.0, 0.2), (-0.2, 0.0)])

@@ -13,18 +13,20 @@ from steelgen.config.base import MAX_BATCH_SIZE, MAX_LEARNING_RATE, MAX_SEED, MA
 from steelgen.config.evaluate import GeometrySection
 from steelgen.config.segmenter import Architecture, AugmentationSection
 
-_CODE = re.compile(r"R(?P<real>ALL|\d+|\d+(?:\.\d+)?%)F(?P<generated>ALL|\d+)")
+_CODE = re.compile(r"R(?P<real>ALL|\d+|\d+(?:\.\d+)?%)F(?P<generated>ALL|\d+)(?P<pasted>P?)")
 
 
 @dataclass(frozen=True)
 class DataCode:
-    """R<n|p%|ALL>F<m|ALL>: train on n (or p %) of the real micrographs and m generated pairs."""
+    """R<n|p%|ALL>F<m|ALL>[P]: train on n (or p %) of the real micrographs and m generated pairs; P: with copy-paste."""
 
     text: str
     real: str
     """ALL, a number or a percentage."""
     generated: str
     """ALL or a number."""
+    pasted: bool
+    """Paste islands of the real micrographs into the real crops."""
 
     def count_real(self, available: int) -> int:
         """Number of micrographs; a percentage is rounded to at least one.
@@ -57,20 +59,33 @@ class DataCode:
 
 
 def parse_code(text: str) -> DataCode:
-    """Parses a code such as RALLF000, R000FALL, R100F400 or R25%FALL.
+    """Parses a code such as RALLF000, R000FALL, R100F400, R25%FALL or RALLF000P.
 
     Raises:
-        ValueError: if it is not a code or selects no data.
+        ValueError: if it is not a code, selects no data, or has no real micrographs to paste from.
     """
     match = _CODE.fullmatch(text)
     if not match:
-        raise ValueError(f"{text!r} is not a code R<n|p%|ALL>F<m|ALL>, such as RALLF000, R100F400 or R25%FALL")
-    code = DataCode(text, match["real"], match["generated"])
+        raise ValueError(f"{text!r} is not a code R<n|p%|ALL>F<m|ALL>[P], such as RALLF000, R100F400 or R25%FALL")
+    code = DataCode(text, match["real"], match["generated"], bool(match["pasted"]))
     if code.real.endswith("%") and not 0 < float(code.real[:-1]) <= 100:
         raise ValueError(f"{text!r}: the percentage must be above 0 and at most 100")
     if code.real.isdigit() and int(code.real) == 0 and not code.needs_generated:
         raise ValueError(f"{text!r} selects no training data")
+    if code.pasted and code.real.isdigit() and int(code.real) == 0:
+        raise ValueError(f"{text!r} has no real micrographs to copy islands from")
     return code
+
+
+class PasteSection(Section):
+    """Copy-paste of islands between real crops, in codes with P: the cheap rival of generated pairs."""
+
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Fraction of real crops into which islands of another real crop are pasted."""
+    islands: float = Field(default=0.5, gt=0, le=1)
+    """Probability of each island of the other crop; islands of the most common class are never pasted."""
+    blend: float = Field(default=1.0, ge=0, le=10)
+    """Standard deviation of the Gaussian that blends the edges, px; 0 cuts sharply."""
 
 
 class UtilityTrainingSection(Section):
@@ -105,6 +120,7 @@ class UtilityTrainingSection(Section):
     """Contrast is multiplied by a random factor between exp(-contrast) and exp(contrast); 0 disables it."""
     augmentation: AugmentationSection | None = None
     """Stronger augmentation of real and generated images, replacing brightness and contrast; null disables it."""
+    paste: PasteSection = PasteSection()
     real_share: float | None = Field(default=None, gt=0, lt=1)
     """Fraction of real images per batch for codes with both kinds; null: in proportion to the number of crops."""
     schedule: Literal["mixed", "pretrain"] = "mixed"
@@ -129,7 +145,8 @@ class UtilityConfig(Section):
     output_dir: Path
     """Output folder of cells/, utility.json and utility.html; a stopped study resumes."""
     codes: list[str] = Field(default=["RALLF000", "RALLFALL"], min_length=1)
-    """Training sets R<n|p%|ALL>F<m|ALL>: n micrographs of the training split and m generated pairs."""
+    """Training sets R<n|p%|ALL>F<m|ALL>[P]: n micrographs of the training split and m generated pairs; P adds
+    copy-paste of islands between the real micrographs."""
     architectures: list[Architecture] = Field(default=["unetplusplus", "segformer", "deeplabv3plus"], min_length=1)
     """unet, unet:efficientnet-lite0 (-lite1, -lite2), unetplusplus, segformer, deeplabv3plus, upernet, smp:NAME or
     smp:NAME:ENCODER."""

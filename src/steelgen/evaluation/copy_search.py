@@ -1,8 +1,8 @@
-"""Exhaustive search of the training micrographs for the location nearest to an image.
+"""Search of the training micrographs for the location nearest to an image.
 
-Every position in every micrograph is compared in all 8 flips and rotations, by FFT on shrunk micrographs; the best
-locations are then compared at full resolution. A library of random training crops could miss the crop that a generator
-has memorized.
+Every position is compared in all 8 flips and rotations, by FFT on shrunk micrographs; the best locations are then
+compared at full resolution. A library of random training crops could miss the crop that a generator has memorized. Of
+many micrographs, a coarse level picks for each image those that may contain it; see `CoarseLevel`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import scipy.fft
-import scipy.ndimage
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from steelgen.data.crops import Micrographs
 from steelgen.data.images import to_channels
 from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image
+from steelgen.evaluation.copy_candidates import CoarseLevel
+from steelgen.evaluation.shrunk import ShrunkMicrograph, shrink, shrink_windows
 
+CANDIDATES = 32
+"""Micrographs searched at every position for each image; of more, a coarse level picks them."""
 _SCALE_STEP = 1.06
 """Ratio of neighboring search scales, where crops have several."""
+_COARSE_SCALES = 3
+"""Neighboring search scales that share one coarse level."""
 _SLACK = 0.25
 """How far the correlation of shrunk images may fall below the one at full resolution."""
 _REFINED = 3
@@ -72,6 +75,7 @@ class CopySearch:
         search_size: px; smaller is faster and more tolerant of noise and sub-pixel shifts.
         scale_range: crop sizes to search, relative to crop_size.
         blur: standard deviation in shrunk px of a Gaussian blur, so that sub-pixel shifts of fine textures are found.
+        candidates: micrographs searched at every position for each image; None: all, however many there are.
     """
 
     def __init__(
@@ -82,15 +86,21 @@ class CopySearch:
         device: str = "cpu",
         scale_range: tuple[float, float] = (1.0, 1.0),
         blur: float = 0.0,
+        candidates: int | None = CANDIDATES,
     ) -> None:
         self.micrographs, self.geometry, self.size, self._blur = micrographs, geometry, search_size, blur
-        self._grays = [torch.tensor(to_channels(image, 1)).float() for image in micrographs.images]
         steps = math.ceil(math.log(scale_range[1] / scale_range[0]) / math.log(_SCALE_STEP))
-        self._fields = [
-            _Field(index, gray, geometry.crop_size * float(factor), search_size, blur, device)
-            for factor in np.geomspace(*scale_range, steps + 1)
-            for index, gray in enumerate(self._grays)
-        ]
+        edges = [geometry.crop_size * float(factor) for factor in np.geomspace(*scale_range, steps + 1)]
+        self._candidates = None if candidates is None or len(micrographs) <= candidates else candidates
+        # Micrograph by micrograph, so that only one is decoded at a time.
+        by_micrograph = [self._build_fields(index, edges, device) for index in range(len(micrographs))]
+        self._scales = list(zip(*by_micrograph, strict=True))
+        self._fields = [field for scale in self._scales for field in scale]
+        self._coarse: list[CoarseLevel] = []
+        if self._candidates:
+            for start in range(0, len(edges), _COARSE_SCALES):
+                middle = self._scales[start : start + _COARSE_SCALES]
+                self._coarse.append(CoarseLevel([field.small for field in middle[len(middle) // 2]], search_size))
 
     def find(self, images: NDArray[np.uint8], own: list[Match] | None = None) -> list[Match]:
         """Finds the nearest location of each image.
@@ -112,13 +122,13 @@ class CopySearch:
         """
         gray = to_channels(image, 1)
         turned = [apply_symmetry(gray, inverse) for inverse in _INVERSE]
-        found: list[tuple[float, _Field, int, float, float]] = []
+        found: list[tuple[float, ShrunkMicrograph, int, float, float]] = []
         for odd in (0, 1):  # odd symmetries swap height and width
             shape = [max(round(edge * self.size / self.geometry.image_size), 1) for edge in turned[odd].shape]
-            templates = torch.stack([_shrink(torch.tensor(part), shape, self._blur) for part in turned[odd::2]])
+            templates = torch.stack([shrink(torch.tensor(part), shape, self._blur) for part in turned[odd::2]])
             spectra: dict[tuple[int, ...], Tensor] = {}
             spread = templates.square().mean(dim=(1, 2))
-            for field in self._fields if spread.min() > 1e-6 else ():
+            for field in self._pick(templates, normalized=True) if spread.min() > 1e-6 else ():
                 if shape[0] > field.shape[0] or shape[1] > field.shape[1]:
                     continue
                 covariances, variances = field.compare(templates, spectra)
@@ -134,7 +144,9 @@ class CopySearch:
         refined = [self._align(turned[place[2]], *place[1:]) for place in best]
         return max(refined, default=Resemblance(found[0][0]), key=lambda place: place.correlation)
 
-    def _align(self, image: NDArray[np.uint8], field: _Field, symmetry: int, top: float, left: float) -> Resemblance:
+    def _align(
+        self, image: NDArray[np.uint8], field: ShrunkMicrograph, symmetry: int, top: float, left: float
+    ) -> Resemblance:
         """Searches within one shrunk pixel, then climbs pixel by pixel in position and size."""
         target = _standardize(image)
         source = to_channels(self.micrographs.images[field.micrograph], 1)
@@ -154,7 +166,7 @@ class CopySearch:
         height = round(image.shape[0] * field.edge / self.geometry.image_size)
         best = max(compare(round(top) + dy, round(left) + dx, height) for dy in reach for dx in reach)
         # Larger and smaller windows around the same center, if crops have several scales.
-        several = len(self._fields) > len(self._grays)
+        several = len(self._scales) > 1
         sizes = [(-(d // 2) - e, -(d // 2) - f, d) for d in (2, -2, 1, -1) for e in (0, 1) for f in (0, 1)]
         moves = [(0, 1, 0), (1, 0, 0), (0, -1, 0), (-1, 0, 0), *(sizes if several else ())]
         improved = True
@@ -168,10 +180,11 @@ class CopySearch:
     def _find_one(self, image: NDArray[np.uint8], own: Match | None) -> Match:
         # The image is transformed, not the micrographs; the inverse maps the location found to the image.
         images = [torch.tensor(apply_symmetry(to_channels(image, 1), inverse)) for inverse in _INVERSE]
-        turned = torch.stack([_shrink(each, [self.size] * 2, self._blur) for each in images])
+        turned = torch.stack([shrink(each, [self.size] * 2, self._blur) for each in images])
+        fields = self._pick(turned, normalized=False)
         maps: list[Tensor] = []
         spectra: dict[tuple[int, ...], Tensor] = {}
-        for field in self._fields:
+        for field in fields:
             covariances, variances = field.compare(turned, spectra)
             maps.append(variances - 2 * covariances + turned.square().mean(dim=(1, 2))[:, None, None].to(variances))
             if own is not None and own.micrograph == field.micrograph:
@@ -181,13 +194,32 @@ class CopySearch:
             index = int(np.argmin([float(squared.min()) for squared in maps]))
             symmetry, top, left = (int(at) for at in np.unravel_index(int(maps[index].argmin()), maps[index].shape))
             self._mask(maps[index], top, left)
-            found.append((*self._refine(turned[symmetry], self._fields[index], top, left), index, symmetry))
+            found.append((*self._refine(turned[symmetry], fields[index], top, left), index, symmetry))
         (distance, top, left, index, symmetry), (second, *_) = sorted(found, key=lambda place: place[0])
-        return Match(distance, second, self._fields[index].micrograph, top, left, symmetry)
+        return Match(distance, second, fields[index].micrograph, top, left, symmetry)
 
-    def _refine(self, template: Tensor, field: _Field, top: int, left: int) -> tuple[float, int, int]:
+    def _build_fields(self, micrograph: int, edges: list[float], device: str) -> list[ShrunkMicrograph]:
+        gray = torch.tensor(to_channels(self.micrographs.images[micrograph], 1)).float()
+        keep = self._candidates is None
+        return [ShrunkMicrograph(micrograph, gray, edge, self.size, self._blur, device, keep) for edge in edges]
+
+    def _pick(self, templates: Tensor, normalized: bool) -> list[ShrunkMicrograph]:
+        """Fields that may contain one of the templates (K, h, w), in their order; see `CoarseLevel.score`."""
+        if self._candidates is None or min(templates.shape[1:]) < self.size:
+            return self._fields
+        scores = torch.stack([coarse.score(templates, normalized) for coarse in self._coarse])
+        best = scores.flatten().topk(self._candidates, largest=False).indices
+        chosen = [divmod(int(index), len(self.micrographs)) for index in best.sort().values]
+        return [
+            scale[micrograph]
+            for level, micrograph in chosen
+            for scale in self._scales[level * _COARSE_SCALES : (level + 1) * _COARSE_SCALES]
+        ]
+
+    def _refine(self, template: Tensor, field: ShrunkMicrograph, top: int, left: int) -> tuple[float, int, int]:
         """Smallest distance among all corners within one shrunk pixel, with the corner in px of the micrograph."""
-        gray, edge, reach = self._grays[field.micrograph], round(field.edge), math.ceil(field.edge / self.size)
+        gray = torch.tensor(to_channels(self.micrographs.images[field.micrograph], 1))
+        edge, reach = round(field.edge), math.ceil(field.edge / self.size)
         step = max(1, reach // 4)
         corners = [
             sorted({min(max(0, round(at * scale) + by), whole - edge) for by in range(-reach, reach + 1, step)})
@@ -205,44 +237,6 @@ class CopySearch:
         squared[:, max(0, top - reach) : top + self.size, max(0, left - reach) : left + self.size] = torch.inf
 
 
-class _Field:
-    """Spectrum and window sums of one micrograph (H, W), shrunk so that `edge` becomes `size` px."""
-
-    def __init__(self, micrograph: int, gray: Tensor, edge: float, size: int, blur: float, device: str) -> None:
-        # The crop of a micrograph smaller than crop_size is its largest square.
-        self.micrograph, self.edge = micrograph, min(edge, *gray.shape)
-        self.shape = [max(size, round(whole * size / self.edge)) for whole in gray.shape]
-        # The shape is rounded to whole pixels, so each axis has its own scale.
-        self.scales = [whole / part for whole, part in zip(gray.shape, self.shape, strict=True)]
-        small = _shrink(gray, self.shape, blur).to(device)
-        self._padded = tuple(scipy.fft.next_fast_len(part, real=True) for part in self.shape)
-        self._spectrum = torch.fft.rfft2(small, self._padded)
-        # Differences of large sums need double precision.
-        self._sums = [_tabulate_sums(values) for values in (small.double(), small.double().square())]
-        self._variances: dict[torch.Size, Tensor] = {}
-
-    def compare(self, templates: Tensor, spectra: dict[tuple[int, ...], Tensor]) -> tuple[Tensor, Tensor]:
-        """Compares K templates of mean 0, (K, h, w), with all windows; `spectra` caches theirs by padded shape.
-
-        Returns:
-            (K, H - h + 1, W - w + 1) covariances; (H - h + 1, W - w + 1) variances of the windows.
-        """
-        shape = templates.shape[1:]
-        if shape not in self._variances:
-            height, width = shape
-            mean, square = (
-                (sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width])
-                / shape.numel()
-                for sums in self._sums
-            )
-            self._variances[shape] = (square - mean**2).clamp(min=0).float()
-        variances = self._variances[shape]
-        if self._padded not in spectra:
-            spectra[self._padded] = torch.fft.rfft2(templates.to(variances.device), self._padded).conj()
-        products = torch.fft.irfft2(self._spectrum * spectra[self._padded], self._padded)
-        return products[:, : variances.shape[0], : variances.shape[1]] / shape.numel(), variances
-
-
 def cut_match(micrographs: Micrographs, match: Match, crop_size: int, size: int) -> NDArray[np.uint8]:
     """Cuts the location of a match, with an edge of `crop_size` px of the micrograph, in the image's orientation.
 
@@ -253,43 +247,6 @@ def cut_match(micrographs: Micrographs, match: Match, crop_size: int, size: int)
     patch = np.ascontiguousarray(micrographs.images[match.micrograph][window])
     edge = min(patch.shape[:2])
     return apply_symmetry(resize_image(np.ascontiguousarray(patch[:edge, :edge]), size, size), match.symmetry)
-
-
-def shrink_windows(field: Tensor, corners: list[tuple[int, int]], edge: int, size: int) -> Tensor:
-    """Shrinks square windows of a field (H, W) as `F.interpolate(mode="area")` does, by one summed-area table.
-
-    Args:
-        corners: K upper left corners (row, column).
-        edge: edge of the windows, in px.
-
-    Returns:
-        (K, size, size).
-    """
-    places = torch.tensor(corners)
-    (top, left), (bottom, right) = (place.tolist() for place in (places.min(dim=0).values, places.max(dim=0).values))
-    part = field[top : bottom + edge, left : right + edge].double()
-    sums = _tabulate_sums(part)
-    start = torch.arange(size) * edge // size
-    end = -(-(torch.arange(1, size + 1) * edge) // size)
-    rows = [(places[:, :1] - top + bound)[:, :, None] for bound in (start, end)]
-    columns = [(places[:, 1:] - left + bound)[:, None, :] for bound in (start, end)]
-    total = (
-        sums[rows[1], columns[1]] - sums[rows[0], columns[1]] - sums[rows[1], columns[0]] + sums[rows[0], columns[0]]
-    )
-    return (total / ((end - start)[:, None] * (end - start)[None, :])).float()
-
-
-def _tabulate_sums(field: Tensor) -> Tensor:
-    """Summed-area table of (H, W): (H + 1, W + 1)."""
-    return F.pad(field.cumsum(dim=0).cumsum(dim=1), (1, 0, 1, 0))
-
-
-def _shrink(gray: Tensor, shape: list[int], blur: float) -> Tensor:
-    """(H, W) → (h, w) with mean 0."""
-    small = F.interpolate(gray.float()[None, None], shape, mode="area")[0, 0]
-    if blur:
-        small = torch.from_numpy(scipy.ndimage.gaussian_filter(small.numpy(), blur, mode="nearest"))
-    return small - small.mean()
 
 
 def _standardize(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -17,7 +17,8 @@ def judge_utility(study: dict[str, Any]) -> Judgment:
     num_test, split = study["micrographs"]["test"], study["config"]["test_split"]
     shared: dict[str, Any] = {"section": "utility", "seed": study["config"]["seeds"][0], "better": "higher"}
     # The pooled row of a code comes last.
-    scores, differences = ({row["code"]: row for row in study[key]} for key in ("scores", "differences"))
+    scores = {row["code"]: row for row in study["scores"]}
+    differences = {(row["code"], row["baseline"]): row for row in study["differences"]}
     figures = [
         Figure(
             metric=f"mIoU {code} ({row['architecture']})",
@@ -40,6 +41,6 @@ def judge_utility(study: dict[str, Any]) -> Judgment:
             interval=row["interval"],
             **shared,
         )
-        for code, row in differences.items()
+        for (code, _), row in differences.items()
     ]
     return figures, study, [f"utility: {line}" for line in study["warnings"]]

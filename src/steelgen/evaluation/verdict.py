@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from steelgen.config.utility import parse_code
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.iou import MIN_REAL_IOU, can_judge
 from steelgen.files import Record
@@ -40,20 +41,17 @@ def compute_verdict(figures: Sequence[Figure]) -> list[Answer]:
 
 
 def judge_differences(differences: Sequence[dict[str, Any]]) -> list[Answer]:
-    """Answers, for each code, whether generated data helps, from the pooled row of a utility study's differences.
+    """Answers whether the data of each code helps, compared with each baseline, from pooled rows of `differences`.
 
     Good if the 95 % interval of the difference is above 0, poor if below, fair if it includes 0 or there is only one
     seed, which says nothing about the spread.
     """
-    last = {row["code"]: row for row in differences}  # the pooled row comes last
+    last = {(row["code"], row["baseline"]): row for row in differences}  # the pooled row comes last
     return [_judge_difference(row) for row in last.values()]
 
 
 def _judge_difference(row: dict[str, Any]) -> Answer:
-    if row["num_real"]:
-        question = f"Do {row['num_generated']} generated pairs help in addition to {row['num_real']} real micrographs?"
-    else:
-        question = f"Are {row['num_generated']} generated pairs better than real micrographs?"
+    question = _ask(row)
     low, high = row["interval"]
     single = len(row["by_seed"]) < 2
     standing: Standing = "fair" if single else "good" if low > 0 else "poor" if high < 0 else "fair"
@@ -67,6 +65,19 @@ def _judge_difference(row: dict[str, Any]) -> Answer:
         f"95 % interval {low:+.3f} to {high:+.3f})."
     )
     return Answer(question=question, answer=text, standing=standing)
+
+
+def _ask(row: dict[str, Any]) -> str:
+    pairs, real = f"{row['num_generated']} generated pairs", f"{row['num_real']} real micrographs"
+    pasted, rival = (parse_code(row[key]).pasted for key in ("code", "baseline"))
+    if not row["num_real"]:
+        return f"Are {pairs} better than real micrographs?"
+    if rival and not pasted:
+        return f"Are {pairs} better than copy-paste, with {real}?"
+    if not row["num_generated"]:
+        return f"Does copy-paste help in addition to {real}?"
+    added, given = ("", " and copy-paste") if rival else (" and copy-paste" if pasted else "", "")
+    return f"Do {pairs}{added} help in addition to {real}{given}?"
 
 
 def _judge_looks(figures: Sequence[Figure]) -> tuple[Standing, str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from steelgen.config.utility import DataCode, UtilityConfig, UtilityTrainingSection, parse_code
 from steelgen.data.balanced_crops import BalancedCrops
 from steelgen.data.classes import declare_classes
+from steelgen.data.copy_paste import PastedCrops
 from steelgen.data.crops import CropDataset, Micrographs, load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info
 from steelgen.data.placement import CropGeometry, Variation
@@ -141,7 +142,8 @@ class TrainingSet:
         self.generated: CropDataset | None = None
         if num_real:
             micrographs = data.train.select(choose_subset(len(data.train), num_real, seed))
-            self.real = BalancedCrops(micrographs, data.geometry, seed, rare_share, settings.augment, variation)
+            crops = micrographs, data.geometry, seed, rare_share, settings.augment, variation
+            self.real = PastedCrops(settings.paste, *crops) if code.pasted else BalancedCrops(*crops)
         if num_generated:
             assert data.generated is not None
             chosen = choose_subset(len(data.generated), num_generated, seed, _GENERATED_STREAM)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from steelgen.config.utility import parse_code
 from steelgen.files import Record, load_record
 
 STUDY_FILE = "study.json"
@@ -20,6 +21,14 @@ _Iou = Annotated[float, Field(ge=0, le=1)]
 _Change = Annotated[float, Field(ge=-1, le=1)]
 _Interval = tuple[Annotated[float, Field(ge=-100, le=100)], Annotated[float, Field(ge=-100, le=100)]]
 """Not limited to [0, 1]: Student's t interval of two seeds is very wide."""
+
+
+def _check_code(text: str) -> str:
+    parse_code(text)
+    return text
+
+
+_Code = Annotated[str, AfterValidator(_check_code)]
 
 
 class StudyStart(Record):
@@ -60,7 +69,7 @@ class CellResult(Record):
 class _Row(Record):
     """A row of scores or differences."""
 
-    code: str
+    code: _Code
     architecture: str
     num_real: _Count
     num_generated: _Count
@@ -74,7 +83,7 @@ class _Score(_Row):
 
 
 class _Difference(_Row):
-    baseline: str
+    baseline: _Code
     difference: _Change
     interval: _Interval
     by_seed: list[_Change]

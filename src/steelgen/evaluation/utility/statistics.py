@@ -9,6 +9,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
+from steelgen.config.utility import parse_code
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_iou, compute_mean_iou
 
@@ -23,7 +24,7 @@ def summarize(
     counts: Mapping[str, tuple[int, int]],
     num_bootstrap: int,
 ) -> dict[str, Any]:
-    """Computes scores of every code, and differences to training on the same real micrographs alone.
+    """Computes scores of every code, and its differences to the codes of `find_baselines`.
 
     Args:
         confusions: (S, N, C, C) pixels of each seed and test micrograph, in one order, by code and architecture.
@@ -31,7 +32,7 @@ def summarize(
         num_bootstrap: resamples per interval of a difference.
 
     Returns:
-        JSON values: `scores`, one row per code and architecture, and `differences`, one per code with a baseline and
+        JSON values: `scores`, one row per code and architecture, and `differences`, one per code, baseline and
         architecture; both with pooled rows.
     """
     architectures = list(dict.fromkeys(architecture for _, architecture in confusions))
@@ -40,25 +41,28 @@ def summarize(
         stack = np.stack([confusions[code, architecture] for architecture in architectures])
         row = {"code": code, "num_real": num_real, "num_generated": num_generated}
         scores += [{**row, **score} for score in _score(stack, architectures)]
-        if (baseline := find_baseline(code, counts)) is not None:
+        for baseline in find_baselines(code, counts):
             control = np.stack([confusions[baseline, architecture] for architecture in architectures])
             compared = _compare(stack, control, architectures, num_bootstrap)
             differences += [{**row, "baseline": baseline, **difference} for difference in compared]
     return to_json({"scores": scores, "differences": differences})
 
 
-def find_baseline(code: str, counts: Mapping[str, tuple[int, int]]) -> str | None:
-    """The code with the same real micrographs and no generated pairs; for R000, the one with the most micrographs.
+def find_baselines(code: str, counts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Codes that a code is compared with.
 
-    None for a code without generated pairs, or if there is no such code.
+    With the same real micrographs: these alone, and for a code with generated pairs also these with copy-paste, the
+    cheap rival. For R000, the code with the most micrographs alone.
     """
     num_real, num_generated = counts[code]
-    if num_generated == 0:
-        return None
-    alone = {other: real for other, (real, generated) in counts.items() if generated == 0}
+    pasted = parse_code(code).pasted
+    others = {other: real for other, (real, generated) in counts.items() if generated == 0 and other != code}
+    alone = {other: real for other, real in others.items() if not parse_code(other).pasted}
     if num_real == 0:
-        return max(alone, key=lambda other: alone[other], default=None)
-    return next((other for other, real in alone.items() if real == num_real), None)
+        return [max(alone, key=lambda other: alone[other])] if alone else []
+    same = [other for other in alone if alone[other] == num_real] if num_generated or pasted else []
+    rivals = [other for other in others if others[other] == num_real and other not in alone] if num_generated else []
+    return same[:1] + rivals[:1]
 
 
 def t_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from steelgen.charts import Curve, plot_chart, plot_intervals, plot_pixels
+from steelgen.config.utility import parse_code
 from steelgen.data.images import save_image
 from steelgen.evaluation.figures import CLASSES_PER_TABLE
 from steelgen.evaluation.utility.results import RESULT_FILE
@@ -19,7 +20,7 @@ from steelgen.files import new_file, save_json
 from steelgen.pages import render, show_number
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-"""Curve colors: real micrographs alone, then one per number of generated pairs."""
+"""Curve colors: real micrographs alone, then one per number of generated pairs, and the same with copy-paste."""
 
 
 def save_report(output_dir: Path, result: dict[str, Any]) -> None:
@@ -62,7 +63,8 @@ def build_utility_section(result: dict[str, Any]) -> Markup:
 
 
 def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float], list[Curve]]]:
-    """mIoU over the number of real micrographs: a chart per architecture, a curve per number of generated pairs.
+    """mIoU over the number of real micrographs: a chart per architecture, a curve per number of generated pairs, and
+    the same with copy-paste.
 
     Returns:
         Title, x values and curves of each chart; no charts for fewer than two numbers of micrographs.
@@ -70,25 +72,35 @@ def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float]
     real_counts = sorted({float(row["num_real"]) for row in scores if row["num_real"]})
     if len(real_counts) < 2:
         return []
-    generated_counts = sorted({row["num_generated"] for row in scores if row["num_real"]})
+    arms = sorted({_find_arm(row) for row in scores if row["num_real"]})
     charts = []
     for architecture in dict.fromkeys(row["architecture"] for row in scores):
-        found = {(row["num_real"], row["num_generated"]): row for row in scores if row["architecture"] == architecture}
+        found = {(row["num_real"], _find_arm(row)): row for row in scores if row["architecture"] == architecture}
         curves = []
-        for number, count in enumerate(generated_counts):
-            rows = [found.get((real_count, count)) for real_count in real_counts]
+        for number, arm in enumerate(arms):
+            rows = [found.get((real_count, arm)) for real_count in real_counts]
             ends = [(row and row["interval"]) or (math.nan, math.nan) for row in rows]
             curves.append(
                 Curve(
-                    f"+ {count} generated" if count else "real alone",
+                    _name_arm(*arm),
                     [row["mean_iou"] if row else math.nan for row in rows],
                     _COLORS[number % len(_COLORS)],
-                    dashed=count == 0,
+                    dashed=arm[1] == 0,
                     spread=([low for low, _ in ends], [high for _, high in ends]),
                 )
             )
         charts.append((f"mIoU, {architecture}", real_counts, curves))
     return charts
+
+
+def _find_arm(row: dict[str, Any]) -> tuple[bool, int]:
+    """Whether islands are pasted, and the number of generated pairs."""
+    return parse_code(row["code"]).pasted, row["num_generated"]
+
+
+def _name_arm(pasted: bool, num_generated: int) -> str:
+    parts = [f"+ {num_generated} generated"] * (num_generated > 0) + ["+ copy-paste"] * pasted
+    return " ".join(parts) or "real alone"
 
 
 def describe_differences(differences: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
