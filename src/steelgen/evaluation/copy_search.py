@@ -87,7 +87,7 @@ class CopySearch:
         self._grays = [torch.tensor(to_channels(image, 1)).float() for image in micrographs.images]
         steps = math.ceil(math.log(scale_range[1] / scale_range[0]) / math.log(_SCALE_STEP))
         self._fields = [
-            _Field(index, gray, geometry.crop_size * float(factor), search_size, blur, device)
+            _Field(index, gray, self._crop_size(index) * float(factor), search_size, blur, device)
             for factor in np.geomspace(*scale_range, steps + 1)
             for index, gray in enumerate(self._grays)
         ]
@@ -103,7 +103,7 @@ class CopySearch:
 
     def cut(self, match: Match, size: int) -> NDArray[np.uint8]:
         """See `cut_match`."""
-        return cut_match(self.micrographs, match, self.geometry.crop_size, size)
+        return cut_match(self.micrographs, match, self._crop_size(match.micrograph), size)
 
     def correlate(self, image: NDArray[np.uint8], enough: float = 0.9) -> Resemblance:
         """Finds the location that correlates most with an image, (H, W) or (H, W, 3) uint8 at the generator's scale.
@@ -164,6 +164,9 @@ class CopySearch:
             improved = moved[0] > best[0]
             best = max(best, moved)
         return Resemblance(best[0], field.micrograph, symmetry, best[1])
+
+    def _crop_size(self, micrograph: int) -> int:
+        return self.micrographs.fit_geometry(micrograph, self.geometry).crop_size
 
     def _find_one(self, image: NDArray[np.uint8], own: Match | None) -> Match:
         # The image is transformed, not the micrographs; the inverse maps the location found to the image.
