@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,17 +11,22 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import kstest
 
 from steelgen.config.base import parse_config
+from steelgen.config.sample import SampleConfig
 from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import load_dataset_info, save_dataset_info
-from steelgen.data.images import save_image
+from steelgen.data.images import load_index_image, save_image
+from steelgen.data.placement import CropGeometry, scale_whole
 from steelgen.errors import InputError
 from steelgen.evaluation.copy_search import CopySearch
 from steelgen.generators.families import load_generator
+from steelgen.sampling.sample import sample
 from steelgen.training.loop import finetune, train
 from steelgen.training.setup import crop_geometry, load_held_out, prepare
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.training.test_loop import Recorder
+
+_GEOMETRY = CropGeometry(16, 24)
 
 
 @pytest.fixture
@@ -167,6 +173,20 @@ def test_finetuning_takes_a_model_of_several_sets_to_one(mixed, tmp_path):
     finetune(parse_config(values, FinetuneConfig), Recorder())
     note = json.loads((tmp_path / "tuned/transfer.json").read_text())["note"]
     assert "classes kept: film; classes new: matrix, island" in note
+
+
+def test_sampling_takes_the_masks_of_one_of_the_sets(mixed, tmp_path):
+    train(parse_config(mixed, TrainConfig), Recorder())
+    values = {"generator": str(tmp_path / "run"), "output_dir": str(tmp_path / "out"), "num_samples": 2}
+    values |= {"solver": {"num_inference_steps": 1}}
+    values |= {"mask_source": {"kind": "split", "dataset": str(tmp_path / "b"), "augment": False, "whole": True}}
+    sample(parse_config(values, SampleConfig))
+    originals = load_micrographs(tmp_path / "b", "train")
+    for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        mask = originals.masks[originals.stems.index(Path(row["source_mask"]).stem)]
+        assert np.array_equal(load_index_image(tmp_path / "out" / row["mask"]), scale_whole(mask, _GEOMETRY) + 3)
+    assert load_dataset_info(tmp_path / "out").class_names[3:] == ["b/matrix", "b/island"]
 
 
 def test_the_copy_search_knows_the_crop_size_of_each_set(mixed, tmp_path):

@@ -62,7 +62,7 @@ def load_mixture(
         planes = [order.index(class_name) for class_name in named]
         stems += [f"{name}/{stem}" for stem in part.stems]
         images += part.images
-        masks += [_move_classes(mask, planes, info.ignore_index) for mask in part.masks]
+        masks += [move_classes(mask, planes, info.ignore_index) for mask in part.masks]
         instances = None if instances is None or part.instances is None else instances + part.instances
         members += [len(shares)] * len(part)
         crop_size, scale_range = each.crop_size or geometry.crop_size, each.scale_range or geometry.scale_range
@@ -108,8 +108,17 @@ def _name_datasets(infos: Sequence[DatasetInfo], roots: Sequence[Path]) -> list[
     return [name if again[name] == 1 else f"{name} {number}" for number, name in enumerate(names, start=1)]
 
 
-def _move_classes(mask: NDArray[np.uint8], planes: Sequence[int], ignore_index: int) -> NDArray[np.uint8]:
-    """Replaces class i by planes[i], and all other values by `_IGNORED`; the mask itself if nothing changes."""
+def match_classes(info: DatasetInfo, mixed: DatasetInfo) -> list[int] | None:
+    """Returns the index in a mixture of each class of one dataset: those called CLASS or DATASET/CLASS; None if one is
+    missing."""
+    order = {name: index for index, name in enumerate(mixed.class_names)}
+    found = [order.get(f"{info.name}/{name}", order.get(name)) for name in info.class_names]
+    planes = [index for index in found if index is not None]
+    return planes if len(planes) == len(found) else None
+
+
+def move_classes(mask: NDArray[np.uint8], planes: Sequence[int], ignore_index: int) -> NDArray[np.uint8]:
+    """Replaces class i by planes[i] in an (H, W) mask, other values by 255; returns the mask if nothing changes."""
     if planes and ignore_index == _IGNORED and list(planes) == list(range(len(planes))):
         return mask
     table = np.full(256, _IGNORED, np.uint8)
