@@ -305,5 +305,14 @@ class FinetuneConfig(RunConfig):
     keep_classes: Literal["auto", "none"] = "auto"
     """auto keeps the mask weights of classes with the same name as in the checkpoint; none initializes all of them if
     the classes differ."""
+    freeze: list[str] = []
+    """Parts of the network that are not trained and stay as they are. semantic_diffusion has the parts input, time,
+    encoder, middle, decoder, spade (the layers of middle and decoder that see the mask) and output."""
     continue_training: bool = False
     """Also restores the checkpoint's averages, AdamW moments and step count; false resets them."""
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> FinetuneConfig:
+        if self.freeze and self.continue_training:
+            raise ValueError("freeze: not applicable with continue_training, whose moments are of all weights")
+        return self

@@ -27,7 +27,7 @@ from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
 from steelgen.generators import Generator, Trainable
-from steelgen.generators.families import adapt_generator, build_generator, can_adapt, load_generator
+from steelgen.generators.families import adapt_generator, build_generator, can_adapt, freeze_parts, load_generator
 from steelgen.generators.saved import hash_generator
 from steelgen.runs import BATCH_FIELD
 
@@ -50,10 +50,11 @@ def prepare_finetuning(
     """Loads the trained generator and the micrographs of a fine-tuning config, and adapts the former to the latter.
 
     Args:
-        report: called with one line about what was kept and what is new, if anything had to be adapted.
+        report: called with one line about what was kept and what is new, if anything had to be adapted, and one about
+            what is frozen.
 
     Raises:
-        InputError: if the generator cannot be adapted to the data.
+        InputError: if the generator cannot be adapted to the data, or has no part that config.freeze names.
     """
     generator = load_generator(config.checkpoint)
     trained, wanted = generator.geometry, crop_geometry(config)
@@ -74,6 +75,8 @@ def prepare_finetuning(
     elif not same:
         raise InputError(f"continue_training: needs the classes and image_size of {config.checkpoint}; set it to false")
     generator.info, generator.geometry = micrographs.info, wanted
+    if config.freeze:
+        report(freeze_parts(generator, config.freeze))
     return generator, micrographs
 
 
