@@ -30,9 +30,9 @@ from steelgen.locks import LOCK_FILE, FolderLock
 from steelgen.trackers import open_trackers
 
 RESULT_FILE = "result.json"
-TRANSFER_FILE = "transfer.json"
-"""What fine-tuning kept of its checkpoint, if the data differs."""
 """In a run folder after training: global_step, stopped_by, finished."""
+TRANSFER_FILE = "transfer.json"
+"""What fine-tuning kept of its checkpoint, if the data differs, and what it froze."""
 INPUTS_FILE = "inputs.json"
 """In a run folder: digests of the data and the initial checkpoint, crops per optimizer step."""
 BATCH_FIELD = "train.train_batch_size"

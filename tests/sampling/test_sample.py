@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
-from steelgen.data.folder import load_dataset_info, load_mask
+from steelgen.data.folder import load_dataset_info, load_mask, save_dataset_info
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError
 from steelgen.sampling.sample import sample
@@ -150,6 +150,7 @@ def test_bad_masks_and_generators_are_named(trained, tmp_path):
     with pytest.raises(InputError, match=r"a\.png: mask index 9 is not below num_classes 3"):
         draw(trained, tmp_path / "out", mask_source={"kind": "folder", "folder": str(folder)})
     two = write_tiny_dataset(tmp_path / "two", num_classes=2)
+    save_dataset_info(two, load_dataset_info(two).model_copy(update={"class_names": ["matrix", "pore"]}))
     with pytest.raises(InputError, match="has 2 classes, the generator was trained with 3"):
         draw(trained, tmp_path / "out", mask_source={"kind": "split", "dataset": str(two), "split": "test"})
     with pytest.raises(InputError, match="no such run"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, TrainConfig
@@ -120,3 +121,50 @@ def test_what_cannot_be_adapted_is_one_line(trained, tmp_path):
     color = finetune_values(trained, dataset, tmp_path / "run", in_channels=3)
     with pytest.raises(InputError, match=r"was trained with in_channels 1, data\.in_channels is 3"):
         prepare_finetuning(parse_config(color, FinetuneConfig))
+
+
+def test_frozen_parts_stay_bit_for_bit_and_are_not_in_the_optimizer(trained, tiny_dataset, tmp_path):
+    values = {**finetune_values(trained, tiny_dataset, tmp_path / "run"), "freeze": ["encoder", "spade", "time"]}
+    finetune(parse_config(values, FinetuneConfig), Recorder())
+    before, after = (load_generator(path).network for path in (trained, tmp_path / "run"))
+    live = load_file(sorted((tmp_path / "run/checkpoints").iterdir())[-1] / "weights.safetensors")
+    frozen = {
+        name
+        for name, _ in before.named_parameters()
+        if name.split(".")[0] in ("encoder", "time_mlp") or ".shared." in name or ".to_modulation." in name
+    }
+    for name, weight in before.state_dict().items():
+        for changed in (after.state_dict()[name], live[name]):
+            assert torch.equal(weight, changed) == (name in frozen), name
+    moments = load_file(sorted((tmp_path / "run/checkpoints").iterdir())[-1] / "optimizer.safetensors")
+    assert len([key for key in moments if key.endswith(".exp_avg")]) == len(before.state_dict()) - len(frozen)
+    count = sum(before.state_dict()[name].numel() for name in frozen)
+    note = json.loads((tmp_path / "run/transfer.json").read_text())["note"]
+    assert f"frozen: encoder, spade, time ({count:,} of " in note
+
+
+def test_a_frozen_run_resumes_bit_by_bit(trained, tiny_dataset, tmp_path):
+    values = {**finetune_values(trained, tiny_dataset, tmp_path / "whole"), "freeze": ["middle"]}
+    finetune(parse_config(values, FinetuneConfig), Recorder())
+    part = {**values, "run_dir": str(tmp_path / "part"), "train": {**values["train"], "max_steps": 2}}
+    finetune(parse_config(part, FinetuneConfig), Recorder())
+    finetune(parse_config({**part, "train": values["train"]}, FinetuneConfig), Recorder(), resume=True)
+    whole, resumed = (load_generator(tmp_path / name).network.state_dict() for name in ("whole", "part"))
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+
+
+def test_wrong_parts_are_one_line(trained, tiny_dataset, tmp_path):
+    values = finetune_values(trained, tiny_dataset, tmp_path / "run")
+    parts = ["time", "input", "encoder", "middle", "spade", "decoder", "output"]
+    for freeze, message in [
+        (["decodr"], r"freeze: the generator has no part 'decodr'; its parts are .*decoder"),
+        (parts, "names all parts of the generator"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            finetune(parse_config({**values, "freeze": freeze}, FinetuneConfig), Recorder())
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="not applicable with continue_training"):
+        parse_config({**values, "freeze": ["input"], "continue_training": True}, FinetuneConfig)
+    without = finetune_values(trained, tiny_dataset, tmp_path / "run", unconditional=True)
+    with pytest.raises(InputError, match="has no part 'spade'"):
+        prepare_finetuning(parse_config({**without, "freeze": ["spade"]}, FinetuneConfig))

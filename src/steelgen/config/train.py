@@ -19,6 +19,7 @@ from steelgen.config.base import (
     Section,
 )
 from steelgen.config.generator import AnyGeneratorSection, DiffusionTrainingSection, SemanticDiffusionSection
+from steelgen.config.mixture import MixedDataset
 from steelgen.config.solver import SolverSection
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -27,8 +28,13 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 class DataSection(Section):
     """Training micrographs and their crops."""
 
-    dataset: Path
-    """A dataset folder (see `steelgen data import`)."""
+    dataset: Path | None = None
+    """A dataset folder (see `steelgen data import`); null with `datasets`."""
+    datasets: list[MixedDataset] = []
+    """Several dataset folders instead of one, their crops mixed in fixed shares and their classes side by side. A
+    dataset without masks trains the null mask."""
+    merge_classes: bool = False
+    """Classes of the same name in several of `datasets` are one class; false keeps them apart as DATASET/CLASS."""
     split: Literal["train", "val", "test"] = "train"
     """The split to train on."""
     image_size: int = Field(64, ge=8, le=MAX_IMAGE_SIZE)
@@ -54,6 +60,27 @@ class DataSection(Section):
     """Random contrast factor between exp(-contrast) and exp(contrast); 0 disables it."""
     num_workers: int | None = Field(None, ge=0, le=1024)
     """Data loader processes; null uses none on a CPU and up to 8 with a GPU."""
+
+    @model_validator(mode="after")
+    def _check_datasets(self) -> DataSection:
+        if (self.dataset is None) != bool(self.datasets):
+            raise ValueError("either dataset or datasets is required" + (", not both" if self.datasets else ""))
+        unused = "merge_classes" if self.merge_classes else ""
+        if self.datasets:
+            unused = "num_classes" if self.num_classes is not None else "split" if self.split != "train" else ""
+        if unused:
+            raise ValueError(f"{unused}: not applicable {'with' if self.datasets else 'without'} datasets")
+        return self
+
+    @property
+    def folders(self) -> list[Path]:
+        """The dataset folders, one or several."""
+        return [each.dataset for each in self.datasets] if self.dataset is None else [self.dataset]
+
+    @property
+    def splits(self) -> list[str]:
+        """The training split of each of `folders`."""
+        return [each.split for each in self.datasets] or [self.split]
 
 
 class OptimizationSection(Section):
@@ -241,7 +268,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_held_out(self) -> RunConfig:
-        if self.validation.split == self.data.split:
+        if self.validation.split in self.data.splits:
             raise ValueError(f"validation.split {self.validation.split!r} is the training split; use another or null")
         return self
 
@@ -278,5 +305,14 @@ class FinetuneConfig(RunConfig):
     keep_classes: Literal["auto", "none"] = "auto"
     """auto keeps the mask weights of classes with the same name as in the checkpoint; none initializes all of them if
     the classes differ."""
+    freeze: list[str] = []
+    """Parts of the network that are not trained and stay as they are. semantic_diffusion has the parts input, time,
+    encoder, middle, decoder, spade (the layers of middle and decoder that see the mask) and output."""
     continue_training: bool = False
     """Also restores the checkpoint's averages, AdamW moments and step count; false resets them."""
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> FinetuneConfig:
+        if self.freeze and self.continue_training:
+            raise ValueError("freeze: not applicable with continue_training, whose moments are of all weights")
+        return self

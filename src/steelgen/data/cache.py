@@ -9,8 +9,8 @@ The key is a digest of the names and contents of all files, so a changed dataset
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,29 @@ from numpy.typing import NDArray
 
 from steelgen.data.folder import DatasetInfo, Pair, list_pairs, load_dataset_info, load_instances, load_pair
 from steelgen.data.images import to_channels
+from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import Record, default_cache_dir, load_record, new_folder, save_json
 
 
 @dataclass(frozen=True)
+class Share:
+    """One dataset of a mixture."""
+
+    name: str
+    weight: float
+    """Share of the crops, relative to the other weights."""
+    crop_size: int
+    scale_range: tuple[float, float]
+    """See `CropGeometry`."""
+    digest: str
+    """See `Micrographs`."""
+
+
+@dataclass(frozen=True)
 class Micrographs:
-    """One decoded split of a dataset folder; arrays from the cache are memory-mapped, read-only and shared by forks."""
+    """One decoded split of a dataset folder, or of several (see `mixture`); arrays from the cache are memory-mapped,
+    read-only and shared by forks."""
 
     info: DatasetInfo
     stems: list[str]
@@ -36,6 +52,10 @@ class Micrographs:
     """(H, W) instance ids each; None unless all micrographs have them."""
     digest: str = ""
     """Hex digest of all files of the split; empty for other sets of micrographs."""
+    shares: tuple[Share, ...] = ()
+    """The datasets of a mixture; empty for one dataset."""
+    members: tuple[int, ...] = ()
+    """Index of each micrograph's dataset in `shares`; empty for one dataset."""
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -43,26 +63,51 @@ class Micrographs:
     def select(self, indices: Iterable[int]) -> Micrographs:
         """Returns the micrographs with these indices, in this order."""
         chosen = list(indices)
-        return Micrographs(
-            self.info,
-            [self.stems[index] for index in chosen],
-            [self.images[index] for index in chosen],
-            [self.masks[index] for index in chosen],
-            None if self.instances is None else [self.instances[index] for index in chosen],
+        return replace(
+            self,
+            stems=[self.stems[index] for index in chosen],
+            images=[self.images[index] for index in chosen],
+            masks=[self.masks[index] for index in chosen],
+            instances=None if self.instances is None else [self.instances[index] for index in chosen],
+            digest="",
+            members=tuple(self.members[index] for index in chosen) if self.members else (),
         )
 
     def without_masks(self) -> Micrographs:
         """Returns the images without classes, with all mask pixels ignored."""
         info = self.info.model_copy(update={"class_names": [], "palette": []})
         blank = [np.full(mask.shape, info.ignore_index, np.uint8) for mask in self.masks]
-        return Micrographs(info, self.stems, self.images, blank, digest=self.digest)
+        return replace(self, info=info, masks=blank, instances=None)
+
+    def fit_geometry(self, index: int, geometry: CropGeometry) -> CropGeometry:
+        """Returns the geometry of crops of a micrograph: in a mixture, crop_size and scale_range of its dataset."""
+        if not self.shares:
+            return geometry
+        share = self.shares[self.members[index]]
+        return replace(geometry, crop_size=share.crop_size, scale_range=share.scale_range)
+
+    def weigh(self, members: Sequence[int]) -> NDArray[np.float64]:
+        """Computes the chance of each item, (N,) with sum 1: an equal part of its dataset's share of the crops.
+
+        Args:
+            members: index of each item's dataset in `shares`.
+        """
+        counts = np.bincount(members, minlength=len(self.shares))
+        weights = np.array([share.weight for share in self.shares]) / np.maximum(counts, 1)
+        chances = weights[np.asarray(members)]
+        return chances / chances.sum()
 
     def compute_intensity(self) -> tuple[float, float]:
-        """Computes mean and standard deviation of all pixels, in the range [-1, 1] of the network's images."""
-        counts = np.sum([np.bincount(image.ravel(), minlength=256) for image in self.images], axis=0)
+        """Computes mean and standard deviation of all pixels, in the range [-1, 1] of the network's images; the
+        datasets of a mixture count by their share of the crops."""
+        counts = np.array([np.bincount(image.ravel(), minlength=256) for image in self.images])
+        if self.shares:
+            chances = self.weigh(self.members)
+            counts = counts / counts.sum(axis=1, keepdims=True) * chances[:, None]
+        totals = counts.sum(axis=0)
         levels = np.arange(256) / 127.5 - 1
-        mean = float(np.average(levels, weights=counts))
-        return mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
+        mean = float(np.average(levels, weights=totals))
+        return mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=totals)))
 
 
 def open_cached_split(root: Path, split: str, in_channels: int = 1, cache_root: Path | None = None) -> Micrographs:

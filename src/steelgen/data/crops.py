@@ -23,6 +23,11 @@ from steelgen.data.patches import PatchCenters, check_patch_size, select_island
 from steelgen.data.placement import CropGeometry, Placement, Variation, place_around, sample_placement
 from steelgen.errors import InputError
 
+_BLOCK = 64
+"""Crops over which the shares of a mixture are kept."""
+_SHARE_STREAM = 5
+"""Random stream of the shares, independent of the crop positions."""
+
 
 def load_micrographs(root: Path, split: str, in_channels: int = 1) -> Micrographs:
     """Loads a split from the memory-mapped cache that runs and processes share; see `open_cached_split`.
@@ -93,11 +98,15 @@ class CropDataset(Dataset):
                 f"image_size {self.geometry.image_size}"
             )
         self.instance_edges = self.instance_edges and self.micrographs.instances is not None
+        edges = [self._fit(index).crop_size for index in range(len(self.micrographs))]
         if self.centers is not None:
-            check_patch_size(self.micrographs, self.geometry.crop_size)
+            check_patch_size(self.micrographs, edges)
         self.patches = None if self.centers is None else self.centers.find(self.micrographs)
-        area = float(np.mean([mask.size for mask in self.micrographs.masks]))
-        self.crops_per_micrograph = max(1, round(area / self.geometry.crop_size**2))
+        # In units of the common crop size, which leaves the areas of a single dataset as they are.
+        crop_size, sizes = self.geometry.crop_size, [mask.size for mask in self.micrographs.masks]
+        area = float(np.mean([size * (crop_size / edge) ** 2 for size, edge in zip(sizes, edges, strict=True)]))
+        self.crops_per_micrograph = max(1, round(area / crop_size**2))
+        self._limits = self._find_limits() if self.micrographs.shares else None
         if len(self) < self.min_crops:
             raise InputError(
                 f"{self.micrographs.info.name}: {len(self.micrographs)} micrographs have {len(self)} crops, fewer than "
@@ -139,28 +148,66 @@ class CropDataset(Dataset):
         if self.patches is not None:
             center = self.patches[self._patch_index(number)].center
             rng = np.random.default_rng((self.seed, number))
-            return place_around(center, self.geometry, rng, self.augment, self.variation or Variation())
-        height, width = self.micrographs.masks[self.micrograph_index(number)].shape
+            geometry = self._fit(self.micrograph_index(number))
+            return place_around(center, geometry, rng, self.augment, self.variation or Variation())
+        index = self.micrograph_index(number)
+        height, width = self.micrographs.masks[index].shape
         rng = np.random.default_rng((self.seed, number))
-        return sample_placement(height, width, self.geometry, rng, self.augment, self.variation)
+        return sample_placement(height, width, self._fit(index), rng, self.augment, self.variation)
 
     def micrograph_index(self, number: int) -> int:
-        """Returns the index of the micrograph of crop number `number`; each pass visits each micrograph once."""
+        """Returns the index of the micrograph of crop number `number`; each pass visits each micrograph once, in a
+        mixture as often as its dataset's share of the crops wants."""
         if self.patches is not None:
             return self.patches[self._patch_index(number)].micrograph
-        pass_number, position = divmod(number, len(self.micrographs))
-        return position if self.in_order else int(_permutation(self.seed, pass_number, len(self.micrographs))[position])
+        return self._choose(number, len(self.micrographs))
 
     def _patch_index(self, number: int) -> int:
         """Which patch crop number `number` is."""
         assert self.patches is not None
-        pass_number, position = divmod(number, len(self.patches))
-        return position if self.in_order else int(_permutation(self.seed, pass_number, len(self.patches))[position])
+        return self._choose(number, len(self.patches))
+
+    def _choose(self, number: int, count: int) -> int:
+        """Which of `count` micrographs or patches crop number `number` is from."""
+        if self._limits is not None:
+            return choose_by_share(self.seed, number, self._limits)
+        pass_number, position = divmod(number, count)
+        return position if self.in_order else int(_permutation(self.seed, pass_number, count)[position])
+
+    def _find_limits(self) -> NDArray[np.float64]:
+        """Cumulative chances of the micrographs or patches of a mixture."""
+        members = self.micrographs.members
+        if self.patches is not None:
+            members = tuple(members[patch.micrograph] for patch in self.patches)
+        return np.cumsum(self.micrographs.weigh(members))
+
+    def _fit(self, index: int) -> CropGeometry:
+        return self.micrographs.fit_geometry(index, self.geometry)
+
+
+def choose_by_share(seed: int, number: int, limits: NDArray[np.float64]) -> int:
+    """Chooses an item for crop number `number`, a function of (seed, number).
+
+    Each block of 64 crops has one quantile in each 64th of [0, 1), in random order (stratified sampling), so that
+    shares are kept within any few crops.
+
+    Args:
+        limits: cumulative chances of the items, (N,), the last 1.
+    """
+    block, position = divmod(number, _BLOCK)
+    quantile = _stratify(seed, block)[position]
+    return min(int(np.searchsorted(limits, quantile, side="right")), len(limits) - 1)
 
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, pass_number: int, length: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, pass_number, 1)).permutation(length)
+
+
+@lru_cache(maxsize=4)
+def _stratify(seed: int, block: int) -> NDArray[np.float64]:
+    shift = np.random.default_rng((seed, block, _SHARE_STREAM)).random()
+    return (_permutation(seed, block, _BLOCK) + shift) / _BLOCK
 
 
 @dataclass(eq=False, repr=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -156,9 +156,9 @@ class PatchCenters:
                 yield Patch(index, (y, x), -1, box, (y, x), float(self.spacing**2), np.nan, np.nan)
 
 
-def check_patch_size(micrographs: Micrographs, edge: int) -> None:
-    """Raises InputError if patches of that edge, in px, are larger than a micrograph."""
-    for stem, mask in zip(micrographs.stems, micrographs.masks, strict=True):
+def check_patch_size(micrographs: Micrographs, edges: Sequence[int]) -> None:
+    """Raises InputError if patches are larger than their micrograph; `edges` has their edge in px per micrograph."""
+    for stem, mask, edge in zip(micrographs.stems, micrographs.masks, edges, strict=True):
         if min(mask.shape) < edge:
             raise InputError(
                 f"{micrographs.info.name}: crop_size {edge} px exceeds micrograph {stem} of "

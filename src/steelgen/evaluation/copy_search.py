@@ -90,15 +90,15 @@ class CopySearch:
     ) -> None:
         self.micrographs, self.geometry, self.size, self._blur = micrographs, geometry, search_size, blur
         steps = math.ceil(math.log(scale_range[1] / scale_range[0]) / math.log(_SCALE_STEP))
-        edges = [geometry.crop_size * float(factor) for factor in np.geomspace(*scale_range, steps + 1)]
+        factors = [float(factor) for factor in np.geomspace(*scale_range, steps + 1)]
         self._candidates = None if candidates is None or len(micrographs) <= candidates else candidates
         # Micrograph by micrograph, so that only one is decoded at a time.
-        by_micrograph = [self._build_fields(index, edges, device) for index in range(len(micrographs))]
+        by_micrograph = [self._build_fields(index, factors, device) for index in range(len(micrographs))]
         self._scales = list(zip(*by_micrograph, strict=True))
         self._fields = [field for scale in self._scales for field in scale]
         self._coarse: list[CoarseLevel] = []
         if self._candidates:
-            for start in range(0, len(edges), _COARSE_SCALES):
+            for start in range(0, len(factors), _COARSE_SCALES):
                 middle = self._scales[start : start + _COARSE_SCALES]
                 self._coarse.append(CoarseLevel([field.small for field in middle[len(middle) // 2]], search_size))
 
@@ -113,7 +113,7 @@ class CopySearch:
 
     def cut(self, match: Match, size: int) -> NDArray[np.uint8]:
         """See `cut_match`."""
-        return cut_match(self.micrographs, match, self.geometry.crop_size, size)
+        return cut_match(self.micrographs, match, self._crop_size(match.micrograph), size)
 
     def correlate(self, image: NDArray[np.uint8], enough: float = 0.9) -> Resemblance:
         """Finds the location that correlates most with an image, (H, W) or (H, W, 3) uint8 at the generator's scale.
@@ -177,6 +177,9 @@ class CopySearch:
             best = max(best, moved)
         return Resemblance(best[0], field.micrograph, symmetry, best[1])
 
+    def _crop_size(self, micrograph: int) -> int:
+        return self.micrographs.fit_geometry(micrograph, self.geometry).crop_size
+
     def _find_one(self, image: NDArray[np.uint8], own: Match | None) -> Match:
         # The image is transformed, not the micrographs; the inverse maps the location found to the image.
         images = [torch.tensor(apply_symmetry(to_channels(image, 1), inverse)) for inverse in _INVERSE]
@@ -198,9 +201,9 @@ class CopySearch:
         (distance, top, left, index, symmetry), (second, *_) = sorted(found, key=lambda place: place[0])
         return Match(distance, second, fields[index].micrograph, top, left, symmetry)
 
-    def _build_fields(self, micrograph: int, edges: list[float], device: str) -> list[ShrunkMicrograph]:
+    def _build_fields(self, micrograph: int, factors: list[float], device: str) -> list[ShrunkMicrograph]:
         gray = torch.tensor(to_channels(self.micrographs.images[micrograph], 1)).float()
-        keep = self._candidates is None
+        edges, keep = [self._crop_size(micrograph) * factor for factor in factors], self._candidates is None
         return [ShrunkMicrograph(micrograph, gray, edge, self.size, self._blur, device, keep) for edge in edges]
 
     def _pick(self, templates: Tensor, normalized: bool) -> list[ShrunkMicrograph]:

@@ -67,7 +67,7 @@ def describe_islands(
     centers = describer.list_centers().rescale(factor)
     edge = max(1, round(describer.geometry.crop_size * factor))
     geometry = replace(describer.geometry, crop_size=edge, scale_range=(1.0, 1.0))
-    check_patch_size(micrographs, edge)
+    check_patch_size(micrographs, [edge] * len(micrographs))
     patches = centers.find_any(micrographs)
     parts = []
     for start in range(0, len(patches), _AT_ONCE):

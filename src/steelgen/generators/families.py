@@ -10,10 +10,13 @@ and optionally
 
     adapt(generator, micrographs, geometry, keep_classes) -> tuple[Generator, str]
                                                            for micrographs with other classes, sizes or gray levels
+    list_parts(generator) -> dict[str, list[Parameter]]    parts of the networks that fine-tuning may freeze, by name;
+                                                           for kinds with a single network
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from steelgen.config.generator import GENERATOR_KINDS, AnyGeneratorSection
@@ -68,6 +71,33 @@ def adapt_generator(
 def can_adapt(generator: Generator) -> bool:
     """Returns whether generators of this kind can be adapted to other classes and sizes."""
     return hasattr(find_family(generator.kind), "adapt")
+
+
+def freeze_parts(generator: Generator, names: Sequence[str]) -> str:
+    """Freezes parts of a generator's networks: their parameters no longer require gradients.
+
+    Returns:
+        One line about what is frozen.
+
+    Raises:
+        InputError: if the generator has no such part, or nothing would be left to train.
+    """
+    family = find_family(generator.kind)
+    if not hasattr(family, "list_parts"):
+        raise InputError(f"freeze: not applicable to generators of kind {generator.kind}")
+    parts = family.list_parts(generator)
+    for name in names:
+        if name not in parts:
+            raise InputError(f"freeze: the generator has no part {name!r}; its parts are {', '.join(parts)}")
+    if len(set(names)) == len(parts):
+        raise InputError("freeze: names all parts of the generator, which leaves nothing to train")
+    for name in names:
+        for parameter in parts[name]:
+            parameter.requires_grad_(False)
+    every = [parameter for part in parts.values() for parameter in part]
+    frozen = sum(parameter.numel() for parameter in every if not parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in every)
+    return f"frozen: {', '.join(dict.fromkeys(names))} ({frozen:,} of {total:,} weights)"
 
 
 def load_generator(path: Path) -> Generator:

@@ -82,6 +82,6 @@ def time_step(config: RunConfig, machine: Machine) -> StepTime:
             return StepTime(batch_size, accumulation, seconds, trial.memory_gib)
         batch_size //= 2
     raise InputError(
-        f"{config.data.dataset}: not one crop of image_size {config.data.image_size} fits into "
+        f"{config.data.folders[0]}: not one crop of image_size {config.data.image_size} fits into "
         f"{limit / 2**30:.2f} GiB of memory; close other programs"
     )

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from steelgen.config.sample import FilterSection
-from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
@@ -25,7 +24,7 @@ from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import MIN_REAL_IOU, compute_confusion, compute_iou
 from steelgen.evaluation.segmentation import averaging_of, load_or_train_segmenter, measure_class_iou, predict_masks
 from steelgen.files import default_cache_dir
-from steelgen.sampling.masks import load_source_info
+from steelgen.sampling.masks import load_source
 
 NEAR_COPY = "near copy of a training image"
 
@@ -105,8 +104,7 @@ def build_filter(
         InputError: if the dataset cannot be used, has other classes, or a threshold names an unknown class.
     """
     thresholds = resolve_thresholds(config.min_iou, info)
-    load_source_info(config.dataset, info)
-    micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
+    micrographs = load_source(config.dataset, config.split, info, geometry.in_channels)
     device = str(pick_device())
     segmenter, real_iou = None, None
     if max(thresholds) > 0:
@@ -117,7 +115,7 @@ def build_filter(
             (split for split in ("val", "test") if split != config.split and (config.dataset / split).is_dir()), None
         )
         if held_out:
-            real = load_micrographs(config.dataset, held_out, geometry.in_channels)
+            real = load_source(config.dataset, held_out, info, geometry.in_channels)
             real_iou = measure_class_iou(segmenter, real, geometry, averaging_of(config.segmenter), config.seed)
     copies = (
         CopySearch(micrographs, geometry, scale_range=geometry.scale_range, blur=1.0)

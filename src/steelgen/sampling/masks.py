@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from steelgen.bundled import resolve_bundled
 from steelgen.config.sample import AugmentedMasks, BalancedMasks, FolderMasks, SplitMasks
 from steelgen.data.classes import declare_classes
-from steelgen.data.crops import CropDataset, cut_crop, load_micrographs
+from steelgen.data.crops import CropDataset, Micrographs, cut_crop, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask
+from steelgen.data.mixture import match_classes, move_classes
 from steelgen.data.placement import (
     CropGeometry,
     Placement,
@@ -88,15 +89,21 @@ class FileMaskSource(MaskSource, Protocol):
         ...
 
 
-def load_source_info(dataset: Path, info: DatasetInfo) -> DatasetInfo:
-    """Loads the classes of a dataset folder and checks them against the generator's classes `info`.
+def load_source(dataset: Path, split: str, info: DatasetInfo, in_channels: int = 1) -> Micrographs:
+    """Loads a split whose masks have the generator's classes `info`.
+
+    A generator of several datasets also takes the masks of one of them: its classes are found by name.
 
     Raises:
-        InputError: if it is not a dataset folder or has another number of classes.
+        InputError: if it is not a dataset folder, or has classes that the generator does not have.
     """
     own = load_dataset_info(dataset)
+    micrographs = load_micrographs(dataset, split, in_channels)
+    if own.num_classes != info.num_classes and own.num_classes and (planes := match_classes(own, info)):
+        masks = [move_classes(mask, planes, own.ignore_index) for mask in micrographs.masks]
+        return replace(micrographs, info=info, masks=masks)
     try:
-        return declare_classes(own, info.num_classes, dataset)
+        return replace(micrographs, info=declare_classes(own, info.num_classes, dataset))
     except InputError:
         message = f"{dataset}: has {own.num_classes} classes, the generator was trained with {info.num_classes}"
         raise InputError(message) from None
@@ -131,8 +138,8 @@ class CropSource:
         augment: bool = False,
         in_order: bool = False,
     ) -> None:
-        self._info = load_source_info(config.dataset, info)
-        micrographs = load_micrographs(config.dataset, config.split, geometry.in_channels)
+        micrographs = load_source(config.dataset, config.split, info, geometry.in_channels)
+        self._info = micrographs.info
         self._crops = CropDataset(micrographs, geometry, seed, augment, in_order=in_order)
         self._config, self.stems = config, micrographs.stems
 

@@ -8,7 +8,6 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from steelgen.config.sample import ProceduralMasks
-from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry, scale_whole
@@ -23,7 +22,7 @@ from steelgen.sampling.island_statistics import (
     measure_masks,
     pool_tables,
 )
-from steelgen.sampling.masks import SourceMask, load_source_info
+from steelgen.sampling.masks import SourceMask, load_source
 
 _STREAM = 3
 """Separates the random stream from that of crops."""
@@ -47,8 +46,7 @@ class ProceduralSource:
     """
 
     def __init__(self, config: ProceduralMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
-        load_source_info(config.dataset, info)
-        micrographs = load_micrographs(config.dataset, config.split)
+        micrographs = load_source(config.dataset, config.split, info)
         # Measured at the scale of the generated images, so that layouts need no resizing.
         self._masks = [scale_whole(mask, geometry) for mask in micrographs.masks]
         self._stems = micrographs.stems

@@ -17,7 +17,6 @@ from steelgen.bundled import PREFIX, resolve_bundled
 from steelgen.config.base import config_to_json
 from steelgen.config.sample import FolderMasks, SampleConfig, SplitMasks
 from steelgen.config.solver import SolverSection
-from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import list_splits, load_dataset_info
 from steelgen.errors import InputError
 from steelgen.evaluation.copy_search import CopySearch
@@ -35,7 +34,7 @@ from steelgen.sampling.formats import (
 )
 from steelgen.sampling.generate import generate_images, prepare_generator
 from steelgen.sampling.mask_sources import build_mask_source
-from steelgen.sampling.masks import MaskSource, SourceMask, load_source_info
+from steelgen.sampling.masks import MaskSource, SourceMask, load_source
 from steelgen.sampling.sample import describe_folder, save_contact_sheet
 
 _SEARCH_SIZE = 32
@@ -101,8 +100,7 @@ class Studio:
         self.has_dataset = dataset is not None
         self._search: CopySearch | None = None
         if dataset is not None:
-            load_source_info(dataset, self.info)
-            training = load_micrographs(dataset, "train", self.geometry.in_channels)
+            training = load_source(dataset, "train", self.info, self.geometry.in_channels)
             self._search = CopySearch(training, self.geometry, min(_SEARCH_SIZE, self.geometry.image_size))
         self._check_out()
 

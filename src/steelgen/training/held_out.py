@@ -85,6 +85,11 @@ class Validation:
             randomness=trainable.held_out_randomness(count),
             **trainable.crop_options,
         )
+        self._members: dict[str, list[int]] = {}
+        """Crop numbers by dataset of a mixture."""
+        for number in range(count if held_out.shares else 0):
+            name = held_out.shares[held_out.members[crops.micrograph_index(number)]].name
+            self._members.setdefault(name, []).append(number)
         own = range(accelerator.process_index, count, accelerator.num_processes)
         size = config.train.train_batch_size
         self._batches = [
@@ -94,7 +99,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Returns val_loss and val_loss_bin_<k>, the same in all processes."""
+        """Returns val_loss, val_loss_bin_<k> and, for a mixture, val_loss/<dataset>, the same in all processes."""
         networks, device = self._trainable.networks, self._accelerator.device
         # Crops of other processes stay zero.
         losses, positions = torch.zeros(2, self._count, device=device).unbind()
@@ -112,4 +117,5 @@ class Validation:
             network.train()
         losses, positions = self._accelerator.reduce(torch.stack([losses, positions]), "sum").cpu().unbind()
         by_bin = average_by_bin("val_loss", losses, positions, self._bins) if located else {}
-        return {"val_loss": losses.double().mean().item(), **by_bin}
+        by_dataset = {f"val_loss/{name}": losses[own].double().mean().item() for name, own in self._members.items()}
+        return {"val_loss": losses.double().mean().item(), **by_bin, **by_dataset}

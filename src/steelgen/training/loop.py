@@ -98,7 +98,8 @@ def _run(
         remove_unfinished(config.run_dir)
         for note in notes:
             observer.on_event(note)
-            save_json(config.run_dir / TRANSFER_FILE, {"note": note})
+        if notes:
+            save_json(config.run_dir / TRANSFER_FILE, {"note": "; ".join(notes)})
     accelerator.wait_for_everyone()
     if run.resume and (checkpoint := newest_checkpoint(config.run_dir)):
         load_checkpoint(checkpoint, state)

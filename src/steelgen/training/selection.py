@@ -98,7 +98,7 @@ def resolve_criterion(config: RunConfig, holds_out: bool, criteria: Sequence[str
         InputError: if the criterion is never measured, or patience_steps has no criterion.
     """
     criterion, measures = config.selection.criterion, config.measurement.every is not None
-    no_split = f"{config.data.dataset}: has no split {config.validation.split!r}"
+    no_split = f"{', '.join(map(str, config.data.folders))}: has no split {config.validation.split!r}"
     if criterion == "auto" and holds_out:
         return next((name for name in criteria if name != "kid" or measures), None)
     if criterion == "auto" and config.selection.patience_steps is not None:

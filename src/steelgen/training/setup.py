@@ -22,11 +22,12 @@ from steelgen.config.train import FinetuneConfig, OptimizationSection, RunConfig
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
 from steelgen.data.folder import list_splits
+from steelgen.data.mixture import load_mixture
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
 from steelgen.generators import Generator, Trainable
-from steelgen.generators.families import adapt_generator, build_generator, can_adapt, load_generator
+from steelgen.generators.families import adapt_generator, build_generator, can_adapt, freeze_parts, load_generator
 from steelgen.generators.saved import hash_generator
 from steelgen.runs import BATCH_FIELD
 
@@ -49,10 +50,11 @@ def prepare_finetuning(
     """Loads the trained generator and the micrographs of a fine-tuning config, and adapts the former to the latter.
 
     Args:
-        report: called with one line about what was kept and what is new, if anything had to be adapted.
+        report: called with one line about what was kept and what is new, if anything had to be adapted, and one about
+            what is frozen.
 
     Raises:
-        InputError: if the generator cannot be adapted to the data.
+        InputError: if the generator cannot be adapted to the data, or has no part that config.freeze names.
     """
     generator = load_generator(config.checkpoint)
     trained, wanted = generator.geometry, crop_geometry(config)
@@ -73,6 +75,8 @@ def prepare_finetuning(
     elif not same:
         raise InputError(f"continue_training: needs the classes and image_size of {config.checkpoint}; set it to false")
     generator.info, generator.geometry = micrographs.info, wanted
+    if config.freeze:
+        report(freeze_parts(generator, config.freeze))
     return generator, micrographs
 
 
@@ -86,10 +90,9 @@ def prepare(config: RunConfig) -> tuple[Generator, Micrographs]:
 
 def load_held_out(config: RunConfig, generator: Generator) -> Micrographs | None:
     """Loads the micrographs for validation; None if none are held out."""
-    data, split = config.data, config.validation.split
-    if split is None or split not in list_splits(data.dataset):
-        return None
-    return _hide_masks(_load_split(config, split), generator)
+    split = config.validation.split
+    held_out = None if split is None else _load_split(config, split)
+    return held_out and _hide_masks(held_out, generator)
 
 
 def crop_geometry(config: RunConfig) -> CropGeometry:
@@ -115,8 +118,13 @@ def describe_inputs(
     config: RunConfig, micrographs: Micrographs, held_out: Micrographs | None, num_processes: int
 ) -> dict[str, Any]:
     """Returns the digests of a run's inputs by dotted config field; a resumed run compares them instead of paths."""
+    data = config.data
+    digests = [
+        {**each.model_dump(mode="json"), "dataset": share.digest}
+        for each, share in zip(data.datasets, micrographs.shares, strict=True)
+    ]
     inputs: dict[str, Any] = {
-        "data.dataset": micrographs.digest,
+        **({"data.datasets": digests} if digests else {"data.dataset": micrographs.digest}),
         BATCH_FIELD: effective_batch(config.train, num_processes),
     }
     if held_out:
@@ -238,9 +246,9 @@ def build_learning_rate(
 
 
 def _load_training_data(config: RunConfig) -> Micrographs:
-    data = config.data
-    micrographs = _load_split(config, data.split)
-    if data.num_classes is None or not micrographs.info.num_classes:
+    micrographs, data = _load_split(config), config.data
+    assert micrographs is not None, "a missing training split is an InputError"
+    if data.dataset is None or data.num_classes is None or not micrographs.info.num_classes:
         return micrographs
     return replace(micrographs, info=declare_classes(micrographs.info, data.num_classes, data.dataset))
 
@@ -250,6 +258,13 @@ def _hide_masks(micrographs: Micrographs, generator: Generator) -> Micrographs:
     return micrographs if generator.info.num_classes else micrographs.without_masks()
 
 
-def _load_split(config: RunConfig, split: str) -> Micrographs:
-    micrographs = load_micrographs(config.data.dataset, split, config.data.in_channels)
-    return micrographs.without_masks() if config.data.unconditional else micrographs
+def _load_split(config: RunConfig, held_out: str | None = None) -> Micrographs | None:
+    """The training split, or the split `held_out`; None if no dataset has it."""
+    data = config.data
+    if data.dataset is None:
+        micrographs = load_mixture(data.datasets, crop_geometry(config), data.merge_classes, held_out)
+    elif held_out and held_out not in list_splits(data.dataset):
+        micrographs = None
+    else:
+        micrographs = load_micrographs(data.dataset, held_out or data.split, data.in_channels)
+    return micrographs.without_masks() if micrographs and data.unconditional else micrographs

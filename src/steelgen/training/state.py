@@ -116,8 +116,9 @@ def build_state(
 
 
 def _build_optimizer(options: OptimizationSection, trainable: Trainable, phase: Phase) -> torch.optim.Optimizer:
+    parameters = join_networks(trainable.networks, phase.trains).parameters()
     return torch.optim.AdamW(
-        join_networks(trainable.networks, phase.trains).parameters(),
+        [parameter for parameter in parameters if parameter.requires_grad],  # the others are frozen by finetune
         lr=options.learning_rate * phase.learning_rate,
         betas=phase.adam_betas or options.adam_betas,
         weight_decay=options.weight_decay,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import Micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.generators import Generator, Trainable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def build(section: SemanticDiffusionSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
@@ -58,3 +61,12 @@ def adapt(
 
     assert isinstance(generator, SemanticDiffusion)
     return adapt_semantic_diffusion(generator, micrographs, geometry, keep_classes)
+
+
+def list_parts(generator: Generator) -> dict[str, list[nn.Parameter]]:
+    """See `steelgen.generators.families`."""
+    from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+    from steelgen.generators.semantic_diffusion.parts import list_network_parts
+
+    assert isinstance(generator, SemanticDiffusion)
+    return list_network_parts(generator.network)

@@ -1,0 +1,30 @@
+"""Parts of the semantic U-Net that fine-tuning may freeze."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from steelgen.models.semantic_unet import SemanticUNet
+from steelgen.models.spade import SpadeNorm
+
+_PARTS = {
+    "time_mlp": "time",
+    "conv_in": "input",
+    "encoder": "encoder",
+    "middle": "middle",
+    "decoder": "decoder",
+    "norm_out": "output",
+    "conv_out": "output",
+}
+"""Part by child of the network."""
+
+
+def list_network_parts(network: SemanticUNet) -> dict[str, list[nn.Parameter]]:
+    """Returns the parameters of each part: input, time, encoder, middle, decoder, output, and spade, the layers of
+    middle and decoder that see the mask, if there are any; each parameter is in one part."""
+    spade = {parameter for norm in network.modules() if isinstance(norm, SpadeNorm) for parameter in norm.parameters()}
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        part = "spade" if parameter in spade else _PARTS[name.split(".")[0]]
+        parts.setdefault(part, []).append(parameter)
+    return parts
