@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from steelgen.config.generator import LowResolutionSection
 from steelgen.config.solver import AnySolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
+from steelgen.diffusion.refinement import shrink
 
 Batch = dict[str, Tensor]
 """`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and the tensors of
@@ -81,8 +83,8 @@ class DrawRequest:
     """(N, H, W) int64 class indices, at least the geometry's image_size in height and width; indices ≥ num_classes are
     ignored pixels. None for generators that need no masks."""
     images: Tensor | None = None
-    """(N, C, H / f, W / f) in [-1, 1] for generators that need or take "images": f is 1, or the factor of a refining
-    generator."""
+    """(N, C, H / f, W / f) in [-1, 1], rounded up, for generators that need or take "images": f is 1, or the factor of
+    a refining generator."""
     solver: AnySolverSection | None = None
     """Solver of a diffusion model; None uses the default."""
     start: StartImages | None = None
@@ -144,6 +146,11 @@ class LatentGenerator(Generator, Protocol):
     @property
     def latent_dim(self) -> int:
         """Number of latent variables."""
+
+
+def find_low_resolution(generator: Generator) -> LowResolutionSection | None:
+    """Returns the section of a refining generator, which needs coarse images; None for all others."""
+    return getattr(generator, "low_resolution", None)
 
 
 class Losses(NamedTuple):
@@ -254,11 +261,28 @@ def draw_for_masks(
     noise: Tensor | None = None,
     latents: Latents | None = None,
     truncation: float | None = None,
+    images: Tensor | None = None,
 ) -> Tensor:
-    """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none."""
+    """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none.
+
+    Args:
+        images: see `DrawRequest.images`; images of the size of the masks are shrunk for a refining generator.
+    """
     given = masks if "masks" in generator.needs else None
     steps = solver if "solver" in generator.takes else None
-    request = DrawRequest(seeds, given, solver=steps, start=start, noise=noise, latents=latents, truncation=truncation)
+    low_resolution = find_low_resolution(generator)
+    if low_resolution and images is not None and images.shape[2:] == masks.shape[1:]:
+        images = shrink(images, low_resolution.factor)
+    request = DrawRequest(
+        seeds,
+        given,
+        images if "images" in generator.needs else None,
+        solver=steps,
+        start=start,
+        noise=noise,
+        latents=latents,
+        truncation=truncation,
+    )
     drawn = generator.draw(request)
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
