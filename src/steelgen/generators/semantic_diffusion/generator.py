@@ -82,7 +82,7 @@ class SemanticDiffusion:
         """See `Generator.draw`; without masks, all pixels are ignored pixels.
 
         Raises:
-            InputError: if the solver asks for more noise on coarse images than in training.
+            InputError: if coarse images do not fit the masks.
         """
         masks, solver, start = request.masks, request.solver or SolverSection(), request.start
         if masks is None:
@@ -131,7 +131,6 @@ class SemanticDiffusion:
         assert self.low_resolution is not None
         assert request.images is not None, "a refining generator needs images"
         factor, mean, deviation = self.low_resolution.factor, *self.intensity
-        check_coarse_noise(solver.coarse_noise, self.low_resolution)
         size = masks.shape[1:]
         wanted = tuple(-(-edge // factor) for edge in size)
         if request.images.shape[2:] != wanted:
@@ -233,15 +232,6 @@ def measure_detail(micrographs: Micrographs, geometry: CropGeometry, factor: int
     if total == 0:
         raise InputError(f"{micrographs.info.name}: the training micrographs have no detail to add at factor {factor}")
     return math.sqrt(total / count)
-
-
-def check_coarse_noise(coarse_noise: float, low_resolution: LowResolutionSection) -> None:
-    """Raises InputError if a solver asks for more noise on coarse images than in training."""
-    if coarse_noise > low_resolution.max_noise:
-        raise InputError(
-            f"solver.coarse_noise {coarse_noise:g}: the refining generator was trained with at most "
-            f"{low_resolution.max_noise:g} (generator.low_resolution.max_noise)"
-        )
 
 
 def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
