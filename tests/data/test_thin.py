@@ -10,7 +10,15 @@ from skimage.measure import label
 from steelgen.data.placement import resize_mask
 from steelgen.data.thin import compute_mean_width, shrink_mask
 
-ENDS = [(0, 20, 63, 20), (37, 0, 37, 63), (0, 0, 63, 63), (1, 0, 63, 62), (2, 0, 63, 61), (5, 2, 60, 25), (60, 3, 8, 59)]
+ENDS = [
+    (0, 20, 63, 20),
+    (37, 0, 37, 63),
+    (0, 0, 63, 63),
+    (1, 0, 63, 62),
+    (2, 0, 63, 61),
+    (5, 2, 60, 25),
+    (60, 3, 8, 59),
+]
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])

@@ -102,10 +102,11 @@ class ImageMasks(Section):
     kind: Literal["images"] = "images"
     """Type of mask source."""
     folder: Path
-    """Folder of images, used whole, in file name order and repeated. Images of the generator's image_size are used as
-    they are; others are resized to the scale of the crops."""
+    """Folder of images, used whole, in file name order and repeated. Images of the generator's image_size, and coarse
+    images for a refining generator, are used as they are; others are resized to the scale of the crops."""
     masks: Path | None = None
-    """Folder of masks with the stems and sizes of the images, which become the labels; null writes no labels."""
+    """Folder of masks with the stems and sizes of the images (for a refining generator, with the sizes of the refined
+    images), which become the labels; null writes no labels."""
 
 
 class NoMasks(Section):
@@ -174,6 +175,21 @@ class StartImagesSection(Section):
     """Apply a random flip and rotation (8 symmetries) to each start image of `dataset`."""
 
 
+_REFINING_SOLVER = SolverSection(num_inference_steps=6, guidance_scale=1.0, window_overlap=0.25)
+"""Default of refining stages: most of their image is given, so few steps, no guidance and little overlap suffice."""
+
+
+class StageSection(Section):
+    """A stage of a cascade."""
+
+    generator: Path
+    """Run folder, checkpoint, export, or bundled model; all but the first were trained with
+    generator.low_resolution."""
+    solver: AnySolverSection | None = None
+    """Solver of this stage; null uses the default of its place: of `solver` for the first stage, and for the others 6
+    steps without guidance in windows that overlap by a quarter."""
+
+
 class SampleConfig(Section):
     """`steelgen sample`: sample images with matching masks from a generator."""
 
@@ -182,8 +198,11 @@ class SampleConfig(Section):
         "generator.noise.zero_terminal_snr"
     }
 
-    generator: Path
-    """Run folder, checkpoint, export, or bundled model (bundled:uhcs)."""
+    generator: Path | None = None
+    """Run folder, checkpoint, export, or bundled model (bundled:uhcs); null only with `stages`."""
+    stages: list[StageSection] = Field([], max_length=8)
+    """Instead of `generator`, a cascade of at least two generators, from the coarsest scale to the final one: each
+    refines the images of the one before. Masks are those of the final images. Empty for a single generator."""
     output_dir: Path
     """Samples folder to write: images, masks, metadata.jsonl and a contact sheet. It must be new, or unfinished and
     started with this config."""
@@ -224,6 +243,26 @@ class SampleConfig(Section):
     """Compile the network with torch.compile; pays off from a few hundred images on a GPU."""
     filter: FilterSection | None = None
     """Quality filter; null keeps all pairs."""
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> SampleConfig:
+        if (self.generator is None) == (not self.stages):
+            raise ValueError(
+                "generator: is missing" if self.generator is None else "stages: not applicable with `generator`"
+            )
+        if len(self.stages) == 1:
+            raise ValueError("stages: a cascade has at least two; set `generator` for a single one")
+        for number, stage in enumerate(self.stages):
+            if stage.solver is None:
+                stage.solver = _REFINING_SOLVER if number else SolverSection()
+        return self
+
+    @property
+    def generators(self) -> dict[str, Path]:
+        """Paths of all generators by dotted config field, from the first stage to the last."""
+        if self.generator is not None:
+            return {"generator": self.generator}
+        return {f"stages.{number}.generator": stage.generator for number, stage in enumerate(self.stages)}
 
     @model_validator(mode="after")
     def _check_combinations(self) -> SampleConfig:

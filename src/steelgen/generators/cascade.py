@@ -25,34 +25,23 @@ _SCALE_TOLERANCE = 0.01
 """Largest relative difference between the pixel sizes of an image of one stage and a coarse image of the next."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cascade:
     """A `Generator` that runs stages one after the other; see `build_cascade`."""
 
     stages: tuple[Generator, ...]
     solvers: tuple[AnySolverSection, ...]
     """One per stage; used by stages that take solvers."""
+    factors: tuple[int, ...]
+    """Edge of the final images divided by that of each stage's images."""
+    info: DatasetInfo
+    """The classes of the first stage."""
+    geometry: CropGeometry
+    """The crops of the first stage at the scale of the last."""
 
     kind = "cascade"
-    takes: frozenset[str] = frozenset()
-    makes: frozenset[str] = frozenset({"images"})
-
-    @property
-    def info(self) -> DatasetInfo:
-        """The classes of the first stage."""
-        return self.stages[0].info
-
-    @property
-    def geometry(self) -> CropGeometry:
-        """The crops of the first stage at the scale of the last."""
-        first = self.stages[0].geometry
-        return replace(first, image_size=first.image_size * self.factors[0])
-
-    @property
-    def factors(self) -> tuple[int, ...]:
-        """Edge of the final images divided by that of each stage's."""
-        own = [low_resolution.factor for stage in self.stages if (low_resolution := find_low_resolution(stage))]
-        return tuple(math.prod(own[number:]) for number in range(len(own) + 1))
+    takes = frozenset[str]()
+    makes = frozenset({"images"})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -124,7 +113,10 @@ def build_cascade(
             _check_pair(generators[number - 1], generator, names[number - 1], name)
             _check_classes(first, generator, names[0], name)
         check_coarse_solver(generator, solver, f"stages.{number}.solver")
-    return Cascade(tuple(generators), tuple(solvers))
+    own = [low_resolution.factor for each in generators[1:] if (low_resolution := find_low_resolution(each))]
+    factors = tuple(math.prod(own[number:]) for number in range(len(generators)))
+    geometry = replace(first.geometry, image_size=first.geometry.image_size * factors[0])
+    return Cascade(tuple(generators), tuple(solvers), factors, first.info, geometry)
 
 
 def derive_seed(seed: int, stage: int) -> int:

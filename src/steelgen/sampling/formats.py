@@ -17,6 +17,7 @@ from pydantic import Field
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_IMAGES, MAX_SEED, config_to_json
 from steelgen.config.sample import SampleConfig
+from steelgen.config.solver import AnySolverSection
 from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError, first_line
@@ -134,6 +135,7 @@ class Origin:
     """Metadata shared by all images of a run."""
 
     generator: Path
+    """Of a cascade the last one; the others are in `draw`."""
     model_sha256: str
     config_sha256: str
     draw: dict[str, Any]
@@ -148,19 +150,35 @@ def describe_origin(config: SampleConfig) -> Origin:
     Raises:
         InputError: if there is no generator.
     """
-    settings, weights = config_to_json(config), hash_weights(config.generator)
+    settings = config_to_json(config)
+    weights = {field: hash_weights(path) for field, path in config.generators.items()}
     draw = {key: settings[key] for key in ("solver", "mixed_precision", "channels_last")}
-    models = {"generator": hash_generator(config.generator, weights)}
-    if guide := getattr(config.solver, "autoguidance", None):
-        draw["autoguidance_sha256"] = hash_weights(guide)
-        models["solver.autoguidance"] = hash_generator(guide, draw["autoguidance_sha256"])
+    models = {field: hash_generator(path, weights[field]) for field, path in config.generators.items()}
+
+    def hash_guide(solver: AnySolverSection | None, field: str) -> dict[str, str]:
+        if guide := getattr(solver, "autoguidance", None):
+            models[f"{field}.autoguidance"] = hash_generator(guide, found := hash_weights(guide))
+            return {"autoguidance_sha256": found}
+        return {}
+
+    draw |= hash_guide(config.solver, "solver")
+    if config.stages:
+        draw["stages"] = [
+            {
+                **stage,
+                "model_sha256": weights[f"stages.{number}.generator"],
+                **hash_guide(config.stages[number].solver, f"stages.{number}.solver"),
+            }
+            for number, stage in enumerate(settings["stages"])
+        ]
     if config.start_images:
         draw["strength"] = config.start_images.strength
     if config.truncation is not None:
         draw["truncation"] = config.truncation
     if config.labels:
         models["labels.segmenter"] = hash_segmenter(config.labels.segmenter)
-    return Origin(config.generator, weights, hash_config(settings), draw, models)
+    last, path = list(config.generators.items())[-1]
+    return Origin(path, weights[last], hash_config(settings), draw, models)
 
 
 def hash_config(settings: dict[str, Any]) -> str:

@@ -15,7 +15,16 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator, Latents, StartImages, draw_for_masks, join_networks, uses_images
+from steelgen.generators import (
+    Generator,
+    Latents,
+    StartImages,
+    check_coarse_solver,
+    draw_for_masks,
+    join_networks,
+    uses_images,
+)
+from steelgen.generators.cascade import build_cascade
 from steelgen.generators.families import load_generator
 from steelgen.sampling.masks import SourceMask
 
@@ -41,6 +50,19 @@ def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = F
     return generator
 
 
+def prepare_stages(config: SampleConfig, compiled: bool = False) -> Generator:
+    """Loads the generator of a config for inference, or its stages as one; see `prepare_generator`.
+
+    Raises:
+        InputError: also if the stages do not fit each other.
+    """
+    paths = list(config.generators.values())
+    generators = [prepare_generator(path, config.channels_last, compiled) for path in paths]
+    if not config.stages:
+        return generators[0]
+    return build_cascade(generators, [stage.solver or SolverSection() for stage in config.stages], paths)
+
+
 def check_taken(config: SampleConfig, generator: Generator) -> None:
     """Raises InputError if the config sets a field that the generator does not use.
 
@@ -50,6 +72,8 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
         default = SampleConfig.model_fields[section].get_default(call_default_factory=True)
         if getattr(config, section) != default and name not in generator.takes:
             raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
+    if "solver" in generator.takes:
+        check_coarse_solver(generator, config.solver)
     source = config.mask_source.kind
     if source == "images" and not uses_images(generator):
         raise InputError(f"mask_source.kind 'images': not applicable to generators of kind {generator.kind}")
