@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -180,7 +180,7 @@ _REFINING_SOLVER = SolverSection(num_inference_steps=6, guidance_scale=1.0, wind
 
 
 class StageSection(Section):
-    """A stage of a cascade."""
+    """A stage of a cascade; a path alone stands for `generator`."""
 
     generator: Path
     """Run folder, checkpoint, export, or bundled model; all but the first were trained with
@@ -188,6 +188,11 @@ class StageSection(Section):
     solver: AnySolverSection | None = None
     """Solver of this stage; null uses the default of its place: of `solver` for the first stage, and for the others 6
     steps without guidance in windows that overlap by a quarter."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_path(cls, values: Any) -> Any:
+        return {"generator": values} if isinstance(values, str | Path) else values
 
 
 class SampleConfig(Section):

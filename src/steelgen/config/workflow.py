@@ -14,7 +14,7 @@ from steelgen.config.utility import UtilityConfig
 
 
 class WorkflowConfig(Section):
-    """`steelgen workflow`: train or finetune (or both), refine, sample, evaluate and utility, each on earlier outputs."""
+    """`steelgen workflow`: train, finetune or both, refine, sample, evaluate and utility, each on earlier outputs."""
 
     train: TrainConfig | None = None
     """The config of `steelgen train`; null starts with fine-tuning, of a bundled model for example."""
