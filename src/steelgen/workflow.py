@@ -1,4 +1,4 @@
-"""The workflow: train → finetune → sample → evaluate → utility, run locally or as a chain of Slurm jobs."""
+"""The workflow: train → finetune → refine → sample → evaluate → utility, run locally or as a chain of Slurm jobs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ from steelgen.sampling.formats import load_sampling
 _FILES = {
     "train": ("config.json", RESULT_FILE),
     "finetune": ("config.json", RESULT_FILE),
+    "refine": ("config.json", RESULT_FILE),
     "sample": ("sampling.json", "metadata.jsonl"),
     "evaluate": ("evaluation.json", "evaluation.json"),
     "utility": (STUDY_FILE, UTILITY_FILE),
 }
 """The first and the last file that a stage writes into its output folder."""
+_COMMANDS = {"refine": "train"}
+"""Commands of the stages that are not called like theirs."""
 _LENGTHS = ("max_steps", "max_epochs", "max_minutes")
 """Training resumes from its checkpoint if only these fields have changed."""
 
@@ -66,7 +69,8 @@ def plan_workflow(config: WorkflowConfig) -> list[Stage]:
         first, last = _FILES[action]
         complete = _is_complete(settings, output) and (output / last).is_file()
         for before in stages:
-            if before.action != "evaluate":  # no other stage reads its output
+            # No other stage reads the output of evaluate, and refine reads none.
+            if before.action != "evaluate" and action != "refine":
                 _check_not_stale(output / first, before)
         stages.append(Stage(action, settings, output, complete))
     return stages
@@ -105,18 +109,21 @@ def submit_workflow(config: WorkflowConfig, profile: SlurmProfile, report: Calla
         if stage.complete:
             report(f"{stage.action}: complete in {stage.output}, skipped")
         else:
-            check_not_queued(stage.output, stage.action)
+            check_not_queued(stage.output, _COMMANDS.get(stage.action, stage.action))
             pending[stage.action] = stage
-    frozen = {action: freeze_config(action, stage.config, stage.output) for action, stage in pending.items()}
+    frozen = {
+        action: freeze_config(_COMMANDS.get(action, action), stage.config, stage.output)
+        for action, stage in pending.items()
+    }
     ids: list[str] = []
 
     def submit(action: str, output: Path, **options: Any) -> None:
-        job = Job(action, frozen[options.get("gathers", action)], output, **options)
+        job = Job(_COMMANDS.get(action, action), frozen[options.get("gathers", action)], output, **options)
         ids.append(submit_job(job, profile, after=ids[-1] if ids else None))
         report(f"{job.action}: job {ids[-1]} → {job.output}")
 
     for action, stage in pending.items():
-        if action in ("train", "finetune") or (action == "evaluate" and "sample" not in pending):
+        if action in ("train", "finetune", "refine") or (action == "evaluate" and "sample" not in pending):
             submit(action, stage.output)
         elif action == "sample":
             submit(action, stage.output, shards=config.shards)

@@ -66,9 +66,9 @@ def sample_command(
     silent = quiet or (as_json and not dry_run)
     print_config(settings, silent)
     if dry_run:
-        from steelgen.generators.families import load_generator
+        from steelgen.sampling.generate import prepare_stages
 
-        loaded = load_generator(settings.generator)
+        loaded = prepare_stages(settings)
         parameters = sum(weight.numel() for network in loaded.networks.values() for weight in network.parameters())
         names = ", ".join(loaded.info.class_names)
         if not silent:

@@ -22,7 +22,7 @@ class UNetSection(Section):
     num_res_blocks: int = Field(2, ge=1, le=64)
     """Residual blocks per level."""
     attention_resolutions: list[Annotated[int, Field(ge=1, le=MAX_IMAGE_SIZE)]] = [16, 8]
-    """Edges, in feature pixels, of the levels with self-attention; the middle block always has it."""
+    """Edges, in feature pixels, of the levels with self-attention; see middle_attention for the middle block."""
     num_heads: int = Field(4, ge=1, le=1024)
     """Attention heads if num_head_channels is null."""
     num_heads_upsample: int | None = Field(None, ge=1, le=1024)
@@ -45,6 +45,9 @@ class UNetSection(Section):
     """Downsampling of the mask for coarse levels: area shares per class, or nearest pixels (SPADE, ISDM)."""
     instance_edges: bool = False
     """Adds outlines of the mask's regions as a channel of the SPADE norms' input (ISDM with no_instance false)."""
+    middle_attention: bool = True
+    """Self-attention in the middle block; false, for refining stages, lets the time per pixel not depend on
+    image_size."""
     timestep_scale: float = Field(1.0, gt=0, le=1000)
     """Factor on the timesteps in the time embedding (ISDM's rescale_timesteps: 1000 / num_train_timesteps)."""
 
@@ -60,7 +63,7 @@ class UNetSection(Section):
             if (
                 self.num_head_channels
                 and width % self.num_head_channels
-                and (self.attention_resolutions or factor == self.channel_mult[-1])
+                and (self.attention_resolutions or (self.middle_attention and factor == self.channel_mult[-1]))
             ):
                 raise ValueError(f"{width} channels are not a multiple of num_head_channels {self.num_head_channels}")
         return self
@@ -104,6 +107,21 @@ class NoiseSection(Section):
         return self
 
 
+class LowResolutionSection(Section):
+    """Conditioning on a coarse image, for a refining stage (Ho et al. 2022, arXiv 2106.15282; Saharia et al. 2021,
+    arXiv 2104.07636). In training, the coarse image is the crop, shrunk and degraded at random."""
+
+    factor: Literal[2, 4, 8]
+    """Edge of the images divided by that of their coarse images."""
+    max_blur: float = Field(0.6, ge=0, le=8)
+    """Largest standard deviation of the Gaussian blur of coarse images, in their pixels; the network is not told it. 0
+    disables blur; larger values make the network sharpen more."""
+    max_noise: float = Field(0.3, ge=0, le=10)
+    """Largest standard deviation of the noise on coarse images, relative to that of the training images if
+    noise.standardize is set; the network is told it. 0 disables noise; with too little, the errors of the stage before
+    multiply."""
+
+
 class DiffusionTrainingSection(Section):
     """Training options of diffusion models."""
 
@@ -129,6 +147,8 @@ class SemanticDiffusionSection(Section):
     """The network."""
     noise: NoiseSection = NoiseSection()
     """The noise schedule."""
+    low_resolution: LowResolutionSection | None = None
+    """The coarse image that a refining stage is also conditioned on; null generates from the mask alone."""
 
     steps_by_solver: ClassVar[bool] = True
     """Whether the sections `solver` and `diffusion` apply."""
@@ -139,6 +159,19 @@ class SemanticDiffusionSection(Section):
         factor = 2 ** (levels - 1)
         if image_size % factor:
             raise ValueError(f"data.image_size {image_size} is not a multiple of {factor}, needed for {levels} levels")
+        if self.low_resolution and image_size % self.low_resolution.factor:
+            raise ValueError(
+                f"data.image_size {image_size} is not a multiple of generator.low_resolution.factor "
+                f"{self.low_resolution.factor}"
+            )
+
+    @model_validator(mode="after")
+    def _check_low_resolution(self) -> SemanticDiffusionSection:
+        # The bound counts gray levels, but a refining network predicts a difference of images.
+        if self.low_resolution and (self.noise.objective == "variational" or self.unet.learn_sigma):
+            name = "noise.objective 'variational'" if self.noise.objective == "variational" else "unet.learn_sigma"
+            raise ValueError(f"low_resolution: not applicable to {name}")
+        return self
 
 
 _GAN_DEFAULTS: dict[str, dict[str, Any]] = {

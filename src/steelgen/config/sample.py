@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -96,6 +96,19 @@ class BalancedMasks(_DatasetMasks):
     """Masks chosen together; the classes are balanced after each block. num_samples works best."""
 
 
+class ImageMasks(Section):
+    """Images from a folder, for generators that turn images into others, with or without their masks."""
+
+    kind: Literal["images"] = "images"
+    """Type of mask source."""
+    folder: Path
+    """Folder of images, used whole, in file name order and repeated. Images of the generator's image_size, and coarse
+    images for a refining generator, are used as they are; others are resized to the scale of the crops."""
+    masks: Path | None = None
+    """Folder of masks with the stems and sizes of the images (for a refining generator, with the sizes of the refined
+    images), which become the labels; null writes no labels."""
+
+
 class NoMasks(Section):
     """No masks: unlabeled images, from a generator trained without masks or with mask_dropout."""
 
@@ -104,8 +117,14 @@ class NoMasks(Section):
 
 
 AnyMasks = Annotated[
-    NoMasks | SplitMasks | FolderMasks | AugmentedMasks | ProceduralMasks | BalancedMasks, Field(discriminator="kind")
+    NoMasks | SplitMasks | FolderMasks | ImageMasks | AugmentedMasks | ProceduralMasks | BalancedMasks,
+    Field(discriminator="kind"),
 ]
+
+
+def has_masks(source: AnyMasks) -> bool:
+    """Whether a mask source has masks to write as labels."""
+    return not isinstance(source, NoMasks) and not (isinstance(source, ImageMasks) and source.masks is None)
 
 
 class FilterSection(Section):
@@ -156,6 +175,26 @@ class StartImagesSection(Section):
     """Apply a random flip and rotation (8 symmetries) to each start image of `dataset`."""
 
 
+_REFINING_SOLVER = SolverSection(num_inference_steps=6, guidance_scale=1.0, window_overlap=0.25)
+"""Default of refining stages: most of their image is given, so few steps, no guidance and little overlap suffice."""
+
+
+class StageSection(Section):
+    """A stage of a cascade; a path alone stands for `generator`."""
+
+    generator: Path
+    """Run folder, checkpoint, export, or bundled model; all but the first were trained with
+    generator.low_resolution."""
+    solver: AnySolverSection | None = None
+    """Solver of this stage; null uses the default of its place: of `solver` for the first stage, and for the others 6
+    steps without guidance in windows that overlap by a quarter."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_path(cls, values: Any) -> Any:
+        return {"generator": values} if isinstance(values, str | Path) else values
+
+
 class SampleConfig(Section):
     """`steelgen sample`: sample images with matching masks from a generator."""
 
@@ -164,8 +203,11 @@ class SampleConfig(Section):
         "generator.noise.zero_terminal_snr"
     }
 
-    generator: Path
-    """Run folder, checkpoint, export, or bundled model (bundled:uhcs)."""
+    generator: Path | None = None
+    """Run folder, checkpoint, export, or bundled model (bundled:uhcs); null only with `stages`."""
+    stages: list[StageSection] = Field([], max_length=8)
+    """Instead of `generator`, a cascade of at least two generators, from the coarsest scale to the final one: each
+    refines the images of the one before. Masks are those of the final images. Empty for a single generator."""
     output_dir: Path
     """Samples folder to write: images, masks, metadata.jsonl and a contact sheet. It must be new, or unfinished and
     started with this config."""
@@ -196,7 +238,8 @@ class SampleConfig(Section):
     """Truncation factor of style-based adversarial generators: scales the distance of styles from their mean. Lower
     values give less variety and fewer odd images; null or 1 disables it."""
     labels: LabelsSection | None = None
-    """Labeling of images generated without masks (mask_source.kind none); null leaves them unlabeled."""
+    """Labeling of images generated without masks (mask_source.kind none, or images with masks null); null leaves them
+    unlabeled."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the network; auto uses bf16 where the hardware supports it; the resolved value is recorded."""
     channels_last: bool = True
@@ -207,11 +250,34 @@ class SampleConfig(Section):
     """Quality filter; null keeps all pairs."""
 
     @model_validator(mode="after")
+    def _check_stages(self) -> SampleConfig:
+        if (self.generator is None) == (not self.stages):
+            raise ValueError(
+                "generator: is missing" if self.generator is None else "stages: not applicable with `generator`"
+            )
+        if len(self.stages) == 1:
+            raise ValueError("stages: a cascade has at least two; set `generator` for a single one")
+        for number, stage in enumerate(self.stages):
+            if stage.solver is None:
+                stage.solver = _REFINING_SOLVER if number else SolverSection()
+        return self
+
+    @property
+    def generators(self) -> dict[str, Path]:
+        """Paths of all generators by dotted config field, from the first stage to the last."""
+        if self.generator is not None:
+            return {"generator": self.generator}
+        return {f"stages.{number}.generator": stage.generator for number, stage in enumerate(self.stages)}
+
+    @model_validator(mode="after")
     def _check_combinations(self) -> SampleConfig:
-        kind, start = self.mask_source.kind, self.start_images
-        if kind == "none" and (self.filter or (self.coco and not self.labels)):
-            raise ValueError(f"{'filter' if self.filter else 'coco'} needs masks, but mask_source.kind is 'none'")
-        if self.labels and kind != "none":
+        kind, start, labeled = self.mask_source.kind, self.start_images, has_masks(self.mask_source)
+        if not labeled and (self.filter or (self.coco and not self.labels)):
+            without = "is" if kind == "none" else "has no masks:"
+            raise ValueError(
+                f"{'filter' if self.filter else 'coco'} needs masks, but mask_source.kind {without} {kind!r}"
+            )
+        if self.labels and labeled:
             raise ValueError(f"labels needs mask_source.kind 'none', not {kind!r}, which has masks")
         if self.file_stems == "source" and self.filter:
             raise ValueError("file_stems 'source': the filter may replace the mask of an image; use 'number'")

@@ -24,6 +24,11 @@ class SamplingSection(Section):
     """GPU memory for windows that run in one batch, in GiB; on a CPU each window runs by itself."""
     periodic: bool = False
     """Windows wrap around the image's edges, so that it can be tiled; for simulation cells."""
+    coarse_noise: float = Field(0.0, ge=0, le=10)
+    """Noise added to the coarse images of a refining generator, at most the max_noise of its training: larger values
+    hide more errors of the coarse images, and keep less of them."""
+    consistency: bool = True
+    """Images of a refining generator, when shrunk, equal their coarse images."""
 
 
 class SolverSection(SamplingSection):

@@ -14,12 +14,15 @@ from steelgen.config.utility import UtilityConfig
 
 
 class WorkflowConfig(Section):
-    """`steelgen workflow`: train, finetune or both, then sample, evaluate and utility, each on earlier outputs."""
+    """`steelgen workflow`: train, finetune or both, refine, sample, evaluate and utility, each on earlier outputs."""
 
     train: TrainConfig | None = None
     """The config of `steelgen train`; null starts with fine-tuning, of a bundled model for example."""
     finetune: FinetuneConfig | None = None
     """The config of `steelgen finetune`; null skips fine-tuning."""
+    refine: TrainConfig | None = None
+    """The config of `steelgen train` for the last of `sample.stages`; null for a single generator, or one trained
+    before."""
     sample: SampleConfig
     """The config of `steelgen sample`."""
     evaluate: EvaluateConfig | None = None
@@ -37,7 +40,12 @@ class WorkflowConfig(Section):
         if self.finetune and self.train:
             _check_link("finetune.checkpoint", self.finetune.checkpoint, "train.run_dir", self.train.run_dir)
         writer = "finetune.run_dir" if self.finetune else "train.run_dir"
-        _check_link("sample.generator", self.sample.generator, writer, last.run_dir)
+        readers = list(self.sample.generators.items())
+        _check_link(f"sample.{readers[0][0]}", readers[0][1], writer, last.run_dir)
+        if self.refine:
+            if len(readers) < 2:
+                raise ValueError("refine: needs sample.stages, whose last one it trains")
+            _check_link(f"sample.{readers[-1][0]}", readers[-1][1], "refine.run_dir", self.refine.run_dir)
         if self.evaluate:
             _check_link("evaluate.generated", self.evaluate.generated, "sample.output_dir", self.sample.output_dir)
         if self.utility and self.utility.generated:

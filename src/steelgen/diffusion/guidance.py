@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from steelgen.config.solver import AnySolverSection, RespacedSolverSection
 from steelgen.models.semantic_unet import MaskFeatures, SemanticUNet
+
+
+class Coarse(NamedTuple):
+    """The coarse images that a refining network is conditioned on."""
+
+    images: Tensor
+    """(N, C, H, W), enlarged to the size of the images, in the network's units."""
+    noise: Tensor
+    """(N,), standard deviation of the noise on them."""
+
+    def select(self, rows: slice) -> Coarse:
+        """Returns some of the images."""
+        return Coarse(self.images[rows], self.noise[rows])
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,19 @@ class GuidedNetwork:
 
     Args:
         max_bytes: memory for cached γ and β.
+        coarse: for refining networks.
     """
 
-    def __init__(self, unet: SemanticUNet, one_hot_mask: Tensor, guide: Guide, max_bytes: float = math.inf) -> None:
+    def __init__(
+        self,
+        unet: SemanticUNet,
+        one_hot_mask: Tensor,
+        guide: Guide,
+        max_bytes: float = math.inf,
+        coarse: Coarse | None = None,
+    ) -> None:
         self._unet = unet
+        self._coarse = coarse
         self._guide = guide
         self._weak: MaskFeatures | None = None
         """N rows for the weaker network of autoguidance."""
@@ -61,6 +84,11 @@ class GuidedNetwork:
             one_hot_mask = torch.cat([one_hot_mask, torch.zeros_like(one_hot_mask[:1])])
         self._strong = unet.compute_mask_features(one_hot_mask, max_bytes)
         """N rows for the conditional pass and, with classifier-free guidance, one more for the null mask."""
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory of the mask features."""
+        return sum(features.nbytes for features in (self._strong, self._weak) if features is not None)
 
     def predict(self, image: Tensor, time: Tensor, guided: bool) -> Tensor:
         """Predicts for noisy images (N, C, H, W); float32 of the same shape.
@@ -74,20 +102,28 @@ class GuidedNetwork:
         """
         n, channels = image.shape[:2]
         if not guided or self._weak is not None:
-            conditional = _run(self._unet, image, time.expand(n), self._strong.select(slice(n)))
+            conditional = self._run(self._unet, image, time.expand(n), self._strong.select(slice(n)))
             if not guided:
                 return conditional
             assert self._guide.weak_unet is not None
             assert self._weak is not None
-            weak = _run(self._guide.weak_unet, image, time.expand(n), self._weak)
+            weak = self._run(self._guide.weak_unet, image, time.expand(n), self._weak)
         else:
-            both = _run(self._unet, torch.cat([image, image]), time.expand(n).repeat(2), self._strong)
+            both = self._run(self._unet, torch.cat([image, image]), time.expand(n).repeat(2), self._strong)
             conditional, weak = both.chunk(2)
         (conditional, variance), (weak, _) = (split_variance(output, channels) for output in (conditional, weak))
         prediction = weak + self._guide.scale * (conditional - weak)
         if self._guide.rescale:
             prediction = rescale_contrast(prediction, conditional, self._guide.rescale)
         return torch.cat([prediction, variance], dim=1)
+
+    def _run(self, unet: SemanticUNet, image: Tensor, timesteps: Tensor, features: MaskFeatures) -> Tensor:
+        coarse = {}
+        if self._coarse is not None:
+            passes = len(image) // len(self._coarse.images)
+            images = self._coarse.images.repeat(passes, 1, 1, 1).to(unet.dtype)
+            coarse = {"coarse": images, "coarse_noise": self._coarse.noise.repeat(passes)}
+        return unet(image.to(unet.dtype), timesteps, mask_features=features, **coarse).float()
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +135,3 @@ def rescale_contrast(prediction: Tensor, conditional: Tensor, strength: float) -
     """φ·x·σ(conditional)/σ(x) + (1 − φ)·x with σ over each image (Lin et al. 2023, arXiv 2305.08891, eq. 15-16)."""
     target, current = (tensor.std(dim=(1, 2, 3), keepdim=True) for tensor in (conditional, prediction))
     return strength * prediction * target / current + (1 - strength) * prediction
-
-
-def _run(unet: SemanticUNet, image: Tensor, timesteps: Tensor, features: MaskFeatures) -> Tensor:
-    return unet(image.to(unet.dtype), timesteps, mask_features=features).float()

@@ -66,7 +66,8 @@ def compute_diffusion_loss(
 
     Args:
         batch: `image` (N, C, H, W) in the network's units, `mask` (N, H, W) int64, the tensors of `CropRandomness`;
-            `instance_edges` (N, H, W) bool for networks that use them.
+            `instance_edges` (N, H, W) bool for networks that use them; `coarse` (N, C, H, W) and `coarse_noise` (N,)
+            for refining networks.
         distribution: of the timesteps; a `LossHistory` also records the losses.
         process: reverse process of the whole schedule on the batch's device; needed for the bound.
 
@@ -78,7 +79,8 @@ def compute_diffusion_loss(
     noisy_image = network_input = schedule.add_noise(image, noise, timesteps)
     if schedule.prediction_type == "flow":
         network_input = scale_to_flow(noisy_image, *schedule.compute_levels(timesteps))
-    output = network(network_input, timesteps, _build_mask_input(batch, num_classes)).float()
+    coarse = {name: batch[name] for name in ("coarse", "coarse_noise") if name in batch}
+    output = network(network_input, timesteps, _build_mask_input(batch, num_classes), **coarse).float()
     prediction, *variance_output = output.split(image.shape[1], dim=1)
 
     def bound(prediction: Tensor) -> Tensor:

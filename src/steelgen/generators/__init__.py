@@ -12,9 +12,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from steelgen.config.solver import AnySolverSection
+from steelgen.config.generator import LowResolutionSection
+from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
+from steelgen.diffusion.refinement import shrink
+from steelgen.errors import InputError
 
 Batch = dict[str, Tensor]
 """`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and the tensors of
@@ -81,8 +84,8 @@ class DrawRequest:
     """(N, H, W) int64 class indices, at least the geometry's image_size in height and width; indices ≥ num_classes are
     ignored pixels. None for generators that need no masks."""
     images: Tensor | None = None
-    """(N, C, H / f, W / f) in [-1, 1] for generators that need or take "images": f is 1, or the factor of a refining
-    generator."""
+    """(N, C, H / f, W / f) in [-1, 1], rounded up, for generators that need or take "images": f is 1, or the factor of
+    a refining generator."""
     solver: AnySolverSection | None = None
     """Solver of a diffusion model; None uses the default."""
     start: StartImages | None = None
@@ -120,7 +123,7 @@ class Generator(Protocol):
 
     @property
     def takes(self) -> frozenset[str]:
-        """Optional fields of a request: "solver", "start", "noise", "latents", "truncation"."""
+        """Optional fields of a request: "solver", "start", "noise", "latents", "truncation", "images"."""
 
     @property
     def makes(self) -> frozenset[str]:
@@ -144,6 +147,28 @@ class LatentGenerator(Generator, Protocol):
     @property
     def latent_dim(self) -> int:
         """Number of latent variables."""
+
+
+def find_low_resolution(generator: Generator) -> LowResolutionSection | None:
+    """Returns the section of a refining generator, which needs coarse images; None for all others."""
+    return getattr(generator, "low_resolution", None)
+
+
+def check_coarse_solver(generator: Generator, solver: AnySolverSection, name: str = "solver") -> None:
+    """Raises InputError if the options of refining generators in a solver section do not fit a generator.
+
+    Args:
+        name: of the section.
+    """
+    low_resolution, default = find_low_resolution(generator), SolverSection()
+    for field in ("coarse_noise", "consistency"):
+        if low_resolution is None and getattr(solver, field) != getattr(default, field):
+            raise InputError(f"{name}.{field}: only applicable to refining generators (generator.low_resolution)")
+    if low_resolution and solver.coarse_noise > low_resolution.max_noise:
+        raise InputError(
+            f"{name}.coarse_noise {solver.coarse_noise:g}: the refining generator was trained with at most "
+            f"{low_resolution.max_noise:g} (generator.low_resolution.max_noise)"
+        )
 
 
 class Losses(NamedTuple):
@@ -254,14 +279,29 @@ def draw_for_masks(
     noise: Tensor | None = None,
     latents: Latents | None = None,
     truncation: float | None = None,
+    images: Tensor | None = None,
 ) -> Tensor:
-    """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none."""
+    """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none.
+
+    Args:
+        images: see `DrawRequest.images`; not used by generators that `uses_images` is false for. Images of the size of
+            the masks are shrunk for a refining generator.
+    """
     given = masks if "masks" in generator.needs else None
     steps = solver if "solver" in generator.takes else None
-    request = DrawRequest(seeds, given, solver=steps, start=start, noise=noise, latents=latents, truncation=truncation)
+    shown = images if uses_images(generator) else None
+    low_resolution = find_low_resolution(generator)
+    if low_resolution and shown is not None and shown.shape[2:] == masks.shape[1:]:
+        shown = shrink(shown, low_resolution.factor)
+    request = DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation)
     drawn = generator.draw(request)
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
+
+
+def uses_images(generator: Generator) -> bool:
+    """Whether a generator needs or takes images."""
+    return "images" in generator.needs | generator.takes
 
 
 def join_networks(networks: Mapping[str, nn.Module], names: Sequence[str] | None = None) -> nn.Module:

@@ -31,6 +31,12 @@ class MaskFeatures:
     pyramid: tuple[Tensor, ...]
     """The masks at the resolution of each level."""
 
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        tensors = [*self.pyramid, *(tensor for cached in self.modulations if cached for tensor in cached)]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def select(self, rows: slice) -> MaskFeatures:
         """Returns the features of some of the masks."""
         return MaskFeatures(
@@ -71,7 +77,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         num_classes: channels of the one-hot mask; 0 builds plain norms only.
         base_channels, channel_mult, num_res_blocks, attention_resolutions, num_heads, num_heads_upsample,
         num_head_channels, spade_channels, norm_groups, dropout, scale_shift, resample_in_blocks, learn_sigma,
-        mask_resize, instance_edges, timestep_scale: see `steelgen.config.generator.UNetSection`.
+        mask_resize, instance_edges, middle_attention, timestep_scale: see `steelgen.config.generator.UNetSection`.
+        coarse_channels: channels of the enlarged coarse image that a refining network also sees; 0 for others.
     """
 
     _supports_gradient_checkpointing = True
@@ -98,6 +105,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         mask_resize: str = "area",
         instance_edges: bool = False,
         timestep_scale: float = 1.0,
+        middle_attention: bool = True,
+        coarse_channels: int = 0,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -128,7 +137,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         self.time_mlp = nn.Sequential(
             nn.Linear(base_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels + coarse_channels, widths[0], 3, padding=1)
 
         encoder: list[UNetStage | Downsample] = []
         skips = [widths[0]]
@@ -144,7 +153,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                 skips.append(width)
         self.encoder = nn.ModuleList(encoder)
 
-        middle = build_attention(widths[-1], num_heads)
+        middle = build_attention(widths[-1], num_heads) if middle_attention else None
         self.middle = nn.ModuleList(
             [
                 UNetStage(build_block(widths[-1], widths[-1], with_mask=True), middle),
@@ -167,6 +176,14 @@ class SemanticUNet(ModelMixin, ConfigMixin):
 
         self.norm_out = GroupNorm(norm_groups, channels)
         self.conv_out = zero_initialized(nn.Conv2d(channels, in_channels * (2 if learn_sigma else 1), 3, padding=1))
+        # Last, because the initial weights of all other layers follow torch's generator.
+        self.coarse_noise_mlp = (
+            nn.Sequential(
+                nn.Linear(1, base_channels), nn.SiLU(), zero_initialized(nn.Linear(base_channels, time_channels))
+            )
+            if coarse_channels
+            else None
+        )
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
@@ -220,6 +237,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         timesteps: Tensor,
         one_hot_mask: Tensor | None = None,
         mask_features: MaskFeatures | None = None,
+        coarse: Tensor | None = None,
+        coarse_noise: Tensor | None = None,
     ) -> Tensor:
         """Predicts the target of the noise schedule.
 
@@ -228,6 +247,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             timesteps: (N,) integers or floats.
             one_hot_mask: (N, num_classes, H, W) in [0, 1]; required without `mask_features`.
             mask_features: output of `compute_mask_features` for the same masks.
+            coarse: (N, coarse_channels, H, W), the enlarged coarse image; required with coarse_channels.
+            coarse_noise: (N,), standard deviation of the noise on it.
 
         Returns:
             (N, in_channels, H, W), or (N, 2·in_channels, H, W) with learn_sigma.
@@ -243,7 +264,13 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             timesteps = timesteps.float()
         scaled = timesteps * self._timestep_scale
         embedding = get_timestep_embedding(scaled, self._base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
-        embedding = F.silu(self.time_mlp(embedding.to(noisy_image.dtype)))
+        embedding = self.time_mlp(embedding.to(noisy_image.dtype))
+        if self.coarse_noise_mlp is not None:
+            if coarse is None or coarse_noise is None:
+                raise ValueError("a refining network needs a coarse image and its noise")
+            embedding = embedding + self.coarse_noise_mlp(coarse_noise[:, None].to(noisy_image.dtype))
+            noisy_image = torch.cat([noisy_image, coarse], dim=1)
+        embedding = F.silu(embedding)
 
         features = self.conv_in(noisy_image)
         skips = [features]

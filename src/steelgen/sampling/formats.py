@@ -17,6 +17,7 @@ from pydantic import Field
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_IMAGES, MAX_SEED, config_to_json
 from steelgen.config.sample import SampleConfig
+from steelgen.config.solver import AnySolverSection
 from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.palette import color_mask
 from steelgen.errors import InputError, first_line
@@ -70,6 +71,8 @@ LAYOUTS = {
 
 class _Source(Record):
     kind: str
+    masks: str | None = None
+    """Folder of the masks of kind images."""
 
 
 class _Settings(Record):
@@ -117,10 +120,11 @@ def load_layout(out: Path) -> Layout:
     """Loads the layout of a samples folder from sampling.json; files are assumed to be named by number."""
     sampling = load_sampling(out)
     layout = replace(LAYOUTS[sampling.config.output_format], files_per_folder=sampling.files_per_folder)
-    if sampling.config.mask_source.kind == "none":
+    source = sampling.config.mask_source
+    if source.kind == "none":
         layout = replace(layout, images=None)
-        if sampling.config.labels is None:
-            layout = replace(layout, labels=None, colored_labels=None)
+    if sampling.config.labels is None and (source.kind == "none" or (source.kind == "images" and source.masks is None)):
+        layout = replace(layout, labels=None, colored_labels=None)
     if sampling.config.labels is None:
         layout = replace(layout, confidence=None)
     return layout
@@ -131,6 +135,7 @@ class Origin:
     """Metadata shared by all images of a run."""
 
     generator: Path
+    """Of a cascade the last one; the others are in `draw`."""
     model_sha256: str
     config_sha256: str
     draw: dict[str, Any]
@@ -145,19 +150,35 @@ def describe_origin(config: SampleConfig) -> Origin:
     Raises:
         InputError: if there is no generator.
     """
-    settings, weights = config_to_json(config), hash_weights(config.generator)
+    settings = config_to_json(config)
+    weights = {field: hash_weights(path) for field, path in config.generators.items()}
     draw = {key: settings[key] for key in ("solver", "mixed_precision", "channels_last")}
-    models = {"generator": hash_generator(config.generator, weights)}
-    if guide := getattr(config.solver, "autoguidance", None):
-        draw["autoguidance_sha256"] = hash_weights(guide)
-        models["solver.autoguidance"] = hash_generator(guide, draw["autoguidance_sha256"])
+    models = {field: hash_generator(path, weights[field]) for field, path in config.generators.items()}
+
+    def hash_guide(solver: AnySolverSection | None, field: str) -> dict[str, str]:
+        if guide := getattr(solver, "autoguidance", None):
+            models[f"{field}.autoguidance"] = hash_generator(guide, found := hash_weights(guide))
+            return {"autoguidance_sha256": found}
+        return {}
+
+    draw |= hash_guide(config.solver, "solver")
+    if config.stages:
+        draw["stages"] = [
+            {
+                **stage,
+                "model_sha256": weights[f"stages.{number}.generator"],
+                **hash_guide(config.stages[number].solver, f"stages.{number}.solver"),
+            }
+            for number, stage in enumerate(settings["stages"])
+        ]
     if config.start_images:
         draw["strength"] = config.start_images.strength
     if config.truncation is not None:
         draw["truncation"] = config.truncation
     if config.labels:
         models["labels.segmenter"] = hash_segmenter(config.labels.segmenter)
-    return Origin(config.generator, weights, hash_config(settings), draw, models)
+    last, path = list(config.generators.items())[-1]
+    return Origin(path, weights[last], hash_config(settings), draw, models)
 
 
 def hash_config(settings: dict[str, Any]) -> str:
@@ -180,10 +201,15 @@ def select_image_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return selected
 
 
-def build_row(layout: Layout, origin: Origin, index: int, seed: int, source_mask: SourceMask) -> dict[str, Any]:
+def build_row(
+    layout: Layout, origin: Origin, index: int, seed: int, source_mask: SourceMask, uses_image: bool = False
+) -> dict[str, Any]:
     """Builds the row of metadata.jsonl from which, together with the mask, the image can be generated again.
 
     Paths are relative to the samples folder; `file_name` is the key of Hugging Face's imagefolder.
+
+    Args:
+        uses_image: the generator was given the image of `source_mask`.
     """
     name = layout.name(index)
     mask = {"mask": f"{layout.labels}/{name}", "source_mask": source_mask.source} if layout.labels else {}
@@ -198,10 +224,16 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, source_mask
         "draw": origin.draw,
     }
     if "strength" in origin.draw:
-        assert source_mask.image is not None
-        assert source_mask.place is not None
-        row["start_image"] = {**asdict(source_mask.place), "sha256": hash_pixels(source_mask.image)}
+        row["start_image"] = _describe_image(source_mask)
+    if uses_image and source_mask.image is not None:
+        row["source_image"] = _describe_image(source_mask)
     return row
+
+
+def _describe_image(source_mask: SourceMask) -> dict[str, Any]:
+    assert source_mask.image is not None
+    assert source_mask.place is not None
+    return {**asdict(source_mask.place), "sha256": hash_pixels(source_mask.image)}
 
 
 def save_pair(

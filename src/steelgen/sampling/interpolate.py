@@ -21,7 +21,7 @@ from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
 from steelgen.generators import Generator, LatentGenerator, Latents, LatentSpace
-from steelgen.sampling.generate import check_taken, generate_images, prepare_generator, take_start
+from steelgen.sampling.generate import check_taken, generate_images, prepare_stages, take_images, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import SourceMask
 
@@ -67,7 +67,7 @@ def interpolate(
             latent space is not applicable to the generator.
     """
     _check_walk(walk, path)
-    generator = prepare_generator(config.generator, config.channels_last)
+    generator = prepare_stages(config)
     check_taken(config, generator)
     masks = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed)
     source = replace_images(masks, config, generator.info, generator.geometry).draw(mask_index)
@@ -76,7 +76,8 @@ def interpolate(
     if isinstance(generator, LatentSpace):
         points, errors = _find_points(generator, generator.geometry, walk, source.mask.shape, report)
     elif walk.images or walk.space:
-        raise InputError(f"{config.generator}: generators of kind {generator.kind} have no latent space z or w")
+        name = next(iter(config.generators.values()))
+        raise InputError(f"{name}: generators of kind {generator.kind} have no latent space z or w")
     elif isinstance(generator, LatentGenerator):
         points = randn_by_seed((generator.latent_dim,), walk.seeds)
     elif "noise" in generator.takes:
@@ -166,6 +167,7 @@ def _generate_frames(
         noise,
         latents,
         config.truncation,
+        take_images(generator, [source] * len(shares)),
     )
 
 

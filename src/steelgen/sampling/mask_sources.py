@@ -7,16 +7,19 @@ from steelgen.config.sample import (
     AugmentedMasks,
     BalancedMasks,
     FolderMasks,
+    ImageMasks,
     NoMasks,
     ProceduralMasks,
     SampleConfig,
     SplitMasks,
+    has_masks,
 )
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import AugmentedSource
 from steelgen.sampling.balance import BalancedSource
+from steelgen.sampling.images import ImageSource
 from steelgen.sampling.masks import FolderSource, MaskSource, NoSource, SourceMask, SplitSource
 from steelgen.sampling.procedural import ProceduralSource
 
@@ -24,16 +27,24 @@ _START_SEED_OFFSET = 2**32
 """Seed offset of start images; with the seed of the masks, each mask would get its own micrograph."""
 
 
-def build_mask_source(config: AnyMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> MaskSource:
+def build_mask_source(
+    config: AnyMasks, info: DatasetInfo, geometry: CropGeometry, seed: int, factor: int = 1
+) -> MaskSource:
     """Builds the mask source of a config for a generator's classes and crop geometry.
+
+    Args:
+        factor: of a refining generator, whose images in a folder are smaller than their masks.
 
     Raises:
         InputError: if there are no masks, or their classes differ from the generator's.
     """
     if isinstance(config, NoMasks):
         return NoSource(info, geometry)
-    if not info.num_classes:
-        raise InputError(f"mask_source.kind {config.kind!r}: the generator was trained without masks; use kind 'none'")
+    if not info.num_classes and has_masks(config):
+        instead = "set masks to null" if isinstance(config, ImageMasks) else "use kind 'none'"
+        raise InputError(f"mask_source.kind {config.kind!r}: the generator was trained without masks; {instead}")
+    if isinstance(config, ImageMasks):
+        return ImageSource(config, info, geometry, factor)
     if isinstance(config, SplitMasks):
         return SplitSource(config, info, geometry, seed)
     if isinstance(config, BalancedMasks):

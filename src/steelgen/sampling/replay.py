@@ -16,6 +16,8 @@ from steelgen.data.folder import list_pairs, load_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, parse_json, parse_record
+from steelgen.generators import Generator, find_low_resolution
+from steelgen.generators.cascade import build_cascade
 from steelgen.generators.saved import hash_weights
 from steelgen.sampling.formats import hash_pixels, save_png
 from steelgen.sampling.generate import generate_images, prepare_generator
@@ -23,6 +25,15 @@ from steelgen.sampling.masks import ImagePlace, NoSource
 
 _Offset = Annotated[int, Field(ge=0, le=MAX_CROP_SIZE)]
 _Edge = Annotated[int, Field(ge=1, le=MAX_CROP_SIZE)]
+
+
+class _Stage(Record):
+    """A stage of a cascade."""
+
+    generator: Path
+    model_sha256: str
+    solver: AnySolverSection
+    autoguidance_sha256: str | None = None
 
 
 class _Draw(Record):
@@ -35,9 +46,11 @@ class _Draw(Record):
     truncation: float | None = Field(None, ge=0, le=1)
     autoguidance_sha256: str | None = None
     noise_prior_sha256: str | None = None
+    stages: list[_Stage] = []
+    """Those of a cascade."""
 
 
-class _StartImage(Record):
+class _PlacedImage(Record):
     """See `ImagePlace`."""
 
     dataset: str
@@ -60,7 +73,9 @@ class _GeneratedRow(Record):
     mask: str | None = None
     labels: dict[str, Any] | None = None
     """Set if the mask was predicted from the image, which was then generated without."""
-    start_image: _StartImage | None = None
+    start_image: _PlacedImage | None = None
+    source_image: _PlacedImage | None = None
+    """The image that the generator turned into another."""
 
 
 def replay(
@@ -68,7 +83,8 @@ def replay(
 ) -> tuple[Path, bool | None]:
     """Generates the image of one line of a metadata.jsonl again, bit for bit on a CPU in fp32.
 
-    This needs only the line, the mask that it names and the generator, and for image-to-image the start micrograph.
+    This needs only the line, the mask that it names and the generator, and the image that it started from or turned
+    into another.
 
     Args:
         metadata: the file; mask paths are relative to its folder.
@@ -90,26 +106,58 @@ def replay(
     out = out or metadata.parent / f"replay-{name.name}"
     if out.exists():
         raise InputError(f"{out}: already exists; choose another file or delete it")
-    folder = generator or record.generator
-    _check_weights(folder, record.model_sha256, where)
-    if guide := getattr(draw.solver, "autoguidance", None):
-        _check_weights(guide, draw.autoguidance_sha256 or "", where)
-    model = prepare_generator(folder, draw.channels_last)
+    model = _load_model(record, generator, where)
+    images = None
+    if record.source_image:
+        images = [_load_image(record.source_image, model.geometry.in_channels, where)]
     if record.mask is not None and record.labels is None:
         mask = load_mask(metadata.parent / record.mask, model.info)
+    elif images:
+        low_resolution = find_low_resolution(model)
+        size = [edge * (low_resolution.factor if low_resolution else 1) for edge in images[0].shape[:2]]
+        mask = np.full(size, model.info.ignore_index, np.uint8)
     else:
         mask = NoSource(model.info, model.geometry).draw(0).mask
     start = None
     if draw.strength is not None:
         if record.start_image is None:
             raise InputError(f"{where}: start_image: is missing")
-        start = ([_load_start_image(record.start_image, model.geometry.in_channels, where)], draw.strength)
+        start = ([_load_image(record.start_image, model.geometry.in_channels, where)], draw.strength)
     image = generate_images(
-        model, [mask], [record.seed], draw.solver, draw.mixed_precision, start, truncation=draw.truncation
+        model,
+        [mask],
+        [record.seed],
+        draw.solver,
+        draw.mixed_precision,
+        start,
+        truncation=draw.truncation,
+        images=images,
     )[0]
     save_png(out, image, row)
     original = metadata.parent / name
     return out, bool(np.array_equal(load_image(original), load_image(out))) if original.is_file() else None
+
+
+def _load_model(record: _GeneratedRow, generator: Path | None, where: str) -> Generator:
+    """Loads the generator of a row, or the stages of its cascade, after checking the weights."""
+    draw = record.draw
+    if draw.stages and generator:
+        raise InputError(f"--generator {generator}: not applicable to a cascade; its stages must be where they were")
+    last = _Stage(
+        generator=generator or record.generator,
+        model_sha256=record.model_sha256,
+        solver=draw.solver,
+        autoguidance_sha256=draw.autoguidance_sha256,
+    )
+    stages = draw.stages or [last]
+    for stage in stages:
+        _check_weights(stage.generator, stage.model_sha256, where, hint=not draw.stages)
+        if guide := getattr(stage.solver, "autoguidance", None):
+            _check_weights(guide, stage.autoguidance_sha256 or "", where)
+    models = [prepare_generator(stage.generator, draw.channels_last) for stage in stages]
+    if not draw.stages:
+        return models[0]
+    return build_cascade(models, [stage.solver for stage in stages], [stage.generator for stage in stages])
 
 
 def _load_row(metadata: Path, line: int) -> dict[str, Any]:
@@ -127,7 +175,7 @@ def _load_row(metadata: Path, line: int) -> dict[str, Any]:
     return row
 
 
-def _load_start_image(start: _StartImage, in_channels: int, where: str) -> NDArray[np.uint8]:
+def _load_image(start: _PlacedImage, in_channels: int, where: str) -> NDArray[np.uint8]:
     place = ImagePlace(start.dataset, start.split, start.stem, start.window, start.size, start.symmetry)
     name = f"{place.dataset}/{place.split}/images/{place.stem}"
     try:
@@ -139,16 +187,16 @@ def _load_start_image(start: _StartImage, in_channels: int, where: str) -> NDArr
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{where}: start_image: {first_line(error)}") from None
+        raise InputError(f"{where}: {name}: {first_line(error)}") from None
     if hash_pixels(image) != start.sha256:
         raise InputError(f"{where}: the pixels of the micrograph {name} have changed since sampling")
     return image
 
 
-def _check_weights(generator: Path, expected: str, where: str) -> None:
+def _check_weights(generator: Path, expected: str, where: str, hint: bool = True) -> None:
     found = hash_weights(generator)
     if found != expected:
         raise InputError(
-            f"{generator}: the weights differ from those of {where} (SHA-256 {found[:16]}…, not {expected[:16]}…); "
-            "pass the right generator with --generator"
+            f"{generator}: the weights differ from those of {where} (SHA-256 {found[:16]}…, not {expected[:16]}…)"
+            + ("; pass the right generator with --generator" if hint else "")
         )

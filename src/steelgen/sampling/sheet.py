@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from steelgen.data.images import save_image, to_channels
 from steelgen.data.palette import color_mask
+from steelgen.data.placement import resize_image
 
 _GAP = 4
 
@@ -29,7 +30,7 @@ def save_sheet(
     Args:
         masks: (H, W) uint8 class indices each; not used if the palette is empty.
         generated: (H, W) or (H, W, 3) uint8 each.
-        real: the micrograph of each mask; None if there is none.
+        real: the micrograph of each mask, or the image it was generated from; None if there is none.
         max_per_row: maximum number of triples per row.
         max_width: maximum width of a row, px; a row has at least one triple.
         min_tile: smaller images are enlarged by a whole factor, without interpolation.
@@ -38,7 +39,8 @@ def save_sheet(
     tiles = []
     for index, images in enumerate(zip(generated, real, strict=True)):
         parts = [color_mask(masks[index], palette)] if palette else []
-        parts += [to_channels(image, 3) for image in images if image is not None]
+        # The coarse images of a refining generator are enlarged.
+        parts += [resize_image(to_channels(image, 3), *images[0].shape[:2]) for image in images if image is not None]
         tiles.append(np.concatenate(parts, axis=1))
     widest = factor * max(tile.shape[1] for tile in tiles)
     per_row = max(1, min(max_per_row, max_width // widest))

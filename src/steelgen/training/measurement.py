@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import Micrographs, cut_crops, tensor_to_image
+from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor, tensor_to_image
 from steelgen.data.images import save_image
 from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.copy_search import CopySearch, Match
@@ -97,8 +97,9 @@ class Measurement:
         for start in range(0, len(own), BATCH_SIZE):
             seeds = list(own[start : start + BATCH_SIZE])
             masks = torch.from_numpy(self._masks[seeds].astype(np.int64))
+            real = torch.stack([image_to_tensor(image) for image in self._real[seeds]])
             with accelerator.autocast():
-                images = draw_for_masks(self._generator, masks, seeds, self._options.solver)
+                images = draw_for_masks(self._generator, masks, seeds, self._options.solver, images=real)
             generated[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(generated)
         return accelerator.reduce(generated, "sum").to(torch.uint8).cpu().numpy()
 

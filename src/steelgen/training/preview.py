@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import CropDataset, Micrographs, tensor_to_image
+from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor, tensor_to_image
 from steelgen.data.images import save_image
 from steelgen.generators import Generator, LatentGenerator, draw_for_masks
 from steelgen.generators.manifold import draw_manifold
@@ -37,6 +37,8 @@ class PreviewWriter:
             return path
         seeds = list(range(len(self._real)))
         masks = torch.from_numpy(self._masks.astype(np.int64))
-        images = [tensor_to_image(image) for image in draw_for_masks(self._generator, masks, seeds, self._solver)]
+        real = torch.stack([image_to_tensor(image) for image in self._real])
+        drawn = draw_for_masks(self._generator, masks, seeds, self._solver, images=real)
+        images = [tensor_to_image(image) for image in drawn]
         save_sheet(path, self._masks, images, self._real, self._generator.info.palette)
         return path

@@ -6,19 +6,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from steelgen import __version__
-from steelgen.config.generator import SemanticDiffusionSection
-from steelgen.config.solver import SolverSection
-from steelgen.data.crops import Micrographs
+from steelgen.config.generator import LowResolutionSection, SemanticDiffusionSection
+from steelgen.config.solver import AnySolverSection, SolverSection
+from steelgen.data.crops import Micrographs, image_to_tensor
 from steelgen.data.folder import DatasetInfo
-from steelgen.data.placement import CropGeometry
+from steelgen.data.placement import CropGeometry, resize_image
+from steelgen.diffusion.guidance import Coarse
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
+from steelgen.diffusion.refinement import agree_with, draw_coarse_noise, enlarge, shrink
 from steelgen.errors import InputError, first_line
 from steelgen.files import new_folder, save_json
 from steelgen.generators import Drawn, DrawRequest
@@ -27,6 +30,9 @@ from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
 from steelgen.generators.semantic_diffusion.description import load_description
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from steelgen.models.semantic_unet import SemanticUNet
+
+_COMMON = ("image_size", "in_channels", "num_classes", "coarse_channels")
+"""Settings that a network has in common with the weaker network of autoguidance."""
 
 
 @dataclass
@@ -42,6 +48,11 @@ class SemanticDiffusion:
     objective: str = "simple"
     vlb_weight: float = 0.001
     """The training objective; see `NoiseSection`."""
+    low_resolution: LowResolutionSection | None = None
+    """Set for a refining generator."""
+    detail: float = 1.0
+    """Root mean square of the detail of the training images, in units of `intensity`; the network's images are details
+    divided by it. See `steelgen.diffusion.refinement`."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
 
     kind = "semantic_diffusion"
@@ -50,8 +61,9 @@ class SemanticDiffusion:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Masks, unless it was trained without them."""
-        return frozenset({"masks"}) if self.info.num_classes else frozenset()
+        """Masks, unless it was trained without them, and coarse images, if it refines."""
+        masks = {"masks"} if self.info.num_classes else set()
+        return frozenset(masks | {"images"} if self.low_resolution else masks)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -60,16 +72,21 @@ class SemanticDiffusion:
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """The gray levels -1 and 1 in the network's units."""
+        """The gray levels -1 and 1 in the network's units; limits of the detail if it refines."""
         mean, deviation = self.intensity
+        if self.low_resolution:
+            return -2 / (deviation * self.detail), 2 / (deviation * self.detail)
         return (-1 - mean) / deviation, (1 - mean) / deviation
 
     def draw(self, request: DrawRequest) -> Drawn:
-        """See `Generator.draw`; without masks, all pixels are ignored pixels."""
-        edge = self.geometry.image_size
+        """See `Generator.draw`; without masks, all pixels are ignored pixels.
+
+        Raises:
+            InputError: if coarse images do not fit the masks.
+        """
         masks, solver, start = request.masks, request.solver or SolverSection(), request.start
         if masks is None:
-            masks = torch.full((len(request.seeds), edge, edge), self.info.ignore_index)
+            masks = torch.full((len(request.seeds), *self._choose_size(request)), self.info.ignore_index)
         training = self.network.training
         self.network.eval()
         autoguidance = getattr(solver, "autoguidance", None)
@@ -77,22 +94,56 @@ class SemanticDiffusion:
             # Without a mask the conditional prediction equals the null one; guidance would compute it twice.
             solver = solver.model_copy(update={"guidance_scale": 1.0})
         mean, deviation = self.intensity
+        coarse = self._prepare_coarse(request, masks, solver) if self.low_resolution else None
+        base, scale = (coarse.images, self.detail) if coarse else (0.0, 1.0)
         try:
             image = self._pipeline()(
                 masks,
                 request.seeds,
                 solver,
                 noise=request.noise,
-                start_images=(start.images - mean) / deviation if start else None,
+                start_images=((start.images - mean) / deviation - base) / scale if start else None,
                 strength=start.strength if start else 1.0,
                 value_range=self.value_range,
                 weak_unet=self._load_weak_unet(autoguidance),
+                coarse=coarse,
             )
         finally:
             self.network.train(training)
+        if self.low_resolution and coarse and request.images is not None:
+            image = image * self.detail + coarse.images.to(image.device)
+            if solver.consistency:
+                given = (request.images - mean).to(image.device) / deviation
+                image = agree_with(given, image, self.low_resolution.factor)
         image = image * deviation + mean
         # Infinite pixels become NaN, not white, because callers check for NaN.
         return Drawn(image.clamp(-1, 1).where(image.isfinite(), math.nan))
+
+    def _choose_size(self, request: DrawRequest) -> tuple[int, int]:
+        """Height and width of images without masks: of the network, or of the coarse images times the factor."""
+        if self.low_resolution is None or request.images is None:
+            return self.geometry.image_size, self.geometry.image_size
+        height, width = request.images.shape[2:]
+        return height * self.low_resolution.factor, width * self.low_resolution.factor
+
+    def _prepare_coarse(self, request: DrawRequest, masks: Tensor, solver: AnySolverSection) -> Coarse:
+        """Enlarges the coarse images of a request, in units of `intensity`, with the solver's noise on them."""
+        assert self.low_resolution is not None
+        assert request.images is not None, "a refining generator needs images"
+        factor, mean, deviation = self.low_resolution.factor, *self.intensity
+        size = masks.shape[1:]
+        wanted = tuple(-(-edge // factor) for edge in size)
+        if request.images.shape[2:] != wanted:
+            found = "x".join(map(str, reversed(request.images.shape[2:])))
+            raise InputError(
+                f"coarse images of {found} px do not fit masks of {size[1]}x{size[0]} px: at factor {factor} they must "
+                f"have {wanted[1]}x{wanted[0]} px"
+            )
+        images = (request.images - mean) / deviation
+        if solver.coarse_noise:
+            noise = draw_coarse_noise(images.shape[1:], request.seeds)
+            images = images + solver.coarse_noise * noise.to(images.device)
+        return Coarse(enlarge(images, factor, size), torch.full((len(images),), solver.coarse_noise))
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers pipeline folder with a generator.json in it."""
@@ -108,8 +159,14 @@ class SemanticDiffusion:
                     "objective": self.objective,
                     "vlb_weight": self.vlb_weight,
                     "intensity": self.intensity,
+                    **self._describe_low_resolution(),
                 },
             )
+
+    def _describe_low_resolution(self) -> dict[str, Any]:
+        if self.low_resolution is None:
+            return {}
+        return {"low_resolution": self.low_resolution.model_dump(), "detail": self.detail}
 
     def _load_weak_unet(self, path: Path | None) -> SemanticUNet | None:
         """Loads the weaker network of autoguidance once, on the device of the stronger one."""
@@ -119,7 +176,7 @@ class SemanticDiffusion:
             weak = load_generator(path)
             assert isinstance(weak, SemanticDiffusion)
             for theirs, ours, names in (
-                (weak.network.config, self.network.config, ("image_size", "in_channels", "num_classes")),
+                (weak.network.config, self.network.config, _COMMON),
                 (weak.schedule.config, self.schedule.config, ("num_train_timesteps", "prediction_type")),
             ):
                 for name in names:
@@ -143,6 +200,7 @@ def build_semantic_diffusion(
         image_size=geometry.image_size,
         in_channels=geometry.in_channels,
         num_classes=info.num_classes,
+        coarse_channels=geometry.in_channels if config.low_resolution else 0,
         **config.unet.model_dump(),
     )
     schedule = build_noise_schedule(
@@ -151,7 +209,29 @@ def build_semantic_diffusion(
     mean, deviation = micrographs.compute_intensity() if noise.standardize else (0.0, 1.0)
     if deviation == 0:
         raise InputError(f"{info.name}: all pixels of the training micrographs have the same gray level")
-    return SemanticDiffusion(network, schedule, info, geometry, (mean, deviation), noise.objective, noise.vlb_weight)
+    generator = SemanticDiffusion(
+        network, schedule, info, geometry, (mean, deviation), noise.objective, noise.vlb_weight, config.low_resolution
+    )
+    if config.low_resolution and noise.standardize:
+        generator.detail = measure_detail(micrographs, geometry, config.low_resolution.factor) / deviation
+    return generator
+
+
+def measure_detail(micrographs: Micrographs, geometry: CropGeometry, factor: int) -> float:
+    """Measures the root mean square of micrographs less their enlarged coarse images, at the scale of the crops.
+
+    Raises:
+        InputError: if there is none.
+    """
+    total, count = 0.0, 0
+    for image in micrographs.images:
+        height, width = (round(edge * geometry.image_size / geometry.crop_size) for edge in image.shape[:2])
+        scaled = image_to_tensor(resize_image(image, height, width))[None]
+        detail = scaled - enlarge(shrink(scaled, factor), factor, (height, width))
+        total, count = total + float(detail.double().square().sum()), count + detail.numel()
+    if total == 0:
+        raise InputError(f"{micrographs.info.name}: the training micrographs have no detail to add at factor {factor}")
+    return math.sqrt(total / count)
 
 
 def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
@@ -176,6 +256,8 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         description.intensity,
         description.objective,
         description.vlb_weight,
+        description.low_resolution,
+        description.detail,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.devices import map_on_single_threads, randn_by_seed
-from steelgen.diffusion.guidance import Guide, GuidedNetwork
+from steelgen.diffusion.guidance import Coarse, Guide, GuidedNetwork
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.noise import NoiseSchedule
 from steelgen.diffusion.randomness import build_noise_sources
@@ -46,6 +46,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         strength: float = 1.0,
         value_range: tuple[float, float] | None = None,
         weak_unet: SemanticUNet | None = None,
+        coarse: Coarse | None = None,
     ) -> Tensor:
         """Generates one image per mask; see `sample_batch` for the arguments.
 
@@ -58,7 +59,16 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         def generate(rows: slice, cache_share: float = 1.0) -> Tensor:
             own_noise, start = (None if tensor is None else tensor[rows] for tensor in (noise, start_images))
             return self.sample_batch(
-                masks[rows], seeds[rows], solver, own_noise, start, strength, value_range, weak_unet, cache_share
+                masks[rows],
+                seeds[rows],
+                solver,
+                own_noise,
+                start,
+                strength,
+                value_range,
+                weak_unet,
+                cache_share,
+                coarse.select(rows) if coarse else None,
             )
 
         if self.unet.device.type != "cpu":
@@ -81,6 +91,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         value_range: tuple[float, float] | None = None,
         weak_unet: SemanticUNet | None = None,
         cache_share: float = 1.0,
+        coarse: Coarse | None = None,
     ) -> Tensor:
         """Generates one image per mask in one batch; the host waits for the device at most once per step.
 
@@ -95,18 +106,21 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             value_range: limits of the gray levels in the network's units; None does not clip.
             weak_unet: the weaker network of autoguidance.
             cache_share: share of the solver's mask_cache_gib for this call.
+            coarse: coarse images of a refining network.
 
         Returns:
             (N, in_channels, H, W) float32, in the network's units.
         """
         config, device = self.unet.config, self.unet.device
-        one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)
         guide = Guide.of(solver, weak_unet)
         max_bytes = cache_share * solver.mask_cache_gib * 2**30
+        if coarse is not None:
+            coarse = Coarse(*(tensor.to(device) for tensor in coarse))
         if self._fits_network(masks, solver):
-            predict: Callable[..., Tensor] = GuidedNetwork(self.unet, one_hot, guide, max_bytes).predict
+            one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)
+            predict: Callable[..., Tensor] = GuidedNetwork(self.unet, one_hot, guide, max_bytes, coarse).predict
         else:
-            predict = self._build_window_predictor(one_hot, guide, max_bytes, solver)
+            predict = self._build_window_predictor(masks, coarse, guide, max_bytes, solver)
         steps = build_solver(solver, self.schedule, self.unet, value_range)
         shape = (config.in_channels, *masks.shape[1:])
         noise = (randn_by_seed(shape, seeds) if noise is None else noise).to(device)
@@ -123,31 +137,60 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         return masks.shape[1:] == (self.unet.config.image_size,) * 2 and not solver.periodic
 
     def _build_window_predictor(
-        self, one_hot: Tensor, guide: Guide, max_bytes: float, solver: AnySolverSection
+        self, masks: Tensor, coarse: Coarse | None, guide: Guide, max_bytes: float, solver: AnySolverSection
     ) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        """Like `GuidedNetwork.predict`, for masks (N, num_classes, H, W) larger than the network's image_size."""
-        unet, edge = self.unet, self.unet.config.image_size
-        height, width = one_hot.shape[2:]
-        layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, one_hot.device)
-        masks = layout.cut(one_hot)  # (N·windows, num_classes, edge, edge)
-        chunk, on_cpu = 1, one_hot.device.type == "cpu"
+        """Like `GuidedNetwork.predict`, for masks (N, H, W) larger than the network's image_size.
+
+        Mask features of as many windows as fit into `max_bytes` are cached; memory for the others does not grow with
+        the image.
+        """
+        unet, edge, classes = self.unet, self.unet.config.image_size, self.unet.config.num_classes
+        height, width = masks.shape[1:]
+        layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, unet.device)
+        indices = masks[:, None].clamp(max=classes).to(unet.device, torch.uint8)  # pixels of no class are all alike
+        mask_pieces = layout.cut(indices)[:, 0]  # (N·windows, edge, edge)
+        coarse_pieces = None
+        if coarse is not None:
+            noise = coarse.noise.repeat_interleave(len(layout.origins))
+            coarse_pieces = Coarse(layout.cut(coarse.images), noise)
+        chunk, on_cpu = 1, unet.device.type == "cpu"
         if not on_cpu:
             passes = 1 if guide.scale == 1 else 2
             chunk = max(1, int(solver.window_memory_gib * 2**30 / (passes * unet.estimate_activation_bytes())))
-        rows = [slice(start, start + chunk) for start in range(0, len(masks), chunk)]
-        networks = [GuidedNetwork(unet, masks[part], guide, max_bytes / len(rows)) for part in rows]
+        rows = [slice(start, start + chunk) for start in range(0, len(mask_pieces), chunk)]
+
+        def build(part: slice) -> GuidedNetwork:
+            one_hot = one_hot_with_dropout(mask_pieces[part], classes).to(unet.dtype)
+            return GuidedNetwork(unet, one_hot, guide, coarse=coarse_pieces.select(part) if coarse_pieces else None)
+
+        networks = build_within(max_bytes, build, rows)
 
         def predict(image: Tensor, time: Tensor, guided: bool) -> Tensor:
             pieces = layout.cut(image)
 
             def predict_part(index: int) -> Tensor:
-                return networks[index].predict(pieces[rows[index]], time, guided)
+                network = networks[index] if index < len(networks) else build(rows[index])
+                return network.predict(pieces[rows[index]], time, guided)
 
             if on_cpu and not _is_compiled(unet):
                 return layout.blend(torch.cat(map_on_single_threads(predict_part, len(rows))))
             return layout.blend(torch.cat([predict_part(index) for index in range(len(rows))]))
 
         return predict
+
+
+def build_within(
+    max_bytes: float, build: Callable[[slice], GuidedNetwork], rows: Sequence[slice]
+) -> list[GuidedNetwork]:
+    """Builds the networks of the first rows, as many as fit into `max_bytes`."""
+    networks: list[GuidedNetwork] = []
+    for part in rows:
+        network = build(part)
+        max_bytes -= network.cached_bytes
+        if max_bytes < 0:
+            break
+        networks.append(network)
+    return networks
 
 
 def _is_compiled(unet: SemanticUNet) -> bool:

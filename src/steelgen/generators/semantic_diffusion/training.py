@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from steelgen.config.generator import DiffusionTrainingSection
 from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
 from steelgen.diffusion.randomness import CropRandomness, HeldOutRandomness
+from steelgen.diffusion.refinement import DegradationRandomness, degrade
 from steelgen.diffusion.reverse import ReverseProcess, build_reverse_process
 from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, LossHistory, TimestepDistribution
-from steelgen.generators import Batch, Gather, Losses, Phase, SteadyState
+from steelgen.generators import Batch, Gather, Losses, Phase, Randomness, SteadyState
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
 _HISTORY = "loss_history"
+_HELD_OUT_SEED = 0
+_HELD_OUT_SHARE = 0.5
+"""Share of the strongest degradation of coarse images in validation."""
 
 
 class SemanticDiffusionTraining(SteadyState):
@@ -44,13 +49,13 @@ class SemanticDiffusionTraining(SteadyState):
         """See `Trainable.crop_options`: instance edges, if the network uses them."""
         return {"instance_edges": self.generator.network.config.instance_edges}
 
-    def randomness(self, seed: int) -> CropRandomness:
+    def randomness(self, seed: int) -> Randomness:
         """See `Trainable.randomness`."""
-        return CropRandomness(seed, self._shape, self._config.mask_dropout)
+        return self._add_degradation(CropRandomness(seed, self._shape, self._config.mask_dropout), seed)
 
-    def held_out_randomness(self, count: int) -> HeldOutRandomness:
+    def held_out_randomness(self, count: int) -> Randomness:
         """See `Trainable.held_out_randomness`: timesteps are spread evenly over the crops."""
-        return HeldOutRandomness(count, self._shape)
+        return self._add_degradation(HeldOutRandomness(count, self._shape), _HELD_OUT_SEED, _HELD_OUT_SHARE)
 
     def compute_loss(
         self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
@@ -63,7 +68,7 @@ class SemanticDiffusionTraining(SteadyState):
         losses, timesteps = compute_diffusion_loss(
             networks["unet"],
             generator.schedule,
-            {**batch, "image": (batch["image"] - mean) / deviation},
+            self._add_coarse({**batch, "image": (batch["image"] - mean) / deviation}),
             generator.info.num_classes,
             self._options,
             self._even if validates else self._distribution,
@@ -85,6 +90,32 @@ class SemanticDiffusionTraining(SteadyState):
         """See `Trainable.restore`."""
         if isinstance(self._distribution, LossHistory) and state.get(_HISTORY):
             self._distribution.restore(state[_HISTORY])
+
+    def _add_degradation(self, others: Randomness, seed: int, share: float | None = None) -> Randomness:
+        """Adds the random tensors of a refining network's coarse images."""
+        if self.generator.low_resolution is None:
+            return others
+        channels, *size = self._shape
+        height, width = (edge // self.generator.low_resolution.factor for edge in size)
+        return DegradationRandomness(others, seed, (channels, height, width), share)
+
+    def _add_coarse(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Makes coarse images and details of the images of a batch, for a refining network."""
+        low_resolution = self.generator.low_resolution
+        if low_resolution is None:
+            return batch
+        noise_deviation = batch["coarse_noise"] * low_resolution.max_noise
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            coarse = degrade(
+                batch["image"],
+                low_resolution.factor,
+                batch["blur"] * low_resolution.max_blur,
+                low_resolution.max_blur,
+                batch["coarse_noise_image"],
+                noise_deviation,
+            )
+        detail = (batch["image"] - coarse) / self.generator.detail
+        return {**batch, "image": detail, "coarse": coarse, "coarse_noise": noise_deviation}
 
     @property
     def _shape(self) -> tuple[int, int, int]:
