@@ -96,6 +96,10 @@ class DrawRequest:
     """Points in latent space that replace those of the seeds."""
     truncation: float | None = None
     """Factor on the distance of styles from their mean; None disables truncation."""
+    fractions: Tensor | None = None
+    """(N, num_classes) phase fractions of the masks to make; NaN leaves a class free."""
+    wanted: frozenset[str] | None = None
+    """Outputs to make, of `Generator.makes`; None makes all."""
 
 
 class Drawn(NamedTuple):
@@ -123,7 +127,8 @@ class Generator(Protocol):
 
     @property
     def takes(self) -> frozenset[str]:
-        """Optional fields of a request: "solver", "start", "noise", "latents", "truncation", "images"."""
+        """Optional fields of a request: "masks", "images", "solver", "start", "noise", "latents", "truncation",
+        "fractions"."""
 
     @property
     def makes(self) -> frozenset[str]:

@@ -1,0 +1,207 @@
+"""Joint diffusion as a `Generator`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from steelgen import __version__
+from steelgen.config.joint import JointDiffusionSection
+from steelgen.config.solver import RespacedSolverSection, SolverSection
+from steelgen.data.crops import Micrographs
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
+from steelgen.diffusion.analog_bits import count_bits, decode_mask, encode_mask
+from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
+from steelgen.errors import InputError, first_line
+from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
+from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators.joint_diffusion.sampling import Given, sample_jointly
+from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
+from steelgen.models.joint_unet import build_joint_unet
+
+_WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass
+class JointDiffusion:
+    """A U-Net of image and mask with its config and dataset description."""
+
+    network: UNet2DModel
+    schedule: NoiseSchedule
+    section: JointDiffusionSection
+    info: DatasetInfo
+    geometry: CropGeometry
+    intensity: tuple[float, float] = (0.0, 1.0)
+    """Mean and standard deviation of the training images, which are shifted and scaled to 0 and 1."""
+
+    kind = "joint_diffusion"
+    needs = frozenset[str]()
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """Masks to generate images for, images to generate masks for, and phase fractions of the masks generated."""
+        return frozenset({"solver", "fractions"} | ({"masks", "images", "noise"} if self.channels else set()))
+
+    @property
+    def makes(self) -> frozenset[str]:
+        """See `Generator.makes`."""
+        return frozenset({"images", "masks"} if self.channels else {"masks"})
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """See `Generator.networks`."""
+        return {"unet": self.network}
+
+    @property
+    def channels(self) -> int:
+        """Channels of the image; 0 for a generator of masks alone."""
+        return self.geometry.in_channels if self.section.image_channels == "all" else 0
+
+    @property
+    def bits(self) -> int:
+        """Channels of the mask."""
+        return count_bits(self.info.num_classes)
+
+    def standardize(self, image: Tensor) -> Tensor:
+        """Converts gray levels in [-1, 1] to the network's units."""
+        mean, deviation = self.intensity
+        return (image - mean) / deviation
+
+    def clip_bits(self, estimate: Tensor) -> Tensor:
+        """Limits the mask's channels of an estimate (N, channels + bits, H, W) to [-1, 1], where expected bits are."""
+        return torch.cat([estimate[:, : self.channels], estimate[:, self.channels :].clamp(-1, 1)], dim=1)
+
+    def draw(self, request: DrawRequest) -> Drawn:
+        """See `Generator.draw`: images for masks, masks for images, or else pairs.
+
+        Masks in which every pixel is ignored are none, and give only the size of the pairs. A given mask is returned as
+        it is. With phase fractions masks come first, then images for them: in a pair the image, whose fractions cannot
+        be set, would draw the mask back to those of the training set.
+
+        Raises:
+            InputError: if masks and images are given, or the solver has a schedule of its own.
+        """
+        solver = request.solver or SolverSection()
+        if isinstance(solver, RespacedSolverSection):
+            raise InputError(f"solver.name {solver.name!r}: not applicable to generators of kind {self.kind}")
+        edge, count, num_classes = self.geometry.image_size, len(request.seeds), self.info.num_classes
+        masks, images = request.masks, request.images
+        if images is not None and masks is not None and (masks < num_classes).any():
+            raise InputError(f"{self.info.name}: the images have masks already; give either images or masks")
+        size = (edge, edge)
+        for tensor in (masks, images):
+            if tensor is not None:
+                size = (int(tensor.shape[-2]), int(tensor.shape[-1]))
+        given = [Given(size)] * count
+        if images is not None:
+            given = [Given(size, image=image) for image in self.standardize(images)]
+        elif masks is not None and self.channels:
+            given = [
+                Given(size, mask=encode_mask(mask[None], num_classes)[0]) if (mask < num_classes).any() else Given(size)
+                for mask in masks
+            ]
+        masks_alone = not self.channels or request.wanted == {"masks"} or request.fractions is not None
+        masks_alone = masks_alone and images is None
+        training = self.network.training
+        self.network.eval()
+        try:
+            state = sample_jointly(self, given, request.seeds, solver, request.noise, request.fractions, masks_alone)
+        finally:
+            self.network.train(training)
+        drawn = decode_mask(state[:, self.channels :], num_classes)
+        if masks_alone:
+            if request.wanted == {"masks"} or not self.channels:
+                return Drawn(masks=drawn)
+            return self.draw(replace(request, masks=drawn.cpu(), fractions=None))
+        if masks is not None:
+            known = torch.tensor([each.mask is not None for each in given], device=drawn.device)
+            drawn = torch.where(known[:, None, None], masks.to(drawn.device), drawn)
+        mean, deviation = self.intensity
+        image = state[:, : self.channels] * deviation + mean
+        # Infinite pixels become NaN, not white, because callers check for NaN.
+        return Drawn(image.clamp(-1, 1).where(image.isfinite(), math.nan), drawn)
+
+    def save(self, folder: Path) -> None:
+        """See `Generator.save`."""
+        with new_folder(folder) as working:
+            save_tensors(working / _WEIGHTS_FILE, self.network.state_dict())
+            save_json(
+                working / DESCRIPTION_FILE,
+                {
+                    "kind": self.kind,
+                    "steelgen_version": __version__,
+                    "dataset": self.info.model_dump(mode="json"),
+                    "geometry": asdict(self.geometry),
+                    "section": self.section.model_dump(mode="json"),
+                    "intensity": self.intensity,
+                },
+            )
+
+
+class _Description(Record):
+    dataset: DatasetInfo
+    geometry: CropGeometry
+    section: JointDiffusionSection
+    intensity: tuple[float, float]
+
+
+def build_joint_diffusion(
+    section: JointDiffusionSection, micrographs: Micrographs, geometry: CropGeometry
+) -> JointDiffusion:
+    """Builds an untrained generator; torch's global seed determines its initial weights.
+
+    Raises:
+        InputError: if no micrograph has a mask, or all have the same gray level.
+    """
+    info = micrographs.info
+    if not any((mask < info.num_classes).any() for mask in micrographs.masks):
+        raise InputError(
+            f"{info.name}: has no masks, which generator.kind joint_diffusion learns; add a labeled dataset, or use "
+            "semantic_diffusion for images alone"
+        )
+    mean, deviation = micrographs.compute_intensity() if section.noise.standardize else (0.0, 1.0)
+    if deviation == 0:
+        raise InputError(f"{info.name}: all pixels of the training micrographs have the same gray level")
+    network, schedule = _build_parts(section, info, geometry)
+    return JointDiffusion(network, schedule, section, info, geometry, (mean, deviation))
+
+
+def load_joint_diffusion(folder: Path) -> JointDiffusion:
+    """Loads a generator saved by `JointDiffusion.save`.
+
+    Raises:
+        InputError: if a file is missing, damaged, or from another architecture.
+    """
+    description = load_record(folder / DESCRIPTION_FILE, _Description)
+    network, schedule = _build_parts(description.section, description.dataset, description.geometry)
+    try:
+        network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+    except Exception as error:  # safetensors has an exception type of its own for damaged files
+        raise InputError(f"{folder / _WEIGHTS_FILE}: weights do not fit this generator: {first_line(error)}") from None
+    check_weights(network, folder / _WEIGHTS_FILE)
+    return JointDiffusion(
+        network, schedule, description.section, description.dataset, description.geometry, description.intensity
+    )
+
+
+def _build_parts(
+    section: JointDiffusionSection, info: DatasetInfo, geometry: CropGeometry
+) -> tuple[UNet2DModel, NoiseSchedule]:
+    channels = geometry.in_channels if section.image_channels == "all" else 0
+    network = build_joint_unet(
+        geometry.image_size,
+        channels + count_bits(info.num_classes),
+        **section.unet.model_dump(),
+        self_conditioning=section.self_conditioning > 0,
+    )
+    noise = section.noise
+    schedule = build_noise_schedule(noise.num_train_timesteps, noise.beta_schedule, "v_prediction", True)
+    return network, schedule

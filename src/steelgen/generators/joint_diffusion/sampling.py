@@ -1,0 +1,217 @@
+"""The reverse process of image and mask: both, or one for a given other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from steelgen.config.solver import SolverSection
+from steelgen.devices import map_on_single_threads, randn_by_seed
+from steelgen.diffusion.analog_bits import tilt_fractions
+from steelgen.diffusion.guidance import Guide, rescale_contrast
+from steelgen.diffusion.randomness import build_noise_sources
+from steelgen.diffusion.solvers import DiffusersSolver
+from steelgen.diffusion.windows import WindowLayout
+from steelgen.errors import InputError
+from steelgen.models.joint_unet import estimate_activation_bytes
+
+if TYPE_CHECKING:
+    from steelgen.generators.joint_diffusion.generator import JointDiffusion
+
+Part = Literal["moves", "clean", "noise"]
+"""What happens to the image or the mask in sampling: it is denoised, has no noise, or is pure noise throughout."""
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(input (N, C, H, W), the image's time (1,), the mask's time (1,)) → velocity (N, channels + bits, H, W)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of a pair of `size` (H, W) before sampling: its image, its mask or neither."""
+
+    size: tuple[int, int]
+    image: Tensor | None = None
+    """(channels, H, W) in the network's units."""
+    mask: Tensor | None = None
+    """(bits, H, W), 0 in ignored pixels."""
+
+    @property
+    def parts(self) -> tuple[bool, bool]:
+        """Whether the image and the mask are known."""
+        return self.image is not None, self.mask is not None
+
+
+@torch.inference_mode()
+def sample_jointly(
+    generator: JointDiffusion,
+    given: Sequence[Given],
+    seeds: Sequence[int],
+    solver: SolverSection,
+    noise: Tensor | None = None,
+    fractions: Tensor | None = None,
+    masks_alone: bool = False,
+) -> Tensor:
+    """Samples what is not given of N pairs of one size.
+
+    On the CPU each pair is computed by itself, because CPU kernels order their sums by the batch size and pairs would
+    differ in the last bit between batch sizes.
+
+    Args:
+        noise: (N, channels, H, W) standard normal noise that replaces the image's noise of the seeds.
+        fractions: (N, num_classes) phase fractions of the generated masks; NaN leaves a class free.
+        masks_alone: sample the masks for images of pure noise, which stays in the result.
+
+    Returns:
+        (N, channels + bits, H, W) float32, image in the network's units and analog bits.
+    """
+
+    def sample(rows: Sequence[int]) -> Tensor:
+        own_noise, own_fractions = (None if tensor is None else tensor[list(rows)] for tensor in (noise, fractions))
+        own = [given[row] for row in rows], [seeds[row] for row in rows]
+        return _sample_batch(generator, *own, solver, own_noise, own_fractions, masks_alone)
+
+    network, count = generator.network, len(given)
+    if network.device.type == "cpu":
+        if given[0].size != (network.config.sample_size,) * 2 or solver.periodic or _is_compiled(network):
+            return torch.cat([sample([row]) for row in range(count)])
+        return torch.cat(map_on_single_threads(lambda row: sample([row]), count))
+    # Rows with the same parts given are a batch.
+    groups: dict[tuple[bool, bool], list[int]] = {}
+    for row, each in enumerate(given):
+        groups.setdefault(each.parts, []).append(row)
+    order = [row for rows in groups.values() for row in rows]
+    sampled = torch.cat([sample(rows) for rows in groups.values()])
+    return sampled[torch.tensor(order).argsort().to(sampled.device)]
+
+
+def _sample_batch(
+    generator: JointDiffusion,
+    given: Sequence[Given],
+    seeds: Sequence[int],
+    solver: SolverSection,
+    noise: Tensor | None,
+    fractions: Tensor | None,
+    masks_alone: bool,
+) -> Tensor:
+    """Samples pairs with the same parts given; see `sample_jointly`."""
+    device, channels, bits = generator.network.device, generator.channels, generator.bits
+    shape = (channels + bits, *given[0].size)
+    start = randn_by_seed(shape, seeds)
+    if noise is not None:
+        start = torch.cat([noise, start[:, channels:]], dim=1)
+    start = start.to(device)
+    known_image, known_mask = given[0].parts
+    context = start
+    if known_image:
+        images = torch.stack([each.image for each in given if each.image is not None]).to(device)
+        context = torch.cat([images, start[:, channels:]], dim=1)
+    if known_mask:
+        masks = torch.stack([each.mask for each in given if each.mask is not None]).to(device)
+        context = torch.cat([start[:, :channels], masks], dim=1)
+    image_part: Part = "clean" if known_image else "noise" if masks_alone or not channels else "moves"
+    mask_part: Part = "clean" if known_mask else "moves"
+    moving = slice(0 if image_part == "moves" else channels, channels + (bits if mask_part == "moves" else 0))
+    steps = DiffusersSolver(solver, generator.schedule, device=device)
+    guide = Guide.of(solver)
+    if solver.autoguidance is not None:
+        raise InputError("solver.autoguidance: not applicable to generators of kind joint_diffusion")
+    run = _build_network(generator, given[0].size, solver)
+    conditional = _Prediction(generator, run, image_part, mask_part, fractions)
+    # Guidance away from images without a mask; labels of an image and pairs have nothing to be guided away from.
+    free = _Prediction(generator, run, "moves", "noise", None) if known_mask else None
+    sources = build_noise_sources(shape, seeds)
+    _, state = steps.start(start[:, moving], None, 1.0)
+    for step, time in enumerate(steps.times.tolist()):
+
+        def predict(noisy: Tensor, time: float = time, step: int = step) -> Tensor:
+            joined = torch.cat([context[:, : moving.start], noisy, context[:, moving.stop :]], dim=1)
+            velocity = conditional.predict(joined, time)[:, moving]
+            if free is None or not guide.acts_at(steps.sigmas[step]):
+                return velocity
+            weak = free.predict(torch.cat([noisy, start[:, channels:]], dim=1), time)[:, moving]
+            guided = weak + guide.scale * (velocity - weak)
+            return rescale_contrast(guided, velocity, guide.rescale) if guide.rescale else guided
+
+        state = steps.advance(state, step, predict, sources)
+    return torch.cat([context[:, : moving.start], state, context[:, moving.stop :]], dim=1)
+
+
+class _Prediction:
+    """Predictions of the network along one trajectory, with its own last estimate as an input.
+
+    Args:
+        run: the network, for images of any size.
+        fractions: see `sample_jointly`.
+    """
+
+    def __init__(
+        self, generator: JointDiffusion, run: Network, image: Part, mask: Part, fractions: Tensor | None
+    ) -> None:
+        self._generator, self._run = generator, run
+        self._parts, self._fractions = (image, mask), fractions
+        self._estimate: Tensor | None = None
+
+    def predict(self, noisy: Tensor, time: float) -> Tensor:
+        """Predicts the velocities (N, channels + bits, H, W) of image and mask at a timestep."""
+        generator, schedule = self._generator, self._generator.schedule
+        channels, bits = generator.channels, generator.bits
+        levels = {
+            "moves": (time + 1, *schedule.interpolate_levels(time)),
+            "clean": (0.0, 1.0, 0.0),
+            "noise": (float(len(schedule)), 0.0, 1.0),
+        }
+        image, mask = (levels[part] for part in self._parts)
+        signal, spread = (
+            torch.tensor([image[place]] * channels + [mask[place]] * bits).view(1, -1, 1, 1).to(noisy.device)
+            for place in (1, 2)
+        )
+        inputs = noisy
+        if generator.section.self_conditioning:
+            estimate = torch.zeros_like(noisy) if self._estimate is None else self._estimate
+            inputs = torch.cat([noisy, estimate], dim=1)
+        times = (torch.tensor([part[0]], device=noisy.device) for part in (image, mask))
+        velocity = self._run(inputs, *times)
+        estimate = generator.clip_bits(signal * noisy - spread * velocity)
+        if self._fractions is not None:
+            tilted = tilt_fractions(estimate[:, channels:], self._fractions.to(noisy.device))
+            estimate = torch.cat([estimate[:, :channels], tilted], dim=1)
+        self._estimate = estimate
+        # The velocity of a part without noise is not used.
+        return torch.where(spread > 0, (signal * noisy - estimate) / spread.clamp(min=1e-6), velocity)
+
+
+def _build_network(generator: JointDiffusion, size: tuple[int, int], solver: SolverSection) -> Network:
+    """Returns the network for images of a size; those larger than its own are computed in overlapping windows."""
+    network = generator.network
+    edge, on_cpu = network.config.sample_size, network.device.type == "cpu"
+
+    def run(inputs: Tensor, image_time: Tensor, mask_time: Tensor) -> Tensor:
+        times = (time.expand(len(inputs)) for time in (image_time, mask_time))
+        return network(inputs.to(network.dtype), *times, return_dict=False)[0].float()
+
+    if size == (edge, edge) and not solver.periodic:
+        return run
+    layout = WindowLayout(*size, edge, solver.window_overlap, solver.periodic, network.device)
+    chunk = 1
+    if not on_cpu:
+        chunk = max(1, int(solver.window_memory_gib * 2**30 / estimate_activation_bytes(network)))
+
+    def run_windows(inputs: Tensor, image_time: Tensor, mask_time: Tensor) -> Tensor:
+        pieces = layout.cut(inputs).split(chunk)
+
+        def run_part(index: int) -> Tensor:
+            return run(pieces[index], image_time, mask_time)
+
+        if on_cpu and not _is_compiled(network):
+            return layout.blend(torch.cat(map_on_single_threads(run_part, len(pieces))))
+        return layout.blend(torch.cat([run_part(index) for index in range(len(pieces))]))
+
+    return run_windows
+
+
+def _is_compiled(network: torch.nn.Module) -> bool:
+    """Whether torch.compile traces the network, which works in one thread only."""
+    return network._compiled_call_impl is not None
