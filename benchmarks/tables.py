@@ -283,7 +283,8 @@ def tabulate_copies(stored: Results) -> Lines:
         "",
         f"{compared['images']} images searched for both ways, {compared['copies']} of them copies: recall "
         f"{compared['recall']:.3f}, precision {compared['precision']:.3f}, the same place in "
-        f"{compared['same_place']:.3f} of the copies. The nearest place of the other images is {compared['farther']:.3f} times as far.",
+        f"{compared['same_place']:.3f} of the copies. The nearest place of the other images is "
+        f"{compared['farther']:.3f} times as far.",
     ]
 
 

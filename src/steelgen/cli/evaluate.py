@@ -164,7 +164,8 @@ def _print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
     from steelgen.evaluation.verdict import judge_differences
 
     _print_notes(result)
-    test = f"{result['micrographs']['test']} micrographs of {settings.test_split}"
+    where = f"of {settings.test_split}" if settings.folds is None else f"in {len(result['folds'])} folds"
+    test = f"{result['micrographs']['test']} micrographs {where}"
     print_table(f"mIoU on {test}", *describe_scores(result["scores"], result["class_names"]))
     if result["differences"]:
         print_table("difference to real micrographs only", *describe_differences(result["differences"]))
@@ -176,12 +177,12 @@ def _print_study(settings: UtilityConfig, result: dict[str, Any]) -> None:
 def _print_plan(settings: UtilityConfig) -> None:
     from steelgen.evaluation.sets import describe_geometry
     from steelgen.evaluation.utility.cells import cell_path, list_cells
-    from steelgen.evaluation.utility.data import count_data, load_study
+    from steelgen.evaluation.utility.data import count_data, load_studies
 
-    data = load_study(settings)
+    studies = list(load_studies(settings).values())
     cells = list_cells(settings)
     codes = list(dict.fromkeys(cell.code for cell in cells))
-    rows = [[code.text, *count_data(code, data)] for code in codes]
+    rows = [[code.text, *min(count_data(code, data) for data in studies)] for code in codes]
     print_table("training sets", ["code", "real micrographs", "generated pairs"], rows)
     done = sum(cell_path(settings.output_dir, cell).is_file() for cell in cells)
-    typer.echo(f"{describe_geometry(data.geometry)}; {len(cells)} cells, {done} done")
+    typer.echo(f"{describe_geometry(studies[0].geometry)}; {len(cells)} cells, {done} done")

@@ -71,8 +71,9 @@ def _sampling_status(run: Path, shards: int | None) -> list[Part]:
 def _study_status(run: Path, shards: int | None) -> list[Part]:
     """One part per code and architecture, which counts its seeds; then the shards if there are several."""
     count = shards or submitted_jobs(run).get("utility", {}).get("shards", 1)
-    config = parse_config(load_study_start(run).config, UtilityConfig, origin=str(run / STUDY_FILE))
-    cells = list_cells(config)
+    start = load_study_start(run)
+    config = parse_config(start.config, UtilityConfig, origin=str(run / STUDY_FILE))
+    cells = list_cells(config, start.folds)
     done = {index for index, cell in enumerate(cells) if cell_path(run, cell).is_file()}
     members: dict[str, set[int]] = {}
     for index, cell in enumerate(cells):

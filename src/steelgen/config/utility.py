@@ -77,6 +77,12 @@ def parse_code(text: str) -> DataCode:
     return code
 
 
+def has_paste(text: str) -> bool:
+    """Whether a code includes copy-paste; False for any other text, as in a foreign result file."""
+    match = _CODE.fullmatch(text)
+    return bool(match and match["pasted"])
+
+
 class PasteSection(Section):
     """Copy-paste of islands between real crops, in codes with P: the cheap rival of generated pairs."""
 
@@ -139,9 +145,10 @@ class UtilityConfig(Section):
     dataset: Path
     """Dataset folder of real micrographs."""
     generated: Path | None = None
-    """Samples folder, or a folder with images/ and masks/; null if no code needs it."""
+    """Samples folder, or a folder with images/ and masks/; null if no code needs it. With folds, {fold} in the path
+    stands for the fold, whose generator must not have seen its test micrographs."""
     generated_masks: Path | None = None
-    """Folder of the masks, if `generated` has only images."""
+    """Folder of the masks, if `generated` has only images; may contain {fold}, too."""
     output_dir: Path
     """Output folder of cells/, utility.json and utility.html; a stopped study resumes."""
     codes: list[str] = Field(default=["RALLF000", "RALLFALL"], min_length=1)
@@ -157,9 +164,12 @@ class UtilityConfig(Section):
     val_split: str | None = "val"
     """Split for selecting the best step; null uses val_share of the training split instead."""
     val_share: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the training micrographs used for validation if val_split is null."""
+    """Share of the training micrographs used for validation if val_split is null or with folds."""
     test_split: str = "test"
     """Held-out split, predicted once by each network."""
+    folds: Annotated[int, Field(ge=2, le=1000)] | str | None = None
+    """Cross-validation: a column of metadata.jsonl, or the number of random folds. The three splits are pooled; the
+    networks of each fold train on the other folds, of which val_share selects the best step. null tests test_split."""
     num_classes: int | None = Field(default=None, ge=1, le=255)
     """Number of classes; null uses that of the dataset."""
     geometry: GeometrySection = GeometrySection()
@@ -186,6 +196,8 @@ class UtilityConfig(Section):
         for text in self.codes:
             if self.generated is None and parse_code(text).needs_generated:
                 raise ValueError(f"codes: {text} needs generated pairs, but generated is null")
+        if self.folds is None and any("{fold}" in str(path) for path in (self.generated, self.generated_masks)):
+            raise ValueError(f"generated: {self.generated} contains {{fold}}, but folds is null")
         if self.test_split in (self.train_split, self.val_split):
             raise ValueError(f"test_split: {self.test_split!r} is also the train or val_split, so nothing is held out")
         if self.val_split == self.train_split:

@@ -12,9 +12,10 @@ def judge_utility(study: dict[str, Any]) -> Judgment:
     """Pooled scores and differences of a study as figures, the study as details, and its warnings.
 
     Scores have their 95 % interval over seeds, differences that of the bootstrap, with 0 as the floor: data without
-    effect.
+    effect. With folds, both intervals are over folds.
     """
-    num_test, split = study["micrographs"]["test"], study["config"]["test_split"]
+    num_test, folds = study["micrographs"]["test"], study["config"]["folds"]
+    split = study["config"]["test_split"] if folds is None else "all folds"
     shared: dict[str, Any] = {"section": "utility", "seed": study["config"]["seeds"][0], "better": "higher"}
     # The pooled row of a code comes last.
     scores = {row["code"]: row for row in study["scores"]}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from steelgen.config.utility import parse_code
+from steelgen.config.utility import has_paste
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.iou import MIN_REAL_IOU, can_judge
 from steelgen.files import Record
@@ -44,7 +44,7 @@ def judge_differences(differences: Sequence[dict[str, Any]]) -> list[Answer]:
     """Answers whether the data of each code helps, compared with each baseline, from pooled rows of `differences`.
 
     Good if the 95 % interval of the difference is above 0, poor if below, fair if it includes 0 or there is only one
-    seed, which says nothing about the spread.
+    seed, which says nothing about the spread. With folds, the interval is over folds, one test split says less.
     """
     last = {(row["code"], row["baseline"]): row for row in differences}  # the pooled row comes last
     return [_judge_difference(row) for row in last.values()]
@@ -53,7 +53,8 @@ def judge_differences(differences: Sequence[dict[str, Any]]) -> list[Answer]:
 def _judge_difference(row: dict[str, Any]) -> Answer:
     question = _ask(row)
     low, high = row["interval"]
-    single = len(row["by_seed"]) < 2
+    folds = row.get("by_fold")
+    single = len(folds or row["by_seed"]) < 2
     standing: Standing = "fair" if single else "good" if low > 0 else "poor" if high < 0 else "fair"
     words = {
         "good": "Yes: mIoU on held-out real micrographs is higher",
@@ -62,14 +63,14 @@ def _judge_difference(row: dict[str, Any]) -> Answer:
     }
     text = (
         f"{words[standing]} ({row['code']} − {row['baseline']}, {row['architecture']}: {row['difference']:+.3f}, "
-        f"95 % interval {low:+.3f} to {high:+.3f})."
+        f"95 % interval {low:+.3f} to {high:+.3f}{f' over {len(folds)} folds' if folds else ''})."
     )
     return Answer(question=question, answer=text, standing=standing)
 
 
 def _ask(row: dict[str, Any]) -> str:
     pairs, real = f"{row['num_generated']} generated pairs", f"{row['num_real']} real micrographs"
-    pasted, rival = (parse_code(row[key]).pasted for key in ("code", "baseline"))
+    pasted, rival = (has_paste(row[key]) for key in ("code", "baseline"))
     if not row["num_real"]:
         return f"Are {pairs} better than real micrographs?"
     if rival and not pasted:

@@ -8,29 +8,41 @@ from pathlib import Path
 
 from steelgen.config.utility import DataCode, UtilityConfig, parse_code
 from steelgen.errors import InputError
+from steelgen.evaluation.utility.folds import list_folds
 from steelgen.evaluation.utility.results import CellResult
 from steelgen.files import load_record
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One network of a study: a code, an architecture and a seed."""
+    """One network of a study: a code, an architecture, a seed, and a fold if there are folds."""
 
     code: DataCode
     architecture: str
     seed: int
+    fold: str | None = None
 
     @property
     def name(self) -> str:
         """Stem of its file."""
-        return f"{self.code.text}-{self.architecture.replace(':', '_')}-seed{self.seed}"
+        fold = "" if self.fold is None else f"-fold{self.fold}"
+        return f"{self.code.text}-{self.architecture.replace(':', '_')}-seed{self.seed}{fold}"
 
 
-def list_cells(config: UtilityConfig) -> list[Cell]:
-    """All cells, seed by seed, so that an unfinished study has complete seeds."""
+def list_cells(config: UtilityConfig, folds: Sequence[str] | None = None) -> list[Cell]:
+    """All cells, seed by seed and fold by fold, so that an unfinished study has complete seeds.
+
+    Args:
+        folds: names of the folds, if known; None reads them from the dataset.
+
+    Raises:
+        InputError: see `list_folds`.
+    """
+    names = list_folds(config) if folds is None else folds
     return [
-        Cell(parse_code(code), architecture, seed)
+        Cell(parse_code(code), architecture, seed, fold)
         for seed in config.seeds
+        for fold in names or (None,)
         for code in config.codes
         for architecture in config.architectures
     ]
@@ -53,6 +65,7 @@ def load_cell(output_dir: Path, cell: Cell, studies: Sequence[str]) -> CellResul
     found = load_record(path, CellResult)
     if found.study not in studies:
         raise InputError(f"{path}: from another config or other data; remove it or use another output folder")
-    if (found.code, found.architecture, found.seed) != (cell.code.text, cell.architecture, cell.seed):
+    wanted = cell.code.text, cell.architecture, cell.seed, cell.fold
+    if (found.code, found.architecture, found.seed, found.fold) != wanted:
         raise InputError(f"{path}: contains another cell: {found.code!r}, {found.architecture!r}, seed {found.seed}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,12 +16,19 @@ from steelgen.data.balanced_crops import BalancedCrops
 from steelgen.data.classes import declare_classes
 from steelgen.data.copy_paste import PastedCrops
 from steelgen.data.crops import CropDataset, Micrographs, load_micrographs
-from steelgen.data.folder import DatasetInfo, load_dataset_info
+from steelgen.data.folder import DatasetInfo, list_splits, load_dataset_info
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
 from steelgen.evaluation.segmentation import augment_batch
-from steelgen.evaluation.sets import GeneratedFolder, find_generated, load_generated, resolve_geometry
+from steelgen.evaluation.sets import (
+    GeneratedFolder,
+    describe_geometry,
+    find_generated,
+    load_generated,
+    resolve_geometry,
+)
+from steelgen.evaluation.utility.folds import list_folds
 
 _REAL_STREAM, _GENERATED_STREAM, _VALIDATION_STREAM = 11, 12, 13
 """Separate random streams under one seed."""
@@ -56,27 +64,105 @@ class StudyData:
 
 
 def load_study(config: UtilityConfig) -> StudyData:
-    """Reads the real splits and the generated pairs of a study.
+    """Reads the real splits and the generated pairs of a study without folds.
 
     Raises:
         InputError: if a split or the generated folder cannot be used, their classes differ, or a code needs more data
             than there is.
     """
-    found = find_generated(config.generated, config.generated_masks) if config.generated else None
-    if found and found.masks is None:
-        raise InputError(f"{config.generated}: no masks in labels/ or masks/, which training needs")
-    geometry, notes = _resolve_geometry(config, found)
+    found, geometry, notes = _find_generated(config, config.generated, config.generated_masks)
     names = [name for name in (config.train_split, config.val_split, config.test_split) if name is not None]
     splits = [load_micrographs(config.dataset, name, geometry.in_channels) for name in names]
     if config.val_split is None:
         splits[:1] = hold_back(splits[0], config.val_share)
+    return _combine(config, config.generated, found, geometry, notes, splits)
+
+
+def load_studies(config: UtilityConfig) -> dict[str | None, StudyData]:
+    """Reads the data of each fold by its name; that of a study without folds has the name None.
+
+    Raises:
+        InputError: see `load_study` and `list_folds`; also if generated pairs of folds have different sizes.
+    """
+    if config.folds is None:
+        return {None: load_study(config)}
+    studies: dict[str | None, StudyData] = {}
+    folds = list_folds(config)
+    for name, stems in folds.items():
+        generated, masks = (insert_fold(path, name) for path in (config.generated, config.generated_masks))
+        found, geometry, notes = _find_generated(config, generated, masks)
+        first = next(iter(studies.values()), None)
+        if first is not None and geometry != first.geometry:
+            raise InputError(
+                f"{generated}: {describe_geometry(geometry)}; fold {next(iter(folds))} has another geometry"
+            )
+        pool = _pool_splits(config, geometry.in_channels)
+        parts = [
+            pool.select(index for index, stem in enumerate(pool.stems) if (stem in stems) == tested)
+            for tested in (False, True)
+        ]
+        splits = [*hold_back(parts[0], config.val_share), parts[1]]
+        studies[name] = _combine(config, generated, found, geometry, notes, splits)
+    return studies
+
+
+def insert_fold(path: Path | None, fold: str) -> Path | None:
+    """Replaces {fold} in a path by the name of a fold."""
+    return path and Path(str(path).replace("{fold}", fold))
+
+
+def hash_studies(studies: Mapping[str | None, StudyData]) -> str:
+    """Hash of all data that networks see, in all folds."""
+    if None in studies:
+        return studies[None].compute_hash()
+    return hash_arrays(text=str({name: data.compute_hash() for name, data in studies.items()}))
+
+
+def describe_inputs(studies: Mapping[str | None, StudyData]) -> dict[str, str]:
+    """Hash of the data behind each input field of the config, in all folds."""
+    inputs = [data.describe_inputs() for data in studies.values()]
+    if None in studies:
+        return inputs[0]
+    return {field: hash_arrays(text=str([hashes[field] for hashes in inputs])) for field in inputs[0]}
+
+
+def _find_generated(
+    config: UtilityConfig, generated: Path | None, masks: Path | None
+) -> tuple[GeneratedFolder | None, CropGeometry, list[str]]:
+    found = find_generated(generated, masks) if generated else None
+    if found and found.masks is None:
+        raise InputError(f"{generated}: no masks in labels/ or masks/, which training needs")
+    return found, *_resolve_geometry(config, found)
+
+
+def _pool_splits(config: UtilityConfig, in_channels: int) -> Micrographs:
+    names = [config.train_split, config.val_split, config.test_split]
+    splits = [name for name in names if name in list_splits(config.dataset)] or [config.train_split]
+    parts = [load_micrographs(config.dataset, str(name), in_channels) for name in splits]
+    return Micrographs(
+        parts[0].info,
+        [stem for part in parts for stem in part.stems],
+        [image for part in parts for image in part.images],
+        [mask for part in parts for mask in part.masks],
+    )
+
+
+def _combine(
+    config: UtilityConfig,
+    folder: Path | None,
+    found: GeneratedFolder | None,
+    geometry: CropGeometry,
+    notes: list[str],
+    splits: list[Micrographs],
+) -> StudyData:
+    """Training, validation and test micrographs with the generated pairs found in a folder."""
     if config.num_classes:
         splits = [replace(s, info=declare_classes(s.info, config.num_classes, config.dataset)) for s in splits]
     train, val, test = splits
     generated = None
     if found:
-        assert config.generated is not None
-        _check_classes(config.generated, train.info, config.dataset)
+        assert folder is not None
+        _check_classes(folder, train.info, config.dataset)
         pairs, more = load_generated(found, geometry, train.info)
         assert pairs.masks is not None
         notes += more + _compare_scales(found, geometry, min(min(mask.shape) for mask in train.masks))

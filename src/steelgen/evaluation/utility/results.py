@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from steelgen.config.utility import parse_code
 from steelgen.files import Record, load_record
 
 STUDY_FILE = "study.json"
@@ -23,14 +22,6 @@ _Interval = tuple[Annotated[float, Field(ge=-100, le=100)], Annotated[float, Fie
 """Not limited to [0, 1]: Student's t interval of two seeds is very wide."""
 
 
-def _check_code(text: str) -> str:
-    parse_code(text)
-    return text
-
-
-_Code = Annotated[str, AfterValidator(_check_code)]
-
-
 class StudyStart(Record):
     """The content of study.json."""
 
@@ -40,6 +31,8 @@ class StudyStart(Record):
     """Hashes of the data; missing from studies of older versions."""
     earlier: list[str] = []
     """Hashes of the study before allowed changes."""
+    folds: list[str] = []
+    """Names of the folds, so that cells can be listed without the dataset."""
 
 
 class _Test(Record):
@@ -62,6 +55,7 @@ class CellResult(Record):
     code: str
     architecture: str
     seed: int
+    fold: str | None = None
     seconds: float = Field(ge=0)
     test: _Test
 
@@ -69,7 +63,7 @@ class CellResult(Record):
 class _Row(Record):
     """A row of scores or differences."""
 
-    code: _Code
+    code: str
     architecture: str
     num_real: _Count
     num_generated: _Count
@@ -83,10 +77,11 @@ class _Score(_Row):
 
 
 class _Difference(_Row):
-    baseline: _Code
+    baseline: str
     difference: _Change
     interval: _Interval
     by_seed: list[_Change]
+    by_fold: list[_Change] | None = None
 
 
 class _Micrographs(Record):
@@ -96,6 +91,7 @@ class _Micrographs(Record):
 class _StudyConfig(Record):
     seeds: list[int] = Field(min_length=1)
     test_split: str
+    folds: int | str | None = None
 
 
 class StudyResult(Record):

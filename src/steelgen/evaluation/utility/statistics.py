@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from steelgen.config.utility import parse_code
+from steelgen.config.utility import has_paste
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_iou, compute_mean_iou
 
@@ -23,6 +23,7 @@ def summarize(
     confusions: Mapping[tuple[str, str], NDArray[np.int64]],
     counts: Mapping[str, tuple[int, int]],
     num_bootstrap: int,
+    folds: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """Computes scores of every code, and its differences to the codes of `find_baselines`.
 
@@ -30,6 +31,9 @@ def summarize(
         confusions: (S, N, C, C) pixels of each seed and test micrograph, in one order, by code and architecture.
         counts: number of real micrographs and of generated pairs of every code.
         num_bootstrap: resamples per interval of a difference.
+        folds: (N,) fold of each test micrograph, from 0. The mIoU is then the mean over folds, and intervals are
+            Student's t over folds, whose networks share neither test micrographs nor weights; differences also have
+            `bootstrap_interval`, over folds, seeds and micrographs.
 
     Returns:
         JSON values: `scores`, one row per code and architecture, and `differences`, one per code, baseline and
@@ -40,10 +44,10 @@ def summarize(
     for code, (num_real, num_generated) in counts.items():
         stack = np.stack([confusions[code, architecture] for architecture in architectures])
         row = {"code": code, "num_real": num_real, "num_generated": num_generated}
-        scores += [{**row, **score} for score in _score(stack, architectures)]
+        scores += [{**row, **score} for score in _score(stack, architectures, folds)]
         for baseline in find_baselines(code, counts):
             control = np.stack([confusions[baseline, architecture] for architecture in architectures])
-            compared = _compare(stack, control, architectures, num_bootstrap)
+            compared = _compare(stack, control, architectures, num_bootstrap, folds)
             differences += [{**row, "baseline": baseline, **difference} for difference in compared]
     return to_json({"scores": scores, "differences": differences})
 
@@ -55,9 +59,9 @@ def find_baselines(code: str, counts: Mapping[str, tuple[int, int]]) -> list[str
     cheap rival. For R000, the code with the most micrographs alone.
     """
     num_real, num_generated = counts[code]
-    pasted = parse_code(code).pasted
+    pasted = has_paste(code)
     others = {other: real for other, (real, generated) in counts.items() if generated == 0 and other != code}
-    alone = {other: real for other, real in others.items() if not parse_code(other).pasted}
+    alone = {other: real for other, real in others.items() if not has_paste(other)}
     if num_real == 0:
         return [max(alone, key=lambda other: alone[other])] if alone else []
     same = [other for other in alone if alone[other] == num_real] if num_generated or pasted else []
@@ -74,30 +78,48 @@ def t_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
 
 
 def bootstrap_differences(
-    treated: NDArray[np.int64], control: NDArray[np.int64], num_resamples: int, seed: int = 0
+    treated: NDArray[np.int64],
+    control: NDArray[np.int64],
+    num_resamples: int,
+    seed: int = 0,
+    folds: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """Resampled differences in mIoU between two codes, paired over seeds and test micrographs.
 
     Seeds and micrographs are crossed: each resample draws both independently with replacement, the same for both codes
     and all architectures (the pigeonhole bootstrap; Owen 2007, doi 10.1214/07-AOAS122). IoUs are computed from the
     summed matrices of the resampled micrographs, and differences averaged over the resampled seeds. Architectures are
-    fixed effects and not resampled.
+    fixed effects and not resampled. With folds, each resample draws folds, and micrographs within each fold.
 
     Args:
         treated: (A, S, N, C, C) of the code with generated pairs.
         control: same shape, of its baseline.
+        folds: (N,) fold of each micrograph, from 0; None for one test split.
 
     Returns:
         (num_resamples, A).
     """
-    _, num_seeds, num_images = treated.shape[:3]
+    num_seeds = treated.shape[1]
     rng = np.random.default_rng(seed)
-    seed_weights = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_resamples)
-    image_weights = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
-    values = [
-        compute_mean_iou(np.einsum("dn,asnij->dasij", image_weights, confusion)) for confusion in (treated, control)
-    ]
-    return np.einsum("ds,das->da", seed_weights / num_seeds, values[0] - values[1])
+    seed_weights = _draw_weights(rng, num_seeds, num_resamples)
+    groups = [np.arange(treated.shape[2])] if folds is None else [np.flatnonzero(folds == f) for f in np.unique(folds)]
+    differences = []
+    for group in groups:
+        weights = _draw_weights(rng, len(group), num_resamples)
+        values = [
+            compute_mean_iou(np.einsum("dn,asnij->dasij", weights, confusion[:, :, group]))
+            for confusion in (treated, control)
+        ]
+        differences.append(np.einsum("ds,das->da", seed_weights / num_seeds, values[0] - values[1]))
+    if folds is None:
+        return differences[0]
+    fold_weights = _draw_weights(rng, len(groups), num_resamples) / len(groups)
+    return np.einsum("df,fda->da", fold_weights, np.stack(differences))
+
+
+def _draw_weights(rng: np.random.Generator, count: int, num_resamples: int) -> NDArray[np.int64]:
+    """(num_resamples, count): how often each of `count` units is drawn."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=num_resamples)
 
 
 def find_warnings(num_seeds: int, num_test: int) -> list[str]:
@@ -115,24 +137,32 @@ def find_warnings(num_seeds: int, num_test: int) -> list[str]:
     return warnings
 
 
-def _score(stack: NDArray[np.int64], architectures: Sequence[str]) -> list[dict[str, Any]]:
+def _average_folds(stack: NDArray[np.int64], folds: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    """(A, S, N, C, C) → (F, A, S) mIoU of each fold; one fold with all micrographs if there are none."""
+    groups = [slice(None)] if folds is None else [folds == fold for fold in np.unique(folds)]
+    return np.stack([compute_mean_iou(stack[:, :, group].sum(axis=2)) for group in groups])
+
+
+def _score(
+    stack: NDArray[np.int64], architectures: Sequence[str], folds: NDArray[np.int64] | None
+) -> list[dict[str, Any]]:
     """Scores of one code from (A, S, N, C, C): a row per architecture and the pooled one."""
-    whole = stack.sum(axis=2)  # (A, S, C, C)
-    mean_iou = compute_mean_iou(whole)  # (A, S)
+    mean_iou = _average_folds(stack, folds)  # (F, A, S)
     image_iou = np.nanmean(compute_mean_iou(stack), axis=2)  # (A, S)
-    class_iou = compute_iou(whole)  # (A, S, C)
+    class_iou = compute_iou(stack.sum(axis=2))  # (A, S, C)
     rows = [
-        (name, mean_iou[index], image_iou[index], class_iou[index].mean(axis=0))
+        (name, mean_iou[:, index], image_iou[index], class_iou[index].mean(axis=0))
         for index, name in enumerate(architectures)
     ]
     if len(architectures) > 1:
-        rows.append((POOLED, mean_iou.mean(axis=0), image_iou.mean(axis=0), class_iou.mean(axis=(0, 1))))
+        rows.append((POOLED, mean_iou.mean(axis=1), image_iou.mean(axis=0), class_iou.mean(axis=(0, 1))))
     return [
         {
             "architecture": name,
             "mean_iou": values.mean(),
-            "interval": t_interval(values),
-            "by_seed": values,
+            "interval": t_interval(values.mean(axis=0 if folds is None else 1)),
+            "by_seed": values.mean(axis=0),
+            **({} if folds is None else {"by_fold": values.mean(axis=1)}),
             "image_iou": images.mean(),
             "class_iou": classes,
         }
@@ -141,20 +171,23 @@ def _score(stack: NDArray[np.int64], architectures: Sequence[str]) -> list[dict[
 
 
 def _compare(
-    treated: NDArray[np.int64], control: NDArray[np.int64], architectures: Sequence[str], num_bootstrap: int
+    treated: NDArray[np.int64],
+    control: NDArray[np.int64],
+    architectures: Sequence[str],
+    num_bootstrap: int,
+    folds: NDArray[np.int64] | None,
 ) -> list[dict[str, Any]]:
-    """Differences of one code to its baseline: a row per architecture and the pooled one."""
-    difference = compute_mean_iou(treated.sum(axis=2)) - compute_mean_iou(control.sum(axis=2))  # (A, S)
-    draws = bootstrap_differences(treated, control, num_bootstrap)  # (D, A)
-    rows = [(name, difference[index], draws[:, index]) for index, name in enumerate(architectures)]
+    """Differences of one code to a baseline: a row per architecture and the pooled one."""
+    difference = _average_folds(treated, folds) - _average_folds(control, folds)  # (F, A, S)
+    draws = bootstrap_differences(treated, control, num_bootstrap, folds=folds)  # (D, A)
+    rows = [(name, difference[:, index], draws[:, index]) for index, name in enumerate(architectures)]
     if len(architectures) > 1:
-        rows.append((POOLED, difference.mean(axis=0), draws.mean(axis=1)))
-    return [
-        {
-            "architecture": name,
-            "difference": values.mean(),
-            "interval": np.percentile(resampled, [2.5, 97.5]),
-            "by_seed": values,
-        }
-        for name, values, resampled in rows
-    ]
+        rows.append((POOLED, difference.mean(axis=1), draws.mean(axis=1)))
+    found = []
+    for name, values, resampled in rows:
+        bootstrap, by_fold = np.percentile(resampled, [2.5, 97.5]), values.mean(axis=1)
+        row = {"architecture": name, "difference": values.mean(), "interval": bootstrap, "by_seed": values.mean(axis=0)}
+        if folds is not None:
+            row |= {"interval": t_interval(by_fold), "by_fold": by_fold, "bootstrap_interval": bootstrap}
+        found.append(row)
+    return found

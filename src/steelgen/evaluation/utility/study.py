@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.evaluation.sets import describe_geometry
 from steelgen.evaluation.utility.cells import cell_path, list_cells, load_cell
-from steelgen.evaluation.utility.data import StudyData, count_data, load_study
+from steelgen.evaluation.utility.data import StudyData, count_data, describe_inputs, hash_studies, load_studies
 from steelgen.evaluation.utility.results import STUDY_FILE, load_study_start
 from steelgen.evaluation.utility.statistics import find_warnings, summarize
 from steelgen.evaluation.utility.training import run_cell
@@ -65,37 +65,40 @@ def utility(
     """
     precision = resolve_precision(config.mixed_precision, pick_device(config.device))
     config = config.model_copy(update={"mixed_precision": precision})
-    data = load_study(config)
+    studies = load_studies(config)
+    first = next(iter(studies.values()))
     for name in config.architectures:
         # A missing package is reported before any network is trained.
         build_architecture(
             name,
-            data.geometry.in_channels,
-            data.info.num_classes,
+            first.geometry.in_channels,
+            first.info.num_classes,
             config.training.base_channels,
             config.training.weights,
         )
-    studies = _open_study(config, data, allow_changed)
+    hashes = _open_study(config, studies, allow_changed)
     cells = list_cells(config)
     mine = shard.indices(len(cells)) if shard else range(len(cells))
     report_cells(0, len(mine))
     for number, index in enumerate(mine, start=1):
         cell = cells[index]
-        if load_cell(config.output_dir, cell, studies) is None:
+        if load_cell(config.output_dir, cell, hashes) is None:
             started = time.monotonic()
-            values = {"study": studies[0], **run_cell(cell, data, config)}
+            values = {"study": hashes[0], **run_cell(cell, studies[cell.fold], config)}
             seconds = time.monotonic() - started
             save_json(cell_path(config.output_dir, cell), {**values, "seconds": round(seconds, 1)})
             mean_iou = values["test"]["mean_iou"]
             report(f"{number}/{len(mine)} {cell.name}: mIoU {mean_iou:.3f}, {seconds:.0f} s")
         report_cells(number, len(mine))
-    return gather(config, data, studies)
+    return gather(config, studies, hashes)
 
 
-def gather(config: UtilityConfig, data: StudyData, studies: Sequence[str]) -> dict[str, Any] | None:
+def gather(
+    config: UtilityConfig, studies: Mapping[str | None, StudyData], hashes: Sequence[str]
+) -> dict[str, Any] | None:
     """Writes utility.json and utility.html and returns the content of the former; None while cells are missing.
 
-    Cells may be of any of `studies` (hashes), the first of which is the current one.
+    Cells may be of studies with any of the hashes, the first of which is the current one.
 
     Raises:
         InputError: if a cell was tested on other micrographs.
@@ -103,51 +106,75 @@ def gather(config: UtilityConfig, data: StudyData, studies: Sequence[str]) -> di
     from steelgen.evaluation.utility.study_page import save_report
 
     wanted = list_cells(config)
-    found = [load_cell(config.output_dir, cell, studies) for cell in wanted]
+    found = [load_cell(config.output_dir, cell, hashes) for cell in wanted]
     cells = [cell for cell in found if cell is not None]
     if len(cells) < len(found):
         return None
-    shape = (len(data.test), data.info.num_classes, data.info.num_classes)
     for cell, place in zip(cells, wanted, strict=True):
+        data = studies[place.fold]
+        shape = (len(data.test), data.info.num_classes, data.info.num_classes)
         if (measured := np.shape(cell.test.confusion)) != shape:
             raise InputError(f"{cell_path(config.output_dir, place)}: test.confusion: shape {measured}, not {shape}")
-    older = [cell for cell in cells if cell.study != studies[0]]
+    older = [cell for cell in cells if cell.study != hashes[0]]
     for cell in older:
-        if cell.test.micrographs != data.test.stems:
+        if cell.test.micrographs != studies[cell.fold].test.stems:
             raise InputError(
                 f"{config.output_dir}: cell {cell.code}, {cell.architecture}, seed {cell.seed} was tested on other "
                 "micrographs and cannot be compared; remove it from cells/"
             )
     mixed = [f"{len(older)} of {len(cells)} cells are older than the changes in {CHANGES_FILE}"] if older else []
+    matrices = {(cell.code, cell.architecture, cell.seed, cell.fold): cell.test.confusion for cell in cells}
     confusions = {
         (code, architecture): np.array(
-            [cell.test.confusion for cell in cells if (cell.code, cell.architecture) == (code, architecture)]
+            [
+                [matrix for fold in studies for matrix in matrices[code, architecture, seed, fold]]
+                for seed in config.seeds
+            ]
         )
         for code in config.codes
         for architecture in config.architectures
     }
-    counts = {code: count_data(parse_code(code), data) for code in config.codes}
+    # Folds may differ by a micrograph; the smallest counts.
+    counts = {code: min(count_data(parse_code(code), data) for data in studies.values()) for code in config.codes}
+    tested = [len(data.test) for data in studies.values()]
+    folds = None if config.folds is None else np.repeat(np.arange(len(tested)), tested)
+    first = next(iter(studies.values()))
     result = {
         "steelgen": __version__,
-        "study": studies[0],
+        "study": hashes[0],
         "config": config_to_json(config),
         "environment": describe_environment(),
-        "geometry": describe_geometry(data.geometry),
-        "class_names": data.info.class_names,
-        "micrographs": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-        "num_generated": data.num_generated,
+        "geometry": describe_geometry(first.geometry),
+        "class_names": first.info.class_names,
+        "micrographs": {
+            "train": min(len(data.train) for data in studies.values()),
+            "val": min(len(data.val) for data in studies.values()),
+            "test": sum(tested),
+        },
+        **({} if folds is None else {"folds": dict(zip(studies, tested, strict=True))}),
+        "num_generated": min(data.num_generated for data in studies.values()),
         "seconds": sum(cell.seconds for cell in cells),
-        "notes": data.notes,
-        "warnings": [*mixed, *find_warnings(len(config.seeds), len(data.test))],
-        **summarize(confusions, counts, config.num_bootstrap),
+        "notes": list(dict.fromkeys(note for data in studies.values() for note in data.notes)),
+        "warnings": [*mixed, *_find_leak(config), *find_warnings(len(config.seeds), sum(tested))],
+        **summarize(confusions, counts, config.num_bootstrap, folds),
     }
     save_report(config.output_dir, result)
     return result
 
 
-def hash_study(config: UtilityConfig, data: StudyData) -> str:
+def _find_leak(config: UtilityConfig) -> list[str]:
+    """A warning if the generated pairs of all folds are the same."""
+    if config.folds is None or config.generated is None or "{fold}" in str(config.generated):
+        return []
+    return [
+        "all folds use the same generated pairs: a generator trained on any of these micrographs has seen test "
+        "micrographs of some fold; put {fold} into generated"
+    ]
+
+
+def hash_study(config: UtilityConfig, studies: Mapping[str | None, StudyData]) -> str:
     """Hash of the settings and pixels that all cells of a study share."""
-    shared = json.dumps([_drop_free(config_to_json(config)), data.compute_hash()], sort_keys=True)
+    shared = json.dumps([_drop_free(config_to_json(config)), hash_studies(studies)], sort_keys=True)
     return hashlib.sha256(shared.encode()).hexdigest()[:32]
 
 
@@ -155,15 +182,19 @@ def _drop_free(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _FREE_KEYS}
 
 
-def _open_study(config: UtilityConfig, data: StudyData, allow_changed: Sequence[str]) -> list[str]:
+def _open_study(
+    config: UtilityConfig, studies: Mapping[str | None, StudyData], allow_changed: Sequence[str]
+) -> list[str]:
     """Creates the output folder, or checks that an existing one is of the same study.
 
     Returns:
         Hashes of the studies whose cells are used: this one, then the same before allowed changes.
     """
-    path, settings, study = config.output_dir / STUDY_FILE, config_to_json(config), hash_study(config, data)
-    inputs = data.describe_inputs()
+    path, settings, study = config.output_dir / STUDY_FILE, config_to_json(config), hash_study(config, studies)
+    inputs = describe_inputs(studies)
     described = {"steelgen": __version__, "study": study, "earlier": [], "inputs": inputs, "config": settings}
+    if config.folds is not None:
+        described["folds"] = [str(name) for name in studies]
     if not path.is_file():
         try:
             with new_folder(config.output_dir) as working:

@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from steelgen.charts import Curve, plot_chart, plot_intervals, plot_pixels
-from steelgen.config.utility import parse_code
+from steelgen.config.utility import has_paste
 from steelgen.data.images import save_image
 from steelgen.evaluation.figures import CLASSES_PER_TABLE
 from steelgen.evaluation.utility.results import RESULT_FILE
@@ -54,6 +54,7 @@ def build_utility_section(result: dict[str, Any]) -> Markup:
     section = render(
         "study_section.html",
         differences_chart=differences and Markup(plot_intervals("difference in mIoU with 95 % interval", differences)),
+        folds=any(row.get("by_fold") for row in result["scores"]),
         differences=describe_differences(result["differences"]),
         scores=_split_scores(result["scores"], result["class_names"]),
         legend=charts[0][2] if charts else [],
@@ -95,7 +96,7 @@ def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float]
 
 def _find_arm(row: dict[str, Any]) -> tuple[bool, int]:
     """Whether islands are pasted, and the number of generated pairs."""
-    return parse_code(row["code"]).pasted, row["num_generated"]
+    return has_paste(row["code"]), row["num_generated"]
 
 
 def _name_arm(pasted: bool, num_generated: int) -> str:
@@ -106,6 +107,7 @@ def _name_arm(pasted: bool, num_generated: int) -> str:
 def describe_differences(differences: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Column titles and rows of the table of differences."""
     columns = ["code", "baseline", "architecture", "difference", "95 % interval", "by seed"]
+    with_folds = any(row.get("by_fold") for row in differences)
     rows = [
         [
             row["code"],
@@ -114,10 +116,11 @@ def describe_differences(differences: Sequence[dict[str, Any]]) -> tuple[list[st
             f"{row['difference']:+.4f}",
             " to ".join(f"{end:+.4f}" for end in row["interval"]),
             " ".join(f"{value:+.3f}" for value in row["by_seed"]),
+            *([" ".join(f"{value:+.3f}" for value in row.get("by_fold") or ())] if with_folds else []),
         ]
         for row in differences
     ]
-    return columns, rows
+    return [*columns, "by fold"] if with_folds else columns, rows
 
 
 def describe_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:

@@ -35,7 +35,7 @@ def run_cell(
 
     Args:
         cell: code, architecture, and seed.
-        data: data of the study.
+        data: data of the study, in the cell's fold.
         config: config of the study.
         report_progress: called with (steps done, total steps).
 
@@ -61,6 +61,7 @@ def run_cell(
         "code": cell.code.text,
         "architecture": cell.architecture,
         "seed": cell.seed,
+        **({} if cell.fold is None else {"fold": cell.fold}),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "real": training_set.real.micrographs.stems if training_set.real else [],
         "num_generated": len(training_set.generated.micrographs) if training_set.generated else 0,
