@@ -67,6 +67,22 @@ def _list_recipe() -> Iterator[str]:
     yield "benchmarks/recipe.py table"
 
 
+def _list_cascade() -> Iterator[str]:
+    """Step times, every system with three seeds, whole micrographs."""
+    yield "benchmarks/cascade.py time"
+    for seed in range(3):
+        for system in CASCADE_SYSTEMS:
+            yield f"benchmarks/cascade.py run --system {system} --seed {seed} {CASCADE_BUDGET}"
+    yield f"benchmarks/cascade.py picture {CASCADE_BUDGET}"
+    yield "benchmarks/cascade.py table"
+
+
+CASCADE_SYSTEMS, CASCADE_BUDGET = (
+    ("bicubic", "native", "cascade-2", "cascade-2-consistent", "cascade-4"),
+    "--minutes 60",
+)
+
+
 def _list_gan() -> Iterator[str]:
     """Step times, every system on 16 micrographs, adaptive augmentation on 4 and on many, three seeds; the leak."""
     yield "benchmarks/gan.py time"
@@ -122,6 +138,7 @@ BENCHMARKS = (
     _sample("guide", "--images 128", threads=1, generator="bundled:uhcs"),
     _sample("beside", "--images 16 --repeats 3", generator="bundled:uhcs"),
     Benchmark("recipe", list(_list_recipe())),
+    Benchmark("cascade", list(_list_cascade()), threads=1),
     Benchmark("gan", list(_list_gan()), threads=1),
     Benchmark(
         "segmentation",

@@ -148,6 +148,14 @@ SECTIONS = (
         tables.tabulate_utility,
     ),
     Section(
+        "cascade",
+        "At the micrographs' own resolution",
+        "Crops of 128 px at the full resolution of uhcs, by a generator of half the resolution behind different second "
+        "steps, and by that generator fine-tuned on native windows. Minutes of one core are those of the second step; "
+        "upper octave is the power between half of Nyquist's frequency and Nyquist's, relative to that of real crops.",
+        tables.tabulate_cascade,
+    ),
+    Section(
         "segmentation",
         "Segmentation of real micrographs",
         "The six folds of uhcs: a segmenter trained on 20 micrographs and tested on the other 4, whole and at full "

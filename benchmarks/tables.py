@@ -511,3 +511,34 @@ def tabulate_rvae(stored: Results) -> Lines:
             *_table(["by", "adjusted Rand", "nearest neighbors"], scores),
         ]
     return lines
+
+
+def tabulate_cascade(stored: Results) -> Lines:
+    """Systems at full resolution, means over seeds, and seams of whole micrographs."""
+    groups: dict[tuple[float, str], list[Results]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["minutes"], run["system"]), []).append(run)
+    rows = []
+    for (minutes, system), runs in sorted(groups.items()):
+        above = [1e3 * (run["score"]["kid"] - run["floor"]["kid"]) for run in runs]
+        means = {key: fmean(run["score"][key] for run in runs) for key in ("precision", "recall", "upper_octave")}
+        rows.append(
+            [
+                system,
+                f"{minutes:g}",
+                _mean_and_range(above),
+                f"{means['precision']:.2f}, {means['recall']:.2f}",
+                f"{means['upper_octave']:.2f}",
+                _number(fmean(run["score"]["megapixels_per_minute"] for run in runs)),
+                str(len(runs)),
+            ]
+        )
+    floor = stored["runs"][0]["floor"]
+    fidelity = f"{floor['precision']:.2f}, {floor['recall']:.2f}"
+    rows.append(["floor", "–", "0", fidelity, f"{floor['upper_octave']:.2f}", "–", "–"])
+    columns = ["system", "minutes", "KID·10³ above the floor", "precision, recall", "upper octave", "MP/min", "seeds"]
+    lines = [f"{stored['runs'][0]['images']} crops each.", "", *_table(columns, rows)]
+    if whole := stored["whole"]:
+        seams = [f"{name} {fmean(each['seams'][name] for each in whole):.3f}" for name in whole[0]["seams"]]
+        lines += ["", f"Gradient at window borders relative to elsewhere, {len(whole)} whole: {', '.join(seams)}."]
+    return lines

@@ -175,8 +175,9 @@ class StartImagesSection(Section):
     """Apply a random flip and rotation (8 symmetries) to each start image of `dataset`."""
 
 
-_REFINING_SOLVER = SolverSection(num_inference_steps=6, guidance_scale=1.0, window_overlap=0.25)
-"""Default of refining stages: most of their image is given, so few steps, no guidance and little overlap suffice."""
+_REFINING_SOLVER = SolverSection(num_inference_steps=6, guidance_scale=1.0, window_overlap=0.25, consistency=False)
+"""Default of refining stages: most of their image is given, so few steps, no guidance and little overlap suffice, and
+errors of the stage before should not be kept."""
 
 
 class StageSection(Section):
@@ -187,7 +188,7 @@ class StageSection(Section):
     generator.low_resolution."""
     solver: AnySolverSection | None = None
     """Solver of this stage; null uses the default of its place: of `solver` for the first stage, and for the others 6
-    steps without guidance in windows that overlap by a quarter."""
+    steps without guidance and without consistency in windows that overlap by a quarter."""
 
     @model_validator(mode="before")
     @classmethod

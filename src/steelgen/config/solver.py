@@ -28,7 +28,8 @@ class SamplingSection(Section):
     """Noise added to the coarse images of a refining generator, at most the max_noise of its training: larger values
     hide more errors of the coarse images, and keep less of them."""
     consistency: bool = True
-    """Images of a refining generator, when shrunk, equal their coarse images."""
+    """Images of a refining generator, when shrunk, equal their coarse images; false, the default in `stages`, lets it
+    correct the errors of generated ones."""
 
 
 class SolverSection(SamplingSection):
