@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_CROP_SIZE, MAX_IMAGES, MAX_SEED, FactorRange, Section
+from steelgen.config.learned import ImageSize, JointLabelsSection, LearnedMasks
 from steelgen.config.segmenter import SegmenterSection
 from steelgen.config.solver import AnySolverSection, SolverSection
 
@@ -110,14 +111,18 @@ class ImageMasks(Section):
 
 
 class NoMasks(Section):
-    """No masks: unlabeled images, from a generator trained without masks or with mask_dropout."""
+    """No masks: pairs of a generator that makes masks, or unlabeled images of one trained without masks or with
+    mask_dropout."""
 
     kind: Literal["none"]
     """Type of mask source."""
+    size: ImageSize | None = None
+    """Height and width of the images in px, for diffusion models trained with masks; null uses image_size. Larger
+    images are generated from overlapping windows."""
 
 
 AnyMasks = Annotated[
-    NoMasks | SplitMasks | FolderMasks | ImageMasks | AugmentedMasks | ProceduralMasks | BalancedMasks,
+    NoMasks | SplitMasks | FolderMasks | ImageMasks | AugmentedMasks | ProceduralMasks | BalancedMasks | LearnedMasks,
     Field(discriminator="kind"),
 ]
 
@@ -152,12 +157,27 @@ class FilterSection(Section):
 class LabelsSection(Section):
     """Masks for images generated without any, by a segmenter trained on real micrographs, with confidence maps."""
 
+    kind: Literal["segmenter"] = "segmenter"
+    """Type of labeling."""
     segmenter: Path
     """Output folder of `steelgen segment train`; its classes are those of the masks."""
     min_confidence: float = Field(0.0, ge=0, le=1)
     """Mean probability of the pixels' classes; pairs below are dropped, counted and replaced. 0 keeps all."""
     max_attempts: int = Field(20, ge=1, le=1000000)
     """Attempts at an image before the run stops with a message."""
+
+
+def _find_labels_kind(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return str(kind) if kind is not None else "segmenter"
+
+
+AnyLabelsSection = Annotated[
+    Annotated[LabelsSection, Tag("segmenter")] | Annotated[JointLabelsSection, Tag("joint")],
+    Discriminator(
+        _find_labels_kind, custom_error_type="unknown_kind", custom_error_message="kind must be one of segmenter, joint"
+    ),
+]
 
 
 class StartImagesSection(Section):
@@ -238,7 +258,7 @@ class SampleConfig(Section):
     truncation: float | None = Field(None, ge=0, le=1)
     """Truncation factor of style-based adversarial generators: scales the distance of styles from their mean. Lower
     values give less variety and fewer odd images; null or 1 disables it."""
-    labels: LabelsSection | None = None
+    labels: AnyLabelsSection | None = None
     """Labeling of images generated without masks (mask_source.kind none, or images with masks null); null leaves them
     unlabeled."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
@@ -272,13 +292,8 @@ class SampleConfig(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> SampleConfig:
-        kind, start, labeled = self.mask_source.kind, self.start_images, has_masks(self.mask_source)
-        if not labeled and (self.filter or (self.coco and not self.labels)):
-            without = "is" if kind == "none" else "has no masks:"
-            raise ValueError(
-                f"{'filter' if self.filter else 'coco'} needs masks, but mask_source.kind {without} {kind!r}"
-            )
-        if self.labels and labeled:
+        kind, start = self.mask_source.kind, self.start_images
+        if self.labels and has_masks(self.mask_source):
             raise ValueError(f"labels needs mask_source.kind 'none', not {kind!r}, which has masks")
         if self.file_stems == "source" and self.filter:
             raise ValueError("file_stems 'source': the filter may replace the mask of an image; use 'number'")

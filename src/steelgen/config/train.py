@@ -196,7 +196,8 @@ class ValidationSection(Section):
 
 
 class MeasurementSection(Section):
-    """KID and copies of images generated for held-out masks during training."""
+    """KID and copies of images generated during training for held-out masks, or without if the generator makes masks;
+    not applicable to generators of masks alone."""
 
     every: int | None = Field(5000, ge=1, le=MAX_STEPS)
     """Steps between measurements; null disables them."""

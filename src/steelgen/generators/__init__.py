@@ -286,22 +286,49 @@ def draw_for_masks(
     truncation: float | None = None,
     images: Tensor | None = None,
 ) -> Tensor:
-    """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none.
+    """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it uses none.
 
     Args:
         images: see `DrawRequest.images`; not used by generators that `uses_images` is false for. Images of the size of
             the masks are shrunk for a refining generator.
     """
-    given = masks if "masks" in generator.needs else None
+    drawn = draw_pairs(generator, masks, seeds, solver, start, noise, latents, truncation, images)
+    assert drawn.images is not None, f"{generator.kind} makes no images"
+    return drawn.images
+
+
+def draw_pairs(
+    generator: Generator,
+    masks: Tensor,
+    seeds: Sequence[int],
+    solver: AnySolverSection | None = None,
+    start: StartImages | None = None,
+    noise: Tensor | None = None,
+    latents: Latents | None = None,
+    truncation: float | None = None,
+    images: Tensor | None = None,
+) -> Drawn:
+    """Generates what a generator makes; see `draw_for_masks`. Masks in which every pixel is ignored count as none."""
+    given = masks if "masks" in generator.needs | generator.takes else None
     steps = solver if "solver" in generator.takes else None
     shown = images if uses_images(generator) else None
     low_resolution = find_low_resolution(generator)
     if low_resolution and shown is not None and shown.shape[2:] == masks.shape[1:]:
         shown = shrink(shown, low_resolution.factor)
-    request = DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation)
-    drawn = generator.draw(request)
-    assert drawn.images is not None, f"{generator.kind} makes no images"
-    return drawn.images
+    return generator.draw(DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation))
+
+
+def draw_example(
+    generator: Generator, masks: Tensor, seeds: Sequence[int], solver: AnySolverSection | None, images: Tensor
+) -> Drawn:
+    """Generates what training shows and measures: pairs if the generator makes masks, else images for `masks`.
+
+    Args:
+        images: (N, C, H, W) real images of the masks, for generators that need images.
+    """
+    if "masks" not in generator.makes:
+        return draw_pairs(generator, masks, seeds, solver, images=images)
+    return generator.draw(DrawRequest(seeds, solver=solver if "solver" in generator.takes else None))
 
 
 def uses_images(generator: Generator) -> bool:

@@ -16,7 +16,8 @@ from PIL import Image, PngImagePlugin
 from pydantic import Field
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_IMAGES, MAX_SEED, config_to_json
-from steelgen.config.sample import SampleConfig
+from steelgen.config.learned import LearnedMasks
+from steelgen.config.sample import LabelsSection, NoMasks, SampleConfig
 from steelgen.config.solver import AnySolverSection
 from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.palette import color_mask
@@ -92,6 +93,8 @@ class Sampling(Record):
     config: _Settings
     files_per_folder: int = Field(0, ge=0, le=MAX_IMAGES)
     stem_batch_size: int = Field(1, ge=1, le=MAX_BATCH_SIZE)
+    makes_masks: bool = False
+    """The generator makes masks."""
     drawn_by: dict[str, str] = {}
     """Digests of the generators by config field; empty in folders of older versions."""
     kept: int = 0
@@ -123,7 +126,8 @@ def load_layout(out: Path) -> Layout:
     source = sampling.config.mask_source
     if source.kind == "none":
         layout = replace(layout, images=None)
-    if sampling.config.labels is None and (source.kind == "none" or (source.kind == "images" and source.masks is None)):
+    has_masks = source.kind != "none" and not (source.kind == "images" and source.masks is None)
+    if sampling.config.labels is None and not has_masks and not sampling.makes_masks:
         layout = replace(layout, labels=None, colored_labels=None)
     if sampling.config.labels is None:
         layout = replace(layout, confidence=None)
@@ -175,8 +179,14 @@ def describe_origin(config: SampleConfig) -> Origin:
         draw["strength"] = config.start_images.strength
     if config.truncation is not None:
         draw["truncation"] = config.truncation
-    if config.labels:
+    if isinstance(config.labels, LabelsSection):
         models["labels.segmenter"] = hash_segmenter(config.labels.segmenter)
+    elif config.labels:
+        models["labels.generator"] = hash_generator(config.labels.generator)
+    if isinstance(config.mask_source, LearnedMasks):
+        models["mask_source.generator"] = hash_generator(config.mask_source.generator)
+    if isinstance(config.mask_source, NoMasks) and config.mask_source.size:
+        draw["size"] = list(config.mask_source.size)
     last, path = list(config.generators.items())[-1]
     return Origin(path, weights[last], hash_config(settings), draw, models)
 
@@ -225,6 +235,8 @@ def build_row(
     }
     if "strength" in origin.draw:
         row["start_image"] = _describe_image(source_mask)
+    if source_mask.origin:
+        row["mask_origin"] = dict(source_mask.origin)
     if uses_image and source_mask.image is not None:
         row["source_image"] = _describe_image(source_mask)
     return row

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steelgen.config.sample import SampleConfig
+from steelgen.config.sample import NoMasks, SampleConfig, has_masks
 from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
@@ -20,7 +21,7 @@ from steelgen.generators import (
     Latents,
     StartImages,
     check_coarse_solver,
-    draw_for_masks,
+    draw_pairs,
     join_networks,
     uses_images,
 )
@@ -32,6 +33,15 @@ _WITH_IMAGES = ("images", "split", "balanced")
 """Kinds of mask sources that have images."""
 Start = tuple[Sequence[NDArray[np.uint8]], float]
 """N images of the size of their masks, and the strength; see `StartImages`."""
+
+
+class Pair(NamedTuple):
+    """An image, and its mask from generators that make masks."""
+
+    image: NDArray[np.uint8]
+    """(H, W) or (H, W, 3)."""
+    mask: NDArray[np.uint8] | None
+    """(H, W) class indices."""
 
 
 def prepare_generator(path: Path, channels_last: bool = True, compiled: bool = False) -> Generator:
@@ -74,7 +84,18 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
             raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
     if "solver" in generator.takes:
         check_coarse_solver(generator, config.solver)
-    source = config.mask_source.kind
+    if "images" not in generator.makes:
+        path = next(iter(config.generators.values()))
+        raise InputError(f"{path}: makes masks alone; use it as generator of mask_source.kind 'learned'")
+    source, accepted = config.mask_source.kind, generator.needs | generator.takes
+    if isinstance(config.mask_source, NoMasks) and config.mask_source.size and "masks" not in accepted:
+        raise InputError(f"mask_source.size: not applicable to this generator of kind {generator.kind}")
+    if not writes_labels(config, generator) and (config.filter or config.coco):
+        without = "is" if source == "none" else "has no masks:"
+        name = "filter" if config.filter else "coco"
+        raise InputError(f"{name} needs masks, but mask_source.kind {without} {source!r}")
+    if config.filter and config.labels:
+        raise InputError("filter: not applicable to predicted labels")
     if source == "images" and not uses_images(generator):
         raise InputError(f"mask_source.kind 'images': not applicable to generators of kind {generator.kind}")
     if source not in _WITH_IMAGES and "images" in generator.needs:
@@ -94,9 +115,25 @@ def take_start(config: SampleConfig, batch: Sequence[SourceMask]) -> Start | Non
 
 
 def take_images(generator: Generator, batch: Sequence[SourceMask]) -> list[NDArray[np.uint8]] | None:
-    """Returns the images of a batch for a generator that uses images; None for others or without images."""
+    """Returns the images of a batch for a generator that uses images; None for others or without images.
+
+    A generator that takes either masks or images is given the masks, if they have classes.
+    """
     images = [source_mask.image for source_mask in batch if source_mask.image is not None]
-    return images if uses_images(generator) and len(images) == len(batch) else None
+    if not uses_images(generator) or len(images) < len(batch):
+        return None
+    labeled = any((source_mask.mask < generator.info.num_classes).any() for source_mask in batch)
+    return None if labeled and "masks" in generator.takes else images
+
+
+def makes_mask(generator: Generator, mask: NDArray[np.uint8]) -> bool:
+    """Whether a generator makes the mask of an image for which `mask` is given: one in which all pixels are ignored."""
+    return "masks" in generator.makes and not (mask < generator.info.num_classes).any()
+
+
+def writes_labels(config: SampleConfig, generator: Generator) -> bool:
+    """Whether sampled images have masks: those of the mask source, of the generator, or predicted ones."""
+    return has_masks(config.mask_source) or config.labels is not None or "masks" in generator.makes
 
 
 def generate_images(
@@ -111,7 +148,24 @@ def generate_images(
     truncation: float | None = None,
     images: Sequence[NDArray[np.uint8]] | None = None,
 ) -> list[NDArray[np.uint8]]:
-    """Generates one image per mask.
+    """Generates one image per mask; see `generate_pairs`. Returns N images (H, W) or (H, W, 3) uint8."""
+    pairs = generate_pairs(generator, masks, seeds, solver, mixed_precision, start, noise, latents, truncation, images)
+    return [pair.image for pair in pairs]
+
+
+def generate_pairs(
+    generator: Generator,
+    masks: Sequence[NDArray[np.uint8]],
+    seeds: Sequence[int],
+    solver: AnySolverSection,
+    mixed_precision: str = "no",
+    start: Start | None = None,
+    noise: Tensor | None = None,
+    latents: Latents | None = None,
+    truncation: float | None = None,
+    images: Sequence[NDArray[np.uint8]] | None = None,
+) -> list[Pair]:
+    """Generates one image per mask, and its mask if the generator makes masks.
 
     Args:
         masks: N masks (H, W) of class indices, all of the same size.
@@ -122,7 +176,7 @@ def generate_images(
         images: N images (H, W) or (H, W, 3), see `DrawRequest.images`.
 
     Returns:
-        N images (H, W) or (H, W, 3) uint8.
+        N pairs.
 
     Raises:
         InputError: if the batch does not fit into memory, an image has non-finite pixels, or the generator needs
@@ -139,19 +193,21 @@ def generate_images(
     shown = None if images is None else _stack(images)
     try:
         with autocast(mixed_precision, device):
-            drawn = draw_for_masks(generator, batch, seeds, solver, start_images, noise, latents, truncation, shown)
-            drawn = drawn.cpu()
+            drawn = draw_pairs(generator, batch, seeds, solver, start_images, noise, latents, truncation, shown)
+            assert drawn.images is not None, f"{generator.kind} makes no images"
+            made = drawn.images.cpu()
+            labels = None if drawn.masks is None else drawn.masks.cpu().numpy().astype(np.uint8)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise InputError(_describe_memory_error(batch, solver, mixed_precision)) from error
-    for seed, image in zip(seeds, drawn, strict=True):
+    for seed, image in zip(seeds, made, strict=True):
         if not image.isfinite().all():
             cause = "the weights may come from a training that diverged"
             if mixed_precision == "fp16":
                 cause = "fp16 overflows above 65504, try mixed_precision=bf16 or no"
             raise InputError(f"{generator.info.name}: the image of seed {seed} has non-finite pixels; {cause}")
-    return [tensor_to_image(image) for image in drawn]
+    return [Pair(tensor_to_image(image), None if labels is None else labels[row]) for row, image in enumerate(made)]
 
 
 def _stack(images: Sequence[NDArray[np.uint8]]) -> Tensor:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from steelgen.config.sample import LabelsSection
+from steelgen.config.learned import JointLabelsSection
+from steelgen.config.sample import AnyLabelsSection, LabelsSection
+from steelgen.data.crops import image_to_tensor
+from steelgen.data.folder import DatasetInfo
 from steelgen.data.images import to_channels
 from steelgen.data.placement import CropGeometry
-from steelgen.evaluation.segment import Labeler, label_by_windows, load_labeler
+from steelgen.errors import InputError
+from steelgen.evaluation.segment import label_by_windows, load_labeler
 from steelgen.files import hash_files
+from steelgen.generators import DrawRequest, Generator
+from steelgen.generators.saved import hash_weights
+from steelgen.sampling.generate import prepare_generator
+from steelgen.sampling.learned import check_scale
 from steelgen.sampling.masks import SourceMask
 
-LOW_CONFIDENCE = "segmenter is not sure enough"
 SEGMENTED = "segmenter"
 """Source name of predicted masks."""
 
@@ -27,7 +36,7 @@ class LabeledImage:
 
     mask: SourceMask
     confidence: NDArray[np.float32]
-    """(H, W), the probability of each pixel's class."""
+    """(H, W), the probability of each pixel's class, or the share of the draws with it."""
 
     @property
     def mean_confidence(self) -> float:
@@ -35,7 +44,34 @@ class LabeledImage:
         return float(self.confidence.mean())
 
 
-class ImageLabeler:
+class ImageLabeler(Protocol):
+    """Labels generated images."""
+
+    config: AnyLabelsSection
+    info: DatasetInfo
+    """Classes of the masks."""
+    reason: str
+    """Why images with a confidence below min_confidence are dropped."""
+
+    def label(self, image: NDArray[np.uint8]) -> LabeledImage:
+        """Labels an (H, W) or (H, W, 3) uint8 image; may be called from several threads."""
+
+    def describe(self, labeled: LabeledImage) -> dict[str, Any]:
+        """Returns the entries of metadata.jsonl for a labeled image."""
+
+
+def build_labeler(config: AnyLabelsSection, generator: Generator) -> ImageLabeler:
+    """Builds the labeler of a config for the images of a generator.
+
+    Raises:
+        InputError: if it cannot be loaded, or labels at another scale.
+    """
+    if isinstance(config, JointLabelsSection):
+        return JointLabeler(config, generator.geometry)
+    return SegmenterLabeler(config, generator.geometry)
+
+
+class SegmenterLabeler:
     """Labels generated images at the segmenter's training scale.
 
     Args:
@@ -46,9 +82,12 @@ class ImageLabeler:
         InputError: if the segmenter's folder cannot be loaded.
     """
 
+    reason = "segmenter is not sure enough"
+
     def __init__(self, config: LabelsSection, geometry: CropGeometry) -> None:
-        self.config = config
-        self._labeler: Labeler = load_labeler(config.segmenter)
+        self.config: AnyLabelsSection = config
+        self._folder = config.segmenter
+        self._labeler = load_labeler(config.segmenter)
         self.info = self._labeler.info
         # The segmenter's crop_size is in micrograph pixels; convert it to image pixels.
         crop_size = self._labeler.config.crop_size * geometry.image_size / geometry.crop_size
@@ -56,7 +95,7 @@ class ImageLabeler:
         self._digest = hash_segmenter(config.segmenter)
 
     def label(self, image: NDArray[np.uint8]) -> LabeledImage:
-        """Labels an (H, W) or (H, W, 3) uint8 image."""
+        """See `ImageLabeler.label`."""
         settings = self._labeler.config
         image = to_channels(image, settings.in_channels)
         mask, confidence = label_by_windows(
@@ -65,10 +104,54 @@ class ImageLabeler:
         return LabeledImage(SourceMask(mask, None, SEGMENTED), confidence)
 
     def describe(self, labeled: LabeledImage) -> dict[str, Any]:
-        """Returns the entries of metadata.jsonl for a labeled image."""
+        """See `ImageLabeler.describe`."""
         return {
-            "segmenter": str(self.config.segmenter),
+            "segmenter": str(self._folder),
             "segmenter_sha256": self._digest,
+            "confidence": round(labeled.mean_confidence, 6),
+        }
+
+
+class JointLabeler:
+    """Labels generated images by several masks drawn for each; see `JointLabelsSection`.
+
+    Raises:
+        InputError: if the generator cannot be loaded, makes no masks for images, or has another scale.
+    """
+
+    reason = "draws of the mask disagree"
+
+    def __init__(self, config: JointLabelsSection, geometry: CropGeometry) -> None:
+        self.config: AnyLabelsSection = config
+        self._section = config
+        self._generator = prepare_generator(config.generator)
+        if "masks" not in self._generator.makes or "images" not in self._generator.takes:
+            raise InputError(
+                f"labels.generator: {config.generator} makes no masks for images; use one of kind joint_diffusion"
+            )
+        check_scale("labels.generator", config.generator, self._generator.geometry, geometry)
+        self.info = self._generator.info
+        self._digest = hash_weights(config.generator)
+        self._lock = Lock()
+
+    def label(self, image: NDArray[np.uint8]) -> LabeledImage:
+        """See `ImageLabeler.label`; the seeds are the same for every image."""
+        shown = image_to_tensor(to_channels(image, self._generator.geometry.in_channels))
+        seeds = range(self._section.draws)
+        images = shown[None].expand(len(seeds), -1, -1, -1)
+        with self._lock:
+            masks = self._generator.draw(DrawRequest(seeds, images=images, solver=self._section.solver)).masks
+        assert masks is not None
+        votes = torch.nn.functional.one_hot(masks.cpu(), self.info.num_classes).float().mean(dim=0)  # (H, W, classes)
+        confidence, mask = votes.max(dim=2)
+        return LabeledImage(SourceMask(mask.numpy().astype(np.uint8), None, "joint"), confidence.numpy())
+
+    def describe(self, labeled: LabeledImage) -> dict[str, Any]:
+        """See `ImageLabeler.describe`."""
+        return {
+            "generator": str(self._section.generator),
+            "generator_sha256": self._digest,
+            "draws": self._section.draws,
             "confidence": round(labeled.mean_confidence, 6),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from steelgen.config.learned import LearnedMasks
 from steelgen.config.sample import (
     AnyMasks,
     AugmentedMasks,
@@ -20,6 +21,7 @@ from steelgen.errors import InputError
 from steelgen.sampling.augmented import AugmentedSource
 from steelgen.sampling.balance import BalancedSource
 from steelgen.sampling.images import ImageSource
+from steelgen.sampling.learned import LearnedSource
 from steelgen.sampling.masks import FolderSource, MaskSource, NoSource, SourceMask, SplitSource
 from steelgen.sampling.procedural import ProceduralSource
 
@@ -39,12 +41,14 @@ def build_mask_source(
         InputError: if there are no masks, or their classes differ from the generator's.
     """
     if isinstance(config, NoMasks):
-        return NoSource(info, geometry)
+        return NoSource(info, geometry, config.size)
     if not info.num_classes and has_masks(config):
         instead = "set masks to null" if isinstance(config, ImageMasks) else "use kind 'none'"
         raise InputError(f"mask_source.kind {config.kind!r}: the generator was trained without masks; {instead}")
     if isinstance(config, ImageMasks):
         return ImageSource(config, info, geometry, factor)
+    if isinstance(config, LearnedMasks):
+        return LearnedSource(config, info, geometry, seed)
     if isinstance(config, SplitMasks):
         return SplitSource(config, info, geometry, seed)
     if isinstance(config, BalancedMasks):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,8 @@ class SourceMask:
     """Name of the file or layout that the mask comes from."""
     place: ImagePlace | None = None
     """Window of `image`, if any."""
+    origin: Mapping[str, Any] | None = None
+    """How a generator made the mask, for metadata.jsonl."""
 
 
 class MaskSource(Protocol):
@@ -110,10 +112,20 @@ def load_source(dataset: Path, split: str, info: DatasetInfo, in_channels: int =
 
 
 class NoSource:
-    """Masks in which every pixel is ignored, for unlabeled images."""
+    """Masks in which every pixel is ignored, for unlabeled images and for generators that make masks.
 
-    def __init__(self, info: DatasetInfo, geometry: CropGeometry) -> None:
-        self._mask = np.full((geometry.image_size, geometry.image_size), info.ignore_index, np.uint8)
+    Args:
+        size: (H, W) in px; None is the generator's image_size.
+
+    Raises:
+        InputError: if the size is smaller than image_size.
+    """
+
+    def __init__(self, info: DatasetInfo, geometry: CropGeometry, size: tuple[int, int] | None = None) -> None:
+        edge = geometry.image_size
+        if size is not None and min(size) < edge:
+            raise InputError(f"mask_source.size {list(size)}: smaller than the generator's image_size {edge}")
+        self._mask = np.full(size or (edge, edge), info.ignore_index, np.uint8)
 
     def draw(self, index: int) -> SourceMask:
         """See `MaskSource.draw`; every mask is the same."""

@@ -44,6 +44,8 @@ class _Draw(Record):
     channels_last: bool = False
     strength: float | None = Field(None, gt=0, le=1)
     truncation: float | None = Field(None, ge=0, le=1)
+    size: tuple[_Edge, _Edge] | None = None
+    """Height and width of an image without mask."""
     autoguidance_sha256: str | None = None
     noise_prior_sha256: str | None = None
     stages: list[_Stage] = []
@@ -73,6 +75,8 @@ class _GeneratedRow(Record):
     mask: str | None = None
     labels: dict[str, Any] | None = None
     """Set if the mask was predicted from the image, which was then generated without."""
+    mask_made: bool = False
+    """Set if the generator made the mask along with the image."""
     start_image: _PlacedImage | None = None
     source_image: _PlacedImage | None = None
     """The image that the generator turned into another."""
@@ -110,14 +114,14 @@ def replay(
     images = None
     if record.source_image:
         images = [_load_image(record.source_image, model.geometry.in_channels, where)]
-    if record.mask is not None and record.labels is None:
+    if record.mask is not None and record.labels is None and not record.mask_made:
         mask = load_mask(metadata.parent / record.mask, model.info)
     elif images:
         low_resolution = find_low_resolution(model)
         size = [edge * (low_resolution.factor if low_resolution else 1) for edge in images[0].shape[:2]]
         mask = np.full(size, model.info.ignore_index, np.uint8)
     else:
-        mask = NoSource(model.info, model.geometry).draw(0).mask
+        mask = NoSource(model.info, model.geometry, draw.size).draw(0).mask
     start = None
     if draw.strength is not None:
         if record.start_image is None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from steelgen import __version__
 from steelgen.changes import list_changes, list_known_changes, note_changes, refresh_config, refuse_changes
 from steelgen.config.base import config_to_json
-from steelgen.config.sample import SampleConfig, SplitMasks, has_masks
+from steelgen.config.sample import SampleConfig, SplitMasks
 from steelgen.data.exporters.coco import CocoImage, save_coco
 from steelgen.data.folder import DatasetInfo, load_mask, save_dataset_info
 from steelgen.data.images import load_image, load_index_image
@@ -23,7 +23,7 @@ from steelgen.data.rejects import load_rejects
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
-from steelgen.generators import Generator, find_low_resolution, uses_images
+from steelgen.generators import Generator, find_low_resolution
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
@@ -37,8 +37,17 @@ from steelgen.sampling.formats import (
     save_rows,
     select_image_settings,
 )
-from steelgen.sampling.generate import check_taken, generate_images, prepare_stages, take_images, take_start
-from steelgen.sampling.labeling import LOW_CONFIDENCE, ImageLabeler
+from steelgen.sampling.generate import (
+    check_taken,
+    generate_pairs,
+    makes_mask,
+    prepare_stages,
+    take_images,
+    take_start,
+    writes_labels,
+)
+from steelgen.sampling.labeling import build_labeler
+from steelgen.sampling.learned import LearnedSource
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import MaskSource, build_stems
 from steelgen.sampling.sheet import save_sheet
@@ -87,7 +96,7 @@ def sample(
     factor = low_resolution.factor if low_resolution else 1
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed, factor)
     source = replace_images(mask_source, config, info, geometry)
-    labeler = ImageLabeler(config.labels, geometry) if config.labels else None
+    labeler = build_labeler(config.labels, generator) if config.labels else None
     info = labeler.info if labeler else info
     pair_filter = build_filter(config.filter, info, geometry, report_filter) if config.filter else None
     out = config.output_dir
@@ -104,7 +113,9 @@ def sample(
     missing = [index for index in indices if not layout.sample_path(out, index).is_file()]
     done, total = len(indices) - len(missing), len(indices)
     report(done, total)
-    first = iterate_masks(source, missing, use_workers=len(missing) > config.batch_size)
+    # Networks stay in this process.
+    use_workers = len(missing) > config.batch_size and not isinstance(mask_source, LearnedSource)
+    first = iterate_masks(source, missing, use_workers)
 
     def finish(candidate: Candidate, image: NDArray[np.uint8]) -> str | None:
         """Returns the reason for dropping a pair, or writes it."""
@@ -112,12 +123,14 @@ def sample(
             return reason
         labeled = labeler.label(image) if labeler else None
         if labeled and labeler and labeled.mean_confidence < labeler.config.min_confidence:
-            return LOW_CONFIDENCE
+            return labeler.reason
         source_mask = candidate.source_mask
         if labeled:
             source_mask = replace(source_mask, mask=labeled.mask.mask, source=labeled.mask.source)
         seed = config.seed + candidate.number
-        row = build_row(layout, origin, candidate.image, seed, source_mask, uses_images(generator))
+        row = build_row(layout, origin, candidate.image, seed, source_mask, candidate.uses_image)
+        if candidate.makes_mask and not labeled:
+            row["mask_made"] = True
         if labeled and labeler:
             row["labels"] = labeler.describe(labeled)
         if pair_filter or labeler:
@@ -132,7 +145,8 @@ def sample(
                 masks = [candidate.source_mask.mask for candidate in batch]
                 seeds = [config.seed + candidate.number for candidate in batch]
                 taken = [candidate.source_mask for candidate in batch]
-                images = generate_images(
+                images = take_images(generator, taken)
+                pairs = generate_pairs(
                     generator,
                     masks,
                     seeds,
@@ -140,10 +154,15 @@ def sample(
                     config.mixed_precision,
                     take_start(config, taken),
                     truncation=config.truncation,
-                    images=take_images(generator, taken),
+                    images=images,
                 )
-                for candidate, image in zip(batch, images, strict=True):
-                    writer.put(candidate, image)
+                for candidate, pair in zip(batch, pairs, strict=True):
+                    candidate.uses_image = images is not None
+                    if pair.mask is not None and makes_mask(generator, candidate.source_mask.mask):
+                        candidate.makes_mask = True
+                        made = replace(candidate.source_mask, mask=pair.mask, source=f"made by {generator.kind}")
+                        candidate.source_mask = made
+                    writer.put(candidate, pair.image)
             for candidate, dropped in writer.take(left=len(batch)):
                 if dropped:
                     retries.append(_retry(candidate, dropped, source, config))
@@ -243,7 +262,7 @@ def describe_folder(
         "source": f"synthetic, generated by steelgen {__version__} from {paths}",
         "pixel_size_um": generator.geometry.scale_pixel_size(generator.info.pixel_size_um),
     }
-    if not has_masks(config.mask_source) and config.labels is None:
+    if not writes_labels(config, generator):
         changed |= {"class_names": [], "palette": []}
     save_dataset_info(folder, info.model_copy(update=changed))
     path = folder / "sampling.json"
@@ -257,6 +276,7 @@ def describe_folder(
             "source_split": config.mask_source.split if isinstance(config.mask_source, SplitMasks) else None,
             "files_per_folder": files_per_folder,
             "stem_batch_size": stem_batch_size,
+            "makes_masks": "masks" in generator.makes,
             "drawn_by": models,
             "config": config_to_json(config),
             "steelgen_version": __version__,

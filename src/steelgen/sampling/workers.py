@@ -28,6 +28,10 @@ class Candidate:
     source_mask: SourceMask
     dropped: Counter[str] = field(default_factory=Counter)
     """Reasons why the earlier attempts were dropped."""
+    uses_image: bool = False
+    """Whether the generator was given the image of `source_mask`."""
+    makes_mask: bool = False
+    """Whether the generator made the mask of `source_mask`."""
 
 
 class _Masks(Dataset):

@@ -20,7 +20,7 @@ from steelgen.config.train import RunConfig
 from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor
 from steelgen.devices import autocast, available_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import draw_for_masks
+from steelgen.generators import draw_example
 from steelgen.generators.families import build_trainable
 from steelgen.training.failures import split_batch
 from steelgen.training.measurement import BATCH_SIZE
@@ -193,9 +193,7 @@ def _generate(config: RunConfig, state: TrainingState, held_out: Micrographs, de
         images = torch.stack([image_to_tensor(image) for image in real])
         guided = solver.model_copy(update={"num_inference_steps": 1, "guidance_interval": None})
         with state.averaged(), autocast(config.train.mixed_precision, device):
-            draw_for_masks(
-                state.generator, torch.from_numpy(masks.astype(np.int64)), range(count), guided, images=images
-            )
+            draw_example(state.generator, torch.from_numpy(masks.astype(np.int64)), range(count), guided, images)
 
 
 def _try_in_child(config: RunConfig, batch_size: int, limit: int, sender: Connection) -> None:

@@ -45,6 +45,8 @@ class HeldOutChecks:
     def run_due(self) -> dict[str, float]:
         """Returns the values due at the state's step by name; empty at most steps."""
         step, measure_every = self._state.step, self._config.measurement.every
+        if "images" not in self._state.generator.makes:
+            measure_every = None
         validates = self._validation is not None and step % self._config.validation.every == 0
         measures = measure_every is not None and step % measure_every == 0
         if not validates and not measures:

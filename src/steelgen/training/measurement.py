@@ -18,7 +18,7 @@ from steelgen.evaluation.copy_search import CopySearch, Match
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.memorization import COPY_RATIO
-from steelgen.generators import Generator, draw_for_masks
+from steelgen.generators import Generator, draw_example
 
 _SEED = 0
 BATCH_SIZE = 16
@@ -99,7 +99,8 @@ class Measurement:
             masks = torch.from_numpy(self._masks[seeds].astype(np.int64))
             real = torch.stack([image_to_tensor(image) for image in self._real[seeds]])
             with accelerator.autocast():
-                images = draw_for_masks(self._generator, masks, seeds, self._options.solver, images=real)
+                images = draw_example(self._generator, masks, seeds, self._options.solver, real).images
+            assert images is not None, "generators of masks alone are not measured"
             generated[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(generated)
         return accelerator.reduce(generated, "sum").to(torch.uint8).cpu().numpy()
 

@@ -10,14 +10,15 @@ import torch
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor, tensor_to_image
 from steelgen.data.images import save_image
-from steelgen.generators import Generator, LatentGenerator, draw_for_masks
+from steelgen.data.palette import color_mask
+from steelgen.generators import Generator, LatentGenerator, draw_example
 from steelgen.generators.manifold import draw_manifold
 from steelgen.sampling.sheet import save_sheet
 
 
 class PreviewWriter:
-    """Writes previews/step-<step>.png: masks of micrographs, generated images and real images side by side; for a
-    `LatentGenerator` the grid of its first two latents."""
+    """Writes previews/step-<step>.png: masks of micrographs, or those that the generator makes, generated images and
+    real images side by side; for a `LatentGenerator` the grid of its first two latents."""
 
     def __init__(self, config: RunConfig, generator: Generator, micrographs: Micrographs) -> None:
         self._folder = config.run_dir / "previews"
@@ -38,7 +39,12 @@ class PreviewWriter:
         seeds = list(range(len(self._real)))
         masks = torch.from_numpy(self._masks.astype(np.int64))
         real = torch.stack([image_to_tensor(image) for image in self._real])
-        drawn = draw_for_masks(self._generator, masks, seeds, self._solver, images=real)
-        images = [tensor_to_image(image) for image in drawn]
-        save_sheet(path, self._masks, images, self._real, self._generator.info.palette)
+        drawn = draw_example(self._generator, masks, seeds, self._solver, real)
+        palette = self._generator.info.palette
+        shown = self._masks if drawn.masks is None else drawn.masks.cpu().numpy().astype(np.uint8)
+        if drawn.images is None:
+            made, given = ([color_mask(mask, palette) for mask in each] for each in (shown, self._masks))
+            save_sheet(path, [], made, given, palette=[])
+        else:
+            save_sheet(path, shown, [tensor_to_image(image) for image in drawn.images], self._real, palette)
         return path

@@ -119,19 +119,20 @@ def _sample_batch(
     if solver.autoguidance is not None:
         raise InputError("solver.autoguidance: not applicable to generators of kind joint_diffusion")
     run = _build_network(generator, given[0].size, solver)
-    conditional = _Prediction(generator, run, image_part, mask_part, fractions)
+    times = steps.times.tolist()
+    conditional = _Prediction(generator, run, times, image_part, mask_part, fractions)
     # Guidance away from images without a mask; labels of an image and pairs have nothing to be guided away from.
-    free = _Prediction(generator, run, "moves", "noise", None) if known_mask else None
+    free = _Prediction(generator, run, times, "moves", "noise", None) if known_mask else None
     sources = build_noise_sources(shape, seeds)
     _, state = steps.start(start[:, moving], None, 1.0)
-    for step, time in enumerate(steps.times.tolist()):
+    for step in range(len(times)):
 
-        def predict(noisy: Tensor, time: float = time, step: int = step) -> Tensor:
+        def predict(noisy: Tensor, step: int = step) -> Tensor:
             joined = torch.cat([context[:, : moving.start], noisy, context[:, moving.stop :]], dim=1)
-            velocity = conditional.predict(joined, time)[:, moving]
+            velocity = conditional.predict(joined, step)[:, moving]
             if free is None or not guide.acts_at(steps.sigmas[step]):
                 return velocity
-            weak = free.predict(torch.cat([noisy, start[:, channels:]], dim=1), time)[:, moving]
+            weak = free.predict(torch.cat([noisy, start[:, channels:]], dim=1), step)[:, moving]
             guided = weak + guide.scale * (velocity - weak)
             return rescale_contrast(guided, velocity, guide.rescale) if guide.rescale else guided
 
@@ -144,39 +145,44 @@ class _Prediction:
 
     Args:
         run: the network, for images of any size.
+        times: the timesteps of the trajectory.
         fractions: see `sample_jointly`.
     """
 
     def __init__(
-        self, generator: JointDiffusion, run: Network, image: Part, mask: Part, fractions: Tensor | None
+        self,
+        generator: JointDiffusion,
+        run: Network,
+        times: Sequence[float],
+        image: Part,
+        mask: Part,
+        fractions: Tensor | None,
     ) -> None:
         self._generator, self._run = generator, run
-        self._parts, self._fractions = (image, mask), fractions
+        schedule, device = generator.schedule, generator.network.device
+        self._fractions = None if fractions is None else fractions.to(device)
         self._estimate: Tensor | None = None
+        constant = {"clean": (0.0, 1.0, 0.0), "noise": (float(len(schedule)), 0.0, 1.0)}
+        moving = [(time + 1, *schedule.interpolate_levels(time)) for time in times]
+        # (steps, 3) each: the time input, the signal's level, the noise's level. On the device once, not in each step.
+        rows = [torch.tensor([constant.get(part, row) for row in moving]).to(device) for part in (image, mask)]
+        self._times = [table[:, 0] for table in rows]
+        counts = torch.tensor([generator.channels, generator.bits], device=device)
+        levels = torch.stack(rows, dim=1)[:, :, 1:].repeat_interleave(counts, dim=1)  # (steps, channels + bits, 2)
+        self._signal, self._spread = levels.unbind(dim=2)
 
-    def predict(self, noisy: Tensor, time: float) -> Tensor:
-        """Predicts the velocities (N, channels + bits, H, W) of image and mask at a timestep."""
-        generator, schedule = self._generator, self._generator.schedule
-        channels, bits = generator.channels, generator.bits
-        levels = {
-            "moves": (time + 1, *schedule.interpolate_levels(time)),
-            "clean": (0.0, 1.0, 0.0),
-            "noise": (float(len(schedule)), 0.0, 1.0),
-        }
-        image, mask = (levels[part] for part in self._parts)
-        signal, spread = (
-            torch.tensor([image[place]] * channels + [mask[place]] * bits).view(1, -1, 1, 1).to(noisy.device)
-            for place in (1, 2)
-        )
+    def predict(self, noisy: Tensor, step: int) -> Tensor:
+        """Predicts the velocities (N, channels + bits, H, W) of image and mask at a step of the trajectory."""
+        generator, channels = self._generator, self._generator.channels
+        signal, spread = (table[step].view(1, -1, 1, 1) for table in (self._signal, self._spread))
         inputs = noisy
         if generator.section.self_conditioning:
             estimate = torch.zeros_like(noisy) if self._estimate is None else self._estimate
             inputs = torch.cat([noisy, estimate], dim=1)
-        times = (torch.tensor([part[0]], device=noisy.device) for part in (image, mask))
-        velocity = self._run(inputs, *times)
+        velocity = self._run(inputs, *(times[step : step + 1] for times in self._times))
         estimate = generator.clip_bits(signal * noisy - spread * velocity)
         if self._fractions is not None:
-            tilted = tilt_fractions(estimate[:, channels:], self._fractions.to(noisy.device))
+            tilted = tilt_fractions(estimate[:, channels:], self._fractions)
             estimate = torch.cat([estimate[:, :channels], tilted], dim=1)
         self._estimate = estimate
         # The velocity of a part without noise is not used.

@@ -1,0 +1,138 @@
+"""Masks made by a generator."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steelgen.config.learned import LearnedMasks
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
+from steelgen.errors import InputError
+from steelgen.generators import DrawRequest, Generator
+from steelgen.generators.saved import hash_weights
+from steelgen.sampling.generate import prepare_generator
+from steelgen.sampling.masks import SourceMask
+
+_STREAM = 7
+"""Separates the random stream from those of crops and images."""
+
+
+class LearnedSource:
+    """See `LearnedMasks`. Runs a network, so it belongs in the main process.
+
+    Raises:
+        InputError: if the generator cannot be used, or a class is unknown.
+    """
+
+    def __init__(self, config: LearnedMasks, info: DatasetInfo, geometry: CropGeometry, seed: int) -> None:
+        self._generator = load_mask_maker("mask_source.generator", config.generator, info, geometry)
+        self._size = config.size or (geometry.image_size, geometry.image_size)
+        smallest = max(geometry.image_size, self._generator.geometry.image_size)
+        if min(self._size) < smallest:
+            raise InputError(f"mask_source.size {list(self._size)}: smaller than an image_size of {smallest}")
+        self._ranges = resolve_ranges(config, info)
+        self._config, self._info, self._seed = config, info, seed
+        self._digest = hash_weights(config.generator)
+
+    def draw(self, index: int) -> SourceMask:
+        """See `MaskSource.draw`.
+
+        Raises:
+            InputError: if no attempt meets the phase fractions.
+        """
+        rng = np.random.default_rng((self._seed, index, _STREAM))
+        wanted = {label: float(rng.uniform(*limits)) for label, limits in self._ranges.items()}
+        closest: dict[int, float] = {}
+        for attempt in range(1, self._config.max_attempts + 1):
+            seed = int(rng.integers(2**62))
+            mask = self._draw(seed, wanted)
+            found = {label: float((mask == label).mean()) for label in wanted}
+            if all(abs(found[label] - fraction) <= self._config.tolerance for label, fraction in wanted.items()):
+                origin = {
+                    "generator": str(self._config.generator),
+                    "model_sha256": self._digest,
+                    "seed": seed,
+                    "attempts": attempt,
+                    "phase_fraction": {
+                        self._info.class_names[label]: round(share, 6) for label, share in wanted.items()
+                    },
+                }
+                return SourceMask(mask, None, f"learned, seed {seed}", origin=origin)
+            for label, share in found.items():
+                if abs(share - wanted[label]) < abs(closest.get(label, math.inf) - wanted[label]):
+                    closest[label] = share
+        missed = ", ".join(
+            f"{self._info.class_names[label]!r} {fraction:.3g} (closest {closest[label]:.3g})"
+            for label, fraction in wanted.items()
+        )
+        raise InputError(
+            f"mask_source.phase_fraction: mask {index} missed {missed} in all of {self._config.max_attempts} attempts; "
+            "choose fractions nearer to those of the training masks, or raise mask_source.tolerance or max_attempts"
+        )
+
+    def _draw(self, seed: int, wanted: dict[int, float]) -> NDArray[np.uint8]:
+        fractions = None
+        if wanted:
+            fractions = torch.full((1, self._info.num_classes), math.nan)
+            for label, fraction in wanted.items():
+                fractions[0, label] = fraction
+        blank = torch.full((1, *self._size), self._info.ignore_index)
+        request = DrawRequest(
+            [seed], blank, solver=self._config.solver, fractions=fractions, wanted=frozenset({"masks"})
+        )
+        masks = self._generator.draw(request).masks
+        assert masks is not None
+        return masks[0].cpu().numpy().astype(np.uint8)
+
+
+def load_mask_maker(field: str, path: Path, info: DatasetInfo, geometry: CropGeometry) -> Generator:
+    """Loads a generator that makes masks of the classes `info` at the scale of `geometry`.
+
+    Raises:
+        InputError: if it cannot be loaded, makes no masks, or has other classes or another scale; `field` is named.
+    """
+    generator = prepare_generator(path)
+    if "masks" not in generator.makes:
+        raise InputError(f"{field}: {path} is of kind {generator.kind}, which makes no masks")
+    if generator.info.class_names != info.class_names:
+        own, theirs = (", ".join(each.class_names) or "no classes" for each in (generator.info, info))
+        raise InputError(f"{field}: {path} has the classes {own}, not {theirs}")
+    check_scale(field, path, generator.geometry, geometry)
+    return generator
+
+
+def check_scale(field: str, path: Path, own: CropGeometry, geometry: CropGeometry) -> None:
+    """Raises InputError if the pixels of a generator with geometry `own` have another size than those of images."""
+    own_scale, scale = (each.crop_size / each.image_size for each in (own, geometry))
+    if not math.isclose(own_scale, scale):
+        raise InputError(
+            f"{field}: a pixel of {path} is {own_scale:g} px of a micrograph, but {scale:g} px in the generator of the "
+            "images; train both with the same crop_size / image_size"
+        )
+
+
+def resolve_ranges(config: LearnedMasks, info: DatasetInfo) -> dict[int, tuple[float, float]]:
+    """Converts the phase fractions of a config to (lowest, highest) by class index.
+
+    Raises:
+        InputError: if a class is unknown, a range is reversed, or the fractions cannot be met together.
+    """
+    field, ranges = "mask_source.phase_fraction", {}
+    for name, limits in config.phase_fraction.items():
+        if name not in info.class_names:
+            raise InputError(f"{field}: {name!r} is not among the classes {', '.join(info.class_names)}")
+        low, high = limits if isinstance(limits, tuple) else (limits, limits)
+        if low > high:
+            raise InputError(f"{field}.{name} [{low:g}, {high:g}]: the smaller fraction must come first")
+        ranges[info.class_names.index(name)] = (low, high)
+    most, least = (sum(limits[place] for limits in ranges.values()) for place in (1, 0))
+    if most > 1:
+        raise InputError(f"{field}: fractions add up to {most:g}, more than 1")
+    if len(ranges) == info.num_classes and least < 1:
+        raise InputError(f"{field}: fractions of all classes add up to {least:g}, less than 1; leave one class free")
+    return ranges
