@@ -158,6 +158,70 @@ def test_a_utility_study_ends_the_workflow(tmp_path, monkeypatch):
         plan_study()
 
 
+def fold_values():
+    values = json.loads(
+        json.dumps({**workflow_values(), "utility": utility_values()}).replace('"tiny"', '"{fold}/data"')
+    )
+    values["train"]["run_dir"] = values["sample"]["generator"] = "{fold}/run"
+    values["sample"]["output_dir"] = values["utility"]["generated"] = "{fold}/samples"
+    values["sample"]["mask_source"]["split"] = "train"
+    values["utility"] |= {"dataset": "tiny", "folds": 2, "codes": ["R1F000", "R1FALL"], "val_share": 0.3}
+    return values
+
+
+def test_each_fold_has_a_generator_that_never_saw_its_test_micrographs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny_dataset(tmp_path / "tiny")
+    (tmp_path / "workflow.json").write_text(json.dumps(fold_values()))
+    done = CliRunner().invoke(app, ["workflow", "-c", "workflow.json"])
+    assert done.exit_code == 0, done.output
+    assert "train of fold 2: → 2/run" in done.output
+    tested = []
+    for fold in "12":
+        cells = [
+            json.loads(path.read_text()) for path in sorted((tmp_path / "utility/cells").glob(f"*-fold{fold}.json"))
+        ]
+        test = set(cells[0]["test"]["micrographs"])
+        stems = {
+            split: {path.stem for path in (tmp_path / fold / "data" / split / "images").iterdir()}
+            for split in ("train", "val", "test")
+        }
+        assert stems["test"] == test
+        assert test.isdisjoint(stems["train"] | stems["val"])
+        # The networks train and validate on the micrographs that the generator trained and validated on.
+        assert all(set(cell["real"]) <= stems["train"] for cell in cells)
+        assert [cell["num_generated"] for cell in cells] == [0, 4]
+        assert json.loads((tmp_path / fold / "run/config.json").read_text())["data"]["dataset"] == f"{fold}/data"
+        tested += sorted(test)
+    micrographs = {path.stem for path in (tmp_path / "tiny").glob("*/images/*")}
+    assert len(tested) == len(set(tested)) == len(micrographs)
+    again = CliRunner().invoke(app, ["workflow", "-c", "workflow.json"])
+    assert again.output.count("complete in") == 5
+    removed = next((tmp_path / "2/data/train/images").iterdir())
+    (tmp_path / "2/data/train/masks" / removed.name).unlink()
+    removed.unlink()
+    broken = CliRunner().invoke(app, ["workflow", "-c", "workflow.json"])
+    assert broken.exit_code == 2
+    assert f"2/data: train differs from that of the fold (by {removed.stem})" in broken.output
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("train", "run_dir", "run", "must be in train.run_dir run"),
+        ("train", "data", "tiny", "train: reads tiny, which has the test micrographs of every fold"),
+        ("train", "data", "other", "train.data.dataset: other is the same in every fold"),
+        ("sample", "mask_source", "tiny", "sample: reads tiny"),
+        ("sample", "output_dir", "samples", "utility.generated is"),
+    ],
+)
+def test_folds_that_share_what_they_must_not_are_refused(section, key, value, message):
+    values = fold_values()
+    values[section][key] = {**values[section][key], "dataset": value} if key in ("data", "mask_source") else value
+    with pytest.raises(InputError, match=message):
+        parse_config(values, WorkflowConfig)
+
+
 def without_network():
     """The command that runs another in a network namespace with loopback alone, or why there is none."""
     command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]

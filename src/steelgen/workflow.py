@@ -25,6 +25,7 @@ from steelgen.evaluation.results import load_evaluation
 from steelgen.evaluation.utility.cells import list_cells
 from steelgen.evaluation.utility.results import RESULT_FILE as UTILITY_FILE
 from steelgen.evaluation.utility.results import STUDY_FILE, load_study_result
+from steelgen.fold_workflow import list_settings, write_fold_datasets
 from steelgen.runs import RESULT_FILE, load_result, load_settings
 from steelgen.sampling.formats import load_sampling
 
@@ -52,6 +53,13 @@ class Stage:
     output: Path
     complete: bool
     """The output is complete, has the same config, and is newer than its inputs."""
+    fold: str | None = None
+    """The fold of the utility study that the stage belongs to."""
+
+    @property
+    def name(self) -> str:
+        """Action, with the fold if there is one."""
+        return self.action if self.fold is None else f"{self.action} of fold {self.fold}"
 
 
 def plan_workflow(config: WorkflowConfig) -> list[Stage]:
@@ -61,18 +69,16 @@ def plan_workflow(config: WorkflowConfig) -> list[Stage]:
         InputError: if an output folder belongs to another config or was made before an earlier stage was complete.
     """
     stages: list[Stage] = []
-    for action in _FILES:
-        settings = getattr(config, action)
-        if settings is None:
-            continue
+    for action, settings, fold in list_settings(config):
         output = find_output(settings)
         first, last = _FILES[action]
         complete = _is_complete(settings, output) and (output / last).is_file()
         for before in stages:
-            # No other stage reads the output of evaluate, and refine reads none.
-            if before.action != "evaluate" and action != "refine":
+            # No other stage reads the output of evaluate, refine reads none, and only the study that of all folds.
+            reads = action != "refine" and before.action != "evaluate"
+            if reads and (fold is None or before.fold in (None, fold)):
                 _check_not_stale(output / first, before)
-        stages.append(Stage(action, settings, output, complete))
+        stages.append(Stage(action, settings, output, complete, fold))
     return stages
 
 
@@ -86,11 +92,14 @@ def run_workflow(config: WorkflowConfig, run_stage: Callable[[Stage], None], rep
     Raises:
         InputError: see `plan_workflow`; also if a stage was stopped before its end.
     """
-    for stage in plan_workflow(config):
+    stages = plan_workflow(config)
+    for path in write_fold_datasets(config):
+        report(f"dataset of a fold: → {path}")
+    for stage in stages:
         if stage.complete:
-            report(f"{stage.action}: complete in {stage.output}, skipped")
+            report(f"{stage.name}: complete in {stage.output}, skipped")
             continue
-        report(f"{stage.action}: → {stage.output}")
+        report(f"{stage.name}: → {stage.output}")
         run_stage(stage)
         if not _is_complete(stage.config, stage.output):
             raise InputError(f"{stage.output}: {stage.action} was stopped early; run the same command again to resume")
@@ -104,34 +113,36 @@ def submit_workflow(config: WorkflowConfig, profile: SlurmProfile, report: Calla
     Returns:
         The job ids, in order.
     """
-    pending: dict[str, Stage] = {}
+    pending: dict[tuple[str, str | None], Stage] = {}
     for stage in plan_workflow(config):
         if stage.complete:
-            report(f"{stage.action}: complete in {stage.output}, skipped")
+            report(f"{stage.name}: complete in {stage.output}, skipped")
         else:
             check_not_queued(stage.output, _COMMANDS.get(stage.action, stage.action))
-            pending[stage.action] = stage
+            pending[stage.action, stage.fold] = stage
+    for path in write_fold_datasets(config):
+        report(f"dataset of a fold: → {path}")
     frozen = {
-        action: freeze_config(_COMMANDS.get(action, action), stage.config, stage.output)
-        for action, stage in pending.items()
+        key: freeze_config(_COMMANDS.get(stage.action, stage.action), stage.config, stage.output)
+        for key, stage in pending.items()
     }
     ids: list[str] = []
 
-    def submit(action: str, output: Path, **options: Any) -> None:
-        job = Job(_COMMANDS.get(action, action), frozen[options.get("gathers", action)], output, **options)
+    def submit(stage: Stage, action: str, **options: Any) -> None:
+        job = Job(_COMMANDS.get(action, action), frozen[stage.action, stage.fold], stage.output, **options)
         ids.append(submit_job(job, profile, after=ids[-1] if ids else None))
         report(f"{job.action}: job {ids[-1]} → {job.output}")
 
-    for action, stage in pending.items():
-        if action in ("train", "finetune", "refine") or (action == "evaluate" and "sample" not in pending):
-            submit(action, stage.output)
+    for (action, fold), stage in pending.items():
+        if action in ("train", "finetune", "refine") or (action == "evaluate" and ("sample", fold) not in pending):
+            submit(stage, action)
         elif action == "sample":
-            submit(action, stage.output, shards=config.shards)
-            submit("gather", stage.output, gathers=action, evaluate_config=frozen.get("evaluate"))
+            submit(stage, action, shards=config.shards)
+            submit(stage, "gather", gathers=action, evaluate_config=frozen.get(("evaluate", fold)))
         elif action == "utility":
             assert config.utility is not None
-            submit(action, stage.output, shards=min(config.shards, len(list_cells(config.utility))))
-            submit("gather", stage.output, gathers=action)
+            submit(stage, action, shards=min(config.shards, len(list_cells(config.utility))))
+            submit(stage, "gather", gathers=action)
     return ids
 
 

@@ -40,9 +40,9 @@ def workflow_command(
     if dry_run:
         stages = plan_workflow(settings)
         if as_json:
-            print_json([{"stage": s.action, "complete": s.complete, "output": str(s.output)} for s in stages])
+            print_json([{"stage": s.name, "complete": s.complete, "output": str(s.output)} for s in stages])
             return
-        rows = [[s.action, "skip, complete" if s.complete else "run", s.output] for s in stages]
+        rows = [[s.name, "skip, complete" if s.complete else "run", s.output] for s in stages]
         print_table("dry run", ["stage", "what", "output"], rows)
     elif slurm:
         submit_workflow(settings, load_profile(profile), typer.echo)

@@ -13,6 +13,8 @@ from steelgen.config.base import MAX_BATCH_SIZE, MAX_LEARNING_RATE, MAX_SEED, MA
 from steelgen.config.evaluate import GeometrySection
 from steelgen.config.segmenter import Architecture, AugmentationSection
 
+FOLD = "{fold}"
+"""Stands for the name of a fold in paths."""
 _CODE = re.compile(r"R(?P<real>ALL|\d+|\d+(?:\.\d+)?%)F(?P<generated>ALL|\d+)(?P<pasted>P?)")
 
 
@@ -196,8 +198,8 @@ class UtilityConfig(Section):
         for text in self.codes:
             if self.generated is None and parse_code(text).needs_generated:
                 raise ValueError(f"codes: {text} needs generated pairs, but generated is null")
-        if self.folds is None and any("{fold}" in str(path) for path in (self.generated, self.generated_masks)):
-            raise ValueError(f"generated: {self.generated} contains {{fold}}, but folds is null")
+        if self.folds is None and any(FOLD in str(path) for path in (self.generated, self.generated_masks)):
+            raise ValueError(f"generated: {self.generated} contains {FOLD}, but folds is null")
         if self.test_split in (self.train_split, self.val_split):
             raise ValueError(f"test_split: {self.test_split!r} is also the train or val_split, so nothing is held out")
         if self.val_split == self.train_split:

@@ -9,12 +9,16 @@ from pydantic import Field, model_validator
 from steelgen.config.base import MAX_SHARDS, Section
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.sample import SampleConfig
-from steelgen.config.train import FinetuneConfig, TrainConfig
-from steelgen.config.utility import UtilityConfig
+from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
+from steelgen.config.utility import FOLD, UtilityConfig
 
 
 class WorkflowConfig(Section):
-    """`steelgen workflow`: train, finetune or both, refine, sample, evaluate and utility, each on earlier outputs."""
+    """`steelgen workflow`: train, finetune or both, refine, sample, evaluate and utility, each on earlier outputs.
+
+    With {fold} in utility.generated, the stages with {fold} in their paths run for each fold of the study; the dataset
+    folder of the generator is then written for each fold, without its test micrographs in train and val.
+    """
 
     train: TrainConfig | None = None
     """The config of `steelgen train`; null starts with fine-tuning, of a bundled model for example."""
@@ -50,7 +54,48 @@ class WorkflowConfig(Section):
             _check_link("evaluate.generated", self.evaluate.generated, "sample.output_dir", self.sample.output_dir)
         if self.utility and self.utility.generated:
             _check_link("utility.generated", self.utility.generated, "sample.output_dir", self.sample.output_dir)
+        if self.has_folds:
+            self._check_folds()
         return self
+
+    def _check_folds(self) -> None:
+        assert self.utility is not None
+        name = "finetune" if self.finetune else "train"
+        sections = {name: self.last_training, "sample": self.sample, "evaluate": self.evaluate}
+        for key, section in sections.items():
+            if section is None:
+                continue
+            output = section.run_dir if isinstance(section, RunConfig) else section.output_dir
+            if FOLD not in str(output):
+                raise ValueError(f"{key}: writes to {output} in every fold; put {FOLD} into the path")
+            if self.utility.dataset in _list_paths(section):
+                raise ValueError(
+                    f"{key}: reads {self.utility.dataset}, which has the test micrographs of every fold; use a folder "
+                    f"with {FOLD} in its path, which the workflow writes"
+                )
+        if FOLD not in str(self.last_training.data.dataset):
+            raise ValueError(
+                f"{name}.data.dataset: {self.last_training.data.dataset} is the same in every fold; needs {FOLD}"
+            )
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether each fold of the utility study has its own generator."""
+        return self.utility is not None and self.utility.folds is not None and FOLD in str(self.utility.generated)
+
+    @property
+    def last_training(self) -> RunConfig:
+        """The config of the generator that is sampled."""
+        last = self.finetune or self.train
+        assert last is not None
+        return last
+
+
+def _list_paths(section: Section) -> list[Path]:
+    """All paths in a section and its subsections."""
+    values = [value for _, field in section for value in (field if isinstance(field, list) else [field])]
+    deeper = [path for value in values if isinstance(value, Section) for path in _list_paths(value)]
+    return [value for value in values if isinstance(value, Path)] + deeper
 
 
 def _check_link(reader: str, path: Path, writer: str, written: Path) -> None:

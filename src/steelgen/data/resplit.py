@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from steelgen.data.duplicates import find_duplicates, shrink_image
 from steelgen.data.folder import (
+    DatasetInfo,
+    Pair,
     index_by_stem,
     list_pairs,
     list_splits,
@@ -74,8 +76,25 @@ def resplit_dataset(
         if report:
             report(number + 1, len(pairs))
     splits = assign_splits(groups, fractions, seed, np.array(class_pixels, float) if stratify else None)
+    save_splits(out, info, [pair for _, pair in pairs], rows, splits)
+    names = [f"{split}/{pair.stem}" for (_, pair), split in zip(pairs, splits, strict=True)]
+    leaks = [Leak(names[first], names[second], value) for first, second, value in find_duplicates(shrunken, splits)]
+    return {split: splits.count(split) for split in dict.fromkeys(sorted(splits))}, leaks
+
+
+def save_splits(out: Path, info: DatasetInfo, pairs: list[Pair], rows: list[dict[str, Any]], splits: list[str]) -> None:
+    """Copies pairs into the splits of a new dataset folder.
+
+    Args:
+        info: classes of the masks.
+        rows: metadata of each pair; `file_name` is set to the new one.
+        splits: split of each pair.
+
+    Raises:
+        InputError: if `out` is in use.
+    """
     with new_folder(out) as working:
-        for row, (_, pair), split in zip(rows, pairs, splits, strict=True):
+        for row, pair, split in zip(rows, pairs, splits, strict=True):
             row["file_name"] = f"{split}/images/{pair.image.name}"
             (working / split / "images").mkdir(parents=True, exist_ok=True)
             shutil.copyfile(pair.image, working / split / "images" / pair.image.name)
@@ -87,6 +106,3 @@ def resplit_dataset(
                 shutil.copyfile(pair.instances, working / split / "instances" / pair.instances.name)
         save_metadata(working, rows)
         save_dataset_info(working, info)
-    names = [f"{split}/{pair.stem}" for (_, pair), split in zip(pairs, splits, strict=True)]
-    leaks = [Leak(names[first], names[second], value) for first, second, value in find_duplicates(shrunken, splits)]
-    return {split: splits.count(split) for split in dict.fromkeys(sorted(splits))}, leaks

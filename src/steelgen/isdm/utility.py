@@ -9,7 +9,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.isdm import IsdmStudyConfig
 from steelgen.data.folder import list_images
 from steelgen.errors import InputError
-from steelgen.evaluation.utility.data import count_held_back
+from steelgen.evaluation.utility.folds import count_held_back
 from steelgen.generators.semantic_diffusion.isdm.network import WHOLE_MICROGRAPH
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE, VAL_SHARE = 50, 2, 1e-4, 0.2

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steelgen.config.utility import DataCode, UtilityConfig, UtilityTrainingSection, parse_code
+from steelgen.config.utility import FOLD, DataCode, UtilityConfig, UtilityTrainingSection, parse_code
 from steelgen.data.balanced_crops import BalancedCrops
 from steelgen.data.classes import declare_classes
 from steelgen.data.copy_paste import PastedCrops
 from steelgen.data.crops import CropDataset, Micrographs, load_micrographs
-from steelgen.data.folder import DatasetInfo, list_splits, load_dataset_info
+from steelgen.data.folder import DatasetInfo, load_dataset_info
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
@@ -28,9 +28,9 @@ from steelgen.evaluation.sets import (
     load_generated,
     resolve_geometry,
 )
-from steelgen.evaluation.utility.folds import list_folds
+from steelgen.evaluation.utility.folds import choose_held_back, divide_folds, list_pooled
 
-_REAL_STREAM, _GENERATED_STREAM, _VALIDATION_STREAM = 11, 12, 13
+_REAL_STREAM, _GENERATED_STREAM = 11, 12
 """Separate random streams under one seed."""
 
 
@@ -82,13 +82,13 @@ def load_studies(config: UtilityConfig) -> dict[str | None, StudyData]:
     """Reads the data of each fold by its name; that of a study without folds has the name None.
 
     Raises:
-        InputError: see `load_study` and `list_folds`; also if generated pairs of folds have different sizes.
+        InputError: see `load_study` and `divide_folds`; also if generated pairs of folds have different sizes.
     """
     if config.folds is None:
         return {None: load_study(config)}
     studies: dict[str | None, StudyData] = {}
-    folds = list_folds(config)
-    for name, stems in folds.items():
+    folds = divide_folds(config)
+    for name, divided in folds.items():
         generated, masks = (insert_fold(path, name) for path in (config.generated, config.generated_masks))
         found, geometry, notes = _find_generated(config, generated, masks)
         first = next(iter(studies.values()), None)
@@ -97,18 +97,14 @@ def load_studies(config: UtilityConfig) -> dict[str | None, StudyData]:
                 f"{generated}: {describe_geometry(geometry)}; fold {next(iter(folds))} has another geometry"
             )
         pool = _pool_splits(config, geometry.in_channels)
-        parts = [
-            pool.select(index for index, stem in enumerate(pool.stems) if (stem in stems) == tested)
-            for tested in (False, True)
-        ]
-        splits = [*hold_back(parts[0], config.val_share), parts[1]]
+        splits = [pool.select(pool.stems.index(stem) for stem in stems) for stems in divided.values()]
         studies[name] = _combine(config, generated, found, geometry, notes, splits)
     return studies
 
 
 def insert_fold(path: Path | None, fold: str) -> Path | None:
     """Replaces {fold} in a path by the name of a fold."""
-    return path and Path(str(path).replace("{fold}", fold))
+    return path and Path(str(path).replace(FOLD, fold))
 
 
 def hash_studies(studies: Mapping[str | None, StudyData]) -> str:
@@ -136,9 +132,7 @@ def _find_generated(
 
 
 def _pool_splits(config: UtilityConfig, in_channels: int) -> Micrographs:
-    names = [config.train_split, config.val_split, config.test_split]
-    splits = [name for name in names if name in list_splits(config.dataset)] or [config.train_split]
-    parts = [load_micrographs(config.dataset, str(name), in_channels) for name in splits]
+    parts = [load_micrographs(config.dataset, name, in_channels) for name in list_pooled(config)]
     return Micrographs(
         parts[0].info,
         [stem for part in parts for stem in part.stems],
@@ -186,24 +180,8 @@ def count_data(code: DataCode, data: StudyData) -> tuple[int, int]:
 
 
 def hold_back(micrographs: Micrographs, share: float) -> list[Micrographs]:
-    """Splits training micrographs into those to train on and those to validate on, the same for all seeds.
-
-    Raises:
-        InputError: if none would be left to train on.
-    """
-    count = count_held_back(len(micrographs), share)
-    if count >= len(micrographs):
-        raise InputError(
-            f"val_share: {share} of the {len(micrographs)} training micrographs of {micrographs.info.name} leaves none "
-            "to train on; set val_split"
-        )
-    order = np.random.default_rng(_VALIDATION_STREAM).permutation(len(micrographs))
-    return [micrographs.select(sorted(part)) for part in (order[count:], order[:count])]
-
-
-def count_held_back(total: int, share: float) -> int:
-    """Number of `total` micrographs that `hold_back` validates on, at least one."""
-    return max(1, round(total * share))
+    """Splits training micrographs into those to train on and those to validate on; see `choose_held_back`."""
+    return [micrographs.select(part) for part in choose_held_back(len(micrographs), share, micrographs.info.name)]
 
 
 def choose_subset(total: int, count: int, seed: int, stream: int = _REAL_STREAM) -> list[int]:

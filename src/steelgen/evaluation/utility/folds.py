@@ -12,8 +12,8 @@ from steelgen.data.folder import index_by_stem, list_pairs, list_splits, load_me
 from steelgen.data.splits import parent_of
 from steelgen.errors import InputError
 
-_FOLD_STREAM = 14
-"""Random stream of folds that are not a column."""
+_VALIDATION_STREAM, _FOLD_STREAM = 13, 14
+"""Random streams of validation micrographs, and of folds that are not a column."""
 _NAME = re.compile(r"[\w.-]{1,40}")
 
 
@@ -29,9 +29,7 @@ def list_folds(config: UtilityConfig) -> dict[str, list[str]]:
     if config.folds is None:
         return {}
     root = config.dataset
-    names = [config.train_split, config.val_split, config.test_split]
-    splits = [name for name in names if name in list_splits(root)] or [config.train_split]
-    pairs = [(split, pair) for split in splits for pair in list_pairs(root, split)]
+    pairs = [(split, pair) for split in list_pooled(config) for pair in list_pairs(root, split)]
     index_by_stem(pair.image for _, pair in pairs)
     metadata = load_metadata(root)
     rows = {
@@ -48,6 +46,52 @@ def list_folds(config: UtilityConfig) -> dict[str, list[str]]:
         members[folds[stem]].append(stem)
     _check_folds(members, parents, config)
     return members
+
+
+def divide_folds(config: UtilityConfig) -> dict[str, dict[str, list[str]]]:
+    """Divides the micrographs of each fold into `train`, `val` and `test`, by stem; empty for a study without folds.
+
+    Raises:
+        InputError: see `list_folds`; also if val_share leaves none to train on.
+    """
+    members = list_folds(config)
+    stems = [
+        stem for split in list_pooled(config) for stem in (pair.stem for pair in list_pairs(config.dataset, split))
+    ]
+    divided = {}
+    for name, tested in members.items():
+        rest = [stem for stem in stems if stem not in tested]
+        kept, held_back = choose_held_back(len(rest), config.val_share, config.dataset.name)
+        parts = [[rest[index] for index in part] for part in (kept, held_back)]
+        divided[name] = {"train": parts[0], "val": parts[1], "test": [stem for stem in stems if stem in tested]}
+    return divided
+
+
+def choose_held_back(total: int, share: float, name: str) -> tuple[list[int], list[int]]:
+    """Chooses which of a dataset's training micrographs to train on and to validate on, the same for all seeds.
+
+    Raises:
+        InputError: if none would be left to train on.
+    """
+    count = count_held_back(total, share)
+    if count >= total:
+        raise InputError(
+            f"val_share: {share} of the {total} training micrographs of {name} leaves none to train on; set val_split"
+        )
+    order = [int(index) for index in np.random.default_rng(_VALIDATION_STREAM).permutation(total)]
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def count_held_back(total: int, share: float) -> int:
+    """Number of `total` micrographs that `choose_held_back` validates on, at least one."""
+    return max(1, round(total * share))
+
+
+def list_pooled(config: UtilityConfig) -> list[str]:
+    """Splits whose micrographs the folds share."""
+    names = [config.train_split, config.val_split, config.test_split]
+    present = list_splits(config.dataset)
+    return [name for name in names if name in present] or [config.train_split]
 
 
 def _read_column(rows: dict[str, dict[str, object]], column: str, root: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from steelgen.changes import (
     refuse_changes,
 )
 from steelgen.config.base import config_to_json
-from steelgen.config.utility import UtilityConfig, parse_code
+from steelgen.config.utility import FOLD, UtilityConfig, parse_code
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.evaluation.sets import describe_geometry
@@ -164,7 +164,7 @@ def gather(
 
 def _find_leak(config: UtilityConfig) -> list[str]:
     """A warning if the generated pairs of all folds are the same."""
-    if config.folds is None or config.generated is None or "{fold}" in str(config.generated):
+    if config.folds is None or config.generated is None or FOLD in str(config.generated):
         return []
     return [
         "all folds use the same generated pairs: a generator trained on any of these micrographs has seen test "
