@@ -95,6 +95,9 @@ class DrawRequest:
     """Factor on the distance of styles from their mean; None disables truncation."""
     fractions: Tensor | None = None
     """(N, num_classes) phase fractions of the masks to make; NaN leaves a class free."""
+    known: Tensor | None = None
+    """(N, H, W) bool, the pixels of `images` and `masks` to keep; the others are made anew. None keeps what is
+    given."""
     wanted: frozenset[str] | None = None
     """Outputs to make, of `Generator.makes`; None makes all."""
 
@@ -125,7 +128,7 @@ class Generator(Protocol):
     @property
     def takes(self) -> frozenset[str]:
         """Optional fields of a request: "masks", "images", "solver", "start", "noise", "latents", "truncation",
-        "fractions"."""
+        "fractions", "known"."""
 
     @property
     def makes(self) -> frozenset[str]:
