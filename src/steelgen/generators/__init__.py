@@ -284,12 +284,19 @@ def draw_pairs(
     latents: Latents | None = None,
     truncation: float | None = None,
     images: Tensor | None = None,
+    known: Tensor | None = None,
+    fractions: Tensor | None = None,
 ) -> Drawn:
-    """Generates what a generator makes; see `draw_for_masks`. Masks in which every pixel is ignored count as none."""
+    """Generates what a generator makes; see `draw_for_masks`. Masks in which every pixel is ignored count as none.
+
+    Args:
+        known, fractions: see `DrawRequest`; only for generators that take them.
+    """
     given = masks if "masks" in generator.needs | generator.takes else None
     steps = solver if "solver" in generator.takes else None
     shown = images if uses_images(generator) else None
-    return generator.draw(DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation))
+    request = DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation, fractions, known)
+    return generator.draw(request)
 
 
 def draw_example(
