@@ -15,7 +15,7 @@ from steelgen.errors import InputError
 from steelgen.evaluation.utility.data import insert_fold
 from steelgen.evaluation.utility.folds import divide_folds, list_folds, list_pooled
 
-_ACTIONS = ("train", "finetune", "sample", "evaluate")
+_ACTIONS = ("train", "finetune", "refine", "sample", "evaluate")
 
 
 def list_settings(config: WorkflowConfig) -> Iterator[tuple[str, Section, str | None]]:

@@ -84,6 +84,15 @@ def test_fractions_of_several_classes_change_no_odds_but_theirs():
         torch.testing.assert_close(found[row], torch.einsum("chw,bc->bhw", expected, codes), atol=2e-3, rtol=0)
 
 
+def test_fractions_of_a_region_are_of_its_pixels():
+    bits = torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
+    region = torch.zeros(1, 24, 24, dtype=torch.bool)
+    region[:, 5:15, :9] = True
+    wanted = torch.tensor([[float("nan"), 0.2]])
+    alone = tilt_fractions(bits[:, :, 5:15, :9], wanted)
+    torch.testing.assert_close(tilt_fractions(bits, wanted, region)[:, :, 5:15, :9], alone, atol=1e-5, rtol=0)
+
+
 def test_decided_pixels_keep_their_class():
     mask = (torch.rand(1, 20, 20, generator=torch.Generator().manual_seed(2)) < 0.25).long()
     bits = encode_mask(mask, 2)

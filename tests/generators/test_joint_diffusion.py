@@ -185,6 +185,29 @@ def test_what_is_given_decides_the_other():
     torch.testing.assert_close(drawn.images, image)
 
 
+@pytest.mark.parametrize("wanted", [None, 0.6])
+def test_what_is_known_stays_and_the_rest_is_new(wanted):
+    """With a phase fraction of the new part alone, also beside ignored pixels."""
+    generator = build_known(edge=24)
+    mask = (torch.rand(6, 24, 24, generator=torch.Generator().manual_seed(0)) < 0.1).long()
+    mask[:, :3] = 255
+    image = (2 * mask[:, None] - 1).float().clamp(-1, 1) * 0.8
+    known = torch.ones(6, 24, 24, dtype=torch.bool)
+    known[:, 8:20, 6:22] = False
+    fractions = None if wanted is None else torch.tensor([[float("nan"), wanted]]).expand(6, -1)
+    request = DrawRequest(
+        range(6), mask, image, SolverSection(num_inference_steps=20), known=known, fractions=fractions
+    )
+    drawn = generator.draw(request)
+    assert torch.equal(drawn.masks[known], mask[known])
+    assert torch.equal(drawn.images[:, 0][known], image[:, 0][known])
+    new = drawn.masks[:, 8:20, 6:22]
+    assert new.float().mean() == pytest.approx(wanted or 0.25, abs=0.03)
+    assert (drawn.images[:, 0, 8:20, 6:22].sign() == 2 * new - 1).float().mean() > 0.98
+    with pytest.raises(InputError, match="image, mask, and known parts have different sizes: 24x24, 24x24, 20x24 px"):
+        generator.draw(DrawRequest(range(6), mask, image, known=known[:, :, :20]))
+
+
 def test_large_layouts_are_those_of_the_windows():
     """A network without neighbors gives the same pixels in windows as alone, wherever the windows are."""
     small, large = build_known(edge=16), build_known(edge=40)

@@ -145,6 +145,45 @@ def test_images_for_masks_and_masks_for_images(joint, tmp_path):
     assert (mask == drawn.masks[0].numpy()).mean() > 0.98
 
 
+def test_a_region_of_real_pairs_is_redrawn(joint, tmp_path):
+    """Outside everything is real; with the phase fraction of a class in the region, and replayed."""
+    dataset, run = joint
+    source = {"kind": "split", "dataset": str(dataset), "split": "test"}
+    real = draw(run, tmp_path / "real", mask_source=source)
+    region = {"size": [8, 6], "phase_fraction": {"film": 0.4}}
+    out = draw(run, tmp_path / "out", mask_source=source, redraw=region, batch_size=2)
+    boxes, info = [], load_dataset_info(out)
+    for row in load_rows(out):
+        name = Path(row["mask"]).name
+        top, left, height, width = row["redraw"]["box"]
+        boxes.append((top, left))
+        assert (height, width) == (8, 6)
+        inside = np.zeros((16, 16), bool)
+        inside[top : top + height, left : left + width] = True
+        image, mask = load_image(out / row["file_name"]), load_mask(out / row["mask"], info)
+        before = load_image(out / "images" / name), load_mask(real / "labels" / name, info)
+        for found, wanted in zip((image, mask), before, strict=True):
+            assert np.array_equal(found[~inside], wanted[~inside])
+        assert not np.array_equal(image[inside], before[0][inside])
+        assert row["source_mask"].startswith("test/masks/")
+        assert "mask_made" not in row
+    assert len(set(boxes)) == 3
+    assert replay(out / "metadata.jsonl", 2)[1]
+    for change, message in [
+        ({"size": [17, 4]}, r"redraw.size \[17, 4\]: larger than the image, 16x16 px"),
+        ({"position": [10, 3]}, "the region of 8x6 px at 10, 3 exceeds the image, 16x16 px"),
+        ({"phase_fraction": {"carbide": 0.1}}, "redraw.phase_fraction: 'carbide' is not among the classes"),
+        ({"phase_fraction": {"film": 0.9, "island": 0.3}}, "redraw.phase_fraction: fractions add up to 1.2"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            draw(run, tmp_path / "refused", mask_source=source, redraw={**region, **change})
+        assert not (tmp_path / "refused").exists()
+    with pytest.raises(
+        InputError, match=r"redraw needs real pairs: mask_source.kind 'split' or 'balanced', not 'none'"
+    ):
+        draw(run, tmp_path / "refused", redraw=region)
+
+
 def test_learned_masks_come_with_both_generators(joint, trained, tmp_path):
     _, run = trained
     source = {"kind": "learned", "generator": str(joint[1]), "solver": {"num_inference_steps": 3}, "tolerance": 0.25}

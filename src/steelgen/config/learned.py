@@ -12,6 +12,7 @@ from steelgen.config.solver import SolverSection
 
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Edge = Annotated[int, Field(ge=1, le=MAX_CROP_SIZE)]
+_Offset = Annotated[int, Field(ge=0, le=MAX_CROP_SIZE)]
 ImageSize = tuple[_Edge, _Edge]
 """Height and width in px."""
 
@@ -52,3 +53,14 @@ class JointLabelsSection(Section):
     """Attempts at an image before the run stops with a message."""
     solver: SolverSection = SolverSection()
     """Solver of the masks; guidance is not applicable."""
+
+
+class RedrawSection(Section):
+    """Redraws a rectangle of each real image together with its mask, and keeps the rest of both."""
+
+    size: ImageSize
+    """Height and width of the rectangle, in px of the image."""
+    position: tuple[_Offset, _Offset] | None = None
+    """Top and left of the rectangle, in px of the image; null selects a random place in each image."""
+    phase_fraction: dict[str, _Fraction] = {}
+    """Phase fractions in the rectangle by class name, such as that of a defect; other classes are free."""

@@ -54,7 +54,7 @@ def compute_probabilities(bits: Tensor, num_classes: int) -> Tensor:
     return logs.softmax(dim=1)
 
 
-def tilt_fractions(bits: Tensor, fractions: Tensor) -> Tensor:
+def tilt_fractions(bits: Tensor, fractions: Tensor, region: Tensor | None = None) -> Tensor:
     """Changes expected bits so that the expected phase fractions are those wanted.
 
     Class probabilities are multiplied by one factor per class and image, found by iterative scaling. Of all
@@ -64,18 +64,21 @@ def tilt_fractions(bits: Tensor, fractions: Tensor) -> Tensor:
     Args:
         bits: (N, bits, H, W) in [-1, 1].
         fractions: (N, num_classes) wanted phase fractions; NaN leaves a class free.
+        region: (N, H, W) bool, the pixels that fractions are of; None is all.
 
     Returns:
-        (N, bits, H, W), the expected bits of the changed probabilities.
+        (N, bits, H, W), the expected bits of the changed probabilities; those outside the region mean nothing.
     """
     num_classes = fractions.shape[1]
     probabilities = compute_probabilities(bits, num_classes)  # (N, num_classes, H, W)
     free = fractions.isnan()
     wanted = fractions.nan_to_num().clamp(1e-6, 1 - 1e-6)
+    weights = torch.ones_like(bits[:, :1]) if region is None else region[:, None].to(bits.dtype)
+    weights = weights / weights.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     tilt = torch.zeros_like(wanted)
     tilted = probabilities
     for _ in range(_ROUNDS):
-        found = tilted.mean(dim=(2, 3)).clamp(1e-6, 1 - 1e-6)
+        found = (tilted * weights).sum(dim=(2, 3)).clamp(1e-6, 1 - 1e-6)
         # The log odds of a class alone move its share to the wanted one if probabilities are equal everywhere.
         change = torch.logit(wanted) - torch.logit(found)
         tilt = torch.where(free, 0.0, tilt + change).clamp(-_MAX_LOG_TILT, _MAX_LOG_TILT)

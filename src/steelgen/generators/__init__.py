@@ -98,6 +98,9 @@ class DrawRequest:
     """Factor on the distance of styles from their mean; None disables truncation."""
     fractions: Tensor | None = None
     """(N, num_classes) phase fractions of the masks to make; NaN leaves a class free."""
+    known: Tensor | None = None
+    """(N, H, W) bool, the pixels of `images` and `masks` to keep; the others are made anew. None keeps what is
+    given."""
     wanted: frozenset[str] | None = None
     """Outputs to make, of `Generator.makes`; None makes all."""
 
@@ -128,7 +131,7 @@ class Generator(Protocol):
     @property
     def takes(self) -> frozenset[str]:
         """Optional fields of a request: "masks", "images", "solver", "start", "noise", "latents", "truncation",
-        "fractions"."""
+        "fractions", "known"."""
 
     @property
     def makes(self) -> frozenset[str]:
@@ -307,15 +310,22 @@ def draw_pairs(
     latents: Latents | None = None,
     truncation: float | None = None,
     images: Tensor | None = None,
+    known: Tensor | None = None,
+    fractions: Tensor | None = None,
 ) -> Drawn:
-    """Generates what a generator makes; see `draw_for_masks`. Masks in which every pixel is ignored count as none."""
+    """Generates what a generator makes; see `draw_for_masks`. Masks in which every pixel is ignored count as none.
+
+    Args:
+        known, fractions: see `DrawRequest`; only for generators that take them.
+    """
     given = masks if "masks" in generator.needs | generator.takes else None
     steps = solver if "solver" in generator.takes else None
     shown = images if uses_images(generator) else None
     low_resolution = find_low_resolution(generator)
     if low_resolution and shown is not None and shown.shape[2:] == masks.shape[1:]:
         shown = shrink(shown, low_resolution.factor)
-    return generator.draw(DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation))
+    request = DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation, fractions, known)
+    return generator.draw(request)
 
 
 def draw_example(

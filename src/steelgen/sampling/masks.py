@@ -22,6 +22,7 @@ from steelgen.data.placement import (
     Placement,
     apply_symmetry,
     resize_image,
+    resize_mask,
     sample_symmetry,
     scale_whole,
 )
@@ -51,6 +52,12 @@ class ImagePlace:
         window = np.ascontiguousarray(micrograph[top : top + height, left : left + width])
         return apply_symmetry(resize_image(window, *self.size), self.symmetry)
 
+    def cut_mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Cuts the mask of the image from that of its micrograph, (H, W) class indices."""
+        top, left, height, width = self.window
+        window = np.ascontiguousarray(mask[top : top + height, left : left + width])
+        return apply_symmetry(resize_mask(window, *self.size), self.symmetry)
+
 
 @dataclass(frozen=True)
 class SourceMask:
@@ -66,6 +73,12 @@ class SourceMask:
     """Window of `image`, if any."""
     origin: Mapping[str, Any] | None = None
     """How a generator made the mask, for metadata.jsonl."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the mask in px."""
+        height, width = self.mask.shape
+        return height, width
 
 
 class MaskSource(Protocol):

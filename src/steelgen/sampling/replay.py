@@ -12,7 +12,7 @@ from pydantic import Field
 
 from steelgen.config.base import MAX_CROP_SIZE
 from steelgen.config.solver import AnySolverSection
-from steelgen.data.folder import list_pairs, load_mask
+from steelgen.data.folder import DatasetInfo, list_pairs, load_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, parse_json, parse_record
@@ -20,8 +20,9 @@ from steelgen.generators import Generator, find_low_resolution
 from steelgen.generators.cascade import build_cascade
 from steelgen.generators.saved import hash_weights
 from steelgen.sampling.formats import hash_pixels, save_png
-from steelgen.sampling.generate import generate_images, prepare_generator
+from steelgen.sampling.generate import generate_pairs, prepare_generator
 from steelgen.sampling.masks import ImagePlace, NoSource
+from steelgen.sampling.redraw import Redraw
 
 _Offset = Annotated[int, Field(ge=0, le=MAX_CROP_SIZE)]
 _Edge = Annotated[int, Field(ge=1, le=MAX_CROP_SIZE)]
@@ -78,6 +79,8 @@ class _GeneratedRow(Record):
     mask_made: bool = False
     """Set if the generator made the mask along with the image."""
     start_image: _PlacedImage | None = None
+    redraw: Redraw | None = None
+    """The region of a real pair that the generator drew anew; the rest is that of `source_image` and its mask."""
     source_image: _PlacedImage | None = None
     """The image that the generator turned into another."""
 
@@ -114,7 +117,11 @@ def replay(
     images = None
     if record.source_image:
         images = [_load_image(record.source_image, model.geometry.in_channels, where)]
-    if record.mask is not None and record.labels is None and not record.mask_made:
+    if record.redraw is not None:
+        if record.source_image is None:
+            raise InputError(f"{where}: source_image: is missing")
+        mask = _load_mask(record.source_image, model.info, where)
+    elif record.mask is not None and record.labels is None and not record.mask_made:
         mask = load_mask(metadata.parent / record.mask, model.info)
     elif images:
         low_resolution = find_low_resolution(model)
@@ -127,7 +134,7 @@ def replay(
         if record.start_image is None:
             raise InputError(f"{where}: start_image: is missing")
         start = ([_load_image(record.start_image, model.geometry.in_channels, where)], draw.strength)
-    image = generate_images(
+    pair = generate_pairs(
         model,
         [mask],
         [record.seed],
@@ -136,8 +143,9 @@ def replay(
         start,
         truncation=draw.truncation,
         images=images,
+        redraws=None if record.redraw is None else [record.redraw],
     )[0]
-    save_png(out, image, row)
+    save_png(out, pair.image, row)
     original = metadata.parent / name
     return out, bool(np.array_equal(load_image(original), load_image(out))) if original.is_file() else None
 
@@ -195,6 +203,16 @@ def _load_image(start: _PlacedImage, in_channels: int, where: str) -> NDArray[np
     if hash_pixels(image) != start.sha256:
         raise InputError(f"{where}: the pixels of the micrograph {name} have changed since sampling")
     return image
+
+
+def _load_mask(start: _PlacedImage, info: DatasetInfo, where: str) -> NDArray[np.uint8]:
+    """Loads the mask of a real image; which classes it has follows from `info`."""
+    place = ImagePlace(start.dataset, start.split, start.stem, start.window, start.size, start.symmetry)
+    pairs = list_pairs(Path(place.dataset), place.split, with_rejects=True)
+    paths = [pair.mask for pair in pairs if pair.stem == place.stem and pair.mask is not None]
+    if not paths:
+        raise InputError(f"{where}: {place.dataset}/{place.split}/masks/{place.stem} does not exist")
+    return place.cut_mask(load_mask(paths[0], info))
 
 
 def _check_weights(generator: Path, expected: str, where: str, hint: bool = True) -> None:

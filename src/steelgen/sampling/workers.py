@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from steelgen.devices import usable_cores
 from steelgen.errors import InputError
 from steelgen.sampling.masks import MaskSource, SourceMask
+from steelgen.sampling.redraw import Redraw
 
 _MAX_WORKERS = 8
 
@@ -30,6 +31,8 @@ class Candidate:
     """Reasons why the earlier attempts were dropped."""
     uses_image: bool = False
     """Whether the generator was given the image of `source_mask`."""
+    redraw: Redraw | None = None
+    """The region of `source_mask` that the generator drew anew."""
     makes_mask: bool = False
     """Whether the generator made the mask of `source_mask`."""
 

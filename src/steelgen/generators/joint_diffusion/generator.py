@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -48,7 +48,7 @@ class JointDiffusion:
     @property
     def takes(self) -> frozenset[str]:
         """Masks to generate images for, images to generate masks for, and phase fractions of the masks generated."""
-        return frozenset({"solver", "fractions"} | ({"masks", "images", "noise"} if self.channels else set()))
+        return frozenset({"solver", "fractions"} | ({"masks", "images", "noise", "known"} if self.channels else set()))
 
     @property
     def makes(self) -> frozenset[str]:
@@ -92,42 +92,87 @@ class JointDiffusion:
         solver = request.solver or SolverSection()
         if isinstance(solver, RespacedSolverSection):
             raise InputError(f"solver.name {solver.name!r}: not applicable to generators of kind {self.kind}")
-        edge, count, num_classes = self.geometry.image_size, len(request.seeds), self.info.num_classes
-        masks, images = request.masks, request.images
-        if images is not None and masks is not None and (masks < num_classes).any():
-            raise InputError(f"{self.info.name}: the images have masks already; give either images or masks")
-        size = (edge, edge)
-        for tensor in (masks, images):
-            if tensor is not None:
-                size = (int(tensor.shape[-2]), int(tensor.shape[-1]))
-        given = [Given(size)] * count
-        if images is not None:
-            given = [Given(size, image=image) for image in self.standardize(images)]
-        elif masks is not None and self.channels:
-            given = [
-                Given(size, mask=encode_mask(mask[None], num_classes)[0]) if (mask < num_classes).any() else Given(size)
-                for mask in masks
-            ]
+        masks, images, known = request.masks, request.images, request.known
+        if known is None:
+            given = self._list_given(len(request.seeds), masks, images)
+        else:
+            self._check_sizes(request)
+            assert masks is not None, "parts are known only of pairs"
+            # Ignored pixels of a real pair are not known.
+            given = self._list_known(masks, images, known, known & (masks < self.info.num_classes))
         masks_alone = not self.channels or request.wanted == {"masks"} or request.fractions is not None
-        masks_alone = masks_alone and images is None
-        training = self.network.training
-        self.network.eval()
-        try:
-            state = sample_jointly(self, given, request.seeds, solver, request.noise, request.fractions, masks_alone)
-        finally:
-            self.network.train(training)
-        drawn = decode_mask(state[:, self.channels :], num_classes)
+        masks_alone = masks_alone and (images is None or known is not None)
+        state = self._sample(given, request, solver, request.fractions, masks_alone)
+        drawn = decode_mask(state[:, self.channels :], self.info.num_classes)
+        if masks is not None:
+            same = torch.tensor([each.mask is not None for each in given])[:, None, None] if known is None else known
+            drawn = torch.where(same.to(drawn.device), masks.to(drawn.device), drawn)
         if masks_alone:
             if request.wanted == {"masks"} or not self.channels:
                 return Drawn(masks=drawn)
-            return self.draw(replace(request, masks=drawn.cpu(), fractions=None))
-        if masks is not None:
-            known = torch.tensor([each.mask is not None for each in given], device=drawn.device)
-            drawn = torch.where(known[:, None, None], masks.to(drawn.device), drawn)
+            made = drawn.cpu()
+            if known is None:
+                given = self._list_given(len(made), made, None)
+            else:
+                given = self._list_known(made, images, known, torch.ones_like(known))
+            state = self._sample(given, request, solver)
         mean, deviation = self.intensity
         image = state[:, : self.channels] * deviation + mean
         # Infinite pixels become NaN, not white, because callers check for NaN.
-        return Drawn(image.clamp(-1, 1).where(image.isfinite(), math.nan), drawn)
+        image = image.clamp(-1, 1).where(image.isfinite(), math.nan)
+        if known is not None and images is not None:
+            image = torch.where(known[:, None].to(image.device), images.to(image.device), image)
+        return Drawn(image, drawn)
+
+    def _sample(
+        self,
+        given: list[Given],
+        request: DrawRequest,
+        solver: SolverSection,
+        fractions: Tensor | None = None,
+        masks_alone: bool = False,
+    ) -> Tensor:
+        """See `sample_jointly`."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            return sample_jointly(self, given, request.seeds, solver, request.noise, fractions, masks_alone)
+        finally:
+            self.network.train(training)
+
+    def _check_sizes(self, request: DrawRequest) -> None:
+        """Raises InputError if image, mask and known parts have different sizes."""
+        tensors = [each for each in (request.images, request.masks, request.known) if each is not None]
+        sizes = [f"{each.shape[-1]}x{each.shape[-2]}" for each in tensors]
+        if len(set(sizes)) > 1:
+            raise InputError(
+                f"{self.info.name}: image, mask, and known parts have different sizes: {', '.join(sizes)} px"
+            )
+
+    def _list_known(self, masks: Tensor, images: Tensor | None, known: Tensor, known_mask: Tensor) -> list[Given]:
+        """Returns pairs known in parts, (N, H, W) bool for images and for masks."""
+        assert images is not None, "parts are known only of pairs"
+        parts = (known, self.channels), (known_mask, self.bits)
+        kept = torch.cat([part[:, None].expand(-1, channels, -1, -1) for part, channels in parts], dim=1)
+        rows = zip(self.standardize(images), encode_mask(masks, self.info.num_classes), kept, strict=True)
+        size = (int(masks.shape[1]), int(masks.shape[2]))
+        return [Given(size, *row) for row in rows]
+
+    def _list_given(self, count: int, masks: Tensor | None, images: Tensor | None) -> list[Given]:
+        """Returns what is known of each of `count` pairs."""
+        num_classes, edge = self.info.num_classes, self.geometry.image_size
+        shown = masks if masks is not None else images
+        size = (edge, edge) if shown is None else (int(shown.shape[-2]), int(shown.shape[-1]))
+        if images is not None:
+            if masks is not None and (masks < num_classes).any():
+                raise InputError(f"{self.info.name}: the images have masks already; give either images or masks")
+            return [Given(size, image=image) for image in self.standardize(images)]
+        if masks is None or not self.channels:
+            return [Given(size)] * count
+        return [
+            Given(size, mask=encode_mask(mask[None], num_classes)[0]) if (mask < num_classes).any() else Given(size)
+            for mask in masks
+        ]
 
     def save(self, folder: Path) -> None:
         """See `Generator.save`."""

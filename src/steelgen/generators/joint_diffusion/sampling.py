@@ -30,18 +30,20 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of a pair of `size` (H, W) before sampling: its image, its mask or neither."""
+    """What is known of a pair of `size` (H, W) before sampling: its image, its mask, neither, or parts of both."""
 
     size: tuple[int, int]
     image: Tensor | None = None
     """(channels, H, W) in the network's units."""
     mask: Tensor | None = None
     """(bits, H, W), 0 in ignored pixels."""
+    kept: Tensor | None = None
+    """(channels + bits, H, W) bool, where image and mask are known; None is everywhere that they are given."""
 
     @property
-    def parts(self) -> tuple[bool, bool]:
-        """Whether the image and the mask are known."""
-        return self.image is not None, self.mask is not None
+    def parts(self) -> tuple[bool, bool, bool]:
+        """Whether the image and the mask are known, and whether in parts."""
+        return self.image is not None, self.mask is not None, self.kept is not None
 
 
 @torch.inference_mode()
@@ -79,7 +81,7 @@ def sample_jointly(
             return torch.cat([sample([row]) for row in range(count)])
         return torch.cat(map_on_single_threads(lambda row: sample([row]), count))
     # Rows with the same parts given are a batch.
-    groups: dict[tuple[bool, bool], list[int]] = {}
+    groups: dict[tuple[bool, bool, bool], list[int]] = {}
     for row, each in enumerate(given):
         groups.setdefault(each.parts, []).append(row)
     order = [row for rows in groups.values() for row in rows]
@@ -103,16 +105,24 @@ def _sample_batch(
     if noise is not None:
         start = torch.cat([noise, start[:, channels:]], dim=1)
     start = start.to(device)
-    known_image, known_mask = given[0].parts
-    context = start
+    known_image, known_mask, in_parts = given[0].parts
+    clean = start
     if known_image:
         images = torch.stack([each.image for each in given if each.image is not None]).to(device)
-        context = torch.cat([images, start[:, channels:]], dim=1)
+        clean = torch.cat([images, start[:, channels:]], dim=1)
     if known_mask:
         masks = torch.stack([each.mask for each in given if each.mask is not None]).to(device)
-        context = torch.cat([start[:, :channels], masks], dim=1)
-    image_part: Part = "clean" if known_image else "noise" if masks_alone or not channels else "moves"
+        clean = torch.cat([clean[:, :channels], masks], dim=1)
+    kept = None
+    if in_parts:
+        kept = torch.stack([each.kept for each in given if each.kept is not None]).to(device)
+        known_image, known_mask = (bool(each.all()) for each in (kept[:, :channels], kept[:, channels:]))
+    image_part: Part = "noise" if masks_alone or not channels else "clean" if known_image else "moves"
     mask_part: Part = "clean" if known_mask else "moves"
+    if kept is not None and image_part == "noise":
+        kept = torch.cat([torch.zeros_like(kept[:, :channels]), kept[:, channels:]], dim=1)
+    image_context, mask_context = (clean if part == "clean" else start for part in (image_part, mask_part))
+    context = torch.cat([image_context[:, :channels], mask_context[:, channels:]], dim=1)
     moving = slice(0 if image_part == "moves" else channels, channels + (bits if mask_part == "moves" else 0))
     steps = DiffusersSolver(solver, generator.schedule, device=device)
     guide = Guide.of(solver)
@@ -120,9 +130,10 @@ def _sample_batch(
         raise InputError("solver.autoguidance: not applicable to generators of kind joint_diffusion")
     run = _build_network(generator, given[0].size, solver)
     times = steps.times.tolist()
-    conditional = _Prediction(generator, run, times, image_part, mask_part, fractions)
+    keep = None if kept is None else (kept, clean)
+    conditional = _Prediction(generator, run, times, image_part, mask_part, keep, fractions)
     # Guidance away from images without a mask; labels of an image and pairs have nothing to be guided away from.
-    free = _Prediction(generator, run, times, "moves", "noise", None) if known_mask else None
+    free = _Prediction(generator, run, times, "moves", "noise", keep) if known_mask else None
     sources = build_noise_sources(shape, seeds)
     _, state = steps.start(start[:, moving], None, 1.0)
     for step in range(len(times)):
@@ -146,7 +157,9 @@ class _Prediction:
     Args:
         run: the network, for images of any size.
         times: the timesteps of the trajectory.
-        fractions: see `sample_jointly`.
+        keep: (N, channels + bits, H, W) bool and the values there, which replace those of each estimate (Wang et al.
+            2022, arXiv 2212.00490, eq. 8, for a mask of pixels).
+        fractions: see `sample_jointly`; of the pixels not kept.
     """
 
     def __init__(
@@ -156,9 +169,10 @@ class _Prediction:
         times: Sequence[float],
         image: Part,
         mask: Part,
-        fractions: Tensor | None,
+        keep: tuple[Tensor, Tensor] | None = None,
+        fractions: Tensor | None = None,
     ) -> None:
-        self._generator, self._run = generator, run
+        self._generator, self._run, self._keep = generator, run, keep
         schedule, device = generator.schedule, generator.network.device
         self._fractions = None if fractions is None else fractions.to(device)
         self._estimate: Tensor | None = None
@@ -182,8 +196,11 @@ class _Prediction:
         velocity = self._run(inputs, *(times[step : step + 1] for times in self._times))
         estimate = generator.clip_bits(signal * noisy - spread * velocity)
         if self._fractions is not None:
-            tilted = tilt_fractions(estimate[:, channels:], self._fractions)
+            free = None if self._keep is None else ~self._keep[0][:, channels:].all(dim=1)
+            tilted = tilt_fractions(estimate[:, channels:], self._fractions, free)
             estimate = torch.cat([estimate[:, :channels], tilted], dim=1)
+        if self._keep is not None:
+            estimate = torch.where(*self._keep, estimate)
         self._estimate = estimate
         # The velocity of a part without noise is not used.
         return torch.where(spread > 0, (signal * noisy - estimate) / spread.clamp(min=1e-6), velocity)
