@@ -18,10 +18,24 @@ from steelgen.config.base import (
     FactorRange,
     Section,
 )
-from steelgen.config.generator import AnyGeneratorSection, DiffusionTrainingSection, SemanticDiffusionSection
+from steelgen.config.generator import (
+    AnyGeneratorSection,
+    DiffusionTrainingSection,
+    SemanticDiffusionSection,
+    TranslationSection,
+)
 from steelgen.config.solver import SolverSection
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SourceSection(Section):
+    """Images to translate, in training without a pair among the micrographs of data.dataset."""
+
+    dataset: Path
+    """A dataset folder, or a plain folder of images."""
+    split: Literal["train", "val", "test"] = "train"
+    """The split to train on."""
 
 
 class DataSection(Section):
@@ -31,6 +45,9 @@ class DataSection(Section):
     """A dataset folder (see `steelgen data import`)."""
     split: Literal["train", "val", "test"] = "train"
     """The split to train on."""
+    source: SourceSection | None = None
+    """Images that generator.kind translation turns into images like those of `dataset`. Their crops have the same
+    crop_size, image_size and flips; their masks become the labels, and those of `dataset` are not used."""
     image_size: int = Field(64, ge=8, le=MAX_IMAGE_SIZE)
     """Edge of the network's images, in pixels."""
     crop_size: int | None = Field(None, ge=8, le=MAX_CROP_SIZE)
@@ -76,11 +93,11 @@ class OptimizationSection(Section):
     """Forward passes per optimizer step."""
     learning_rate: float = Field(2e-4, gt=0, le=MAX_LEARNING_RATE)
     """AdamW's learning rate after warm-up."""
-    lr_scheduler: Literal["constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"] = (
-        "constant_with_warmup"
-    )
+    lr_scheduler: Literal[
+        "constant_with_warmup", "constant_then_linear", "cosine", "cosine_with_restarts", "linear", "polynomial"
+    ] = "constant_with_warmup"
     """diffusers' name of the schedule; all but constant_with_warmup decay to zero at max_steps. warmup_steps 0 gives
-    diffusers' `constant`."""
+    diffusers' `constant`. constant_then_linear, usual for translation, decays in the second half of training."""
     lr_restarts: int = Field(0, ge=0, le=1000000)
     """Restarts from the full learning rate, for cosine_with_restarts."""
     lr_power: float = Field(1.0, gt=0, le=100)
@@ -255,6 +272,11 @@ class TrainConfig(RunConfig):
     @model_validator(mode="after")
     def _check_generator(self) -> TrainConfig:
         self.generator.check_image_size(self.data.image_size)
+        if isinstance(self.generator, TranslationSection) != (self.data.source is not None):
+            problem = "is missing; generator.kind translation needs images to translate"
+            if self.data.source:
+                problem = f"not applicable to generator.kind {self.generator.kind}"
+            raise ValueError(f"data.source: {problem}")
         if not self.generator.steps_by_solver:
             # Compared with the defaults, because resolved configs have them all.
             unused = ["preview.solver"] if self.preview.solver != PreviewSection().solver else []

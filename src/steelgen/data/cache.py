@@ -36,9 +36,16 @@ class Micrographs:
     """(H, W) instance ids each; None unless all micrographs have them."""
     digest: str = ""
     """Hex digest of all files of the split; empty for other sets of micrographs."""
+    source: Micrographs | None = None
+    """Images to turn into images like these, without a pair among them; see `data.source` of a training config."""
 
     def __len__(self) -> int:
         return len(self.stems)
+
+    @property
+    def inputs(self) -> Micrographs:
+        """The micrographs with the masks and images that a generator is given: those of the source, if any."""
+        return self.source or self
 
     def select(self, indices: Iterable[int]) -> Micrographs:
         """Returns the micrographs with these indices, in this order."""
@@ -55,7 +62,7 @@ class Micrographs:
         """Returns the images without classes, with all mask pixels ignored."""
         info = self.info.model_copy(update={"class_names": [], "palette": []})
         blank = [np.full(mask.shape, info.ignore_index, np.uint8) for mask in self.masks]
-        return Micrographs(info, self.stems, self.images, blank, digest=self.digest)
+        return Micrographs(info, self.stems, self.images, blank, digest=self.digest, source=self.source)
 
     def compute_intensity(self) -> tuple[float, float]:
         """Computes mean and standard deviation of all pixels, in the range [-1, 1] of the network's images."""

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import default_collate
 
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import Micrographs, cut_crops
+from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor
 from steelgen.devices import autocast, available_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
 from steelgen.generators import draw_for_masks
@@ -189,10 +189,12 @@ def _generate(config: RunConfig, state: TrainingState, held_out: Micrographs, de
     for count, solver in batches:
         if not count:
             continue
-        _, masks = cut_crops(held_out, state.generator.geometry, count)
+        images, masks = cut_crops(held_out.inputs, state.generator.geometry, count)
+        given = torch.stack([image_to_tensor(image) for image in images])
         guided = solver.model_copy(update={"num_inference_steps": 1, "guidance_interval": None})
         with state.averaged(), autocast(config.train.mixed_precision, device):
-            draw_for_masks(state.generator, torch.from_numpy(masks.astype(np.int64)), range(count), guided)
+            masks_in = torch.from_numpy(masks.astype(np.int64))
+            draw_for_masks(state.generator, masks_in, range(count), guided, images=given)
 
 
 def _try_in_child(config: RunConfig, batch_size: int, limit: int, sender: Connection) -> None:

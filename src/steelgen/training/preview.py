@@ -8,23 +8,27 @@ import numpy as np
 import torch
 
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import CropDataset, Micrographs, tensor_to_image
+from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor, tensor_to_image
 from steelgen.data.images import save_image
-from steelgen.generators import Generator, LatentGenerator, draw_for_masks
+from steelgen.data.sheets import build_sheet
+from steelgen.generators import Generator, LatentGenerator, StagedGenerator, draw_for_masks
 from steelgen.generators.manifold import draw_manifold
 from steelgen.sampling.sheet import save_sheet
+
+_TILE = 128
+"""Smallest edge of an image in a preview of stages, px."""
 
 
 class PreviewWriter:
     """Writes previews/step-<step>.png: masks of micrographs, generated images and real images side by side; for a
-    `LatentGenerator` the grid of its first two latents."""
+    `LatentGenerator` the grid of its first two latents, for a `StagedGenerator` a row of its stages per image."""
 
     def __init__(self, config: RunConfig, generator: Generator, micrographs: Micrographs) -> None:
         self._folder = config.run_dir / "previews"
         self._generator = generator
         self._solver = config.preview.solver
         self._across = config.preview.num_images
-        crops = CropDataset(micrographs, generator.geometry, seed=0, augment=False)
+        crops = CropDataset(micrographs.inputs, generator.geometry, seed=0, augment=False)
         pairs = [crops.cut(number) for number in range(config.preview.num_images)]
         self._real = [image for image, _ in pairs]
         self._masks = np.stack([mask for _, mask in pairs])
@@ -36,6 +40,12 @@ class PreviewWriter:
             save_image(path, draw_manifold(self._generator, self._across))
             return path
         seeds = list(range(len(self._real)))
+        if isinstance(self._generator, StagedGenerator):
+            given = torch.stack([image_to_tensor(image) for image in self._real])
+            stages = self._generator.draw_stages(given, seeds)
+            rows = [[tensor_to_image(image) for image in row] for row in zip(*stages, strict=True)]
+            save_image(path, build_sheet(rows, tile=max(_TILE, self._generator.geometry.image_size)))
+            return path
         masks = torch.from_numpy(self._masks.astype(np.int64))
         images = [tensor_to_image(image) for image in draw_for_masks(self._generator, masks, seeds, self._solver)]
         save_sheet(path, self._masks, images, self._real, self._generator.info.palette)
