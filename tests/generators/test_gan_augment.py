@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from steelgen.generators.gan.augment import (
+from steelgen.generators.augment import (
     AUGMENTATION_NUMBERS,
     MAX_STRENGTH,
     AdaptiveStrength,

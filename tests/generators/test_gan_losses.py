@@ -8,10 +8,10 @@ from torch import nn
 
 from steelgen.generators.gan.losses import (
     balance_classes,
-    compute_penalty,
     compute_player_losses,
     compute_segmentation_losses,
 )
+from steelgen.generators.penalty import compute_penalty
 
 
 def test_penalty_of_a_quadratic_form():

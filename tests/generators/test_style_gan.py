@@ -23,7 +23,8 @@ from steelgen.errors import InputError
 from steelgen.evaluation.segment import train_labeler
 from steelgen.generators import DrawRequest, Latents, LatentSpace
 from steelgen.generators.families import build_trainable, load_generator
-from steelgen.generators.gan.losses import compute_penalty, compute_player_losses
+from steelgen.generators.gan.losses import compute_player_losses
+from steelgen.generators.penalty import compute_penalty
 from steelgen.sampling.interpolate import Walk, interpolate
 from steelgen.sampling.replay import replay
 from steelgen.training.batch_size import take_steps

@@ -1,4 +1,4 @@
-"""`steelgen data`: import, export, check, tile, split and fetch."""
+"""`steelgen data`: import, export, check, tile, split, render and fetch."""
 
 from __future__ import annotations
 
@@ -209,12 +209,26 @@ def split_command(
     by: GroupOption = "parent",
     stratify: Annotated[bool, Option("--stratify", help="Balance class shares across splits.")] = False,
     seed: Annotated[int, Option(help="Seed of the split.")] = 0,
+    by_presence: Annotated[
+        str | None,
+        Option(metavar="CLASS", help="Keep the splits, but write OUT/with and OUT/without, by presence of this class."),
+    ] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a dataset folder with new splits, and report similar images across splits."""
-    from steelgen.data.resplit import resplit_dataset
+    """Copy a dataset folder with new splits, and report similar images across splits; or divide it by a class."""
+    from steelgen.data.resplit import resplit_dataset, split_by_presence
     from steelgen.data.splits import parse_fractions
+
+    if by_presence is not None:
+        with progress_bar("split", quiet) as report:
+            sides = split_by_presence(folder, out, by_presence, report)
+        if as_json:
+            print_json({"folder": str(out), "images": sides})
+        elif not quiet:
+            for side, found in sides.items():
+                typer.echo(f"{out / side}: {describe_counts(found, 'images')}")
+        return
 
     with progress_bar("split", quiet) as report:
         counts, leaks = resplit_dataset(folder, out, parse_fractions(fractions), by, stratify, seed, report)
@@ -225,6 +239,53 @@ def split_command(
     typer.echo(f"{out}: {describe_counts(counts, 'images')}")
     if leaks:
         print_table(f"similar images across splits: {len(leaks)}", ("image", "similar to", "correlation"), leaks)
+
+
+@data_app.command("render")
+@errors_as_lines()
+def render_command(
+    layouts: Annotated[
+        Path,
+        Argument(
+            help="Folder of masks, dataset folder (its training masks), or JSON with a `mask_source` of `sample`."
+        ),
+    ],
+    out: Annotated[Path, Argument(help="Dataset folder to write; must not exist.")],
+    like: Annotated[
+        Path | None, Option(help="Dataset folder whose mean gray levels and names the classes get.")
+    ] = None,
+    levels: Annotated[str, Option(help="Gray level of each class, from 0 to 1, e.g. 0.3,0.7; instead of --like.")] = "",
+    count: Annotated[int | None, Option(min=1, help="Images. Default: each mask once; 64 of a mask source.")] = None,
+    image_size: Annotated[int, Option(min=8, help="Edge of the layouts of a mask source, px.")] = 64,
+    crop_size: Annotated[
+        int | None, Option(min=8, help="Edge of the crops they are modeled on, px. Default: image_size.")
+    ] = None,
+    edge: Annotated[float, Option(help="Brightening at boundaries; 0 disables it, as for all effects below.")] = 0.1,
+    edge_width: Annotated[float, Option(help="Decay length of the brightening, px.")] = 1.5,
+    blur: Annotated[float, Option(help="Standard deviation of the point spread, px.")] = 0.8,
+    charging: Annotated[float, Option(help="Largest ramp of brightness, middle to border.")] = 0.05,
+    dose: Annotated[float, Option(help="Electrons of a white pixel, for Poisson noise.")] = 300.0,
+    noise: Annotated[float, Option(help="Standard deviation of Gaussian noise.")] = 0.03,
+    scan_lines: Annotated[float, Option(help="Standard deviation of the brightness of rows.")] = 0.01,
+    seed: Annotated[int, Option(min=0, help="Seed of layouts and noise.")] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Render masks by a forward model of the electron microscope: a labeled source for translation."""
+    from steelgen.data.crops import load_micrographs
+    from steelgen.data.folder import load_dataset_info
+    from steelgen.data.render import RenderOptions, measure_levels, render_dataset
+    from steelgen.sampling.layouts import LayoutSize, load_layouts
+
+    if (like is None) == (not levels):
+        raise InputError("render: needs the gray levels of the classes: one of --like and --levels")
+    info = load_dataset_info(like) if like else None
+    grays = measure_levels(load_micrographs(like, "train")) if like else _parse_levels(levels)
+    options = RenderOptions(grays, edge, edge_width, blur, charging, dose, noise, scan_lines)
+    info, total, masks = load_layouts(layouts, info, count, LayoutSize(image_size, crop_size), seed)
+    with progress_bar("render", quiet) as report:
+        render_dataset(masks, total, info, out, options, seed, report)
+    if not quiet:
+        typer.echo(f"{out}: {total} images of {info.num_classes} classes, gray levels {_join_levels(grays)}")
 
 
 @data_app.command("fetch")
@@ -255,6 +316,17 @@ def fetch_command(
 
 def _split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _parse_levels(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--levels {text}: must be numbers from 0 to 1 separated by commas") from None
+
+
+def _join_levels(levels: tuple[float, ...]) -> str:
+    return ", ".join(f"{level:.2f}" for level in levels)
 
 
 def _parse_data_bar(text: str) -> Literal["auto", "none"] | int:

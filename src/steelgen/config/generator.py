@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
 from steelgen.config.joint import JointDiffusionSection
 from steelgen.config.solver import check_schedule
+from steelgen.config.translation import TranslationSection
 
 
 class UNetSection(Section):
@@ -319,7 +320,7 @@ class RvaeSection(Section):
             raise ValueError(f"data.image_size {image_size}: must be a multiple of 8 for generator.kind rvae")
 
 
-GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae", "joint_diffusion")
+GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae", "joint_diffusion", "translation")
 
 
 def _find_kind(value: Any) -> str:
@@ -331,7 +332,8 @@ AnyGeneratorSection = Annotated[
     Annotated[SemanticDiffusionSection, Tag("semantic_diffusion")]
     | Annotated[GanSection, Tag("gan")]
     | Annotated[RvaeSection, Tag("rvae")]
-    | Annotated[JointDiffusionSection, Tag("joint_diffusion")],
+    | Annotated[JointDiffusionSection, Tag("joint_diffusion")]
+    | Annotated[TranslationSection, Tag("translation")],
     Discriminator(
         _find_kind,
         custom_error_type="unknown_kind",

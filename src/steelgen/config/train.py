@@ -21,8 +21,18 @@ from steelgen.config.base import (
 from steelgen.config.generator import AnyGeneratorSection, DiffusionTrainingSection, SemanticDiffusionSection
 from steelgen.config.mixture import MixedDataset
 from steelgen.config.solver import SolverSection
+from steelgen.config.translation import TranslationSection
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SourceSection(Section):
+    """Images to translate, in training without a pair among the micrographs of data.dataset."""
+
+    dataset: Path
+    """A dataset folder, or a plain folder of images."""
+    split: Literal["train", "val", "test"] = "train"
+    """The split to train on."""
 
 
 class DataSection(Section):
@@ -37,6 +47,9 @@ class DataSection(Section):
     """Classes of the same name in several of `datasets` are one class; false keeps them apart as DATASET/CLASS."""
     split: Literal["train", "val", "test"] = "train"
     """The split to train on."""
+    source: SourceSection | None = None
+    """Images that generator.kind translation turns into images like those of `dataset`. Their crops have the same
+    crop_size, image_size and flips; their masks become the labels, and those of `dataset` are not used."""
     image_size: int = Field(64, ge=8, le=MAX_IMAGE_SIZE)
     """Edge of the network's images, in pixels."""
     crop_size: int | None = Field(None, ge=8, le=MAX_CROP_SIZE)
@@ -68,6 +81,7 @@ class DataSection(Section):
         unused = "merge_classes" if self.merge_classes else ""
         if self.datasets:
             unused = "num_classes" if self.num_classes is not None else "split" if self.split != "train" else ""
+            unused = "source" if self.source else unused
         if unused:
             raise ValueError(f"{unused}: not applicable {'with' if self.datasets else 'without'} datasets")
         return self
@@ -103,11 +117,11 @@ class OptimizationSection(Section):
     """Forward passes per optimizer step."""
     learning_rate: float = Field(2e-4, gt=0, le=MAX_LEARNING_RATE)
     """AdamW's learning rate after warm-up."""
-    lr_scheduler: Literal["constant_with_warmup", "cosine", "cosine_with_restarts", "linear", "polynomial"] = (
-        "constant_with_warmup"
-    )
+    lr_scheduler: Literal[
+        "constant_with_warmup", "constant_then_linear", "cosine", "cosine_with_restarts", "linear", "polynomial"
+    ] = "constant_with_warmup"
     """diffusers' name of the schedule; all but constant_with_warmup decay to zero at max_steps. warmup_steps 0 gives
-    diffusers' `constant`."""
+    diffusers' `constant`. constant_then_linear, usual for translation, decays in the second half of training."""
     lr_restarts: int = Field(0, ge=0, le=1000000)
     """Restarts from the full learning rate, for cosine_with_restarts."""
     lr_power: float = Field(1.0, gt=0, le=100)
@@ -283,6 +297,11 @@ class TrainConfig(RunConfig):
     @model_validator(mode="after")
     def _check_generator(self) -> TrainConfig:
         self.generator.check_image_size(self.data.image_size)
+        if isinstance(self.generator, TranslationSection) != (self.data.source is not None):
+            problem = "is missing; generator.kind translation needs images to translate"
+            if self.data.source:
+                problem = f"not applicable to generator.kind {self.generator.kind}"
+            raise ValueError(f"data.source: {problem}")
         if not self.generator.steps_by_solver:
             # Compared with the defaults, because resolved configs have them all.
             unused = ["preview.solver"] if self.preview.solver != PreviewSection().solver else []

@@ -56,9 +56,16 @@ class Micrographs:
     """The datasets of a mixture; empty for one dataset."""
     members: tuple[int, ...] = ()
     """Index of each micrograph's dataset in `shares`; empty for one dataset."""
+    source: Micrographs | None = None
+    """Images to turn into images like these, without a pair among them; see `data.source` of a training config."""
 
     def __len__(self) -> int:
         return len(self.stems)
+
+    @property
+    def inputs(self) -> Micrographs:
+        """The micrographs with the masks and images that a generator is given: those of the source, if any."""
+        return self.source or self
 
     def select(self, indices: Iterable[int]) -> Micrographs:
         """Returns the micrographs with these indices, in this order."""

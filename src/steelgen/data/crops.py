@@ -63,8 +63,8 @@ class CropDataset(Dataset):
     """Endless sequence of crops; an epoch has `crops_per_micrograph` crops of each micrograph.
 
     Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
-    int64, the entries of `randomness`, and optionally `instance_edges` (S, S) bool and, with `centers`, `island`
-    (S, S) float32 in [0, 1].
+    int64, the entries of `randomness`, and optionally `instance_edges` (S, S) bool, with `centers` `island` (S, S)
+    float32 in [0, 1], and with `source` `source_image` and `source_mask`.
 
     Raises:
         InputError: if a micrograph is smaller than image_size, or an epoch has fewer than `min_crops` crops.
@@ -89,6 +89,8 @@ class CropDataset(Dataset):
     """Center the crops on these places, each once per pass in a new random order; None means random places."""
     neighbors: bool = False
     """Show the other islands of the same class in `island`, too."""
+    source: CropDataset | None = None
+    """Crops of other micrographs, with placements of their own; crop n adds its `source_image` and `source_mask`."""
 
     def __post_init__(self) -> None:
         smallest = min(min(mask.shape) for mask in self.micrographs.masks)
@@ -136,6 +138,9 @@ class CropDataset(Dataset):
             item["island"] = torch.from_numpy(
                 self.place(number).cut_share(shown, mirrored=self.centers.kind == "grid" or self.neighbors)
             )
+        if self.source is not None:
+            other = self.source[number]
+            item |= {"source_image": other["image"], "source_mask": other["mask"]}
         return item if self.randomness is None else {**item, **self.randomness(number)}
 
     def cut(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

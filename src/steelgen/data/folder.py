@@ -159,7 +159,7 @@ def list_pairs(root: Path, split: str, with_rejects: bool = False) -> list[Pair]
     image_folder = find_images(root, split) if split in present else folder / "images"
     images = index_by_stem(list_images(image_folder))
     masks: dict[str, Path] | None = None
-    if not images or (folder / "masks").is_dir():
+    if (folder / "masks").is_dir():
         masks = index_by_stem(list_images(folder / "masks"))
         for stem in images.keys() ^ masks.keys():
             path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")

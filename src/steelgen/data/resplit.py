@@ -1,4 +1,4 @@
-"""Copy of a dataset folder with new splits."""
+"""Copies of a dataset folder: with new splits, or one with and one without a class."""
 
 from __future__ import annotations
 
@@ -34,6 +34,56 @@ class Leak(NamedTuple):
     first: str
     second: str
     correlation: float
+
+
+def split_by_presence(
+    root: Path, out: Path, class_name: str, report: Callable[[int, int], None] | None = None
+) -> dict[str, dict[str, int]]:
+    """Copies the images of a dataset folder into two, OUT/with and OUT/without, by whether a class occurs in the mask.
+
+    The splits stay the same. They are the two sides of a translation from sound to defective material.
+
+    Returns:
+        {"with" or "without": {split: number of images}}.
+
+    Raises:
+        InputError: if the dataset is invalid, has no such class, one side would be empty, or `out` is in use.
+    """
+    info, metadata = load_dataset_info(root), load_metadata(root)
+    if class_name not in info.class_names:
+        raise InputError(f"{root}: has no class {class_name!r} (has: {', '.join(info.class_names) or 'no masks'})")
+    label = info.class_names.index(class_name)
+    pairs = [(split, pair) for split in list_splits(root) for pair in list_pairs(root, split)]
+    rows: dict[str, list[dict[str, Any]]] = {"with": [], "without": []}
+    counts: dict[str, dict[str, int]] = {"with": {}, "without": {}}
+    with new_folder(out) as working:
+        for number, (split, pair) in enumerate(pairs):
+            side = "with" if (load_pair(pair, info)[1] == label).any() else "without"
+            name = _copy_pair(pair, info, working / side, split)
+            row = metadata.get(f"{split}/images/{pair.image.name}", {})
+            rows[side].append({"parent": parent_of(pair.stem), **row, "file_name": name})
+            counts[side][split] = counts[side].get(split, 0) + 1
+            if report:
+                report(number + 1, len(pairs))
+        for side, found in rows.items():
+            if not found:
+                raise InputError(f"{root}: no image is {side} {class_name!r}")
+            save_metadata(working / side, found)
+            save_dataset_info(working / side, info)
+    return counts
+
+
+def _copy_pair(pair: Pair, info: DatasetInfo, root: Path, split: str) -> str:
+    """Copies image, mask and instances into a split of another dataset folder; returns the image's path in it."""
+    (root / split / "images").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(pair.image, root / split / "images" / pair.image.name)
+    # Masks are converted, not copied: ISDM's have 255 for class 1, which means "ignore" with a dataset.json.
+    if pair.mask:
+        save_mask(root / split / "masks" / f"{pair.stem}.png", load_pair(pair, info)[1], info.palette)
+    if pair.instances and pair.instances.is_file():
+        (root / split / "instances").mkdir(exist_ok=True)
+        shutil.copyfile(pair.instances, root / split / "instances" / pair.instances.name)
+    return f"{split}/images/{pair.image.name}"
 
 
 def resplit_dataset(
@@ -95,14 +145,6 @@ def save_splits(out: Path, info: DatasetInfo, pairs: list[Pair], rows: list[dict
     """
     with new_folder(out) as working:
         for row, pair, split in zip(rows, pairs, splits, strict=True):
-            row["file_name"] = f"{split}/images/{pair.image.name}"
-            (working / split / "images").mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(pair.image, working / split / "images" / pair.image.name)
-            # Masks are converted, not copied: ISDM's have 255 for class 1, which means "ignore" with a dataset.json.
-            if pair.mask:
-                save_mask(working / split / "masks" / f"{pair.stem}.png", load_pair(pair, info)[1], info.palette)
-            if pair.instances and pair.instances.is_file():
-                (working / split / "instances").mkdir(exist_ok=True)
-                shutil.copyfile(pair.instances, working / split / "instances" / pair.instances.name)
+            row["file_name"] = _copy_pair(pair, info, working, split)
         save_metadata(working, rows)
         save_dataset_info(working, info)

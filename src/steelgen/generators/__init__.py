@@ -20,8 +20,8 @@ from steelgen.diffusion.refinement import shrink
 from steelgen.errors import InputError
 
 Batch = dict[str, Tensor]
-"""`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, and the tensors of
-`Trainable.randomness`, on the networks' device."""
+"""`image` (N, C, S, S) in [-1, 1], `mask` (N, S, S) int64 class indices, `number` (N,) int64, with data.source
+`source_image` and `source_mask`, and the tensors of `Trainable.randomness`, on the networks' device."""
 Randomness = Callable[[int], Batch]
 """Random tensors by name for crop number n, a function of (seed, n). Picklable; called in the data loader's workers."""
 Gather = Callable[[Tensor], Tensor]
@@ -155,6 +155,14 @@ class LatentGenerator(Generator, Protocol):
     @property
     def latent_dim(self) -> int:
         """Number of latent variables."""
+
+
+@runtime_checkable
+class StagedGenerator(Generator, Protocol):
+    """A generator that turns images into others, in stages worth looking at in previews."""
+
+    def draw_stages(self, images: Tensor, seeds: Sequence[int]) -> list[Tensor]:
+        """Returns the stages, the images first, (N, C, H, W) in [-1, 1] each."""
 
 
 def find_low_resolution(generator: Generator) -> LowResolutionSection | None:

@@ -59,7 +59,7 @@ def adapt_generator(
     """
     if can_adapt(generator):
         return find_family(generator.kind).adapt(generator, micrographs, geometry, keep_classes)
-    info = micrographs.info
+    info = micrographs.inputs.info
     if (generator.info.class_names, generator.geometry.image_size) != (info.class_names, geometry.image_size):
         raise InputError(
             f"{info.name}: a generator of kind {generator.kind} cannot be adapted to other classes or another "

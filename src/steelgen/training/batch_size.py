@@ -189,11 +189,11 @@ def _generate(config: RunConfig, state: TrainingState, held_out: Micrographs, de
     for count, solver in batches:
         if not count:
             continue
-        real, masks = cut_crops(held_out, state.generator.geometry, count)
-        images = torch.stack([image_to_tensor(image) for image in real])
+        images, masks = cut_crops(held_out.inputs, state.generator.geometry, count)
+        given = torch.stack([image_to_tensor(image) for image in images])
         guided = solver.model_copy(update={"num_inference_steps": 1, "guidance_interval": None})
         with state.averaged(), autocast(config.train.mixed_precision, device):
-            draw_example(state.generator, torch.from_numpy(masks.astype(np.int64)), range(count), guided, images)
+            draw_example(state.generator, torch.from_numpy(masks.astype(np.int64)), range(count), guided, given)
 
 
 def _try_in_child(config: RunConfig, batch_size: int, limit: int, sender: Connection) -> None:

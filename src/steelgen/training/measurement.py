@@ -46,7 +46,8 @@ class Measurement:
         self._folder = config.run_dir / "previews"
         self._generator = generator
         self._accelerator = accelerator
-        self._real, self._masks = cut_crops(held_out, generator.geometry, self._options.num_images, _SEED)
+        self._real, _ = cut_crops(held_out, generator.geometry, self._options.num_images, _SEED)
+        self._given, self._masks = cut_crops(held_out.inputs, generator.geometry, self._options.num_images, _SEED)
         self._search: CopySearch | None = None
         self._floors: dict[str, float] = {}
         if accelerator.is_main_process:
@@ -97,9 +98,9 @@ class Measurement:
         for start in range(0, len(own), BATCH_SIZE):
             seeds = list(own[start : start + BATCH_SIZE])
             masks = torch.from_numpy(self._masks[seeds].astype(np.int64))
-            real = torch.stack([image_to_tensor(image) for image in self._real[seeds]])
+            given = torch.stack([image_to_tensor(image) for image in self._given[seeds]])
             with accelerator.autocast():
-                images = draw_example(self._generator, masks, seeds, self._options.solver, real).images
+                images = draw_example(self._generator, masks, seeds, self._options.solver, given).images
             assert images is not None, "generators of masks alone are not measured"
             generated[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(generated)
         return accelerator.reduce(generated, "sum").to(torch.uint8).cpu().numpy()

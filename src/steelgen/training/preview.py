@@ -11,21 +11,28 @@ from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor, tensor_to_image
 from steelgen.data.images import save_image
 from steelgen.data.palette import color_mask
-from steelgen.generators import Generator, LatentGenerator, draw_example
+from steelgen.data.sheets import build_sheet
+from steelgen.generators import Generator, LatentGenerator, StagedGenerator, draw_example
 from steelgen.generators.manifold import draw_manifold
 from steelgen.sampling.sheet import save_sheet
+
+_TILE = 128
+"""Smallest edge of an image in a preview of stages, px."""
 
 
 class PreviewWriter:
     """Writes previews/step-<step>.png: masks of micrographs, or those that the generator makes, generated images and
-    real images side by side; for a `LatentGenerator` the grid of its first two latents."""
+    real images side by side.
+
+    For a `LatentGenerator` it is the grid of its first two latents, for a `StagedGenerator` a row of stages per image.
+    """
 
     def __init__(self, config: RunConfig, generator: Generator, micrographs: Micrographs) -> None:
         self._folder = config.run_dir / "previews"
         self._generator = generator
         self._solver = config.preview.solver
         self._across = config.preview.num_images
-        crops = CropDataset(micrographs, generator.geometry, seed=0, augment=False)
+        crops = CropDataset(micrographs.inputs, generator.geometry, seed=0, augment=False)
         pairs = [crops.cut(number) for number in range(config.preview.num_images)]
         self._real = [image for image, _ in pairs]
         self._masks = np.stack([mask for _, mask in pairs])
@@ -37,8 +44,13 @@ class PreviewWriter:
             save_image(path, draw_manifold(self._generator, self._across))
             return path
         seeds = list(range(len(self._real)))
-        masks = torch.from_numpy(self._masks.astype(np.int64))
         real = torch.stack([image_to_tensor(image) for image in self._real])
+        if isinstance(self._generator, StagedGenerator):
+            stages = self._generator.draw_stages(real, seeds)
+            rows = [[tensor_to_image(image) for image in row] for row in zip(*stages, strict=True)]
+            save_image(path, build_sheet(rows, tile=max(_TILE, self._generator.geometry.image_size)))
+            return path
+        masks = torch.from_numpy(self._masks.astype(np.int64))
         drawn = draw_example(self._generator, masks, seeds, self._solver, real)
         palette = self._generator.info.palette
         shown = self._masks if drawn.masks is None else drawn.masks.cpu().numpy().astype(np.uint8)

@@ -32,6 +32,8 @@ from steelgen.generators.saved import hash_generator
 from steelgen.runs import BATCH_FIELD
 
 _MAX_WORKERS = 8
+_SOURCE_SEED_OFFSET = 2**32
+"""Seed offset of the source's crops, whose placements shall not follow those of the dataset."""
 _TIMEOUT = timedelta(minutes=10)
 """Wait for another process that does not answer; a broken connection is noticed at once."""
 
@@ -66,7 +68,8 @@ def prepare_finetuning(
     micrographs = _load_training_data(config)
     if not can_adapt(generator):
         micrographs = _hide_masks(micrographs, generator)
-    same = (generator.info.class_names, trained.image_size) == (micrographs.info.class_names, wanted.image_size)
+    info = micrographs.inputs.info
+    same = (generator.info.class_names, trained.image_size) == (info.class_names, wanted.image_size)
     if not config.continue_training:
         torch.manual_seed(config.seed)
         generator, line = adapt_generator(generator, micrographs, wanted, config.keep_classes == "auto")
@@ -74,7 +77,7 @@ def prepare_finetuning(
             report(f"adapted {config.checkpoint}: {line}")
     elif not same:
         raise InputError(f"continue_training: needs the classes and image_size of {config.checkpoint}; set it to false")
-    generator.info, generator.geometry = micrographs.info, wanted
+    generator.info, generator.geometry = info, wanted
     if config.freeze:
         report(freeze_parts(generator, config.freeze))
     return generator, micrographs
@@ -90,9 +93,16 @@ def prepare(config: RunConfig) -> tuple[Generator, Micrographs]:
 
 def load_held_out(config: RunConfig, generator: Generator) -> Micrographs | None:
     """Loads the micrographs for validation; None if none are held out."""
-    split = config.validation.split
-    held_out = None if split is None else _load_split(config, split)
-    return held_out and _hide_masks(held_out, generator)
+    data, split = config.data, config.validation.split
+    found = None if split is None else _load_split(config, split)
+    if found is None or split is None:
+        return None
+    held_out = _hide_masks(found, generator)
+    if data.source is None:
+        return held_out
+    # A source needs no split of its own: no loss compares its images with others.
+    own = split if split in list_splits(data.source.dataset) else data.source.split
+    return replace(held_out, source=_load_source(config, own))
 
 
 def crop_geometry(config: RunConfig) -> CropGeometry:
@@ -125,6 +135,7 @@ def describe_inputs(
     ]
     inputs: dict[str, Any] = {
         **({"data.datasets": digests} if digests else {"data.dataset": micrographs.digest}),
+        **({"data.source.dataset": micrographs.source.digest} if micrographs.source else {}),
         BATCH_FIELD: effective_batch(config.train, num_processes),
     }
     if held_out:
@@ -178,14 +189,18 @@ def check_precision(options: OptimizationSection, device: torch.device) -> None:
 
 def build_crops(config: RunConfig, trainable: Trainable, micrographs: Micrographs) -> CropDataset:
     """Builds the dataset of training crops."""
-    data = config.data
+    data, geometry, source = config.data, trainable.generator.geometry, micrographs.source
+    variation = Variation(data.any_angle, data.brightness, data.contrast)
     return CropDataset(
         micrographs,
-        trainable.generator.geometry,
+        geometry,
         config.seed,
         data.augment,
-        Variation(data.any_angle, data.brightness, data.contrast),
+        variation,
         randomness=trainable.randomness(config.seed),
+        source=None
+        if source is None
+        else CropDataset(source, geometry, config.seed + _SOURCE_SEED_OFFSET, data.augment, variation),
         **trainable.crop_options,
     )
 
@@ -234,6 +249,8 @@ def build_learning_rate(
     options: OptimizationSection, optimizer: torch.optim.Optimizer, last_step: int
 ) -> Callable[[int], float]:
     """Returns the learning rate as a function of the steps taken so far, without the factors of phases."""
+    if options.lr_scheduler == "constant_then_linear":
+        return lambda step: options.learning_rate * _scale_constant_then_linear(step, options.warmup_steps, last_step)
     factor = get_scheduler(
         options.lr_scheduler,
         optimizer,
@@ -245,12 +262,40 @@ def build_learning_rate(
     return lambda step: options.learning_rate * factor(step)
 
 
+def _scale_constant_then_linear(step: int, warmup_steps: int, last_step: int) -> float:
+    """Zhu et al. 2017 (arXiv 1703.10593), section 4: constant in the first half, linearly to zero in the second."""
+    warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    return warm * min(1.0, 2 * (last_step - step) / last_step)
+
+
 def _load_training_data(config: RunConfig) -> Micrographs:
     micrographs, data = _load_split(config), config.data
     assert micrographs is not None, "a missing training split is an InputError"
+    if data.source:
+        micrographs = replace(micrographs, source=_load_source(config, data.source.split))
+        _check_colors(config, micrographs)
     if data.dataset is None or data.num_classes is None or not micrographs.info.num_classes:
         return micrographs
     return replace(micrographs, info=declare_classes(micrographs.info, data.num_classes, data.dataset))
+
+
+def _load_source(config: RunConfig, split: str) -> Micrographs:
+    assert config.data.source is not None
+    return load_micrographs(config.data.source.dataset, split, config.data.in_channels)
+
+
+def _check_colors(config: RunConfig, micrographs: Micrographs) -> None:
+    """Raises InputError if a network for RGB images would have to invent or remove the colors of one side."""
+    data = config.data
+    if data.in_channels == 1 or data.source is None or micrographs.source is None:
+        return
+    colored = [
+        any((image[..., :1] != image).any() for image in side.images) for side in (micrographs, micrographs.source)
+    ]
+    if colored[0] != colored[1]:
+        paths = [str(data.dataset), str(data.source.dataset)]
+        gray, other = paths if colored[1] else paths[::-1]
+        raise InputError(f"{gray}: images are gray, but those of {other} have colors; set data.in_channels to 1")
 
 
 def _hide_masks(micrographs: Micrographs, generator: Generator) -> Micrographs:

@@ -1,4 +1,4 @@
-"""Adversarial losses and gradient penalties."""
+"""Adversarial losses."""
 
 from __future__ import annotations
 
@@ -23,19 +23,6 @@ def compute_player_losses(real: Tensor, fake: Tensor, objective: str) -> tuple[T
     if objective == "relativistic":
         return F.softplus(fake - real), F.softplus(real - fake)
     return F.softplus(-real) + F.softplus(fake), F.softplus(-fake)
-
-
-def compute_penalty(scores: Tensor, images: Tensor) -> Tensor:
-    """Computes ‖∇ score‖² per image, (N,): R1 on real images and R2 on generated ones, before the factor γ/2.
-
-    Source: Mescheder et al. 2018 (arXiv 1801.04406), eqs. 9 and 10.
-
-    Args:
-        scores: (N,), one per image.
-        images: (N, C, H, W) the scores were computed from; requires grad.
-    """
-    (gradients,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    return gradients.square().sum(dim=(1, 2, 3))
 
 
 def compute_segmentation_losses(logits: Tensor, mask: Tensor, weights: Tensor) -> Tensor:

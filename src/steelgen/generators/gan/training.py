@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from steelgen.config.train import RunConfig
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.generators import Batch, Gather, Losses, Phase, Randomness, SteadyState
-from steelgen.generators.gan.augment import AUGMENTATION_NUMBERS, AdaptiveStrength, augment, augment_mask
+from steelgen.generators.augment import AUGMENTATION_NUMBERS, AdaptiveStrength, augment, augment_mask
 from steelgen.generators.gan.generator import Gan
 from steelgen.generators.gan.losses import (
     balance_classes,
-    compute_penalty,
     compute_player_losses,
     compute_segmentation_losses,
 )
 from steelgen.generators.gan.networks import build_discriminator
+from steelgen.generators.penalty import compute_penalty
 from steelgen.models.spade_gan import compute_realness
 
 

@@ -1,0 +1,205 @@
+"""`Generator` of unpaired translation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from steelgen import __version__
+from steelgen.config.translation import TranslationSection
+from steelgen.data.crops import Micrographs
+from steelgen.data.folder import DatasetInfo
+from steelgen.data.placement import CropGeometry
+from steelgen.devices import map_on_single_threads, randn_by_seed
+from steelgen.errors import InputError, first_line
+from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
+from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
+from steelgen.generators.translation.windows import translate_in_windows
+from steelgen.models.translation import ALIGNMENT, TranslationGenerator
+
+_WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass
+class Translator:
+    """Generator network with its config, the classes of the source, and the gray levels of both sides."""
+
+    network: TranslationGenerator
+    section: TranslationSection
+    info: DatasetInfo
+    """Classes of the source, whose masks stay valid."""
+    geometry: CropGeometry
+    source_intensity: tuple[float, float]
+    """Mean and standard deviation of the source's pixels, in [-1, 1]."""
+    intensity: tuple[float, float]
+    """Mean and standard deviation of the target's pixels."""
+    back: nn.Module | None = field(default=None, repr=False)
+    """Network of the opposite direction, in training with mode cyclegan."""
+
+    kind = "translation"
+    needs = frozenset({"images"})
+    takes = frozenset[str]()
+    makes = frozenset({"images"})
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """See `Generator.networks`."""
+        return {"generator": self.network}
+
+    def standardize_source(self, images: Tensor) -> Tensor:
+        """Standardizes source images in [-1, 1] for the networks."""
+        return (images - self.source_intensity[0]) / self.source_intensity[1]
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """Standardizes target images in [-1, 1] for the networks."""
+        return (images - self.intensity[0]) / self.intensity[1]
+
+    @torch.inference_mode()
+    def draw(self, request: DrawRequest) -> Drawn:
+        """See `Generator.draw`. On the CPU images are translated one by one, since the last bits depend on batch size.
+
+        Raises:
+            InputError: if there are no images, or they have other channels than the training images.
+        """
+        if request.images is None:
+            raise InputError("generators of kind translation need images to translate")
+        if request.images.shape[1] != self.geometry.in_channels:
+            raise InputError(
+                f"images have {request.images.shape[1]} channels, the generator was trained with "
+                f"{self.geometry.in_channels}"
+            )
+        images = self.standardize_source(request.images)
+        translated = self._map_rows(self.network, images, self._sample_noise(request.seeds, images))
+        translated = translated * self.intensity[1] + self.intensity[0]
+        # Keep non-finite pixels as NaN, which the caller checks for on the host; clamp would turn inf into white.
+        return Drawn(translated.clamp(-1, 1).where(translated.isfinite(), math.nan))
+
+    @torch.inference_mode()
+    def draw_stages(self, images: Tensor, seeds: Sequence[int]) -> list[Tensor]:
+        """See `StagedGenerator.draw_stages`: source, translated, and in training with mode cyclegan back again."""
+        translated = self.draw(DrawRequest(seeds, images=images)).images
+        assert translated is not None
+        if not isinstance(self.back, TranslationGenerator):
+            return [images, translated]
+        again = self._map_rows(self.back, self.standardize(translated), None)
+        return [images, translated, again * self.source_intensity[1] + self.source_intensity[0]]
+
+    def save(self, folder: Path) -> None:
+        """See `Generator.save`."""
+        with new_folder(folder) as working:
+            save_tensors(working / _WEIGHTS_FILE, self.network.state_dict())
+            save_json(
+                working / DESCRIPTION_FILE,
+                {
+                    "kind": self.kind,
+                    "steelgen_version": __version__,
+                    "dataset": self.info.model_dump(mode="json"),
+                    "geometry": asdict(self.geometry),
+                    "section": self.section.model_dump(mode="json"),
+                    "source_intensity": self.source_intensity,
+                    "intensity": self.intensity,
+                },
+            )
+
+    def _sample_noise(self, seeds: Sequence[int], images: Tensor) -> Tensor | None:
+        channels = self.section.noise_channels
+        return randn_by_seed((channels, *images.shape[-2:]), seeds) if channels else None
+
+    def _map_rows(self, network: TranslationGenerator, images: Tensor, noise: Tensor | None) -> Tensor:
+        """Translates all rows at once, or on the CPU and for large images row by row."""
+        device = next(network.parameters()).device
+
+        def translate(rows: slice) -> Tensor:
+            part = None if noise is None else noise[rows].to(device)
+            return self._translate(network, images[rows].to(device), part)
+
+        training = network.training
+        network.eval()
+        try:
+            if device.type == "cpu":
+                parts = map_on_single_threads(lambda index: translate(slice(index, index + 1)), len(images))
+            elif max(images.shape[-2:]) > self.geometry.image_size:
+                parts = [translate(slice(index, index + 1)) for index in range(len(images))]
+            else:
+                parts = [translate(slice(None))]
+        finally:
+            network.train(training)
+        return torch.cat(parts)
+
+    def _translate(self, network: TranslationGenerator, images: Tensor, noise: Tensor | None) -> Tensor:
+        height, width = images.shape[-2:]
+        padding = (0, -width % ALIGNMENT, 0, -height % ALIGNMENT)
+        images = F.pad(images, padding, mode="reflect")
+        noise = None if noise is None else F.pad(noise, padding, mode="reflect")
+        edge = self.geometry.image_size
+        if max(height, width) > edge:
+            translated = translate_in_windows(network, images, noise, edge)
+        else:
+            found = network(images, noise)
+            assert isinstance(found, Tensor)
+            translated = found
+        return translated[..., :height, :width].float()
+
+
+class _Description(Record):
+    dataset: DatasetInfo
+    geometry: CropGeometry
+    section: TranslationSection
+    source_intensity: tuple[float, float]
+    intensity: tuple[float, float]
+
+
+def build_network(section: TranslationSection, geometry: CropGeometry, noise_channels: int = 0) -> TranslationGenerator:
+    """Builds the network of one direction."""
+    blocks = section.count_blocks(geometry.image_size)
+    return TranslationGenerator(geometry.in_channels, section.width, blocks, noise_channels)
+
+
+def build_translator(section: TranslationSection, micrographs: Micrographs, geometry: CropGeometry) -> Translator:
+    """Builds an untrained generator; torch's global seed determines its initial weights.
+
+    Raises:
+        InputError: if all images of one side have the same gray level.
+    """
+    source = micrographs.source
+    assert source is not None, "the config requires data.source"
+    intensities = []
+    for side in (source, micrographs):
+        intensities.append(side.compute_intensity())
+        if intensities[-1][1] == 0:
+            raise InputError(f"{side.info.name}: all images have the same gray level everywhere")
+    size = source.info.pixel_size_um or micrographs.info.pixel_size_um
+    info = source.info.model_copy(update={"pixel_size_um": size})
+    network = build_network(section, geometry, section.noise_channels)
+    return Translator(network, section, info, geometry, intensities[0], intensities[1])
+
+
+def load_translator(folder: Path) -> Translator:
+    """Loads a generator saved by `Translator.save`.
+
+    Raises:
+        InputError: if a file is missing, damaged, or from another architecture.
+    """
+    described = load_record(folder / DESCRIPTION_FILE, _Description)
+    network = build_network(described.section, described.geometry, described.section.noise_channels)
+    try:
+        network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+    except Exception as error:  # safetensors has an exception type of its own for damaged files
+        raise InputError(f"{folder / _WEIGHTS_FILE}: weights do not fit this generator: {first_line(error)}") from None
+    check_weights(network, folder / _WEIGHTS_FILE)
+    return Translator(
+        network,
+        described.section,
+        described.dataset,
+        described.geometry,
+        described.source_intensity,
+        described.intensity,
+    )

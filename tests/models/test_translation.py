@@ -1,0 +1,125 @@
+"""Networks of translation: nothing moves, windows leave no seams, patches are as wide as they say."""
+
+import pytest
+import torch
+from torch import nn
+
+from steelgen.generators.translation.windows import measure_statistics, translate_in_windows
+from steelgen.models.translation import (
+    PatchDiscriminator,
+    PatchProjector,
+    SpectrumDiscriminator,
+    TranslationGenerator,
+    fix_statistics,
+)
+
+
+def average_everywhere(network):
+    """Makes every convolution a mean over its inputs, symmetric about its center."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+            nn.init.zeros_(module.bias)
+    return network
+
+
+def test_impulses_stay_where_they_are():
+    """Mean over the four positions within a feature; transposed or 3 px strided convolutions would move them."""
+    network = average_everywhere(TranslationGenerator(1, 4, 1))
+    places, offsets = torch.arange(64, dtype=torch.float32), []
+    for place in range(28, 32):
+        images = torch.zeros(1, 1, 64, 64)
+        images[0, 0, place, place] = 1
+        with torch.no_grad():
+            answer = (network(images, normalize=lambda features: features) - images)[0, 0]
+        assert answer.sum() > 0.1
+        for axis in (0, 1):
+            offsets.append((answer.sum(axis) @ places / answer.sum() - place).item())
+    assert sum(offsets) / len(offsets) == pytest.approx(0, abs=1e-3)
+
+
+def test_images_move_with_their_input():
+    torch.manual_seed(0)
+    network, images = TranslationGenerator(1, 4, 2), torch.randn(1, 1, 160, 160)
+    statistics = measure_statistics(network, images, None, 32)
+    with torch.no_grad():
+        still = network(images, None, fix_statistics(statistics))
+        moved = network(images.roll((8, 4), (2, 3)), None, fix_statistics(statistics))
+    inner = slice(60, 100)
+    torch.testing.assert_close(moved.roll((-8, -4), (2, 3))[..., inner, inner], still[..., inner, inner])
+    assert (still - images).std() > 1e-3
+
+
+def test_nothing_beyond_the_reach_has_an_influence():
+    torch.manual_seed(0)
+    network, images = TranslationGenerator(1, 4, 2), torch.randn(1, 1, 160, 160)
+    statistics = measure_statistics(network, images, None, 32)
+    images.requires_grad_()
+    network(images, None, fix_statistics(statistics))[0, 0, 80, 80].backward()
+    rows = images.grad[0, 0].abs().sum(dim=1).nonzero()[:, 0]
+    farthest = max(80 - int(rows.min()), int(rows.max()) - 80)
+    assert farthest <= network.reach <= farthest + 8
+
+
+@pytest.mark.parametrize("noise_channels", [0, 2])
+def test_windows_leave_no_seams(noise_channels):
+    torch.manual_seed(0)
+    network = TranslationGenerator(1, 4, 2, noise_channels).eval()
+    images = torch.randn(1, 1, 148, 100)
+    noise = torch.randn(1, noise_channels, 148, 100) if noise_channels else None
+    with torch.no_grad():
+        whole = translate_in_windows(network, images, noise, 32, core=256)
+        torch.testing.assert_close(translate_in_windows(network, images, noise, 32, core=32), whole, atol=1e-5, rtol=0)
+        square = images[..., :32, :32], None if noise is None else noise[..., :32, :32]
+        torch.testing.assert_close(translate_in_windows(network, *square, 32), network(*square), atol=1e-5, rtol=0)
+
+
+def test_statistics_are_those_of_the_whole_image():
+    """In front of the first norm, features of windows are those of the image but for the padding."""
+    torch.manual_seed(0)
+    network, images = TranslationGenerator(1, 4, 1), torch.randn(1, 1, 128, 192)
+    with torch.no_grad():
+        features = network.first(images)
+        mean, variance = measure_statistics(network, images, None, 64)[0]
+    torch.testing.assert_close(mean, features.mean((2, 3), keepdim=True), atol=0.01, rtol=0)
+    torch.testing.assert_close(variance, features.var((2, 3), keepdim=True), atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(("layers", "patch"), [(1, 16), (2, 34), (3, 70)])
+def test_patches_are_as_wide_as_documented(layers, patch):
+    torch.manual_seed(0)
+    images = torch.randn(1, 1, 160, 160, requires_grad=True)
+    scores = PatchDiscriminator(1, 4, layers)(images)[0]
+    scores[scores.shape[0] // 2, scores.shape[1] // 2].backward()
+    rows = images.grad[0, 0].abs().sum(dim=1).nonzero()[:, 0]
+    assert int(rows.max() - rows.min()) + 1 == patch
+
+
+def test_noise_of_discriminators_is_only_in_training():
+    torch.manual_seed(0)
+    judge, images = PatchDiscriminator(1, 4, 1, noise=0.5), torch.randn(2, 1, 16, 16)
+    assert not torch.equal(judge(images), judge(images))
+    judge.eval()
+    assert torch.equal(judge(images), judge(images))
+
+
+def test_spectra_are_standardized_at_each_frequency():
+    torch.manual_seed(0)
+    mean, deviation = torch.randn(1, 32, 17), torch.rand(1, 32, 17) + 0.5
+    judge = SpectrumDiscriminator(mean, deviation, 4, 2)
+    plain = PatchDiscriminator(1, 4, 2)
+    plain.load_state_dict({name: value for name, value in judge.state_dict().items() if name in plain.state_dict()})
+    spectra = torch.randn(3, 1, 32, 17)
+    torch.testing.assert_close(judge(spectra * deviation + mean), plain(spectra))
+
+
+def test_features_are_compared_at_the_chosen_places():
+    torch.manual_seed(0)
+    project = PatchProjector([3, 5], 6)
+    maps, places = [torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4)], [torch.tensor([[9], [63]])] * 1
+    places.append(torch.tensor([[2], [15]]))
+    vectors = project(maps, places)
+    expected = project.layers[0](torch.stack([maps[0][0, :, 1, 1], maps[0][1, :, 7, 7]]))
+    torch.testing.assert_close(vectors[0][:, 0], expected / expected.norm(dim=1, keepdim=True))
+    expected = project.layers[1](torch.stack([maps[1][0, :, 0, 2], maps[1][1, :, 3, 3]]))
+    torch.testing.assert_close(vectors[1][:, 0], expected / expected.norm(dim=1, keepdim=True))
