@@ -35,6 +35,8 @@ def sides(tmp_path_factory):
     """Source with three classes, and brighter, finer grained target with other classes."""
     folder = tmp_path_factory.mktemp("sides")
     source, target = write_tiny_dataset(folder / "source"), write_tiny_dataset(folder / "target", num_classes=2)
+    info = load_dataset_info(target)
+    save_dataset_info(target, info.model_copy(update={"class_names": ["ferrite", "pore"]}))
     rng = np.random.default_rng(1)
     for path in target.glob("*/images/*.png"):
         image = np.asarray(Image.open(path)) * 0.5 + 100 + rng.normal(0, 20, (40, 48))
