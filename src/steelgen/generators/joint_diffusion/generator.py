@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steelgen import __version__
 from steelgen.config.joint import JointDiffusionSection
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import Micrographs
@@ -20,19 +18,17 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.analog_bits import count_bits, decode_mask, encode_mask
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
-from steelgen.errors import InputError, first_line
-from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
+from steelgen.errors import InputError
+from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
 from steelgen.generators.joint_diffusion.sampling import Given, sample_jointly
-from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
+from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.models.joint_unet import build_joint_unet
-
-_WEIGHTS_FILE = "weights.safetensors"
 
 
 @dataclass
 class JointDiffusion:
-    """A U-Net of image and mask with its config and dataset description."""
+    """A U-Net of image and mask with its config and dataset settings."""
 
     network: UNet2DModel
     schedule: NoiseSchedule
@@ -176,26 +172,12 @@ class JointDiffusion:
 
     def save(self, folder: Path) -> None:
         """See `Generator.save`."""
-        with new_folder(folder) as working:
-            save_tensors(working / _WEIGHTS_FILE, self.network.state_dict())
-            save_json(
-                working / DESCRIPTION_FILE,
-                {
-                    "kind": self.kind,
-                    "steelgen_version": __version__,
-                    "dataset": self.info.model_dump(mode="json"),
-                    "geometry": asdict(self.geometry),
-                    "section": self.section.model_dump(mode="json"),
-                    "intensity": self.intensity,
-                },
-            )
+        settings = _Settings(dataset=self.info, geometry=self.geometry, section=self.section, intensity=self.intensity)
+        save_generator(folder, self.kind, self.network, settings)
 
 
-class _Description(Record):
-    dataset: DatasetInfo
-    geometry: CropGeometry
+class _Settings(SavedSettings):
     section: JointDiffusionSection
-    intensity: tuple[float, float]
 
 
 def build_joint_diffusion(
@@ -225,16 +207,10 @@ def load_joint_diffusion(folder: Path) -> JointDiffusion:
     Raises:
         InputError: if a file is missing, damaged, or from another architecture.
     """
-    description = load_record(folder / DESCRIPTION_FILE, _Description)
-    network, schedule = _build_parts(description.section, description.dataset, description.geometry)
-    try:
-        network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
-    except Exception as error:  # safetensors has an exception type of its own for damaged files
-        raise InputError(f"{folder / _WEIGHTS_FILE}: weights do not fit this generator: {first_line(error)}") from None
-    check_weights(network, folder / _WEIGHTS_FILE)
-    return JointDiffusion(
-        network, schedule, description.section, description.dataset, description.geometry, description.intensity
-    )
+    settings = load_record(folder / DESCRIPTION_FILE, _Settings)
+    network, schedule = _build_parts(settings.section, settings.dataset, settings.geometry)
+    load_saved_weights(folder, network)
+    return JointDiffusion(network, schedule, settings.section, settings.dataset, settings.geometry, settings.intensity)
 
 
 def _build_parts(

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steelgen import __version__
 from steelgen.config.translation import TranslationSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import map_on_single_threads, randn_by_seed
-from steelgen.errors import InputError, first_line
-from steelgen.files import Record, load_record, new_folder, save_json, save_tensors
+from steelgen.errors import InputError
+from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
-from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
+from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.generators.translation.windows import translate_in_windows
 from steelgen.models.translation import ALIGNMENT, TranslationGenerator
-
-_WEIGHTS_FILE = "weights.safetensors"
 
 
 @dataclass
@@ -94,20 +90,14 @@ class Translator:
 
     def save(self, folder: Path) -> None:
         """See `Generator.save`."""
-        with new_folder(folder) as working:
-            save_tensors(working / _WEIGHTS_FILE, self.network.state_dict())
-            save_json(
-                working / DESCRIPTION_FILE,
-                {
-                    "kind": self.kind,
-                    "steelgen_version": __version__,
-                    "dataset": self.info.model_dump(mode="json"),
-                    "geometry": asdict(self.geometry),
-                    "section": self.section.model_dump(mode="json"),
-                    "source_intensity": self.source_intensity,
-                    "intensity": self.intensity,
-                },
-            )
+        settings = _Settings(
+            dataset=self.info,
+            geometry=self.geometry,
+            section=self.section,
+            source_intensity=self.source_intensity,
+            intensity=self.intensity,
+        )
+        save_generator(folder, self.kind, self.network, settings)
 
     def _sample_noise(self, seeds: Sequence[int], images: Tensor) -> Tensor | None:
         channels = self.section.noise_channels
@@ -149,12 +139,9 @@ class Translator:
         return translated[..., :height, :width].float()
 
 
-class _Description(Record):
-    dataset: DatasetInfo
-    geometry: CropGeometry
+class _Settings(SavedSettings):
     section: TranslationSection
     source_intensity: tuple[float, float]
-    intensity: tuple[float, float]
 
 
 def build_network(section: TranslationSection, geometry: CropGeometry, noise_channels: int = 0) -> TranslationGenerator:
@@ -188,18 +175,14 @@ def load_translator(folder: Path) -> Translator:
     Raises:
         InputError: if a file is missing, damaged, or from another architecture.
     """
-    described = load_record(folder / DESCRIPTION_FILE, _Description)
-    network = build_network(described.section, described.geometry, described.section.noise_channels)
-    try:
-        network.load_state_dict(load_file(folder / _WEIGHTS_FILE))
-    except Exception as error:  # safetensors has an exception type of its own for damaged files
-        raise InputError(f"{folder / _WEIGHTS_FILE}: weights do not fit this generator: {first_line(error)}") from None
-    check_weights(network, folder / _WEIGHTS_FILE)
+    settings = load_record(folder / DESCRIPTION_FILE, _Settings)
+    network = build_network(settings.section, settings.geometry, settings.section.noise_channels)
+    load_saved_weights(folder, network)
     return Translator(
         network,
-        described.section,
-        described.dataset,
-        described.geometry,
-        described.source_intensity,
-        described.intensity,
+        settings.section,
+        settings.dataset,
+        settings.geometry,
+        settings.source_intensity,
+        settings.intensity,
     )
