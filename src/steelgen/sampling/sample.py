@@ -217,7 +217,7 @@ def _open_folder(
     fixed = sampling.files_per_folder
     if files_per_folder not in (None, fixed):
         raise InputError(f"{out}: files_per_folder is {fixed} and cannot be changed to {files_per_folder}")
-    before, now = refresh_config(sampling.config.model_dump(), SampleConfig), config_to_json(config)
+    before, now = refresh_config(sampling.config.model_dump(exclude_unset=True), SampleConfig), config_to_json(config)
     changes = [
         *list_known_changes(sampling.drawn_by, models),
         *list_changes(select_image_settings(before), select_image_settings(now)),
