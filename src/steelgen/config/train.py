@@ -255,6 +255,11 @@ class TrainConfig(RunConfig):
     @model_validator(mode="after")
     def _check_generator(self) -> TrainConfig:
         self.generator.check_image_size(self.data.image_size)
+        default, refines = SolverSection(), getattr(self.generator, "low_resolution", None) is not None
+        for name, solver in (("preview", self.preview.solver), ("measurement", self.measurement.solver)):
+            for field in ("coarse_noise", "consistency"):
+                if not refines and getattr(solver, field) != getattr(default, field):
+                    raise ValueError(f"{name}.solver.{field}: only applicable with generator.low_resolution")
         if not self.generator.steps_by_solver:
             # Compared with the defaults, because resolved configs have them all.
             unused = ["preview.solver"] if self.preview.solver != PreviewSection().solver else []

@@ -23,7 +23,7 @@ from steelgen.data.rejects import load_rejects
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
-from steelgen.generators import Generator, find_low_resolution, uses_images
+from steelgen.generators import Generator, find_factor, uses_images
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
@@ -83,9 +83,7 @@ def sample(
     generator = prepare_stages(config, config.compile)
     info, geometry = generator.info, generator.geometry
     check_taken(config, generator)
-    low_resolution = find_low_resolution(generator)
-    factor = low_resolution.factor if low_resolution else 1
-    mask_source = build_mask_source(config.mask_source, info, geometry, config.seed, factor)
+    mask_source = build_mask_source(config.mask_source, info, geometry, config.seed, find_factor(generator))
     source = replace_images(mask_source, config, info, geometry)
     labeler = ImageLabeler(config.labels, geometry) if config.labels else None
     info = labeler.info if labeler else info
