@@ -165,7 +165,7 @@ def _is_complete(config: Section, output: Path) -> bool:
         with open(output / "metadata.jsonl", "rb") as file:
             rows = sum(1 for _ in file)
         # `sample` itself refuses other changes, and names the key.
-        written = refresh_config(load_sampling(output).config.model_dump(), type(config))
+        written = refresh_config(load_sampling(output).config.model_dump(exclude_unset=True), type(config))
         if config.mixed_precision == "auto":  # recorded as the precision that the machine resolved it to
             written["mixed_precision"] = "auto"
         indices = range(config.num_samples)

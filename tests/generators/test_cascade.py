@@ -19,7 +19,7 @@ from steelgen.diffusion.refinement import enlarge, shrink
 from steelgen.errors import InputError
 from steelgen.generators import DrawRequest, StartImages, draw_for_masks
 from steelgen.generators.cascade import build_cascade, derive_seed
-from steelgen.generators.families import build_generator, build_trainable, load_generator
+from steelgen.generators.families import adapt_generator, build_generator, build_trainable, load_generator
 from tests.conftest import tiny_train_config
 
 UNET = tiny_train_config("", "")["generator"]["unet"]
@@ -242,3 +242,29 @@ def test_sections_that_do_not_fit_a_refining_network_are_refused():
     values["data"] |= {"image_size": 20}
     with pytest.raises(InputError, match=r"image_size 20 is not a multiple of generator\.low_resolution\.factor 8"):
         parse_config(values, TrainConfig)
+    values = tiny_train_config("tiny", "run")
+    values["preview"]["solver"]["coarse_noise"] = 0.1
+    with pytest.raises(InputError, match=r"preview\.solver\.coarse_noise: only applicable with generator\.low_resol"):
+        parse_config(values, TrainConfig)
+
+
+def test_a_refining_generator_is_fine_tuned_on_other_micrographs(micrographs):
+    generator = build(micrographs, 8)
+    pale = Micrographs(
+        micrographs.info.model_copy(update={"class_names": ["matrix", "film"]}),
+        micrographs.stems,
+        [image // 2 for image in micrographs.images],
+        [np.minimum(mask, 1) for mask in micrographs.masks],
+    )
+    adapted, line = adapt_generator(generator, pale, CropGeometry(16, 16), True)
+    assert "classes kept: matrix" in line
+    assert adapted.low_resolution == generator.low_resolution
+    # Half of the contrast has half of the detail; both are relative to the contrast.
+    assert adapted.intensity[1] == pytest.approx(generator.intensity[1] / 2, rel=0.01)
+    assert adapted.detail == pytest.approx(generator.detail, rel=0.01)
+    image, mask = cut(pale, 24, 32)
+    assert refine(adapted, image, mask).isfinite().all()
+    with pytest.raises(
+        InputError, match=r"data\.image_size 20: must be a multiple of 8, the factor"
+    ):
+        adapt_generator(generator, micrographs, CropGeometry(20, 20), True)

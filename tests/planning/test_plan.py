@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from steelgen.cli.app import app
 from steelgen.config.actions import ACTIONS
 from steelgen.config.base import load_config
+from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 from steelgen.planning import plan as planning
 from steelgen.planning.machine import Machine, StepTime
 from tests.conftest import write_tiny_dataset
@@ -139,3 +140,30 @@ def test_a_plan_folder_in_use_is_kept(tmp_path, tiny_dataset):
 
 def test_no_dataset_folder(tmp_path):
     assert "no such dataset folder" in run(tmp_path / "nowhere", "--out", tmp_path / "plan", code=2).output
+
+
+def test_a_class_that_the_crops_lose_gets_a_refining_stage(tmp_path, quick):
+    """Films of 1 px beside islands of 40 px: the islands choose the scale, a second stage draws the films."""
+    root = tmp_path / "thin"
+    info = DatasetInfo(name="thin", class_names=["matrix", "island", "film"])
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for index in range(count):
+            mask = np.zeros((300, 300), np.uint8)
+            mask[120:160, 60:100] = mask[200:240, 180:220] = 1
+            mask[20 + 30 * index] = 2
+            (root / split / "images").mkdir(parents=True, exist_ok=True)
+            smooth = np.kron(rng.integers(60, 120, (6, 6)), np.ones((50, 50))) + 60 * (mask == 1)
+            Image.fromarray(smooth.astype(np.uint8)).save(root / split / "images" / f"{split}{index}.png")
+            save_mask(root / split / "masks" / f"{split}{index}.png", mask, info.palette)
+    save_dataset_info(root, info)
+    run(root, "--out", tmp_path / "plan", "--minutes", 40, "--quiet")
+    workflow = load_config(tmp_path / "plan" / "workflow.json", ACTIONS["workflow"])
+    first, refining = workflow.finetune or workflow.train, workflow.refine
+    factor = refining.generator.low_resolution.factor
+    assert factor * refining.data.crop_size == first.data.crop_size
+    assert (first.train.max_minutes, refining.train.max_minutes) == (30, 10)
+    assert refining.train.max_steps == pytest.approx(first.train.max_steps / 3, abs=1)
+    assert list(workflow.sample.generators.values()) == [first.run_dir, refining.run_dir]
+    page = (tmp_path / "plan" / "plan.html").read_text()
+    assert "film is" in page

@@ -181,3 +181,19 @@ def test_codes():
     assert rules.choose_codes(7, True, True).value == few
     assert rules.choose_codes(8, True, True).value == ["R25%F000", "R25%FALL", *few]
     assert rules.choose_codes(8, False, True).value == rules.choose_codes(8, True, False).value == []
+
+
+@pytest.mark.parametrize(
+    ("crop", "width", "factor", "because"),
+    [
+        (128, 3.0, 2, "film is 1.5 px wide at the network's scale, 3 px after a stage of 2×"),
+        (128, 4.0, None, "no class is thinner than 2 px"),
+        (320, 3.0, 4, "film is 0.6 px wide at the network's scale, 2.4 px after a stage of 4×"),
+        (112, 3.0, None, "film is 1.7 px wide at the network's scale, but a refining stage would enlarge"),
+        (64, 1.0, None, "film is 1 px wide at the network's scale, but a refining stage would enlarge"),
+    ],
+)
+def test_a_cascade_is_proposed_where_a_class_is_lost(crop, width, factor, because):
+    choice = rules.choose_cascade(64, crop, [make_class(), make_class("film", 0.01, width=width)])
+    assert choice.value == factor
+    assert because in choice.because

@@ -302,6 +302,11 @@ class TrainConfig(RunConfig):
             if self.data.source:
                 problem = f"not applicable to generator.kind {self.generator.kind}"
             raise ValueError(f"data.source: {problem}")
+        default, refines = SolverSection(), getattr(self.generator, "low_resolution", None) is not None
+        for name, solver in (("preview", self.preview.solver), ("measurement", self.measurement.solver)):
+            for field in ("coarse_noise", "consistency"):
+                if not refines and getattr(solver, field) != getattr(default, field):
+                    raise ValueError(f"{name}.solver.{field}: only applicable with generator.low_resolution")
         if not self.generator.steps_by_solver:
             # Compared with the defaults, because resolved configs have them all.
             unused = ["preview.solver"] if self.preview.solver != PreviewSection().solver else []

@@ -170,6 +170,12 @@ def find_low_resolution(generator: Generator) -> LowResolutionSection | None:
     return getattr(generator, "low_resolution", None)
 
 
+def find_factor(generator: Generator) -> int:
+    """Returns the edge of a generator's images divided by that of the images it is given; 1 unless it refines."""
+    low_resolution = find_low_resolution(generator)
+    return low_resolution.factor if low_resolution else 1
+
+
 def check_coarse_solver(generator: Generator, solver: AnySolverSection, name: str = "solver") -> None:
     """Raises InputError if the options of refining generators in a solver section do not fit a generator.
 

@@ -19,7 +19,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.data.thin import shrink_mask
 from steelgen.errors import InputError
-from steelgen.generators import Drawn, DrawRequest, Generator, check_coarse_solver, find_low_resolution
+from steelgen.generators import Drawn, DrawRequest, Generator, check_coarse_solver, find_factor, find_low_resolution
 
 _SCALE_TOLERANCE = 0.01
 """Largest relative difference between the pixel sizes of an image of one stage and a coarse image of the next."""
@@ -113,8 +113,7 @@ def build_cascade(
             _check_pair(generators[number - 1], generator, names[number - 1], name)
             _check_classes(first, generator, names[0], name)
         check_coarse_solver(generator, solver, f"stages.{number}.solver")
-    own = [low_resolution.factor for each in generators[1:] if (low_resolution := find_low_resolution(each))]
-    factors = tuple(math.prod(own[number:]) for number in range(len(generators)))
+    factors = tuple(math.prod(map(find_factor, generators[number + 1 :])) for number in range(len(generators)))
     geometry = replace(first.geometry, image_size=first.geometry.image_size * factors[0])
     return Cascade(tuple(generators), tuple(solvers), factors, first.info, geometry)
 

@@ -75,6 +75,9 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     area = sum(_parse_area(name) * number for name, number in fingerprint.sizes.items()) / count
     batch = rules.choose_batch(machine.device, count * max(1, round(area / crop.value**2)))
     network = rules.choose_network(size.value, machine.device)
+    cascade = rules.choose_cascade(size.value, crop.value, features)
+    refining_minutes = minutes * rules.REFINING_SHARE if cascade.value else 0.0
+    own_minutes = minutes - refining_minutes
     start = rules.choose_start(count, minutes, list_bundled())
     held_out = "val" if "val" in fingerprint.micrographs else None
     data = {
@@ -98,13 +101,13 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     memory = f"{step.memory_gib:.2g} GiB of {machine.memory_gib:.1f} GiB"
     batch = replace(batch, value=step.batch_size, because=f"{batch.because}; takes {memory}")
     rate = rules.choose_learning_rate(start.value, network.value["base_channels"])
-    steps = rules.choose_steps(minutes, step.seconds)
+    steps = rules.choose_steps(own_minutes, step.seconds)
     average = rules.choose_ema_decay(steps.value)
     dropout = rules.choose_mask_dropout(has_masks)
     intervals = rules.choose_intervals(steps.value, minutes, held_out)
     training["train"] |= {
         "max_steps": steps.value,
-        "max_minutes": minutes,
+        "max_minutes": own_minutes,
         "train_batch_size": step.batch_size,
         "gradient_accumulation_steps": step.accumulation,
         "learning_rate": rate.value,
@@ -135,6 +138,9 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     if source.value == "augmented" and augment.value is not True:
         sample["mask_source"] |= {"flip": augment.value == "mirror", "max_rotation": 0}
     stages: dict[str, Any] = {"finetune" if start.value else "train": training, "sample": sample}
+    if cascade.value:
+        stages["refine"] = _build_refining(training, cascade.value, runs / "refine", refining_minutes)
+        sample["stages"] = [sample.pop("generator"), str(runs / "refine")]
     if judged:
         stages["evaluate"] = {
             "generated": str(runs / "samples"),
@@ -155,7 +161,7 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
             "training": {"steps": judge.value, "batch_size": 8, "augment": augment.value is True},
         }
     evaluation = Choice("held_out_split", judged, f"{judged} was not trained on" if judged else "nothing is held out")
-    choices = [size, crop, channels, augment, start, network, batch, rate, steps, average, dropout, intervals]
+    choices = [size, crop, cascade, channels, augment, start, network, batch, rate, steps, average, dropout, intervals]
     choices += [source, samples, filtered, evaluation, judge, codes]
     return Plan(
         dataset,
@@ -212,6 +218,27 @@ def _find_start(
             start = Choice("start", None, f"from scratch, since {start.value} does not accept this set: {error}")
     values = {**training, "generator": {"unet": network}}
     return start, values, parse_config(values, TrainConfig, origin="plan")
+
+
+def _build_refining(training: dict[str, Any], factor: int, run_dir: Path, minutes: float) -> dict[str, Any]:
+    """Builds the config of the stage that refines the images of a training config."""
+    data, options = training["data"], training["train"]
+    share = rules.REFINING_SHARE / (1 - rules.REFINING_SHARE)
+    steps = max(1, round(options["max_steps"] * share))
+    return {
+        **{key: value for key, value in training.items() if key != "checkpoint"},
+        "run_dir": str(run_dir),
+        "data": {**data, "crop_size": max(8, round(data["crop_size"] / factor))},
+        "generator": {"unet": dict(rules.REFINING_NETWORK), "low_resolution": {"factor": factor}},
+        "train": {
+            **options,
+            "max_steps": steps,
+            "max_minutes": minutes,
+            "learning_rate": 1e-3,
+            "warmup_steps": min(100, steps // 10),
+            "ema_decay": rules.choose_ema_decay(steps).value,
+        },
+    }
 
 
 def _list_warnings(dataset: Path, fingerprint: Fingerprint, factor: float, judged: str | None) -> list[str]:

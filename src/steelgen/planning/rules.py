@@ -48,6 +48,18 @@ LARGE_NETWORK: Mapping[str, Any] = {
     "dropout": 0.1,
 }
 """The network of configs/train.json."""
+REFINING_NETWORK: Mapping[str, Any] = {
+    "base_channels": 32,
+    "channel_mult": [0.5, 1, 2],
+    "num_res_blocks": 1,
+    "attention_resolutions": [],
+    "middle_attention": False,
+    "spade_channels": 16,
+    "norm_groups": 8,
+}
+"""The network of configs/refine.json; a step takes about as long as one of the bundled model's."""
+REFINING_SHARE = 0.25
+"""Share of the time for the refining stage, whose coarse part is given."""
 _EVALUATIONS_PER_IMAGE = 18
 """Network evaluations of 12 solver steps, about half of them guided."""
 _FORWARD_SHARE = 1 / 3
@@ -141,6 +153,24 @@ def find_lost_classes(classes: Sequence[ClassFingerprint], factor: float) -> lis
         for each in classes
         if each.width is not None and each.width / factor < MIN_WIDTH_PX
     ]
+
+
+def choose_cascade(image_size: int, crop_size: int, classes: Sequence[ClassFingerprint]) -> Choice:
+    """Chooses the factor of a refining stage behind the generator; None without.
+
+    The largest of 2, 4 and 8 that does not enlarge the micrographs, if a class is lost at the scale of the crops.
+    """
+    scale = crop_size / image_size
+    lost = [each for each in classes if each.width is not None and each.width / scale < MIN_WIDTH_PX]
+    factor = max((factor for factor in (2, 4, 8) if factor <= scale), default=None)
+    if not lost:
+        return Choice("cascade", None, f"no class is thinner than {MIN_WIDTH_PX} px at the network's scale")
+    thinnest = min(lost, key=lambda each: each.width or 0)
+    assert thinnest.width is not None
+    width = f"{thinnest.name} is {thinnest.width / scale:.2g} px wide at the network's scale"
+    if factor is None:
+        return Choice("cascade", None, f"{width}, but a refining stage would enlarge the micrographs")
+    return Choice("cascade", factor, f"{width}, {thinnest.width * factor / scale:.2g} px after a stage of {factor}×")
 
 
 def choose_augment(strength: float, direction: float, agreement: float, count: int) -> Choice:

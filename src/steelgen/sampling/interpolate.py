@@ -20,7 +20,7 @@ from steelgen.data.placement import CropGeometry, resize_image
 from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
-from steelgen.generators import Generator, LatentGenerator, Latents, LatentSpace
+from steelgen.generators import Generator, LatentGenerator, Latents, LatentSpace, find_factor
 from steelgen.sampling.generate import check_taken, generate_images, prepare_stages, take_images, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import SourceMask
@@ -69,7 +69,8 @@ def interpolate(
     _check_walk(walk, path)
     generator = prepare_stages(config)
     check_taken(config, generator)
-    masks = build_mask_source(config.mask_source, generator.info, generator.geometry, config.seed)
+    info, geometry, factor = generator.info, generator.geometry, find_factor(generator)
+    masks = build_mask_source(config.mask_source, info, geometry, config.seed, factor)
     source = replace_images(masks, config, generator.info, generator.geometry).draw(mask_index)
     errors: list[float] = []
     points: Latents | Tensor

@@ -16,7 +16,7 @@ from steelgen.data.folder import DatasetInfo, list_pairs, load_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, parse_json, parse_record
-from steelgen.generators import Generator, find_low_resolution
+from steelgen.generators import Generator, find_factor
 from steelgen.generators.cascade import build_cascade
 from steelgen.generators.saved import hash_weights
 from steelgen.sampling.formats import hash_pixels, save_png
@@ -124,8 +124,7 @@ def replay(
     elif record.mask is not None and record.labels is None and not record.mask_made:
         mask = load_mask(metadata.parent / record.mask, model.info)
     elif images:
-        low_resolution = find_low_resolution(model)
-        size = [edge * (low_resolution.factor if low_resolution else 1) for edge in images[0].shape[:2]]
+        size = [find_factor(model) * edge for edge in images[0].shape[:2]]
         mask = np.full(size, model.info.ignore_index, np.uint8)
     else:
         mask = NoSource(model.info, model.geometry, draw.size).draw(0).mask

@@ -23,7 +23,7 @@ from steelgen.data.rejects import load_rejects
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
-from steelgen.generators import Generator, find_low_resolution
+from steelgen.generators import Generator, find_factor
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
@@ -93,9 +93,7 @@ def sample(
     generator = prepare_stages(config, config.compile)
     info, geometry = generator.info, generator.geometry
     check_taken(config, generator)
-    low_resolution = find_low_resolution(generator)
-    factor = low_resolution.factor if low_resolution else 1
-    mask_source = build_mask_source(config.mask_source, info, geometry, config.seed, factor)
+    mask_source = build_mask_source(config.mask_source, info, geometry, config.seed, find_factor(generator))
     source = replace_images(mask_source, config, info, geometry)
     labeler = build_labeler(config.labels, generator) if config.labels else None
     info = labeler.info if labeler else info
@@ -251,7 +249,7 @@ def _open_folder(
     fixed = sampling.files_per_folder
     if files_per_folder not in (None, fixed):
         raise InputError(f"{out}: files_per_folder is {fixed} and cannot be changed to {files_per_folder}")
-    before, now = refresh_config(sampling.config.model_dump(), SampleConfig), config_to_json(config)
+    before, now = refresh_config(sampling.config.model_dump(exclude_unset=True), SampleConfig), config_to_json(config)
     changes = [
         *list_known_changes(sampling.drawn_by, models),
         *list_changes(select_image_settings(before), select_image_settings(now)),

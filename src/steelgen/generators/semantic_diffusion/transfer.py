@@ -11,7 +11,7 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion, measure_detail
 from steelgen.models.semantic_unet import SemanticUNet
 
 _MASK_WEIGHT = ".shared.weight"
@@ -30,11 +30,17 @@ def adapt_semantic_diffusion(
         The model and a line for people; see `steelgen.generators.families.adapt_generator`.
 
     Raises:
-        InputError: if the levels of the network do not divide the new image size, or all pixels are alike.
+        InputError: if the levels of the network or the factor of its coarse images do not divide the new image size, or
+            all pixels are alike.
     """
     before, info = generator.info, micrographs.info
     notes = []
-    network, intensity = generator.network, generator.intensity
+    network, intensity, low_resolution = generator.network, generator.intensity, generator.low_resolution
+    if low_resolution and geometry.image_size % low_resolution.factor:
+        raise InputError(
+            f"data.image_size {geometry.image_size}: must be a multiple of {low_resolution.factor}, the factor of the "
+            "checkpoint's coarse images"
+        )
     if intensity != (0.0, 1.0):
         intensity = micrographs.compute_intensity()
         if intensity[1] == 0:
@@ -51,7 +57,12 @@ def adapt_semantic_diffusion(
             notes.append(f"image_size {generator.geometry.image_size} -> {geometry.image_size}")
     if intensity != generator.intensity:
         notes.append(f"gray levels {_describe_gray_levels(generator.intensity)} -> {_describe_gray_levels(intensity)}")
-    adapted = replace(generator, network=network, info=info, geometry=geometry, intensity=intensity, _weak=None)
+    detail = generator.detail
+    if low_resolution and intensity != (0.0, 1.0):
+        detail = measure_detail(micrographs, geometry, low_resolution.factor) / intensity[1]
+    adapted = replace(
+        generator, network=network, info=info, geometry=geometry, intensity=intensity, detail=detail, _weak=None
+    )
     return adapted, "; ".join(notes)
 
 
