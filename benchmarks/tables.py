@@ -275,7 +275,8 @@ def tabulate_copies(stored: Results) -> Lines:
     ]
     return [
         f"{stored['images']} images among {stored['micrographs']} micrographs: {_number(stored['cpu_seconds'])} s of "
-        f"one core, of which {_number(stored['prepare_cpu_seconds'])} s to shrink the micrographs; peak memory "
+        f"one core, of which {_number(stored['prepare_cpu_seconds'])} s to shrink the micrographs, or "
+        f"{_number(stored['cpu_seconds_of_1000'])} s for 1,000 images; peak memory "
         f"{_number(stored['peak_memory_gib'])} GiB, the micrographs included. Planted copies found: "
         f"{stored['planted_found']:.3f}; others flagged: {stored['others_flagged']:.3f}.",
         "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from steelgen.config.base import Section, config_to_json, parse_config
@@ -15,18 +15,19 @@ from steelgen.errors import InputError
 from steelgen.evaluation.utility.data import insert_fold
 from steelgen.evaluation.utility.folds import divide_folds, list_folds, list_pooled
 
-_ACTIONS = ("train", "finetune", "refine", "sample", "evaluate")
 
-
-def list_settings(config: WorkflowConfig) -> Iterator[tuple[str, Section, str | None]]:
+def list_settings(config: WorkflowConfig, actions: Iterable[str]) -> Iterator[tuple[str, Section, str | None]]:
     """Lists action, config and fold of each stage in order; the fold is None for a stage that runs once.
 
-    Stages without {fold} in their output run once, before the folds.
+    Stages without {fold} in their paths run once, before the folds; the study runs once, after them.
+
+    Args:
+        actions: all stages that a workflow may have, in order.
 
     Raises:
         InputError: see `list_folds`.
     """
-    found = [(action, getattr(config, action)) for action in _ACTIONS]
+    found = [(action, getattr(config, action)) for action in actions if action != "utility"]
     settings = [(action, section) for action, section in found if section is not None]
     folded = [(action, section) for action, section in settings if config.has_folds and _has_fold(section)]
     yield from ((action, section, None) for action, section in settings if (action, section) not in folded)

@@ -69,7 +69,7 @@ def plan_workflow(config: WorkflowConfig) -> list[Stage]:
         InputError: if an output folder belongs to another config or was made before an earlier stage was complete.
     """
     stages: list[Stage] = []
-    for action, settings, fold in list_settings(config):
+    for action, settings, fold in list_settings(config, _FILES):
         output = find_output(settings)
         first, last = _FILES[action]
         complete = _is_complete(settings, output) and (output / last).is_file()

@@ -20,6 +20,7 @@ from steelgen.cli.options import (
     ShardOption,
 )
 from steelgen.cli.output import errors_as_lines, log, print_config, print_json, print_table, progress_bar
+from steelgen.errors import InputError
 
 if TYPE_CHECKING:
     from steelgen.config.utility import UtilityConfig
@@ -65,12 +66,25 @@ def evaluate_command(
 
 @errors_as_lines()
 def compare_command(
-    runs: Annotated[list[Path], Argument(help="Two or more output folders of `steelgen evaluate`.")],
+    runs: Annotated[list[Path] | None, Argument(help="Two or more output folders of `steelgen evaluate`.")] = None,
+    families: Annotated[
+        Path | None, Option(metavar="CONFIG", help="Instead: train, sample and judge generators at equal time.")
+    ] = None,
+    overrides: SetOption = None,
     out: Annotated[Path | None, Option(help="HTML page to write the comparison to.")] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare evaluations side by side."""
+    """Compare evaluations side by side, or train and compare generators."""
+    if families is not None:
+        if runs or out:
+            raise InputError("--families: takes no evaluations and no --out; its output_dir has the page")
+        _compare_families(families, overrides, quiet, as_json)
+        return
+    if not runs or overrides:
+        raise InputError(
+            "compare: requires evaluations, or --families CONFIG" if not runs else "--set: needs --families"
+        )
     from steelgen.evaluation.comparison import build_comparison, compare
     from steelgen.files import new_file
     from steelgen.pages import show_number, show_value
@@ -92,6 +106,30 @@ def compare_command(
     print_table("comparison of evaluations", columns, shown)
     if out is not None:
         typer.echo(f"page: {out}")
+
+
+def _compare_families(path: Path, overrides: list[str] | None, quiet: bool, as_json: bool) -> None:
+    from steelgen.cli.workflow import run_stage
+    from steelgen.config.base import load_config
+    from steelgen.config.families import FamiliesConfig
+    from steelgen.families import compare_families
+    from steelgen.pages import show_number, show_value
+
+    config = load_config(path, FamiliesConfig, overrides or ())
+    print_config(config, quiet or as_json)
+    result = compare_families(config, run_stage, (lambda line: None) if quiet or as_json else log)
+    if as_json:
+        print_json(result)
+    if quiet or as_json:
+        return
+    names = [family["name"] for family in result["families"]]
+    rows = []
+    for row in result["figures"]:
+        cells = [row["figures"][name] for name in names]
+        shown = ["–" if figure is None else show_value(figure) for figure in cells]
+        rows.append([row["purpose"], row["metric"], *shown, show_number(row["floor"]), ", ".join(row["best"])])
+    print_table(f"after {config.minutes:g} minutes each", ["purpose", "metric", *names, "floor", "best"], rows)
+    typer.echo(f"pages: {config.output_dir / 'families.html'}, {config.output_dir / 'comparison.html'}")
 
 
 @errors_as_lines()

@@ -14,7 +14,7 @@ from steelgen.cli.slurm import ProfileOption
 from steelgen.errors import InputError
 
 if TYPE_CHECKING:
-    from steelgen.workflow import Stage
+    from steelgen.config.base import Section
 
 
 @errors_as_lines()
@@ -47,29 +47,30 @@ def workflow_command(
     elif slurm:
         submit_workflow(settings, load_profile(profile), typer.echo)
     else:
-        run_workflow(settings, _run_stage, typer.echo)
+        run_workflow(settings, lambda stage: run_stage(stage.config), typer.echo)
 
 
-def _run_stage(stage: Stage) -> None:
+def run_stage(config: Section) -> None:
+    """Runs the function behind the command of a config, and shows its progress."""
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.config.sample import SampleConfig
     from steelgen.config.train import RunConfig
     from steelgen.config.utility import UtilityConfig
 
-    if isinstance(stage.config, RunConfig):
-        run_training(stage.config, resume=True)
-    elif isinstance(stage.config, SampleConfig):
+    if isinstance(config, RunConfig):
+        run_training(config, resume=True)
+    elif isinstance(config, SampleConfig):
         from steelgen.sampling.sample import sample
 
         with progress_bar("segmenter") as report_filter, progress_bar("sampling") as report:
-            sample(stage.config, report, report_filter=report_filter)
-    elif isinstance(stage.config, EvaluateConfig):
+            sample(config, report, report_filter=report_filter)
+    elif isinstance(config, EvaluateConfig):
         from steelgen.evaluation.evaluate import evaluate
 
         with progress_bar("evaluate") as report:
-            evaluate(stage.config, log, report)
-    elif isinstance(stage.config, UtilityConfig):
+            evaluate(config, log, report)
+    elif isinstance(config, UtilityConfig):
         from steelgen.evaluation.utility.study import utility
 
         with progress_bar("cells") as report:
-            utility(stage.config, log, report_cells=report)
+            utility(config, log, report_cells=report)

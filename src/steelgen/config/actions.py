@@ -6,6 +6,7 @@ from pathlib import Path
 
 from steelgen.config.base import Section
 from steelgen.config.evaluate import EvaluateConfig
+from steelgen.config.families import FamiliesConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.slurm import SlurmProfile
@@ -21,6 +22,7 @@ ACTIONS: dict[str, type[Section]] = {
     "segment": SegmentConfig,
     "utility": UtilityConfig,
     "workflow": WorkflowConfig,
+    "families": FamiliesConfig,
     "slurm-profile": SlurmProfile,
 }
 
