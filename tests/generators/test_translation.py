@@ -70,7 +70,7 @@ def build_values(sides, run_dir, generator=(), **train):
             **train,
         },
         "preview": {"every": 2, "num_images": 3},
-        "measurement": {"every": 2, "num_images": 6, "searched_images": 2},
+        "measurement": {"every": STEPS, "num_images": 6, "searched_images": 2},
     }
 
 
@@ -300,7 +300,7 @@ def segmenter(sides, tmp_path_factory):
 def test_steps_that_lose_the_masks_are_not_the_best(sides, segmenter, tmp_path):
     for least, is_kept in ((0.01, True), (1.0, False)):
         values = build_values(sides, tmp_path / str(least), CUT, max_steps=2)
-        values["measurement"]["segmenter"] = str(segmenter)
+        values["measurement"] |= {"segmenter": str(segmenter), "every": 2}
         values["selection"] = {"criterion": "kid", "min_mask_iou": least}
         train(parse_config(values, TrainConfig), Recorder())
         row = json.loads((tmp_path / str(least) / "metrics.jsonl").read_text().splitlines()[-1])
