@@ -93,6 +93,32 @@ def _list_gan() -> Iterator[str]:
     yield "benchmarks/gan.py table"
 
 
+def _list_translation() -> Iterator[str]:
+    """Three seeds of both modes with segmenters; ablations, other class shares and uhcs."""
+    for seed in range(TRANSLATION_SEEDS):
+        for system in ("cut", "cyclegan"):
+            chosen = f"--system {system} --seed {seed}"
+            yield f"benchmarks/translation.py run {chosen}"
+            yield f"benchmarks/translation.py segment {chosen}"
+        for part in ("run", "segment"):
+            yield f"benchmarks/translation.py {part} --system cut --data uhcs --seed {seed}"
+    for system in TRANSLATION_ABLATIONS:
+        yield f"benchmarks/translation.py run --system {system}"
+    for system in ("cut", "cyclegan"):
+        yield f"benchmarks/translation.py run --system {system} --data shares"
+    yield "benchmarks/translation.py table"
+
+
+TRANSLATION_SEEDS = 3
+TRANSLATION_ABLATIONS = (
+    "cut-no-fft",
+    "cut-no-identity",
+    "fastcut",
+    "cut-ada",
+    "cut-noise",
+    "cyclegan-no-fft",
+    "cyclegan-no-identity",
+)
 GAN_SEEDS, GAN_BUDGET, GAN_LARGE = 3, "--minutes 20", "--large data/large"
 """The large set is no part of steelgen: any dataset folder of a thousand images or more."""
 GAN_RUNS = (
@@ -140,6 +166,7 @@ BENCHMARKS = (
     Benchmark("recipe", list(_list_recipe())),
     Benchmark("cascade", list(_list_cascade()), threads=1),
     Benchmark("gan", list(_list_gan()), threads=1),
+    Benchmark("translation", list(_list_translation()), threads=1),
     Benchmark(
         "segmentation",
         [f"benchmarks/segmentation.py {part}" for part in ("folds", "times", "scales", "table")],

@@ -36,6 +36,31 @@ def _kid(score: dict[str, float]) -> str:
     return f"{1e3 * score['kid']:.1f} ± {1e3 * score['kid_std']:.1f}"
 
 
+def tabulate_translation(stored: Results) -> Lines:
+    """Systems by data with the simple filters beside them, then IoU of segmenters on real target images."""
+    groups: dict[tuple[str, int, str], list[dict[str, float]]] = {}
+    for run in sorted(stored["scores"], key=lambda run: (run["data"], run["steps"])):
+        key = (run["data"], run["steps"])
+        groups.setdefault((*key, run["system"]), []).append(run["score"])
+        for name, score in run["beside"].items():
+            groups[(*key, name)] = [score]
+    columns = ("kid", "gray_kl", "scan_line_power", "spectrum", "iou_share", "area_shift")
+    rows = []
+    for (data, steps, name), scores in groups.items():
+        cells = [_mean_and_range([score[key] for score in scores], 3) if key in scores[0] else "–" for key in columns]
+        rows.append([data, str(steps), name, *cells, str(len(scores))])
+    heads = ["KID", "gray KL", "scan-line power", "spectrum", "label IoU / truth's", "area shift", "seeds"]
+    lines = _table(["data", "steps", "images", *heads], rows, texts=3)
+    ious: dict[tuple[str, str, str], list[float]] = {}
+    for run in stored["segmenters"]:
+        for kind, classes in run["iou"].items():
+            ious.setdefault((run["data"], run["system"], kind), []).append(fmean(classes))
+    if ious:
+        trained = [[*key, _mean_and_range(values, 3), str(len(values))] for key, values in sorted(ious.items())]
+        lines += ["", *_table(["data", "system", "segmenter trained on", "mIoU", "seeds"], trained, texts=3)]
+    return lines
+
+
 def tabulate_gan(stored: Results) -> Lines:
     """Systems by dataset, means over seeds, and the share of lamellae with the correct orientation."""
     groups: dict[tuple[str, str], list[Results]] = {}

@@ -105,6 +105,23 @@ def test_recipe_has_mean_and_range_over_seeds(tmp_path):
     assert "`python x.py` · x86_64, 1 thread, no GPU, Linux · steelgen 1, torch 2, diffusers 0, Python 3" in lines
 
 
+def test_translation_has_filters_beside_means_over_seeds(tmp_path):
+    def score(power):
+        shares = {"scan_line_power": power, "spectrum": 0.1, "iou_share": 0.95, "area_shift": 0.01}
+        return {"kid": 0.02, "gray_kl": 0.004, **shares}
+
+    shared = {"system": "cut", "data": "world", "steps": 900, "beside": {"source": score(0.03)}}
+    scores = [{**shared, "seed": seed, "score": score(power)} for seed, power in enumerate((0.8, 1.0))]
+    iou = {"true pairs": [0.9, 0.7], "translated": [0.8, 0.6]}
+    segmenters = [{"system": "cut", "data": "world", "seed": 0, "steps": 900, "iou": iou}]
+    store(tmp_path, "translation", {"scores": scores, "segmenters": segmenters})
+    lines = gather(tmp_path, tmp_path).splitlines()
+    row = "0.020 (0.020 to 0.020) | 0.004 (0.004 to 0.004) | 0.900 (0.800 to 1.000) | 0.100 (0.100 to 0.100)"
+    assert f"| world | 900 | cut | {row} | 0.950 (0.950 to 0.950) | 0.010 (0.010 to 0.010) | 2 |" in lines
+    assert "| world | 900 | source | 0.020 | 0.004 | 0.030 | 0.100 | 0.950 | 0.010 | 1 |" in lines
+    assert "| world | cut | translated | 0.700 | 1 |" in lines
+
+
 def test_utility_shows_differences_with_intervals(tmp_path):
     difference = {
         "code": "RALLFALL",

@@ -118,6 +118,8 @@ def test_render_names_what_is_wrong(tiny_dataset, tmp_path):
         ([masks, "--like", tiny_dataset, "--noise", "-1"], "noise -1: must be at least 0"),
         ([tmp_path / "empty", "--levels", "0.1"], "empty: contains no masks"),
         ([tmp_path / "none.json", "--levels", "0.1"], "mask_source.kind 'none' makes no layouts"),
+        ([tiny_dataset / "dataset.json", "--levels", "0.1"], "dataset.json: has no mask_source"),
+        ([tmp_path / "gone.json", "--levels", "0.1"], "gone.json: no such file"),
     ]:
         done = run("render", arguments[0], tmp_path / "out", *arguments[1:])
         assert done.exit_code == 2

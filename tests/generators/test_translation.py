@@ -1,6 +1,7 @@
 """Translation: losses against plain formulas, the pool, stopped in either phase, labels and whole micrographs."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from safetensors.torch import load_file
 
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
+from steelgen.config.segment import SegmentConfig
 from steelgen.config.train import FinetuneConfig, TrainConfig
-from steelgen.data.folder import load_dataset_info, load_mask, save_dataset_info
+from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, save_dataset_info
 from steelgen.errors import InputError
+from steelgen.evaluation.segment import train_labeler
 from steelgen.generators import DrawRequest
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.generators.translation.losses import compute_contrast, compute_log_power
@@ -23,6 +26,7 @@ from steelgen.sampling.replay import replay
 from steelgen.sampling.sample import sample
 from steelgen.training.batch_size import take_steps
 from steelgen.training.loop import finetune, train
+from steelgen.training.measurement import Measurement
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
 from tests.training.test_loop import Recorder, assert_same_tensors
@@ -68,7 +72,7 @@ def build_values(sides, run_dir, generator=(), **train):
             **train,
         },
         "preview": {"every": 2, "num_images": 3},
-        "measurement": {"every": 2, "num_images": 6, "searched_images": 2},
+        "measurement": {"every": STEPS, "num_images": 6, "searched_images": 2},
     }
 
 
@@ -285,6 +289,39 @@ def test_the_batch_is_tuned_with_both_phases(sides, tmp_path):
     assert take_steps(config, 3, torch.device("cpu")).images_per_second > 0
 
 
+@pytest.fixture(scope="module")
+def segmenter(sides, tmp_path_factory):
+    """A segmenter of the source's classes, hardly trained."""
+    out = tmp_path_factory.mktemp("segmenter") / "out"
+    quick = {"architecture": "unet", "steps": 2, "batch_size": 2, "base_channels": 8, "num_levels": 1}
+    values = {"dataset": str(sides[0]), "output_dir": str(out), "image_size": 16, "crop_size": 16, "segmenter": quick}
+    train_labeler(parse_config(values, SegmentConfig))
+    return out
+
+
+def test_steps_that_lose_the_masks_are_not_the_best(sides, segmenter, tmp_path):
+    for least, is_kept in ((0.01, True), (1.0, False)):
+        values = build_values(sides, tmp_path / str(least), CUT, max_steps=2)
+        values["measurement"] |= {"segmenter": str(segmenter), "every": 2}
+        values["selection"] = {"criterion": "kid", "min_mask_iou": least}
+        train(parse_config(values, TrainConfig), Recorder())
+        row = json.loads((tmp_path / str(least) / "metrics.jsonl").read_text().splitlines()[-1])
+        assert 0.01 < row["mask_iou"] < 1
+        assert (tmp_path / str(least) / "best").is_dir() == is_kept
+
+
+def test_mask_iou_is_that_of_all_pixels_together():
+    truth = np.array([[[0, 0, 1, 1]], [[0, 0, 0, 255]]], np.uint8)
+    predicted = iter([np.array([[0, 1, 1, 1]], np.uint8), np.array([[0, 0, 1, 1]], np.uint8)])
+    info = DatasetInfo(name="two", class_names=["matrix", "disc"])
+    labeler = SimpleNamespace(
+        info=info, label=lambda image: SimpleNamespace(mask=SimpleNamespace(mask=next(predicted)))
+    )
+    measurement = object.__new__(Measurement)
+    measurement._masks = truth
+    assert measurement._compute_mask_iou(truth, labeler) == pytest.approx((3 / 5 + 2 / 4) / 2)
+
+
 def test_finetuning_needs_the_same_classes_of_the_source(sides, whole, tmp_path):
     values = build_values(sides, tmp_path / "run", max_steps=1)
     del values["generator"]
@@ -302,7 +339,7 @@ def test_finetuning_needs_the_same_classes_of_the_source(sides, whole, tmp_path)
             finetune(parse_config(values, FinetuneConfig), Recorder())
 
 
-def test_what_cannot_be_is_one_line(sides, whole, tmp_path):
+def test_what_cannot_be_is_one_line(sides, whole, segmenter, tmp_path):
     empty = tmp_path / "empty"
     (empty / "train/images").mkdir(parents=True)
     save_dataset_info(empty, load_dataset_info(sides[0]).model_copy(update={"class_names": [], "palette": []}))
@@ -323,11 +360,20 @@ def test_what_cannot_be_is_one_line(sides, whole, tmp_path):
         ("generator", {"discriminator_layers": 3}, "image_size 16: must be a multiple of 4 and at least 48"),
         ("generator", {"mode": "cut", "cycle": 3}, r"cycle 3\.0: not applicable to mode 'cut'"),
         ("generator", {"nce": 3}, r"nce 3\.0: not applicable to mode 'cyclegan'"),
+        ("selection", {"criterion": "kid", "min_mask_iou": 0.5}, r"min_mask_iou: needs measurement\.segmenter"),
+        ("selection", {"min_mask_iou": 0.5}, "min_mask_iou: needs criterion 'kid', not 'auto'"),
+        (
+            "measurement",
+            {"every": 1, "segmenter": str(segmenter)},
+            "the segmenter's classes are matrix, island, film, those of the masks matrix, island",
+        ),
         ("preview", {"solver": {"num_inference_steps": 3}}, r"preview\.solver: not applicable"),
         ("selection", {"criterion": "val_loss"}, "'val_loss': not applicable to this generator; use kid"),
     ]:
         values = build_values(sides, tmp_path / "run")
         values[section] = {**values.get(section, {}), **change}
+        if section == "measurement":
+            values["data"]["source"]["dataset"] = str(sides[1])
         with pytest.raises(InputError, match=message):
             train(parse_config(values, TrainConfig), Recorder())
     values = build_values(sides, tmp_path / "run")

@@ -246,9 +246,7 @@ def split_command(
 def render_command(
     layouts: Annotated[
         Path,
-        Argument(
-            help="Folder of masks, dataset folder (its training masks), or JSON with a `mask_source` of `sample`."
-        ),
+        Argument(help="Folder of masks, dataset folder (its training masks), or sample config (its mask_source)."),
     ],
     out: Annotated[Path, Argument(help="Dataset folder to write; must not exist.")],
     like: Annotated[

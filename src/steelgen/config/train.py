@@ -225,6 +225,9 @@ class MeasurementSection(Section):
     """Maximum share of copies: images much closer to one place than to any other (d1/d2 < 1/3)."""
     checks: int = Field(2, ge=1, le=MAX_STEPS)
     """Consecutive measurements above max_copies that count as copying."""
+    segmenter: Path | None = None
+    """Output folder of `steelgen segment train` with the classes of the masks. Adds mask_iou: the mean IoU of the masks
+    and its predictions on the images generated for them. null: not measured."""
 
 
 class SelectionSection(Section):
@@ -235,6 +238,9 @@ class SelectionSection(Section):
     ISDM; it keeps falling while the generator overfits). auto is val_loss with a held-out split, else none."""
     patience_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     """Steps without a better value until training stops; null disables early stopping."""
+    min_mask_iou: float = Field(0.0, ge=0, le=1)
+    """Minimum measured mask_iou of a step to become best/, so that images keep their masks, with criterion kid and
+    measurement.segmenter; 0 accepts all."""
     stop_at_copies: bool = False
     """Stops training when copying is detected; see measurement."""
 
@@ -285,6 +291,14 @@ class RunConfig(Section):
     def _check_held_out(self) -> RunConfig:
         if self.validation.split in self.data.splits:
             raise ValueError(f"validation.split {self.validation.split!r} is the training split; use another or null")
+        return self
+
+    @model_validator(mode="after")
+    def _check_min_mask_iou(self) -> RunConfig:
+        if self.selection.min_mask_iou and self.selection.criterion != "kid":
+            raise ValueError(f"selection.min_mask_iou: needs criterion 'kid', not {self.selection.criterion!r}")
+        if self.selection.min_mask_iou and self.measurement.segmenter is None:
+            raise ValueError("selection.min_mask_iou: needs measurement.segmenter")
         return self
 
 

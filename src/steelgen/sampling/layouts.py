@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.config.base import Section, load_config
+from steelgen.config.base import Section, parse_config
 from steelgen.config.learned import LearnedMasks
 from steelgen.config.sample import AnyMasks, FolderMasks, ImageMasks, NoMasks
 from steelgen.data.folder import DatasetInfo, list_images, list_pairs, load_dataset_info, load_mask
@@ -17,6 +17,7 @@ from steelgen.data.images import find_mask_values
 from steelgen.data.palette import name_classes
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
+from steelgen.files import load_json
 from steelgen.generators.families import load_generator
 from steelgen.sampling.mask_sources import build_mask_source
 
@@ -45,8 +46,8 @@ def load_layouts(
     """Opens layouts.
 
     Args:
-        path: a folder of masks; a dataset folder (its training masks); or a JSON file with `mask_source` as in
-            a config of `steelgen sample`.
+        path: a folder of masks; a dataset folder (its training masks); or a config of `steelgen sample`, of which
+            only `mask_source` is used.
         info: classes of the masks; None uses those of the dataset, or as many as a folder of masks shows.
         count: number of layouts; files are repeated. None means each file once, or DEFAULT_COUNT of a mask source.
 
@@ -68,7 +69,10 @@ def load_layouts(
         total = len(files) if count is None else count
         numbered = (files[number % len(files)] for number in range(total))
         return known, total, ((file.name, load_mask(file, known)) for file in numbered)
-    config = load_config(path, _Layouts).mask_source
+    values = load_json(path)
+    if not isinstance(values, dict) or "mask_source" not in values:
+        raise InputError(f"{path}: has no mask_source, as configs of `steelgen sample` have")
+    config = parse_config({"mask_source": values["mask_source"]}, _Layouts, origin=str(path)).mask_source
     if isinstance(config, NoMasks | ImageMasks):
         raise InputError(f"{path}: mask_source.kind {config.kind!r} makes no layouts")
     geometry = CropGeometry(size.image_size, size.crop_size or size.image_size)

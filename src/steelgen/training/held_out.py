@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset, Micrographs
 from steelgen.generators import Trainable
-from steelgen.training.measurement import Measurement
+from steelgen.training.measurement import Measurement, load_mask_judge
 from steelgen.training.meter import average_by_bin
 from steelgen.training.state import TrainingState
 
@@ -36,7 +36,8 @@ class HeldOutChecks:
         accelerator: Accelerator,
     ) -> None:
         self._config, self._state = config, state
-        self._build_measurement = partial(Measurement, config, state.generator, held_out, training, accelerator)
+        judge = load_mask_judge(config, state.generator)
+        self._build_measurement = partial(Measurement, config, state.generator, held_out, training, accelerator, judge)
         has_loss = "val_loss" in state.trainable.criteria
         self._validation = Validation(config, state.trainable, held_out, accelerator) if has_loss else None
         self.picture: NDArray | None = None

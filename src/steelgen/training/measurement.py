@@ -10,15 +10,19 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
+from steelgen.config.sample import LabelsSection
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor, tensor_to_image
 from steelgen.data.images import save_image
 from steelgen.data.sheets import build_sheet
+from steelgen.errors import InputError
 from steelgen.evaluation.copy_search import CopySearch, Match
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
+from steelgen.evaluation.iou import compute_confusion, compute_mean_iou
 from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.generators import Generator, draw_example
+from steelgen.sampling.labeling import SegmenterLabeler
 
 _SEED = 0
 BATCH_SIZE = 16
@@ -32,6 +36,9 @@ class Measurement:
     """Generates images for held-out masks and compares them with held-out and training images.
 
     Processes share the images; the first compares them. The run's seed has no effect, so that runs are comparable.
+
+    Args:
+        labeler: segmenter that looks for the masks in the generated images; see `load_mask_judge`.
     """
 
     def __init__(
@@ -41,7 +48,9 @@ class Measurement:
         held_out: Micrographs,
         training: Micrographs,
         accelerator: Accelerator,
+        labeler: SegmenterLabeler | None = None,
     ) -> None:
+        self._labeler = labeler
         self._options = config.measurement
         self._folder = config.run_dir / "previews"
         self._generator = generator
@@ -61,7 +70,8 @@ class Measurement:
             self._floors = {"kid_floor": floor, "copies_floor": _share_copies(matches)}
 
     def measure(self) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
-        """Measures kid, fd_efficientnet_lite0, copies, copy_ratio (the median of d1/d2) and the floors of real images.
+        """Measures kid, fd_efficientnet_lite0, copies, copy_ratio (the median of d1/d2), the floors of real images, and
+        with a segmenter mask_iou.
 
         Returns:
             The values, the same in all processes; in the first process also a picture of the generated images closest
@@ -81,6 +91,8 @@ class Measurement:
                 "copy_ratio": float(np.median([match.ratio for match in matches])),
                 **self._floors,
             }
+            if self._labeler:
+                values["mask_iou"] = self._compute_mask_iou(images, self._labeler)
             picture = _show_closest(searched, matches, self._search)
         return broadcast_object_list([values])[0], picture
 
@@ -89,6 +101,11 @@ class Measurement:
         path = self._folder / f"copies-{step:06d}.png"
         save_image(path, picture)
         return path
+
+    def _compute_mask_iou(self, images: NDArray[np.uint8], labeler: SegmenterLabeler) -> float:
+        predicted = np.stack([labeler.label(image).mask.mask for image in images])
+        confusion = compute_confusion(self._masks, predicted, labeler.info.num_classes, labeler.info.ignore_index)
+        return float(compute_mean_iou(confusion))
 
     def _generate(self) -> NDArray[np.uint8]:
         """All images, (N, S, S) or (N, S, S, 3); each process generates its share."""
@@ -104,6 +121,26 @@ class Measurement:
             assert images is not None, "generators of masks alone are not measured"
             generated[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(generated)
         return accelerator.reduce(generated, "sum").to(torch.uint8).cpu().numpy()
+
+
+def load_mask_judge(config: RunConfig, generator: Generator) -> SegmenterLabeler | None:
+    """Loads the segmenter of measurement.segmenter; None without one.
+
+    Raises:
+        InputError: if it cannot be loaded, has other classes than the generator, or the generator makes its own masks.
+    """
+    folder = config.measurement.segmenter
+    if folder is None or config.measurement.every is None:
+        return None
+    if "masks" in generator.makes:
+        raise InputError(
+            f"measurement.segmenter: not applicable to generators of kind {generator.kind}, which make masks"
+        )
+    labeler = SegmenterLabeler(LabelsSection(segmenter=folder), generator.geometry)
+    if labeler.info.class_names != generator.info.class_names:
+        names = [", ".join(info.class_names) or "none" for info in (labeler.info, generator.info)]
+        raise InputError(f"{folder}: the segmenter's classes are {names[0]}, those of the masks {names[1]}")
+    return labeler
 
 
 def _share_copies(matches: list[Match]) -> float:

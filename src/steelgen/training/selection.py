@@ -23,6 +23,8 @@ class BestTracker:
     """Name of the value; None tracks nothing."""
     patience_steps: int | None
     """Steps without a better value until giving up; None never gives up."""
+    min_mask_iou: float = 0.0
+    """Steps with a lower mask_iou are not the best."""
     best_value: float | None = None
     best_step: int = 0
     last_step: int = 0
@@ -32,6 +34,8 @@ class BestTracker:
         if self.criterion is None or self.criterion not in values:
             return False
         value, self.last_step = values[self.criterion], step
+        if values.get("mask_iou", self.min_mask_iou) < self.min_mask_iou:
+            return False
         if not value < (math.inf if self.best_value is None else self.best_value):  # also for NaN
             return False
         self.best_value, self.best_step = value, step

@@ -110,7 +110,7 @@ def build_state(
         {phase.name: _build_optimizer(options, trainable, phase) for phase in trainable.phases},
         scaler,
         EpochTracker(epoch_crops, is_main),
-        BestTracker(criterion, config.selection.patience_steps),
+        BestTracker(criterion, config.selection.patience_steps, config.selection.min_mask_iou),
         CopyWatch(config.measurement.max_copies, config.measurement.checks),
     )
 

@@ -1,0 +1,374 @@
+"""Unpaired translation: a made world where the truth is known, and renderings of layouts into real micrographs.
+
+    python benchmarks/translation.py run --system cut --steps 1500 --seed 0
+    python benchmarks/translation.py run --system cut --data uhcs --steps 1500
+    python benchmarks/translation.py run --system cut --data shares --steps 1500
+    python benchmarks/translation.py segment --system cut --steps 1500 --seed 0
+    python benchmarks/translation.py table
+
+The made world: the source are overlapping discs of 4 px with noise, the target the same process with another contrast
+and scan lines; 512 images of 32 px each for training, 128 for scores. `shares`: the target has a disc fraction of 0.40,
+the source of 0.25. uhcs: procedural layouts rendered by `steelgen data render`, and crops of data/uhcs without their
+masks. Simple filters (histogram matching, spectrum matching, added noise) are scored beside. `run` can be stopped at
+any time and resumes with the same arguments; `segment` trains segmenters on pairs of every kind and tests them on real
+target images; `table` writes the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import LinePrinter, save_results
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from steelgen.config.base import parse_config
+from steelgen.config.segmenter import SegmenterSection
+from steelgen.config.train import TrainConfig
+from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor, load_micrographs, tensor_to_image
+from steelgen.data.folder import DatasetInfo, load_dataset_info, save_dataset_info, save_mask
+from steelgen.data.images import save_image
+from steelgen.data.placement import CropGeometry
+from steelgen.data.render import RenderOptions, measure_levels, render_dataset
+from steelgen.data.sheets import build_sheet
+from steelgen.errors import InputError
+from steelgen.evaluation.features import build_extractor, compute_features
+from steelgen.evaluation.fidelity import compute_gray_kl, compute_kid
+from steelgen.evaluation.iou import compute_confusion, compute_iou
+from steelgen.evaluation.segmentation import predict_masks, train_segmenter
+from steelgen.files import load_json, new_folder, save_json
+from steelgen.generators import Generator, draw_for_masks
+from steelgen.generators.families import load_generator
+from steelgen.sampling.layouts import LayoutSize, load_layouts
+from steelgen.training.loop import train
+
+UHCS = Path(__file__).parents[1] / "data" / "uhcs"
+RESULTS = Path(__file__).parent / "results"
+EDGE, RADIUS, PERIOD = 32, 4, 4
+COUNTS = {"train": 512, "val": 128}
+SEGMENTER = SegmenterSection(architecture="unet", steps=150, batch_size=8)
+Images = NDArray[np.uint8]
+
+_SMALL = {
+    "kind": "translation",
+    "width": 16,
+    "blocks": 3,
+    "discriminator_width": 16,
+    "discriminator_layers": 2,
+    "r1_gamma": 0.1,
+}
+_CUT = {**_SMALL, "mode": "cut", "num_patches": 64}
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "cut": _CUT,
+    "cut-no-fft": {**_CUT, "fft": 0.0},
+    "cut-no-identity": {**_CUT, "identity": 0.0},
+    "fastcut": {**_CUT, "nce": 10.0, "identity": 0.0},
+    "cut-ada": {**_CUT, "ada_target": 0.5, "ada_images": 5000},
+    "cut-noise": {**_CUT, "discriminator_noise": 0.15},
+    "cyclegan": _SMALL,
+    "cyclegan-no-fft": {**_SMALL, "fft": 0.0},
+    "cyclegan-no-identity": {**_SMALL, "identity": 0.0},
+}
+DATA = ("world", "shares", "uhcs")
+
+
+def draw_discs(count: int, fraction: float, rng: np.random.Generator) -> Images:
+    """Draws overlapping discs at random places (a Boolean model) of an expected area fraction, (count, EDGE, EDGE)."""
+    density = -np.log(1 - fraction) / (np.pi * RADIUS**2)
+    rows, columns = np.mgrid[:EDGE, :EDGE] + 0.5
+    masks = np.zeros((count, EDGE, EDGE), np.uint8)
+    for mask in masks:
+        centers = rng.uniform(-RADIUS, EDGE + RADIUS, (rng.poisson(density * (EDGE + 2 * RADIUS) ** 2), 2))
+        for row, column in centers:
+            mask |= ((rows - row) ** 2 + (columns - column) ** 2 <= RADIUS**2).astype(np.uint8)
+    return masks
+
+
+def draw_source(masks: Images, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draws source images, (N, EDGE, EDGE) from 0 to 1."""
+    return (0.35 + 0.3 * gaussian_filter(masks.astype(float), (0, 0.7, 0.7)) + rng.normal(0, 0.08, masks.shape)).clip(
+        0, 1
+    )
+
+
+def draw_target(masks: Images, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draws target images: another contrast, and scan lines of random phase."""
+    phases = rng.uniform(0, 2 * np.pi, (len(masks), 1, 1))
+    lines = 0.04 * np.sin(2 * np.pi * np.arange(EDGE)[None, :, None] / PERIOD + phases)
+    return (draw_source(masks, rng) ** 1.3 + lines).clip(0, 1)
+
+
+def write_world(folder: Path, data: str) -> None:
+    """Writes the dataset folders source/ and target/; the target's masks are only for the segmenters and scores."""
+    rng = np.random.default_rng(0)
+    sides: tuple[tuple[str, float, Callable], ...] = (
+        ("source", 0.25, draw_source),
+        ("target", 0.40 if data == "shares" else 0.25, draw_target),
+    )
+    for name, fraction, draw in sides:
+        with new_folder(folder / name) as working:
+            info = DatasetInfo(name=name, class_names=["matrix", "disc"])
+            for split, count in COUNTS.items():
+                masks = draw_discs(count, fraction, rng)
+                for number, (mask, image) in enumerate(zip(masks, draw(masks, rng), strict=True)):
+                    save_image(working / f"{split}/images/{number:03}.png", to_bytes(image))
+                    save_mask(working / f"{split}/masks/{number:03}.png", mask, info.palette)
+            save_dataset_info(working, info)
+
+
+def to_bytes(image: NDArray[np.float64]) -> Images:
+    """Converts gray levels from 0 to 1 to uint8."""
+    return (255 * image.clip(0, 1)).round().astype(np.uint8)
+
+
+def find_sides(data: str, runs: Path) -> tuple[Path, Path]:
+    """Returns the dataset folders of the source and the target, and writes those that are made."""
+    folder = runs / "data" / data
+    if data != "uhcs":
+        if not (folder / "target").is_dir():
+            write_world(folder, data)
+        return folder / "source", folder / "target"
+    if not (folder / "source").is_dir():
+        layouts = folder / "layouts.json"
+        save_json(layouts, {"mask_source": {"kind": "procedural", "dataset": str(UHCS)}})
+        info = load_dataset_info(UHCS)
+        size = LayoutSize(2 * EDGE, 2 * EDGE)
+        _, count, masks = load_layouts(layouts, info, COUNTS["train"] + COUNTS["val"], size, seed=0)
+        options = RenderOptions(measure_levels(load_micrographs(UHCS, "train")))
+        render_dataset(masks, count, info, folder / "source", options)
+    return folder / "source", UHCS
+
+
+def build_config(system: str, data: str, runs: Path, seed: int, steps: int) -> TrainConfig:
+    """Builds a system's config; KID and losses are measured for the curve."""
+    source, target = find_sides(data, runs)
+    crop = {"crop_size": 2 * EDGE} if data == "uhcs" else {}
+    values = {
+        "run_dir": str(runs / name_run(system, data, seed, steps)),
+        "seed": seed,
+        "data": {
+            "dataset": str(target),
+            "source": {"dataset": str(source)},
+            "image_size": EDGE,
+            "augment": "mirror" if data != "uhcs" else True,
+            **crop,
+        },
+        "generator": SYSTEMS[system],
+        "train": {
+            "max_steps": steps,
+            "train_batch_size": 4,
+            "warmup_steps": 20,
+            "learning_rate": 0.0005,
+            "lr_scheduler": "constant_then_linear",
+            "weight_decay": 0.0,
+            "max_grad_norm": None,
+            "ema_decay": 0.99,
+            "checkpoint_every": 100,
+            "keep_checkpoints": 1,
+            "log_every": 50,
+            "trackers": [],
+        },
+        "preview": {"num_images": 0},
+        "measurement": {"every": max(1, steps // 8), "num_images": 64, "searched_images": 4},
+    }
+    return parse_config(values, TrainConfig)
+
+
+def name_run(system: str, data: str, seed: int, steps: int) -> str:
+    """Returns the name of a run's folder and of its scores."""
+    return f"{system}-{data}-seed{seed}-{steps}"
+
+
+def translate(generator: Generator, images: Images) -> Images:
+    """Translates (N, S, S) images."""
+    drawn = []
+    for start in range(0, len(images), 32):
+        given = torch.stack([image_to_tensor(image) for image in images[start : start + 32]])
+        blank = torch.zeros(len(given), *given.shape[2:], dtype=torch.long)
+        seeds = range(start, start + len(given))
+        drawn += [tensor_to_image(image) for image in draw_for_masks(generator, blank, seeds, images=given)]
+    return np.stack(drawn)
+
+
+def match_histogram(images: Images, reference: Images) -> Images:
+    """Maps gray levels so that their distribution is that of the reference."""
+    own, wanted = (np.cumsum(np.bincount(part.ravel(), minlength=256)) / part.size for part in (images, reference))
+    return np.searchsorted(wanted, own).clip(0, 255).astype(np.uint8)[images]
+
+
+def match_spectrum(images: Images, reference: Images) -> Images:
+    """Multiplies spectra so that their mean power at each frequency is that of the reference, and shifts the mean."""
+    power = [np.mean(np.abs(np.fft.fft2(part - part.mean())) ** 2, axis=0) for part in (images, reference)]
+    matched = np.fft.ifft2(np.fft.fft2(images - images.mean()) * np.sqrt(power[1] / np.maximum(power[0], 1e-9))).real
+    return to_bytes((matched + reference.mean()) / 255)
+
+
+def add_noise(images: Images, reference: Images) -> Images:
+    """Adds Gaussian noise with the difference in variance, or a tenth of the gray range's, and shifts the mean."""
+    missing = max(float(reference.var()) - float(images.var()), 8.0**2)
+    noise = np.random.default_rng(0).normal(0, np.sqrt(missing), images.shape)
+    return to_bytes((images + noise + reference.mean() - images.mean()) / 255)
+
+
+FILTERS: dict[str, Callable[[Images, Images], Images]] = {
+    "source": lambda images, reference: images,
+    "histogram matching": match_histogram,
+    "spectrum matching": match_spectrum,
+    "added noise": add_noise,
+}
+
+
+class Judge:
+    """Scores images against held-out target images.
+
+    Args:
+        data: one of DATA; the scan lines and the threshold are known only for the made worlds.
+        runs: folder of runs.
+    """
+
+    def __init__(self, data: str, runs: Path) -> None:
+        source, target = find_sides(data, runs)
+        self.geometry = CropGeometry(EDGE, 2 * EDGE if data == "uhcs" else EDGE)
+        count = COUNTS["val"]
+        held_out = "val" if data != "uhcs" else "train"
+        self.given, self.masks = cut_crops(load_micrographs(source, held_out), self.geometry, count, seed=1)
+        self.real, self.real_masks = cut_crops(load_micrographs(target, "val"), self.geometry, count, seed=1)
+        self.seen, _ = cut_crops(load_micrographs(target, "train"), self.geometry, count, seed=2)
+        self._is_made = data != "uhcs"
+        self._extractor = build_extractor("efficientnet-lite0")
+        self._features = compute_features(self.real, self._extractor)
+        self._threshold = max(
+            np.linspace(40, 200, 81), key=lambda level: self._find_iou(self.real, self.real_masks, level)
+        )
+
+    def score(self, images: Images, masks: NDArray[np.uint8] | None = None) -> dict[str, float]:
+        """Scores images with the masks of the source, or others."""
+        masks = self.masks if masks is None else masks
+        counts = [np.bincount(part.ravel(), minlength=256) for part in (self.real, images)]
+        found = {
+            "kid": compute_kid(self._features, compute_features(images, self._extractor))[0],
+            "gray_kl": float(compute_gray_kl(counts[0], counts[1])),
+        }
+        if self._is_made:
+            powers = [
+                np.mean(np.abs(np.fft.fft2(part - part.mean((1, 2), keepdims=True))) ** 2, axis=0)
+                for part in (images, self.real)
+            ]
+            line = (EDGE // PERIOD, 0)
+            truth = self._find_iou(self.real, self.real_masks, self._threshold)
+            area = float((gaussian_filter(images.astype(float), (0, 1, 1)) > self._threshold).mean())
+            found |= {
+                "scan_line_power": float(powers[0][line] / powers[1][line]),
+                "spectrum": float(np.abs(np.log(powers[0] / powers[1])).flatten()[1:].mean()),
+                "iou_share": self._find_iou(images, masks, self._threshold) / truth,
+                "area_shift": area - float((masks == 1).mean()),
+            }
+        return found
+
+    def _find_iou(self, images: Images, masks: NDArray[np.uint8], level: float) -> float:
+        disc = gaussian_filter(images.astype(float), (0, 1, 1)) > level
+        return float((disc & (masks == 1)).sum() / max(1, (disc | (masks == 1)).sum()))
+
+
+def run_system(arguments: argparse.Namespace) -> None:
+    """Trains and scores one system; resumes an interrupted run.
+
+    Raises:
+        InputError: if a signal ended training.
+    """
+    runs, system, data = arguments.runs, arguments.system, arguments.data
+    name = name_run(system, data, arguments.seed, arguments.steps)
+    path = runs / "scores" / f"{name}.json"
+    if path.is_file():
+        return
+    config = build_config(system, data, runs, arguments.seed, arguments.steps)
+    start = time.process_time()
+    result = train(config, LinePrinter(), resume=True)
+    seconds = time.process_time() - start
+    if result.export is None:
+        raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; run it again to resume")
+    judge = Judge(data, runs)
+    images = translate(load_generator(result.export), judge.given)
+    rows = [list(part[:12]) for part in (judge.given, images, judge.real)]
+    save_image(runs / f"{name}.png", build_sheet(rows, 96))
+    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    curve = [line for line in lines if "kid" in line or "loss_generators" in line]
+    kept = ("step", "kid", "loss_generators", "loss_discriminators")
+    described = {
+        "system": system,
+        "data": data,
+        "seed": arguments.seed,
+        "steps": arguments.steps,
+        "cpu_seconds": seconds,
+    }
+    filters = {name: judge.score(change(judge.given, judge.seen)) for name, change in FILTERS.items()}
+    seen = {"real": judge.score(judge.seen, judge.real_masks)} if data == "uhcs" else {}
+    save_json(
+        path,
+        {
+            **described,
+            "score": judge.score(images),
+            "beside": {**filters, **seen},
+            "curve": [{key: line[key] for key in kept if key in line} for line in curve],
+        },
+    )
+    print(name, load_json(path)["score"], flush=True)
+
+
+def run_segmenters(arguments: argparse.Namespace) -> None:
+    """Trains segmenters on true pairs, translated ones and filtered ones; IoU on held-out target images."""
+    runs, data, seed = arguments.runs, arguments.data, arguments.seed
+    name = name_run(arguments.system, data, seed, arguments.steps)
+    path = runs / "segmenters" / f"{name}.json"
+    if path.is_file():
+        return
+    source, target = find_sides(data, runs)
+    judge, count = Judge(data, runs), COUNTS["train"]
+    images, masks = cut_crops(load_micrographs(source, "train"), judge.geometry, count, seed=3)
+    real, real_masks = cut_crops(load_micrographs(target, "train"), judge.geometry, count, seed=3)
+    generator = load_generator(runs / name)
+    sets = {"true pairs": (real, real_masks), "translated": (translate(generator, images), masks)}
+    sets |= {kind: (change(images, real), masks) for kind, change in FILTERS.items()}
+    info, found = load_dataset_info(source), {}
+    geometry = CropGeometry(EDGE, EDGE)
+    for kind, (chosen, labels) in sets.items():
+        micrographs = Micrographs(info, [str(number) for number in range(count)], list(chosen), list(labels))
+        segmenter = train_segmenter(micrographs, geometry, SEGMENTER, seed)
+        confusion = compute_confusion(judge.real_masks, predict_masks(segmenter, judge.real), info.num_classes, 255)
+        found[kind] = [float(value) for value in compute_iou(confusion)]
+        print(name, kind, found[kind], flush=True)
+    save_json(path, {"system": arguments.system, "data": data, "seed": seed, "steps": arguments.steps, "iou": found})
+
+
+def main() -> None:
+    """Runs one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("run", "segment", "table"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/translation"), help="folder of runs")
+    parser.add_argument("--system", choices=SYSTEMS, default="cut")
+    parser.add_argument("--data", choices=DATA, default="world")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=1500)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.part == "run":
+        run_system(arguments)
+    elif arguments.part == "segment":
+        run_segmenters(arguments)
+    else:
+        parts = {
+            part: [load_json(path) for path in sorted((arguments.runs / part).glob("*.json"))]
+            for part in ("scores", "segmenters")
+        }
+        save_results(RESULTS / "translation.json", parts)
+
+
+if __name__ == "__main__":
+    main()
