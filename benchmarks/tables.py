@@ -523,11 +523,12 @@ def tabulate_joint(stored: Results) -> Lines:
         *_table(["deviation", *systems, "bar"], rows),
         "",
         f"Bold: misses its bar. {training['steps']:,} steps of 16 tiles in {training['cpu_seconds'] / 60:.0f} minutes "
-        f"of a core; {stored['count']} pairs, {stored['solver_steps']} solver steps, {stored['seconds_per_pair']:.2f} s "
-        "each.",
+        f"of a core; {stored['count']} pairs, {stored['solver_steps']} solver steps, "
+        f"{stored['seconds_per_pair']:.2f} s each.",
         "",
         *_table(["mean phase fraction of masks", *fractions, "rank correlation", "attempts per mask"], asked),
         "",
         f"Images for held-out masks: IoU {stored['image_for_mask_iou']:.3f}. Masks for held-out images, the majority "
-        f"of 4 draws: IoU {stored['mask_for_image_iou']:.3f}, of the cut images {stored['threshold_iou']:.3f}; {errors}.",
+        f"of 4 draws: IoU {stored['mask_for_image_iou']:.3f}, of the cut images {stored['threshold_iou']:.3f}; "
+        f"{errors}.",
     ]
