@@ -19,6 +19,7 @@ from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, load
 from steelgen.files import load_json
 from steelgen.generators.saved import hash_weights
 from steelgen.sampling.formats import PNG_KEY
+from steelgen.sampling.generate import Pair
 from steelgen.sampling.replay import replay
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
@@ -112,9 +113,9 @@ def test_memory_does_not_grow_with_the_number_of_images(trained, tmp_path, monke
     import steelgen.sampling.sample as run
 
     def draw_nothing(generator, masks, seeds, *how, **more):
-        return [np.full(mask.shape, seed % 256, np.uint8) for mask, seed in zip(masks, seeds, strict=True)]
+        return [Pair(np.full(mask.shape, seed % 256, np.uint8), None) for mask, seed in zip(masks, seeds, strict=True)]
 
-    monkeypatch.setattr(run, "generate_images", draw_nothing)
+    monkeypatch.setattr(run, "generate_pairs", draw_nothing)
     draw(trained, tmp_path / "warm", num_samples=30, batch_size=4, coco=True)
     peaks = []
     for count in (30, 100):
