@@ -179,6 +179,7 @@ BENCHMARKS = (
     _store("benchmarks/copies.py --images 100 --compared 10 --filtered 3", "copies", threads=1),
     _store("benchmarks/isdm.py", "isdm", threads=1),
     _store("benchmarks/rvae.py", "rvae", threads=1),
+    Benchmark("joint", ["benchmarks/joint.py train", "benchmarks/joint.py measure"], threads=1),
     _store(f"{LAUNCHER} benchmarks/scaling.py", "scaling", threads=1),
     Benchmark("gpu", ["benchmarks/gpu.py"], needs_gpu=True),
 )

@@ -568,3 +568,46 @@ def tabulate_cascade(stored: Results) -> Lines:
         seams = [f"{name} {fmean(each['seams'][name] for each in whole):.3f}" for name in whole[0]["seams"]]
         lines += ["", f"Gradient at window borders relative to elsewhere, {len(whole)} whole: {', '.join(seams)}."]
     return lines
+
+
+def tabulate_joint(stored: Results) -> Lines:
+    """Statistics of pairs, then phase fractions, images for masks, and masks for images."""
+    titles = {
+        "fraction": "phase fraction",
+        "s2": "S2 (relative L1)",
+        "lineal_path": "lineal path (relative L1)",
+        "island_area": "island area W1",
+        "island_count": "islands per tile W1",
+        "pair_iou": "IoU of mask and cut image",
+        "mask_copies": "copies of masks",
+        "image_copies": "copies of images",
+    }
+    bars = ("≤ 0.02", "≤ 0.06", "≤ 0.08", "≤ 0.12", "≤ 0.15", "≥ 0.85", "≤ floor + 0.05", "≤ floor + 0.05")
+    systems = stored["systems"]
+    rows = []
+    for (key, title), bar in zip(titles.items(), bars, strict=True):
+        missed = [name for name in systems if key in stored["failures"][name]]
+        values = [f"**{part[key]:.3f}**" if name in missed else f"{part[key]:.3f}" for name, part in systems.items()]
+        rows.append([title, *values, bar])
+    asked = []
+    for name, part in stored["fractions"].items():
+        means = [f"{mean:.3f}" for mean in part["means"].values()]
+        asked.append([name, *means, f"{part['rank_correlation']:.3f}", f"{part['attempts_per_mask']:.1f}"])
+    fractions = [f"asked {name}" for name in next(iter(stored["fractions"].values()))["means"]]
+    training, disagree = stored["training"], stored["error_where_they_disagree"]
+    errors = f"errors where all draws agree {stored['error_where_draws_agree']:.1%}"
+    if disagree is not None:
+        errors += f", where they disagree {disagree:.1%}"
+    return [
+        *_table(["deviation", *systems, "bar"], rows),
+        "",
+        f"Bold: misses its bar. {training['steps']:,} steps of 16 tiles in {training['cpu_seconds'] / 60:.0f} minutes "
+        f"of a core; {stored['count']} pairs, {stored['solver_steps']} solver steps, "
+        f"{stored['seconds_per_pair']:.2f} s each.",
+        "",
+        *_table(["mean phase fraction of masks", *fractions, "rank correlation", "attempts per mask"], asked),
+        "",
+        f"Images for held-out masks: IoU {stored['image_for_mask_iou']:.3f}. Masks for held-out images, the majority "
+        f"of 4 draws: IoU {stored['mask_for_image_iou']:.3f}, of the cut images {stored['threshold_iou']:.3f}; "
+        f"{errors}.",
+    ]

@@ -100,6 +100,14 @@ def test_pairs_larger_than_the_network(joint, tmp_path):
     assert replay(out / "metadata.jsonl", 1)[1]
 
 
+def test_images_without_masks_have_any_size_too(trained, tmp_path):
+    out = draw(trained[1], tmp_path / "out", mask_source={"kind": "none", "size": [20, 36]}, num_samples=1)
+    assert load_image(out / "samples/000000.png").shape == (20, 36)
+    assert replay(out / "metadata.jsonl", 1)[1]
+    with pytest.raises(InputError, match=r"mask_source.size \[20, 12\]: smaller than the generator's image_size 16"):
+        draw(trained[1], tmp_path / "small", mask_source={"kind": "none", "size": [20, 12]})
+
+
 def test_the_filter_judges_the_masks_of_the_pairs_and_replaces_both(joint, tmp_path, monkeypatch):
     judged = []
 
@@ -203,6 +211,8 @@ def test_learned_masks_come_with_both_generators(joint, trained, tmp_path):
         assert np.array_equal(mask, generator.draw(request).masks[0].numpy())
     assert len(set(asked)) == 4
     assert replay(out / "metadata.jsonl", 2)[1]
+    alone = draw(run, tmp_path / "alone", mask_source=source, num_samples=4, batch_size=1)
+    assert read_files(alone / "labels") == read_files(out / "labels")
     whole = draw(run, tmp_path / "large", mask_source={**source, "size": [20, 36]}, num_samples=1)
     assert load_image(whole / "samples/000000.png").shape == (20, 36)
     sampling = json.loads((out / "sampling.json").read_text())

@@ -44,7 +44,7 @@ class LabeledImage:
         return float(self.confidence.mean())
 
 
-class ImageLabeler(Protocol):
+class LabelSource(Protocol):
     """Labels generated images."""
 
     config: AnyLabelsSection
@@ -60,7 +60,7 @@ class ImageLabeler(Protocol):
         """Returns the entries of metadata.jsonl for a labeled image."""
 
 
-def build_labeler(config: AnyLabelsSection, generator: Generator) -> ImageLabeler:
+def build_labeler(config: AnyLabelsSection, generator: Generator) -> LabelSource:
     """Builds the labeler of a config for the images of a generator.
 
     Raises:
@@ -68,10 +68,10 @@ def build_labeler(config: AnyLabelsSection, generator: Generator) -> ImageLabele
     """
     if isinstance(config, JointLabelsSection):
         return JointLabeler(config, generator.geometry)
-    return SegmenterLabeler(config, generator.geometry)
+    return ImageLabeler(config, generator.geometry)
 
 
-class SegmenterLabeler:
+class ImageLabeler:
     """Labels generated images at the segmenter's training scale.
 
     Args:
@@ -95,7 +95,7 @@ class SegmenterLabeler:
         self._digest = hash_segmenter(config.segmenter)
 
     def label(self, image: NDArray[np.uint8]) -> LabeledImage:
-        """See `ImageLabeler.label`."""
+        """See `LabelSource.label`."""
         settings = self._labeler.config
         image = to_channels(image, settings.in_channels)
         mask, confidence = label_by_windows(
@@ -104,7 +104,7 @@ class SegmenterLabeler:
         return LabeledImage(SourceMask(mask, None, SEGMENTED), confidence)
 
     def describe(self, labeled: LabeledImage) -> dict[str, Any]:
-        """See `ImageLabeler.describe`."""
+        """See `LabelSource.describe`."""
         return {
             "segmenter": str(self._folder),
             "segmenter_sha256": self._digest,
@@ -135,7 +135,7 @@ class JointLabeler:
         self._lock = Lock()
 
     def label(self, image: NDArray[np.uint8]) -> LabeledImage:
-        """See `ImageLabeler.label`; the seeds are the same for every image."""
+        """See `LabelSource.label`; the seeds are the same for every image."""
         shown = image_to_tensor(to_channels(image, self._generator.geometry.in_channels))
         seeds = range(self._section.draws)
         images = shown[None].expand(len(seeds), -1, -1, -1)
@@ -147,7 +147,7 @@ class JointLabeler:
         return LabeledImage(SourceMask(mask.numpy().astype(np.uint8), None, "joint"), confidence.numpy())
 
     def describe(self, labeled: LabeledImage) -> dict[str, Any]:
-        """See `ImageLabeler.describe`."""
+        """See `LabelSource.describe`."""
         return {
             "generator": str(self._section.generator),
             "generator_sha256": self._digest,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -20,6 +23,20 @@ from steelgen.sampling.masks import SourceMask
 
 _STREAM = 7
 """Separates the random stream from those of crops and images."""
+
+
+@dataclass
+class _Search:
+    """Attempts at one mask."""
+
+    index: int
+    rng: np.random.Generator
+    wanted: dict[int, float]
+    """Phase fractions by class index."""
+    attempts: int = 0
+    closest: dict[int, float] = field(default_factory=dict)
+    """The closest phase fraction of each class in all attempts."""
+    found: SourceMask | None = None
 
 
 class LearnedSource:
@@ -45,49 +62,67 @@ class LearnedSource:
         Raises:
             InputError: if no attempt meets the phase fractions.
         """
+        return self.draw_batch([index])[0]
+
+    def draw_batch(self, indices: Sequence[int]) -> list[SourceMask]:
+        """See `BatchedMaskSource.draw_batch`; masks that miss their phase fractions are drawn again together."""
+        searches = [self._start(index) for index in indices]
+        for _ in range(self._config.max_attempts):
+            missing = [search for search in searches if search.found is None]
+            if not missing:
+                break
+            seeds = [int(search.rng.integers(2**62)) for search in missing]
+            masks = self._generate(seeds, [search.wanted for search in missing])
+            for search, seed, mask in zip(missing, seeds, masks, strict=True):
+                self._judge(search, seed, mask)
+        return [search.found or self._refuse(search) for search in searches]
+
+    def _start(self, index: int) -> _Search:
         rng = np.random.default_rng((self._seed, index, _STREAM))
-        wanted = {label: float(rng.uniform(*limits)) for label, limits in self._ranges.items()}
-        closest: dict[int, float] = {}
-        for attempt in range(1, self._config.max_attempts + 1):
-            seed = int(rng.integers(2**62))
-            mask = self._draw(seed, wanted)
-            found = {label: float((mask == label).mean()) for label in wanted}
-            if all(abs(found[label] - fraction) <= self._config.tolerance for label, fraction in wanted.items()):
-                origin = {
-                    "generator": str(self._config.generator),
-                    "model_sha256": self._digest,
-                    "seed": seed,
-                    "attempts": attempt,
-                    "phase_fraction": {
-                        self._info.class_names[label]: round(share, 6) for label, share in wanted.items()
-                    },
-                }
-                return SourceMask(mask, None, f"learned, seed {seed}", origin=origin)
-            for label, share in found.items():
-                if abs(share - wanted[label]) < abs(closest.get(label, math.inf) - wanted[label]):
-                    closest[label] = share
+        return _Search(index, rng, {label: float(rng.uniform(*limits)) for label, limits in self._ranges.items()})
+
+    def _judge(self, search: _Search, seed: int, mask: NDArray[np.uint8]) -> None:
+        search.attempts += 1
+        shares = {label: float((mask == label).mean()) for label in search.wanted}
+        for label, share in shares.items():
+            if abs(share - search.wanted[label]) < abs(search.closest.get(label, math.inf) - search.wanted[label]):
+                search.closest[label] = share
+        if any(abs(shares[label] - wanted) > self._config.tolerance for label, wanted in search.wanted.items()):
+            return
+        names = self._info.class_names
+        origin = {
+            "generator": str(self._config.generator),
+            "model_sha256": self._digest,
+            "seed": seed,
+            "attempts": search.attempts,
+            "phase_fraction": {names[label]: round(wanted, 6) for label, wanted in search.wanted.items()},
+        }
+        search.found = SourceMask(mask, None, f"learned, seed {seed}", origin=origin)
+
+    def _refuse(self, search: _Search) -> NoReturn:
         missed = ", ".join(
-            f"{self._info.class_names[label]!r} {fraction:.3g} (closest {closest[label]:.3g})"
-            for label, fraction in wanted.items()
+            f"{self._info.class_names[label]!r} {wanted:.3g} (closest {search.closest[label]:.3g})"
+            for label, wanted in search.wanted.items()
         )
         raise InputError(
-            f"mask_source.phase_fraction: mask {index} missed {missed} in all of {self._config.max_attempts} attempts; "
+            f"mask_source.phase_fraction: mask {search.index} missed {missed} in all of {search.attempts} attempts; "
             "choose fractions nearer to those of the training masks, or raise mask_source.tolerance or max_attempts"
         )
 
-    def _draw(self, seed: int, wanted: dict[int, float]) -> NDArray[np.uint8]:
+    def _generate(self, seeds: Sequence[int], wanted: Sequence[dict[int, float]]) -> NDArray[np.uint8]:
+        """Generates masks (N, H, W)."""
         fractions = None
-        if wanted:
-            fractions = torch.full((1, self._info.num_classes), math.nan)
-            for label, fraction in wanted.items():
-                fractions[0, label] = fraction
-        blank = torch.full((1, *self._size), self._info.ignore_index)
-        request = DrawRequest(
-            [seed], blank, solver=self._config.solver, fractions=fractions, wanted=frozenset({"masks"})
-        )
+        if self._ranges:
+            fractions = torch.full((len(seeds), self._info.num_classes), math.nan)
+            for row, shares in zip(fractions, wanted, strict=True):
+                for label, share in shares.items():
+                    row[label] = share
+        blank = torch.full((len(seeds), *self._size), self._info.ignore_index)
+        only_masks = frozenset({"masks"})
+        request = DrawRequest(seeds, blank, solver=self._config.solver, fractions=fractions, wanted=only_masks)
         masks = self._generator.draw(request).masks
         assert masks is not None
-        return masks[0].cpu().numpy().astype(np.uint8)
+        return masks.cpu().numpy().astype(np.uint8)
 
 
 def load_mask_maker(field: str, path: Path, info: DatasetInfo, geometry: CropGeometry) -> Generator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -89,6 +89,15 @@ class MaskSource(Protocol):
 
     def draw(self, index: int) -> SourceMask:
         """Returns mask number `index` ≥ 0."""
+        ...
+
+
+@runtime_checkable
+class BatchedMaskSource(MaskSource, Protocol):
+    """A mask source that runs a network, in the main process."""
+
+    def draw_batch(self, indices: Sequence[int]) -> list[SourceMask]:
+        """Returns masks by number, the same as `draw`."""
         ...
 
 

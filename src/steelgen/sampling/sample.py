@@ -47,9 +47,8 @@ from steelgen.sampling.generate import (
     writes_labels,
 )
 from steelgen.sampling.labeling import build_labeler
-from steelgen.sampling.learned import LearnedSource
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
-from steelgen.sampling.masks import MaskSource, build_stems
+from steelgen.sampling.masks import BatchedMaskSource, MaskSource, build_stems
 from steelgen.sampling.redraw import choose_region
 from steelgen.sampling.sheet import save_sheet
 from steelgen.sampling.workers import Candidate, PairWriter, iterate_masks
@@ -115,8 +114,8 @@ def sample(
     done, total = len(indices) - len(missing), len(indices)
     report(done, total)
     # Networks stay in this process.
-    use_workers = len(missing) > config.batch_size and not isinstance(mask_source, LearnedSource)
-    first = iterate_masks(source, missing, use_workers)
+    use_workers = len(missing) > config.batch_size and not isinstance(mask_source, BatchedMaskSource)
+    first = iterate_masks(source, missing, use_workers, config.batch_size)
 
     def finish(candidate: Candidate, image: NDArray[np.uint8]) -> str | None:
         """Returns the reason for dropping a pair, or writes it."""

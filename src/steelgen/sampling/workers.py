@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from steelgen.devices import usable_cores
 from steelgen.errors import InputError
-from steelgen.sampling.masks import MaskSource, SourceMask
+from steelgen.sampling.masks import BatchedMaskSource, MaskSource, SourceMask
 from steelgen.sampling.redraw import Redraw
 
 _MAX_WORKERS = 8
@@ -48,9 +48,21 @@ class _Masks(Dataset):
             return error
 
 
-def iterate_masks(source: MaskSource, indices: Iterable[int], use_workers: bool) -> Iterator[Candidate]:
-    """Yields the first attempts at the images `indices`, in order; with workers, masks are made ahead of time."""
+def iterate_masks(
+    source: MaskSource, indices: Iterable[int], use_workers: bool, batch_size: int = 1
+) -> Iterator[Candidate]:
+    """Yields the first attempts at the images `indices`, in order; with workers, masks are made ahead of time.
+
+    Args:
+        batch_size: masks that a `BatchedMaskSource` makes at once, without workers.
+    """
     indices = list(indices)
+    if isinstance(source, BatchedMaskSource):
+        for start in range(0, len(indices), batch_size):
+            part = indices[start : start + batch_size]
+            for index, source_mask in zip(part, source.draw_batch(part), strict=True):
+                yield Candidate(index, index, source_mask)
+        return
     workers = min(_MAX_WORKERS, usable_cores()) if use_workers else 0
     loader = DataLoader(_Masks(source), batch_size=None, sampler=indices, num_workers=workers)
     for index, mask in zip(indices, loader, strict=True):
