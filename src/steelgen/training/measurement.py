@@ -22,7 +22,7 @@ from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.iou import compute_confusion, compute_mean_iou
 from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.generators import Generator, draw_example
-from steelgen.sampling.labeling import SegmenterLabeler
+from steelgen.sampling.labeling import ImageLabeler
 
 _SEED = 0
 BATCH_SIZE = 16
@@ -48,7 +48,7 @@ class Measurement:
         held_out: Micrographs,
         training: Micrographs,
         accelerator: Accelerator,
-        labeler: SegmenterLabeler | None = None,
+        labeler: ImageLabeler | None = None,
     ) -> None:
         self._labeler = labeler
         self._options = config.measurement
@@ -102,7 +102,7 @@ class Measurement:
         save_image(path, picture)
         return path
 
-    def _compute_mask_iou(self, images: NDArray[np.uint8], labeler: SegmenterLabeler) -> float:
+    def _compute_mask_iou(self, images: NDArray[np.uint8], labeler: ImageLabeler) -> float:
         predicted = np.stack([labeler.label(image).mask.mask for image in images])
         confusion = compute_confusion(self._masks, predicted, labeler.info.num_classes, labeler.info.ignore_index)
         return float(compute_mean_iou(confusion))
@@ -123,7 +123,7 @@ class Measurement:
         return accelerator.reduce(generated, "sum").to(torch.uint8).cpu().numpy()
 
 
-def load_mask_judge(config: RunConfig, generator: Generator) -> SegmenterLabeler | None:
+def load_mask_judge(config: RunConfig, generator: Generator) -> ImageLabeler | None:
     """Loads the segmenter of measurement.segmenter; None without one.
 
     Raises:
@@ -136,7 +136,7 @@ def load_mask_judge(config: RunConfig, generator: Generator) -> SegmenterLabeler
         raise InputError(
             f"measurement.segmenter: not applicable to generators of kind {generator.kind}, which make masks"
         )
-    labeler = SegmenterLabeler(LabelsSection(segmenter=folder), generator.geometry)
+    labeler = ImageLabeler(LabelsSection(segmenter=folder), generator.geometry)
     if labeler.info.class_names != generator.info.class_names:
         names = [", ".join(info.class_names) or "none" for info in (labeler.info, generator.info)]
         raise InputError(f"{folder}: the segmenter's classes are {names[0]}, those of the masks {names[1]}")
