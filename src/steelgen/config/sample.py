@@ -195,6 +195,10 @@ class SampleConfig(Section):
     truncation: float | None = Field(None, ge=0, le=1)
     """Truncation factor of style-based adversarial generators: scales the distance of styles from their mean. Lower
     values give less variety and fewer odd images; null or 1 disables it."""
+    conditions: dict[str, float | tuple[float, float] | str] | Literal["micrograph"] = {}
+    """Conditions of the images by name, for generators trained with data.conditions: a value, or a range [low, high] of
+    a number, uniform per image (in its logarithm where training used that). Others are left open. "micrograph": those
+    of the micrograph of each mask, for the mask sources split and balanced."""
     labels: LabelsSection | None = None
     """Labeling of images generated without masks (mask_source.kind none); null leaves them unlabeled."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
@@ -211,6 +215,12 @@ class SampleConfig(Section):
         kind, start = self.mask_source.kind, self.start_images
         if kind == "none" and (self.filter or (self.coco and not self.labels)):
             raise ValueError(f"{'filter' if self.filter else 'coco'} needs masks, but mask_source.kind is 'none'")
+        if self.conditions == "micrograph" and (kind not in ("split", "balanced") or (start and start.dataset)):
+            raise ValueError("conditions 'micrograph': needs mask_source.kind split or balanced without start_images")
+        if isinstance(self.conditions, dict):
+            for name, value in self.conditions.items():
+                if isinstance(value, tuple) and value[0] > value[1]:
+                    raise ValueError(f"conditions.{name}: the smaller limit must come first")
         if self.labels and kind != "none":
             raise ValueError(f"labels needs mask_source.kind 'none', not {kind!r}, which has masks")
         if self.file_stems == "source" and self.filter:

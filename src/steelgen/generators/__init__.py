@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from steelgen.config.solver import AnySolverSection
+from steelgen.data.conditions import Condition
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 
@@ -93,6 +94,8 @@ class DrawRequest:
     """Points in latent space that replace those of the seeds."""
     truncation: float | None = None
     """Factor on the distance of styles from their mean; None disables truncation."""
+    conditions: Tensor | None = None
+    """(N, K) encoded conditions for generators that take "conditions", NaN where left open; None leaves all open."""
 
 
 class Drawn(NamedTuple):
@@ -120,7 +123,8 @@ class Generator(Protocol):
 
     @property
     def takes(self) -> frozenset[str]:
-        """Optional fields of a request: "solver", "start", "noise", "latents", "truncation"."""
+        """Optional fields of a request: "solver", "start", "noise", "latents", "truncation",
+        "conditions"."""
 
     @property
     def makes(self) -> frozenset[str]:
@@ -254,14 +258,29 @@ def draw_for_masks(
     noise: Tensor | None = None,
     latents: Latents | None = None,
     truncation: float | None = None,
+    conditions: Tensor | None = None,
 ) -> Tensor:
     """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none."""
     given = masks if "masks" in generator.needs else None
     steps = solver if "solver" in generator.takes else None
-    request = DrawRequest(seeds, given, solver=steps, start=start, noise=noise, latents=latents, truncation=truncation)
+    request = DrawRequest(
+        seeds,
+        given,
+        solver=steps,
+        start=start,
+        noise=noise,
+        latents=latents,
+        truncation=truncation,
+        conditions=conditions,
+    )
     drawn = generator.draw(request)
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
+
+
+def conditions_of(generator: Generator) -> tuple[Condition, ...]:
+    """Returns the conditions that a generator was trained with; empty for kinds without conditions."""
+    return getattr(generator, "conditions", ())
 
 
 def join_networks(networks: Mapping[str, nn.Module], names: Sequence[str] | None = None) -> nn.Module:

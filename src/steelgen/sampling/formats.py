@@ -91,6 +91,8 @@ class Sampling(Record):
     stem_batch_size: int = Field(1, ge=1, le=MAX_BATCH_SIZE)
     drawn_by: dict[str, str] = {}
     """Digests of the generators by config field; empty in folders of older versions."""
+    notes: list[str] = []
+    """Lines about conditions outside the range of training."""
     kept: int = 0
     dropped: dict[str, int] = {}
 

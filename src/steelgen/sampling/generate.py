@@ -69,6 +69,7 @@ def generate_images(
     noise: Tensor | None = None,
     latents: Latents | None = None,
     truncation: float | None = None,
+    conditions: Tensor | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Generates one image per mask.
 
@@ -77,7 +78,7 @@ def generate_images(
         mixed_precision: no, bf16 or fp16.
         noise: standard normal noise to use in place of the noise of the seeds; see `DrawRequest`.
         latents: N points in latent space to use in place of the latents of the seeds.
-        truncation: see `DrawRequest.truncation`.
+        truncation, conditions: see `DrawRequest`.
 
     Returns:
         N images (H, W) or (H, W, 3) uint8.
@@ -90,7 +91,9 @@ def generate_images(
     start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
     try:
         with autocast(mixed_precision, device):
-            images = draw_for_masks(generator, batch, seeds, solver, start_images, noise, latents, truncation)
+            images = draw_for_masks(
+                generator, batch, seeds, solver, start_images, noise, latents, truncation, conditions
+            )
             images = images.cpu()
     except Exception as error:
         if not is_out_of_memory(error):

@@ -16,7 +16,9 @@ from steelgen.data.folder import list_pairs, load_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, parse_json, parse_record
+from steelgen.generators import conditions_of
 from steelgen.generators.saved import hash_weights
+from steelgen.sampling.conditions import encode_conditions
 from steelgen.sampling.formats import hash_pixels, save_png
 from steelgen.sampling.generate import generate_images, prepare_generator
 from steelgen.sampling.masks import ImagePlace, NoSource
@@ -61,6 +63,7 @@ class _GeneratedRow(Record):
     labels: dict[str, Any] | None = None
     """Set if the mask was predicted from the image, which was then generated without."""
     start_image: _StartImage | None = None
+    conditions: dict[str, float | str] = {}
 
 
 def replay(
@@ -105,7 +108,14 @@ def replay(
             raise InputError(f"{where}: start_image: is missing")
         start = ([_load_start_image(record.start_image, model.geometry.in_channels, where)], draw.strength)
     image = generate_images(
-        model, [mask], [record.seed], draw.solver, draw.mixed_precision, start, truncation=draw.truncation
+        model,
+        [mask],
+        [record.seed],
+        draw.solver,
+        draw.mixed_precision,
+        start,
+        truncation=draw.truncation,
+        conditions=encode_conditions(conditions_of(model), [record.conditions]),
     )[0]
     save_png(out, image, row)
     original = metadata.parent / name

@@ -25,6 +25,7 @@ from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
+from steelgen.sampling.conditions import ConditionSource
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
     Layout,
@@ -46,8 +47,9 @@ from steelgen.sampling.workers import Candidate, PairWriter, iterate_masks
 from steelgen.shards import Shard
 
 _SHEET_IMAGES = 24
-_FILTER_KEYS = ("kept", "dropped")
-"""Keys of sampling.json that are written when the filter has checked every image."""
+_FILTER_KEYS = ("kept", "dropped", "notes")
+"""Keys of sampling.json that are written after it was created: when the filter has checked every image, and notes on
+conditions."""
 _ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
 """Maximum number of images without subfolders, and images per subfolder above it; see files_per_folder."""
 
@@ -83,6 +85,7 @@ def sample(
     generator = prepare_generator(config.generator, config.channels_last, config.compile)
     info, geometry = generator.info, generator.geometry
     check_taken(config, generator)
+    told = ConditionSource(config, generator)
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed)
     source = replace_images(mask_source, config, info, geometry)
     labeler = ImageLabeler(config.labels, geometry) if config.labels else None
@@ -92,6 +95,8 @@ def sample(
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # raises before anything is written
     _open_folder(config, generator, info, origin.models, shard is not None, allow_changed)
+    if told.notes:
+        save_json(out / "sampling.json", {**load_json(out / "sampling.json"), "notes": told.notes})
     if pair_filter:
         save_json(out / "filter.json", pair_filter.describe())
     layout = load_layout(out)
@@ -112,9 +117,12 @@ def sample(
         if labeled and labeler and labeled.mean_confidence < labeler.config.min_confidence:
             return LOW_CONFIDENCE
         source_mask = labeled.mask if labeled else candidate.source_mask
+        values = told.choose(config.seed + candidate.number, candidate.source_mask)
         row = build_row(layout, origin, candidate.image, config.seed + candidate.number, source_mask)
         if labeled and labeler:
             row["labels"] = labeler.describe(labeled)
+        if values:
+            row["conditions"] = values
         if pair_filter or labeler:
             row["dropped"] = dict(candidate.dropped)
         save_pair(out, layout, row, source_mask, image, info, labeled.confidence if labeled else None)
@@ -135,6 +143,9 @@ def sample(
                     config.mixed_precision,
                     start,
                     truncation=config.truncation,
+                    conditions=told.encode(
+                        [told.choose(seed, candidate.source_mask) for seed, candidate in zip(seeds, batch, strict=True)]
+                    ),
                 )
                 for candidate, image in zip(batch, images, strict=True):
                     writer.put(candidate, image)

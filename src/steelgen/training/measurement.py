@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import Micrographs, cut_crops, tensor_to_image
+from steelgen.data.crops import Micrographs, cut_crops, look_up_conditions, tensor_to_image
 from steelgen.data.images import save_image
 from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.copy_search import CopySearch, Match
@@ -47,6 +47,7 @@ class Measurement:
         self._generator = generator
         self._accelerator = accelerator
         self._real, self._masks = cut_crops(held_out, generator.geometry, self._options.num_images, _SEED)
+        self._conditions = look_up_conditions(held_out, generator.geometry, self._options.num_images, _SEED)
         self._search: CopySearch | None = None
         self._floors: dict[str, float] = {}
         if accelerator.is_main_process:
@@ -98,7 +99,8 @@ class Measurement:
             seeds = list(own[start : start + BATCH_SIZE])
             masks = torch.from_numpy(self._masks[seeds].astype(np.int64))
             with accelerator.autocast():
-                images = draw_for_masks(self._generator, masks, seeds, self._options.solver)
+                told = None if self._conditions is None else self._conditions[seeds]
+                images = draw_for_masks(self._generator, masks, seeds, self._options.solver, conditions=told)
             generated[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(generated)
         return accelerator.reduce(generated, "sum").to(torch.uint8).cpu().numpy()
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import CropDataset, Micrographs, tensor_to_image
+from steelgen.data.crops import CropDataset, Micrographs, look_up_conditions, tensor_to_image
 from steelgen.data.images import save_image
 from steelgen.generators import Generator, LatentGenerator, draw_for_masks
 from steelgen.generators.manifold import draw_manifold
@@ -28,6 +28,7 @@ class PreviewWriter:
         pairs = [crops.cut(number) for number in range(config.preview.num_images)]
         self._real = [image for image, _ in pairs]
         self._masks = np.stack([mask for _, mask in pairs])
+        self._conditions = look_up_conditions(micrographs, generator.geometry, len(pairs))
 
     def draw(self, step: int) -> Path:
         """Writes the preview of a step and returns its path."""
@@ -37,6 +38,7 @@ class PreviewWriter:
             return path
         seeds = list(range(len(self._real)))
         masks = torch.from_numpy(self._masks.astype(np.int64))
-        images = [tensor_to_image(image) for image in draw_for_masks(self._generator, masks, seeds, self._solver)]
+        drawn = draw_for_masks(self._generator, masks, seeds, self._solver, conditions=self._conditions)
+        images = [tensor_to_image(image) for image in drawn]
         save_sheet(path, self._masks, images, self._real, self._generator.info.palette)
         return path

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS
 from steelgen.config.generator import UNetSection
+from steelgen.data.conditions import MAX_CATEGORIES, Condition
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError, quote_value
@@ -29,6 +30,7 @@ class Description(Record):
     intensity: tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=1e-9, le=1)]]
     objective: Literal["simple", "variational"] = "simple"
     vlb_weight: float = Field(0.001, ge=0)
+    conditions: list[Condition] = []
     mask_noise: bool = False
     """A removed option that changes sampling."""
 
@@ -65,6 +67,7 @@ class _Network(UNetSection):
     image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE)
     in_channels: int = Field(ge=1, le=3)
     num_classes: int = Field(ge=0, le=255)
+    conditions: list[Annotated[int, Field(ge=0, le=MAX_CATEGORIES)]] = []
 
     @model_validator(mode="before")
     @classmethod
@@ -90,6 +93,7 @@ def load_description(folder: Path) -> Description:
         "image_size": description.geometry.image_size,
         "in_channels": description.geometry.in_channels,
         "num_classes": description.dataset.num_classes,
+        "conditions": [len(condition.categories) for condition in description.conditions],
     }
     for name, value in wanted.items():
         if getattr(network, name) != value:

@@ -15,6 +15,7 @@ from torch import nn
 from steelgen import __version__
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import SolverSection
+from steelgen.data.conditions import Condition, outline
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
@@ -42,11 +43,17 @@ class SemanticDiffusion:
     objective: str = "simple"
     vlb_weight: float = 0.001
     """The training objective; see `NoiseSection`."""
+    conditions: tuple[Condition, ...] = ()
+    """What the network may be told of an image besides its mask."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
 
     kind = "semantic_diffusion"
-    takes = frozenset({"solver", "start", "noise"})
     makes = frozenset({"images"})
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """See `Generator.takes`."""
+        return frozenset({"solver", "start", "noise", *(["conditions"] if self.conditions else [])})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -73,8 +80,9 @@ class SemanticDiffusion:
         training = self.network.training
         self.network.eval()
         autoguidance = getattr(solver, "autoguidance", None)
-        if autoguidance is None and not (masks < self.info.num_classes).any():
-            # Without a mask the conditional prediction equals the null one; guidance would compute it twice.
+        told = request.conditions is not None and not bool(request.conditions.isnan().all())
+        if autoguidance is None and not told and not (masks < self.info.num_classes).any():
+            # With nothing given the conditional prediction equals the null one; guidance would compute it twice.
             solver = solver.model_copy(update={"guidance_scale": 1.0})
         mean, deviation = self.intensity
         try:
@@ -87,6 +95,7 @@ class SemanticDiffusion:
                 strength=start.strength if start else 1.0,
                 value_range=self.value_range,
                 weak_unet=self._load_weak_unet(autoguidance),
+                conditions=request.conditions if told else None,
             )
         finally:
             self.network.train(training)
@@ -108,6 +117,7 @@ class SemanticDiffusion:
                     "objective": self.objective,
                     "vlb_weight": self.vlb_weight,
                     "intensity": self.intensity,
+                    "conditions": [condition.model_dump(mode="json") for condition in self.conditions],
                 },
             )
 
@@ -127,6 +137,8 @@ class SemanticDiffusion:
                         raise InputError(
                             f"{path}: autoguidance needs {name} {ours[name]}, this generator has {theirs[name]}"
                         )
+            if outline(weak.conditions) != outline(self.conditions):
+                raise InputError(f"{path}: autoguidance needs a generator with the same conditions")
             self._weak = (path, weak.network.eval().to(self.network.device))
         return self._weak[1]
 
@@ -138,12 +150,14 @@ def build_semantic_diffusion(
     config: SemanticDiffusionSection, micrographs: Micrographs, geometry: CropGeometry
 ) -> SemanticDiffusion:
     """Builds an untrained semantic diffusion model; its initial weights follow torch's global seed."""
+    conditions = micrographs.columns
     info, noise = micrographs.info, config.noise
     network = SemanticUNet(
         image_size=geometry.image_size,
         in_channels=geometry.in_channels,
         num_classes=info.num_classes,
         **config.unet.model_dump(),
+        conditions=[len(condition.categories) for condition in conditions],
     )
     schedule = build_noise_schedule(
         noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, noise.zero_terminal_snr
@@ -151,7 +165,9 @@ def build_semantic_diffusion(
     mean, deviation = micrographs.compute_intensity() if noise.standardize else (0.0, 1.0)
     if deviation == 0:
         raise InputError(f"{info.name}: all pixels of the training micrographs have the same gray level")
-    return SemanticDiffusion(network, schedule, info, geometry, (mean, deviation), noise.objective, noise.vlb_weight)
+    return SemanticDiffusion(
+        network, schedule, info, geometry, (mean, deviation), noise.objective, noise.vlb_weight, conditions
+    )
 
 
 def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
@@ -176,6 +192,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         description.intensity,
         description.objective,
         description.vlb_weight,
+        tuple(description.conditions),
     )
 
 

@@ -46,6 +46,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         strength: float = 1.0,
         value_range: tuple[float, float] | None = None,
         weak_unet: SemanticUNet | None = None,
+        conditions: Tensor | None = None,
     ) -> Tensor:
         """Generates one image per mask; see `sample_batch` for the arguments.
 
@@ -56,9 +57,11 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         solver = solver or SolverSection()
 
         def generate(rows: slice, cache_share: float = 1.0) -> Tensor:
-            own_noise, start = (None if tensor is None else tensor[rows] for tensor in (noise, start_images))
+            own_noise, start, told = (
+                None if tensor is None else tensor[rows] for tensor in (noise, start_images, conditions)
+            )
             return self.sample_batch(
-                masks[rows], seeds[rows], solver, own_noise, start, strength, value_range, weak_unet, cache_share
+                masks[rows], seeds[rows], solver, own_noise, start, strength, value_range, weak_unet, cache_share, told
             )
 
         if self.unet.device.type != "cpu":
@@ -81,6 +84,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         value_range: tuple[float, float] | None = None,
         weak_unet: SemanticUNet | None = None,
         cache_share: float = 1.0,
+        conditions: Tensor | None = None,
     ) -> Tensor:
         """Generates one image per mask in one batch; the host waits for the device at most once per step.
 
@@ -95,6 +99,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             value_range: limits of the gray levels in the network's units; None does not clip.
             weak_unet: the weaker network of autoguidance.
             cache_share: share of the solver's mask_cache_gib for this call.
+            conditions: (N, K); see `ConditionEmbedding`. None is the null condition.
 
         Returns:
             (N, in_channels, H, W) float32, in the network's units.
@@ -102,11 +107,12 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         config, device = self.unet.config, self.unet.device
         one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)
         guide = Guide.of(solver, weak_unet)
+        conditions = None if conditions is None else conditions.to(device)
         max_bytes = cache_share * solver.mask_cache_gib * 2**30
         if self._fits_network(masks, solver):
-            predict: Callable[..., Tensor] = GuidedNetwork(self.unet, one_hot, guide, max_bytes).predict
+            predict: Callable[..., Tensor] = GuidedNetwork(self.unet, one_hot, guide, max_bytes, conditions).predict
         else:
-            predict = self._build_window_predictor(one_hot, guide, max_bytes, solver)
+            predict = self._build_window_predictor(one_hot, guide, max_bytes, solver, conditions)
         steps = build_solver(solver, self.schedule, self.unet, value_range)
         shape = (config.in_channels, *masks.shape[1:])
         noise = (randn_by_seed(shape, seeds) if noise is None else noise).to(device)
@@ -123,19 +129,28 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         return masks.shape[1:] == (self.unet.config.image_size,) * 2 and not solver.periodic
 
     def _build_window_predictor(
-        self, one_hot: Tensor, guide: Guide, max_bytes: float, solver: AnySolverSection
+        self,
+        one_hot: Tensor,
+        guide: Guide,
+        max_bytes: float,
+        solver: AnySolverSection,
+        conditions: Tensor | None = None,
     ) -> Callable[[Tensor, Tensor, bool], Tensor]:
         """Like `GuidedNetwork.predict`, for masks (N, num_classes, H, W) larger than the network's image_size."""
         unet, edge = self.unet, self.unet.config.image_size
         height, width = one_hot.shape[2:]
         layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, one_hot.device)
         masks = layout.cut(one_hot)  # (N·windows, num_classes, edge, edge)
+        told = None if conditions is None else conditions.repeat_interleave(len(layout.origins), dim=0)
         chunk, on_cpu = 1, one_hot.device.type == "cpu"
         if not on_cpu:
             passes = 1 if guide.scale == 1 else 2
             chunk = max(1, int(solver.window_memory_gib * 2**30 / (passes * unet.estimate_activation_bytes())))
         rows = [slice(start, start + chunk) for start in range(0, len(masks), chunk)]
-        networks = [GuidedNetwork(unet, masks[part], guide, max_bytes / len(rows)) for part in rows]
+        networks = [
+            GuidedNetwork(unet, masks[part], guide, max_bytes / len(rows), None if told is None else told[part])
+            for part in rows
+        ]
 
         def predict(image: Tensor, time: Tensor, guided: bool) -> Tensor:
             pieces = layout.cut(image)

@@ -46,7 +46,7 @@ class SemanticDiffusionTraining(SteadyState):
 
     def randomness(self, seed: int) -> CropRandomness:
         """See `Trainable.randomness`."""
-        return CropRandomness(seed, self._shape, self._config.mask_dropout)
+        return CropRandomness(seed, self._shape, self._config.mask_dropout, len(self.generator.conditions))
 
     def held_out_randomness(self, count: int) -> HeldOutRandomness:
         """See `Trainable.held_out_randomness`: timesteps are spread evenly over the crops."""
