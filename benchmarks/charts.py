@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -52,3 +52,44 @@ def plot_curves(
             axis.set_major_formatter("{x:g}")
     figure.legend(loc="outside right upper", fontsize=7)
     figure.savefig(path)
+
+
+def plot_grid(
+    charts: Mapping[tuple[str, str], Mapping[str, Sequence[Sequence[tuple[float, float]]]]],
+    x_label: str,
+    y_label: str,
+    path: Path,
+) -> None:
+    """Plots a grid of charts with a common legend, on logarithmic axes.
+
+    Args:
+        charts: curves by name, one per seed, for each chart by its row and column.
+        x_label, y_label: axis labels.
+        path: the .png file.
+    """
+    row_places: dict[str, list[tuple[str, str]]] = {}
+    for place in charts:
+        row_places.setdefault(place[0], []).append(place)
+    width = max(len(places) for places in row_places.values())
+    figure = Figure((3.2 * width, 2.6 * len(row_places)), layout="constrained")
+    names = list(dict.fromkeys(name for curves in charts.values() for name in curves))
+    grid = figure.subplots(len(row_places), width, squeeze=False)
+    for line, places in zip(grid, row_places.values(), strict=True):
+        for axes, place in zip(line, places, strict=False):
+            for name, curves in charts[place].items():
+                for curve in curves:
+                    color = colormaps["tab10"](names.index(name))
+                    axes.plot(*zip(*curve, strict=True), "o-", color=color, markersize=3, label=name)
+            axes.set_title(", ".join(place), fontsize=8)
+            axes.set(xscale="log", yscale="log")
+            axes.grid(alpha=0.3, which="both")
+            axes.tick_params(labelsize=7, which="both")
+        for axes in line[len(places) :]:
+            axes.set_axis_off()
+    figure.supxlabel(x_label, fontsize=8)
+    figure.supylabel(y_label, fontsize=8)
+    handles = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=110)

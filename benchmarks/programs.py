@@ -119,6 +119,21 @@ TRANSLATION_ABLATIONS = (
     "cyclegan-no-fft",
     "cyclegan-no-identity",
 )
+
+
+def _list_transfer() -> Iterator[str]:
+    """Step time; every start on two datasets with few and with all micrographs, one seed."""
+    yield "benchmarks/transfer.py time"
+    for dataset in ("uhcs_spheroidite", "tem_316l_loops"):
+        for count in TRANSFER_COUNTS:
+            for start in ("scratch", "uhcs", "base"):
+                run = f"--dataset data/pretraining/{dataset} --start {start} --micrographs {count}"
+                yield f"benchmarks/transfer.py run {run} --seed 0 --minutes 2"
+    yield "benchmarks/transfer.py table"
+
+
+TRANSFER_COUNTS = (1, 4, 0)
+"""Training micrographs; 0 takes all."""
 GAN_SEEDS, GAN_BUDGET, GAN_LARGE = 3, "--minutes 20", "--large data/large"
 """The large set is no part of steelgen: any dataset folder of a thousand images or more."""
 GAN_RUNS = (
@@ -167,6 +182,7 @@ BENCHMARKS = (
     Benchmark("cascade", list(_list_cascade()), threads=1),
     Benchmark("gan", list(_list_gan()), threads=1),
     Benchmark("translation", list(_list_translation()), threads=1),
+    Benchmark("transfer", list(_list_transfer()), threads=1),
     Benchmark(
         "segmentation",
         [f"benchmarks/segmentation.py {part}" for part in ("folds", "times", "scales", "table")],

@@ -164,6 +164,14 @@ SECTIONS = (
         tables.tabulate_cascade,
     ),
     Section(
+        "transfer",
+        "From another model",
+        "Training from scratch and fine-tuning the bundled models on two datasets that neither has seen, for the same "
+        "number of steps (2 minutes of one core unless the command says otherwise). Loss, KID and copies are those of "
+        "held-out micrographs.",
+        tables.tabulate_transfer,
+    ),
+    Section(
         "segmentation",
         "Segmentation of real micrographs",
         "The six folds of uhcs: a segmenter trained on 20 micrographs and tested on the other 4, whole and at full "

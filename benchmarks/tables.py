@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -337,6 +338,26 @@ def tabulate_loader(stored: Results) -> Lines:
         f"{_number(stored['cache_to_decoding'])} times as fast as decoding; building it takes "
         f"{_number(stored['cache_build_seconds'])} s, opening it {_number(stored['cache_open_seconds'])} s.",
     ]
+
+
+def tabulate_transfer(stored: Results) -> Lines:
+    """Validation loss and KID of each start at the end, and the steps to the last loss of training from scratch."""
+    groups: dict[tuple[str, int, int], dict[str, Results]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["dataset"], run["training_micrographs"], run["seed"]), {})[run["start"]] = run
+    rows = []
+    for (dataset, count, _), starts in groups.items():
+        goal = starts["scratch"]["val_loss"][-1][1] if "scratch" in starts else -math.inf
+        for start, run in starts.items():
+            reached = next((step for step, loss in run["val_loss"] if loss <= goal), None)
+            kid, floor, copies = (run[name][-1][1] for name in ("kid", "kid_floor", "copies"))
+            above = f"{1000 * (kid - floor):.1f}"
+            faster = "–" if reached is None else f"{reached} of {run['steps']}"
+            rows.append(
+                [dataset, start, str(count), f"{run['val_loss'][-1][1]:.3f}", faster, above, f"{100 * copies:.0f} %"]
+            )
+    columns = ["dataset", "start", "micrographs", "validation loss", "steps to scratch's loss"]
+    return _table([*columns, "KID·10³ above the floor", "copies"], rows, texts=2)
 
 
 def tabulate_isdm(stored: Results) -> Lines:

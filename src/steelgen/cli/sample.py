@@ -158,6 +158,8 @@ def _report_result(settings: SampleConfig, folder: Path, shard: Shard | None, as
             print_table("filter", ("outcome", "images"), [("kept", sampling.kept), *sorted(sampling.dropped.items())])
         if balance:
             _print_balance(balance)
+        for note in sampling.notes:
+            typer.echo(note)
         typer.echo(f"{settings.num_samples} labeled images in {folder}; overview in {folder / 'contact_sheet.png'}")
 
 

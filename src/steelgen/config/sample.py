@@ -258,6 +258,10 @@ class SampleConfig(Section):
     truncation: float | None = Field(None, ge=0, le=1)
     """Truncation factor of style-based adversarial generators: scales the distance of styles from their mean. Lower
     values give less variety and fewer odd images; null or 1 disables it."""
+    conditions: dict[str, float | tuple[float, float] | str] | Literal["micrograph"] = {}
+    """Conditions of the images by name, for generators trained with data.conditions: a value, or a range [low, high] of
+    a number, uniform per image (in its logarithm where training used that). Others are left open. "micrograph": those
+    of the micrograph of each mask, for the mask sources split and balanced."""
     labels: AnyLabelsSection | None = None
     """Labeling of images generated without masks (mask_source.kind none, or images with masks null); null leaves them
     unlabeled."""
@@ -296,6 +300,12 @@ class SampleConfig(Section):
     @model_validator(mode="after")
     def _check_combinations(self) -> SampleConfig:
         kind, start = self.mask_source.kind, self.start_images
+        if self.conditions == "micrograph" and (kind not in ("split", "balanced") or (start and start.dataset)):
+            raise ValueError("conditions 'micrograph': needs mask_source.kind split or balanced without start_images")
+        if isinstance(self.conditions, dict):
+            for name, value in self.conditions.items():
+                if isinstance(value, tuple) and value[0] > value[1]:
+                    raise ValueError(f"conditions.{name}: the smaller limit must come first")
         if self.labels and has_masks(self.mask_source):
             raise ValueError(f"labels needs mask_source.kind 'none', not {kind!r}, which has masks")
         if self.file_stems == "source" and self.filter:

@@ -65,6 +65,10 @@ class DataSection(Section):
     """Classes of a dataset without dataset.json whose masks may not contain all of them; null counts those found."""
     unconditional: bool = False
     """Ignores the masks and trains an unconditional generator; implied for datasets without masks."""
+    conditions: list[str] = []
+    """Columns of metadata.jsonl that the generator is told of each micrograph: numbers, such as a temperature, or
+    categories, such as a type of steel. They are left out as often as masks (diffusion.mask_dropout), so that sampling
+    may leave them open. For semantic_diffusion."""
     any_angle: bool = False
     """Also rotates each crop by a random angle; the micrograph is mirrored at its edges."""
     brightness: float = Field(0.0, ge=0, le=0.5)
@@ -84,6 +88,8 @@ class DataSection(Section):
             unused = "source" if self.source else unused
         if unused:
             raise ValueError(f"{unused}: not applicable {'with' if self.datasets else 'without'} datasets")
+        if len(set(self.conditions)) < len(self.conditions):
+            raise ValueError("conditions: names a column twice")
         return self
 
     @property
@@ -321,6 +327,8 @@ class TrainConfig(RunConfig):
             for field in ("coarse_noise", "consistency"):
                 if not refines and getattr(solver, field) != getattr(default, field):
                     raise ValueError(f"{name}.solver.{field}: only applicable with generator.low_resolution")
+        if self.data.conditions and not isinstance(self.generator, SemanticDiffusionSection):
+            raise ValueError(f"data.conditions: not applicable to generator.kind {self.generator.kind}")
         if not self.generator.steps_by_solver:
             # Compared with the defaults, because resolved configs have them all.
             unused = ["preview.solver"] if self.preview.solver != PreviewSection().solver else []
@@ -346,7 +354,7 @@ class FinetuneConfig(RunConfig):
     the classes differ."""
     freeze: list[str] = []
     """Parts of the network that are not trained and stay as they are. semantic_diffusion has the parts input, time,
-    encoder, middle, decoder, spade (the layers of middle and decoder that see the mask) and output."""
+    encoder, middle, decoder, spade (the layers of middle and decoder that see the mask), conditions and output."""
     continue_training: bool = False
     """Also restores the checkpoint's averages, AdamW moments and step count; false resets them."""
 

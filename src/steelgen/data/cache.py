@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from steelgen.data.conditions import Condition
 from steelgen.data.folder import DatasetInfo, Pair, list_pairs, load_dataset_info, load_instances, load_pair
 from steelgen.data.images import to_channels
 from steelgen.data.placement import CropGeometry
@@ -58,6 +59,10 @@ class Micrographs:
     """Index of each micrograph's dataset in `shares`; empty for one dataset."""
     source: Micrographs | None = None
     """Images to turn into images like these, without a pair among them; see `data.source` of a training config."""
+    conditions: NDArray[np.float32] | None = None
+    """(N, K) encoded conditions, NaN where unknown; None without conditions."""
+    columns: tuple[Condition, ...] = ()
+    """The conditions."""
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -78,6 +83,7 @@ class Micrographs:
             instances=None if self.instances is None else [self.instances[index] for index in chosen],
             digest="",
             members=tuple(self.members[index] for index in chosen) if self.members else (),
+            conditions=None if self.conditions is None else self.conditions[chosen],
         )
 
     def without_masks(self) -> Micrographs:

@@ -63,8 +63,8 @@ class CropDataset(Dataset):
     """Endless sequence of crops; an epoch has `crops_per_micrograph` crops of each micrograph.
 
     Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
-    int64, the entries of `randomness`, and optionally `instance_edges` (S, S) bool, with `centers` `island` (S, S)
-    float32 in [0, 1], and with `source` `source_image` and `source_mask`.
+    int64, the entries of `randomness`, and optionally `conditions` (K,) float32, `instance_edges` (S, S) bool, with
+    `centers` `island` (S, S) float32 in [0, 1], and with `source` `source_image` and `source_mask`.
 
     Raises:
         InputError: if a micrograph is smaller than image_size, or an epoch has fewer than `min_crops` crops.
@@ -128,6 +128,8 @@ class CropDataset(Dataset):
             "mask": torch.from_numpy(mask.astype(np.int64)),
             "number": torch.tensor(number),
         }
+        if self.micrographs.conditions is not None:
+            item["conditions"] = torch.from_numpy(self.micrographs.conditions[self.micrograph_index(number)])
         if self.instance_edges:
             assert self.micrographs.instances is not None
             ids = self.place(number).cut_instances(self.micrographs.instances[self.micrograph_index(number)])
@@ -244,6 +246,16 @@ def tensor_to_image(tensor: torch.Tensor) -> NDArray[np.uint8]:
     """Converts float (C, H, W) in [-1, 1] to uint8 (H, W) or (H, W, 3); values outside the range are clipped."""
     array = ((tensor.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
     return array[0] if array.shape[0] == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))
+
+
+def look_up_conditions(
+    micrographs: Micrographs, geometry: CropGeometry, count: int, seed: int = 0
+) -> torch.Tensor | None:
+    """Returns the conditions (count, K) of the crops that `cut_crops` cuts; None without conditions."""
+    if micrographs.conditions is None:
+        return None
+    dataset = CropDataset(micrographs, geometry, seed, augment=False)
+    return torch.from_numpy(micrographs.conditions[[dataset.micrograph_index(number) for number in range(count)]])
 
 
 def cut_crops(

@@ -62,6 +62,7 @@ class GuidedNetwork:
     Args:
         max_bytes: memory for cached γ and β.
         coarse: for refining networks.
+        conditions: (N, K); see `ConditionEmbedding`. Guidance extrapolates from the prediction without them, too.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class GuidedNetwork:
         guide: Guide,
         max_bytes: float = math.inf,
         coarse: Coarse | None = None,
+        conditions: Tensor | None = None,
     ) -> None:
         self._unet = unet
         self._coarse = coarse
@@ -79,10 +81,12 @@ class GuidedNetwork:
         """N rows for the weaker network of autoguidance."""
         if guide.weak_unet is not None and guide.scale != 1:
             max_bytes /= 2
-            self._weak = guide.weak_unet.compute_mask_features(one_hot_mask, max_bytes)
+            self._weak = guide.weak_unet.compute_mask_features(one_hot_mask, max_bytes, conditions)
         elif guide.scale != 1:
             one_hot_mask = torch.cat([one_hot_mask, torch.zeros_like(one_hot_mask[:1])])
-        self._strong = unet.compute_mask_features(one_hot_mask, max_bytes)
+            if conditions is not None:
+                conditions = torch.cat([conditions, torch.full_like(conditions[:1], math.nan)])
+        self._strong = unet.compute_mask_features(one_hot_mask, max_bytes, conditions)
         """N rows for the conditional pass and, with classifier-free guidance, one more for the null mask."""
 
     @property

@@ -66,8 +66,8 @@ def compute_diffusion_loss(
 
     Args:
         batch: `image` (N, C, H, W) in the network's units, `mask` (N, H, W) int64, the tensors of `CropRandomness`;
-            `instance_edges` (N, H, W) bool for networks that use them; `coarse` (N, C, H, W) and `coarse_noise` (N,)
-            for refining networks.
+            `instance_edges` (N, H, W) bool and `conditions` (N, K) for networks that use them; `coarse` (N, C, H, W)
+            and `coarse_noise` (N,) for refining networks.
         distribution: of the timesteps; a `LossHistory` also records the losses.
         process: reverse process of the whole schedule on the batch's device; needed for the bound.
 
@@ -79,8 +79,10 @@ def compute_diffusion_loss(
     noisy_image = network_input = schedule.add_noise(image, noise, timesteps)
     if schedule.prediction_type == "flow":
         network_input = scale_to_flow(noisy_image, *schedule.compute_levels(timesteps))
-    coarse = {name: batch[name] for name in ("coarse", "coarse_noise") if name in batch}
-    output = network(network_input, timesteps, _build_mask_input(batch, num_classes), **coarse).float()
+    told: dict[str, Tensor] = {name: batch[name] for name in ("coarse", "coarse_noise") if name in batch}
+    if "conditions" in batch:
+        told["conditions"] = _drop_conditions(batch)
+    output = network(network_input, timesteps, _build_mask_input(batch, num_classes), **told).float()
     prediction, *variance_output = output.split(image.shape[1], dim=1)
 
     def bound(prediction: Tensor) -> Tensor:
@@ -102,6 +104,12 @@ def compute_diffusion_loss(
     if importance is not None:
         loss = loss * importance
     return loss, timesteps
+
+
+def _drop_conditions(batch: dict[str, Tensor]) -> Tensor:
+    """Conditions (N, K), NaN where dropped."""
+    dropped = batch.get("conditions_dropped")
+    return batch["conditions"] if dropped is None else batch["conditions"].masked_fill(dropped, math.nan)
 
 
 def _build_mask_input(batch: dict[str, Tensor], num_classes: int) -> Tensor:

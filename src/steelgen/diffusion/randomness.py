@@ -23,15 +23,25 @@ class CropRandomness:
     """(C, H, W) of the crop."""
     mask_dropout: float
     """Probability of replacing the mask by the null mask."""
+    conditions: int = 0
+    """Number of conditions. Each is dropped by itself with the same probability, so that any of them may be left open
+    in sampling, and all of them with half of the dropped masks, for guidance and for conditions without a mask."""
 
     def __call__(self, number: int) -> dict[str, Tensor]:
-        """Returns `noise` (C, H, W) float32, `fraction` float64 in [0, 1) and `dropped` bool of one crop."""
+        """Returns `noise` (C, H, W) float32, `fraction` float64 in [0, 1), `dropped` bool and, with conditions,
+        `conditions_dropped` (K,) bool of one crop."""
         seed = crop_seed(number, self.seed)
-        return {
+        rng = np.random.default_rng((seed, 4))
+        dropped = rng.random() < self.mask_dropout
+        item = {
             "noise": torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)),
             "fraction": sample_fractions(torch.tensor(number), self.seed),
-            "dropped": torch.tensor(np.random.default_rng((seed, 4)).random() < self.mask_dropout),
+            "dropped": torch.tensor(dropped),
         }
+        if self.conditions:
+            alone = rng.random(self.conditions) < self.mask_dropout
+            item["conditions_dropped"] = torch.from_numpy(alone | (dropped and rng.random() < 0.5))
+        return item
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Each kind is a subpackage (see `families`); `saved` finds trained generators on 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from steelgen.config.generator import LowResolutionSection
 from steelgen.config.solver import AnySolverSection, SolverSection
+from steelgen.data.conditions import Condition
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.diffusion.refinement import shrink
@@ -103,6 +104,8 @@ class DrawRequest:
     given."""
     wanted: frozenset[str] | None = None
     """Outputs to make, of `Generator.makes`; None makes all."""
+    conditions: Tensor | None = None
+    """(N, K) encoded conditions for generators that take "conditions", NaN where left open; None leaves all open."""
 
 
 class Drawn(NamedTuple):
@@ -131,7 +134,7 @@ class Generator(Protocol):
     @property
     def takes(self) -> frozenset[str]:
         """Optional fields of a request: "masks", "images", "solver", "start", "noise", "latents", "truncation",
-        "fractions", "known"."""
+        "fractions", "known", "conditions"."""
 
     @property
     def makes(self) -> frozenset[str]:
@@ -302,14 +305,18 @@ def draw_for_masks(
     latents: Latents | None = None,
     truncation: float | None = None,
     images: Tensor | None = None,
+    conditions: Tensor | None = None,
 ) -> Tensor:
     """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it uses none.
 
     Args:
         images: see `DrawRequest.images`; not used by generators that `uses_images` is false for. Images of the size of
             the masks are shrunk for a refining generator.
+        conditions: see `DrawRequest`.
     """
-    drawn = draw_pairs(generator, masks, seeds, solver, start, noise, latents, truncation, images)
+    drawn = draw_pairs(
+        generator, masks, seeds, solver, start, noise, latents, truncation, images, conditions=conditions
+    )
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
 
@@ -326,11 +333,12 @@ def draw_pairs(
     images: Tensor | None = None,
     known: Tensor | None = None,
     fractions: Tensor | None = None,
+    conditions: Tensor | None = None,
 ) -> Drawn:
     """Generates what a generator makes; see `draw_for_masks`. Masks in which every pixel is ignored count as none.
 
     Args:
-        known, fractions: see `DrawRequest`; only for generators that take them.
+        known, fractions, conditions: see `DrawRequest`; only for generators that take them.
     """
     given = masks if "masks" in generator.needs | generator.takes else None
     steps = solver if "solver" in generator.takes else None
@@ -339,25 +347,36 @@ def draw_pairs(
     if low_resolution and shown is not None and shown.shape[2:] == masks.shape[1:]:
         shown = shrink(shown, low_resolution.factor)
     request = DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation, fractions, known)
-    return generator.draw(request)
+    return generator.draw(replace(request, conditions=conditions))
 
 
 def draw_example(
-    generator: Generator, masks: Tensor, seeds: Sequence[int], solver: AnySolverSection | None, images: Tensor
+    generator: Generator,
+    masks: Tensor,
+    seeds: Sequence[int],
+    solver: AnySolverSection | None,
+    images: Tensor,
+    conditions: Tensor | None = None,
 ) -> Drawn:
     """Generates what training shows and measures: pairs if the generator makes masks, else images for `masks`.
 
     Args:
         images: (N, C, H, W) real images of the masks, for generators that need images.
+        conditions: (N, K) of the masks' micrographs, for generators that take them.
     """
     if "masks" not in generator.makes:
-        return draw_pairs(generator, masks, seeds, solver, images=images)
+        return draw_pairs(generator, masks, seeds, solver, images=images, conditions=conditions)
     return generator.draw(DrawRequest(seeds, solver=solver if "solver" in generator.takes else None))
 
 
 def uses_images(generator: Generator) -> bool:
     """Whether a generator needs or takes images."""
     return "images" in generator.needs | generator.takes
+
+
+def conditions_of(generator: Generator) -> tuple[Condition, ...]:
+    """Returns the conditions that a generator was trained with; empty for kinds without conditions."""
+    return getattr(generator, "conditions", ())
 
 
 def join_networks(networks: Mapping[str, nn.Module], names: Sequence[str] | None = None) -> nn.Module:

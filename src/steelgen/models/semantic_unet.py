@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, Upsample, zero_initialized
+from steelgen.models.conditions import ConditionEmbedding
 from steelgen.models.spade import GroupNorm, Modulation, SpadeNorm, build_mask_pyramid, mark_edges
 
 
@@ -30,6 +31,8 @@ class MaskFeatures:
     """None where γ and β are recomputed in each forward pass to save memory."""
     pyramid: tuple[Tensor, ...]
     """The masks at the resolution of each level."""
+    conditions: Tensor | None = None
+    """(N, time_channels) embedded conditions, the same for all steps; None without conditions."""
 
     @property
     def nbytes(self) -> int:
@@ -42,6 +45,7 @@ class MaskFeatures:
         return MaskFeatures(
             tuple(None if cached is None else (cached[0][rows], cached[1][rows]) for cached in self.modulations),
             tuple(mask[rows] for mask in self.pyramid),
+            None if self.conditions is None else self.conditions[rows],
         )
 
 
@@ -79,6 +83,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         num_head_channels, spade_channels, norm_groups, dropout, scale_shift, resample_in_blocks, learn_sigma,
         mask_resize, instance_edges, middle_attention, timestep_scale: see `steelgen.config.generator.UNetSection`.
         coarse_channels: channels of the enlarged coarse image that a refining network also sees; 0 for others.
+        conditions: number of categories of each condition, 0 for a number; see `ConditionEmbedding`.
     """
 
     _supports_gradient_checkpointing = True
@@ -107,6 +112,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         timestep_scale: float = 1.0,
         middle_attention: bool = True,
         coarse_channels: int = 0,
+        conditions: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -184,6 +190,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             if coarse_channels
             else None
         )
+        self.condition_embedding = ConditionEmbedding(conditions, time_channels) if conditions else None
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
@@ -205,7 +212,9 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         """Image edges must be multiples of this."""
         return 2 ** (self._levels - 1)
 
-    def compute_mask_features(self, one_hot_mask: Tensor, max_bytes: float = math.inf) -> MaskFeatures:
+    def compute_mask_features(
+        self, one_hot_mask: Tensor, max_bytes: float = math.inf, conditions: Tensor | None = None
+    ) -> MaskFeatures:
         """Computes γ and β of every SPADE norm for masks (N, num_classes, H, W); all zeros is the null mask.
 
         With instance_edges the masks may have one more channel for these; by default class edges are used.
@@ -213,12 +222,16 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         Args:
             max_bytes: memory for all γ and β in fp32; norms beyond it, the finest first, recompute theirs in each
                 forward pass.
+            conditions: (N, K); see `ConditionEmbedding`. None is the null condition.
         """
         height, width = one_hot_mask.shape[-2:]
         if height % self.downsampling_factor or width % self.downsampling_factor:
             raise ValueError(f"the mask is {width}x{height}, not a multiple of {self.downsampling_factor}")
+        embedded = None
+        if self.condition_embedding is not None and conditions is not None:
+            embedded = self.condition_embedding(conditions)
         if not self._num_classes:
-            return MaskFeatures((), ())
+            return MaskFeatures((), (), embedded)
         sizes = [(height >> level, width >> level) for level in range(self._levels)]
         if self._instance_edges and one_hot_mask.shape[1] == self._num_classes:
             one_hot_mask = torch.cat([one_hot_mask, mark_edges(one_hot_mask)], dim=1)
@@ -229,7 +242,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             rows, columns = sizes[level]
             max_bytes -= 4 * 2 * norm.norm.num_channels * rows * columns * len(one_hot_mask)
             modulations.append(norm.compute_modulation(masks[level]) if max_bytes >= 0 else None)
-        return MaskFeatures(tuple(modulations), masks)
+        return MaskFeatures(tuple(modulations), masks, embedded)
 
     def forward(
         self,
@@ -239,6 +252,7 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         mask_features: MaskFeatures | None = None,
         coarse: Tensor | None = None,
         coarse_noise: Tensor | None = None,
+        conditions: Tensor | None = None,
     ) -> Tensor:
         """Predicts the target of the noise schedule.
 
@@ -246,9 +260,10 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             noisy_image: (N, in_channels, H, W).
             timesteps: (N,) integers or floats.
             one_hot_mask: (N, num_classes, H, W) in [0, 1]; required without `mask_features`.
-            mask_features: output of `compute_mask_features` for the same masks.
+            mask_features: output of `compute_mask_features` for the same masks and conditions.
             coarse: (N, coarse_channels, H, W), the enlarged coarse image; required with coarse_channels.
             coarse_noise: (N,), standard deviation of the noise on it.
+            conditions: (N, K) for `one_hot_mask`; see `ConditionEmbedding`.
 
         Returns:
             (N, in_channels, H, W), or (N, 2·in_channels, H, W) with learn_sigma.
@@ -257,7 +272,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             if one_hot_mask is None:
                 raise ValueError("either one_hot_mask or mask_features is needed")
             # With checkpointing, γ and β are recomputed in the backward pass too: they are as large as the features.
-            mask_features = self.compute_mask_features(one_hot_mask, 0 if self._checkpoints else math.inf)
+            max_bytes = 0 if self._checkpoints else math.inf
+            mask_features = self.compute_mask_features(one_hot_mask, max_bytes, conditions)
         masks = self._iterate_masks(mask_features)
 
         if not timesteps.is_floating_point():
@@ -270,6 +286,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                 raise ValueError("a refining network needs a coarse image and its noise")
             embedding = embedding + self.coarse_noise_mlp(coarse_noise[:, None].to(noisy_image.dtype))
             noisy_image = torch.cat([noisy_image, coarse], dim=1)
+        if mask_features.conditions is not None:
+            embedding = embedding + _repeat_last(mask_features.conditions, len(embedding)).to(embedding.dtype)
         embedding = F.silu(embedding)
 
         features = self.conv_in(noisy_image)
@@ -328,3 +346,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                     level -= block.resample_by == "up"
                     yield block.norm_2, level  # type: ignore[misc]
             level -= isinstance(stage.resampler, Upsample)
+
+
+def _repeat_last(rows: Tensor, count: int) -> Tensor:
+    """Repeats the last row of (M, D), that of the null mask, so that there are `count`."""
+    return torch.cat([rows[:-1], rows[-1:].expand(count - len(rows) + 1, -1)]) if len(rows) < count else rows

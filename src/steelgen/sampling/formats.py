@@ -97,6 +97,8 @@ class Sampling(Record):
     """The generator makes masks."""
     drawn_by: dict[str, str] = {}
     """Digests of the generators by config field; empty in folders of older versions."""
+    notes: list[str] = []
+    """Lines about conditions outside the range of training."""
     kept: int = 0
     dropped: dict[str, int] = {}
 

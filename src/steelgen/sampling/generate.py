@@ -152,9 +152,22 @@ def generate_images(
     latents: Latents | None = None,
     truncation: float | None = None,
     images: Sequence[NDArray[np.uint8]] | None = None,
+    conditions: Tensor | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Generates one image per mask; see `generate_pairs`. Returns N images (H, W) or (H, W, 3) uint8."""
-    pairs = generate_pairs(generator, masks, seeds, solver, mixed_precision, start, noise, latents, truncation, images)
+    pairs = generate_pairs(
+        generator,
+        masks,
+        seeds,
+        solver,
+        mixed_precision,
+        start,
+        noise,
+        latents,
+        truncation,
+        images,
+        conditions=conditions,
+    )
     return [pair.image for pair in pairs]
 
 
@@ -170,6 +183,7 @@ def generate_pairs(
     truncation: float | None = None,
     images: Sequence[NDArray[np.uint8]] | None = None,
     redraws: Sequence[Redraw] | None = None,
+    conditions: Tensor | None = None,
 ) -> list[Pair]:
     """Generates one image per mask, and its mask if the generator makes masks.
 
@@ -178,7 +192,7 @@ def generate_pairs(
         mixed_precision: no, bf16 or fp16.
         noise: standard normal noise to use in place of the noise of the seeds; see `DrawRequest`.
         latents: N points in latent space to use in place of the latents of the seeds.
-        truncation: see `DrawRequest.truncation`.
+        truncation, conditions: see `DrawRequest`.
         images: N images (H, W) or (H, W, 3), see `DrawRequest.images`.
         redraws: the regions of `masks` and `images` to redraw; None generates all of them.
 
@@ -203,7 +217,18 @@ def generate_pairs(
     try:
         with autocast(mixed_precision, device):
             drawn = draw_pairs(
-                generator, batch, seeds, solver, start_images, noise, latents, truncation, shown, known, fractions
+                generator,
+                batch,
+                seeds,
+                solver,
+                start_images,
+                noise,
+                latents,
+                truncation,
+                shown,
+                known,
+                fractions,
+                conditions,
             )
             assert drawn.images is not None, f"{generator.kind} makes no images"
             made = drawn.images.cpu()

@@ -16,9 +16,10 @@ from steelgen.data.folder import DatasetInfo, list_pairs, load_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, parse_json, parse_record
-from steelgen.generators import Generator, find_factor
+from steelgen.generators import Generator, conditions_of, find_factor
 from steelgen.generators.cascade import build_cascade
 from steelgen.generators.saved import hash_weights
+from steelgen.sampling.conditions import encode_conditions
 from steelgen.sampling.formats import hash_pixels, save_png
 from steelgen.sampling.generate import generate_pairs, prepare_generator
 from steelgen.sampling.masks import ImagePlace, NoSource
@@ -83,6 +84,7 @@ class _GeneratedRow(Record):
     """The region of a real pair that the generator drew anew; the rest is that of `source_image` and its mask."""
     source_image: _PlacedImage | None = None
     """The image that the generator turned into another."""
+    conditions: dict[str, float | str] = {}
 
 
 def replay(
@@ -143,6 +145,7 @@ def replay(
         truncation=draw.truncation,
         images=images,
         redraws=None if record.redraw is None else [record.redraw],
+        conditions=encode_conditions(conditions_of(model), [record.conditions]),
     )[0]
     save_png(out, pair.image, row)
     original = metadata.parent / name

@@ -25,6 +25,7 @@ from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
 from steelgen.generators import Generator, find_factor
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
+from steelgen.sampling.conditions import ConditionSource
 from steelgen.sampling.filtering import build_filter
 from steelgen.sampling.formats import (
     Layout,
@@ -55,8 +56,9 @@ from steelgen.sampling.workers import Candidate, PairWriter, iterate_masks
 from steelgen.shards import Shard
 
 _SHEET_IMAGES = 24
-_FILTER_KEYS = ("kept", "dropped")
-"""Keys of sampling.json that are written when the filter has checked every image."""
+_FILTER_KEYS = ("kept", "dropped", "notes")
+"""Keys of sampling.json that are written after it was created: when the filter has checked every image, and notes on
+conditions."""
 _ONE_FOLDER, _FILES_PER_FOLDER = 10_000, 1_000
 """Maximum number of images without subfolders, and images per subfolder above it; see files_per_folder."""
 
@@ -92,6 +94,7 @@ def sample(
     generator = prepare_stages(config, config.compile)
     info, geometry = generator.info, generator.geometry
     check_taken(config, generator)
+    told = ConditionSource(config, generator)
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed, find_factor(generator))
     source = replace_images(mask_source, config, info, geometry)
     labeler = build_labeler(config.labels, generator) if config.labels else None
@@ -103,6 +106,8 @@ def sample(
     if config.redraw:
         choose_region(config.redraw, config.seed, 0, source.draw(0).size)  # the same
     _open_folder(config, generator, info, origin.models, shard is not None, allow_changed)
+    if told.notes:
+        save_json(out / "sampling.json", {**load_json(out / "sampling.json"), "notes": told.notes})
     if pair_filter:
         save_json(out / "filter.json", pair_filter.describe())
     layout = load_layout(out)
@@ -128,6 +133,7 @@ def sample(
         if labeled:
             source_mask = replace(source_mask, mask=labeled.mask.mask, source=labeled.mask.source)
         seed = config.seed + candidate.number
+        values = told.choose(seed, candidate.source_mask)
         row = build_row(layout, origin, candidate.image, seed, source_mask, candidate.uses_image)
         if candidate.redraw:
             row["redraw"] = candidate.redraw.model_dump(mode="json")
@@ -135,6 +141,8 @@ def sample(
             row["mask_made"] = True
         if labeled and labeler:
             row["labels"] = labeler.describe(labeled)
+        if values:
+            row["conditions"] = values
         if pair_filter or labeler:
             row["dropped"] = dict(candidate.dropped)
         save_pair(out, layout, row, source_mask, image, info, labeled.confidence if labeled else None)
@@ -164,6 +172,9 @@ def sample(
                     truncation=config.truncation,
                     images=images,
                     redraws=redraws,
+                    conditions=told.encode(
+                        [told.choose(seed, candidate.source_mask) for seed, candidate in zip(seeds, batch, strict=True)]
+                    ),
                 )
                 for row, (candidate, pair) in enumerate(zip(batch, pairs, strict=True)):
                     candidate.uses_image = images is not None

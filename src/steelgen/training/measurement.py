@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from steelgen.config.sample import LabelsSection
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor, tensor_to_image
+from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor, look_up_conditions, tensor_to_image
 from steelgen.data.images import save_image
 from steelgen.data.sheets import build_sheet
 from steelgen.errors import InputError
@@ -57,6 +57,7 @@ class Measurement:
         self._accelerator = accelerator
         self._real, _ = cut_crops(held_out, generator.geometry, self._options.num_images, _SEED)
         self._given, self._masks = cut_crops(held_out.inputs, generator.geometry, self._options.num_images, _SEED)
+        self._conditions = look_up_conditions(held_out, generator.geometry, self._options.num_images, _SEED)
         self._search: CopySearch | None = None
         self._floors: dict[str, float] = {}
         if accelerator.is_main_process:
@@ -117,7 +118,8 @@ class Measurement:
             masks = torch.from_numpy(self._masks[seeds].astype(np.int64))
             given = torch.stack([image_to_tensor(image) for image in self._given[seeds]])
             with accelerator.autocast():
-                images = draw_example(self._generator, masks, seeds, self._options.solver, given).images
+                told = None if self._conditions is None else self._conditions[seeds]
+                images = draw_example(self._generator, masks, seeds, self._options.solver, given, told).images
             assert images is not None, "generators of masks alone are not measured"
             generated[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(generated)
         return accelerator.reduce(generated, "sum").to(torch.uint8).cpu().numpy()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from steelgen.config.train import RunConfig
-from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor, tensor_to_image
+from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor, look_up_conditions, tensor_to_image
 from steelgen.data.images import save_image
 from steelgen.data.palette import color_mask
 from steelgen.data.sheets import build_sheet
@@ -36,6 +36,7 @@ class PreviewWriter:
         pairs = [crops.cut(number) for number in range(config.preview.num_images)]
         self._real = [image for image, _ in pairs]
         self._masks = np.stack([mask for _, mask in pairs])
+        self._conditions = look_up_conditions(micrographs, generator.geometry, len(pairs))
 
     def draw(self, step: int) -> Path:
         """Writes the preview of a step and returns its path."""
@@ -51,7 +52,7 @@ class PreviewWriter:
             save_image(path, build_sheet(rows, tile=max(_TILE, self._generator.geometry.image_size)))
             return path
         masks = torch.from_numpy(self._masks.astype(np.int64))
-        drawn = draw_example(self._generator, masks, seeds, self._solver, real)
+        drawn = draw_example(self._generator, masks, seeds, self._solver, real, self._conditions)
         palette = self._generator.info.palette
         shown = self._masks if drawn.masks is None else drawn.masks.cpu().numpy().astype(np.uint8)
         if drawn.images is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -20,13 +21,14 @@ from torch.utils.data import DataLoader
 from steelgen.allocation import check_allocation, check_launch
 from steelgen.config.train import FinetuneConfig, OptimizationSection, RunConfig, TrainConfig
 from steelgen.data.classes import declare_classes
+from steelgen.data.conditions import Condition, Row, encode_rows, fit_conditions, load_rows, outline
 from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
 from steelgen.data.folder import list_splits
 from steelgen.data.mixture import load_mixture
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
-from steelgen.generators import Generator, Trainable
+from steelgen.generators import Generator, Trainable, conditions_of
 from steelgen.generators.families import adapt_generator, build_generator, can_adapt, freeze_parts, load_generator
 from steelgen.generators.saved import hash_generator
 from steelgen.runs import BATCH_FIELD
@@ -40,7 +42,7 @@ _TIMEOUT = timedelta(minutes=10)
 
 def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
     """Builds the untrained generator and loads the micrographs of a training config."""
-    micrographs = _load_training_data(config)
+    micrographs = _add_conditions(_load_training_data(config), config, ())
     torch.manual_seed(config.seed)
     generator = build_generator(config.generator, micrographs, crop_geometry(config))
     return generator, _hide_masks(micrographs, generator)
@@ -65,18 +67,26 @@ def prepare_finetuning(
             f"{config.checkpoint}: was trained with in_channels {trained.in_channels}, data.in_channels is "
             f"{wanted.in_channels}"
         )
-    micrographs = _load_training_data(config)
+    if config.data.conditions and not hasattr(generator, "conditions"):
+        raise InputError(f"data.conditions: not applicable to a generator of kind {generator.kind}")
+    told = conditions_of(generator)
+    micrographs = _add_conditions(_load_training_data(config), config, told)
     if not can_adapt(generator):
         micrographs = _hide_masks(micrographs, generator)
     info = micrographs.inputs.info
-    same = (generator.info.class_names, trained.image_size) == (info.class_names, wanted.image_size)
+    before, now = (
+        (each.class_names, geometry.image_size, outline(columns))
+        for each, geometry, columns in ((generator.info, trained, told), (info, wanted, micrographs.columns))
+    )
     if not config.continue_training:
         torch.manual_seed(config.seed)
         generator, line = adapt_generator(generator, micrographs, wanted, config.keep_classes == "auto")
         if line:
             report(f"adapted {config.checkpoint}: {line}")
-    elif not same:
-        raise InputError(f"continue_training: needs the classes and image_size of {config.checkpoint}; set it to false")
+    elif before != now:
+        raise InputError(
+            f"continue_training: needs the classes, conditions and image_size of {config.checkpoint}; set it to false"
+        )
     generator.info, generator.geometry = info, wanted
     if config.freeze:
         report(freeze_parts(generator, config.freeze))
@@ -97,6 +107,8 @@ def load_held_out(config: RunConfig, generator: Generator) -> Micrographs | None
     found = None if split is None else _load_split(config, split)
     if found is None or split is None:
         return None
+    if columns := conditions_of(generator):
+        found = replace(found, conditions=encode_rows(_load_rows(config, split), columns), columns=columns)
     held_out = _hide_masks(found, generator)
     if data.source is None:
         return held_out
@@ -133,7 +145,14 @@ def describe_inputs(
         {**each.model_dump(mode="json"), "dataset": share.digest}
         for each, share in zip(data.datasets, micrographs.shares, strict=True)
     ]
+    if micrographs.conditions is not None:
+        # metadata.jsonl is not among the hashed files of a split.
+        told = hashlib.blake2b(micrographs.conditions.tobytes(), digest_size=16).hexdigest()
+        conditions: dict[str, Any] = {"data.conditions": [*data.conditions, told]}
+    else:
+        conditions = {}
     inputs: dict[str, Any] = {
+        **conditions,
         **({"data.datasets": digests} if digests else {"data.dataset": micrographs.digest}),
         **({"data.source.dataset": micrographs.source.digest} if micrographs.source else {}),
         BATCH_FIELD: effective_batch(config.train, num_processes),
@@ -296,6 +315,25 @@ def _check_colors(config: RunConfig, micrographs: Micrographs) -> None:
         paths = [str(data.dataset), str(data.source.dataset)]
         gray, other = paths if colored[1] else paths[::-1]
         raise InputError(f"{gray}: images are gray, but those of {other} have colors; set data.in_channels to 1")
+
+
+def _add_conditions(micrographs: Micrographs, config: RunConfig, known: Sequence[Condition]) -> Micrographs:
+    """Adds the conditions of a config; those that a checkpoint has, `known`, keep their scale."""
+    if not config.data.conditions:
+        return micrographs
+    rows = _load_rows(config)
+    columns = fit_conditions(config.data.conditions, rows, known)
+    return replace(micrographs, conditions=encode_rows(rows, columns), columns=columns)
+
+
+def _load_rows(config: RunConfig, held_out: str | None = None) -> list[list[Row]]:
+    """The metadata of the micrographs of `_load_split`, dataset by dataset."""
+    data = config.data
+    return [
+        load_rows(folder, held_out or split)
+        for folder, split in zip(data.folders, data.splits, strict=True)
+        if held_out is None or held_out in list_splits(folder)
+    ]
 
 
 def _hide_masks(micrographs: Micrographs, generator: Generator) -> Micrographs:

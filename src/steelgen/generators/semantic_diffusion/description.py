@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS
 from steelgen.config.generator import LowResolutionSection, UNetSection
+from steelgen.data.conditions import MAX_CATEGORIES, Condition
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError, quote_value
@@ -31,6 +32,7 @@ class Description(Record):
     vlb_weight: float = Field(0.001, ge=0)
     low_resolution: LowResolutionSection | None = None
     detail: float = Field(1.0, gt=0, le=10)
+    conditions: list[Condition] = []
     mask_noise: bool = False
     """A removed option that changes sampling."""
 
@@ -68,6 +70,7 @@ class _Network(UNetSection):
     in_channels: int = Field(ge=1, le=3)
     num_classes: int = Field(ge=0, le=255)
     coarse_channels: int = Field(0, ge=0, le=3)
+    conditions: list[Annotated[int, Field(ge=0, le=MAX_CATEGORIES)]] = []
 
     @model_validator(mode="before")
     @classmethod
@@ -94,6 +97,7 @@ def load_description(folder: Path) -> Description:
         "in_channels": description.geometry.in_channels,
         "num_classes": description.dataset.num_classes,
         "coarse_channels": description.geometry.in_channels if description.low_resolution else 0,
+        "conditions": [len(condition.categories) for condition in description.conditions],
     }
     for name, value in wanted.items():
         if getattr(network, name) != value:

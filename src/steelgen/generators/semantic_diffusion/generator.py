@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from steelgen import __version__
 from steelgen.config.generator import LowResolutionSection, SemanticDiffusionSection
 from steelgen.config.solver import AnySolverSection, SolverSection
+from steelgen.data.conditions import Condition, outline
 from steelgen.data.crops import Micrographs, image_to_tensor
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry, resize_image
@@ -53,11 +54,17 @@ class SemanticDiffusion:
     detail: float = 1.0
     """Root mean square of the detail of the training images, in units of `intensity`; the network's images are details
     divided by it. See `steelgen.diffusion.refinement`."""
+    conditions: tuple[Condition, ...] = ()
+    """What the network may be told of an image besides its mask."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
 
     kind = "semantic_diffusion"
-    takes = frozenset({"solver", "start", "noise"})
     makes = frozenset({"images"})
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """See `Generator.takes`."""
+        return frozenset({"solver", "start", "noise", *(["conditions"] if self.conditions else [])})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -90,8 +97,9 @@ class SemanticDiffusion:
         training = self.network.training
         self.network.eval()
         autoguidance = getattr(solver, "autoguidance", None)
-        if autoguidance is None and not (masks < self.info.num_classes).any():
-            # Without a mask the conditional prediction equals the null one; guidance would compute it twice.
+        told = request.conditions is not None and not bool(request.conditions.isnan().all())
+        if autoguidance is None and not told and not (masks < self.info.num_classes).any():
+            # With nothing given the conditional prediction equals the null one; guidance would compute it twice.
             solver = solver.model_copy(update={"guidance_scale": 1.0})
         mean, deviation = self.intensity
         coarse = self._prepare_coarse(request, masks, solver) if self.low_resolution else None
@@ -107,6 +115,7 @@ class SemanticDiffusion:
                 value_range=self.value_range,
                 weak_unet=self._load_weak_unet(autoguidance),
                 coarse=coarse,
+                conditions=request.conditions if told else None,
             )
         finally:
             self.network.train(training)
@@ -160,6 +169,7 @@ class SemanticDiffusion:
                     "vlb_weight": self.vlb_weight,
                     "intensity": self.intensity,
                     **self._describe_low_resolution(),
+                    "conditions": [condition.model_dump(mode="json") for condition in self.conditions],
                 },
             )
 
@@ -184,6 +194,8 @@ class SemanticDiffusion:
                         raise InputError(
                             f"{path}: autoguidance needs {name} {ours[name]}, this generator has {theirs[name]}"
                         )
+            if outline(weak.conditions) != outline(self.conditions):
+                raise InputError(f"{path}: autoguidance needs a generator with the same conditions")
             self._weak = (path, weak.network.eval().to(self.network.device))
         return self._weak[1]
 
@@ -195,6 +207,7 @@ def build_semantic_diffusion(
     config: SemanticDiffusionSection, micrographs: Micrographs, geometry: CropGeometry
 ) -> SemanticDiffusion:
     """Builds an untrained semantic diffusion model; its initial weights follow torch's global seed."""
+    conditions = micrographs.columns
     info, noise = micrographs.info, config.noise
     network = SemanticUNet(
         image_size=geometry.image_size,
@@ -202,6 +215,7 @@ def build_semantic_diffusion(
         num_classes=info.num_classes,
         coarse_channels=geometry.in_channels if config.low_resolution else 0,
         **config.unet.model_dump(),
+        conditions=[len(condition.categories) for condition in conditions],
     )
     schedule = build_noise_schedule(
         noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, noise.zero_terminal_snr
@@ -212,6 +226,7 @@ def build_semantic_diffusion(
     generator = SemanticDiffusion(
         network, schedule, info, geometry, (mean, deviation), noise.objective, noise.vlb_weight, config.low_resolution
     )
+    generator.conditions = conditions
     if config.low_resolution and noise.standardize:
         generator.detail = measure_detail(micrographs, geometry, config.low_resolution.factor) / deviation
     return generator
@@ -258,6 +273,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         description.vlb_weight,
         description.low_resolution,
         description.detail,
+        tuple(description.conditions),
     )
 
 

@@ -9,10 +9,12 @@ from steelgen.models.spade import SpadeNorm
 
 _PARTS = {
     "time_mlp": "time",
+    "coarse_noise_mlp": "time",
     "conv_in": "input",
     "encoder": "encoder",
     "middle": "middle",
     "decoder": "decoder",
+    "condition_embedding": "conditions",
     "norm_out": "output",
     "conv_out": "output",
 }
@@ -20,8 +22,8 @@ _PARTS = {
 
 
 def list_network_parts(network: SemanticUNet) -> dict[str, list[nn.Parameter]]:
-    """Returns the parameters of each part: input, time, encoder, middle, decoder, output, and spade, the layers of
-    middle and decoder that see the mask, if there are any; each parameter is in one part."""
+    """Returns the parameters of each part: input, time, encoder, middle, decoder, output, and, if there are any,
+    conditions and spade, the layers of middle and decoder that see the mask; each parameter is in one part."""
     spade = {parameter for norm in network.modules() if isinstance(norm, SpadeNorm) for parameter in norm.parameters()}
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():

@@ -47,6 +47,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         value_range: tuple[float, float] | None = None,
         weak_unet: SemanticUNet | None = None,
         coarse: Coarse | None = None,
+        conditions: Tensor | None = None,
     ) -> Tensor:
         """Generates one image per mask; see `sample_batch` for the arguments.
 
@@ -57,7 +58,9 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         solver = solver or SolverSection()
 
         def generate(rows: slice, cache_share: float = 1.0) -> Tensor:
-            own_noise, start = (None if tensor is None else tensor[rows] for tensor in (noise, start_images))
+            own_noise, start, told = (
+                None if tensor is None else tensor[rows] for tensor in (noise, start_images, conditions)
+            )
             return self.sample_batch(
                 masks[rows],
                 seeds[rows],
@@ -69,6 +72,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
                 weak_unet,
                 cache_share,
                 coarse.select(rows) if coarse else None,
+                told,
             )
 
         if self.unet.device.type != "cpu":
@@ -92,6 +96,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         weak_unet: SemanticUNet | None = None,
         cache_share: float = 1.0,
         coarse: Coarse | None = None,
+        conditions: Tensor | None = None,
     ) -> Tensor:
         """Generates one image per mask in one batch; the host waits for the device at most once per step.
 
@@ -107,20 +112,23 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
             weak_unet: the weaker network of autoguidance.
             cache_share: share of the solver's mask_cache_gib for this call.
             coarse: coarse images of a refining network.
+            conditions: (N, K); see `ConditionEmbedding`. None is the null condition.
 
         Returns:
             (N, in_channels, H, W) float32, in the network's units.
         """
         config, device = self.unet.config, self.unet.device
         guide = Guide.of(solver, weak_unet)
+        conditions = None if conditions is None else conditions.to(device)
         max_bytes = cache_share * solver.mask_cache_gib * 2**30
         if coarse is not None:
             coarse = Coarse(*(tensor.to(device) for tensor in coarse))
         if self._fits_network(masks, solver):
             one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)
-            predict: Callable[..., Tensor] = GuidedNetwork(self.unet, one_hot, guide, max_bytes, coarse).predict
+            network = GuidedNetwork(self.unet, one_hot, guide, max_bytes, coarse, conditions)
+            predict: Callable[..., Tensor] = network.predict
         else:
-            predict = self._build_window_predictor(masks, coarse, guide, max_bytes, solver)
+            predict = self._build_window_predictor(masks, coarse, guide, max_bytes, solver, conditions)
         steps = build_solver(solver, self.schedule, self.unet, value_range)
         shape = (config.in_channels, *masks.shape[1:])
         noise = (randn_by_seed(shape, seeds) if noise is None else noise).to(device)
@@ -137,7 +145,13 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         return masks.shape[1:] == (self.unet.config.image_size,) * 2 and not solver.periodic
 
     def _build_window_predictor(
-        self, masks: Tensor, coarse: Coarse | None, guide: Guide, max_bytes: float, solver: AnySolverSection
+        self,
+        masks: Tensor,
+        coarse: Coarse | None,
+        guide: Guide,
+        max_bytes: float,
+        solver: AnySolverSection,
+        conditions: Tensor | None,
     ) -> Callable[[Tensor, Tensor, bool], Tensor]:
         """Like `GuidedNetwork.predict`, for masks (N, H, W) larger than the network's image_size.
 
@@ -153,6 +167,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         if coarse is not None:
             noise = coarse.noise.repeat_interleave(len(layout.origins))
             coarse_pieces = Coarse(layout.cut(coarse.images), noise)
+        told = None if conditions is None else conditions.repeat_interleave(len(layout.origins), dim=0)
         chunk, on_cpu = 1, unet.device.type == "cpu"
         if not on_cpu:
             passes = 1 if guide.scale == 1 else 2
@@ -161,7 +176,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
 
         def build(part: slice) -> GuidedNetwork:
             one_hot = one_hot_with_dropout(mask_pieces[part], classes).to(unet.dtype)
-            return GuidedNetwork(unet, one_hot, guide, coarse=coarse_pieces.select(part) if coarse_pieces else None)
+            seen = coarse_pieces.select(part) if coarse_pieces else None
+            return GuidedNetwork(unet, one_hot, guide, coarse=seen, conditions=None if told is None else told[part])
 
         networks = build_within(max_bytes, build, rows)
 

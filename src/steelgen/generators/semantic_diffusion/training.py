@@ -51,7 +51,8 @@ class SemanticDiffusionTraining(SteadyState):
 
     def randomness(self, seed: int) -> Randomness:
         """See `Trainable.randomness`."""
-        return self._add_degradation(CropRandomness(seed, self._shape, self._config.mask_dropout), seed)
+        crops = CropRandomness(seed, self._shape, self._config.mask_dropout, len(self.generator.conditions))
+        return self._add_degradation(crops, seed)
 
     def held_out_randomness(self, count: int) -> Randomness:
         """See `Trainable.held_out_randomness`: timesteps are spread evenly over the crops."""

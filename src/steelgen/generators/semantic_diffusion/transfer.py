@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from steelgen.data.conditions import Condition, outline
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
@@ -14,6 +16,8 @@ from steelgen.errors import InputError
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion, measure_detail
 from steelgen.models.semantic_unet import SemanticUNet
 
+_CONDITIONS = "condition_embedding.layers."
+"""Start of the names of the weights of conditions; the number of the condition follows."""
 _MASK_WEIGHT = ".shared.weight"
 """End of the names of the convolutions that see the mask, (hidden, mask channels, 3, 3); see `SpadeNorm`."""
 
@@ -24,7 +28,7 @@ def adapt_semantic_diffusion(
     """Adapts a model to new micrographs: all weights that still fit are kept.
 
     Gray levels are standardized by the statistics of the new micrographs if the model standardizes at all. Mask planes
-    of classes with the same name are kept, those of other classes are new.
+    of classes with the same name and embeddings of conditions with the same name are kept, those of others are new.
 
     Returns:
         The model and a line for people; see `steelgen.generators.families.adapt_generator`.
@@ -45,14 +49,18 @@ def adapt_semantic_diffusion(
         intensity = micrographs.compute_intensity()
         if intensity[1] == 0:
             raise InputError(f"{info.name}: all pixels of the training micrographs have the same gray level")
-    if info.class_names != before.class_names or geometry.image_size != generator.geometry.image_size:
-        network = _build_network(generator.network, info, geometry)
+    told = micrographs.columns
+    is_same = (before.class_names, generator.geometry.image_size) == (info.class_names, geometry.image_size)
+    if not is_same or outline(generator.conditions) != outline(told):
+        network = _build_network(generator.network, info, geometry, told)
         planes = _match_planes(before, info, keep_classes)
         kept = _copy_weights(generator.network, network, planes)
+        kept += _copy_conditions(generator, network, told)
         total = sum(parameter.numel() for parameter in network.parameters())
         notes.append(f"kept {kept:,} of {total:,} weights")
         if info.class_names != before.class_names:
             notes += _describe_classes(before, info, planes)
+        notes += _describe_names("conditions", [each.name for each in generator.conditions], [c.name for c in told])
         if geometry.image_size != generator.geometry.image_size:
             notes.append(f"image_size {generator.geometry.image_size} -> {geometry.image_size}")
     if intensity != generator.intensity:
@@ -63,11 +71,14 @@ def adapt_semantic_diffusion(
     adapted = replace(
         generator, network=network, info=info, geometry=geometry, intensity=intensity, detail=detail, _weak=None
     )
+    adapted.conditions = told
     return adapted, "; ".join(notes)
 
 
-def _build_network(old: SemanticUNet, info: DatasetInfo, geometry: CropGeometry) -> SemanticUNet:
-    """Builds the same network for other classes or another image size; attention stays at the same levels."""
+def _build_network(
+    old: SemanticUNet, info: DatasetInfo, geometry: CropGeometry, conditions: Sequence[Condition]
+) -> SemanticUNet:
+    """Builds the same network for other classes, conditions or image size; attention stays at the same levels."""
     config = {name: value for name, value in old.config.items() if not name.startswith("_")}
     size, before = geometry.image_size, config["image_size"]
     if size % old.downsampling_factor:
@@ -76,9 +87,13 @@ def _build_network(old: SemanticUNet, info: DatasetInfo, geometry: CropGeometry)
             f"{len(config['channel_mult'])} levels"
         )
     attended = [edge * size // before for edge in config["attention_resolutions"]]
-    return SemanticUNet(
-        **{**config, "image_size": size, "num_classes": info.num_classes, "attention_resolutions": attended}
-    )
+    changed = {
+        "image_size": size,
+        "num_classes": info.num_classes,
+        "attention_resolutions": attended,
+        "conditions": [len(condition.categories) for condition in conditions],
+    }
+    return SemanticUNet(**{**config, **changed})
 
 
 def _match_planes(before: DatasetInfo, info: DatasetInfo, keep_classes: bool) -> dict[int, int]:
@@ -102,7 +117,7 @@ def _copy_weights(old: SemanticUNet, new: SemanticUNet, planes: dict[int, int]) 
     count = 0
     for name, tensor in new.state_dict().items():
         theirs = source.get(name)
-        if theirs is None:
+        if theirs is None or name.startswith(_CONDITIONS):
             continue
         if name.endswith(_MASK_WEIGHT):
             pairs = list(planes.items()) + ([(tensor.shape[1] - 1, theirs.shape[1] - 1)] if edges else [])
@@ -115,14 +130,43 @@ def _copy_weights(old: SemanticUNet, new: SemanticUNet, planes: dict[int, int]) 
     return count
 
 
+@torch.no_grad()
+def _copy_conditions(old: SemanticDiffusion, new: SemanticUNet, conditions: Sequence[Condition]) -> int:
+    """Copies the embeddings of conditions of the same name and kind; new categories are new.
+
+    Returns:
+        Number of copied weights.
+    """
+    source, count = old.network.state_dict(), 0
+    places = {(each.name, bool(each.categories)): index for index, each in enumerate(old.conditions)}
+    for index, condition in enumerate(conditions):
+        place = places.get((condition.name, bool(condition.categories)))
+        start = f"{_CONDITIONS}{index}."
+        for name, tensor in new.state_dict().items():
+            if place is not None and name.startswith(start):
+                theirs = source[f"{_CONDITIONS}{place}.{name.removeprefix(start)}"]
+                tensor[: len(theirs)] = theirs
+                count += theirs.numel()
+    return count
+
+
 def _describe_classes(before: DatasetInfo, info: DatasetInfo, planes: dict[int, int]) -> list[str]:
     if not info.num_classes:
         return ["masks: no longer used"]
     kept = [info.class_names[index] for index in sorted(planes)]
     new = [name for index, name in enumerate(info.class_names) if index not in planes]
     dropped = [name for index, name in enumerate(before.class_names) if index not in planes.values()]
+    return _describe_lists("classes", kept, new, dropped)
+
+
+def _describe_names(what: str, before: Sequence[str], now: Sequence[str]) -> list[str]:
+    kept, new = [name for name in now if name in before], [name for name in now if name not in before]
+    return _describe_lists(what, kept, new, [name for name in before if name not in now])
+
+
+def _describe_lists(what: str, kept: list[str], new: list[str], dropped: list[str]) -> list[str]:
     lists = (("kept", kept), ("new", new), ("dropped", dropped))
-    return [f"classes {word}: {', '.join(names)}" for word, names in lists if names]
+    return [f"{what} {word}: {', '.join(names)}" for word, names in lists if names]
 
 
 def _describe_gray_levels(intensity: tuple[float, float]) -> str:
