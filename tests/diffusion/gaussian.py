@@ -35,7 +35,7 @@ class GaussianNetwork(nn.Module):
         self.schedule, self.deviation, self.brightness = schedule, deviation, brightness
         self.passes = 0
 
-    def compute_mask_features(self, one_hot, max_bytes):
+    def compute_mask_features(self, one_hot, max_bytes, conditions=None):
         return OneHot(one_hot)
 
     def compute_mean(self, one_hot):
