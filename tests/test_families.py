@@ -65,6 +65,10 @@ def test_generators_side_by_side(tmp_path: Path) -> None:
         done.append(stage)
         run_stage(stage)
 
+    def refuse(stage: Section) -> None:
+        assert isinstance(stage, RunConfig)
+        raise RuntimeError(stage.run_dir.parent.name)
+
     result = compare_families(config, run, lines.append)
     trained = [stage for stage in done if isinstance(stage, RunConfig)]
     assert [stage.train.max_minutes for stage in trained] == [1, 1]
@@ -88,11 +92,14 @@ def test_generators_side_by_side(tmp_path: Path) -> None:
     again = compare_families(config, run, lines.append)
     assert done == []
     assert again["figures"] == result["figures"]
+    added = {**config.families, "more": config.families["gan"]}
+    with pytest.raises(RuntimeError, match="more"):
+        compare_families(config.model_copy(update={"families": added}), refuse, lines.append)
     with pytest.raises(InputError, match=r"another config \(minutes was 1.0, is now 2.0\)"):
         compare_families(config.model_copy(update={"minutes": 2.0}), run, lines.append)
-    dataset_changed = CliRunner().invoke(app, ["compare", "x", "--families", "y"])
-    assert dataset_changed.exit_code == 2
-    assert "takes no evaluations" in dataset_changed.output
+    refused = CliRunner().invoke(app, ["compare", "x", "--families", "y"])
+    assert refused.exit_code == 2
+    assert "takes no evaluations" in refused.output
 
 
 def test_time_of_a_stopped_training_counts(tmp_path: Path, monkeypatch: Any) -> None:

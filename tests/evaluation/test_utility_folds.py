@@ -241,6 +241,38 @@ def test_intervals_over_folds_are_scipys() -> None:
     assert row["interval"] == pytest.approx(expected)
 
 
+def test_the_share_of_the_gap_closed_by_hand() -> None:
+    rng = np.random.default_rng(4)
+    few, gain, gap = rng.uniform(0.4, 0.5, 6), rng.uniform(0.02, 0.06, 6), rng.uniform(0.08, 0.12, 6)
+    by_fold = {"R2F000": few, "R2F000P": few - 0.01, "R2FALL": few + gain, "RALLF000": few + gap, "RALLFALL": few + 0.2}
+    counts = {"R2F000": (2, 0), "R2F000P": (2, 0), "R2FALL": (2, 9), "RALLF000": (20, 0), "RALLFALL": (20, 9)}
+    confusions = {
+        (code, "a"): np.array([[make_confusion(iou, 10**7) for iou in values]]) for code, values in by_fold.items()
+    }
+    gaps = summarize(confusions, counts, 2000, np.arange(6))["gaps"]
+    # Codes with all micrographs have no gap to close.
+    assert [(row["code"], row["full"], row["architecture"]) for row in gaps] == [
+        ("R2F000P", "RALLF000", "a"),
+        ("R2FALL", "RALLF000", "a"),
+    ]
+    assert [row["gap"] for row in gaps] == pytest.approx([gap.mean()] * 2, abs=1e-6)
+    assert [row["closed"] for row in gaps] == pytest.approx([-0.01 / gap.mean(), gain.mean() / gap.mean()], abs=1e-4)
+    expected = scipy.stats.bootstrap(
+        (gain, gap),
+        lambda a, b, axis: a.mean(axis) / b.mean(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=20000,
+        rng=1,
+    )
+    assert gaps[1]["interval"] == pytest.approx(expected.confidence_interval, abs=0.01)
+    # Without folds there is no interval, and without a gap nothing to close.
+    assert summarize(confusions, counts, 100)["gaps"][1]["interval"] is None
+    confusions["RALLF000", "a"] = np.array([[make_confusion(iou - 0.1, 10**7) for iou in few]])
+    assert summarize(confusions, counts, 100, np.arange(6))["gaps"][1]["closed"] is None
+
+
 def test_bootstrap_over_folds_alone_is_scipys() -> None:
     rng = np.random.default_rng(2)
     # With one seed and folds of one micrograph, only folds are resampled.

@@ -84,6 +84,16 @@ class _Difference(_Row):
     by_fold: list[_Change] | None = None
 
 
+class _Gap(Record):
+    code: str
+    baseline: str
+    full: str
+    architecture: str
+    gap: _Change
+    closed: float | None
+    interval: tuple[float, float] | None
+
+
 class _Micrographs(Record):
     test: _Count
 
@@ -103,6 +113,8 @@ class StudyResult(Record):
     warnings: list[str]
     scores: list[_Score]
     differences: list[_Difference]
+    gaps: list[_Gap] = []
+    """Missing from studies of older versions."""
 
     @model_validator(mode="after")
     def _check_classes(self) -> StudyResult:

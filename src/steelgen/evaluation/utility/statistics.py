@@ -37,7 +37,7 @@ def summarize(
 
     Returns:
         JSON values: `scores`, one row per code and architecture, and `differences`, one per code, baseline and
-        architecture; both with pooled rows.
+        architecture, both with pooled rows; `gaps`, see `measure_gaps`.
     """
     architectures = list(dict.fromkeys(architecture for _, architecture in confusions))
     scores, differences = [], []
@@ -49,7 +49,69 @@ def summarize(
             control = np.stack([confusions[baseline, architecture] for architecture in architectures])
             compared = _compare(stack, control, architectures, num_bootstrap, folds)
             differences += [{**row, "baseline": baseline, **difference} for difference in compared]
-    return to_json({"scores": scores, "differences": differences})
+    return to_json(
+        {
+            "scores": scores,
+            "differences": differences,
+            "gaps": measure_gaps(confusions, counts, num_bootstrap, folds),
+        }
+    )
+
+
+def measure_gaps(
+    confusions: Mapping[tuple[str, str], NDArray[np.int64]],
+    counts: Mapping[str, tuple[int, int]],
+    num_bootstrap: int,
+    folds: NDArray[np.int64] | None = None,
+) -> list[dict[str, Any]]:
+    """Measures how much of the gap between few and all real micrographs generated pairs or copy-paste close.
+
+    Args:
+        confusions, counts, num_bootstrap, folds: see `summarize`.
+
+    Returns:
+        A row per code with a baseline of fewer micrographs and architecture, with a pooled one: `gap`, the mIoU of the
+        largest code of real micrographs alone (`full`) minus that of the baseline; `closed`, the difference to the
+        baseline over the gap, None without a gap; `interval` of `closed`, a percentile bootstrap over folds, None
+        without folds, or if resamples without a gap reach into it.
+    """
+    architectures = list(dict.fromkeys(architecture for _, architecture in confusions))
+    alone = {code: real for code, (real, generated) in counts.items() if generated == 0 and not has_paste(code)}
+    if not alone:
+        return []
+    full = max(alone, key=lambda code: alone[code])
+
+    def average(code: str) -> NDArray[np.float64]:
+        stack = np.stack([confusions[code, architecture] for architecture in architectures])
+        by_fold = _average_folds(stack, folds).mean(axis=2)  # (F, A)
+        return np.hstack([by_fold, by_fold.mean(axis=1, keepdims=True)])
+
+    rows = []
+    for code, (num_real, num_generated) in counts.items():
+        baseline = next((other for other in find_baselines(code, counts) if other in alone), None)
+        if baseline is None or not 0 < num_real < alone[full]:
+            continue
+        gain, gap = average(code) - average(baseline), average(full) - average(baseline)
+        weights = _draw_weights(np.random.default_rng(0), len(gain), num_bootstrap)
+        for index, name in enumerate([*architectures, POOLED][: len(architectures) + (len(architectures) > 1)]):
+            mean = gap[:, index].mean()
+            resampled = weights @ gap[:, index]
+            safe = folds is not None and (resampled > 0).mean() > 0.975
+            ratios = (weights @ gain[:, index])[resampled > 0] / resampled[resampled > 0]
+            rows.append(
+                {
+                    "code": code,
+                    "baseline": baseline,
+                    "full": full,
+                    "architecture": name,
+                    "num_real": num_real,
+                    "num_generated": num_generated,
+                    "gap": mean,
+                    "closed": gain[:, index].mean() / mean if mean > 0 else None,
+                    "interval": np.percentile(ratios, [2.5, 97.5]) if safe else None,
+                }
+            )
+    return rows
 
 
 def find_baselines(code: str, counts: Mapping[str, tuple[int, int]]) -> list[str]:

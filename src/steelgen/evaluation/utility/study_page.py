@@ -56,6 +56,7 @@ def build_utility_section(result: dict[str, Any]) -> Markup:
         differences_chart=differences and Markup(plot_intervals("difference in mIoU with 95 % interval", differences)),
         folds=any(row.get("by_fold") for row in result["scores"]),
         differences=describe_differences(result["differences"]),
+        gaps=describe_gaps(result.get("gaps", [])),
         scores=_split_scores(result["scores"], result["class_names"]),
         legend=charts[0][2] if charts else [],
         charts=[Markup(plot_chart(name, x, curves, "real micrographs")) for name, x, curves in charts],
@@ -121,6 +122,24 @@ def describe_differences(differences: Sequence[dict[str, Any]]) -> tuple[list[st
         for row in differences
     ]
     return [*columns, "by fold"] if with_folds else columns, rows
+
+
+def describe_gaps(gaps: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Column titles and rows of the table of gaps closed."""
+    columns = ["code", "architecture", "gap", "from", "to", "closed", "95 % interval"]
+    rows = [
+        [
+            row["code"],
+            row["architecture"],
+            f"{row['gap']:+.4f}",
+            row["baseline"],
+            row["full"],
+            "–" if row["closed"] is None else f"{100 * row['closed']:.0f} %",
+            " to ".join(f"{100 * end:.0f} %" for end in row["interval"]) if row["interval"] else "–",
+        ]
+        for row in gaps
+    ]
+    return columns, rows
 
 
 def describe_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
