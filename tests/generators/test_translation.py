@@ -1,6 +1,7 @@
 """Translation: losses against plain formulas, the pool, stopped in either phase, labels and whole micrographs."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -148,6 +149,15 @@ def test_stopped_in_either_phase_it_goes_on_bit_identically(sides, whole, tmp_pa
     assert [pool.shape[0] for pool in pools] == ([5, 5] if mode == "cyclegan" else [])
 
 
+def test_a_moved_source_is_known_again_and_a_changed_one_refused(sides, whole, tmp_path):
+    run, moved = shutil.copytree(whole / "cut", tmp_path / "run"), shutil.copytree(sides[0], tmp_path / "moved")
+    assert run_training((moved, sides[1]), run, CUT, resume=True).global_step == STEPS
+    path = moved / "train/images/train0.png"
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(InputError, match=r"data\.source\.dataset"):
+        run_training((moved, sides[1]), run, CUT, resume=True)
+
+
 def test_losses_are_those_of_the_papers(sides, tmp_path):
     """With plain networks: one formula per phase, and gradients for the phase's networks alone."""
     plain = {"fft": 0, "pool_size": 0}
@@ -270,6 +280,27 @@ def test_labels_are_those_of_the_source(sides, whole, tmp_path):
     )
     assert all((one != other).any() for one, other in zip(images, samples, strict=True))
     assert all(replay(out / "metadata.jsonl", line)[1] for line in (1, 2, 3))
+
+
+def test_a_plain_folder_of_rgb_images_is_a_source_without_labels(sides, tmp_path):
+    plain, images = tmp_path / "plain", []
+    plain.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        images.append(rng.integers(0, 256, (20, 24, 3), np.uint8))
+        Image.fromarray(images[-1]).save(plain / f"{number}.png")
+    target = shutil.copytree(sides[1], tmp_path / "target")
+    for path in target.glob("*/images/*.png"):
+        Image.merge("RGB", [Image.open(path), *[Image.fromarray(np.zeros((40, 48), np.uint8))] * 2]).save(path)
+    values = build_values((plain, target), tmp_path / "run", {"mode": "cut"}, max_steps=1)
+    values["data"]["in_channels"] = 3
+    train(parse_config(values, TrainConfig), Recorder())
+    source = {"kind": "images", "folder": str(plain)}
+    out = sample(sample_values(tmp_path / "run", tmp_path / "out", source))
+    assert not (out / "labels").exists()
+    assert np.asarray(Image.open(out / "samples/000000.png")).shape == (16, 16, 3)
+    with pytest.raises(InputError, match="'images': the generator was trained without masks; set masks to null"):
+        sample(sample_values(tmp_path / "run", tmp_path / "other", {**source, "masks": str(plain)}))
 
 
 def test_noise_makes_many_images_of_one(whole):
