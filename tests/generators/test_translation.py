@@ -1,6 +1,7 @@
 """Translation: losses against plain formulas, the pool, stopped in either phase, labels and whole micrographs."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.train import FinetuneConfig, TrainConfig
+from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, save_dataset_info
 from steelgen.errors import InputError
 from steelgen.evaluation.segment import train_labeler
@@ -150,6 +152,15 @@ def test_stopped_in_either_phase_it_goes_on_bit_identically(sides, whole, tmp_pa
     assert [pool.shape[0] for pool in pools] == ([5, 5] if mode == "cyclegan" else [])
 
 
+def test_a_moved_source_is_known_again_and_a_changed_one_refused(sides, whole, tmp_path):
+    run, moved = shutil.copytree(whole / "cut", tmp_path / "run"), shutil.copytree(sides[0], tmp_path / "moved")
+    assert run_training((moved, sides[1]), run, CUT, resume=True).global_step == STEPS
+    path = moved / "train/images/train0.png"
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(InputError, match=r"data\.source\.dataset"):
+        run_training((moved, sides[1]), run, CUT, resume=True)
+
+
 def test_losses_are_those_of_the_papers(sides, tmp_path):
     """With plain networks: one formula per phase, and gradients for the phase's networks alone."""
     plain = {"fft": 0, "pool_size": 0}
@@ -272,6 +283,60 @@ def test_labels_are_those_of_the_source(sides, whole, tmp_path):
     )
     assert all((one != other).any() for one, other in zip(images, samples, strict=True))
     assert all(replay(out / "metadata.jsonl", line)[1] for line in (1, 2, 3))
+
+
+def test_a_plain_folder_of_rgb_images_is_a_source_without_labels(sides, tmp_path):
+    plain, images = tmp_path / "plain", []
+    plain.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        images.append(rng.integers(0, 256, (20, 24, 3), np.uint8))
+        Image.fromarray(images[-1]).save(plain / f"{number}.png")
+    target = shutil.copytree(sides[1], tmp_path / "target")
+    for path in target.glob("*/images/*.png"):
+        Image.merge("RGB", [Image.open(path), *[Image.fromarray(np.zeros((40, 48), np.uint8))] * 2]).save(path)
+    values = build_values((plain, target), tmp_path / "run", {"mode": "cut"}, max_steps=1)
+    values["data"]["in_channels"] = 3
+    train(parse_config(values, TrainConfig), Recorder())
+    source = {"kind": "images", "folder": str(plain)}
+    out = sample(sample_values(tmp_path / "run", tmp_path / "out", source))
+    assert not (out / "labels").exists()
+    assert np.asarray(Image.open(out / "samples/000000.png")).shape == (16, 16, 3)
+    with pytest.raises(InputError, match="'images': the generator was trained without masks; set masks to null"):
+        sample(sample_values(tmp_path / "run", tmp_path / "other", {**source, "masks": str(plain)}))
+
+
+def test_the_grain_of_the_target_is_learned(sides, tmp_path):
+    """In a few seconds: power at high frequencies, relative to the variance, is an eighth of the target's before."""
+    wide = {"width": 8, "discriminator_width": 8, "noise_channels": 1}
+    values = build_values(
+        sides,
+        tmp_path / "run",
+        {**CUT, **wide, "discriminator_noise": 0},
+        max_steps=80,
+        train_batch_size=4,
+        gradient_accumulation_steps=1,
+        learning_rate=0.002,
+        ema_decay=0.95,
+        checkpoint_every=100,
+        log_every=100,
+    )
+    values |= {"measurement": {"every": None}, "preview": {"num_images": 0}}
+    train(parse_config(values, TrainConfig), Recorder())
+    generator = load_generator(tmp_path / "run")
+    source, target = (
+        torch.stack(
+            [CropDataset(load_micrographs(side, "val"), generator.geometry, 0, False)[n]["image"] for n in range(32)]
+        )
+        for side in sides
+    )
+    drawn = generator.draw(DrawRequest(range(32), images=source)).images
+    before, after, goal = (
+        compute_log_power((images - images.mean()) / images.std())[..., 5:].mean() for images in (source, drawn, target)
+    )
+    assert goal - before > 1.5
+    assert abs(goal - after) < 0.75
+    assert np.corrcoef(source.flatten(), drawn.flatten())[0, 1] > 0.7
 
 
 def test_noise_makes_many_images_of_one(whole):

@@ -28,6 +28,8 @@ from steelgen.models.translation import PatchDiscriminator, PatchProjector, Spec
 
 _SPECTRUM_CROPS = 256
 """Crops that the mean spectrum of a side is measured on."""
+_MIN_DEVIATION = 0.1
+"""Smallest standard deviation of the log power at a frequency: that of noise is 1.3, that of a constant channel 0."""
 _PROJECTION_SIZE = 256
 """Length of the vectors of the contrastive loss (arXiv 2007.15651, appendix)."""
 _TRANSFORMS = 3
@@ -131,7 +133,7 @@ class TranslationTraining:
         images = torch.stack([crops[number]["image"] for number in range(_SPECTRUM_CROPS)])
         standardize = generator.standardize_source if is_source else generator.standardize
         deviation, mean = torch.std_mean(compute_log_power(standardize(images)), dim=0)
-        return mean, deviation
+        return mean, deviation.clamp(min=_MIN_DEVIATION)
 
     @property
     def crop_options(self) -> dict[str, Any]:
