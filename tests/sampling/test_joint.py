@@ -153,17 +153,17 @@ def test_images_for_masks_and_masks_for_images(joint, tmp_path):
     assert (mask == drawn.masks[0].numpy()).mean() > 0.98
 
 
-def test_a_region_of_real_pairs_is_redrawn(joint, tmp_path):
+def test_a_region_of_real_pairs_is_inpainted(joint, tmp_path):
     """Outside everything is real; with the phase fraction of a class in the region, and replayed."""
     dataset, run = joint
     source = {"kind": "split", "dataset": str(dataset), "split": "test"}
     real = draw(run, tmp_path / "real", mask_source=source)
     region = {"size": [8, 6], "phase_fraction": {"film": 0.4}}
-    out = draw(run, tmp_path / "out", mask_source=source, redraw=region, batch_size=2)
+    out = draw(run, tmp_path / "out", mask_source=source, inpaint=region, batch_size=2)
     boxes, info = [], load_dataset_info(out)
     for row in load_rows(out):
         name = Path(row["mask"]).name
-        top, left, height, width = row["redraw"]["box"]
+        top, left, height, width = row["inpaint"]["box"]
         boxes.append((top, left))
         assert (height, width) == (8, 6)
         inside = np.zeros((16, 16), bool)
@@ -178,18 +178,18 @@ def test_a_region_of_real_pairs_is_redrawn(joint, tmp_path):
     assert len(set(boxes)) == 3
     assert replay(out / "metadata.jsonl", 2)[1]
     for change, message in [
-        ({"size": [17, 4]}, r"redraw.size \[17, 4\]: larger than the image, 16x16 px"),
+        ({"size": [17, 4]}, r"inpaint.size \[17, 4\]: larger than the image, 16x16 px"),
         ({"position": [10, 3]}, "the region of 8x6 px at 10, 3 exceeds the image, 16x16 px"),
-        ({"phase_fraction": {"carbide": 0.1}}, "redraw.phase_fraction: 'carbide' is not among the classes"),
-        ({"phase_fraction": {"film": 0.9, "island": 0.3}}, "redraw.phase_fraction: fractions add up to 1.2"),
+        ({"phase_fraction": {"carbide": 0.1}}, "inpaint.phase_fraction: 'carbide' is not among the classes"),
+        ({"phase_fraction": {"film": 0.9, "island": 0.3}}, "inpaint.phase_fraction: fractions add up to 1.2"),
     ]:
         with pytest.raises(InputError, match=message):
-            draw(run, tmp_path / "refused", mask_source=source, redraw={**region, **change})
+            draw(run, tmp_path / "refused", mask_source=source, inpaint={**region, **change})
         assert not (tmp_path / "refused").exists()
     with pytest.raises(
-        InputError, match=r"redraw needs real pairs: mask_source.kind 'split' or 'balanced', not 'none'"
+        InputError, match=r"inpaint needs real pairs: mask_source.kind 'split' or 'balanced', not 'none'"
     ):
-        draw(run, tmp_path / "refused", redraw=region)
+        draw(run, tmp_path / "refused", inpaint=region)
 
 
 def test_learned_masks_come_with_both_generators(joint, trained, tmp_path):

@@ -55,8 +55,8 @@ class JointLabelsSection(Section):
     """Solver of the masks; guidance is not applicable."""
 
 
-class RedrawSection(Section):
-    """Redraws a rectangle of each real image together with its mask, and keeps the rest of both."""
+class InpaintSection(Section):
+    """Inpainting: a rectangle of each real image is generated together with its mask; the rest of both is kept."""
 
     size: ImageSize
     """Height and width of the rectangle, in px of the image."""

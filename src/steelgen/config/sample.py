@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_CROP_SIZE, MAX_IMAGES, MAX_SEED, FactorRange, Section
-from steelgen.config.learned import ImageSize, JointLabelsSection, LearnedMasks, RedrawSection
+from steelgen.config.learned import ImageSize, InpaintSection, JointLabelsSection, LearnedMasks
 from steelgen.config.segmenter import SegmenterSection
 from steelgen.config.solver import AnySolverSection, SolverSection
 
@@ -265,9 +265,9 @@ class SampleConfig(Section):
     labels: AnyLabelsSection | None = None
     """Labeling of images generated without masks (mask_source.kind none, or images with masks null); null leaves them
     unlabeled."""
-    redraw: RedrawSection | None = None
-    """Region of real pairs (mask_source.kind split or balanced) to redraw, for generators of kind joint_diffusion; null
-    generates whole images."""
+    inpaint: InpaintSection | None = None
+    """Region of real pairs (mask_source.kind split or balanced) to inpaint with a generator of kind joint_diffusion;
+    null generates whole images."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the network; auto uses bf16 where the hardware supports it; the resolved value is recorded."""
     channels_last: bool = True
@@ -310,10 +310,10 @@ class SampleConfig(Section):
             raise ValueError(f"labels needs mask_source.kind 'none', not {kind!r}, which has masks")
         if self.file_stems == "source" and self.filter:
             raise ValueError("file_stems 'source': the filter may replace the mask of an image; use 'number'")
-        if self.redraw and kind not in ("split", "balanced"):
-            raise ValueError(f"redraw needs real pairs: mask_source.kind 'split' or 'balanced', not {kind!r}")
-        if self.redraw and start:
-            raise ValueError("redraw and start_images cannot be combined")
+        if self.inpaint and kind not in ("split", "balanced"):
+            raise ValueError(f"inpaint needs real pairs: mask_source.kind 'split' or 'balanced', not {kind!r}")
+        if self.inpaint and start:
+            raise ValueError("inpaint and start_images cannot be combined")
         if start and start.dataset is None and kind not in ("split", "balanced"):
             raise ValueError(f"start_images.dataset: is missing; masks of the source {kind!r} have no micrograph")
         return self

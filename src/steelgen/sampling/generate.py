@@ -27,8 +27,8 @@ from steelgen.generators import (
 )
 from steelgen.generators.cascade import build_cascade
 from steelgen.generators.families import load_generator
+from steelgen.sampling.inpainting import InpaintRegion, collect_fractions, mark_known
 from steelgen.sampling.masks import SourceMask
-from steelgen.sampling.redraw import Redraw, collect_fractions, mark_known
 
 _WITH_IMAGES = ("images", "split", "balanced")
 """Kinds of mask sources that have images."""
@@ -79,7 +79,7 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
 
     Resolved configs have all defaults in them, which set nothing.
     """
-    sections = {"solver": "solver", "start_images": "start", "truncation": "truncation", "redraw": "known"}
+    sections = {"solver": "solver", "start_images": "start", "truncation": "truncation", "inpaint": "known"}
     for section, name in sections.items():
         default = SampleConfig.model_fields[section].get_default(call_default_factory=True)
         if getattr(config, section) != default and name not in generator.takes:
@@ -96,9 +96,9 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
         without = "is" if source == "none" else "has no masks:"
         name = "filter" if config.filter else "coco"
         raise InputError(f"{name} needs masks, but mask_source.kind {without} {source!r}")
-    if config.redraw:
-        redraw = Redraw(box=(0, 0, 1, 1), phase_fraction=config.redraw.phase_fraction)
-        collect_fractions([redraw], generator.info)  # raises before anything is written
+    if config.inpaint:
+        region = InpaintRegion(box=(0, 0, 1, 1), phase_fraction=config.inpaint.phase_fraction)
+        collect_fractions([region], generator.info)  # raises before anything is written
     if config.filter and config.labels:
         raise InputError("filter: not applicable to predicted labels")
     if source == "images" and not uses_images(generator):
@@ -182,7 +182,7 @@ def generate_pairs(
     latents: Latents | None = None,
     truncation: float | None = None,
     images: Sequence[NDArray[np.uint8]] | None = None,
-    redraws: Sequence[Redraw] | None = None,
+    regions: Sequence[InpaintRegion] | None = None,
     conditions: Tensor | None = None,
 ) -> list[Pair]:
     """Generates one image per mask, and its mask if the generator makes masks.
@@ -194,7 +194,7 @@ def generate_pairs(
         latents: N points in latent space to use in place of the latents of the seeds.
         truncation, conditions: see `DrawRequest`.
         images: N images (H, W) or (H, W, 3), see `DrawRequest.images`.
-        redraws: the regions of `masks` and `images` to redraw; None generates all of them.
+        regions: the regions of `masks` and `images` to inpaint; None generates all of them.
 
     Returns:
         N pairs.
@@ -212,8 +212,8 @@ def generate_pairs(
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
     start_images = StartImages(_stack(start[0]), start[1]) if start else None
     shown = None if images is None else _stack(images)
-    known = None if redraws is None else mark_known(redraws, (batch.shape[1], batch.shape[2]))
-    fractions = None if redraws is None else collect_fractions(redraws, generator.info)
+    known = None if regions is None else mark_known(regions, (batch.shape[1], batch.shape[2]))
+    fractions = None if regions is None else collect_fractions(regions, generator.info)
     try:
         with autocast(mixed_precision, device):
             drawn = draw_pairs(

@@ -22,8 +22,8 @@ from steelgen.generators.saved import hash_weights
 from steelgen.sampling.conditions import encode_conditions
 from steelgen.sampling.formats import hash_pixels, save_png
 from steelgen.sampling.generate import generate_pairs, prepare_generator
+from steelgen.sampling.inpainting import InpaintRegion
 from steelgen.sampling.masks import ImagePlace, NoSource
-from steelgen.sampling.redraw import Redraw
 
 _Offset = Annotated[int, Field(ge=0, le=MAX_CROP_SIZE)]
 _Edge = Annotated[int, Field(ge=1, le=MAX_CROP_SIZE)]
@@ -80,7 +80,7 @@ class _GeneratedRow(Record):
     mask_made: bool = False
     """Set if the generator made the mask along with the image."""
     start_image: _PlacedImage | None = None
-    redraw: Redraw | None = None
+    inpaint: InpaintRegion | None = None
     """The region of a real pair that the generator drew anew; the rest is that of `source_image` and its mask."""
     source_image: _PlacedImage | None = None
     """The image that the generator turned into another."""
@@ -119,7 +119,7 @@ def replay(
     images = None
     if record.source_image:
         images = [_load_image(record.source_image, model.geometry.in_channels, where)]
-    if record.redraw is not None:
+    if record.inpaint is not None:
         if record.source_image is None:
             raise InputError(f"{where}: source_image: is missing")
         mask = _load_mask(record.source_image, model.info, where)
@@ -144,7 +144,7 @@ def replay(
         start,
         truncation=draw.truncation,
         images=images,
-        redraws=None if record.redraw is None else [record.redraw],
+        regions=None if record.inpaint is None else [record.inpaint],
         conditions=encode_conditions(conditions_of(model), [record.conditions]),
     )[0]
     save_png(out, pair.image, row)

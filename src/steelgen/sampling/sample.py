@@ -47,10 +47,10 @@ from steelgen.sampling.generate import (
     take_start,
     writes_labels,
 )
+from steelgen.sampling.inpainting import choose_region
 from steelgen.sampling.labeling import build_labeler
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import BatchedMaskSource, MaskSource, build_stems
-from steelgen.sampling.redraw import choose_region
 from steelgen.sampling.sheet import save_sheet
 from steelgen.sampling.workers import Candidate, PairWriter, iterate_masks
 from steelgen.shards import Shard
@@ -103,8 +103,8 @@ def sample(
     out = config.output_dir
     if config.file_stems == "source":
         build_stems(mask_source, config.batch_size)  # raises before anything is written
-    if config.redraw:
-        choose_region(config.redraw, config.seed, 0, source.draw(0).size)  # the same
+    if config.inpaint:
+        choose_region(config.inpaint, config.seed, 0, source.draw(0).size)  # the same
     _open_folder(config, generator, info, origin.models, shard is not None, allow_changed)
     if told.notes:
         save_json(out / "sampling.json", {**load_json(out / "sampling.json"), "notes": told.notes})
@@ -135,8 +135,8 @@ def sample(
         seed = config.seed + candidate.number
         values = told.choose(seed, candidate.source_mask)
         row = build_row(layout, origin, candidate.image, seed, source_mask, candidate.uses_image)
-        if candidate.redraw:
-            row["redraw"] = candidate.redraw.model_dump(mode="json")
+        if candidate.region:
+            row["inpaint"] = candidate.region.model_dump(mode="json")
         if candidate.makes_mask and not labeled:
             row["mask_made"] = True
         if labeled and labeler:
@@ -155,11 +155,11 @@ def sample(
                 masks = [candidate.source_mask.mask for candidate in batch]
                 seeds = [config.seed + candidate.number for candidate in batch]
                 taken = [candidate.source_mask for candidate in batch]
-                images, redraws = take_images(generator, taken), None
-                if config.redraw:
+                images, regions = take_images(generator, taken), None
+                if config.inpaint:
                     images = [each.image for each in taken if each.image is not None]
-                    redraws = [
-                        choose_region(config.redraw, config.seed, candidate.number, candidate.source_mask.size)
+                    regions = [
+                        choose_region(config.inpaint, config.seed, candidate.number, candidate.source_mask.size)
                         for candidate in batch
                     ]
                 pairs = generate_pairs(
@@ -171,19 +171,19 @@ def sample(
                     take_start(config, taken),
                     truncation=config.truncation,
                     images=images,
-                    redraws=redraws,
+                    regions=regions,
                     conditions=told.encode(
                         [told.choose(seed, candidate.source_mask) for seed, candidate in zip(seeds, batch, strict=True)]
                     ),
                 )
                 for row, (candidate, pair) in enumerate(zip(batch, pairs, strict=True)):
                     candidate.uses_image = images is not None
-                    candidate.redraw = redraws[row] if redraws else None
+                    candidate.region = regions[row] if regions else None
                     if pair.mask is not None and makes_mask(generator, candidate.source_mask.mask):
                         candidate.makes_mask = True
                         made = replace(candidate.source_mask, mask=pair.mask, source=f"made by {generator.kind}")
                         candidate.source_mask = made
-                    elif pair.mask is not None and redraws:
+                    elif pair.mask is not None and regions:
                         candidate.source_mask = replace(candidate.source_mask, mask=pair.mask)
                     writer.put(candidate, pair.image)
             for candidate, dropped in writer.take(left=len(batch)):

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from steelgen.devices import usable_cores
 from steelgen.errors import InputError
+from steelgen.sampling.inpainting import InpaintRegion
 from steelgen.sampling.masks import BatchedMaskSource, MaskSource, SourceMask
-from steelgen.sampling.redraw import Redraw
 
 _MAX_WORKERS = 8
 
@@ -31,8 +31,8 @@ class Candidate:
     """Reasons why the earlier attempts were dropped."""
     uses_image: bool = False
     """Whether the generator was given the image of `source_mask`."""
-    redraw: Redraw | None = None
-    """The region of `source_mask` that the generator drew anew."""
+    region: InpaintRegion | None = None
+    """The region of `source_mask` that the generator inpainted."""
     makes_mask: bool = False
     """Whether the generator made the mask of `source_mask`."""
 
