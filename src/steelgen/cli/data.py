@@ -1,4 +1,4 @@
-"""`steelgen data`: import, export, check, tile, split and fetch."""
+"""`steelgen data`: import, export, check, tile, split, fetch and drivers."""
 
 from __future__ import annotations
 
@@ -230,8 +230,14 @@ def split_command(
 @data_app.command("fetch")
 @errors_as_lines()
 def fetch_command(
-    name: Annotated[str, Argument(help="ma-islands (1.2 GB), or inception (91 MB, the network for FID).")],
-    out: Annotated[Path | None, Argument(help="Folder for the files. Default for inception: the cache.")] = None,
+    name: Annotated[
+        str,
+        Argument(help="ma-islands (1.2 GB), inception (91 MB, the network for FID), or model (a Stable Diffusion)."),
+    ],
+    out: Annotated[
+        Path | None,
+        Argument(help="Folder for the files. Default for inception: the cache. For model: OWNER/NAME on the hub."),
+    ] = None,
     base_url: Annotated[str, Option(help="Mirror to download from instead of the original source.")] = "",
 ) -> None:
     """Download a published dataset or network; a second call resumes an interrupted download."""
@@ -242,8 +248,17 @@ def fetch_command(
             path = fetch_inception_weights(out, base_url or INCEPTION_BASE, report)
         typer.echo(f"Inception weights in {path}")
         return
+    if name == "model":
+        from steelgen.generators.latent_adapter.hub import fetch_base
+
+        if out is None:
+            raise InputError("fetch model: requires its name on the Hugging Face hub, OWNER/NAME")
+        typer.echo(
+            f"{fetch_base(out.as_posix(), base_url or None)}: complete; read its license before publishing images"
+        )
+        return
     if name != "ma-islands":
-        raise InputError(f"fetch {name!r}: unknown; available: ma-islands, inception")
+        raise InputError(f"fetch {name!r}: unknown; available: ma-islands, inception, model")
     if out is None:
         raise InputError("fetch ma-islands: requires a folder for the files")
     from steelgen.data.fetch import FIGSHARE, MA_ISLANDS, fetch_files
@@ -251,6 +266,31 @@ def fetch_command(
     with progress_bar("fetch") as report:
         fetch_files(MA_ISLANDS, out, base_url or FIGSHARE, report)
     typer.echo(f"{out}: complete")
+
+
+@data_app.command("drivers")
+@errors_as_lines()
+def drivers_command(
+    folder: Annotated[Path, Argument(help="Dataset folder with masks.")],
+    out: Annotated[Path, Argument(help="Folder to write; must not exist.")],
+    drivers: Annotated[
+        str, Option(help="Planes to write: classes, outlines, skeletons, distance.")
+    ] = "classes,outlines,skeletons,distance",
+    coarsen: Annotated[
+        int, Option(min=1, max=1024, help="Edge of blocks to average over, px; 1 keeps all detail.")
+    ] = 1,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a ControlNet sees of the masks, as gray images; see docs/adapters.md."""
+    from steelgen.data.drivers import save_drivers
+
+    with progress_bar("drivers", quiet) as report:
+        counts = save_drivers(folder, out, _split_names(drivers), coarsen, report)
+    if as_json:
+        print_json({"folder": str(out), "masks": counts})
+    elif not quiet:
+        typer.echo(f"{out}: drivers of {describe_counts(counts, 'masks')}")
 
 
 def _split_names(text: str) -> tuple[str, ...]:

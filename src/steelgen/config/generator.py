@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from steelgen.config.adapter import LatentAdapterSection
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
 from steelgen.config.solver import check_schedule
 
@@ -285,7 +286,7 @@ class RvaeSection(Section):
             raise ValueError(f"data.image_size {image_size}: must be a multiple of 8 for generator.kind rvae")
 
 
-GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae")
+GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae", "latent_adapter")
 
 
 def _find_kind(value: Any) -> str:
@@ -296,7 +297,8 @@ def _find_kind(value: Any) -> str:
 AnyGeneratorSection = Annotated[
     Annotated[SemanticDiffusionSection, Tag("semantic_diffusion")]
     | Annotated[GanSection, Tag("gan")]
-    | Annotated[RvaeSection, Tag("rvae")],
+    | Annotated[RvaeSection, Tag("rvae")]
+    | Annotated[LatentAdapterSection, Tag("latent_adapter")],
     Discriminator(
         _find_kind,
         custom_error_type="unknown_kind",

@@ -58,8 +58,8 @@ class CropDataset(Dataset):
     """Endless sequence of crops; an epoch has `crops_per_micrograph` crops of each micrograph.
 
     Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
-    int64, the entries of `randomness`, and optionally `instance_edges` (S, S) bool and, with `centers`, `island`
-    (S, S) float32 in [0, 1].
+    int64, the entries of `randomness` and `derive`, and optionally `instance_edges` (S, S) bool and, with `centers`,
+    `island` (S, S) float32 in [0, 1].
 
     Raises:
         InputError: if a micrograph is smaller than image_size, or an epoch has fewer than `min_crops` crops.
@@ -78,6 +78,8 @@ class CropDataset(Dataset):
     """Visit the micrographs sorted by name in each pass; otherwise in a new random order per pass."""
     randomness: Callable[[int], dict[str, torch.Tensor]] | None = None
     """Further random entries of crop number n; see `Generator.randomness`."""
+    derive: Callable[[NDArray[np.uint8]], dict[str, torch.Tensor]] | None = None
+    """Further entries computed from the mask (S, S) of a crop."""
     min_crops: int = 1
     """Smallest number of crops in an epoch."""
     centers: PatchCenters | None = None
@@ -127,6 +129,8 @@ class CropDataset(Dataset):
             item["island"] = torch.from_numpy(
                 self.place(number).cut_share(shown, mirrored=self.centers.kind == "grid" or self.neighbors)
             )
+        if self.derive is not None:
+            item.update(self.derive(mask))
         return item if self.randomness is None else {**item, **self.randomness(number)}
 
     def cut(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

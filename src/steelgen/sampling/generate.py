@@ -48,6 +48,12 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
         default = SampleConfig.model_fields[section].get_default(call_default_factory=True)
         if getattr(config, section) != default and name not in generator.takes:
             raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
+    uses_masks = "masks" in generator.needs | generator.takes
+    if config.mask_source.kind != "none" and config.start_images is None and not uses_masks:
+        raise InputError(
+            f"mask_source.kind {config.mask_source.kind!r}: this generator of kind {generator.kind} does not follow "
+            "masks; use kind 'none', or start_images to carry the labels of micrographs along"
+        )
 
 
 def take_start(config: SampleConfig, batch: Sequence[SourceMask]) -> Start | None:
