@@ -13,22 +13,26 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from safetensors.torch import load_file, save_file
+from torch.utils.data import default_collate
 
 from steelgen.config.base import parse_config
 from steelgen.config.solver import SolverSection
 from steelgen.config.train import TrainConfig
-from steelgen.data.crops import image_to_tensor
+from steelgen.data.crops import image_to_tensor, load_micrographs
+from steelgen.data.drivers import compute_drivers
 from steelgen.data.images import load_image
+from steelgen.data.placement import CropGeometry
 from steelgen.devices import randn_by_seed
 from steelgen.errors import InputError
 from steelgen.files import hash_files
 from steelgen.generators import DrawRequest, StartImages
-from steelgen.generators.families import load_generator
+from steelgen.generators.families import adapt_generator, build_trainable, load_generator
 from steelgen.generators.latent_adapter.generator import compute_tint
 from steelgen.generators.latent_adapter.hub import fetch_base, find_base
 from steelgen.generators.latent_adapter.lora import LORA_FILE
+from steelgen.training.batch_size import take_steps
 from steelgen.training.loop import train
-from steelgen.training.setup import prepare_training
+from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
 from tests.generators.tiny_base import save_tiny_base
 from tests.training.test_loop import Recorder, assert_same_tensors
@@ -245,6 +249,67 @@ def test_training_changes_the_adapters_alone(trained):
     assert all("lora_" in name for name in saved)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_that_of_diffusers(folder, tmp_path, prediction_type):
+    save_tiny_base(tmp_path / "base", prediction_type=prediction_type)
+    section = {"control": CONTROL, "base": str(tmp_path / "base"), "prompt": "{token} {classes}"}
+    config = parse_config(build_config(folder, **section), TrainConfig)
+    generator, micrographs = prepare_training(config)
+    shake(generator.network)
+    trainable = build_trainable(generator, config)
+    crops = build_crops(config, trainable, micrographs)
+    batch = default_collate([crops[number] for number in range(3)])
+    batch["dropped"] = torch.tensor([False, True, False])
+    batch["kept"] = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]])
+    losses = trainable.compute_loss(trainable.phases[0], trainable.networks, batch).losses
+
+    network, pipeline = generator.network, StableDiffusionPipeline.from_pretrained(tmp_path / "base")
+    scheduler, tokenizer = pipeline.scheduler, pipeline.tokenizer
+    present = [sorted(set(mask.flatten().tolist())) for mask in batch["mask"]]
+    names = micrographs.info.class_names
+    prompts = ["zq " + " and ".join(names[index] for index in found) for found in present]
+    prompts[1] = ""
+    drivers = torch.from_numpy(compute_drivers(batch["mask"].numpy(), 3, generator.drivers))
+    drivers[1] = 0
+    drivers[2, :3] = 0
+    with torch.no_grad():
+        ids = tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
+        embedded = pipeline.text_encoder(ids)[0]
+        color = batch["image"].repeat(1, 3, 1, 1)
+        latents = pipeline.vae.encode(color).latent_dist.mean * pipeline.vae.config.scaling_factor
+        times = (1000 * batch["fraction"]).long()
+        noisy = scheduler.add_noise(latents, batch["noise"], times)
+        down, middle = network.control(noisy, times, embedded, drivers, return_dict=False)
+        predicted = network.unet(
+            noisy, times, embedded, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample
+        target = batch["noise"]
+        if prediction_type == "v_prediction":
+            target = scheduler.get_velocity(latents, batch["noise"], times)
+    expected = (predicted - target).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropped_drivers_follow_seed_and_number(folder):
+    values = build_config(folder, control={"drivers": ["classes", "distance"], "dropout": 0.3})
+    values["diffusion"] = {"mask_dropout": 0.2}
+    config = parse_config(values, TrainConfig)
+    trainable = build_trainable(prepare_training(config)[0], config)
+    found = [trainable.randomness(3)(number) for number in range(400)]
+    kept = torch.stack([each["kept"] for each in found])
+    assert (kept[:, 0] == kept[:, 1]).all()  # the classes are one driver
+    assert (kept[:, 0] == kept[:, 2]).all()
+    rates = [(1 - kept[:, plane]).mean().item() for plane in (0, 3)]
+    assert rates == pytest.approx([0.3, 0.3], abs=0.08)
+    assert (kept[:, 0] + kept[:, 3] == 0).float().mean() == pytest.approx(0.09, abs=0.05)  # independent
+    assert torch.stack([each["dropped"] for each in found]).float().mean() == pytest.approx(0.2, abs=0.07)
+    again = trainable.randomness(3)(17)
+    assert all(torch.equal(again[name], found[17][name]) for name in again)
+    held_out = trainable.held_out_randomness(400)(17)
+    assert held_out["kept"].all()
+    assert not held_out["dropped"]
+
+
 def test_class_images_are_those_of_the_base_alone(trained):
     from steelgen.generators.latent_adapter.class_images import _SOLVER
 
@@ -346,6 +411,26 @@ def test_without_network_one_line_says_what_to_fetch(tmp_path, monkeypatch):
         find_base("some/model")
     with pytest.raises(InputError, match=r"^fetch model some/model: [^\n]+$"):
         fetch_base("some/model", endpoint="http://127.0.0.1:9")
+
+
+def test_other_classes_and_sizes_keep_the_concept(folder):
+    generator = build(folder)
+    shake(generator.network)
+    other = CropGeometry(20, 20)
+    unlabeled = load_micrographs(folder / "tiny", "val").without_masks()
+    adapted, _ = adapt_generator(generator, unlabeled, other, True)
+    assert adapted.info.num_classes == 0
+    assert draw(adapted).shape == (2, 1, 20, 20)
+    assert adapted.network is generator.network
+    with pytest.raises(InputError, match="ControlNet for the classes matrix, island, film cannot be adapted"):
+        adapt_generator(build(folder, control=CONTROL), unlabeled, other, True)
+
+
+def test_the_batch_is_tuned_without_class_images(folder):
+    config = parse_config(build_config(folder, "tuned", prior_loss_weight=1.0), TrainConfig)
+    tried = take_steps(config, 2, torch.device("cpu"))
+    assert tried.memory_gib > 0
+    assert not (folder / "tuned").exists()
 
 
 def test_another_base_in_its_place_is_refused(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""`steelgen data`: import, export, check, tile, split, fetch and drivers."""
+"""`steelgen data`: import, export, check, tile, split, fetch, drivers and reconstruct."""
 
 from __future__ import annotations
 
@@ -291,6 +291,35 @@ def drivers_command(
         print_json({"folder": str(out), "masks": counts})
     elif not quiet:
         typer.echo(f"{out}: drivers of {describe_counts(counts, 'masks')}")
+
+
+@data_app.command("reconstruct")
+@errors_as_lines()
+def reconstruct_command(
+    folder: Annotated[Path, Argument(help="Dataset folder.")],
+    base: Annotated[str, Argument(help="Stable Diffusion: a folder, or a name on the hub that was fetched.")],
+    out: Annotated[Path, Argument(help="Folder to write; must not exist.")],
+    split: Annotated[str, Option(help="Split to take crops from.")] = "train",
+    image_size: Annotated[int, Option(min=8, max=8192, help="Edge of the crops, px.")] = 512,
+    count: Annotated[int, Option(min=1, max=10_000, help="Number of crops.")] = 16,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what the autoencoder of a Stable Diffusion keeps of each class, before training adapters on it."""
+    from steelgen.generators.latent_adapter import check_installed
+
+    check_installed()
+    from steelgen.generators.latent_adapter.reconstruction import describe_contrasts, reconstruct_dataset
+
+    with progress_bar("reconstruct", quiet) as report:
+        contrasts = reconstruct_dataset(folder, base, out, split, image_size, count, report)
+    described = describe_contrasts(contrasts)
+    if as_json:
+        print_json({"folder": str(out), "classes": described})
+    elif not quiet:
+        rows = [(name, *("–" if value is None else value for value in row.values())) for name, row in described.items()]
+        columns = ("class", "pixels", "contrast", "reconstructed", "share kept")
+        print_table(f"{out}: contrast of each class with its surroundings, gray levels", columns, rows)
 
 
 def _split_names(text: str) -> tuple[str, ...]:

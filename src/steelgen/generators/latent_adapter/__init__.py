@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 from steelgen.config.adapter import LatentAdapterSection
@@ -36,6 +37,25 @@ def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
 
     assert isinstance(generator, LatentAdapter)
     return LatentAdapterTraining(generator, config)
+
+
+def adapt(
+    generator: Generator, micrographs: Micrographs, geometry: CropGeometry, keep_classes: bool
+) -> tuple[Generator, str]:
+    """See `steelgen.generators.families`: all weights are kept, since only a ControlNet depends on the classes."""
+    from steelgen.generators.latent_adapter.generator import LatentAdapter, check_prompts
+
+    assert isinstance(generator, LatentAdapter)
+    before, info = generator.info.class_names, micrographs.info
+    if generator.section.control is not None and info.class_names != before:
+        raise InputError(
+            f"{info.name}: a ControlNet for the classes {', '.join(before)} cannot be adapted to others; train a new "
+            "one with this run as generator.lora"
+        )
+    generator.base.check_image_size(geometry.image_size)
+    adapted = replace(generator, info=info, geometry=geometry)
+    check_prompts(adapted)
+    return adapted, ""
 
 
 def check_installed() -> None:
