@@ -13,7 +13,7 @@ _CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encode
 """Class of each network."""
 _WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Name of each network's weights file, without suffix."""
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]*\w)?")
 
 
 def find_base(base: str) -> Path:
@@ -27,15 +27,15 @@ def find_base(base: str) -> Path:
         return path
     if not _HUB_NAME.fullmatch(base):
         raise InputError(f"generator.base {base!r}: no such folder")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        return Path(snapshot_download(base, local_files_only=True))
-    except Exception:  # the hub's exceptions share no base class
+    index = try_to_load_from_cache(base, _INDEX)
+    if not isinstance(index, str):
         raise InputError(
             f"generator.base {base!r}: no such folder, and not in the cache of the Hugging Face hub; run "
             f"`steelgen data fetch model {base}` where there is a network"
-        ) from None
+        )
+    return Path(index).parent
 
 
 def fetch_base(name: str, endpoint: str | None = None) -> Path:
