@@ -61,7 +61,7 @@ FREE_FIELDS = (
 """Fields and sections that may change when a run resumes, since no weight depends on them."""
 
 _PACKAGES = ("torch", "diffusers", "accelerate", "numpy", "pillow", "scikit-image", "scipy", "pydantic")
-_OPTIONAL_PACKAGES = ("monai", "transformers", "segmentation-models-pytorch", "wandb")
+_OPTIONAL_PACKAGES = ("monai", "peft", "transformers", "segmentation-models-pytorch", "wandb")
 
 
 def describe_environment() -> dict[str, Any]:

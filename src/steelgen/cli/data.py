@@ -1,4 +1,4 @@
-"""`steelgen data`: import, export, check, tile, split, render and fetch."""
+"""`steelgen data`: import, export, check, tile, split, render, fetch, drivers and reconstruct."""
 
 from __future__ import annotations
 
@@ -289,8 +289,14 @@ def render_command(
 @data_app.command("fetch")
 @errors_as_lines()
 def fetch_command(
-    name: Annotated[str, Argument(help="ma-islands (1.2 GB), or inception (91 MB, the network for FID).")],
-    out: Annotated[Path | None, Argument(help="Folder for the files. Default for inception: the cache.")] = None,
+    name: Annotated[
+        str,
+        Argument(help="ma-islands (1.2 GB), inception (91 MB, the network for FID), or model (a Stable Diffusion)."),
+    ],
+    out: Annotated[
+        Path | None,
+        Argument(help="Folder for the files. Default for inception: the cache. For model: OWNER/NAME on the hub."),
+    ] = None,
     base_url: Annotated[str, Option(help="Mirror to download from instead of the original source.")] = "",
 ) -> None:
     """Download a published dataset or network; a second call resumes an interrupted download."""
@@ -301,8 +307,17 @@ def fetch_command(
             path = fetch_inception_weights(out, base_url or INCEPTION_BASE, report)
         typer.echo(f"Inception weights in {path}")
         return
+    if name == "model":
+        from steelgen.generators.latent_adapter.hub import fetch_base
+
+        if out is None:
+            raise InputError("fetch model: requires its name on the Hugging Face hub, OWNER/NAME")
+        typer.echo(
+            f"{fetch_base(out.as_posix(), base_url or None)}: complete; read its license before publishing images"
+        )
+        return
     if name != "ma-islands":
-        raise InputError(f"fetch {name!r}: unknown; available: ma-islands, inception")
+        raise InputError(f"fetch {name!r}: unknown; available: ma-islands, inception, model")
     if out is None:
         raise InputError("fetch ma-islands: requires a folder for the files")
     from steelgen.data.fetch import FIGSHARE, MA_ISLANDS, fetch_files
@@ -310,6 +325,60 @@ def fetch_command(
     with progress_bar("fetch") as report:
         fetch_files(MA_ISLANDS, out, base_url or FIGSHARE, report)
     typer.echo(f"{out}: complete")
+
+
+@data_app.command("drivers")
+@errors_as_lines()
+def drivers_command(
+    folder: Annotated[Path, Argument(help="Dataset folder with masks.")],
+    out: Annotated[Path, Argument(help="Folder to write; must not exist.")],
+    drivers: Annotated[
+        str, Option(help="Planes to write: classes, outlines, skeletons, distance.")
+    ] = "classes,outlines,skeletons,distance",
+    coarsen: Annotated[
+        int, Option(min=1, max=1024, help="Edge of blocks to average over, px; 1 keeps all detail.")
+    ] = 1,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what a ControlNet sees of the masks, as gray images; see docs/adapters.md."""
+    from steelgen.data.drivers import save_drivers
+
+    with progress_bar("drivers", quiet) as report:
+        counts = save_drivers(folder, out, _split_names(drivers), coarsen, report)
+    if as_json:
+        print_json({"folder": str(out), "masks": counts})
+    elif not quiet:
+        typer.echo(f"{out}: drivers of {describe_counts(counts, 'masks')}")
+
+
+@data_app.command("reconstruct")
+@errors_as_lines()
+def reconstruct_command(
+    folder: Annotated[Path, Argument(help="Dataset folder.")],
+    base: Annotated[str, Argument(help="Stable Diffusion: a folder, or a name on the hub that was fetched.")],
+    out: Annotated[Path, Argument(help="Folder to write; must not exist.")],
+    split: Annotated[str, Option(help="Split to take crops from.")] = "train",
+    image_size: Annotated[int, Option(min=8, max=8192, help="Edge of the crops, px.")] = 512,
+    count: Annotated[int, Option(min=1, max=10_000, help="Number of crops.")] = 16,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what the autoencoder of a Stable Diffusion keeps of each class, before training adapters on it."""
+    from steelgen.generators.latent_adapter import check_installed
+
+    check_installed()
+    from steelgen.generators.latent_adapter.reconstruction import describe_contrasts, reconstruct_dataset
+
+    with progress_bar("reconstruct", quiet) as report:
+        contrasts = reconstruct_dataset(folder, base, out, split, image_size, count, report)
+    described = describe_contrasts(contrasts)
+    if as_json:
+        print_json({"folder": str(out), "classes": described})
+    elif not quiet:
+        rows = [(name, *("–" if value is None else value for value in row.values())) for name, row in described.items()]
+        columns = ("class", "pixels", "contrast", "reconstructed", "share kept")
+        print_table(f"{out}: contrast of each class with its surroundings, gray levels", columns, rows)
 
 
 def _split_names(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from steelgen.config.adapter import LatentAdapterSection
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
 from steelgen.config.joint import JointDiffusionSection
 from steelgen.config.solver import check_schedule
@@ -320,7 +321,7 @@ class RvaeSection(Section):
             raise ValueError(f"data.image_size {image_size}: must be a multiple of 8 for generator.kind rvae")
 
 
-GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae", "joint_diffusion", "translation")
+GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae", "joint_diffusion", "translation", "latent_adapter")
 
 
 def _find_kind(value: Any) -> str:
@@ -333,7 +334,8 @@ AnyGeneratorSection = Annotated[
     | Annotated[GanSection, Tag("gan")]
     | Annotated[RvaeSection, Tag("rvae")]
     | Annotated[JointDiffusionSection, Tag("joint_diffusion")]
-    | Annotated[TranslationSection, Tag("translation")],
+    | Annotated[TranslationSection, Tag("translation")]
+    | Annotated[LatentAdapterSection, Tag("latent_adapter")],
     Discriminator(
         _find_kind,
         custom_error_type="unknown_kind",

@@ -63,8 +63,8 @@ class CropDataset(Dataset):
     """Endless sequence of crops; an epoch has `crops_per_micrograph` crops of each micrograph.
 
     Items are dictionaries: `image` (in_channels, S, S) float32 in [-1, 1], `mask` (S, S) int64 class indices, `number`
-    int64, the entries of `randomness`, and optionally `conditions` (K,) float32, `instance_edges` (S, S) bool, with
-    `centers` `island` (S, S) float32 in [0, 1], and with `source` `source_image` and `source_mask`.
+    int64, the entries of `randomness` and `derive`, and optionally `conditions` (K,) float32, `instance_edges` (S, S)
+    bool, with `centers` `island` (S, S) float32 in [0, 1], and with `source` `source_image` and `source_mask`.
 
     Raises:
         InputError: if a micrograph is smaller than image_size, or an epoch has fewer than `min_crops` crops.
@@ -83,6 +83,8 @@ class CropDataset(Dataset):
     """Visit the micrographs sorted by name in each pass; otherwise in a new random order per pass."""
     randomness: Callable[[int], dict[str, torch.Tensor]] | None = None
     """Further random entries of crop number n; see `Generator.randomness`."""
+    derive: Callable[[NDArray[np.uint8]], dict[str, torch.Tensor]] | None = None
+    """Further entries computed from the mask (S, S) of a crop."""
     min_crops: int = 1
     """Smallest number of crops in an epoch."""
     centers: PatchCenters | None = None
@@ -143,6 +145,8 @@ class CropDataset(Dataset):
         if self.source is not None:
             other = self.source[number]
             item |= {"source_image": other["image"], "source_mask": other["mask"]}
+        if self.derive is not None:
+            item.update(self.derive(mask))
         return item if self.randomness is None else {**item, **self.randomness(number)}
 
     def cut(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

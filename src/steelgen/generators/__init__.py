@@ -248,6 +248,15 @@ class Trainable(Protocol):
     def held_out_randomness(self, count: int) -> Randomness:
         """Random tensors of validation crops 0 to count - 1: the same in every run, without dropout."""
 
+    def prepare(self, run_dir: Path, index: int, count: int, report: Callable[[str], None]) -> None:
+        """Makes what training needs besides the dataset, in the run folder, before the first batch of each start.
+
+        Args:
+            run_dir: the run folder.
+            index, count: of this process; all processes wait until each has made its share.
+            report: called with a line for people.
+        """
+
     def compute_loss(
         self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
     ) -> Losses:
@@ -276,6 +285,9 @@ class Trainable(Protocol):
 
 class SteadyState:
     """Base class for a `Trainable` without state besides weights."""
+
+    def prepare(self, run_dir: Path, index: int, count: int, report: Callable[[str], None]) -> None:
+        """See `Trainable.prepare`."""
 
     def end_step(self, gather: Gather) -> None:
         """See `Trainable.end_step`."""

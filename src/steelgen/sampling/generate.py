@@ -108,6 +108,12 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
             f"mask_source.kind {source!r}: has no images, which generators of kind {generator.kind} need; use "
             f"{' or '.join(_WITH_IMAGES)}"
         )
+    uses_masks = "masks" in accepted or uses_images(generator)
+    if source != "none" and config.start_images is None and generator.info.num_classes and not uses_masks:
+        raise InputError(
+            f"mask_source.kind {source!r}: this generator of kind {generator.kind} does not follow masks; use kind "
+            "'none', or start_images to carry the labels of micrographs along"
+        )
 
 
 def take_start(config: SampleConfig, batch: Sequence[SourceMask]) -> Start | None:

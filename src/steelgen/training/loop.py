@@ -101,6 +101,8 @@ def _run(
         if notes:
             save_json(config.run_dir / TRANSFER_FILE, {"note": "; ".join(notes)})
     accelerator.wait_for_everyone()
+    trainable.prepare(config.run_dir, accelerator.process_index, accelerator.num_processes, observer.on_event)
+    accelerator.wait_for_everyone()
     if run.resume and (checkpoint := newest_checkpoint(config.run_dir)):
         load_checkpoint(checkpoint, state)
         observer.on_event(f"resumed from {checkpoint}")

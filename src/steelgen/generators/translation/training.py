@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.errors import InputError
-from steelgen.generators import Batch, Gather, Losses, Phase, Randomness
+from steelgen.generators import Batch, Gather, Losses, Phase, Randomness, SteadyState
 from steelgen.generators.augment import AUGMENTATION_NUMBERS, AdaptiveStrength, augment
 from steelgen.generators.penalty import compute_penalty
 from steelgen.generators.translation.generator import Translator, build_network
@@ -65,7 +65,7 @@ class _TranslationRandomness:
         return drawn
 
 
-class TranslationTraining:
+class TranslationTraining(SteadyState):
     """See `Trainable`.
 
     Args:

@@ -1,0 +1,119 @@
+"""Sampling in the latent space of the base, with the solvers, seeds and windows of the house."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steelgen.config.solver import SolverSection
+from steelgen.devices import randn_by_seed
+from steelgen.diffusion.guidance import Guide, rescale_contrast
+from steelgen.diffusion.randomness import build_noise_sources
+from steelgen.diffusion.solvers import DiffusersSolver
+from steelgen.diffusion.windows import WindowLayout
+from steelgen.generators.latent_adapter.base import Base
+from steelgen.generators.latent_adapter.network import AdaptedNetwork
+
+
+class LatentInputs(NamedTuple):
+    """Inputs of N images; image i depends only on row i."""
+
+    seeds: Sequence[int]
+    size: tuple[int, int]
+    """(H, W), a multiple of the pixels per latent."""
+    prompts: Tensor
+    """(N, L) token ids."""
+    drivers: Tensor | None
+    """(N, D, H, W) in [0, 1]; None leaves the ControlNet out."""
+    start: Tensor | None = None
+    """(N, 1 or 3, H, W) images to start from."""
+    strength: float = 1.0
+    """See `StartImages`."""
+
+
+@torch.inference_mode()
+def sample_latents(
+    network: AdaptedNetwork,
+    base: Base,
+    inputs: LatentInputs,
+    solver: SolverSection,
+    null_prompt: Tensor,
+    window: int,
+    control_scale: float = 1.0,
+) -> Tensor:
+    """Generates images in one batch; the host waits for the device at most once per step.
+
+    Guidance extrapolates from the prediction for the empty prompt and zero drivers. Images larger than `window` are
+    computed in overlapping windows, which share the prompt.
+
+    Args:
+        null_prompt: (L,) token ids of the empty prompt.
+        window: edge of the network's images, px.
+        control_scale: factor on the ControlNet's output.
+
+    Returns:
+        (N, channels of the autoencoder, H, W) float32, about in [-1, 1].
+    """
+    device = next(network.parameters()).device
+    height, width = (edge // base.factor for edge in inputs.size)
+    shape = (base.latent_channels, height, width)
+    predict = _build_predictor(network, base, inputs, solver, null_prompt, window, control_scale, device)
+    steps = DiffusersSolver(solver, base.schedule, device=device)
+    sources = build_noise_sources(shape, inputs.seeds)
+    start = None if inputs.start is None else network.encode(inputs.start.to(device))
+    first, latents = steps.start(randn_by_seed(shape, inputs.seeds).to(device), start, inputs.strength)
+    guide, times = Guide.of(solver), steps.times.to(device)
+    for step in range(first, len(times)):
+        time, guided = times[step : step + 1], guide.acts_at(steps.sigmas[step])
+        latents = steps.advance(latents, step, lambda noisy: predict(noisy, time, guided), sources)  # noqa: B023
+    return network.decode(latents)
+
+
+def _build_predictor(
+    network: AdaptedNetwork,
+    base: Base,
+    inputs: LatentInputs,
+    solver: SolverSection,
+    null_prompt: Tensor,
+    window: int,
+    control_scale: float,
+    device: torch.device,
+) -> Callable[[Tensor, Tensor, bool], Tensor]:
+    """Guided predictions (latents, time, whether to guide), window by window."""
+    guide = Guide.of(solver)
+    embedded = network.embed(inputs.prompts.to(device))
+    null = network.embed(null_prompt.to(device)[None])
+    drivers = None if inputs.drivers is None else inputs.drivers.to(device)
+
+    def run(noisy: Tensor, time: Tensor, guided: bool, embedded: Tensor, drivers: Tensor | None) -> Tensor:
+        conditional = network.predict(noisy, time.expand(len(noisy)), embedded, drivers, control_scale)
+        if not guided:
+            return conditional
+        nothing = None if drivers is None else torch.zeros_like(drivers)
+        weak = network.predict(noisy, time.expand(len(noisy)), null.expand(len(noisy), -1, -1), nothing, control_scale)
+        prediction = weak + guide.scale * (conditional - weak)
+        return rescale_contrast(prediction, conditional, guide.rescale) if guide.rescale else prediction
+
+    if inputs.size == (window, window) and not solver.periodic:
+        return lambda noisy, time, guided: run(noisy, time, guided, embedded, drivers)
+    factor, edge = base.factor, window // base.factor
+    height, width = (length // factor for length in inputs.size)
+    layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, device)
+
+    def predict(noisy: Tensor, time: Tensor, guided: bool) -> Tensor:
+        pieces = layout.cut(noisy).unflatten(0, (len(noisy), -1))  # (N, windows, C, edge, edge)
+        parts = []
+        for index, (top, left) in enumerate(layout.origins):
+            cut = None if drivers is None else _cut_window(drivers, top * factor, left * factor, window)
+            parts.append(run(pieces[:, index], time, guided, embedded, cut))
+        return layout.blend(torch.stack(parts, dim=1).flatten(0, 1))
+
+    return predict
+
+
+def _cut_window(drivers: Tensor, top: int, left: int, edge: int) -> Tensor:
+    """Cuts (N, D, edge, edge) from (N, D, H, W), wrapped around its ends."""
+    return torch.roll(drivers, (-top, -left), dims=(2, 3))[:, :, :edge, :edge]
