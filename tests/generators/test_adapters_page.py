@@ -9,7 +9,9 @@ from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
 
 from steelgen.cli.app import app
+from steelgen.config.solver import SolverSection
 from steelgen.data.folder import load_dataset_info
+from steelgen.generators.latent_adapter import class_images
 from steelgen.generators.latent_adapter.reconstruction import measure_contrasts
 from tests.generators.tiny_base import save_tiny_base
 from tests.test_documentation import COMMANDS, REPOSITORY
@@ -28,6 +30,7 @@ SMALL_OPTIONS = {"reconstruct": ("--image-size", "32", "--count", "2")}
 @pytest.mark.filterwarnings("ignore:the base's images have a tint")
 def test_the_page_runs_from_the_base_to_labeled_micrographs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(class_images, "_SOLVER", SolverSection(num_inference_steps=1))
     for name in ("configs", "data"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     save_tiny_base(tmp_path / BASE)

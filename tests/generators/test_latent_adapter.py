@@ -27,6 +27,7 @@ from steelgen.errors import InputError
 from steelgen.files import hash_files
 from steelgen.generators import DrawRequest, StartImages
 from steelgen.generators.families import adapt_generator, build_trainable, load_generator
+from steelgen.generators.latent_adapter import class_images
 from steelgen.generators.latent_adapter.generator import compute_tint
 from steelgen.generators.latent_adapter.hub import fetch_base, find_base
 from steelgen.generators.latent_adapter.lora import LORA_FILE
@@ -44,11 +45,13 @@ CONTROL = {"drivers": ["classes", "outlines"]}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny base in `base`, a dataset in `tiny`."""
+    """A tiny base in `base`, a dataset in `tiny`; class images take few steps."""
     folder = tmp_path_factory.mktemp("adapter")
     save_tiny_base(folder / "base")
     write_tiny_dataset(folder / "tiny")
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(class_images, "_SOLVER", class_images._SOLVER.model_copy(update={"num_inference_steps": 3}))
+        yield folder
 
 
 def build_config(folder, run_dir="unused", train=None, **section):
@@ -311,10 +314,8 @@ def test_dropped_drivers_follow_seed_and_number(folder):
 
 
 def test_class_images_are_those_of_the_base_alone(trained):
-    from steelgen.generators.latent_adapter.class_images import _SOLVER
-
     plain = build(trained, prompt="steel")
-    expected = draw(plain, solver=_SOLVER, seeds=[2])
+    expected = draw(plain, solver=class_images._SOLVER, seeds=[2])
     kept = image_to_tensor(load_image(trained / "concept/class_images/00002.png"))
     torch.testing.assert_close(kept[None], expected, atol=1 / 255, rtol=0)
 

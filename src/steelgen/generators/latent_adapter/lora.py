@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, get_peft_kwargs
 from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from steelgen.config.adapter import LoraSection
 from steelgen.errors import InputError, first_line
+from steelgen.files import save_tensors
 from steelgen.generators.latent_adapter.base import Base
 from steelgen.generators.saved import find_generator
 
@@ -102,29 +105,23 @@ def load_lora(base: Base, path: Path) -> None:
 
 
 def save_lora(base: Base, folder: Path) -> None:
-    """Writes the low-rank updates for diffusers' `load_lora_weights`, with rank and alpha in the file's metadata."""
-    adapted = {
-        name: network
-        for name, network in (("unet", base.unet), ("text_encoder", base.text_encoder))
-        if getattr(network, "peft_config", None)
-    }
-    layers = {name: convert_state_dict_to_diffusers(get_peft_model_state_dict(adapted[name])) for name in adapted}
-    if "text_encoder" in layers and not hasattr(base.text_encoder, "text_model"):
-        layers["text_encoder"] = _rename(layers["text_encoder"], "", "text_model.")
-    StableDiffusionLoraLoaderMixin.save_lora_weights(
-        folder, **{f"{name}_lora_layers": layers[name] for name in layers}, **_describe(adapted)
-    )
+    """Writes the low-rank updates for diffusers' `load_lora_weights`, with rank and alpha in the file's metadata.
 
-
-def _describe(adapted: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Rank, alpha and layers of the updates, always in the same order, so that equal updates have equal files."""
-    configs = {name: network.peft_config[_ADAPTER].to_dict() for name, network in adapted.items()}  # type: ignore[union-attr,index]
-    return {
-        f"{name}_lora_adapter_metadata": {
-            key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-        }
-        for name, config in configs.items()
-    }
+    Equal updates give equal files, whose hash names a generator; diffusers' own `save_lora_weights` writes metadata in
+    random order.
+    """
+    tensors: dict[str, Tensor] = {}
+    described: dict[str, Any] = {}
+    for part, network in (("unet", base.unet), ("text_encoder", base.text_encoder)):
+        if not getattr(network, "peft_config", None):
+            continue
+        # Names of older transformers; see `load_lora`.
+        start = _OLD_TEXT if part == "text_encoder" and not hasattr(network, "text_model") else f"{part}."
+        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+        tensors |= {f"{start}{name}": tensor for name, tensor in state.items()}
+        for key, value in network.peft_config[_ADAPTER].to_dict().items():
+            described[f"{part}.{key}"] = sorted(value) if isinstance(value, set) else value
+    save_tensors(folder / LORA_FILE, tensors, {LORA_ADAPTER_METADATA_KEY: json.dumps(described, sort_keys=True)})
 
 
 def _load_into_text_encoder(

@@ -34,7 +34,7 @@ class LatentInputs(NamedTuple):
     """See `StartImages`."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_latents(
     network: AdaptedNetwork,
     base: Base,
