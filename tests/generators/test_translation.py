@@ -430,7 +430,7 @@ def test_what_cannot_be_is_one_line(sides, whole, segmenter, tmp_path):
         (
             "measurement",
             {"every": 1, "segmenter": str(segmenter)},
-            "the segmenter's classes are matrix, island, film, those of the masks matrix, island",
+            "the segmenter's classes are matrix, island, film, those of the masks ferrite, pore",
         ),
         ("preview", {"solver": {"num_inference_steps": 3}}, r"preview\.solver: not applicable"),
         ("selection", {"criterion": "val_loss"}, "'val_loss': not applicable to this generator; use kid"),
