@@ -116,7 +116,7 @@ def test_what_cannot_be_adapted_is_one_line(trained, tmp_path):
     with pytest.raises(InputError, match="all pixels of the training micrographs have the same gray level"):
         adapt_generator(old, flat, old.geometry, True)
     values = {**finetune_values(trained, dataset, tmp_path / "run"), "continue_training": True}
-    with pytest.raises(InputError, match="continue_training: needs the classes and image_size of"):
+    with pytest.raises(InputError, match="continue_training: needs the classes, conditions and image_size of"):
         prepare_finetuning(parse_config(values, FinetuneConfig))
     color = finetune_values(trained, dataset, tmp_path / "run", in_channels=3)
     with pytest.raises(InputError, match=r"was trained with in_channels 1, data\.in_channels is 3"):

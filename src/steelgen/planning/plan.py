@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from steelgen import __version__
-from steelgen.bundled import list_bundled
+from steelgen.bundled import PREFIX, list_bundled, resolve_bundled
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.config.workflow import WorkflowConfig
+from steelgen.data.folder import DatasetInfo
 from steelgen.errors import InputError
-from steelgen.files import check_output_free, new_folder, save_json
+from steelgen.files import Record, check_output_free, load_record, new_folder, save_json
+from steelgen.generators.saved import DESCRIPTION_FILE
 from steelgen.planning import rules
 from steelgen.planning.fingerprint import Fingerprint, compute_fingerprint
 from steelgen.planning.machine import Machine, examine_device, time_step
@@ -75,7 +77,9 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     area = sum(_parse_area(name) * number for name, number in fingerprint.sizes.items()) / count
     batch = rules.choose_batch(machine.device, count * max(1, round(area / crop.value**2)))
     network = rules.choose_network(size.value, machine.device)
-    start = rules.choose_start(count, minutes, list_bundled())
+    names = [each.name for each in fingerprint.classes]
+    kindred = next((name for name in list_bundled() if names and _load_classes(name) == names), None)
+    start = rules.choose_start(count, minutes, list_bundled(), kindred)
     held_out = "val" if "val" in fingerprint.micrographs else None
     data = {
         "dataset": str(dataset),
@@ -212,6 +216,17 @@ def _find_start(
             start = Choice("start", None, f"from scratch, since {start.value} does not accept this set: {error}")
     values = {**training, "generator": {"unet": network}}
     return start, values, parse_config(values, TrainConfig, origin="plan")
+
+
+def _load_classes(name: str) -> list[str]:
+    """The class names of a bundled model."""
+    return load_record(resolve_bundled(Path(f"{PREFIX}{name}")) / DESCRIPTION_FILE, _Described).dataset.class_names
+
+
+class _Described(Record):
+    """The part of a model's generator.json that is read here."""
+
+    dataset: DatasetInfo
 
 
 def _list_warnings(dataset: Path, fingerprint: Fingerprint, factor: float, judged: str | None) -> list[str]:
