@@ -28,11 +28,12 @@ def invoke(*overrides):
 
 
 def test_models_are_small_and_safe():
-    assert "uhcs" in list_bundled()
+    assert list_bundled() == ["base", "uhcs"]
     for name in list_bundled():
         files = [path for path in (ASSETS / name).rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) <= 16 * 2**20
         assert {path.suffix for path in files} <= {".safetensors", ".json", ".png", ".md", ".txt"}
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 16 * 2**20
 
 
 @pytest.mark.parametrize("name", list_bundled())
@@ -93,4 +94,4 @@ def test_what_is_not_bundled_is_named(path):
 def test_an_unknown_model_is_one_line():
     result = invoke("generator=bundled:nothing")
     assert result.exit_code == 2
-    assert "available: uhcs" in result.output
+    assert f"available: {', '.join(list_bundled())}" in result.output

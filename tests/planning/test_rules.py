@@ -128,6 +128,10 @@ def test_start(count, minutes, bundled, value):
     assert rules.choose_start(count, minutes, bundled).value == value
 
 
+def test_a_model_with_the_classes_of_the_set_goes_first():
+    assert rules.choose_start(16, 30, ["base", "uhcs"], "uhcs").value == "bundled:uhcs"
+
+
 def test_learning_rate():
     rates = [rules.choose_learning_rate(*each).value for each in (("bundled:uhcs", 32), (None, 64), (None, 32))]
     assert rates == [3e-4, 2e-4, 1e-3]

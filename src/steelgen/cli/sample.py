@@ -62,7 +62,7 @@ def sample_command(
         fail("--out and --generator: require --replay; otherwise set output_dir and generator in the config")
     from steelgen.bundled import BUNDLED_SAMPLE_CONFIG, resolve_bundled
 
-    settings = load_settings(config or resolve_bundled(BUNDLED_SAMPLE_CONFIG), "sample", overrides)
+    settings = load_settings(resolve_bundled(config or BUNDLED_SAMPLE_CONFIG), "sample", overrides)
     silent = quiet or (as_json and not dry_run)
     print_config(settings, silent)
     if dry_run:

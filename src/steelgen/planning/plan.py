@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from steelgen import __version__
-from steelgen.bundled import list_bundled
+from steelgen.bundled import PREFIX, list_bundled, resolve_bundled
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.config.workflow import WorkflowConfig
+from steelgen.data.folder import DatasetInfo
 from steelgen.errors import InputError
-from steelgen.files import check_output_free, new_folder, save_json
+from steelgen.files import Record, check_output_free, load_record, new_folder, save_json
+from steelgen.generators.saved import DESCRIPTION_FILE
 from steelgen.planning import rules
 from steelgen.planning.fingerprint import Fingerprint, compute_fingerprint
 from steelgen.planning.machine import Machine, examine_device, time_step
@@ -78,7 +80,9 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     cascade = rules.choose_cascade(size.value, crop.value, features)
     refining_minutes = minutes * rules.REFINING_SHARE if cascade.value else 0.0
     own_minutes = minutes - refining_minutes
-    start = rules.choose_start(count, minutes, list_bundled())
+    names = [each.name for each in fingerprint.classes]
+    kindred = next((name for name in list_bundled() if names and _load_classes(name) == names), None)
+    start = rules.choose_start(count, minutes, list_bundled(), kindred)
     held_out = "val" if "val" in fingerprint.micrographs else None
     data = {
         "dataset": str(dataset),
@@ -239,6 +243,17 @@ def _build_refining(training: dict[str, Any], factor: int, run_dir: Path, minute
             "ema_decay": rules.choose_ema_decay(steps).value,
         },
     }
+
+
+def _load_classes(name: str) -> list[str]:
+    """The class names of a bundled model."""
+    return load_record(resolve_bundled(Path(f"{PREFIX}{name}")) / DESCRIPTION_FILE, _Described).dataset.class_names
+
+
+class _Described(Record):
+    """The part of a model's generator.json that is read here."""
+
+    dataset: DatasetInfo
 
 
 def _list_warnings(dataset: Path, fingerprint: Fingerprint, factor: float, judged: str | None) -> list[str]:

@@ -216,9 +216,13 @@ def choose_batch(device: str, epoch_crops: int) -> Choice:
     return Choice("batch", batch, f"the batch of the {'GPU' if device == 'cuda' else 'bundled'} recipe")
 
 
-def choose_start(count: int, minutes: float, bundled: Sequence[str]) -> Choice:
-    """Chooses the bundled model to fine-tune, as bundled:NAME; None trains from scratch."""
-    name = next((each for each in ("base", "uhcs") if each in bundled), None)
+def choose_start(count: int, minutes: float, bundled: Sequence[str], kindred: str | None = None) -> Choice:
+    """Chooses the bundled model to fine-tune, as bundled:NAME; None trains from scratch.
+
+    Args:
+        kindred: the bundled model with the classes of the set, if there is one.
+    """
+    name = kindred or next((each for each in ("base", "uhcs") if each in bundled), None)
     if name is None:
         return Choice("start", None, "no model is bundled")
     if count >= MANY_MICROGRAPHS and minutes >= LONG_MINUTES:
