@@ -8,7 +8,7 @@ from skimage.draw import line
 from skimage.measure import label
 
 from steelgen.data.placement import resize_mask
-from steelgen.data.thin import compute_mean_width, shrink_mask
+from steelgen.data.thin import compute_mean_width, find_lines, shrink_mask
 
 ENDS = [
     (0, 20, 63, 20),
@@ -54,14 +54,35 @@ def test_the_thinnest_class_wins_where_two_lines_cross():
 
 
 def test_wide_classes_are_shrunk_by_majority():
-    rng = np.random.default_rng(0)
     mask = np.zeros((96, 96), np.uint8)
-    for top, left in rng.integers(0, 64, (4, 2)):
+    for top, left in ((7, 9), (9, 55), (49, 14), (57, 57)):
         mask[top : top + 31, left : left + 31] = 1
     expected = resize_mask(mask, 24, 24)
     shrunken = shrink_mask(mask, 4)
     tied = mask.reshape(24, 4, 24, 4).sum(axis=(1, 3)) == 8
     assert (shrunken == expected)[~tied].all()
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_small_islands_do_not_grow_into_each_other(factor):
+    """Disks too small for the shrunken pixels are counted by majority, as training does, not kept at all costs."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((128, 128), np.uint8)
+    rows, columns = np.mgrid[:128, :128]
+    for row, column, radius in zip(*rng.uniform(4, 124, (2, 150)), rng.uniform(0.5, 5, 150), strict=True):
+        mask[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = 1
+    share, shrunken = (mask == 1).mean(), (shrink_mask(mask, factor) == 1).mean()
+    assert 0.75 < shrunken / share < 1.1
+
+
+def test_lines_are_told_from_islands_and_dots():
+    mask = np.zeros((32, 32), bool)
+    mask[4:14, 4:14] = True
+    mask[9, 14:26] = True
+    mask[20:22, 4:6] = True
+    expected = np.zeros_like(mask)
+    expected[9, 14:26] = True
+    assert np.array_equal(find_lines(mask, 2), expected)
 
 
 def test_ignored_pixels_do_not_win_as_a_thin_class():

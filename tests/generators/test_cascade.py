@@ -264,7 +264,5 @@ def test_a_refining_generator_is_fine_tuned_on_other_micrographs(micrographs):
     assert adapted.detail == pytest.approx(generator.detail, rel=0.01)
     image, mask = cut(pale, 24, 32)
     assert refine(adapted, image, mask).isfinite().all()
-    with pytest.raises(
-        InputError, match=r"data\.image_size 20: must be a multiple of 8, the factor"
-    ):
+    with pytest.raises(InputError, match=r"data\.image_size 20: must be a multiple of 8, the factor"):
         adapt_generator(generator, micrographs, CropGeometry(20, 20), True)
