@@ -116,6 +116,24 @@ def test_candidates_of_many_micrographs_give_the_answers_of_the_exhaustive_searc
     assert nearness[~planted].max() < 1.2
 
 
+def test_fine_textures_without_coarse_structure_are_told_apart() -> None:
+    def draw_bands(count: int, seed: int) -> Micrographs:
+        rng = np.random.default_rng(seed)
+        fields = [rng.normal(size=(200, 180)) for _ in range(count)]
+        bands = [gaussian_filter(field, 1.5) - gaussian_filter(field, 3) for field in fields]
+        images = [(128 + 35 * band / band.std()).clip(0, 255).astype(np.uint8) for band in bands]
+        return Micrographs(INFO, [f"m{i}" for i in range(count)], images, [np.zeros((200, 180), np.uint8)] * count)
+
+    # Wavelengths of about 12 px, where a cell of the coarse level has 8.
+    many = draw_bands(48, seed=0)
+    fast, rng = CopySearch(many, GEOMETRY, 16, candidates=4), np.random.default_rng(1)
+    copies, _ = cut_crops(many, GEOMETRY, 12, seed=3, augment=True)
+    noised = (copies + rng.normal(0, 4, copies.shape)).clip(0, 255).astype(np.uint8)
+    others, _ = cut_crops(draw_bands(4, seed=5), GEOMETRY, 8, seed=2)
+    assert all(match.ratio < COPY_RATIO for match in fast.find(noised))
+    assert not any(match.ratio < COPY_RATIO for match in fast.find(others))
+
+
 def test_resized_copies_are_found_among_many_micrographs(many: Micrographs) -> None:
     geometry = CropGeometry(32, 64, scale_range=(0.9, 1.15))
     fast, exhaustive = (
