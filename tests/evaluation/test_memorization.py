@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -191,3 +194,31 @@ def test_nearest_features_use_the_best_variant_and_skip_self() -> None:
     distances, indices = find_nearest(library, library, skip_self=True)
     assert distances.tolist() == [3, 3, 7]
     assert indices.tolist() == [1, 0, 1]
+
+
+def test_memory_grows_by_the_shrunk_micrographs_alone() -> None:
+    # In a process of its own, whose memory other tests have not split.
+    program = """
+import subprocess
+import sys
+
+import numpy as np
+from pathlib import Path
+from steelgen.data.crops import Micrographs
+from steelgen.data.placement import CropGeometry
+from steelgen.evaluation.copy_search import CopySearch
+from tests.evaluation.conftest import INFO
+
+def measure():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+image = np.random.default_rng(0).integers(0, 255, (768, 1024), dtype=np.uint8)
+micrographs = Micrographs(INFO, [str(n) for n in range(200)], [image] * 200, [np.zeros_like(image)] * 200)
+before = measure()
+search = CopySearch(micrographs, CropGeometry(256, 256))
+search.find(image[None, :256, :256])
+print(measure() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # 128 x 96 and 122 x 90 float32 of each are 18 MiB; a float32 copy of each would be 600 MiB.
+    assert float(done.stdout) < 120
