@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +119,24 @@ def test_candidates_of_many_micrographs_give_the_answers_of_the_exhaustive_searc
     assert nearness[~planted].max() < 1.2
 
 
+def test_fine_textures_without_coarse_structure_are_told_apart() -> None:
+    def draw_bands(count: int, seed: int) -> Micrographs:
+        rng = np.random.default_rng(seed)
+        fields = [rng.normal(size=(200, 180)) for _ in range(count)]
+        bands = [gaussian_filter(field, 1.5) - gaussian_filter(field, 3) for field in fields]
+        images = [(128 + 35 * band / band.std()).clip(0, 255).astype(np.uint8) for band in bands]
+        return Micrographs(INFO, [f"m{i}" for i in range(count)], images, [np.zeros((200, 180), np.uint8)] * count)
+
+    # Wavelengths of about 12 px, where a cell of the coarse level has 8.
+    many = draw_bands(48, seed=0)
+    fast, rng = CopySearch(many, GEOMETRY, 16, candidates=4), np.random.default_rng(1)
+    copies, _ = cut_crops(many, GEOMETRY, 12, seed=3, augment=True)
+    noised = (copies + rng.normal(0, 4, copies.shape)).clip(0, 255).astype(np.uint8)
+    others, _ = cut_crops(draw_bands(4, seed=5), GEOMETRY, 8, seed=2)
+    assert all(match.ratio < COPY_RATIO for match in fast.find(noised))
+    assert not any(match.ratio < COPY_RATIO for match in fast.find(others))
+
+
 def test_resized_copies_are_found_among_many_micrographs(many: Micrographs) -> None:
     geometry = CropGeometry(32, 64, scale_range=(0.9, 1.15))
     fast, exhaustive = (
@@ -173,3 +194,31 @@ def test_nearest_features_use_the_best_variant_and_skip_self() -> None:
     distances, indices = find_nearest(library, library, skip_self=True)
     assert distances.tolist() == [3, 3, 7]
     assert indices.tolist() == [1, 0, 1]
+
+
+def test_memory_grows_by_the_shrunk_micrographs_alone() -> None:
+    # In a process of its own, whose memory other tests have not split.
+    program = """
+import subprocess
+import sys
+
+import numpy as np
+from pathlib import Path
+from steelgen.data.crops import Micrographs
+from steelgen.data.placement import CropGeometry
+from steelgen.evaluation.copy_search import CopySearch
+from tests.evaluation.conftest import INFO
+
+def measure():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+image = np.random.default_rng(0).integers(0, 255, (768, 1024), dtype=np.uint8)
+micrographs = Micrographs(INFO, [str(n) for n in range(200)], [image] * 200, [np.zeros_like(image)] * 200)
+before = measure()
+search = CopySearch(micrographs, CropGeometry(256, 256))
+search.find(image[None, :256, :256])
+print(measure() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # 128 x 96 and 122 x 90 float32 of each are 18 MiB; a float32 copy of each would be 600 MiB.
+    assert float(done.stdout) < 120

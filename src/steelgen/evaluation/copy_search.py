@@ -92,8 +92,10 @@ class CopySearch:
         steps = math.ceil(math.log(scale_range[1] / scale_range[0]) / math.log(_SCALE_STEP))
         factors = [float(factor) for factor in np.geomspace(*scale_range, steps + 1)]
         self._candidates = None if candidates is None or len(micrographs) <= candidates else candidates
-        # Micrograph by micrograph, so that only one is decoded at a time.
-        by_micrograph = [self._build_fields(index, factors, device) for index in range(len(micrographs))]
+        # All micrographs pass through one buffer: with a new array for each, the small results in between would split
+        # the heap, which then grows by a micrograph each time.
+        buffer = np.empty(max(mask.size for mask in micrographs.masks), np.float32)
+        by_micrograph = [self._build_fields(index, factors, device, buffer) for index in range(len(micrographs))]
         self._scales = list(zip(*by_micrograph, strict=True))
         self._fields = [field for scale in self._scales for field in scale]
         self._coarse: list[CoarseLevel] = []
@@ -201,8 +203,12 @@ class CopySearch:
         (distance, top, left, index, symmetry), (second, *_) = sorted(found, key=lambda place: place[0])
         return Match(distance, second, fields[index].micrograph, top, left, symmetry)
 
-    def _build_fields(self, micrograph: int, factors: list[float], device: str) -> list[ShrunkMicrograph]:
-        gray = torch.tensor(to_channels(self.micrographs.images[micrograph], 1)).float()
+    def _build_fields(
+        self, micrograph: int, factors: list[float], device: str, buffer: NDArray[np.float32]
+    ) -> list[ShrunkMicrograph]:
+        pixels = to_channels(self.micrographs.images[micrograph], 1)
+        gray = torch.from_numpy(buffer[: pixels.size].reshape(pixels.shape))
+        gray.numpy()[:] = pixels
         edges, keep = [self._crop_size(micrograph) * factor for factor in factors], self._candidates is None
         return [ShrunkMicrograph(micrograph, gray, edge, self.size, self._blur, device, keep) for edge in edges]
 
