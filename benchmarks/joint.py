@@ -117,12 +117,13 @@ def build_config(steps: int) -> TrainConfig:
 
 
 def train_world(steps: int) -> None:
-    """Trains, or resumes, and stores the CPU seconds."""
+    """Trains, or resumes, and stores the steps and the CPU seconds of all calls."""
     if not (RUN / "discs").is_dir():
         write_world(RUN / "discs")
-    start = time.process_time()
-    train(build_config(steps), LinePrinter(), resume=True)
-    save_json(RUN / "training.json", {"steps": steps, "cpu_seconds": time.process_time() - start})
+    path, start = RUN / "training.json", time.process_time()
+    before = json.loads(path.read_text(encoding="utf-8"))["cpu_seconds"] if path.is_file() else 0.0
+    result = train(build_config(steps), LinePrinter(), resume=True)
+    save_json(path, {"steps": result.global_step, "cpu_seconds": before + time.process_time() - start})
 
 
 def cut_fields(count: int, seed: int) -> Array:
