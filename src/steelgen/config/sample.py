@@ -11,6 +11,8 @@ from steelgen.config.base import MAX_BATCH_SIZE, MAX_CROP_SIZE, MAX_IMAGES, MAX_
 from steelgen.config.segmenter import SegmenterSection
 from steelgen.config.solver import AnySolverSection, SolverSection
 
+_Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+
 
 class _DatasetMasks(Section):
     kind: str
@@ -195,7 +197,7 @@ class SampleConfig(Section):
     truncation: float | None = Field(None, ge=0, le=1)
     """Truncation factor of style-based adversarial generators: scales the distance of styles from their mean. Lower
     values give less variety and fewer odd images; null or 1 disables it."""
-    conditions: dict[str, float | tuple[float, float] | str] | Literal["micrograph"] = {}
+    conditions: dict[str, _Number | tuple[_Number, _Number] | str] | Literal["micrograph"] = {}
     """Conditions of the images by name, for generators trained with data.conditions: a value, or a range [low, high] of
     a number, uniform per image (in its logarithm where training used that). Others are left open. "micrograph": those
     of the micrograph of each mask, for the mask sources split and balanced."""
