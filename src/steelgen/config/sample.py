@@ -12,8 +12,7 @@ from steelgen.config.learned import ImageSize, InpaintSection, JointLabelsSectio
 from steelgen.config.segmenter import SegmenterSection
 from steelgen.config.solver import AnySolverSection, SolverSection
 
-_Value = Annotated[float, Field(ge=-1e30, le=1e30)]
-"""Of a condition, in any unit."""
+_Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 
 
 class _DatasetMasks(Section):
@@ -261,7 +260,7 @@ class SampleConfig(Section):
     truncation: float | None = Field(None, ge=0, le=1)
     """Truncation factor of style-based adversarial generators: scales the distance of styles from their mean. Lower
     values give less variety and fewer odd images; null or 1 disables it."""
-    conditions: dict[str, _Value | tuple[_Value, _Value] | str] | Literal["micrograph"] = {}
+    conditions: dict[str, _Number | tuple[_Number, _Number] | str] | Literal["micrograph"] = {}
     """Conditions of the images by name, for generators trained with data.conditions: a value, or a range [low, high] of
     a number, uniform per image (in its logarithm where training used that). Others are left open. "micrograph": those
     of the micrograph of each mask, for the mask sources split and balanced."""
