@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
+from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import TrainConfig
 from steelgen.config.workflow import WorkflowConfig
 from steelgen.data.crops import image_to_tensor
@@ -21,7 +22,7 @@ from steelgen.sampling.replay import replay
 from steelgen.sampling.sample import sample
 from steelgen.shards import Shard
 from steelgen.training.loop import train
-from steelgen.workflow import plan_workflow
+from steelgen.workflow import plan_workflow, submit_workflow
 from tests.conftest import tiny_train_config
 from tests.sampling.test_sample import draw
 from tests.training.test_loop import Recorder
@@ -193,8 +194,8 @@ def test_configs_and_masks_that_do_not_fit_are_refused_before_anything_is_writte
         assert not out.exists()
 
 
-def test_a_workflow_trains_the_refining_stage_before_it_samples(trained, refining, tmp_path):
-    values = {
+def workflow_values(trained):
+    return {
         "train": tiny_train_config(trained[0], "first"),
         "refine": refine_values(trained[0], "second"),
         "sample": {
@@ -203,6 +204,10 @@ def test_a_workflow_trains_the_refining_stage_before_it_samples(trained, refinin
             "mask_source": {"kind": "split", "dataset": str(trained[0])},
         },
     }
+
+
+def test_a_workflow_trains_the_refining_stage_before_it_samples(trained):
+    values = workflow_values(trained)
     planned = plan_workflow(parse_config(values, WorkflowConfig))
     assert [(stage.action, str(stage.output)) for stage in planned] == [
         ("train", "first"),
@@ -216,3 +221,20 @@ def test_a_workflow_trains_the_refining_stage_before_it_samples(trained, refinin
     ):
         with pytest.raises(InputError, match=message):
             parse_config({**values, "sample": {**values["sample"], **change}}, WorkflowConfig)
+
+
+def test_a_refining_stage_is_a_training_job_of_its_own(trained, tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "steelgen.workflow.submit_job",
+        lambda job, profile, after: jobs.append((job.action, str(job.output), after)) or str(len(jobs)),
+    )
+    submit_workflow(parse_config(workflow_values(trained), WorkflowConfig), SlurmProfile(), print)
+    assert jobs == [
+        ("train", "first", None),
+        ("train", "second", "1"),
+        ("sample", "samples", "2"),
+        ("gather", "samples", "3"),
+    ]
+    assert load_json(tmp_path / "second.slurm" / "train.json")["generator"]["low_resolution"]["factor"] == 2

@@ -175,7 +175,8 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         rows = [slice(start, start + chunk) for start in range(0, len(mask_pieces), chunk)]
 
         def build(part: slice) -> GuidedNetwork:
-            one_hot = one_hot_with_dropout(mask_pieces[part], classes).to(unet.dtype)
+            # Contiguous, because CPU kernels of another memory format round differently.
+            one_hot = one_hot_with_dropout(mask_pieces[part], classes).to(unet.dtype).contiguous()
             seen = coarse_pieces.select(part) if coarse_pieces else None
             return GuidedNetwork(unet, one_hot, guide, coarse=seen, conditions=None if told is None else told[part])
 
