@@ -192,7 +192,7 @@ BENCHMARKS = (
         [*(f"benchmarks/utility.py run --study {name}" for name in UTILITY_STUDIES), "benchmarks/utility.py table"],
     ),
     _store("benchmarks/evaluation.py --count 1000 --image-size 256", "evaluation-speed"),
-    _store("benchmarks/copies.py --images 100 --compared 10 --filtered 3", "copies", threads=1),
+    _store("benchmarks/copies.py --images 30 --compared 4 --filtered 0", "copies", threads=1),
     _store("benchmarks/isdm.py", "isdm", threads=1),
     _store("benchmarks/rvae.py", "rvae", threads=1),
     Benchmark("joint", ["benchmarks/joint.py train", "benchmarks/joint.py measure"], threads=1),

@@ -141,6 +141,28 @@ def test_copy_paste_changes_half_of_the_real_crops_and_nothing_else(
         ("R4FALLP", "R4F000"),
         ("R4FALLP", "R4F000P"),
     ]
+    cells = read_cells(tmp_path / "out")
+    first, second = (
+        [cells[f"{code}-unet-seed{seed}.json"]["test"] for seed in (0, 1)] for code in ("R4F000P", "R4F000")
+    )
+    by_class = result["by_class"][0]
+    for index in (0, 1):
+        values = [np.mean([test["class_iou"][index] for test in tests]) for tests in (first, second)]
+        assert by_class["class_iou"][index] == pytest.approx(values[0] - values[1])
+    values = [
+        np.mean([np.nanmean(np.array(test["boundary_f1"], float)) for test in tests]) for tests in (first, second)
+    ]
+    assert by_class["boundary_f1"] == pytest.approx(values[0] - values[1])
+    assert "Differences by class" in (tmp_path / "out" / "utility.html").read_text()
+    # Cells of older versions have no boundaries.
+    for path in (tmp_path / "out" / "cells").glob("R4F000-*.json"):
+        cell = json.loads(path.read_text())
+        del cell["test"]["boundaries"]
+        path.write_text(json.dumps(cell))
+    older = utility(config)
+    assert older is not None
+    assert {row["boundary_f1"] for row in older["by_class"]} == {None}
+    assert older["by_class"][0]["class_iou"] == by_class["class_iou"]
     assert "Does copy-paste help in addition to 4 real micrographs?" in (tmp_path / "out" / "utility.html").read_text()
 
 

@@ -39,6 +39,8 @@ class _Test(Record):
     micrographs: list[str]
     confusion: list[list[list[_Pixels]]] = Field(min_length=1)
     """(N, C, C)."""
+    boundaries: list[list[list[_Pixels]]] | None = None
+    """(N, 4, C), see `count_boundaries`; missing from cells of older versions."""
 
     @model_validator(mode="after")
     def _check_shape(self) -> _Test:
@@ -94,6 +96,14 @@ class _Gap(Record):
     interval: tuple[float, float] | None
 
 
+class _ByClass(Record):
+    code: str
+    baseline: str
+    architecture: str
+    class_iou: list[_Change | None]
+    boundary_f1: _Change | None
+
+
 class _Micrographs(Record):
     test: _Count
 
@@ -114,7 +124,8 @@ class StudyResult(Record):
     scores: list[_Score]
     differences: list[_Difference]
     gaps: list[_Gap] = []
-    """Missing from studies of older versions."""
+    by_class: list[_ByClass] = []
+    """This and gaps are missing from studies of older versions."""
 
     @model_validator(mode="after")
     def _check_classes(self) -> StudyResult:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from steelgen.config.utility import has_paste
 from steelgen.evaluation.figures import to_json
-from steelgen.evaluation.iou import compute_iou, compute_mean_iou
+from steelgen.evaluation.iou import compute_boundary_f1, compute_iou, compute_mean_iou, nanmean_rows
 
 POOLED = "pooled"
 """Architecture name in rows that average over architectures."""
@@ -112,6 +112,41 @@ def measure_gaps(
                 }
             )
     return rows
+
+
+def compare_classes(
+    confusions: Mapping[tuple[str, str], NDArray[np.int64]],
+    counts: Mapping[str, tuple[int, int]],
+    boundaries: Mapping[tuple[str, str], NDArray[np.int64]] | None,
+) -> list[dict[str, Any]]:
+    """Compares each code with its baselines by class: what mIoU hides, such as thin classes and blurred boundaries.
+
+    Args:
+        confusions, counts: see `summarize`.
+        boundaries: (S, N, 4, C) boundary counts (see `count_boundaries`), like the confusions; None if not counted.
+
+    Returns:
+        JSON values: a row per code, baseline and architecture with `class_iou`, the mean difference over seeds of the
+        IoU of each class over all test micrographs, and `boundary_f1`, that of the mean boundary F1, or None.
+    """
+    architectures = list(dict.fromkeys(architecture for _, architecture in confusions))
+
+    def average(code: str, architecture: str) -> tuple[NDArray[np.float64], float | None]:
+        class_iou = compute_iou(confusions[code, architecture].sum(axis=1)).mean(axis=0)
+        if boundaries is None:
+            return class_iou, None
+        f1 = compute_boundary_f1(boundaries[code, architecture].sum(axis=1))  # (S, C)
+        return class_iou, float(nanmean_rows(f1).mean())
+
+    rows = []
+    for code in counts:
+        for baseline in find_baselines(code, counts):
+            for name in architectures:
+                (iou, f1), (base_iou, base_f1) = average(code, name), average(baseline, name)
+                difference = None if f1 is None or base_f1 is None else f1 - base_f1
+                row = {"code": code, "baseline": baseline, "architecture": name}
+                rows.append({**row, "class_iou": iou - base_iou, "boundary_f1": difference})
+    return to_json(rows)
 
 
 def find_baselines(code: str, counts: Mapping[str, tuple[int, int]]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steelgen import __version__
 from steelgen.changes import (
@@ -27,7 +28,7 @@ from steelgen.evaluation.sets import describe_geometry
 from steelgen.evaluation.utility.cells import cell_path, list_cells, load_cell
 from steelgen.evaluation.utility.data import StudyData, count_data, describe_inputs, hash_studies, load_studies
 from steelgen.evaluation.utility.results import STUDY_FILE, load_study_start
-from steelgen.evaluation.utility.statistics import find_warnings, summarize
+from steelgen.evaluation.utility.statistics import compare_classes, find_warnings, summarize
 from steelgen.evaluation.utility.training import run_cell
 from steelgen.files import new_folder, save_json
 from steelgen.models.architectures import build_architecture
@@ -115,6 +116,9 @@ def gather(
         shape = (len(data.test), data.info.num_classes, data.info.num_classes)
         if (measured := np.shape(cell.test.confusion)) != shape:
             raise InputError(f"{cell_path(config.output_dir, place)}: test.confusion: shape {measured}, not {shape}")
+        edges = (len(data.test), 4, data.info.num_classes)
+        if cell.test.boundaries is not None and (measured := np.shape(cell.test.boundaries)) != edges:
+            raise InputError(f"{cell_path(config.output_dir, place)}: test.boundaries: shape {measured}, not {edges}")
     older = [cell for cell in cells if cell.study != hashes[0]]
     for cell in older:
         if cell.test.micrographs != studies[cell.fold].test.stems:
@@ -123,17 +127,23 @@ def gather(
                 "micrographs and cannot be compared; remove it from cells/"
             )
     mixed = [f"{len(older)} of {len(cells)} cells are older than the changes in {CHANGES_FILE}"] if older else []
-    matrices = {(cell.code, cell.architecture, cell.seed, cell.fold): cell.test.confusion for cell in cells}
-    confusions = {
-        (code, architecture): np.array(
-            [
-                [matrix for fold in studies for matrix in matrices[code, architecture, seed, fold]]
-                for seed in config.seeds
-            ]
-        )
-        for code in config.codes
-        for architecture in config.architectures
-    }
+    tests = {(cell.code, cell.architecture, cell.seed, cell.fold): cell.test for cell in cells}
+
+    def gather_counts(field: str) -> dict[tuple[str, str], NDArray[np.int64]]:
+        """(S, N, …) counts of all seeds and test micrographs, by code and architecture."""
+        return {
+            (code, architecture): np.array(
+                [
+                    [counted for fold in studies for counted in getattr(tests[code, architecture, seed, fold], field)]
+                    for seed in config.seeds
+                ]
+            )
+            for code in config.codes
+            for architecture in config.architectures
+        }
+
+    confusions = gather_counts("confusion")
+    known = all(cell.test.boundaries is not None for cell in cells)
     # Folds may differ by a micrograph; the smallest counts.
     counts = {code: min(count_data(parse_code(code), data) for data in studies.values()) for code in config.codes}
     tested = [len(data.test) for data in studies.values()]
@@ -157,6 +167,7 @@ def gather(
         "notes": list(dict.fromkeys(note for data in studies.values() for note in data.notes)),
         "warnings": [*mixed, *_find_leak(config), *find_warnings(len(config.seeds), sum(tested))],
         **summarize(confusions, counts, config.num_bootstrap, folds),
+        "by_class": compare_classes(confusions, counts, gather_counts("boundaries") if known else None),
     }
     save_report(config.output_dir, result)
     return result

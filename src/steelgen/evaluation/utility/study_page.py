@@ -56,6 +56,7 @@ def build_utility_section(result: dict[str, Any]) -> Markup:
         differences_chart=differences and Markup(plot_intervals("difference in mIoU with 95 % interval", differences)),
         folds=any(row.get("by_fold") for row in result["scores"]),
         differences=describe_differences(result["differences"]),
+        classes=_split_classes(result.get("by_class", []), result["class_names"]),
         gaps=describe_gaps(result.get("gaps", [])),
         scores=_split_scores(result["scores"], result["class_names"]),
         legend=charts[0][2] if charts else [],
@@ -159,6 +160,28 @@ def describe_scores(scores: Sequence[dict[str, Any]], class_names: Sequence[str]
         for row in scores
     ]
     return columns, rows
+
+
+def _split_classes(
+    rows: Sequence[dict[str, Any]], class_names: Sequence[str]
+) -> list[tuple[list[str], list[list[Any]]]]:
+    """Tables of differences in class IoU and boundary F1, with few classes per table."""
+    tables = []
+    for start in range(0, len(class_names) if rows else 0, CLASSES_PER_TABLE):
+        shown = slice(start, start + CLASSES_PER_TABLE)
+        titles = ["code", "baseline", "architecture", *(f"IoU {name}" for name in class_names[shown]), "boundary F1"]
+        cells = [
+            [
+                *(row[key] for key in ("code", "baseline", "architecture")),
+                *(
+                    "–" if value is None else f"{value:+.3f}"
+                    for value in [*row["class_iou"][shown], row["boundary_f1"]]
+                ),
+            ]
+            for row in rows
+        ]
+        tables.append((titles, cells))
+    return tables
 
 
 def _split_scores(

@@ -15,7 +15,13 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import autocast, pick_device
 from steelgen.evaluation.figures import to_json
-from steelgen.evaluation.iou import compute_confusion, compute_iou, compute_mean_iou
+from steelgen.evaluation.iou import (
+    compute_boundary_f1,
+    compute_confusion,
+    compute_iou,
+    compute_mean_iou,
+    count_boundaries,
+)
 from steelgen.evaluation.segment import label_by_windows
 from steelgen.evaluation.segmentation import choose_enlargement, compute_class_weights, compute_segmentation_loss
 from steelgen.evaluation.segmenter_training import Recipe, train_steps, train_to_best
@@ -41,7 +47,7 @@ def run_cell(
 
     Returns:
         JSON values: the training set, validation mIoU by step, and the test's dataset-level mIoU (mean_iou), class_iou,
-        image_iou, and confusion matrix of each micrograph.
+        image_iou, boundary_f1 by class, and confusion matrix and boundary counts of each micrograph.
 
     Raises:
         InputError: if the architecture is unknown or its package is missing.
@@ -56,7 +62,12 @@ def run_cell(
         factor = config.training.enlargement or choose_enlargement(data.train, data.geometry)
         network = (network if factor == 1 else Enlarged(network, factor)).to(device)
         best = train_network(network, training_set, data, config, report_progress)
-    confusion = count_confusion(network, data.test, data.geometry, config.mixed_precision)
+    predicted = predict_whole(network, data.test, data.geometry, config.mixed_precision)
+    confusion = _count(data.test, predicted)
+    boundaries = [
+        count_boundaries(mask[None], seen[None], data.info.num_classes, data.info.ignore_index)[0]
+        for mask, seen in zip(data.test.masks, predicted, strict=True)
+    ]
     return {
         "code": cell.code.text,
         "architecture": cell.architecture,
@@ -72,7 +83,9 @@ def run_cell(
             "mean_iou": to_json(float(compute_mean_iou(confusion.sum(axis=0)))),
             "class_iou": to_json(compute_iou(confusion.sum(axis=0))),
             "image_iou": to_json(compute_mean_iou(confusion)),
+            "boundary_f1": to_json(compute_boundary_f1(np.sum(boundaries, axis=0))),
             "confusion": to_json(confusion),
+            "boundaries": to_json(np.stack(boundaries)),
         },
     }
 
@@ -125,12 +138,27 @@ def count_confusion(
     network: torch.nn.Module, micrographs: Micrographs, geometry: CropGeometry, mixed_precision: str
 ) -> NDArray[np.int64]:
     """Computes confusion matrices (N, C, C) of whole micrographs at full resolution; rows true, columns predicted."""
+    return _count(micrographs, predict_whole(network, micrographs, geometry, mixed_precision))
+
+
+def predict_whole(
+    network: torch.nn.Module, micrographs: Micrographs, geometry: CropGeometry, mixed_precision: str
+) -> list[NDArray[np.uint8]]:
+    """Predicts the masks (H, W) of whole micrographs at full resolution."""
     network.eval()
-    info, device, matrices = micrographs.info, next(network.parameters()).device, []
+    device, masks = next(network.parameters()).device, []
     for image, mask in zip(micrographs.images, micrographs.masks, strict=True):
         # Training crops of a micrograph smaller than crop_size are its largest squares; test at that scale.
         crop_size = min(geometry.crop_size, *mask.shape)
         with autocast(mixed_precision, device):
-            predicted, _ = label_by_windows(network, image, geometry.image_size, crop_size, info.num_classes)
-        matrices.append(compute_confusion(mask, predicted, info.num_classes, info.ignore_index))
-    return np.stack(matrices)
+            predicted, _ = label_by_windows(
+                network, image, geometry.image_size, crop_size, micrographs.info.num_classes
+            )
+        masks.append(predicted)
+    return masks
+
+
+def _count(micrographs: Micrographs, predicted: list[NDArray[np.uint8]]) -> NDArray[np.int64]:
+    info = micrographs.info
+    pairs = zip(micrographs.masks, predicted, strict=True)
+    return np.stack([compute_confusion(mask, seen, info.num_classes, info.ignore_index) for mask, seen in pairs])
