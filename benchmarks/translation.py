@@ -198,9 +198,13 @@ def translate(generator: Generator, images: Images) -> Images:
 
 
 def match_histogram(images: Images, reference: Images) -> Images:
-    """Maps gray levels so that their distribution is that of the reference."""
-    own, wanted = (np.cumsum(np.bincount(part.ravel(), minlength=256)) / part.size for part in (images, reference))
-    return np.searchsorted(wanted, own).clip(0, 255).astype(np.uint8)[images]
+    """Maps gray levels by rank, so that their distribution is exactly that of the reference; ties are broken at random,
+    since a table of 256 levels would leave some of them empty."""
+    ranks = np.argsort(images.ravel() + np.random.default_rng(0).random(images.size))
+    wanted = np.sort(reference.ravel())[np.arange(images.size) * reference.size // images.size]
+    matched = np.empty(images.size, np.uint8)
+    matched[ranks] = wanted
+    return matched.reshape(images.shape)
 
 
 def match_spectrum(images: Images, reference: Images) -> Images:
@@ -266,7 +270,7 @@ class Judge:
             area = float((gaussian_filter(images.astype(float), (0, 1, 1)) > self._threshold).mean())
             found |= {
                 "scan_line_power": float(powers[0][line] / powers[1][line]),
-                "spectrum": float(np.abs(np.log(powers[0] / powers[1])).flatten()[1:].mean()),
+                "spectrum": float(np.abs(np.diff(np.log(np.stack(powers).reshape(2, -1)[:, 1:]), axis=0)).mean()),
                 "iou_share": self._find_iou(images, masks, self._threshold) / truth,
                 "area_shift": area - float((masks == 1).mean()),
             }
