@@ -96,6 +96,18 @@ class BalancedMasks(_DatasetMasks):
     """Masks chosen together; the classes are balanced after each block. num_samples works best."""
 
 
+class ImageMasks(Section):
+    """Images from a folder, for generators that turn images into others, with or without their masks."""
+
+    kind: Literal["images"] = "images"
+    """Type of mask source."""
+    folder: Path
+    """Folder of images, used whole, in file name order and repeated. Images of the generator's image_size are used as
+    they are; others are resized to the scale of the crops."""
+    masks: Path | None = None
+    """Folder of masks with the stems and sizes of the images, which become the labels; null writes no labels."""
+
+
 class NoMasks(Section):
     """No masks: unlabeled images, from a generator trained without masks or with mask_dropout."""
 
@@ -104,8 +116,14 @@ class NoMasks(Section):
 
 
 AnyMasks = Annotated[
-    NoMasks | SplitMasks | FolderMasks | AugmentedMasks | ProceduralMasks | BalancedMasks, Field(discriminator="kind")
+    NoMasks | SplitMasks | FolderMasks | ImageMasks | AugmentedMasks | ProceduralMasks | BalancedMasks,
+    Field(discriminator="kind"),
 ]
+
+
+def has_masks(source: AnyMasks) -> bool:
+    """Whether a mask source has masks to write as labels."""
+    return not isinstance(source, NoMasks) and not (isinstance(source, ImageMasks) and source.masks is None)
 
 
 class FilterSection(Section):
@@ -196,7 +214,8 @@ class SampleConfig(Section):
     """Truncation factor of style-based adversarial generators: scales the distance of styles from their mean. Lower
     values give less variety and fewer odd images; null or 1 disables it."""
     labels: LabelsSection | None = None
-    """Labeling of images generated without masks (mask_source.kind none); null leaves them unlabeled."""
+    """Labeling of images generated without masks (mask_source.kind none, or images with masks null); null leaves them
+    unlabeled."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the network; auto uses bf16 where the hardware supports it; the resolved value is recorded."""
     channels_last: bool = True
@@ -208,10 +227,13 @@ class SampleConfig(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> SampleConfig:
-        kind, start = self.mask_source.kind, self.start_images
-        if kind == "none" and (self.filter or (self.coco and not self.labels)):
-            raise ValueError(f"{'filter' if self.filter else 'coco'} needs masks, but mask_source.kind is 'none'")
-        if self.labels and kind != "none":
+        kind, start, labeled = self.mask_source.kind, self.start_images, has_masks(self.mask_source)
+        if not labeled and (self.filter or (self.coco and not self.labels)):
+            without = "is" if kind == "none" else "has no masks:"
+            raise ValueError(
+                f"{'filter' if self.filter else 'coco'} needs masks, but mask_source.kind {without} {kind!r}"
+            )
+        if self.labels and labeled:
             raise ValueError(f"labels needs mask_source.kind 'none', not {kind!r}, which has masks")
         if self.file_stems == "source" and self.filter:
             raise ValueError("file_stems 'source': the filter may replace the mask of an image; use 'number'")

@@ -215,10 +215,16 @@ def resize_mask(mask: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
 
 
 def scale_whole(mask: NDArray[np.uint8], geometry: CropGeometry) -> NDArray[np.uint8]:
-    """Resizes a whole mask by the factor of its crops, image_size / crop_size, but not below image_size."""
+    """Resizes a whole mask to `find_whole_size`."""
+    return resize_mask(mask, *find_whole_size(mask.shape, geometry))
+
+
+def find_whole_size(shape: tuple[int, ...], geometry: CropGeometry) -> tuple[int, int]:
+    """Returns (height, width) of a micrograph at the scale of its crops: times image_size / crop_size, but not below
+    image_size."""
     factor = geometry.image_size / geometry.crop_size
-    height, width = (max(geometry.image_size, round(edge * factor)) for edge in mask.shape)
-    return resize_mask(mask, height, width)
+    height, width = (max(geometry.image_size, round(edge * factor)) for edge in shape[:2])
+    return height, width
 
 
 def sample_symmetry(augment: bool | str, rng: np.random.Generator) -> int:

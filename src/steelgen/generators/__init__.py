@@ -120,7 +120,7 @@ class Generator(Protocol):
 
     @property
     def takes(self) -> frozenset[str]:
-        """Optional fields of a request: "solver", "start", "noise", "latents", "truncation"."""
+        """Optional fields of a request: "solver", "start", "noise", "latents", "truncation", "images"."""
 
     @property
     def makes(self) -> frozenset[str]:
@@ -266,14 +266,25 @@ def draw_for_masks(
     noise: Tensor | None = None,
     latents: Latents | None = None,
     truncation: float | None = None,
+    images: Tensor | None = None,
 ) -> Tensor:
-    """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none."""
+    """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it needs none.
+
+    Args:
+        images: see `DrawRequest.images`; not used by generators that `uses_images` is false for.
+    """
     given = masks if "masks" in generator.needs else None
     steps = solver if "solver" in generator.takes else None
-    request = DrawRequest(seeds, given, solver=steps, start=start, noise=noise, latents=latents, truncation=truncation)
+    shown = images if uses_images(generator) else None
+    request = DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation)
     drawn = generator.draw(request)
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
+
+
+def uses_images(generator: Generator) -> bool:
+    """Whether a generator needs or takes images."""
+    return "images" in generator.needs | generator.takes
 
 
 def join_networks(networks: Mapping[str, nn.Module], names: Sequence[str] | None = None) -> nn.Module:

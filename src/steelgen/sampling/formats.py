@@ -70,6 +70,8 @@ LAYOUTS = {
 
 class _Source(Record):
     kind: str
+    masks: str | None = None
+    """Folder of the masks of kind images."""
 
 
 class _Settings(Record):
@@ -117,10 +119,11 @@ def load_layout(out: Path) -> Layout:
     """Loads the layout of a samples folder from sampling.json; files are assumed to be named by number."""
     sampling = load_sampling(out)
     layout = replace(LAYOUTS[sampling.config.output_format], files_per_folder=sampling.files_per_folder)
-    if sampling.config.mask_source.kind == "none":
+    source = sampling.config.mask_source
+    if source.kind == "none":
         layout = replace(layout, images=None)
-        if sampling.config.labels is None:
-            layout = replace(layout, labels=None, colored_labels=None)
+    if sampling.config.labels is None and (source.kind == "none" or (source.kind == "images" and source.masks is None)):
+        layout = replace(layout, labels=None, colored_labels=None)
     if sampling.config.labels is None:
         layout = replace(layout, confidence=None)
     return layout
@@ -180,10 +183,15 @@ def select_image_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return selected
 
 
-def build_row(layout: Layout, origin: Origin, index: int, seed: int, source_mask: SourceMask) -> dict[str, Any]:
+def build_row(
+    layout: Layout, origin: Origin, index: int, seed: int, source_mask: SourceMask, uses_image: bool = False
+) -> dict[str, Any]:
     """Builds the row of metadata.jsonl from which, together with the mask, the image can be generated again.
 
     Paths are relative to the samples folder; `file_name` is the key of Hugging Face's imagefolder.
+
+    Args:
+        uses_image: the generator was given the image of `source_mask`.
     """
     name = layout.name(index)
     mask = {"mask": f"{layout.labels}/{name}", "source_mask": source_mask.source} if layout.labels else {}
@@ -198,10 +206,16 @@ def build_row(layout: Layout, origin: Origin, index: int, seed: int, source_mask
         "draw": origin.draw,
     }
     if "strength" in origin.draw:
-        assert source_mask.image is not None
-        assert source_mask.place is not None
-        row["start_image"] = {**asdict(source_mask.place), "sha256": hash_pixels(source_mask.image)}
+        row["start_image"] = _describe_image(source_mask)
+    if uses_image and source_mask.image is not None:
+        row["source_image"] = _describe_image(source_mask)
     return row
+
+
+def _describe_image(source_mask: SourceMask) -> dict[str, Any]:
+    assert source_mask.image is not None
+    assert source_mask.place is not None
+    return {**asdict(source_mask.place), "sha256": hash_pixels(source_mask.image)}
 
 
 def save_pair(

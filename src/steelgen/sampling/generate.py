@@ -15,10 +15,12 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator, Latents, StartImages, draw_for_masks, join_networks
+from steelgen.generators import Generator, Latents, StartImages, draw_for_masks, join_networks, uses_images
 from steelgen.generators.families import load_generator
 from steelgen.sampling.masks import SourceMask
 
+_WITH_IMAGES = ("images", "split", "balanced")
+"""Kinds of mask sources that have images."""
 Start = tuple[Sequence[NDArray[np.uint8]], float]
 """N images of the size of their masks, and the strength; see `StartImages`."""
 
@@ -48,11 +50,19 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
         default = SampleConfig.model_fields[section].get_default(call_default_factory=True)
         if getattr(config, section) != default and name not in generator.takes:
             raise InputError(f"{section}: not applicable to generators of kind {generator.kind}")
-    uses_masks = "masks" in generator.needs | generator.takes
-    if config.mask_source.kind != "none" and config.start_images is None and not uses_masks:
+    source = config.mask_source.kind
+    if source == "images" and not uses_images(generator):
+        raise InputError(f"mask_source.kind 'images': not applicable to generators of kind {generator.kind}")
+    if source not in _WITH_IMAGES and "images" in generator.needs:
         raise InputError(
-            f"mask_source.kind {config.mask_source.kind!r}: this generator of kind {generator.kind} does not follow "
-            "masks; use kind 'none', or start_images to carry the labels of micrographs along"
+            f"mask_source.kind {source!r}: has no images, which generators of kind {generator.kind} need; use "
+            f"{' or '.join(_WITH_IMAGES)}"
+        )
+    follows = uses_images(generator) or "masks" in generator.needs | generator.takes
+    if source != "none" and config.start_images is None and not follows:
+        raise InputError(
+            f"mask_source.kind {source!r}: this generator of kind {generator.kind} does not follow masks; use kind "
+            "'none', or start_images to carry the labels of micrographs along"
         )
 
 
@@ -65,6 +75,12 @@ def take_start(config: SampleConfig, batch: Sequence[SourceMask]) -> Start | Non
     return images, config.start_images.strength
 
 
+def take_images(generator: Generator, batch: Sequence[SourceMask]) -> list[NDArray[np.uint8]] | None:
+    """Returns the images of a batch for a generator that uses images; None for others or without images."""
+    images = [source_mask.image for source_mask in batch if source_mask.image is not None]
+    return images if uses_images(generator) and len(images) == len(batch) else None
+
+
 def generate_images(
     generator: Generator,
     masks: Sequence[NDArray[np.uint8]],
@@ -75,6 +91,7 @@ def generate_images(
     noise: Tensor | None = None,
     latents: Latents | None = None,
     truncation: float | None = None,
+    images: Sequence[NDArray[np.uint8]] | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Generates one image per mask.
 
@@ -84,31 +101,43 @@ def generate_images(
         noise: standard normal noise to use in place of the noise of the seeds; see `DrawRequest`.
         latents: N points in latent space to use in place of the latents of the seeds.
         truncation: see `DrawRequest.truncation`.
+        images: N images (H, W) or (H, W, 3), see `DrawRequest.images`.
 
     Returns:
         N images (H, W) or (H, W, 3) uint8.
 
     Raises:
-        InputError: if the batch does not fit into memory, or an image has non-finite pixels.
+        InputError: if the batch does not fit into memory, an image has non-finite pixels, or the generator needs
+            images and there are none.
     """
+    if images is None and "images" in generator.needs:
+        raise InputError(
+            f"generators of kind {generator.kind} need images; use `steelgen sample` with a mask source "
+            f"of kind {' or '.join(_WITH_IMAGES)}"
+        )
     device = next(join_networks(generator.networks).parameters()).device
     batch = torch.from_numpy(np.stack(masks).astype(np.int64))
-    start_images = StartImages(torch.stack([image_to_tensor(image) for image in start[0]]), start[1]) if start else None
+    start_images = StartImages(_stack(start[0]), start[1]) if start else None
+    shown = None if images is None else _stack(images)
     try:
         with autocast(mixed_precision, device):
-            images = draw_for_masks(generator, batch, seeds, solver, start_images, noise, latents, truncation)
-            images = images.cpu()
+            drawn = draw_for_masks(generator, batch, seeds, solver, start_images, noise, latents, truncation, shown)
+            drawn = drawn.cpu()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise InputError(_describe_memory_error(batch, solver, mixed_precision)) from error
-    for seed, image in zip(seeds, images, strict=True):
+    for seed, image in zip(seeds, drawn, strict=True):
         if not image.isfinite().all():
             cause = "the weights may come from a training that diverged"
             if mixed_precision == "fp16":
                 cause = "fp16 overflows above 65504, try mixed_precision=bf16 or no"
             raise InputError(f"{generator.info.name}: the image of seed {seed} has non-finite pixels; {cause}")
-    return [tensor_to_image(image) for image in images]
+    return [tensor_to_image(image) for image in drawn]
+
+
+def _stack(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    return torch.stack([image_to_tensor(image) for image in images])
 
 
 def _describe_memory_error(masks: Tensor, solver: AnySolverSection, mixed_precision: str) -> str:

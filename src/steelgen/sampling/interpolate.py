@@ -21,7 +21,7 @@ from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
 from steelgen.generators import Generator, LatentGenerator, Latents, LatentSpace
-from steelgen.sampling.generate import check_taken, generate_images, prepare_generator, take_start
+from steelgen.sampling.generate import check_taken, generate_images, prepare_generator, take_images, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import SourceMask
 
@@ -166,6 +166,7 @@ def _generate_frames(
         noise,
         latents,
         config.truncation,
+        take_images(generator, [source] * len(shares)),
     )
 
 

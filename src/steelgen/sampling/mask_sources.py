@@ -7,16 +7,19 @@ from steelgen.config.sample import (
     AugmentedMasks,
     BalancedMasks,
     FolderMasks,
+    ImageMasks,
     NoMasks,
     ProceduralMasks,
     SampleConfig,
     SplitMasks,
+    has_masks,
 )
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import AugmentedSource
 from steelgen.sampling.balance import BalancedSource
+from steelgen.sampling.images import ImageSource
 from steelgen.sampling.masks import FolderSource, MaskSource, NoSource, SourceMask, SplitSource
 from steelgen.sampling.procedural import ProceduralSource
 
@@ -32,8 +35,11 @@ def build_mask_source(config: AnyMasks, info: DatasetInfo, geometry: CropGeometr
     """
     if isinstance(config, NoMasks):
         return NoSource(info, geometry)
-    if not info.num_classes:
-        raise InputError(f"mask_source.kind {config.kind!r}: the generator was trained without masks; use kind 'none'")
+    if not info.num_classes and has_masks(config):
+        instead = "set masks to null" if isinstance(config, ImageMasks) else "use kind 'none'"
+        raise InputError(f"mask_source.kind {config.kind!r}: the generator was trained without masks; {instead}")
+    if isinstance(config, ImageMasks):
+        return ImageSource(config, info, geometry)
     if isinstance(config, SplitMasks):
         return SplitSource(config, info, geometry, seed)
     if isinstance(config, BalancedMasks):

@@ -58,7 +58,7 @@ class SourceMask:
     mask: NDArray[np.uint8]
     """(S, S) class indices; (H, W) for whole micrographs."""
     image: NDArray[np.uint8] | None
-    """Real micrograph of the mask, if any."""
+    """Image of the mask, if any: a real micrograph, or what a generator turns into another image."""
     source: str
     """Name of the file or layout that the mask comes from."""
     place: ImagePlace | None = None

@@ -37,7 +37,7 @@ class _Draw(Record):
     noise_prior_sha256: str | None = None
 
 
-class _StartImage(Record):
+class _PlacedImage(Record):
     """See `ImagePlace`."""
 
     dataset: str
@@ -60,7 +60,9 @@ class _GeneratedRow(Record):
     mask: str | None = None
     labels: dict[str, Any] | None = None
     """Set if the mask was predicted from the image, which was then generated without."""
-    start_image: _StartImage | None = None
+    start_image: _PlacedImage | None = None
+    source_image: _PlacedImage | None = None
+    """The image that the generator turned into another."""
 
 
 def replay(
@@ -68,7 +70,8 @@ def replay(
 ) -> tuple[Path, bool | None]:
     """Generates the image of one line of a metadata.jsonl again, bit for bit on a CPU in fp32.
 
-    This needs only the line, the mask that it names and the generator, and for image-to-image the start micrograph.
+    This needs only the line, the mask that it names and the generator, and the image that it started from or turned
+    into another.
 
     Args:
         metadata: the file; mask paths are relative to its folder.
@@ -95,17 +98,29 @@ def replay(
     if guide := getattr(draw.solver, "autoguidance", None):
         _check_weights(guide, draw.autoguidance_sha256 or "", where)
     model = prepare_generator(folder, draw.channels_last)
+    images = None
+    if record.source_image:
+        images = [_load_image(record.source_image, model.geometry.in_channels, where)]
     if record.mask is not None and record.labels is None:
         mask = load_mask(metadata.parent / record.mask, model.info)
+    elif images:
+        mask = np.full(images[0].shape[:2], model.info.ignore_index, np.uint8)
     else:
         mask = NoSource(model.info, model.geometry).draw(0).mask
     start = None
     if draw.strength is not None:
         if record.start_image is None:
             raise InputError(f"{where}: start_image: is missing")
-        start = ([_load_start_image(record.start_image, model.geometry.in_channels, where)], draw.strength)
+        start = ([_load_image(record.start_image, model.geometry.in_channels, where)], draw.strength)
     image = generate_images(
-        model, [mask], [record.seed], draw.solver, draw.mixed_precision, start, truncation=draw.truncation
+        model,
+        [mask],
+        [record.seed],
+        draw.solver,
+        draw.mixed_precision,
+        start,
+        truncation=draw.truncation,
+        images=images,
     )[0]
     save_png(out, image, row)
     original = metadata.parent / name
@@ -127,7 +142,7 @@ def _load_row(metadata: Path, line: int) -> dict[str, Any]:
     return row
 
 
-def _load_start_image(start: _StartImage, in_channels: int, where: str) -> NDArray[np.uint8]:
+def _load_image(start: _PlacedImage, in_channels: int, where: str) -> NDArray[np.uint8]:
     place = ImagePlace(start.dataset, start.split, start.stem, start.window, start.size, start.symmetry)
     name = f"{place.dataset}/{place.split}/images/{place.stem}"
     try:
@@ -139,7 +154,7 @@ def _load_start_image(start: _StartImage, in_channels: int, where: str) -> NDArr
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{where}: start_image: {first_line(error)}") from None
+        raise InputError(f"{where}: {name}: {first_line(error)}") from None
     if hash_pixels(image) != start.sha256:
         raise InputError(f"{where}: the pixels of the micrograph {name} have changed since sampling")
     return image
