@@ -440,6 +440,13 @@ def test_another_base_in_its_place_is_refused(folder, tmp_path):
     save_tiny_base(tmp_path / "moved", seed=1)
     with pytest.raises(InputError, match="has other weights than in training"):
         load_generator(tmp_path / "saved")
+    config = parse_config(build_config(folder), TrainConfig)
+    started, resumed = (
+        build_trainable(build(folder, base=str(base)), config) for base in (folder / "base", tmp_path / "moved")
+    )
+    started.restore(started.state())
+    with pytest.raises(InputError, match="has other weights than when the run was started"):
+        resumed.restore(started.state())
 
 
 def test_a_tint_is_reported_once(folder):

@@ -127,6 +127,21 @@ class LatentAdapterTraining(SteadyState):
             self._class_images.folder = run_dir / "class_images"
             make_class_images(self.generator, self._class_images, self._seed, index, count, report)
 
+    def state(self) -> dict[str, Any]:
+        """See `Trainable.state`: which base the adapters belong to."""
+        return {"base_hash": self.generator.base_hash}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Trainable.restore`.
+
+        Raises:
+            InputError: if the base has been replaced since.
+        """
+        if state.get("base_hash") != self.generator.base_hash:
+            raise InputError(
+                f"generator.base {self.generator.section.base!r}: has other weights than when the run was started"
+            )
+
     def compute_loss(
         self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
     ) -> Losses:
