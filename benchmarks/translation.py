@@ -63,8 +63,9 @@ _SMALL = {
     "discriminator_width": 16,
     "discriminator_layers": 2,
     "r1_gamma": 0.1,
+    "fft": 4.0,
 }
-_CUT = {**_SMALL, "mode": "cut", "num_patches": 64}
+_CUT = {**_SMALL, "mode": "cut", "num_patches": 64, "nce": 0.5, "identity": 0.5}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "cut": _CUT,
     "cut-no-fft": {**_CUT, "fft": 0.0},
