@@ -59,7 +59,8 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
             f"{' or '.join(_WITH_IMAGES)}"
         )
     follows = uses_images(generator) or "masks" in generator.needs | generator.takes
-    if source != "none" and config.start_images is None and not follows:
+    # Without classes the mask source refuses, whatever the start images are.
+    if source != "none" and config.start_images is None and generator.info.num_classes and not follows:
         raise InputError(
             f"mask_source.kind {source!r}: this generator of kind {generator.kind} does not follow masks; use kind "
             "'none', or start_images to carry the labels of micrographs along"
