@@ -61,7 +61,7 @@ class WorkflowConfig(Section):
     def _check_folds(self) -> None:
         assert self.utility is not None
         name = "finetune" if self.finetune else "train"
-        sections = {name: self.last_training, "sample": self.sample, "evaluate": self.evaluate}
+        sections = {name: self.last_training, "refine": self.refine, "sample": self.sample, "evaluate": self.evaluate}
         for key, section in sections.items():
             if section is None:
                 continue
@@ -73,10 +73,9 @@ class WorkflowConfig(Section):
                     f"{key}: reads {self.utility.dataset}, which has the test micrographs of every fold; use a folder "
                     f"with {FOLD} in its path, which the workflow writes"
                 )
-        if FOLD not in str(self.last_training.data.dataset):
-            raise ValueError(
-                f"{name}.data.dataset: {self.last_training.data.dataset} is the same in every fold; needs {FOLD}"
-            )
+        for key, training in ((name, self.last_training), ("refine", self.refine)):
+            if training and FOLD not in str(training.data.dataset):
+                raise ValueError(f"{key}.data.dataset: {training.data.dataset} is the same in every fold; needs {FOLD}")
 
     @property
     def has_folds(self) -> bool:

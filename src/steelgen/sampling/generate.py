@@ -109,6 +109,7 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
             f"{' or '.join(_WITH_IMAGES)}"
         )
     uses_masks = "masks" in accepted or uses_images(generator)
+    # Without classes the mask source refuses, whatever the start images are.
     if source != "none" and config.start_images is None and generator.info.num_classes and not uses_masks:
         raise InputError(
             f"mask_source.kind {source!r}: this generator of kind {generator.kind} does not follow masks; use kind "
