@@ -45,8 +45,9 @@ from steelgen.errors import InputError
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_kid, compute_precision_recall
 from steelgen.files import load_json, save_json
-from steelgen.generators import Generator, draw_for_masks
+from steelgen.generators import Generator
 from steelgen.generators.cascade import build_cascade
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.training.loop import train
 from steelgen.training.setup import build_crops, place_networks, prepare

@@ -46,7 +46,8 @@ from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid, compute_precision_recall
 from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import Generator, Latents, LatentSpace, draw_for_masks
+from steelgen.generators import Generator, Latents, LatentSpace
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.sampling.interpolate import lerp
 from steelgen.training.loop import train

@@ -48,7 +48,8 @@ from steelgen.errors import InputError
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.files import default_cache_dir, load_json, save_json
-from steelgen.generators import Generator, draw_for_masks
+from steelgen.generators import Generator
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.training.checkpoint import newest_checkpoint
 from steelgen.training.loop import train

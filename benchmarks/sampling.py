@@ -45,7 +45,7 @@ from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.iou import compute_scores
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
-from steelgen.generators import draw_for_masks
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.sampling import sample as sampling_module

@@ -44,7 +44,8 @@ from steelgen.evaluation.fidelity import compute_gray_kl, compute_kid
 from steelgen.evaluation.iou import compute_confusion, compute_iou
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
 from steelgen.files import load_json, new_folder, save_json
-from steelgen.generators import Generator, draw_for_masks
+from steelgen.generators import Generator
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.sampling.layouts import LayoutSize, load_layouts
 from steelgen.training.loop import train

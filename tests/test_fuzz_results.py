@@ -30,7 +30,7 @@ from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.verdict import judge_differences
-from steelgen.generators import draw_for_masks
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.runs import read_metrics
 from steelgen.sampling.replay import replay

@@ -9,7 +9,8 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import randn_by_seed
 from steelgen.diffusion.noise import build_noise_schedule
-from steelgen.generators import DrawRequest, StartImages, draw_for_masks
+from steelgen.generators import DrawRequest, StartImages
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from tests.diffusion.calls import draw

@@ -17,7 +17,7 @@ from steelgen.diffusion.randomness import sample_fractions
 from steelgen.diffusion.solvers import DiffusersSolver, space_by_power
 from steelgen.diffusion.timesteps import EvenTimesteps
 from steelgen.errors import InputError
-from steelgen.generators import draw_for_masks
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
 from tests.diffusion.calls import compute_loss, draw

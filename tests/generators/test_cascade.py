@@ -17,8 +17,9 @@ from steelgen.data.placement import CropGeometry
 from steelgen.data.thin import shrink_mask
 from steelgen.diffusion.refinement import enlarge, shrink
 from steelgen.errors import InputError
-from steelgen.generators import DrawRequest, StartImages, draw_for_masks
+from steelgen.generators import DrawRequest, StartImages
 from steelgen.generators.cascade import build_cascade, derive_seed
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import adapt_generator, build_generator, build_trainable, load_generator
 from tests.conftest import tiny_train_config
 

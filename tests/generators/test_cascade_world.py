@@ -14,8 +14,8 @@ from steelgen.data.cache import Micrographs
 from steelgen.data.crops import CropDataset, image_to_tensor
 from steelgen.data.folder import DatasetInfo
 from steelgen.diffusion.refinement import enlarge, shrink
-from steelgen.generators import draw_for_masks
 from steelgen.generators.cascade import build_cascade
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import build_generator, build_trainable
 from steelgen.training.setup import crop_geometry
 from tests.conftest import tiny_train_config

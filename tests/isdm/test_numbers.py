@@ -15,7 +15,8 @@ from steelgen.diffusion import reverse, solvers
 from steelgen.diffusion.guidance import Guide, GuidedNetwork
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.randomness import build_noise_sources
-from steelgen.generators import DrawRequest, draw_for_masks
+from steelgen.generators import DrawRequest
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.semantic_diffusion.isdm.checkpoint import load_isdm_checkpoint
 from steelgen.generators.semantic_diffusion.isdm.network import build_isdm_network, convert_solver
 from steelgen.generators.semantic_diffusion.isdm.state_dict import convert_from_isdm, convert_to_isdm

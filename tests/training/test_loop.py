@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.errors import InputError
-from steelgen.generators import draw_for_masks
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.training.ema import WeightAverage
 from steelgen.training.loop import finetune, train

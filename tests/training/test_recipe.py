@@ -9,7 +9,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
-from steelgen.generators import draw_for_masks
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config

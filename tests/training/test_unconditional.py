@@ -21,7 +21,7 @@ from steelgen.data.importing import READERS
 from steelgen.data.resplit import resplit_dataset
 from steelgen.errors import InputError
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.generators import draw_for_masks
+from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.models.semantic_unet import SemanticUNet
 from steelgen.models.spade import GroupNorm, SpadeNorm

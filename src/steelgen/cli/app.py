@@ -11,7 +11,7 @@ from typer import Option
 
 from steelgen import __version__
 from steelgen.cli.config import config_app
-from steelgen.cli.data import data_app
+from steelgen.cli.data_images import data_app
 from steelgen.cli.describe import describe_command
 from steelgen.cli.doctor import doctor_command
 from steelgen.cli.evaluate import compare_command, evaluate_command, utility_command

@@ -48,3 +48,8 @@ def parse_pair(option: str, text: str, kind: Callable[[str], ValueT], what: str)
     except ValueError:
         pass
     raise InputError(f"{option} {text}: must be two {what} separated by a comma")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Splits comma-separated names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

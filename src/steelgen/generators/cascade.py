@@ -19,7 +19,8 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.data.thin import shrink_mask
 from steelgen.errors import InputError
-from steelgen.generators import Drawn, DrawRequest, Generator, check_coarse_solver, find_factor, find_low_resolution
+from steelgen.generators import Drawn, DrawRequest, Generator
+from steelgen.generators.drawing import check_coarse_solver, find_factor, find_low_resolution
 
 _SCALE_TOLERANCE = 0.01
 """Largest relative difference between the pixel sizes of an image of one stage and a coarse image of the next."""

@@ -14,7 +14,8 @@ from steelgen.config.sample import SampleConfig
 from steelgen.data.conditions import Condition, Row, encode_values, load_rows
 from steelgen.data.crops import load_micrographs
 from steelgen.errors import InputError
-from steelgen.generators import Generator, conditions_of
+from steelgen.generators import Generator
+from steelgen.generators.drawing import conditions_of
 from steelgen.sampling.masks import SourceMask
 
 _STREAM = 6

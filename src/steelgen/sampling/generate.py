@@ -16,16 +16,9 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import (
-    Generator,
-    Latents,
-    StartImages,
-    check_coarse_solver,
-    draw_pairs,
-    join_networks,
-    uses_images,
-)
+from steelgen.generators import Generator, Latents, StartImages, join_networks
 from steelgen.generators.cascade import build_cascade
+from steelgen.generators.drawing import check_coarse_solver, draw_pairs, uses_images
 from steelgen.generators.families import load_generator
 from steelgen.sampling.inpainting import InpaintRegion, collect_fractions, mark_known
 from steelgen.sampling.masks import SourceMask

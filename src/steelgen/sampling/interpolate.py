@@ -20,7 +20,8 @@ from steelgen.data.placement import CropGeometry, resize_image
 from steelgen.devices import randn_by_seed, resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import new_file
-from steelgen.generators import Generator, LatentGenerator, Latents, LatentSpace, find_factor
+from steelgen.generators import Generator, LatentGenerator, Latents, LatentSpace
+from steelgen.generators.drawing import find_factor
 from steelgen.sampling.generate import check_taken, generate_images, prepare_stages, take_images, take_start
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import SourceMask

@@ -16,8 +16,9 @@ from steelgen.data.folder import DatasetInfo, list_pairs, load_mask
 from steelgen.data.images import load_image, to_channels
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, parse_json, parse_record
-from steelgen.generators import Generator, conditions_of, find_factor
+from steelgen.generators import Generator
 from steelgen.generators.cascade import build_cascade
+from steelgen.generators.drawing import conditions_of, find_factor
 from steelgen.generators.saved import hash_weights
 from steelgen.sampling.conditions import encode_conditions
 from steelgen.sampling.formats import hash_pixels, save_png

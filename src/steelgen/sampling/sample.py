@@ -23,7 +23,8 @@ from steelgen.data.rejects import load_rejects
 from steelgen.devices import resolve_precision
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder, remove_leftovers, save_json
-from steelgen.generators import Generator, find_factor
+from steelgen.generators import Generator
+from steelgen.generators.drawing import find_factor
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
 from steelgen.sampling.conditions import ConditionSource
 from steelgen.sampling.filtering import build_filter

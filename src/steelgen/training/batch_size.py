@@ -20,7 +20,7 @@ from steelgen.config.train import RunConfig
 from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor
 from steelgen.devices import autocast, available_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import draw_example
+from steelgen.generators.drawing import draw_example
 from steelgen.generators.families import build_trainable
 from steelgen.training.failures import split_batch
 from steelgen.training.measurement import BATCH_SIZE

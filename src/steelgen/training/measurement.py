@@ -21,7 +21,8 @@ from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.iou import compute_confusion, compute_mean_iou
 from steelgen.evaluation.memorization import COPY_RATIO
-from steelgen.generators import Generator, draw_example
+from steelgen.generators import Generator
+from steelgen.generators.drawing import draw_example
 from steelgen.sampling.labeling import ImageLabeler
 
 _SEED = 0

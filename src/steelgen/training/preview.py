@@ -12,7 +12,8 @@ from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor, look_
 from steelgen.data.images import save_image
 from steelgen.data.palette import color_mask
 from steelgen.data.sheets import build_sheet
-from steelgen.generators import Generator, LatentGenerator, StagedGenerator, draw_example
+from steelgen.generators import Generator, LatentGenerator, StagedGenerator
+from steelgen.generators.drawing import draw_example
 from steelgen.generators.manifold import draw_manifold
 from steelgen.sampling.sheet import save_sheet
 

@@ -28,7 +28,8 @@ from steelgen.data.mixture import load_mixture
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
-from steelgen.generators import Generator, Trainable, conditions_of
+from steelgen.generators import Generator, Trainable
+from steelgen.generators.drawing import conditions_of
 from steelgen.generators.families import adapt_generator, build_generator, can_adapt, freeze_parts, load_generator
 from steelgen.generators.saved import hash_generator
 from steelgen.runs import BATCH_FIELD

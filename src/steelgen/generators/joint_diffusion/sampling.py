@@ -4,28 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor
 
+from steelgen.config.joint import JointDiffusionSection
 from steelgen.config.solver import SolverSection
 from steelgen.devices import map_on_single_threads, randn_by_seed
 from steelgen.diffusion.analog_bits import tilt_fractions
 from steelgen.diffusion.guidance import Guide, rescale_contrast
+from steelgen.diffusion.noise import NoiseSchedule
 from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import DiffusersSolver
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.errors import InputError
 from steelgen.models.joint_unet import estimate_activation_bytes
 
-if TYPE_CHECKING:
-    from steelgen.generators.joint_diffusion.generator import JointDiffusion
-
 Part = Literal["moves", "clean", "noise"]
 """What happens to the image or the mask in sampling: it is denoised, has no noise, or is pure noise throughout."""
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(input (N, C, H, W), the image's time (1,), the mask's time (1,)) → velocity (N, channels + bits, H, W)."""
+
+
+class JointModel(Protocol):
+    """What sampling needs of a generator; see `JointDiffusion`."""
+
+    network: UNet2DModel
+    schedule: NoiseSchedule
+    section: JointDiffusionSection
+
+    @property
+    def channels(self) -> int:
+        """Channels of the image."""
+
+    @property
+    def bits(self) -> int:
+        """Channels of the mask."""
+
+    def clip_bits(self, estimate: Tensor) -> Tensor:
+        """Limits the mask's channels of an estimate (N, channels + bits, H, W) to [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,7 @@ class Given:
 
 @torch.inference_mode()
 def sample_jointly(
-    generator: JointDiffusion,
+    generator: JointModel,
     given: Sequence[Given],
     seeds: Sequence[int],
     solver: SolverSection,
@@ -90,7 +109,7 @@ def sample_jointly(
 
 
 def _sample_batch(
-    generator: JointDiffusion,
+    generator: JointModel,
     given: Sequence[Given],
     seeds: Sequence[int],
     solver: SolverSection,
@@ -164,7 +183,7 @@ class _Prediction:
 
     def __init__(
         self,
-        generator: JointDiffusion,
+        generator: JointModel,
         run: Network,
         times: Sequence[float],
         image: Part,
@@ -206,7 +225,7 @@ class _Prediction:
         return torch.where(spread > 0, (signal * noisy - estimate) / spread.clamp(min=1e-6), velocity)
 
 
-def _build_network(generator: JointDiffusion, size: tuple[int, int], solver: SolverSection) -> Network:
+def _build_network(generator: JointModel, size: tuple[int, int], solver: SolverSection) -> Network:
     """Returns the network for images of a size; those larger than its own are computed in overlapping windows."""
     network = generator.network
     edge, on_cpu = network.config.sample_size, network.device.type == "cpu"

@@ -25,7 +25,7 @@ def build(section: LatentAdapterSection, micrographs: Micrographs, geometry: Cro
 def load(folder: Path) -> Generator:
     """See `steelgen.generators.families`."""
     check_installed()
-    from steelgen.generators.latent_adapter.saving import load_latent_adapter
+    from steelgen.generators.latent_adapter.generator import load_latent_adapter
 
     return load_latent_adapter(folder)
 

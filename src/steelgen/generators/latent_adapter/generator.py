@@ -29,6 +29,7 @@ from steelgen.generators.latent_adapter.lora import add_lora, find_lora, load_lo
 from steelgen.generators.latent_adapter.network import AdaptedNetwork
 from steelgen.generators.latent_adapter.prompts import Prompts, build_prompts, tokenize
 from steelgen.generators.latent_adapter.sampling import LatentInputs, sample_latents
+from steelgen.generators.latent_adapter.saving import AdapterSettings, load_adapters, save_adapters
 
 _EMBEDDING_CHANNELS = (16, 32, 96, 256)
 """Channels of ControlNet's layers from drivers to latents, each half the resolution of the one before (Zhang et al.
@@ -149,9 +150,10 @@ class LatentAdapter:
 
     def save(self, folder: Path) -> None:
         """See `Generator.save`; writes the adapters, and path and hash of the base."""
-        from steelgen.generators.latent_adapter.saving import save_latent_adapter
-
-        save_latent_adapter(self, folder)
+        settings = AdapterSettings(
+            dataset=self.info, geometry=self.geometry, section=self.section, base_hash=self.base_hash
+        )
+        save_adapters(folder, self.kind, settings, self.base, self.network.control)
 
     def _tokenize(self, request: DrawRequest) -> Tensor:
         """Token ids (N, L) of the images' prompts."""
@@ -202,12 +204,22 @@ def build_latent_adapter(
     lora = find_lora(section.lora) if isinstance(section.lora, Path) else None
     path = find_base(section.base)
     base = load_base(path, getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[section.base_precision]))
-    generator = assemble(base, section, info, geometry, lora, None, hash_base(path))
+    generator = _assemble(base, section, info, geometry, lora, None, hash_base(path))
     check_prompts(generator)
     return generator
 
 
-def assemble(
+def load_latent_adapter(folder: Path) -> LatentAdapter:
+    """Loads adapters saved by `LatentAdapter.save`, and their base.
+
+    Raises:
+        InputError: see `load_adapters`.
+    """
+    settings, base, lora, control = load_adapters(folder)
+    return _assemble(base, settings.section, settings.dataset, settings.geometry, lora, control, settings.base_hash)
+
+
+def _assemble(
     base: Base,
     section: LatentAdapterSection,
     info: DatasetInfo,

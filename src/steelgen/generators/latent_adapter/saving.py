@@ -8,6 +8,7 @@ controlnet/                            for `ControlNetModel.from_pretrained`
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import ControlNetModel
@@ -16,8 +17,7 @@ from steelgen import __version__
 from steelgen.config.adapter import LatentAdapterSection
 from steelgen.errors import InputError, first_line
 from steelgen.files import load_record, new_folder, save_json
-from steelgen.generators.latent_adapter.base import align_weights, load_base
-from steelgen.generators.latent_adapter.generator import LatentAdapter, assemble
+from steelgen.generators.latent_adapter.base import Base, align_weights, load_base
 from steelgen.generators.latent_adapter.hub import find_base, hash_base
 from steelgen.generators.latent_adapter.lora import LORA_FILE, save_lora
 from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, check_weights
@@ -25,32 +25,43 @@ from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, check_wei
 _CONTROL_FOLDER = "controlnet"
 
 
-class _Settings(SavedSettings):
+class AdapterSettings(SavedSettings):
+    """Settings in generator.json."""
+
     section: LatentAdapterSection
     base_hash: str
 
 
-def save_latent_adapter(generator: LatentAdapter, folder: Path) -> None:
+class SavedAdapters(NamedTuple):
+    """A loaded base, and what was trained on it."""
+
+    settings: AdapterSettings
+    base: Base
+    lora: Path | None
+    """File of low-rank updates."""
+    control: ControlNetModel | None
+
+
+def save_adapters(
+    folder: Path, kind: str, settings: AdapterSettings, base: Base, control: ControlNetModel | None
+) -> None:
     """Writes a new folder with the adapters; the base is not copied."""
-    settings = _Settings(
-        dataset=generator.info, geometry=generator.geometry, section=generator.section, base_hash=generator.base_hash
-    )
     with new_folder(folder) as working:
-        if generator.section.lora is not None:
-            save_lora(generator.base, working)
-        if generator.network.control is not None:
-            generator.network.control.save_pretrained(working / _CONTROL_FOLDER)
+        if settings.section.lora is not None:
+            save_lora(base, working)
+        if control is not None:
+            control.save_pretrained(working / _CONTROL_FOLDER)
         described = settings.model_dump(mode="json")
-        save_json(working / DESCRIPTION_FILE, {"kind": generator.kind, "steelgen_version": __version__, **described})
+        save_json(working / DESCRIPTION_FILE, {"kind": kind, "steelgen_version": __version__, **described})
 
 
-def load_latent_adapter(folder: Path) -> LatentAdapter:
-    """Loads adapters saved by `save_latent_adapter`, and their base.
+def load_adapters(folder: Path) -> SavedAdapters:
+    """Loads the output of `save_adapters`, and the base.
 
     Raises:
         InputError: if the base is missing or another one, or a file is missing or damaged.
     """
-    settings = load_record(folder / DESCRIPTION_FILE, _Settings)
+    settings = load_record(folder / DESCRIPTION_FILE, AdapterSettings)
     section = settings.section
     try:
         path = find_base(section.base)
@@ -65,7 +76,7 @@ def load_latent_adapter(folder: Path) -> LatentAdapter:
         raise InputError(f"{lora}: no such file")
     control = _load_control(folder / _CONTROL_FOLDER) if section.control is not None else None
     base = load_base(path, torch.bfloat16 if section.base_precision == "bf16" else torch.float32)
-    return assemble(base, section, settings.dataset, settings.geometry, lora, control, settings.base_hash)
+    return SavedAdapters(settings, base, lora, control)
 
 
 def _load_control(folder: Path) -> ControlNetModel:
