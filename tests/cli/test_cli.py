@@ -14,6 +14,7 @@ from steelgen import __version__
 from steelgen.cli.app import app
 from steelgen.cli.config import Action
 from steelgen.config.actions import ACTIONS
+from steelgen.data.folder import load_dataset_info, save_dataset_info
 from tests.conftest import tiny_train_config, write_tiny_dataset
 
 
@@ -133,6 +134,8 @@ def test_bad_runs_are_one_line(tiny_dataset, train_json, tmp_path):
     unknown = run("sample", "-c", sample_json, "--set", "num_sample=3")
     no_file = run("sample", "-c", tmp_path / "nothing.json")
     other = write_tiny_dataset(tmp_path / "two", num_classes=2)
+    info = load_dataset_info(other)
+    save_dataset_info(other, info.model_copy(update={"class_names": ["ferrite", "pore"]}))
     classes = run("sample", "-c", sample_json, "--set", f"mask_source.dataset={other}")
     cases = [
         (missing, "run: no such run, checkpoint or export"),

@@ -13,7 +13,9 @@ from steelgen.cli.options import ConfigOption, SetOption
 from steelgen.cli.output import errors_as_lines, log, print_config, print_json
 from steelgen.errors import InputError
 
-Action = Literal["train", "finetune", "sample", "evaluate", "segment", "utility", "workflow", "slurm-profile"]
+Action = Literal[
+    "train", "finetune", "sample", "evaluate", "segment", "utility", "workflow", "families", "slurm-profile"
+]
 OutOption = Annotated[Path | None, Option("--out", "-o", help="File to write. Default: print it.")]
 config_app = typer.Typer(no_args_is_help=True)
 

@@ -200,7 +200,8 @@ class Studio:
         if not (self.out / "sampling.json").is_file():
             check_output_free(self.out)
             return
-        own, found = config_to_json(self._build_config(SolverSection())), load_sampling(self.out).config.model_dump()
+        own = config_to_json(self._build_config(SolverSection()))
+        found = load_sampling(self.out).config.model_dump(exclude_unset=True)  # as written
         different = [key for key in ("mask_source", "generator") if found.get(key) != own[key]]
         if load_dataset_info(self.out).class_names != self.info.class_names:
             different.append("class_names")
