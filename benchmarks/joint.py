@@ -241,7 +241,8 @@ def measure_world(count: int, steps: int) -> dict[str, Any]:
     votes = [generator.draw(DrawRequest([seed] * len(seen), images=seen, solver=solver)).masks for seed in range(4)]
     labels = torch.stack([mask for mask in votes if mask is not None]).float()
     voted = (labels.mean(dim=0) > 0.5).numpy()
-    agreement = np.maximum(labels.mean(dim=0), 1 - labels.mean(dim=0)).numpy()
+    share = labels.mean(dim=0).numpy()
+    agreement = np.maximum(share, 1 - share)
     wrong = voted != held_out
     save_pairs(RUN / "pairs.png", tiles, images)
     save_pairs(RUN / "for-masks.png", held_out, for_masks)
