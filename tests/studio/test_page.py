@@ -69,6 +69,8 @@ def wait_for(page, selector, text):
 def browse(page, folder=None):
     page.get_by_role("tab", name="Browse").click()
     if folder:
+        # The tab is built when it is first opened, and then overwrites what is typed before its first answer.
+        page.wait_for_function("document.querySelector('#browse-status')?.innerText.trim().length > 0")
         page.fill("#folder input", str(folder))
         page.keyboard.press("Enter")
         wait_for(page, "#pairs", "plain")
