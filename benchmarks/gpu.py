@@ -43,7 +43,7 @@ from steelgen.devices import is_out_of_memory, pick_device
 from steelgen.errors import first_line
 from steelgen.files import load_json, save_json
 from steelgen.generators.families import load_generator
-from steelgen.sampling.generate import generate_images, prepare_generator
+from steelgen.sampling.generate import SamplingBatch, generate_images, prepare_generator
 from steelgen.training.batch_size import tune_batch
 from steelgen.training.loop import train
 from steelgen.training.setup import prepare_training
@@ -287,7 +287,7 @@ def measure_sampling(scale: Scale, folder: Path, save: Save) -> None:
 
                 def sample() -> float:
                     start = time.perf_counter()
-                    generate_images(ready, list(masks), list(range(count)), solver, precision)  # noqa: B023
+                    generate_images(ready, SamplingBatch(list(masks), range(count), solver), precision)  # noqa: B023
                     return time.perf_counter() - start
 
                 sample()  # kernels are selected in the first call

@@ -38,8 +38,8 @@ from steelgen.diffusion.randomness import CropRandomness
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.generators.semantic_diffusion.isdm.network import build_isdm_info, build_isdm_network
 from steelgen.generators.semantic_diffusion.training import SemanticDiffusionTraining
-from steelgen.models.semantic_unet import MaskFeatures, SemanticUNet
-from steelgen.models.spade import Modulation, SpadeNorm, mark_edges
+from steelgen.models.semantic_unet import SemanticUNet
+from steelgen.models.spade import MaskFeatures, Modulation, SpadeNorm, mark_edges
 from steelgen.training.ema import WeightAverage
 
 CLASSES = 3

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,6 +62,11 @@ def autocast(name: str, device: torch.device) -> torch.autocast:
     """Returns torch's autocast context for the precision `no`, `bf16`, `fp16` or `auto`."""
     dtype = _DTYPES[resolve_precision(name, device)]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def is_compiled(network: torch.nn.Module) -> bool:
+    """Returns whether torch.compile traces a network, which works in one thread only."""
+    return network._compiled_call_impl is not None
 
 
 def map_on_single_threads(function: Callable[[int], _ResultT], count: int) -> list[_ResultT]:
@@ -143,3 +149,32 @@ def _has_bf16_instructions() -> bool:
     # Private, and newer than the oldest supported torch.
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return supported is not None and bool(supported())
+
+
+def map_rows(function: Callable[[slice], torch.Tensor], count: int, device: torch.device) -> torch.Tensor:
+    """Calls a function of a device with all of `count` rows, or on a CPU row by row, and joins the results.
+
+    CPU kernels order their sums by the batch size, so rows would differ in the last bit between batch sizes.
+    """
+    if device.type != "cpu":
+        return function(slice(None))
+    return torch.cat(map_on_single_threads(lambda index: function(slice(index, index + 1)), count))
+
+
+def map_windows(function: Callable[[int], torch.Tensor], count: int, network: torch.nn.Module) -> torch.Tensor:
+    """Calls a function of a network with 0 … count - 1, on a CPU in parallel if it is not compiled, and joins the
+    results."""
+    if next(network.parameters()).device.type == "cpu" and not is_compiled(network):
+        return torch.cat(map_on_single_threads(function, count))
+    return torch.cat([function(index) for index in range(count)])
+
+
+@contextmanager
+def in_evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
+    """Inside the block a network is in evaluation mode."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)

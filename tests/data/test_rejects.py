@@ -14,7 +14,8 @@ from steelgen.errors import InputError
 from steelgen.evaluation.sets import find_generated
 from steelgen.sampling.formats import load_layout
 from steelgen.sampling.mask_sources import build_mask_source
-from steelgen.sampling.sample import sample, save_contact_sheet
+from steelgen.sampling.sample import sample
+from steelgen.sampling.samples_folder import save_contact_sheet
 
 GEOMETRY = CropGeometry(16, 24)
 

@@ -17,7 +17,7 @@ from steelgen.diffusion.refinement import enlarge, shrink
 from steelgen.generators.cascade import build_cascade
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import build_generator, build_trainable
-from steelgen.training.setup import crop_geometry
+from steelgen.training.micrographs import crop_geometry
 from tests.conftest import tiny_train_config
 
 FACTOR, SIZE, DARK, BRIGHT = 4, 64, 70, 180

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from steelgen.cli.app import app
 from steelgen.config.base import config_to_json, parse_config
-from steelgen.config.generator import GanSection
+from steelgen.config.gan import GanSection
 from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.train import TrainConfig

@@ -20,7 +20,7 @@ from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import SolverSection
-from steelgen.sampling.generate import generate_images, prepare_generator
+from steelgen.sampling.generate import SamplingBatch, generate_images, prepare_generator
 from steelgen.sampling.sample import sample
 from steelgen.shards import Shard
 
@@ -222,7 +222,7 @@ def test_an_impossible_shard_is_one_line_and_makes_no_folder(trained, tmp_path, 
 def draw(trained, compiled=False, channels_last=False, mixed_precision="no"):
     generator = prepare_generator(trained[1], channels_last, compiled)
     solver = SolverSection(num_inference_steps=5)
-    images = generate_images(generator, MASKS, [0, 1, 2], solver, mixed_precision)
+    images = generate_images(generator, SamplingBatch(MASKS, [0, 1, 2], solver), mixed_precision)
     return np.stack(images).astype(float)
 
 

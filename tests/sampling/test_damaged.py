@@ -13,7 +13,7 @@ from steelgen.config.solver import SolverSection
 from steelgen.errors import InputError
 from steelgen.generators.families import load_generator
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
-from steelgen.sampling.generate import generate_images, prepare_generator
+from steelgen.sampling.generate import SamplingBatch, generate_images, prepare_generator
 from tests.sampling.test_crashes import MASKS, build_values
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -87,9 +87,9 @@ def test_a_pixel_that_is_not_finite_is_named_by_its_seed(trained, monkeypatch, v
 
     monkeypatch.setattr(SemanticDiffusionPipeline, "__call__", spoil)
     with pytest.raises(InputError, match="the image of seed 8 has non-finite pixels"):
-        generate_images(generator, MASKS, [7, 8, 9], SolverSection(num_inference_steps=1))
+        generate_images(generator, SamplingBatch(MASKS, [7, 8, 9], SolverSection(num_inference_steps=1)))
     with pytest.raises(InputError, match="fp16 overflows above 65504"):
-        generate_images(generator, MASKS, [7, 8, 9], SolverSection(num_inference_steps=1), "fp16")
+        generate_images(generator, SamplingBatch(MASKS, [7, 8, 9], SolverSection(num_inference_steps=1)), "fp16")
 
 
 def test_activations_that_overflow_write_no_image(trained, tmp_path, export):

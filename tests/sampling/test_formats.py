@@ -112,8 +112,9 @@ def test_memory_does_not_grow_with_the_number_of_images(trained, tmp_path, monke
     """Writing 100 pairs and all that describes them takes no more than writing 30, to 50 kB."""
     import steelgen.sampling.sample as run
 
-    def draw_nothing(generator, masks, seeds, *how, **more):
-        return [Pair(np.full(mask.shape, seed % 256, np.uint8), None) for mask, seed in zip(masks, seeds, strict=True)]
+    def draw_nothing(generator, batch, mixed_precision):
+        pairs = zip(batch.masks, batch.seeds, strict=True)
+        return [Pair(np.full(mask.shape, seed % 256, np.uint8), None) for mask, seed in pairs]
 
     monkeypatch.setattr(run, "generate_pairs", draw_nothing)
     draw(trained, tmp_path / "warm", num_samples=30, batch_size=4, coco=True)

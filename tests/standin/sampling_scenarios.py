@@ -8,7 +8,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.train import TrainConfig
 from steelgen.data.images import load_image
-from steelgen.sampling.generate import generate_images, prepare_generator
+from steelgen.sampling.generate import SamplingBatch, generate_images, prepare_generator
 from steelgen.sampling.sample import sample
 from steelgen.training.setup import prepare_training
 from tests.conftest import tiny_train_config, write_tiny_dataset
@@ -59,7 +59,9 @@ def draw(generators, name, solver, steps, size):
     steps = respaced if solver["name"].startswith("respaced") else {"num_inference_steps": steps}
     section = build_config(generators, name, "unused", {**solver, **steps}).solver
     masks = [np.full(size, label, np.uint8) for label in (0, 1)]
-    return np.stack(generate_images(prepare_generator(generators / name), masks, [0, 1], section)).astype(int)
+    return np.stack(
+        generate_images(prepare_generator(generators / name), SamplingBatch(masks, [0, 1], section))
+    ).astype(int)
 
 
 def watch(generators, name, solver, steps, size):

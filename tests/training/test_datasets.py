@@ -22,7 +22,8 @@ from steelgen.evaluation.copy_search import CopySearch
 from steelgen.generators.families import load_generator
 from steelgen.sampling.sample import sample
 from steelgen.training.loop import finetune, train
-from steelgen.training.setup import crop_geometry, load_held_out, prepare
+from steelgen.training.micrographs import crop_geometry, load_held_out
+from steelgen.training.setup import prepare
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.training.test_loop import Recorder
 

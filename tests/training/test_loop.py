@@ -60,6 +60,14 @@ def assert_same_tensors(first, second):
         assert torch.equal(first[name], second[name]), name
 
 
+def assert_same_checkpoints(first, second):
+    """Weights, averages and moments of two checkpoint folders are equal bit for bit."""
+    ours, theirs = ({file.name: load_file(file) for file in folder.glob("*.safetensors")} for folder in (first, second))
+    assert ours.keys() == theirs.keys()
+    for name, tensors in ours.items():
+        assert_same_tensors(tensors, theirs[name])
+
+
 def test_run_folder_is_complete(tiny_dataset, tmp_path):
     result = run_tiny(tiny_dataset, tmp_path / "run", max_steps=3)
     run = tmp_path / "run"

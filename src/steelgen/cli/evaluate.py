@@ -112,7 +112,7 @@ def _compare_families(path: Path, overrides: list[str] | None, quiet: bool, as_j
     from steelgen.cli.workflow import run_stage
     from steelgen.config.base import load_config
     from steelgen.config.families import FamiliesConfig
-    from steelgen.families import compare_families
+    from steelgen.family_comparison import compare_families
     from steelgen.pages import show_number, show_value
 
     config = load_config(path, FamiliesConfig, overrides or ())

@@ -1,4 +1,4 @@
-"""Config sections of the generators."""
+"""Config sections of semantic diffusion, and the choice among all kinds of generators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from steelgen.config.adapter import LatentAdapterSection
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
+from steelgen.config.gan import GanSection
 from steelgen.config.joint import JointDiffusionSection
+from steelgen.config.rvae import RvaeSection
 from steelgen.config.solver import check_schedule
 from steelgen.config.translation import TranslationSection
 
@@ -175,150 +177,6 @@ class SemanticDiffusionSection(Section):
             name = "noise.objective 'variational'" if self.noise.objective == "variational" else "unet.learn_sigma"
             raise ValueError(f"low_resolution: not applicable to {name}")
         return self
-
-
-_GAN_DEFAULTS: dict[str, dict[str, Any]] = {
-    "dcgan": {},
-    "style": {
-        "latent_dim": 64,
-        "base_channels": 32,
-        "adam_betas": (0.0, 0.99),
-        "objective": "relativistic",
-        "r1_gamma": 0.5,
-        "r2_gamma": 0.5,
-        "penalty_every": 4,
-        "ada_target": 0.5,
-    },
-    "mask": {"objective": "segmentation", "spade_channels": 64},
-}
-"""Defaults of GanSection that depend on `architecture` and `condition`."""
-
-
-class GanSection(Section):
-    """Generative adversarial networks: DCGAN (Radford et al. 2016, arXiv 1511.06434) as a baseline, a style-based
-    generator (Karras et al. 2020, arXiv 1912.04958), or, with condition mask, a SPADE generator with a segmentation
-    discriminator (OASIS, arXiv 2012.04781). image_size must be a power of two."""
-
-    kind: Literal["gan"] = "gan"
-    """Generator kind."""
-    architecture: Literal["dcgan", "style"] = "dcgan"
-    """Network architecture. The defaults below are those of dcgan; style defaults to latent_dim 64, base_channels 32,
-    adam_betas (0, 0.99), objective relativistic, r1_gamma and r2_gamma 0.5, penalty_every 4, and ada_target 0.5, and
-    needs a train.learning_rate of about 0.002."""
-    condition: Literal["none", "mask"] = "none"
-    """mask: generate images for masks; needs architecture style and a dataset with masks."""
-    latent_dim: int = Field(100, ge=1, le=4096)
-    """Length of the latent vector of an image."""
-    base_channels: int = Field(64, ge=1, le=1024)
-    """Channels of the finest feature maps; each coarser level doubles them, with style up to 8 times."""
-    spade_channels: int | None = Field(None, ge=1, le=4096)
-    """Hidden width of the SPADE norms, only with condition mask; defaults to 64 there."""
-    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
-    """AdamW's moment decay rates; replaces train.adam_betas."""
-    objective: Literal["logistic", "relativistic", "segmentation"] = "logistic"
-    """logistic: non-saturating logistic loss; relativistic: pairs of real and generated images (R3GAN, Huang et al.
-    2024, arXiv 2501.05441); segmentation: pixelwise cross-entropy, required by and only for condition mask."""
-    r1_gamma: float = Field(0.0, ge=0, le=1000000)
-    """Weight γ of the gradient penalty γ/2·‖∇D‖² on real images (Mescheder et al. 2018, arXiv 1801.04406); 0 disables
-    it. Larger values stabilize training but blur images. With style, images have standard deviation 1."""
-    r2_gamma: float = Field(0.0, ge=0, le=1000000)
-    """Weight γ of the same penalty on generated images; 0 disables it."""
-    penalty_every: int = Field(1, ge=1, le=1000)
-    """Steps between gradient penalties, which are scaled by the same factor; a step with penalties takes about twice as
-    long."""
-    ada_target: float | None = Field(None, gt=0, lt=1)
-    """Target of r_t for adaptive discriminator augmentation (Karras et al. 2020, arXiv 2006.06676); its probability
-    rises while r_t exceeds the target; null disables augmentation."""
-    ada_images: int = Field(50000, ge=1, le=1000000000)
-    """Crops over which the augmentation probability can rise from 0 to 1."""
-
-    steps_by_solver: ClassVar[bool] = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        defaults = _GAN_DEFAULTS.get(str(values.get("architecture", "dcgan")), {})
-        if values.get("condition") == "mask":
-            defaults = {**defaults, **_GAN_DEFAULTS["mask"]}
-        return {**defaults, **values}
-
-    @model_validator(mode="after")
-    def _check_condition(self) -> GanSection:
-        if self.condition == "mask" and self.architecture != "style":
-            raise ValueError(f"condition 'mask' needs architecture 'style', not {self.architecture!r}")
-        if (self.objective == "segmentation") != (self.condition == "mask"):
-            raise ValueError(f"objective {self.objective!r}: not applicable to condition {self.condition!r}")
-        if (self.spade_channels is None) != (self.condition == "none"):
-            raise ValueError(f"spade_channels {self.spade_channels}: not applicable to condition {self.condition!r}")
-        return self
-
-    def check_image_size(self, image_size: int) -> None:
-        """See `SemanticDiffusionSection.check_image_size`."""
-        if image_size & (image_size - 1):
-            raise ValueError(f"data.image_size {image_size}: must be a power of two for generator.kind gan")
-
-
-class RvaeSection(Section):
-    """Rotation- and translation-invariant variational autoencoder (Bepler et al. 2019, arXiv 1909.11663; Kalinin et al.
-    2021, Sci. Adv. 7, eabd5084). Describes islands by a few latents, for `steelgen describe` and `steelgen evaluate`.
-    data.crop_size is the edge of a patch in micrograph pixels; image_size must be a multiple of 8."""
-
-    kind: Literal["rvae"] = "rvae"
-    """Generator kind."""
-    patches: Literal["islands", "instances", "grid"] = "islands"
-    """Center patches on the islands of the masks, on annotated instances (which may touch), or on a grid."""
-    classes: list[str] | None = Field(None, min_length=1)
-    """Classes whose islands are described; null: all but the first, which is the matrix."""
-    min_area: int = Field(30, ge=1, le=MAX_IMAGE_SIZE**2)
-    """Area of the smallest island, in micrograph pixels."""
-    spacing: int | None = Field(None, ge=2, le=MAX_IMAGE_SIZE)
-    """Distance between grid patches, px; null: half of data.crop_size."""
-    channels: Literal["image", "mask", "both"] = "mask"
-    """Input channels: gray levels, the island's mask, or both."""
-    neighbors: bool = False
-    """Include other islands of the same class in the mask; always the case on a grid."""
-    latent_dim: int = Field(2, ge=1, le=64)
-    """Number of latents per island."""
-    invariant: bool = True
-    """Make latents invariant to rotation, shift, and scale; false gives a plain variational autoencoder of about the
-    same size, for comparison."""
-    angle_starts: int = Field(2, ge=1, le=6)
-    """Number of equally spaced candidate angles per patch: 2 for objects with near twofold symmetry, 3 for threefold, 1
-    for none."""
-    rotation_prior: float | None = Field(None, gt=0, le=100)
-    """Standard deviation of the angle's normal prior, radians, for materials with a preferred direction; null: uniform
-    prior."""
-    translation_prior: float = Field(0.1, ge=0, le=1)
-    """Standard deviation of the shift's prior, in half edges of the patch; 0 disables shift invariance."""
-    scale_prior: float = Field(0.0, ge=0, le=2)
-    """Standard deviation of the log scale's prior; 0 disables scale invariance, so latents describe size."""
-    kl_weight: float = Field(1.0, ge=0, le=1000)
-    """Weight β of the KL divergence (Higgins et al. 2017); smaller values make latents more informative."""
-    kl_crops: int = Field(10_000, ge=0, le=MAX_TIMESTEPS**2)
-    """Training crops over which kl_weight is annealed from 0; 0 disables annealing. Validation uses the full weight."""
-    encoder_channels: int = Field(16, ge=1, le=512)
-    """Channels of the encoder's first convolution."""
-    decoder_channels: int = Field(64, ge=1, le=2048)
-    """Width of the decoder."""
-    decoder_layers: int = Field(3, ge=1, le=16)
-    """Hidden layers of the decoder."""
-
-    steps_by_solver: ClassVar[bool] = False
-
-    @model_validator(mode="after")
-    def _check_channels(self) -> RvaeSection:
-        if self.patches == "grid" and self.classes is not None:
-            raise ValueError("classes: not applicable to patches 'grid'")
-        if self.patches != "grid" and self.spacing is not None:
-            raise ValueError(f"spacing: not applicable to patches {self.patches!r}")
-        return self
-
-    def check_image_size(self, image_size: int) -> None:
-        """See `SemanticDiffusionSection.check_image_size`."""
-        if image_size % 8:
-            raise ValueError(f"data.image_size {image_size}: must be a multiple of 8 for generator.kind rvae")
 
 
 GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae", "joint_diffusion", "translation", "latent_adapter")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.config.mixture import MixedDataset
+from steelgen.config.data import MixedDataset
 from steelgen.data.cache import Micrographs, Share
 from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo, list_splits, load_dataset_info

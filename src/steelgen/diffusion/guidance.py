@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from steelgen.config.solver import AnySolverSection, RespacedSolverSection
-from steelgen.models.semantic_unet import MaskFeatures, SemanticUNet
+from steelgen.models.semantic_unet import SemanticUNet
+from steelgen.models.spade import MaskFeatures
 
 
 class Coarse(NamedTuple):
@@ -31,7 +32,7 @@ class Guide:
     """Guidance settings.
 
     Args:
-        scale: weak + scale·(conditional − weak); 1 disables guidance.
+        scale: see `extrapolate`; 1 disables guidance.
         interval: noise levels (σ_low, σ_high] with guidance (arXiv 2404.07724); None guides at all levels.
         rescale: see `rescale_contrast`.
         weak_unet: the weaker network of autoguidance, given the mask too (arXiv 2406.02507); None uses the network
@@ -54,6 +55,11 @@ class Guide:
         """Whether a step at noise level σ is guided."""
         inside = self.interval is None or self.interval[0] < sigma <= self.interval[1]
         return self.scale != 1 and inside
+
+    def extrapolate(self, conditional: Tensor, weak: Tensor) -> Tensor:
+        """Guides predictions (N, C, H, W): weak + scale·(conditional − weak), with the contrast of `rescale`."""
+        prediction = weak + self.scale * (conditional - weak)
+        return rescale_contrast(prediction, conditional, self.rescale) if self.rescale else prediction
 
 
 class GuidedNetwork:
@@ -116,10 +122,7 @@ class GuidedNetwork:
             both = self._run(self._unet, torch.cat([image, image]), time.expand(n).repeat(2), self._strong)
             conditional, weak = both.chunk(2)
         (conditional, variance), (weak, _) = (split_variance(output, channels) for output in (conditional, weak))
-        prediction = weak + self._guide.scale * (conditional - weak)
-        if self._guide.rescale:
-            prediction = rescale_contrast(prediction, conditional, self._guide.rescale)
-        return torch.cat([prediction, variance], dim=1)
+        return torch.cat([self._guide.extrapolate(conditional, weak), variance], dim=1)
 
     def _run(self, unet: SemanticUNet, image: Tensor, timesteps: Tensor, features: MaskFeatures) -> Tensor:
         coarse = {}

@@ -143,6 +143,10 @@ class Generator(Protocol):
     def draw(self, request: DrawRequest) -> Drawn:
         """Generates images, masks or both."""
 
+
+class StoredGenerator(Generator, Protocol):
+    """A generator of one of the families, which can be written to disk and trained."""
+
     def save(self, folder: Path) -> None:
         """Writes a new folder that `load_generator` reads."""
 
@@ -194,7 +198,7 @@ class Trainable(Protocol):
     """A generator in training: its networks, phases, losses and resumable state."""
 
     @property
-    def generator(self) -> Generator:
+    def generator(self) -> StoredGenerator:
         """The generator that uses the networks in training."""
 
     networks: Mapping[str, nn.Module]

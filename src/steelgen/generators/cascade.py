@@ -78,10 +78,6 @@ class Cascade:
             assert images is not None
         return Drawn(images)
 
-    def save(self, folder: Path) -> None:
-        """Not possible; its stages are saved one by one."""
-        raise NotImplementedError("a cascade is saved as its stages")
-
     def _check_size(self, masks: Tensor) -> None:
         edge, factor = self.stages[0].geometry.image_size, self.factors[0]
         height, width = masks.shape[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -12,81 +13,50 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.conditions import Condition
 from steelgen.diffusion.refinement import shrink
 from steelgen.errors import InputError
-from steelgen.generators import Drawn, DrawRequest, Generator, Latents, StartImages
+from steelgen.generators import Drawn, DrawRequest, Generator
+
+
+def draw(generator: Generator, request: DrawRequest) -> Drawn:
+    """Samples with the masks, images and solver of a request if the generator uses them.
+
+    Masks in which every pixel is ignored count as none. Images of the size of the masks are shrunk for a refining
+    generator.
+    """
+    accepted, factor, images = generator.needs | generator.takes, find_factor(generator), request.images
+    if factor > 1 and images is not None and request.masks is not None and images.shape[2:] == request.masks.shape[1:]:
+        images = shrink(images, factor)
+    return generator.draw(
+        replace(
+            request,
+            masks=request.masks if "masks" in accepted else None,
+            images=images if "images" in accepted else None,
+            solver=request.solver if "solver" in accepted else None,
+        )
+    )
 
 
 def draw_for_masks(
-    generator: Generator,
-    masks: Tensor,
-    seeds: Sequence[int],
-    solver: AnySolverSection | None = None,
-    start: StartImages | None = None,
-    noise: Tensor | None = None,
-    latents: Latents | None = None,
-    truncation: float | None = None,
-    images: Tensor | None = None,
-    conditions: Tensor | None = None,
+    generator: Generator, masks: Tensor, seeds: Sequence[int], solver: AnySolverSection | None = None, **fields: Any
 ) -> Tensor:
     """Generates images (N, C, H, W) in [-1, 1] for masks (N, H, W); N images without masks if it uses none.
 
     Args:
-        images: see `DrawRequest.images`; not used by generators that `uses_images` is false for. Images of the size of
-            the masks are shrunk for a refining generator.
-        conditions: see `DrawRequest`.
+        fields: further fields of `DrawRequest`.
     """
-    drawn = draw_pairs(
-        generator, masks, seeds, solver, start, noise, latents, truncation, images, conditions=conditions
-    )
+    drawn = draw(generator, DrawRequest(seeds, masks, solver=solver, **fields))
     assert drawn.images is not None, f"{generator.kind} makes no images"
     return drawn.images
 
 
-def draw_pairs(
-    generator: Generator,
-    masks: Tensor,
-    seeds: Sequence[int],
-    solver: AnySolverSection | None = None,
-    start: StartImages | None = None,
-    noise: Tensor | None = None,
-    latents: Latents | None = None,
-    truncation: float | None = None,
-    images: Tensor | None = None,
-    known: Tensor | None = None,
-    fractions: Tensor | None = None,
-    conditions: Tensor | None = None,
-) -> Drawn:
-    """Generates what a generator makes; see `draw_for_masks`. Masks in which every pixel is ignored count as none.
+def draw_example(generator: Generator, request: DrawRequest) -> Drawn:
+    """Generates what training shows and measures: new pairs if the generator makes masks, else images for the request.
 
     Args:
-        known, fractions, conditions: see `DrawRequest`; only for generators that take them.
+        request: masks of real crops, with their images and conditions for generators that use them.
     """
-    given = masks if "masks" in generator.needs | generator.takes else None
-    steps = solver if "solver" in generator.takes else None
-    shown = images if uses_images(generator) else None
-    low_resolution = find_low_resolution(generator)
-    if low_resolution and shown is not None and shown.shape[2:] == masks.shape[1:]:
-        shown = shrink(shown, low_resolution.factor)
-    request = DrawRequest(seeds, given, shown, steps, start, noise, latents, truncation, fractions, known)
-    return generator.draw(replace(request, conditions=conditions))
-
-
-def draw_example(
-    generator: Generator,
-    masks: Tensor,
-    seeds: Sequence[int],
-    solver: AnySolverSection | None,
-    images: Tensor,
-    conditions: Tensor | None = None,
-) -> Drawn:
-    """Generates what training shows and measures: pairs if the generator makes masks, else images for `masks`.
-
-    Args:
-        images: (N, C, H, W) real images of the masks, for generators that need images.
-        conditions: (N, K) of the masks' micrographs, for generators that take them.
-    """
-    if "masks" not in generator.makes:
-        return draw_pairs(generator, masks, seeds, solver, images=images, conditions=conditions)
-    return generator.draw(DrawRequest(seeds, solver=solver if "solver" in generator.takes else None))
+    if "masks" in generator.makes:
+        request = DrawRequest(request.seeds, solver=request.solver)
+    return draw(generator, request)
 
 
 def uses_images(generator: Generator) -> bool:

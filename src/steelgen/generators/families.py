@@ -2,13 +2,14 @@
 
 Each kind is a subpackage with the name of the kind and three functions:
 
-    build(section, micrographs, geometry) -> Generator     untrained, from its section of `config/generator.py`
-    load(folder) -> Generator                              from the output of `Generator.save`
+    build(section, micrographs, geometry) -> StoredGenerator
+                                                           untrained, from its section of a training config
+    load(folder) -> StoredGenerator                        from the output of `StoredGenerator.save`
     build_trainable(generator, config) -> Trainable        for training
 
 and optionally
 
-    adapt(generator, micrographs, geometry, keep_classes) -> tuple[Generator, str]
+    adapt(generator, micrographs, geometry, keep_classes) -> tuple[StoredGenerator, str]
                                                            for micrographs with other classes, sizes or gray levels
     list_parts(generator) -> dict[str, list[Parameter]]    parts of the networks that fine-tuning may freeze, by name;
                                                            for kinds with a single network
@@ -25,7 +26,7 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import Record, load_record
-from steelgen.generators import Generator, Trainable
+from steelgen.generators import Generator, StoredGenerator, Trainable
 from steelgen.generators.saved import DESCRIPTION_FILE, find_family, find_generator
 
 
@@ -33,7 +34,7 @@ class _Kind(Record):
     kind: str
 
 
-def build_generator(config: AnyGeneratorSection, micrographs: Micrographs, geometry: CropGeometry) -> Generator:
+def build_generator(config: AnyGeneratorSection, micrographs: Micrographs, geometry: CropGeometry) -> StoredGenerator:
     """Builds an untrained generator for the classes and gray levels of training micrographs."""
     return find_family(config.kind).build(config, micrographs, geometry)
 
@@ -44,8 +45,8 @@ def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
 
 
 def adapt_generator(
-    generator: Generator, micrographs: Micrographs, geometry: CropGeometry, keep_classes: bool
-) -> tuple[Generator, str]:
+    generator: StoredGenerator, micrographs: Micrographs, geometry: CropGeometry, keep_classes: bool
+) -> tuple[StoredGenerator, str]:
     """Adapts a trained generator to new micrographs; new weights follow torch's global seed.
 
     Args:
@@ -100,7 +101,7 @@ def freeze_parts(generator: Generator, names: Sequence[str]) -> str:
     return f"frozen: {', '.join(dict.fromkeys(names))} ({frozen:,} of {total:,} weights)"
 
 
-def load_generator(path: Path) -> Generator:
+def load_generator(path: Path) -> StoredGenerator:
     """Loads a trained generator.
 
     Args:

@@ -146,3 +146,24 @@ class Upsample(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, h, w) → (N, C, 2h, 2w)."""
         return self.conv(resample(features, "up"))
+
+
+class UNetStage(nn.Module):
+    """A residual block, optional attention and an optional change of resolution."""
+
+    def __init__(
+        self, block: ResidualBlock, attention: SelfAttention | None = None, resampler: nn.Module | None = None
+    ):
+        super().__init__()
+        self.block = block
+        self.attention = attention
+        self.resampler = resampler
+
+    def forward(self, features: Tensor, time_embedding: Tensor, modulations: Sequence[Modulation] = ()) -> Tensor:
+        """Maps the features; `modulations` are γ and β of the stage's SPADE norms."""
+        features = self.block(features, time_embedding, modulations[:2])
+        if self.attention is not None:
+            features = self.attention(features)
+        if isinstance(self.resampler, ResidualBlock):
+            return self.resampler(features, time_embedding, modulations[2:])
+        return features if self.resampler is None else self.resampler(features)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,59 +14,9 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, Upsample, zero_initialized
+from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, UNetStage, Upsample, zero_initialized
 from steelgen.models.conditions import ConditionEmbedding
-from steelgen.models.spade import GroupNorm, Modulation, SpadeNorm, build_mask_pyramid, mark_edges
-
-
-@dataclass(frozen=True)
-class MaskFeatures:
-    """γ and β of every SPADE norm for a batch of masks, in the order of the forward pass.
-
-    They may have fewer rows than the images; see `SpadeNorm.forward`.
-    """
-
-    modulations: tuple[Modulation | None, ...]
-    """None where γ and β are recomputed in each forward pass to save memory."""
-    pyramid: tuple[Tensor, ...]
-    """The masks at the resolution of each level."""
-    conditions: Tensor | None = None
-    """(N, time_channels) embedded conditions, the same for all steps; None without conditions."""
-
-    @property
-    def nbytes(self) -> int:
-        """Memory in bytes."""
-        tensors = [*self.pyramid, *(tensor for cached in self.modulations if cached for tensor in cached)]
-        return sum(tensor.nbytes for tensor in tensors)
-
-    def select(self, rows: slice) -> MaskFeatures:
-        """Returns the features of some of the masks."""
-        return MaskFeatures(
-            tuple(None if cached is None else (cached[0][rows], cached[1][rows]) for cached in self.modulations),
-            tuple(mask[rows] for mask in self.pyramid),
-            None if self.conditions is None else self.conditions[rows],
-        )
-
-
-class UNetStage(nn.Module):
-    """A residual block, optional attention and an optional change of resolution."""
-
-    def __init__(
-        self, block: ResidualBlock, attention: SelfAttention | None = None, resampler: nn.Module | None = None
-    ):
-        super().__init__()
-        self.block = block
-        self.attention = attention
-        self.resampler = resampler
-
-    def forward(self, features: Tensor, time_embedding: Tensor, modulations: Sequence[Modulation] = ()) -> Tensor:
-        """Maps the features; `modulations` are γ and β of the stage's SPADE norms."""
-        features = self.block(features, time_embedding, modulations[:2])
-        if self.attention is not None:
-            features = self.attention(features)
-        if isinstance(self.resampler, ResidualBlock):
-            return self.resampler(features, time_embedding, modulations[2:])
-        return features if self.resampler is None else self.resampler(features)
+from steelgen.models.spade import GroupNorm, MaskFeatures, Modulation, SpadeNorm, build_mask_pyramid, mark_edges
 
 
 class SemanticUNet(ModelMixin, ConfigMixin):

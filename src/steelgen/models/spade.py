@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,3 +96,32 @@ def mark_edges(one_hot_mask: Tensor) -> Tensor:
     down = (one_hot_mask[..., 1:, :] != one_hot_mask[..., :-1, :]).any(dim=1, keepdim=True)
     sides = ((across, (1, 0)), (across, (0, 1)), (down, (0, 0, 1, 0)), (down, (0, 0, 0, 1)))
     return torch.stack([F.pad(differs, padding) for differs, padding in sides]).any(dim=0).to(one_hot_mask.dtype)
+
+
+@dataclass(frozen=True)
+class MaskFeatures:
+    """γ and β of every SPADE norm for a batch of masks, in the order of the forward pass.
+
+    They may have fewer rows than the images; see `SpadeNorm.forward`.
+    """
+
+    modulations: tuple[Modulation | None, ...]
+    """None where γ and β are recomputed in each forward pass to save memory."""
+    pyramid: tuple[Tensor, ...]
+    """The masks at the resolution of each level."""
+    conditions: Tensor | None = None
+    """(N, time_channels) embedded conditions, the same for all steps; None without conditions."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        tensors = [*self.pyramid, *(tensor for cached in self.modulations if cached for tensor in cached)]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def select(self, rows: slice) -> MaskFeatures:
+        """Returns the features of some of the masks."""
+        return MaskFeatures(
+            tuple(None if cached is None else (cached[0][rows], cached[1][rows]) for cached in self.modulations),
+            tuple(mask[rows] for mask in self.pyramid),
+            None if self.conditions is None else self.conditions[rows],
+        )

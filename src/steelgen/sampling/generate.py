@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,9 @@ from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
-from steelgen.generators import Generator, Latents, StartImages, join_networks
+from steelgen.generators import DrawRequest, Generator, Latents, StartImages, join_networks
 from steelgen.generators.cascade import build_cascade
-from steelgen.generators.drawing import check_coarse_solver, draw_pairs, uses_images
+from steelgen.generators.drawing import check_coarse_solver, draw, uses_images
 from steelgen.generators.families import load_generator
 from steelgen.sampling.inpainting import InpaintRegion, collect_fractions, mark_known
 from steelgen.sampling.masks import SourceMask
@@ -27,6 +28,46 @@ _WITH_IMAGES = ("images", "split", "balanced")
 """Kinds of mask sources that have images."""
 Start = tuple[Sequence[NDArray[np.uint8]], float]
 """N images of the size of their masks, and the strength; see `StartImages`."""
+
+
+@dataclass(frozen=True)
+class SamplingBatch:
+    """Inputs of `generate_pairs` for N images of one size, as they are on disk; see `DrawRequest` for the tensors."""
+
+    masks: Sequence[NDArray[np.uint8]]
+    """N masks (H, W) of class indices."""
+    seeds: Sequence[int]
+    solver: AnySolverSection
+    images: Sequence[NDArray[np.uint8]] | None = None
+    """N images (H, W) or (H, W, 3) for generators that use images."""
+    start: Start | None = None
+    regions: Sequence[InpaintRegion] | None = None
+    """The regions of `masks` and `images` to inpaint; None generates all of them."""
+    conditions: Tensor | None = None
+    truncation: float | None = None
+    noise: Tensor | None = None
+    latents: Latents | None = None
+
+    def to_request(self, generator: Generator) -> DrawRequest:
+        """Converts masks and images to tensors."""
+        masks = torch.from_numpy(np.stack(self.masks).astype(np.int64))
+        known = fractions = None
+        if self.regions is not None:
+            known = mark_known(self.regions, (masks.shape[1], masks.shape[2]))
+            fractions = collect_fractions(self.regions, generator.info)
+        return DrawRequest(
+            self.seeds,
+            masks,
+            None if self.images is None else _stack(self.images),
+            self.solver,
+            StartImages(_stack(self.start[0]), self.start[1]) if self.start else None,
+            self.noise,
+            self.latents,
+            self.truncation,
+            fractions,
+            known,
+            conditions=self.conditions,
+        )
 
 
 class Pair(NamedTuple):
@@ -141,60 +182,16 @@ def writes_labels(config: SampleConfig, generator: Generator) -> bool:
     return has_masks(config.mask_source) or config.labels is not None or "masks" in generator.makes
 
 
-def generate_images(
-    generator: Generator,
-    masks: Sequence[NDArray[np.uint8]],
-    seeds: Sequence[int],
-    solver: AnySolverSection,
-    mixed_precision: str = "no",
-    start: Start | None = None,
-    noise: Tensor | None = None,
-    latents: Latents | None = None,
-    truncation: float | None = None,
-    images: Sequence[NDArray[np.uint8]] | None = None,
-    conditions: Tensor | None = None,
-) -> list[NDArray[np.uint8]]:
+def generate_images(generator: Generator, batch: SamplingBatch, mixed_precision: str = "no") -> list[NDArray[np.uint8]]:
     """Generates one image per mask; see `generate_pairs`. Returns N images (H, W) or (H, W, 3) uint8."""
-    pairs = generate_pairs(
-        generator,
-        masks,
-        seeds,
-        solver,
-        mixed_precision,
-        start,
-        noise,
-        latents,
-        truncation,
-        images,
-        conditions=conditions,
-    )
-    return [pair.image for pair in pairs]
+    return [pair.image for pair in generate_pairs(generator, batch, mixed_precision)]
 
 
-def generate_pairs(
-    generator: Generator,
-    masks: Sequence[NDArray[np.uint8]],
-    seeds: Sequence[int],
-    solver: AnySolverSection,
-    mixed_precision: str = "no",
-    start: Start | None = None,
-    noise: Tensor | None = None,
-    latents: Latents | None = None,
-    truncation: float | None = None,
-    images: Sequence[NDArray[np.uint8]] | None = None,
-    regions: Sequence[InpaintRegion] | None = None,
-    conditions: Tensor | None = None,
-) -> list[Pair]:
+def generate_pairs(generator: Generator, batch: SamplingBatch, mixed_precision: str = "no") -> list[Pair]:
     """Generates one image per mask, and its mask if the generator makes masks.
 
     Args:
-        masks: N masks (H, W) of class indices, all of the same size.
         mixed_precision: no, bf16 or fp16.
-        noise: standard normal noise to use in place of the noise of the seeds; see `DrawRequest`.
-        latents: N points in latent space to use in place of the latents of the seeds.
-        truncation, conditions: see `DrawRequest`.
-        images: N images (H, W) or (H, W, 3), see `DrawRequest.images`.
-        regions: the regions of `masks` and `images` to inpaint; None generates all of them.
 
     Returns:
         N pairs.
@@ -203,41 +200,24 @@ def generate_pairs(
         InputError: if the batch does not fit into memory, an image has non-finite pixels, or the generator needs
             images and there are none.
     """
-    if images is None and "images" in generator.needs:
+    if batch.images is None and "images" in generator.needs:
         raise InputError(
             f"generators of kind {generator.kind} need images; use `steelgen sample` with a mask source "
             f"of kind {' or '.join(_WITH_IMAGES)}"
         )
     device = next(join_networks(generator.networks).parameters()).device
-    batch = torch.from_numpy(np.stack(masks).astype(np.int64))
-    start_images = StartImages(_stack(start[0]), start[1]) if start else None
-    shown = None if images is None else _stack(images)
-    known = None if regions is None else mark_known(regions, (batch.shape[1], batch.shape[2]))
-    fractions = None if regions is None else collect_fractions(regions, generator.info)
+    request = batch.to_request(generator)
     try:
         with autocast(mixed_precision, device):
-            drawn = draw_pairs(
-                generator,
-                batch,
-                seeds,
-                solver,
-                start_images,
-                noise,
-                latents,
-                truncation,
-                shown,
-                known,
-                fractions,
-                conditions,
-            )
+            drawn = draw(generator, request)
             assert drawn.images is not None, f"{generator.kind} makes no images"
             made = drawn.images.cpu()
             labels = None if drawn.masks is None else drawn.masks.cpu().numpy().astype(np.uint8)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(_describe_memory_error(batch, solver, mixed_precision)) from error
-    for seed, image in zip(seeds, made, strict=True):
+        raise InputError(_describe_memory_error(batch, mixed_precision)) from error
+    for seed, image in zip(batch.seeds, made, strict=True):
         if not image.isfinite().all():
             cause = "the weights may come from a training that diverged"
             if mixed_precision == "fp16":
@@ -250,10 +230,10 @@ def _stack(images: Sequence[NDArray[np.uint8]]) -> Tensor:
     return torch.stack([image_to_tensor(image) for image in images])
 
 
-def _describe_memory_error(masks: Tensor, solver: AnySolverSection, mixed_precision: str) -> str:
-    count, height, width = masks.shape
+def _describe_memory_error(batch: SamplingBatch, mixed_precision: str) -> str:
+    count, (height, width) = len(batch.masks), batch.masks[0].shape
     advice = [f"batch_size={count // 2}"] if count > 1 else []
-    if isinstance(solver, SolverSection) and solver.mask_cache_gib > 0:
+    if isinstance(batch.solver, SolverSection) and batch.solver.mask_cache_gib > 0:
         advice.append("solver.mask_cache_gib=0")
     if mixed_precision == "no":
         advice.append("mixed_precision=bf16")

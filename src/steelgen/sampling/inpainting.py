@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from steelgen.config.learned import InpaintSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.errors import InputError
 from steelgen.files import Record
+from steelgen.sampling.fractions import check_total, find_label, stack_fractions
 
 _STREAM = 8
 """Separates the random stream from those of crops, images, and masks."""
@@ -68,14 +68,8 @@ def collect_fractions(regions: Sequence[InpaintRegion], info: DatasetInfo) -> Te
     Raises:
         InputError: if a class is unknown, or fractions add up to more than 1.
     """
-    fractions = torch.full((len(regions), info.num_classes), math.nan)
-    for row, region in zip(fractions, regions, strict=True):
-        for name, fraction in region.phase_fraction.items():
-            if name not in info.class_names:
-                raise InputError(
-                    f"inpaint.phase_fraction: {name!r} is not among the classes {', '.join(info.class_names)}"
-                )
-            row[info.class_names.index(name)] = fraction
-        if (total := sum(region.phase_fraction.values())) > 1:
-            raise InputError(f"inpaint.phase_fraction: fractions add up to {total:g}, more than 1")
-    return None if fractions.isnan().all() else fractions
+    field, rows = "inpaint.phase_fraction", []
+    for region in regions:
+        rows.append({find_label(field, name, info): share for name, share in region.phase_fraction.items()})
+        check_total(field, sum(rows[-1].values()))
+    return stack_fractions(rows, info.num_classes)

@@ -22,7 +22,14 @@ from steelgen.errors import InputError
 from steelgen.files import new_file
 from steelgen.generators import Generator, LatentGenerator, Latents, LatentSpace
 from steelgen.generators.drawing import find_factor
-from steelgen.sampling.generate import check_taken, generate_images, prepare_stages, take_images, take_start
+from steelgen.sampling.generate import (
+    SamplingBatch,
+    check_taken,
+    generate_images,
+    prepare_stages,
+    take_images,
+    take_start,
+)
 from steelgen.sampling.mask_sources import build_mask_source, replace_images
 from steelgen.sampling.masks import SourceMask
 
@@ -159,18 +166,18 @@ def _generate_frames(
         # With few latents the norm is not concentrated, and slerp between opposite ends would take a wide arc.
         mix = torch.lerp if isinstance(generator, LatentGenerator) else slerp
         noise = torch.stack([mix(points[first], points[last], share) for share in shares])
-    return generate_images(
-        generator,
-        [source.mask] * len(shares),
+    sources = [source] * len(shares)
+    batch = SamplingBatch(
+        [each.mask for each in sources],
         [0 if walk.images else walk.seeds[first]] * len(shares),
         config.solver,
-        resolve_precision(config.mixed_precision),
-        take_start(config, [source] * len(shares)),
-        noise,
-        latents,
-        config.truncation,
-        take_images(generator, [source] * len(shares)),
+        images=take_images(generator, sources),
+        start=take_start(config, sources),
+        truncation=config.truncation,
+        noise=noise,
+        latents=latents,
     )
+    return generate_images(generator, batch, resolve_precision(config.mixed_precision))
 
 
 def _save(path: Path, rows: list[list[NDArray[np.uint8]]]) -> None:

@@ -18,6 +18,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.generators import DrawRequest, Generator
 from steelgen.generators.saved import hash_weights
+from steelgen.sampling.fractions import check_total, find_label, stack_fractions
 from steelgen.sampling.generate import prepare_generator
 from steelgen.sampling.masks import SourceMask
 
@@ -111,12 +112,7 @@ class LearnedSource:
 
     def _generate(self, seeds: Sequence[int], wanted: Sequence[dict[int, float]]) -> NDArray[np.uint8]:
         """Generates masks (N, H, W)."""
-        fractions = None
-        if self._ranges:
-            fractions = torch.full((len(seeds), self._info.num_classes), math.nan)
-            for row, shares in zip(fractions, wanted, strict=True):
-                for label, share in shares.items():
-                    row[label] = share
+        fractions = stack_fractions(wanted, self._info.num_classes)
         blank = torch.full((len(seeds), *self._size), self._info.ignore_index)
         only_masks = frozenset({"masks"})
         request = DrawRequest(seeds, blank, solver=self._config.solver, fractions=fractions, wanted=only_masks)
@@ -159,15 +155,13 @@ def resolve_ranges(config: LearnedMasks, info: DatasetInfo) -> dict[int, tuple[f
     """
     field, ranges = "mask_source.phase_fraction", {}
     for name, limits in config.phase_fraction.items():
-        if name not in info.class_names:
-            raise InputError(f"{field}: {name!r} is not among the classes {', '.join(info.class_names)}")
+        label = find_label(field, name, info)
         low, high = limits if isinstance(limits, tuple) else (limits, limits)
         if low > high:
             raise InputError(f"{field}.{name} [{low:g}, {high:g}]: the smaller fraction must come first")
-        ranges[info.class_names.index(name)] = (low, high)
+        ranges[label] = (low, high)
     most, least = (sum(limits[place] for limits in ranges.values()) for place in (1, 0))
-    if most > 1:
-        raise InputError(f"{field}: fractions add up to {most:g}, more than 1")
+    check_total(field, most)
     if len(ranges) == info.num_classes and least < 1:
         raise InputError(f"{field}: fractions of all classes add up to {least:g}, less than 1; leave one class free")
     return ranges

@@ -22,7 +22,7 @@ from steelgen.generators.drawing import conditions_of, find_factor
 from steelgen.generators.saved import hash_weights
 from steelgen.sampling.conditions import encode_conditions
 from steelgen.sampling.formats import hash_pixels, save_png
-from steelgen.sampling.generate import generate_pairs, prepare_generator
+from steelgen.sampling.generate import SamplingBatch, generate_pairs, prepare_generator
 from steelgen.sampling.inpainting import InpaintRegion
 from steelgen.sampling.masks import ImagePlace, NoSource
 
@@ -136,18 +136,17 @@ def replay(
         if record.start_image is None:
             raise InputError(f"{where}: start_image: is missing")
         start = ([_load_image(record.start_image, model.geometry.in_channels, where)], draw.strength)
-    pair = generate_pairs(
-        model,
+    batch = SamplingBatch(
         [mask],
         [record.seed],
         draw.solver,
-        draw.mixed_precision,
-        start,
-        truncation=draw.truncation,
         images=images,
+        start=start,
         regions=None if record.inpaint is None else [record.inpaint],
         conditions=encode_conditions(conditions_of(model), [record.conditions]),
-    )[0]
+        truncation=draw.truncation,
+    )
+    pair = generate_pairs(model, batch, draw.mixed_precision)[0]
     save_png(out, pair.image, row)
     original = metadata.parent / name
     return out, bool(np.array_equal(load_image(original), load_image(out))) if original.is_file() else None

@@ -33,6 +33,8 @@ class Candidate:
     """Whether the generator was given the image of `source_mask`."""
     region: InpaintRegion | None = None
     """The region of `source_mask` that the generator inpainted."""
+    conditions: dict[str, float | str] = field(default_factory=dict)
+    """Conditions of the image by name."""
     makes_mask: bool = False
     """Whether the generator made the mask of `source_mask`."""
 

@@ -32,10 +32,10 @@ from steelgen.sampling.formats import (
     save_pair,
     save_rows,
 )
-from steelgen.sampling.generate import generate_images, prepare_generator
+from steelgen.sampling.generate import SamplingBatch, generate_images, prepare_generator
 from steelgen.sampling.mask_sources import build_mask_source
 from steelgen.sampling.masks import MaskSource, SourceMask, load_source
-from steelgen.sampling.sample import describe_folder, save_contact_sheet
+from steelgen.sampling.samples_folder import describe_folder, save_contact_sheet
 
 _SEARCH_SIZE = 32
 """Edge of a crop in the copy search, px, as in evaluation."""
@@ -152,7 +152,7 @@ class Studio:
                 networks = self.generator.networks.values()
                 hooks = [network.register_forward_pre_hook(before_evaluation) for network in networks]
                 try:
-                    image = generate_images(self.generator, [mask.mask], [seed], solver)[0]
+                    image = generate_images(self.generator, SamplingBatch([mask.mask], [seed], solver))[0]
                 finally:
                     for hook in hooks:
                         hook.remove()

@@ -20,12 +20,14 @@ from steelgen.config.train import RunConfig
 from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor
 from steelgen.devices import autocast, available_memory, is_out_of_memory, pick_device
 from steelgen.errors import InputError
+from steelgen.generators import DrawRequest
 from steelgen.generators.drawing import draw_example
 from steelgen.generators.families import build_trainable
 from steelgen.training.failures import split_batch
 from steelgen.training.measurement import BATCH_SIZE
+from steelgen.training.micrographs import load_held_out
 from steelgen.training.phases import freeze_others
-from steelgen.training.setup import build_crops, check_precision, load_held_out, place_networks, prepare
+from steelgen.training.setup import build_crops, check_precision, place_networks, prepare
 from steelgen.training.state import TrainingState, build_state
 
 _USED_SHARE = 0.9
@@ -193,7 +195,8 @@ def _generate(config: RunConfig, state: TrainingState, held_out: Micrographs, de
         given = torch.stack([image_to_tensor(image) for image in images])
         guided = solver.model_copy(update={"num_inference_steps": 1, "guidance_interval": None})
         with state.averaged(), autocast(config.train.mixed_precision, device):
-            draw_example(state.generator, torch.from_numpy(masks.astype(np.int64)), range(count), guided, given)
+            tensors = torch.from_numpy(masks.astype(np.int64)), given
+            draw_example(state.generator, DrawRequest(range(count), *tensors, guided))
 
 
 def _try_in_child(config: RunConfig, batch_size: int, limit: int, sender: Connection) -> None:

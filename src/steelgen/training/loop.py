@@ -19,6 +19,7 @@ from steelgen.trackers import check_trackers
 from steelgen.training.checkpoint import find_training_state, load_checkpoint, newest_checkpoint, remove_unfinished
 from steelgen.training.failures import explain_failures
 from steelgen.training.held_out import HeldOutChecks
+from steelgen.training.micrographs import load_held_out
 from steelgen.training.observer import TrainingObserver, TrainingResult
 from steelgen.training.phases import PreparedPhases
 from steelgen.training.preview import PreviewWriter
@@ -31,7 +32,6 @@ from steelgen.training.setup import (
     describe_inputs,
     effective_batch,
     iterate_batches,
-    load_held_out,
     place_networks,
     prepare_finetuning,
     prepare_training,

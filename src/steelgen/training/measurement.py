@@ -21,7 +21,7 @@ from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
 from steelgen.evaluation.iou import compute_confusion, compute_mean_iou
 from steelgen.evaluation.memorization import COPY_RATIO
-from steelgen.generators import Generator
+from steelgen.generators import DrawRequest, Generator
 from steelgen.generators.drawing import draw_example
 from steelgen.sampling.labeling import ImageLabeler
 
@@ -120,7 +120,8 @@ class Measurement:
             given = torch.stack([image_to_tensor(image) for image in self._given[seeds]])
             with accelerator.autocast():
                 told = None if self._conditions is None else self._conditions[seeds]
-                images = draw_example(self._generator, masks, seeds, self._options.solver, given, told).images
+                request = DrawRequest(seeds, masks, given, self._options.solver, conditions=told)
+                images = draw_example(self._generator, request).images
             assert images is not None, "generators of masks alone are not measured"
             generated[seeds] = torch.from_numpy(np.stack([tensor_to_image(image) for image in images])).to(generated)
         return accelerator.reduce(generated, "sum").to(torch.uint8).cpu().numpy()

@@ -12,7 +12,7 @@ from steelgen.data.crops import CropDataset, Micrographs, image_to_tensor, look_
 from steelgen.data.images import save_image
 from steelgen.data.palette import color_mask
 from steelgen.data.sheets import build_sheet
-from steelgen.generators import Generator, LatentGenerator, StagedGenerator
+from steelgen.generators import DrawRequest, Generator, LatentGenerator, StagedGenerator
 from steelgen.generators.drawing import draw_example
 from steelgen.generators.manifold import draw_manifold
 from steelgen.sampling.sheet import save_sheet
@@ -53,7 +53,9 @@ class PreviewWriter:
             save_image(path, build_sheet(rows, tile=max(_TILE, self._generator.geometry.image_size)))
             return path
         masks = torch.from_numpy(self._masks.astype(np.int64))
-        drawn = draw_example(self._generator, masks, seeds, self._solver, real, self._conditions)
+        drawn = draw_example(
+            self._generator, DrawRequest(seeds, masks, real, self._solver, conditions=self._conditions)
+        )
         palette = self._generator.info.palette
         shown = self._masks if drawn.masks is None else drawn.masks.cpu().numpy().astype(np.uint8)
         if drawn.images is None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -20,12 +19,9 @@ from torch.utils.data import DataLoader
 
 from steelgen.allocation import check_allocation, check_launch
 from steelgen.config.train import FinetuneConfig, OptimizationSection, RunConfig, TrainConfig
-from steelgen.data.classes import declare_classes
-from steelgen.data.conditions import Condition, Row, encode_rows, fit_conditions, load_rows, outline
-from steelgen.data.crops import CropDataset, CropSampler, Micrographs, load_micrographs
-from steelgen.data.folder import list_splits
-from steelgen.data.mixture import load_mixture
-from steelgen.data.placement import CropGeometry, Variation
+from steelgen.data.conditions import outline
+from steelgen.data.crops import CropDataset, CropSampler, Micrographs
+from steelgen.data.placement import Variation
 from steelgen.devices import pick_device, resolve_precision, usable_cores
 from steelgen.errors import InputError
 from steelgen.generators import Generator, Trainable
@@ -33,6 +29,7 @@ from steelgen.generators.drawing import conditions_of
 from steelgen.generators.families import adapt_generator, build_generator, can_adapt, freeze_parts, load_generator
 from steelgen.generators.saved import hash_generator
 from steelgen.runs import BATCH_FIELD
+from steelgen.training.micrographs import crop_geometry, hide_masks, load_training_data
 
 _MAX_WORKERS = 8
 _SOURCE_SEED_OFFSET = 2**32
@@ -43,10 +40,10 @@ _TIMEOUT = timedelta(minutes=10)
 
 def prepare_training(config: TrainConfig) -> tuple[Generator, Micrographs]:
     """Builds the untrained generator and loads the micrographs of a training config."""
-    micrographs = _add_conditions(_load_training_data(config), config, ())
+    micrographs = load_training_data(config)
     torch.manual_seed(config.seed)
     generator = build_generator(config.generator, micrographs, crop_geometry(config))
-    return generator, _hide_masks(micrographs, generator)
+    return generator, hide_masks(micrographs, generator)
 
 
 def prepare_finetuning(
@@ -71,9 +68,9 @@ def prepare_finetuning(
     if config.data.conditions and not hasattr(generator, "conditions"):
         raise InputError(f"data.conditions: not applicable to a generator of kind {generator.kind}")
     told = conditions_of(generator)
-    micrographs = _add_conditions(_load_training_data(config), config, told)
+    micrographs = load_training_data(config, told)
     if not can_adapt(generator):
-        micrographs = _hide_masks(micrographs, generator)
+        micrographs = hide_masks(micrographs, generator)
     info = micrographs.inputs.info
     before, now = (
         (each.class_names, geometry.image_size, outline(columns))
@@ -100,28 +97,6 @@ def prepare(config: RunConfig) -> tuple[Generator, Micrographs]:
         return prepare_finetuning(config)
     assert isinstance(config, TrainConfig)
     return prepare_training(config)
-
-
-def load_held_out(config: RunConfig, generator: Generator) -> Micrographs | None:
-    """Loads the micrographs for validation; None if none are held out."""
-    data, split = config.data, config.validation.split
-    found = None if split is None else _load_split(config, split)
-    if found is None or split is None:
-        return None
-    if columns := conditions_of(generator):
-        found = replace(found, conditions=encode_rows(_load_rows(config, split), columns), columns=columns)
-    held_out = _hide_masks(found, generator)
-    if data.source is None:
-        return held_out
-    # A source needs no split of its own: no loss compares its images with others.
-    own = split if split in list_splits(data.source.dataset) else data.source.split
-    return replace(held_out, source=_load_source(config, own))
-
-
-def crop_geometry(config: RunConfig) -> CropGeometry:
-    """Returns the crop geometry of a config."""
-    data = config.data
-    return CropGeometry(data.image_size, data.crop_size or data.image_size, data.scale_range, data.in_channels)
 
 
 def count_steps(options: OptimizationSection, epoch_crops: int, num_processes: int = 1) -> int:
@@ -286,69 +261,3 @@ def _scale_constant_then_linear(step: int, warmup_steps: int, last_step: int) ->
     """Zhu et al. 2017 (arXiv 1703.10593), section 4: constant in the first half, linearly to zero in the second."""
     warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
     return warm * min(1.0, 2 * (last_step - step) / last_step)
-
-
-def _load_training_data(config: RunConfig) -> Micrographs:
-    micrographs, data = _load_split(config), config.data
-    assert micrographs is not None, "a missing training split is an InputError"
-    if data.source:
-        micrographs = replace(micrographs, source=_load_source(config, data.source.split))
-        _check_colors(config, micrographs)
-    if data.dataset is None or data.num_classes is None or not micrographs.info.num_classes:
-        return micrographs
-    return replace(micrographs, info=declare_classes(micrographs.info, data.num_classes, data.dataset))
-
-
-def _load_source(config: RunConfig, split: str) -> Micrographs:
-    assert config.data.source is not None
-    return load_micrographs(config.data.source.dataset, split, config.data.in_channels)
-
-
-def _check_colors(config: RunConfig, micrographs: Micrographs) -> None:
-    """Raises InputError if a network for RGB images would have to invent or remove the colors of one side."""
-    data = config.data
-    if data.in_channels == 1 or data.source is None or micrographs.source is None:
-        return
-    colored = [
-        any((image[..., :1] != image).any() for image in side.images) for side in (micrographs, micrographs.source)
-    ]
-    if colored[0] != colored[1]:
-        paths = [str(data.dataset), str(data.source.dataset)]
-        gray, other = paths if colored[1] else paths[::-1]
-        raise InputError(f"{gray}: images are gray, but those of {other} have colors; set data.in_channels to 1")
-
-
-def _add_conditions(micrographs: Micrographs, config: RunConfig, known: Sequence[Condition]) -> Micrographs:
-    """Adds the conditions of a config; those that a checkpoint has, `known`, keep their scale."""
-    if not config.data.conditions:
-        return micrographs
-    rows = _load_rows(config)
-    columns = fit_conditions(config.data.conditions, rows, known)
-    return replace(micrographs, conditions=encode_rows(rows, columns), columns=columns)
-
-
-def _load_rows(config: RunConfig, held_out: str | None = None) -> list[list[Row]]:
-    """The metadata of the micrographs of `_load_split`, dataset by dataset."""
-    data = config.data
-    return [
-        load_rows(folder, held_out or split)
-        for folder, split in zip(data.folders, data.splits, strict=True)
-        if held_out is None or held_out in list_splits(folder)
-    ]
-
-
-def _hide_masks(micrographs: Micrographs, generator: Generator) -> Micrographs:
-    """Drops the masks for a generator that does not use them."""
-    return micrographs if generator.info.num_classes else micrographs.without_masks()
-
-
-def _load_split(config: RunConfig, held_out: str | None = None) -> Micrographs | None:
-    """The training split, or the split `held_out`; None if no dataset has it."""
-    data = config.data
-    if data.dataset is None:
-        micrographs = load_mixture(data.datasets, crop_geometry(config), data.merge_classes, held_out)
-    elif held_out and held_out not in list_splits(data.dataset):
-        micrographs = None
-    else:
-        micrographs = load_micrographs(data.dataset, held_out or data.split, data.in_channels)
-    return micrographs.without_masks() if micrographs and data.unconditional else micrographs

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from steelgen.config.train import OptimizationSection, RunConfig
-from steelgen.generators import Generator, Phase, Trainable, join_networks
+from steelgen.generators import Phase, StoredGenerator, Trainable, join_networks
 from steelgen.training.ema import PowerAverage, WeightAverage
 from steelgen.training.meter import EpochTracker
 from steelgen.training.selection import BestTracker, CopyWatch
@@ -38,7 +38,7 @@ class TrainingState:
     """Values to log of this step, if it was saved before it was evaluated and logged."""
 
     @property
-    def generator(self) -> Generator:
+    def generator(self) -> StoredGenerator:
         """The generator, with the weights in training."""
         return self.trainable.generator
 

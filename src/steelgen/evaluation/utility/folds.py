@@ -59,7 +59,8 @@ def divide_folds(config: UtilityConfig) -> dict[str, dict[str, list[str]]]:
         stem for split in list_pooled(config) for stem in (pair.stem for pair in list_pairs(config.dataset, split))
     ]
     divided = {}
-    for name, tested in members.items():
+    for name, listed in members.items():
+        tested = set(listed)
         rest = [stem for stem in stems if stem not in tested]
         kept, held_back = choose_held_back(len(rest), config.val_share, config.dataset.name)
         parts = [[rest[index] for index in part] for part in (kept, held_back)]

@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from steelgen.config.generator import GanSection
+from steelgen.config.gan import GanSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.devices import map_on_single_threads, randn_by_seed
+from steelgen.devices import in_evaluation_mode, map_on_single_threads, map_rows, randn_by_seed
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.errors import InputError
 from steelgen.files import load_record
@@ -90,15 +90,13 @@ class Gan:
         if request.masks is not None and not (request.masks < self.info.num_classes).any():
             raise InputError(f"{self.info.name}: masks contain only ignored pixels; this generator needs class masks")
         size = (self.geometry.image_size,) * 2 if request.masks is None else tuple(request.masks.shape[-2:])
-        training = self.network.training
-        self.network.eval()
-        try:
+        with in_evaluation_mode(self.network):
             latents = request.latents or self.find_latents(request.seeds, self.spaces[-1], (size[0], size[1]))
             if request.truncation is not None:
                 latents = self._truncate(latents, request.truncation)
-            images = self._map_rows(lambda rows: self._generate(latents, request.masks, rows), len(latents.styles))
-        finally:
-            self.network.train(training)
+            images = map_rows(
+                lambda rows: self._generate(latents, request.masks, rows), len(latents.styles), self._device
+            )
         images = images.float() * self.intensity[1] + self.intensity[0]
         # Keep non-finite pixels as NaN, which the caller checks for on the host; clamp would turn inf into white.
         return Drawn(images.clamp(-1, 1).where(images.isfinite(), math.nan))
@@ -111,30 +109,20 @@ class Gan:
         """
         if not isinstance(self.network, StyleGenerator):
             raise InputError("projection: needs a generator with architecture 'style' and condition 'none'")
-        training = self.network.training
-        self.network.eval()
-        try:
+        with in_evaluation_mode(self.network):
             target = self.standardize(images.to(self._device))
             styles, rmse = find_nearest_styles(self.network, target, self._find_mean_style(), steps, report)
-        finally:
-            self.network.train(training)
         noise = torch.zeros(len(images), count_noise(self.network, (self.geometry.image_size,) * 2))
         return Latents("w", styles.cpu(), noise), rmse.cpu() * self.intensity[1]
 
     def save(self, folder: Path) -> None:
-        """See `Generator.save`."""
+        """See `StoredGenerator.save`."""
         settings = _Settings(dataset=self.info, geometry=self.geometry, section=self.section, intensity=self.intensity)
         save_generator(folder, self.kind, self.network, settings)
 
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
-
-    def _map_rows(self, function: Callable[[slice], Tensor], count: int) -> Tensor:
-        """Applies a function to all rows at once, or on the CPU row by row."""
-        if self._device.type != "cpu":
-            return function(slice(None))
-        return torch.cat(map_on_single_threads(lambda index: function(slice(index, index + 1)), count))
 
     def _truncate(self, latents: Latents, factor: float) -> Latents:
         styles = self._find_styles(latents.styles) if latents.space == "z" else latents.styles
@@ -155,7 +143,7 @@ class Gan:
     def _find_styles(self, latents: Tensor) -> Tensor:
         assert isinstance(self.network, StyleGenerator)
         find_styles = self.network.find_styles
-        return self._map_rows(lambda rows: find_styles(latents[rows].to(self._device)), len(latents)).cpu()
+        return map_rows(lambda rows: find_styles(latents[rows].to(self._device)), len(latents), self._device).cpu()
 
     @torch.inference_mode()
     def _find_mean_style(self) -> Tensor:

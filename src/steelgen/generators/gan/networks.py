@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from steelgen.config.generator import GanSection
+from steelgen.config.gan import GanSection
 from steelgen.data.placement import CropGeometry
 from steelgen.models.dcgan import DcganDiscriminator, DcganGenerator
 from steelgen.models.spade_gan import SegmentingDiscriminator, SpadeGenerator

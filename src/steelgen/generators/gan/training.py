@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from steelgen.config.train import RunConfig
 from steelgen.diffusion.loss import one_hot_with_dropout
-from steelgen.generators import Batch, Gather, Losses, Phase, Randomness, SteadyState
-from steelgen.generators.augment import AUGMENTATION_NUMBERS, AdaptiveStrength, augment, augment_mask
+from steelgen.generators import Batch, Generator, Losses, Phase, Randomness, Trainable
+from steelgen.generators.adversarial import AdversarialTraining
+from steelgen.generators.augment import AUGMENTATION_NUMBERS, augment, augment_mask
 from steelgen.generators.gan.generator import Gan
 from steelgen.generators.gan.losses import (
     balance_classes,
@@ -46,7 +46,7 @@ class _GanRandomness:
         return numbers
 
 
-class GanTraining(SteadyState):
+class GanTraining(AdversarialTraining):
     """See `Trainable`.
 
     Args:
@@ -58,27 +58,19 @@ class GanTraining(SteadyState):
     criteria: tuple[str, ...] = ("kid",)
 
     def __init__(self, generator: Gan, config: RunConfig) -> None:
-        self.generator = generator
-        self._section = section = generator.section
+        section = generator.section
+        super().__init__(config.train.train_batch_size, section.ada_target, section.ada_images)
+        self.generator, self.section = generator, section
         discriminator = build_discriminator(section, generator.geometry, generator.info.num_classes)
         self.networks: Mapping[str, nn.Module] = {"generator": generator.network, "discriminator": discriminator}
         self.phases: tuple[Phase, ...] = tuple(
             Phase(name, (name,), adam_betas=section.adam_betas) for name in ("discriminator", "generator")
         )
-        self._batch_size = config.train.train_batch_size
-        self._strength = AdaptiveStrength(section.ada_target, section.ada_images) if section.ada_target else None
-        self._steps = 0
-        """Completed steps; they schedule the penalties."""
-
-    @property
-    def crop_options(self) -> dict[str, Any]:
-        """See `Trainable.crop_options`."""
-        return {"min_crops": self._batch_size}
 
     def randomness(self, seed: int) -> Randomness:
         """See `Trainable.randomness`."""
         edge = self.generator.geometry.image_size
-        return _GanRandomness(seed, self.generator.count_numbers((edge, edge)), self._strength is not None)
+        return _GanRandomness(seed, self.generator.count_numbers((edge, edge)), self.strength is not None)
 
     def held_out_randomness(self, count: int) -> Randomness:
         """See `Trainable.held_out_randomness`; adversarial losses are not validated."""
@@ -91,29 +83,13 @@ class GanTraining(SteadyState):
         step = _AdversarialStep(self, networks, batch)
         return step.compute_generator_losses() if phase.name == "generator" else step.compute_discriminator_losses()
 
-    def end_step(self, gather: Gather) -> None:
-        """See `Trainable.end_step`."""
-        self._steps += 1
-        if self._strength:
-            self._strength.update(gather)
-
-    def state(self) -> dict[str, Any]:
-        """See `Trainable.state`."""
-        return {"steps": self._steps, **({"augmentation": self._strength.state()} if self._strength else {})}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """See `Trainable.restore`; checkpoints of older versions may lack the state."""
-        self._steps = state.get("steps", 0)
-        if self._strength and "augmentation" in state:
-            self._strength.restore(state["augmentation"])
-
 
 class _AdversarialStep:
     """Losses of both networks on one batch."""
 
     def __init__(self, training: GanTraining, networks: Mapping[str, nn.Module], batch: Batch) -> None:
-        self._section, self._strength = training._section, training._strength
-        self._penalizes = training._steps % self._section.penalty_every == 0
+        self._section, self._strength = training.section, training.strength
+        self._penalizes = training.steps % self._section.penalty_every == 0
         self._generate, self._discriminate = networks["generator"], networks["discriminator"]
         self._real = training.generator.standardize(batch["image"])
         self._vectors = batch["latents"].unbind(dim=1)
@@ -186,3 +162,9 @@ class _AdversarialStep:
     def _hide_ignored(self, mask: Tensor) -> Tensor:
         """Maps ignored pixels to num_classes + 1; num_classes is the class of generated pixels."""
         return mask.where(mask < self._num_classes, self._num_classes + 1)
+
+
+def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
+    """See `steelgen.generators.families`."""
+    assert isinstance(generator, Gan)
+    return GanTraining(generator, config)

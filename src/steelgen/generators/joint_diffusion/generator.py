@@ -16,6 +16,7 @@ from steelgen.config.solver import RespacedSolverSection, SolverSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
+from steelgen.devices import in_evaluation_mode
 from steelgen.diffusion.analog_bits import count_bits, decode_mask, encode_mask
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.errors import InputError
@@ -129,12 +130,8 @@ class JointDiffusion:
         masks_alone: bool = False,
     ) -> Tensor:
         """See `sample_jointly`."""
-        training = self.network.training
-        self.network.eval()
-        try:
+        with in_evaluation_mode(self.network):
             return sample_jointly(self, given, request.seeds, solver, request.noise, fractions, masks_alone)
-        finally:
-            self.network.train(training)
 
     def _check_sizes(self, request: DrawRequest) -> None:
         """Raises InputError if image, mask and known parts have different sizes."""
@@ -171,7 +168,7 @@ class JointDiffusion:
         ]
 
     def save(self, folder: Path) -> None:
-        """See `Generator.save`."""
+        """See `StoredGenerator.save`."""
         settings = _Settings(dataset=self.info, geometry=self.geometry, section=self.section, intensity=self.intensity)
         save_generator(folder, self.kind, self.network, settings)
 

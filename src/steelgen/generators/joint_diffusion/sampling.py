@@ -12,9 +12,9 @@ from torch import Tensor
 
 from steelgen.config.joint import JointDiffusionSection
 from steelgen.config.solver import SolverSection
-from steelgen.devices import map_on_single_threads, randn_by_seed
+from steelgen.devices import is_compiled, map_on_single_threads, map_windows, randn_by_seed
 from steelgen.diffusion.analog_bits import tilt_fractions
-from steelgen.diffusion.guidance import Guide, rescale_contrast
+from steelgen.diffusion.guidance import Guide
 from steelgen.diffusion.noise import NoiseSchedule
 from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import DiffusersSolver
@@ -96,7 +96,7 @@ def sample_jointly(
 
     network, count = generator.network, len(given)
     if network.device.type == "cpu":
-        if given[0].size != (network.config.sample_size,) * 2 or solver.periodic or _is_compiled(network):
+        if given[0].size != (network.config.sample_size,) * 2 or solver.periodic or is_compiled(network):
             return torch.cat([sample([row]) for row in range(count)])
         return torch.cat(map_on_single_threads(lambda row: sample([row]), count))
     # Rows with the same parts given are a batch.
@@ -163,8 +163,7 @@ def _sample_batch(
             if free is None or not guide.acts_at(steps.sigmas[step]):
                 return velocity
             weak = free.predict(torch.cat([noisy, start[:, channels:]], dim=1), step)[:, moving]
-            guided = weak + guide.scale * (velocity - weak)
-            return rescale_contrast(guided, velocity, guide.rescale) if guide.rescale else guided
+            return guide.extrapolate(velocity, weak)
 
         state = steps.advance(state, step, predict, sources)
     return torch.cat([context[:, : moving.start], state, context[:, moving.stop :]], dim=1)
@@ -247,13 +246,6 @@ def _build_network(generator: JointModel, size: tuple[int, int], solver: SolverS
         def run_part(index: int) -> Tensor:
             return run(pieces[index], image_time, mask_time)
 
-        if on_cpu and not _is_compiled(network):
-            return layout.blend(torch.cat(map_on_single_threads(run_part, len(pieces))))
-        return layout.blend(torch.cat([run_part(index) for index in range(len(pieces))]))
+        return layout.blend(map_windows(run_part, len(pieces), network))
 
     return run_windows
-
-
-def _is_compiled(network: torch.nn.Module) -> bool:
-    """Whether torch.compile traces the network, which works in one thread only."""
-    return network._compiled_call_impl is not None

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from steelgen.config.generator import DiffusionTrainingSection
 from steelgen.config.joint import NoiseLevelsSection
+from steelgen.config.train import RunConfig
 from steelgen.diffusion.analog_bits import encode_mask
 from steelgen.diffusion.randomness import CropRandomness, HeldOutRandomness, crop_seed
 from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps
 from steelgen.errors import InputError
-from steelgen.generators import Batch, Losses, Phase, Randomness, SteadyState
+from steelgen.generators import Batch, Generator, Losses, Phase, Randomness, SteadyState, Trainable
 from steelgen.generators.joint_diffusion.generator import JointDiffusion
 from steelgen.generators.joint_diffusion.levels import CLEAN, compute_levels, embed_time, spread_levels
 
@@ -176,3 +177,9 @@ def relate_timesteps(
     mask_times = torch.where(equal | clean_image | no_image, drawn, mask_drawn)
     mask_times = torch.where(clean_mask, CLEAN, mask_times)
     return image_times, torch.where(dropped, last, mask_times)
+
+
+def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
+    """See `steelgen.generators.families`."""
+    assert isinstance(generator, JointDiffusion)
+    return JointDiffusionTraining(generator, config.diffusion)

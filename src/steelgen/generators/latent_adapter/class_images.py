@@ -16,10 +16,11 @@ from torch import Tensor
 from steelgen.config.solver import SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.data.images import load_image, save_image
+from steelgen.devices import in_evaluation_mode
 from steelgen.errors import InputError
 from steelgen.generators.latent_adapter.generator import LatentAdapter
 from steelgen.generators.latent_adapter.prompts import tokenize
-from steelgen.generators.latent_adapter.sampling import LatentInputs
+from steelgen.generators.latent_adapter.sampling import LatentInputs, sample_latents
 
 _SOLVER = SolverSection(name="dpmsolver++", num_inference_steps=25, guidance_scale=7.5, guidance_interval=None)
 """The usual guidance of Stable Diffusion."""
@@ -70,12 +71,11 @@ def make_class_images(
     if index == 0:
         report(f"making {images.count} class images of {generator.section.class_prompt!r} in {images.folder}")
     prompt = tokenize(generator.base.tokenizer, generator.section.class_prompt, "generator.class_prompt")
-    generator.network.eval()
-    with generator.network.without_lora():
+    with in_evaluation_mode(generator.network), generator.network.without_lora():
         for number in missing:
-            inputs = LatentInputs([seed + number], images.shape[1:], prompt[None], None)
-            image = generator.generate(inputs, _SOLVER)[0]
+            edges = images.shape[1:]
+            inputs = LatentInputs([seed + number], edges, prompt[None], generator.null_prompt, edges[0], None)
+            image = sample_latents(generator.network, generator.base, inputs, _SOLVER)[0]
             if images.shape[0] == 1:
                 image = image.mean(dim=0, keepdim=True)
             save_image(images.locate(number), tensor_to_image(image))
-    generator.network.train()

@@ -20,7 +20,7 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.drivers import DriverOptions, compute_drivers
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.devices import map_on_single_threads
+from steelgen.devices import in_evaluation_mode, map_rows
 from steelgen.errors import InputError
 from steelgen.generators import Drawn, DrawRequest
 from steelgen.generators.latent_adapter.base import Base, load_base
@@ -95,7 +95,7 @@ class LatentAdapter:
             raise InputError(f"solver.name {solver.name}: not applicable to generators of kind {self.kind}")
         if solver.autoguidance is not None:
             raise InputError(f"solver.autoguidance: not applicable to generators of kind {self.kind}")
-        edge = self.geometry.image_size
+        edge, control = self.geometry.image_size, self.section.control
         height, width = (edge, edge) if request.masks is None else request.masks.shape[1:]
         if request.start is not None:
             height, width = request.start.images.shape[2:]
@@ -112,36 +112,18 @@ class LatentAdapter:
                 request.seeds[rows],
                 (height + pad[3], width + pad[1]),
                 prompts[rows],
+                self.null_prompt,
+                edge,
                 None if drivers is None else drivers[rows],
                 None if start is None else start[rows],
                 request.start.strength if request.start else 1.0,
+                control.scale if control else 1.0,
             )
-            return self.generate(inputs, solver)
+            return sample_latents(self.network, self.base, inputs, solver)
 
-        training = self.network.training
-        self.network.eval()
-        try:
-            if next(self.network.parameters()).device.type == "cpu":
-                count = len(request.seeds)
-                images = torch.cat(map_on_single_threads(lambda row: generate(slice(row, row + 1)), count))
-            else:
-                images = generate(slice(None))
-        finally:
-            self.network.train(training)
+        with in_evaluation_mode(self.network):
+            images = map_rows(generate, len(request.seeds), next(self.network.parameters()).device)
         return Drawn(self._finish(images[:, :, :height, :width]))
-
-    def generate(self, inputs: LatentInputs, solver: SolverSection) -> Tensor:
-        """Generates a batch of images (N, channels of the autoencoder, H, W), not clipped."""
-        control = self.section.control
-        return sample_latents(
-            self.network,
-            self.base,
-            inputs,
-            solver,
-            null_prompt=self.null_prompt,
-            window=self.geometry.image_size,
-            control_scale=control.scale if control else 1.0,
-        )
 
     @cached_property
     def null_prompt(self) -> Tensor:
@@ -149,7 +131,7 @@ class LatentAdapter:
         return tokenize(self.base.tokenizer, "")
 
     def save(self, folder: Path) -> None:
-        """See `Generator.save`; writes the adapters, and path and hash of the base."""
+        """See `StoredGenerator.save`; writes the adapters, and path and hash of the base."""
         settings = AdapterSettings(
             dataset=self.info, geometry=self.geometry, section=self.section, base_hash=self.base_hash
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steelgen.config.solver import SolverSection
 from steelgen.devices import randn_by_seed
-from steelgen.diffusion.guidance import Guide, rescale_contrast
+from steelgen.diffusion.guidance import Guide
 from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import DiffusersSolver
 from steelgen.diffusion.windows import WindowLayout
@@ -26,33 +26,26 @@ class LatentInputs(NamedTuple):
     """(H, W), a multiple of the pixels per latent."""
     prompts: Tensor
     """(N, L) token ids."""
+    null_prompt: Tensor
+    """(L,) token ids of the empty prompt."""
+    window: int
+    """Edge of the network's images, px."""
     drivers: Tensor | None
     """(N, D, H, W) in [0, 1]; None leaves the ControlNet out."""
     start: Tensor | None = None
     """(N, 1 or 3, H, W) images to start from."""
     strength: float = 1.0
     """See `StartImages`."""
+    control_scale: float = 1.0
+    """Factor on the ControlNet's output."""
 
 
 @torch.no_grad()
-def sample_latents(
-    network: AdaptedNetwork,
-    base: Base,
-    inputs: LatentInputs,
-    solver: SolverSection,
-    null_prompt: Tensor,
-    window: int,
-    control_scale: float = 1.0,
-) -> Tensor:
+def sample_latents(network: AdaptedNetwork, base: Base, inputs: LatentInputs, solver: SolverSection) -> Tensor:
     """Generates images in one batch; the host waits for the device at most once per step.
 
-    Guidance extrapolates from the prediction for the empty prompt and zero drivers. Images larger than `window` are
-    computed in overlapping windows, which share the prompt.
-
-    Args:
-        null_prompt: (L,) token ids of the empty prompt.
-        window: edge of the network's images, px.
-        control_scale: factor on the ControlNet's output.
+    Guidance extrapolates from the prediction for the empty prompt and zero drivers. Images larger than the network's
+    are computed in overlapping windows, which share the prompt.
 
     Returns:
         (N, channels of the autoencoder, H, W) float32, about in [-1, 1].
@@ -60,7 +53,7 @@ def sample_latents(
     device = next(network.parameters()).device
     height, width = (edge // base.factor for edge in inputs.size)
     shape = (base.latent_channels, height, width)
-    predict = _build_predictor(network, base, inputs, solver, null_prompt, window, control_scale, device)
+    predict = _build_predictor(network, base, inputs, solver)
     steps = DiffusersSolver(solver, base.schedule, device=device)
     sources = build_noise_sources(shape, inputs.seeds)
     start = None if inputs.start is None else network.encode(inputs.start.to(device))
@@ -73,29 +66,23 @@ def sample_latents(
 
 
 def _build_predictor(
-    network: AdaptedNetwork,
-    base: Base,
-    inputs: LatentInputs,
-    solver: SolverSection,
-    null_prompt: Tensor,
-    window: int,
-    control_scale: float,
-    device: torch.device,
+    network: AdaptedNetwork, base: Base, inputs: LatentInputs, solver: SolverSection
 ) -> Callable[[Tensor, Tensor, bool], Tensor]:
     """Guided predictions (latents, time, whether to guide), window by window."""
-    guide = Guide.of(solver)
+    device, guide, window = next(network.parameters()).device, Guide.of(solver), inputs.window
     embedded = network.embed(inputs.prompts.to(device))
-    null = network.embed(null_prompt.to(device)[None])
+    null = network.embed(inputs.null_prompt.to(device)[None])
     drivers = None if inputs.drivers is None else inputs.drivers.to(device)
 
     def run(noisy: Tensor, time: Tensor, guided: bool, embedded: Tensor, drivers: Tensor | None) -> Tensor:
-        conditional = network.predict(noisy, time.expand(len(noisy)), embedded, drivers, control_scale)
+        conditional = network.predict(noisy, time.expand(len(noisy)), embedded, drivers, inputs.control_scale)
         if not guided:
             return conditional
         nothing = None if drivers is None else torch.zeros_like(drivers)
-        weak = network.predict(noisy, time.expand(len(noisy)), null.expand(len(noisy), -1, -1), nothing, control_scale)
-        prediction = weak + guide.scale * (conditional - weak)
-        return rescale_contrast(prediction, conditional, guide.rescale) if guide.rescale else prediction
+        weak = network.predict(
+            noisy, time.expand(len(noisy)), null.expand(len(noisy), -1, -1), nothing, inputs.control_scale
+        )
+        return guide.extrapolate(conditional, weak)
 
     if inputs.size == (window, window) and not solver.periodic:
         return lambda noisy, time, guided: run(noisy, time, guided, embedded, drivers)

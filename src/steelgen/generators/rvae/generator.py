@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steelgen.config.generator import RvaeSection
+from steelgen.config.rvae import RvaeSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.patches import PatchCenters
 from steelgen.data.placement import CropGeometry
-from steelgen.devices import map_on_single_threads, randn_by_seed
+from steelgen.devices import in_evaluation_mode, map_on_single_threads, randn_by_seed
 from steelgen.errors import InputError
 from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
@@ -99,9 +99,7 @@ class Rvae:
         parts = []
         given = images if images is not None else islands
         assert given is not None
-        training = self.network.training
-        self.network.eval()
-        try:
+        with in_evaluation_mode(self.network):
             for start in range(0, len(given), _BATCH):
                 batch: dict[str, Tensor] = {}
                 if images is not None:
@@ -110,8 +108,6 @@ class Rvae:
                 if islands is not None:
                     batch["island"] = torch.from_numpy(islands[start : start + _BATCH]).to(device)
                 parts.append(self._describe(self.stack_patches(batch)))
-        finally:
-            self.network.train(training)
         columns = (torch.cat(column).float().cpu().numpy() for column in zip(*parts, strict=True))
         return Description(*columns)
 
@@ -126,7 +122,7 @@ class Rvae:
         return torch.cat(channels, dim=1)
 
     def save(self, folder: Path) -> None:
-        """See `Generator.save`."""
+        """See `StoredGenerator.save`."""
         settings = _Settings(dataset=self.info, geometry=self.geometry, section=self.section, intensity=self.intensity)
         save_generator(folder, self.kind, self.network, settings)
 

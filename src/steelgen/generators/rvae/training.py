@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steelgen.generators import Batch, Losses, Phase, Randomness, SteadyState
+from steelgen.config.train import RunConfig
+from steelgen.generators import Batch, Generator, Losses, Phase, Randomness, SteadyState, Trainable
 from steelgen.generators.rvae.generator import Rvae
 
 
@@ -66,3 +67,9 @@ class RvaeTraining(SteadyState):
             # A function of the crop's number, so that a resumed run continues with the same weights.
             weight = weight * (batch["number"] / section.kl_crops).clamp(max=1)
         return Losses(weight * divergence - elbo.log_likelihood, parts={"kl_latents": elbo.kl_latents})
+
+
+def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
+    """See `steelgen.generators.families`."""
+    assert isinstance(generator, Rvae)
+    return RvaeTraining(generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from steelgen.models.semantic_unet import SemanticUNet
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.models.spade import SpadeNorm
 
 _PARTS = {
@@ -21,9 +21,13 @@ _PARTS = {
 """Part by child of the network."""
 
 
-def list_network_parts(network: SemanticUNet) -> dict[str, list[nn.Parameter]]:
-    """Returns the parameters of each part: input, time, encoder, middle, decoder, output, and, if there are any,
-    conditions and spade, the layers of middle and decoder that see the mask; each parameter is in one part."""
+def list_parts(generator: SemanticDiffusion) -> dict[str, list[nn.Parameter]]:
+    """Returns the parameters of the network by part; each is in one.
+
+    The parts are input, time, encoder, middle, decoder, output, and, if there are any, conditions and spade, the layers
+    of middle and decoder that see the mask.
+    """
+    network = generator.network
     spade = {parameter for norm in network.modules() if isinstance(norm, SpadeNorm) for parameter in norm.parameters()}
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from steelgen.config.solver import AnySolverSection, SolverSection
-from steelgen.devices import map_on_single_threads, randn_by_seed
+from steelgen.devices import is_compiled, map_on_single_threads, map_windows, randn_by_seed
 from steelgen.diffusion.guidance import Coarse, Guide, GuidedNetwork
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.noise import NoiseSchedule
@@ -78,7 +78,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
         if self.unet.device.type != "cpu":
             return generate(slice(None))
         rows = [slice(index, index + 1) for index in range(len(seeds))]
-        if not self._fits_network(masks, solver) or _is_compiled(self.unet):
+        if not self._fits_network(masks, solver) or is_compiled(self.unet):
             return torch.cat([generate(row) for row in rows])
         share = 1 / torch.get_num_threads()
         return torch.cat(map_on_single_threads(lambda index: generate(rows[index], share), len(rows)))
@@ -189,9 +189,7 @@ class SemanticDiffusionPipeline(DiffusionPipeline):
                 network = networks[index] if index < len(networks) else build(rows[index])
                 return network.predict(pieces[rows[index]], time, guided)
 
-            if on_cpu and not _is_compiled(unet):
-                return layout.blend(torch.cat(map_on_single_threads(predict_part, len(rows))))
-            return layout.blend(torch.cat([predict_part(index) for index in range(len(rows))]))
+            return layout.blend(map_windows(predict_part, len(rows), unet))
 
         return predict
 
@@ -208,8 +206,3 @@ def build_within(
             break
         networks.append(network)
     return networks
-
-
-def _is_compiled(unet: SemanticUNet) -> bool:
-    """Whether torch.compile traces the network, which works in one thread only."""
-    return unet._compiled_call_impl is not None

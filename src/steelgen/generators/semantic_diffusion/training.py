@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from steelgen.config.generator import DiffusionTrainingSection
+from steelgen.config.train import RunConfig
 from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
 from steelgen.diffusion.randomness import CropRandomness, HeldOutRandomness
 from steelgen.diffusion.refinement import DegradationRandomness, degrade
 from steelgen.diffusion.reverse import ReverseProcess, build_reverse_process
 from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, LossHistory, TimestepDistribution
-from steelgen.generators import Batch, Gather, Losses, Phase, Randomness, SteadyState
+from steelgen.generators import Batch, Gather, Generator, Losses, Phase, Randomness, SteadyState, Trainable
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 
 _HISTORY = "loss_history"
@@ -122,3 +123,9 @@ class SemanticDiffusionTraining(SteadyState):
     def _shape(self) -> tuple[int, int, int]:
         geometry = self.generator.geometry
         return geometry.in_channels, geometry.image_size, geometry.image_size
+
+
+def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
+    """See `steelgen.generators.families`."""
+    assert isinstance(generator, SemanticDiffusion)
+    return SemanticDiffusionTraining(generator, config.diffusion)

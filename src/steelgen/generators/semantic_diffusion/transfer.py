@@ -22,7 +22,7 @@ _MASK_WEIGHT = ".shared.weight"
 """End of the names of the convolutions that see the mask, (hidden, mask channels, 3, 3); see `SpadeNorm`."""
 
 
-def adapt_semantic_diffusion(
+def adapt(
     generator: SemanticDiffusion, micrographs: Micrographs, geometry: CropGeometry, keep_classes: bool
 ) -> tuple[SemanticDiffusion, str]:
     """Adapts a model to new micrographs: all weights that still fit are kept.

@@ -15,7 +15,7 @@ from steelgen.config.translation import TranslationSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.devices import map_on_single_threads, randn_by_seed
+from steelgen.devices import in_evaluation_mode, map_rows, randn_by_seed
 from steelgen.errors import InputError
 from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
@@ -89,7 +89,7 @@ class Translator:
         return [images, translated, again * self.source_intensity[1] + self.source_intensity[0]]
 
     def save(self, folder: Path) -> None:
-        """See `Generator.save`."""
+        """See `StoredGenerator.save`."""
         settings = _Settings(
             dataset=self.info,
             geometry=self.geometry,
@@ -111,18 +111,10 @@ class Translator:
             part = None if noise is None else noise[rows].to(device)
             return self._translate(network, images[rows].to(device), part)
 
-        training = network.training
-        network.eval()
-        try:
-            if device.type == "cpu":
-                parts = map_on_single_threads(lambda index: translate(slice(index, index + 1)), len(images))
-            elif max(images.shape[-2:]) > self.geometry.image_size:
-                parts = [translate(slice(index, index + 1)) for index in range(len(images))]
-            else:
-                parts = [translate(slice(None))]
-        finally:
-            network.train(training)
-        return torch.cat(parts)
+        with in_evaluation_mode(network):
+            if device.type != "cpu" and max(images.shape[-2:]) > self.geometry.image_size:
+                return torch.cat([translate(slice(index, index + 1)) for index in range(len(images))])
+            return map_rows(translate, len(images), device)
 
     def _translate(self, network: TranslationGenerator, images: Tensor, noise: Tensor | None) -> Tensor:
         height, width = images.shape[-2:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from steelgen.config.train import RunConfig
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.errors import InputError
-from steelgen.generators import Batch, Gather, Losses, Phase, Randomness, SteadyState
-from steelgen.generators.augment import AUGMENTATION_NUMBERS, AdaptiveStrength, augment
+from steelgen.generators import Batch, Gather, Generator, Losses, Phase, Randomness, Trainable
+from steelgen.generators.adversarial import AdversarialTraining
+from steelgen.generators.augment import AUGMENTATION_NUMBERS, augment
 from steelgen.generators.penalty import compute_penalty
 from steelgen.generators.translation.generator import Translator, build_network
 from steelgen.generators.translation.losses import (
@@ -65,7 +65,7 @@ class _TranslationRandomness:
         return drawn
 
 
-class TranslationTraining(SteadyState):
+class TranslationTraining(AdversarialTraining):
     """See `Trainable`.
 
     Args:
@@ -82,9 +82,9 @@ class TranslationTraining(SteadyState):
     def __init__(self, generator: Translator, config: RunConfig) -> None:
         if config.data.source is None:
             raise InputError("data.source: is missing; generators of kind translation need images to translate")
-        self.generator = generator
-        self.section = section = generator.section
-        self._batch_size = config.train.train_batch_size
+        section = generator.section
+        super().__init__(config.train.train_batch_size, section.ada_target, section.ada_images)
+        self.generator, self.section = generator, section
         self._is_cyclic = section.mode == "cyclegan"
         self.networks: Mapping[str, nn.Module] = self._build_networks(config)
         judges = tuple(name for name in self.networks if "discriminator" in name)
@@ -93,12 +93,9 @@ class TranslationTraining(SteadyState):
             Phase("generators", makers, adam_betas=section.adam_betas),
             Phase("discriminators", judges, adam_betas=section.adam_betas),
         )
-        self.strength = AdaptiveStrength(section.ada_target, section.ada_images) if section.ada_target else None
         self.pools = [ImagePool(section.pool_size) for _ in range(2)] if section.pool_size else []
         self.generated: deque[list[Tensor]] = deque()
         """Images of the generators' phase, per micro-batch and side, for that of the discriminators."""
-        self.steps = 0
-        """Completed steps; they schedule the penalties."""
 
     def _build_networks(self, config: RunConfig) -> dict[str, nn.Module]:
         section, geometry, generator = self.section, self.generator.geometry, self.generator
@@ -135,11 +132,6 @@ class TranslationTraining(SteadyState):
         deviation, mean = torch.std_mean(compute_log_power(standardize(images)), dim=0)
         return mean, deviation.clamp(min=_MIN_DEVIATION)
 
-    @property
-    def crop_options(self) -> dict[str, Any]:
-        """See `Trainable.crop_options`."""
-        return {"min_crops": self._batch_size}
-
     def randomness(self, seed: int) -> Randomness:
         """See `Trainable.randomness`."""
         edge = self.generator.geometry.image_size
@@ -161,21 +153,9 @@ class TranslationTraining(SteadyState):
 
     def end_step(self, gather: Gather) -> None:
         """See `Trainable.end_step`."""
-        self.steps += 1
-        if self.strength:
-            self.strength.update(gather)
+        super().end_step(gather)
         for pool in self.pools:
             pool.update(gather)
-
-    def state(self) -> dict[str, Any]:
-        """See `Trainable.state`."""
-        return {"steps": self.steps, **({"augmentation": self.strength.state()} if self.strength else {})}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """See `Trainable.restore`."""
-        self.steps = state.get("steps", 0)
-        if self.strength and "augmentation" in state:
-            self.strength.restore(state["augmentation"])
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Trainable.tensors`."""
@@ -309,3 +289,9 @@ class _TranslationStep:
         if judge_spectrum is None:
             return scores, None
         return scores, judge_spectrum(compute_log_power(images), full_precision=precise).float()
+
+
+def build_trainable(generator: Generator, config: RunConfig) -> Trainable:
+    """See `steelgen.generators.families`."""
+    assert isinstance(generator, Translator)
+    return TranslationTraining(generator, config)

@@ -32,6 +32,16 @@ from steelgen.generators.semantic_diffusion.isdm.network import (
 from steelgen.generators.semantic_diffusion.isdm.state_dict import convert_from_isdm, convert_to_isdm
 
 
+def load_file(path: Path) -> SemanticDiffusion:
+    """Loads a checkpoint with the config beside it; see `load_isdm_checkpoint`."""
+    return load_isdm_checkpoint(path, find_isdm_settings(path))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Returns the settings of a checkpoint as JSON values."""
+    return find_isdm_settings(path).model_dump(mode="json")
+
+
 def load_isdm_checkpoint(path: Path, settings: IsdmNetworkSection) -> SemanticDiffusion:
     """Loads an ISDM checkpoint as a generator that reproduces its outputs.
 

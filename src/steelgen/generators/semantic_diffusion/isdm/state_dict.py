@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from steelgen.errors import InputError
-from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention
-from steelgen.models.semantic_unet import SemanticUNet, UNetStage
+from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, UNetStage
+from steelgen.models.semantic_unet import SemanticUNet
 
 
 @dataclass(frozen=True)

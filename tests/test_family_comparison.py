@@ -20,7 +20,7 @@ from steelgen.config.train import RunConfig
 from steelgen.errors import InputError
 from steelgen.evaluation.family_table import compare_figures
 from steelgen.evaluation.results import load_evaluation
-from steelgen.families import build_training, compare_families, list_stages
+from steelgen.family_comparison import build_training, compare_families, list_stages
 from steelgen.generators.families import load_generator
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.generators.test_gan import gan_config

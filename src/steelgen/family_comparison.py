@@ -26,7 +26,7 @@ from steelgen.evaluation.results import load_evaluation
 from steelgen.files import Record, load_json, load_record, new_file, new_folder, save_json
 from steelgen.generators import Generator
 from steelgen.runs import RESULT_FILE, describe_environment, load_result
-from steelgen.sampling.generate import generate_images, prepare_generator
+from steelgen.sampling.generate import SamplingBatch, generate_images, prepare_generator
 
 CONFIG_FILE, RESULT = "config.json", "families.json"
 
@@ -225,9 +225,9 @@ def _measure_speed(config: FamiliesConfig, family: FamilySection, generator: Gen
     """Times one batch for masks of the test split, after a warm-up with one image."""
     micrographs = load_micrographs(config.dataset, config.test_split, generator.geometry.in_channels)
     _, masks = cut_crops(micrographs, generator.geometry, config.timed_images)
-    generate_images(generator, list(masks[:1]), [0], family.solver)
+    generate_images(generator, SamplingBatch(list(masks[:1]), [0], family.solver))
     started = time.perf_counter()
-    generate_images(generator, list(masks), list(range(len(masks))), family.solver)
+    generate_images(generator, SamplingBatch(list(masks), range(len(masks)), family.solver))
     seconds = time.perf_counter() - started
     counts = [parameter.numel() for network in generator.networks.values() for parameter in network.parameters()]
     return {"images_per_second": len(masks) / seconds, "parameters": sum(counts)}
