@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from steelgen import families as module
+from steelgen import family_comparison as module
 from steelgen.cli.app import app
 from steelgen.cli.workflow import run_stage
 from steelgen.config.base import Section, parse_config

@@ -120,8 +120,8 @@ def test_large_sets_lie_in_numbered_folders(trained, tmp_path, output_format):
 
 
 def test_sub_folders_begin_above_ten_thousand_images(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("steelgen.sampling.sample._ONE_FOLDER", 3)
-    monkeypatch.setattr("steelgen.sampling.sample._FILES_PER_FOLDER", 2)
+    monkeypatch.setattr("steelgen.sampling.samples_folder._ONE_FOLDER", 3)
+    monkeypatch.setattr("steelgen.sampling.samples_folder._FILES_PER_FOLDER", 2)
     small = draw(trained, tmp_path / "small", num_samples=3)
     assert (small / "samples/000002.png").is_file()
     draw(trained, tmp_path / "small", num_samples=4)  # a folder once begun stays as it is

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from steelgen.data.cache import Micrographs
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask, save_metadata
 from steelgen.data.images import save_micrograph
+from steelgen.data.instances import compute_instance_edges
 from steelgen.errors import InputError
 from steelgen.files import new_folder
 
@@ -74,11 +75,7 @@ def render_mask(mask: NDArray[np.uint8], options: RenderOptions, rng: np.random.
     levels[: len(options.levels)] = options.levels
     image = levels[mask]
     if options.edge:
-        borders = np.zeros(mask.shape, bool)
-        for axis in (0, 1):
-            differs = np.diff(mask, axis=axis) != 0
-            borders |= np.pad(differs, [(0, int(axis == 0)), (0, int(axis == 1))])
-            borders |= np.pad(differs, [(int(axis == 0), 0), (int(axis == 1), 0)])
+        borders = compute_instance_edges(mask)
         if borders.any():
             image = image + options.edge * np.exp(-distance_transform_edt(~borders) / options.edge_width)
     if options.blur:
