@@ -1,4 +1,4 @@
-"""What tests of the diffusion call again and again: a loss with its randomness, a pipeline with a solver's options."""
+"""What tests of the diffusion call again and again: a loss with its randomness, a sampler with a solver's options."""
 
 from torch.utils.data import default_collate
 
@@ -20,10 +20,10 @@ def compute_loss(network, schedule, batch, options=None, distribution=None, seed
     )
 
 
-def draw(pipeline, masks, seeds, solver="dpmsolver++", num_inference_steps=12, *, batch=False, **options):
+def draw(sampler, masks, seeds, solver="dpmsolver++", num_inference_steps=12, *, batch=False, **options):
     """Draws with a solver by name, guided at every step unless an interval is given; as one batch if asked to."""
     given = {name: options.pop(name) for name in list(options) if name in SolverSection.model_fields}
     section = SolverSection(
         name=solver, num_inference_steps=num_inference_steps, **{"guidance_interval": None, **given}
     )
-    return (pipeline.sample_batch if batch else pipeline)(masks, seeds, section, **options)
+    return (sampler.sample_batch if batch else sampler)(masks, seeds, section, **options)

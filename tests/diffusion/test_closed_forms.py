@@ -12,7 +12,7 @@ from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.generators import DrawRequest, StartImages
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
-from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.generators.semantic_diffusion.sampler import SemanticSampler
 from tests.diffusion.calls import draw
 from tests.diffusion.gaussian import EDGE, GaussianNetwork
 
@@ -31,7 +31,7 @@ def one_hot(masks):
 def build(zero_terminal_snr=True, prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", **options):
     schedule = build_noise_schedule(1000, beta_schedule, prediction_type, zero_terminal_snr)
     network = GaussianNetwork(schedule, **options)
-    return SemanticDiffusionPipeline(network, schedule.scheduler), network
+    return SemanticSampler(network, schedule), network
 
 
 @pytest.mark.parametrize("solver", FLOWS)
@@ -40,11 +40,11 @@ def build(zero_terminal_snr=True, prediction_type="v_prediction", beta_schedule=
     [(True, "v_prediction", "squaredcos_cap_v2"), (False, "epsilon", "linear"), (True, "sample", "linear")],
 )
 def test_solvers_converge_to_the_same_image(solver, zero_terminal_snr, prediction_type, beta_schedule):
-    pipeline, network = build(zero_terminal_snr, prediction_type, beta_schedule)
-    mean, abar = network.compute_mean(one_hot(MASKS)), float(pipeline.scheduler.alphas_cumprod[-1])
+    sampler, network = build(zero_terminal_snr, prediction_type, beta_schedule)
+    mean, abar = network.compute_mean(one_hot(MASKS)), float(sampler.schedule.alphas_cumprod[-1])
     expected = network.solve(NOISE, mean, abar)
     few, many = (
-        (draw(pipeline, MASKS, [0], solver, steps, noise=NOISE, **PLAIN) - expected).abs().max() for steps in (10, 120)
+        (draw(sampler, MASKS, [0], solver, steps, noise=NOISE, **PLAIN) - expected).abs().max() for steps in (10, 120)
     )
     assert many < (0.05 if solver in FIRST_ORDER else 0.02)
     assert many < few / 5
@@ -57,11 +57,11 @@ def test_solvers_converge_to_the_same_image(solver, zero_terminal_snr, predictio
 )
 def test_the_second_order_pays_from_the_first_steps_on(solver, prediction_type, beta_schedule, steps):
     """Also where drawing starts without signal, from which Heun's own second half of a step would lead far astray."""
-    pipeline, network = build(True, prediction_type, beta_schedule)
-    mean, abar = network.compute_mean(one_hot(MASKS)), float(pipeline.scheduler.alphas_cumprod[-1])
+    sampler, network = build(True, prediction_type, beta_schedule)
+    mean, abar = network.compute_mean(one_hot(MASKS)), float(sampler.schedule.alphas_cumprod[-1])
     expected = network.solve(NOISE, mean, abar)
     second, first = (
-        (draw(pipeline, MASKS, [0], name, steps, noise=NOISE, **PLAIN) - expected).abs().max()
+        (draw(sampler, MASKS, [0], name, steps, noise=NOISE, **PLAIN) - expected).abs().max()
         for name in (solver, "ddim")
     )
     assert second < 0.6 * first
@@ -69,37 +69,37 @@ def test_the_second_order_pays_from_the_first_steps_on(solver, prediction_type, 
 
 @pytest.mark.parametrize("solver", ["dpmsolver++", "unipc", "euler", "heun"])
 def test_karras_sigmas_lead_to_the_same_image(solver):
-    pipeline, network = build(False, "epsilon", "linear")
-    expected = network.solve(NOISE, network.compute_mean(one_hot(MASKS)), float(pipeline.scheduler.alphas_cumprod[-1]))
-    drawn = draw(pipeline, MASKS, [0], solver, 100, noise=NOISE, karras_sigmas=True, **PLAIN)
+    sampler, network = build(False, "epsilon", "linear")
+    expected = network.solve(NOISE, network.compute_mean(one_hot(MASKS)), float(sampler.schedule.alphas_cumprod[-1]))
+    drawn = draw(sampler, MASKS, [0], solver, 100, noise=NOISE, karras_sigmas=True, **PLAIN)
     assert (drawn - expected).abs().max() < (0.06 if solver in FIRST_ORDER else 0.01)
 
 
 @pytest.mark.parametrize("solver", ["dpmsolver++", "unipc", "euler", "heun"])
 def test_karras_sigmas_may_lie_closer_than_timesteps(solver):
     """Without terminal signal they start at σ = 4096, and some of them round to the same timestep."""
-    pipeline, _ = build()
-    assert draw(pipeline, MASKS, [0], solver, 5, karras_sigmas=True, **PLAIN).isfinite().all()
+    sampler, _ = build()
+    assert draw(sampler, MASKS, [0], solver, 5, karras_sigmas=True, **PLAIN).isfinite().all()
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_ddim_is_that_of_diffusers(zero_terminal_snr):
-    pipeline, network = build(zero_terminal_snr)
-    theirs = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    sampler, network = build(zero_terminal_snr)
+    theirs = diffusers.DDIMScheduler.from_config(sampler.schedule.config, timestep_spacing="trailing")
     theirs.set_timesteps(20)
     features, image = network.compute_mask_features(one_hot(MASKS), 0), NOISE
     for timestep in theirs.timesteps:
         image = theirs.step(network(image, timestep[None], features), timestep, image).prev_sample
-    drawn = draw(pipeline, MASKS, [0], "ddim", 20, noise=NOISE, timestep_spacing="trailing", **PLAIN)
+    drawn = draw(sampler, MASKS, [0], "ddim", 20, noise=NOISE, timestep_spacing="trailing", **PLAIN)
     torch.testing.assert_close(drawn, image, atol=1e-3, rtol=0)
 
 
 def test_predicted_noise_is_held_to_the_gray_levels_as_by_diffusers():
     """Limits that a third of the pixels reach; only predictions of noise have them."""
     limit = 0.5
-    pipeline, network = build(False, "epsilon")
+    sampler, network = build(False, "epsilon")
     theirs = diffusers.DDIMScheduler.from_config(
-        pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=True, clip_sample_range=limit
+        sampler.schedule.config, timestep_spacing="trailing", clip_sample=True, clip_sample_range=limit
     )
     theirs.set_timesteps(20)
     features, image = network.compute_mask_features(one_hot(MASKS), 0), NOISE
@@ -107,7 +107,7 @@ def test_predicted_noise_is_held_to_the_gray_levels_as_by_diffusers():
         prediction = network(image, timestep[None], features)
         image = theirs.step(prediction, timestep, image, use_clipped_model_output=True).prev_sample
     options = {"noise": NOISE, "timestep_spacing": "trailing", **PLAIN}
-    clipped = draw(pipeline, MASKS, [0], "ddim", 20, value_range=(-limit, limit), **options)
+    clipped = draw(sampler, MASKS, [0], "ddim", 20, value_range=(-limit, limit), **options)
     torch.testing.assert_close(clipped, image, atol=1e-3, rtol=0)
     assert (clipped.abs() > limit - 1e-3).float().mean() > 0.2
     other, _ = build(prediction_type="v_prediction")
@@ -120,20 +120,20 @@ def test_predicted_noise_is_held_to_the_gray_levels_as_by_diffusers():
 @pytest.mark.parametrize("steps", [30, 120, 300])
 def test_ddim_steps_need_not_divide_the_schedule(steps):
     """Steps of ⌊T/steps⌋ would leave noise: 0.09 off at 300, where 200 are 0.014 off. Euler's method is as exact."""
-    pipeline, network = build()
+    sampler, network = build()
     expected = network.solve(NOISE, network.compute_mean(one_hot(MASKS)), 0.0)
     ddim, euler = (
-        (draw(pipeline, MASKS, [0], solver, steps, noise=NOISE, **PLAIN) - expected).abs().max().item()
+        (draw(sampler, MASKS, [0], solver, steps, noise=NOISE, **PLAIN) - expected).abs().max().item()
         for solver in ("ddim", "euler")
     )
     assert ddim == pytest.approx(euler, rel=0.02)
 
 
 def test_second_order_solvers_need_fewer_steps():
-    pipeline, network = build(False, "epsilon", "linear")
-    expected = network.solve(NOISE, network.compute_mean(one_hot(MASKS)), float(pipeline.scheduler.alphas_cumprod[-1]))
+    sampler, network = build(False, "epsilon", "linear")
+    expected = network.solve(NOISE, network.compute_mean(one_hot(MASKS)), float(sampler.schedule.alphas_cumprod[-1]))
     errors = {
-        solver: (draw(pipeline, MASKS, [0], solver, 20, noise=NOISE, **PLAIN) - expected).std() for solver in FLOWS
+        solver: (draw(sampler, MASKS, [0], solver, 20, noise=NOISE, **PLAIN) - expected).std() for solver in FLOWS
     }
     worst = max(error for solver, error in errors.items() if solver not in FIRST_ORDER)
     assert worst < 0.5 * min(errors[solver] for solver in FIRST_ORDER)
@@ -142,15 +142,15 @@ def test_second_order_solvers_need_fewer_steps():
 @pytest.mark.parametrize("name", [*RANDOM, "respaced_ddpm"])
 def test_random_steps_draw_from_the_distribution(name):
     """Mean and standard deviation of 4,096 pixels: N(μ, 0.5²) to three standard errors."""
-    pipeline, _ = build(False, "epsilon", "linear")
+    sampler, _ = build(False, "epsilon", "linear")
     masks, seeds = torch.zeros(64, EDGE, EDGE, dtype=torch.long), list(range(64))
     if name in RANDOM:
-        drawn = draw(pipeline, masks, seeds, name, 100, batch=True, guidance_scale=1.0)
+        drawn = draw(sampler, masks, seeds, name, 100, batch=True, guidance_scale=1.0)
     else:
         solver = RespacedSolverSection(
             name=name, respacing="100", variance="fixed_small", clip_denoised=False, guidance_scale=1
         )
-        drawn = pipeline.sample_batch(masks, seeds, solver)
+        drawn = sampler.sample_batch(masks, seeds, solver)
     assert drawn.mean().item() == pytest.approx(0.3, abs=3 * 0.5 / 64)
     assert drawn.std().item() == pytest.approx(0.5, abs=0.03)
 
@@ -158,10 +158,10 @@ def test_random_steps_draw_from_the_distribution(name):
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_noise_of_a_step_is_not_that_of_the_start(name):
     """From pure noise the first step keeps next to nothing of it: what it leads to is the mean and noise of its own."""
-    pipeline, network = build(edge=32)
+    sampler, network = build(edge=32)
     seen = []
     network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten()))
-    draw(pipeline, torch.zeros(1, 32, 32, dtype=torch.long), [7], name, 8, timestep_spacing="trailing", **PLAIN)
+    draw(sampler, torch.zeros(1, 32, 32, dtype=torch.long), [7], name, 8, timestep_spacing="trailing", **PLAIN)
     first, second, third = seen[:3]
     assert second.std() > 0.9
     assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.15  # 1,024 pixels: 0.03 by chance
@@ -181,20 +181,20 @@ def test_without_a_name_networks_that_predict_noise_get_fresh_noise_at_each_step
 
 def test_guidance_moves_the_mean_as_computed():
     """Guided by s, a one-step solver from noise alone gives null + s·(conditional − null) = s·μ."""
-    pipeline, network = build()
+    sampler, network = build()
     mean = network.compute_mean(one_hot(MASKS)).float()
-    drawn = draw(pipeline, MASKS, [0], "ddim", 1, guidance_scale=3.0, noise=NOISE)
+    drawn = draw(sampler, MASKS, [0], "ddim", 1, guidance_scale=3.0, noise=NOISE)
     torch.testing.assert_close(drawn, 3 * mean, atol=2e-3, rtol=0)  # ᾱ is 2⁻²⁴, not 0
 
 
 def test_steps_outside_the_guidance_interval_cost_one_pass():
-    pipeline, network = build()
+    sampler, network = build()
     for interval, expected in [(None, 20), ((0.0, 1e-9), 10), ((0.3, 3.0), None)]:
         network.passes = 0
         options = {"guidance_scale": 2.0, "guidance_interval": interval, "timestep_spacing": "trailing"}
-        draw(pipeline, MASKS, [0], "ddim", 10, **options)
+        draw(sampler, MASKS, [0], "ddim", 10, **options)
         if expected is None:
-            alphas = pipeline.scheduler.alphas_cumprod[torch.arange(99, 1000, 100)]
+            alphas = sampler.schedule.alphas_cumprod[torch.arange(99, 1000, 100)]
             sigmas = ((1 - alphas) / alphas).sqrt()
             expected = 10 + int(((sigmas > 0.3) & (sigmas <= 3.0)).sum())
             assert 10 < expected < 20
@@ -204,19 +204,19 @@ def test_steps_outside_the_guidance_interval_cost_one_pass():
 @pytest.mark.parametrize("solver", [*FLOWS, *RANDOM])
 @pytest.mark.parametrize("spacing", ["power", "trailing", "linspace"])
 def test_without_terminal_signal_drawing_starts_at_the_last_step(solver, spacing):
-    pipeline, network = build()
+    sampler, network = build()
     seen = []
     network.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[1][0])))
-    draw(pipeline, MASKS, [0], solver, 7, timestep_spacing=spacing, **PLAIN)
+    draw(sampler, MASKS, [0], solver, 7, timestep_spacing=spacing, **PLAIN)
     assert seen[0] == 999
     assert len(seen) == (12 if solver == "heun" else 7)  # two a step, but the first and the last
 
 
 def build_generator(zero_terminal_snr, intensity=(0.0, 1.0), **options):
     prediction_type = "v_prediction" if zero_terminal_snr else "epsilon"
-    pipeline, network = build(zero_terminal_snr, prediction_type, "linear", **options)
+    sampler, network = build(zero_terminal_snr, prediction_type, "linear", **options)
     info = DatasetInfo(name="x", class_names=["a", "b", "c"])
-    return SemanticDiffusion(network, pipeline.schedule, info, CropGeometry(network.config.image_size, 8), intensity)
+    return SemanticDiffusion(network, sampler.schedule, info, CropGeometry(network.config.image_size, 8), intensity)
 
 
 STARTERS = [

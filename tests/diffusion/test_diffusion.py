@@ -1,4 +1,4 @@
-"""Noise schedules, losses, solvers and the pipeline, against diffusers and closed forms."""
+"""Noise schedules, losses, solvers and the sampler, against diffusers and closed forms."""
 
 import diffusers
 import numpy as np
@@ -20,6 +20,7 @@ from steelgen.errors import InputError
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.generators.semantic_diffusion.sampler import SemanticSampler
 from tests.diffusion.calls import compute_loss, draw
 from tests.models.test_semantic_unet import build_network
 
@@ -163,10 +164,10 @@ def test_power_spacing_by_hand():
 @pytest.mark.parametrize("solver", [*SOLVERS, "ddpm"])
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
 def test_even_power_spacing_is_diffusers_trailing(solver, kind):
-    pipeline = build_pipeline(kind)
+    sampler = build_sampler(kind)
     masks = torch.randint(0, 3, (1, 16, 16), generator=torch.Generator().manual_seed(0))
     drawn, oracle = (
-        draw(pipeline, masks, [4], solver, 10, **spacing)
+        draw(sampler, masks, [4], solver, 10, **spacing)
         for spacing in ({"timestep_spacing": "power", "spacing_power": 1.0}, {"timestep_spacing": "trailing"})
     )
     # Heun's images are scaled by σ, up to 4096, which takes digits from the float32 of both.
@@ -184,68 +185,68 @@ def test_with_a_learned_variance_the_last_step_adds_no_noise(spacing, first):
 
 
 def test_images_do_not_depend_on_the_number_of_threads():
-    pipeline, masks = build_pipeline(), torch.zeros(4, 16, 16, dtype=torch.long)
-    alone, before = draw(pipeline, masks, [0, 1, 2, 3], num_inference_steps=3), torch.get_num_threads()
+    sampler, masks = build_sampler(), torch.zeros(4, 16, 16, dtype=torch.long)
+    alone, before = draw(sampler, masks, [0, 1, 2, 3], num_inference_steps=3), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert torch.equal(draw(pipeline, masks, [0, 1, 2, 3], num_inference_steps=3), alone)
+        assert torch.equal(draw(sampler, masks, [0, 1, 2, 3], num_inference_steps=3), alone)
     finally:
         torch.set_num_threads(before)
 
 
 def test_network_is_told_the_times_of_the_training_schedule(monkeypatch):
-    pipeline, told = build_pipeline(), []
-    forward = pipeline.unet.forward
+    sampler, told = build_sampler(), []
+    forward = sampler.unet.forward
 
     def note(image, timesteps, mask_features):
         told.append(int(timesteps[0]))
         return forward(image, timesteps, mask_features=mask_features)
 
-    monkeypatch.setattr(pipeline.unet, "forward", note)
-    draw(pipeline, torch.zeros(1, 16, 16, dtype=torch.long), [0], num_inference_steps=5, spacing_power=2.0)
+    monkeypatch.setattr(sampler.unet, "forward", note)
+    draw(sampler, torch.zeros(1, 16, 16, dtype=torch.long), [0], num_inference_steps=5, spacing_power=2.0)
     assert told == [99, 63, 35, 15, 3]
 
 
 def test_more_steps_than_the_schedule_has():
     with pytest.raises(InputError, match="num_inference_steps 101: the noise schedule has only 100 steps"):
-        draw(build_pipeline(), torch.zeros(1, 16, 16, dtype=torch.long), [0], num_inference_steps=101)
+        draw(build_sampler(), torch.zeros(1, 16, 16, dtype=torch.long), [0], num_inference_steps=101)
 
 
-def build_pipeline(prediction_type="v_prediction"):
+def build_sampler(prediction_type="v_prediction"):
     schedule = build_noise_schedule(100, "squaredcos_cap_v2", prediction_type, prediction_type != "epsilon")
-    return SemanticDiffusionPipeline(build_network(), schedule.scheduler)
+    return SemanticSampler(build_network(), schedule)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_same_seed_same_image_whatever_the_batch(solver):
-    pipeline = build_pipeline()
+    sampler = build_sampler()
     masks = torch.randint(3, (5, 16, 16), generator=torch.Generator().manual_seed(0))
     options = dict(solver=solver, num_inference_steps=4)
-    one_by_one = torch.cat([draw(pipeline, masks[i : i + 1], [10 + i], **options) for i in range(5)])
-    assert torch.equal(draw(pipeline, masks, [10, 11, 12, 13, 14], **options), one_by_one)
+    one_by_one = torch.cat([draw(sampler, masks[i : i + 1], [10 + i], **options) for i in range(5)])
+    assert torch.equal(draw(sampler, masks, [10, 11, 12, 13, 14], **options), one_by_one)
     # As one batch, as on a GPU, sums run in another order. The noise levels of Heun and Euler go up to 4096 here, where
     # float32 has three decimals.
-    batch = draw(pipeline, masks, [10, 11, 12, 13, 14], batch=True, **options)
+    batch = draw(sampler, masks, [10, 11, 12, 13, 14], batch=True, **options)
     torch.testing.assert_close(batch, one_by_one, atol=1e-3 if solver in ("heun", "euler") else 1e-5, rtol=0)
-    assert not torch.equal(one_by_one[0], draw(pipeline, masks[:1], [99], **options)[0])
+    assert not torch.equal(one_by_one[0], draw(sampler, masks[:1], [99], **options)[0])
 
 
-def two_predictions(pipeline, masks, x, timestep):
+def two_predictions(sampler, masks, x, timestep):
     kept, dropped = torch.zeros(len(x), dtype=torch.bool), torch.ones(len(x), dtype=torch.bool)
     timesteps = timestep.expand(len(x))
-    return [pipeline.unet(x, timesteps, one_hot_with_dropout(masks, 3, which)) for which in (kept, dropped)]
+    return [sampler.unet(x, timesteps, one_hot_with_dropout(masks, 3, which)) for which in (kept, dropped)]
 
 
 @pytest.mark.parametrize("max_bytes", [float("inf"), 40_000, 0])
 def test_guidance_is_the_linear_extrapolation_whatever_is_cached(max_bytes):
-    pipeline = build_pipeline()
+    sampler = build_sampler()
     masks = torch.randint(3, (2, 16, 16), generator=torch.Generator().manual_seed(0))
     x, timestep = torch.randn(2, 1, 16, 16), torch.tensor(50)
-    conditional, null = two_predictions(pipeline, masks, x, timestep)
+    conditional, null = two_predictions(sampler, masks, x, timestep)
     one_hot = one_hot_with_dropout(masks, 3, torch.zeros(2, dtype=torch.bool))
     for scale in (0.0, 1.0, 2.5):
         guide = Guide(scale)
-        network = GuidedNetwork(pipeline.unet, one_hot, guide, max_bytes)
+        network = GuidedNetwork(sampler.unet, one_hot, guide, max_bytes)
         cached = [modulation is not None for modulation in network._strong.modulations]
         assert all(cached) if max_bytes > 40_000 else not all(cached)
         guided = network.predict(x, timestep[None], guide.acts_at(1.0))
@@ -255,20 +256,20 @@ def test_guidance_is_the_linear_extrapolation_whatever_is_cached(max_bytes):
 
 
 def test_caching_changes_an_image_by_less_than_a_millionth():
-    pipeline = build_pipeline()
+    sampler = build_sampler()
     masks = torch.randint(3, (2, 16, 16), generator=torch.Generator().manual_seed(0))
-    images = [draw(pipeline, masks, [0, 1], num_inference_steps=5, mask_cache_gib=size) for size in (4, 0)]
+    images = [draw(sampler, masks, [0, 1], num_inference_steps=5, mask_cache_gib=size) for size in (4, 0)]
     assert (images[0] - images[1]).abs().max() <= 1e-6 * images[1].abs().max()
 
 
 def test_autoguidance_extrapolates_from_the_weaker_network():
-    pipeline, weak = build_pipeline(), build_network(channel_mult=(1, 1))
+    sampler, weak = build_sampler(), build_network(channel_mult=(1, 1))
     masks = torch.randint(3, (2, 16, 16), generator=torch.Generator().manual_seed(0))
     x, timestep = torch.randn(2, 1, 16, 16), torch.tensor(50)
     one_hot = one_hot_with_dropout(masks, 3, torch.zeros(2, dtype=torch.bool))
     guide = Guide(2.0, weak_unet=weak)
-    strong_output, weak_output = (unet(x, timestep.expand(2), one_hot) for unet in (pipeline.unet, weak))
-    guided = GuidedNetwork(pipeline.unet, one_hot, guide).predict(x, timestep[None], True)
+    strong_output, weak_output = (unet(x, timestep.expand(2), one_hot) for unet in (sampler.unet, weak))
+    guided = GuidedNetwork(sampler.unet, one_hot, guide).predict(x, timestep[None], True)
     torch.testing.assert_close(guided, 2 * strong_output - weak_output, atol=1e-5, rtol=1e-5)
 
 
@@ -306,33 +307,40 @@ def test_guidance_interval_and_rescale():
 
 
 def test_an_interval_that_covers_all_or_nothing():
-    pipeline = build_pipeline("epsilon")  # whose noisiest step has a finite σ
+    sampler = build_sampler("epsilon")  # whose noisiest step has a finite σ
     masks = torch.randint(3, (1, 16, 16), generator=torch.Generator().manual_seed(0))
     options = dict(num_inference_steps=4)
-    always = draw(pipeline, masks, [0], guidance_scale=3.0, guidance_interval=(0.0, 1e8), **options)
-    torch.testing.assert_close(always, draw(pipeline, masks, [0], guidance_scale=3.0, **options))
-    pipeline = build_pipeline()
-    never = draw(pipeline, masks, [0], guidance_scale=3.0, guidance_interval=(1e8, 1e9), **options)
-    torch.testing.assert_close(never, draw(pipeline, masks, [0], guidance_scale=1.0, **options))
+    always = draw(sampler, masks, [0], guidance_scale=3.0, guidance_interval=(0.0, 1e8), **options)
+    torch.testing.assert_close(always, draw(sampler, masks, [0], guidance_scale=3.0, **options))
+    sampler = build_sampler()
+    never = draw(sampler, masks, [0], guidance_scale=3.0, guidance_interval=(1e8, 1e9), **options)
+    torch.testing.assert_close(never, draw(sampler, masks, [0], guidance_scale=1.0, **options))
 
 
 @pytest.mark.parametrize("solver", ["dpmsolver++", "ddim", "euler"])
 def test_image_to_image_keeps_more_at_less_strength(solver):
-    pipeline = build_pipeline()
+    sampler = build_sampler()
     masks = torch.zeros(1, 16, 16, dtype=torch.long)
     start = torch.linspace(-1, 1, 256).view(1, 1, 16, 16)
     options = dict(solver=solver, num_inference_steps=10, start_images=start)
-    weak, strong = (draw(pipeline, masks, [3], strength=strength, **options) for strength in (0.1, 0.9))
+    weak, strong = (draw(sampler, masks, [3], strength=strength, **options) for strength in (0.1, 0.9))
     assert (weak - start).abs().mean() < 0.5 * (strong - start).abs().mean()
-    full = draw(pipeline, masks, [3], strength=1.0, **options)
-    torch.testing.assert_close(full, draw(pipeline, masks, [3], solver=solver, num_inference_steps=10))
+    full = draw(sampler, masks, [3], strength=1.0, **options)
+    torch.testing.assert_close(full, draw(sampler, masks, [3], solver=solver, num_inference_steps=10))
 
 
-def test_pipeline_folder_loads_through_diffusers(tmp_path):
-    pipeline = build_pipeline()
-    pipeline.save_pretrained(tmp_path)
-    loaded = SemanticDiffusionPipeline.from_pretrained(tmp_path)
-    masks = torch.zeros(1, 16, 16, dtype=torch.long)
-    assert torch.equal(
-        draw(loaded, masks, [0], num_inference_steps=3), draw(pipeline, masks, [0], num_inference_steps=3)
-    )
+def test_a_saved_generator_is_a_pipeline_folder_of_diffusers(tmp_path):
+    """The folder equals the one that diffusers writes, and diffusers samples the same images from it."""
+    sampler, masks = build_sampler(), torch.zeros(1, 16, 16, dtype=torch.long)
+    info = DatasetInfo(name="three", class_names=["a", "b", "c"])
+    SemanticDiffusion(sampler.unet, sampler.schedule, info, CropGeometry(16, 16)).save(tmp_path / "ours")
+    loaded = SemanticDiffusionPipeline.from_pretrained(tmp_path / "ours")
+    expected = draw(sampler, masks, [0], num_inference_steps=3)
+    assert torch.equal(draw(loaded, masks, [0], num_inference_steps=3), expected)
+
+    SemanticDiffusionPipeline(sampler.unet, sampler.schedule.scheduler).save_pretrained(tmp_path / "theirs")
+    names = [path.relative_to(tmp_path / "theirs") for path in (tmp_path / "theirs").rglob("*.*")]
+    assert len(names) == 4
+    for name in names:
+        ours, theirs = ((tmp_path / who / name).read_bytes() for who in ("ours", "theirs"))
+        assert ours == theirs, name

@@ -11,7 +11,7 @@ from steelgen.diffusion.noise import build_noise_schedule, flow_to_original, flo
 from steelgen.diffusion.randomness import sample_fractions
 from steelgen.diffusion.solvers import DiffusersSolver
 from steelgen.diffusion.timesteps import LogNormalTimesteps
-from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.generators.semantic_diffusion.sampler import SemanticSampler
 from tests.diffusion.calls import compute_loss, draw
 from tests.models.test_semantic_unet import build_network
 
@@ -116,14 +116,14 @@ def test_loss_of_the_exact_flow_is_its_posterior_variance():
     ("solver", "tolerance"), [("dpmsolver++", 0.02), ("unipc", 0.02), ("heun", 0.02), ("ddim", 0.08), ("euler", 0.08)]
 )
 def test_solvers_follow_the_exact_flow_of_a_gaussian(solver, tolerance, monkeypatch):
-    """The probability-flow ODE takes noise ε to mean + deviation·ε exactly; the whole pipeline must come close."""
+    """The probability-flow ODE takes noise ε to mean + deviation·ε exactly; the whole sampler must come close."""
     schedule = build_noise_schedule(1000, "flow", "flow", True)
-    pipeline = SemanticDiffusionPipeline(build_network(), schedule.scheduler)
+    sampler = SemanticSampler(build_network(), schedule)
     exact = GaussianFlow(0.7, 0.5, 1000)
-    monkeypatch.setattr(pipeline.unet, "forward", lambda image, timesteps, mask_features: exact(image, timesteps))
+    monkeypatch.setattr(sampler.unet, "forward", lambda image, timesteps, mask_features: exact(image, timesteps))
     noise = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     masks = torch.zeros(2, 16, 16, dtype=torch.long)
-    images = draw(pipeline, masks, [0, 1], solver, 100, guidance_scale=1.0, noise=noise)
+    images = draw(sampler, masks, [0, 1], solver, 100, guidance_scale=1.0, noise=noise)
     torch.testing.assert_close(images, 0.7 + 0.5 * noise, atol=tolerance, rtol=0)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from steelgen.diffusion.windows import WindowLayout
 from tests.diffusion.calls import draw
-from tests.diffusion.test_diffusion import build_pipeline
+from tests.diffusion.test_diffusion import build_sampler
 
 LAYOUTS = [(20, 33, False), (16, 16, False), (64, 17, False), (20, 33, True), (16, 16, True)]
 
@@ -46,20 +46,20 @@ def test_blending_is_smooth_across_window_borders():
 
 def test_large_images_are_drawn_in_windows():
     """Whatever the size, an image depends on its own mask and seed alone."""
-    pipeline = build_pipeline()
+    sampler = build_sampler()
     masks = torch.randint(3, (2, 24, 40), generator=torch.Generator().manual_seed(0))
-    drawn = draw(pipeline, masks, [0, 1], num_inference_steps=4)
+    drawn = draw(sampler, masks, [0, 1], num_inference_steps=4)
     assert drawn.shape == (2, 1, 24, 40)
-    alone = draw(pipeline, masks[1:], [1], num_inference_steps=4)
+    alone = draw(sampler, masks[1:], [1], num_inference_steps=4)
     torch.testing.assert_close(drawn[1:], alone, atol=1e-5, rtol=0)
 
 
 def test_periodic_images_commute_with_a_shift():
     """Shifting mask and noise by a window's stride shifts the image: no border is special."""
-    pipeline = build_pipeline()
+    sampler = build_sampler()
     masks = torch.randint(3, (1, 32, 32), generator=torch.Generator().manual_seed(0))
     noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     options = dict(num_inference_steps=4, periodic=True)
-    image = draw(pipeline, masks, [0], noise=noise, **options)
-    shifted = draw(pipeline, masks.roll((8, 16), (1, 2)), [0], noise=noise.roll((8, 16), (2, 3)), **options)
+    image = draw(sampler, masks, [0], noise=noise, **options)
+    shifted = draw(sampler, masks.roll((8, 16), (1, 2)), [0], noise=noise.roll((8, 16), (2, 3)), **options)
     torch.testing.assert_close(shifted, image.roll((8, 16), (2, 3)), atol=1e-4, rtol=0)

@@ -12,7 +12,7 @@ from steelgen.cli.app import app
 from steelgen.config.solver import SolverSection
 from steelgen.errors import InputError
 from steelgen.generators.families import load_generator
-from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.generators.semantic_diffusion.sampler import SemanticSampler
 from steelgen.sampling.generate import SamplingBatch, generate_images, prepare_generator
 from tests.sampling.test_crashes import MASKS, build_values
 
@@ -78,14 +78,14 @@ def test_what_diffusers_adds_to_the_index_is_no_component(export):
 def test_a_pixel_that_is_not_finite_is_named_by_its_seed(trained, monkeypatch, value):
     """As the network gives it, in the second of three images; one infinite pixel is not clamped to white."""
     generator = prepare_generator(trained[1])
-    draw = SemanticDiffusionPipeline.__call__
+    draw = SemanticSampler.__call__
 
     def spoil(*arguments, **options):
         images = draw(*arguments, **options)
         images[1, 0, 5, 7] = value
         return images
 
-    monkeypatch.setattr(SemanticDiffusionPipeline, "__call__", spoil)
+    monkeypatch.setattr(SemanticSampler, "__call__", spoil)
     with pytest.raises(InputError, match="the image of seed 8 has non-finite pixels"):
         generate_images(generator, SamplingBatch(MASKS, [7, 8, 9], SolverSection(num_inference_steps=1)))
     with pytest.raises(InputError, match="fp16 overflows above 65504"):

@@ -20,6 +20,7 @@ from steelgen.diffusion.randomness import CropRandomness
 from steelgen.errors import InputError
 from steelgen.generators import DrawRequest
 from steelgen.generators.families import load_generator
+from steelgen.generators.semantic_diffusion.sampler import SemanticSampler
 from steelgen.models.semantic_unet import SemanticUNet
 from steelgen.sampling.conditions import ConditionSource, encode_conditions
 from steelgen.sampling.replay import replay
@@ -206,13 +207,13 @@ def test_windows_of_a_large_image_share_its_conditions(trained):
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     masks = torch.zeros(2, 24, 32, dtype=torch.int64)
     conditions = torch.tensor([[0.5, -1.0, 0], [-2.0, 1.0, 1]])
-    pipeline = generator._pipeline()
+    sampler = SemanticSampler(generator.network, generator.schedule)
     solver = SolverSection(num_inference_steps=2)
-    both = pipeline.sample_batch(masks, [1, 2], solver, conditions=conditions)
+    both = sampler.sample_batch(masks, [1, 2], solver, conditions=conditions)
     for row in range(2):
-        alone = pipeline.sample_batch(masks[[row]], [row + 1], solver, conditions=conditions[[row]])
+        alone = sampler.sample_batch(masks[[row]], [row + 1], solver, conditions=conditions[[row]])
         assert torch.allclose(both[[row]], alone, atol=1e-4)
-    assert not torch.allclose(both[[0]], pipeline.sample_batch(masks[[0]], [1], solver), atol=1e-2)
+    assert not torch.allclose(both[[0]], sampler.sample_batch(masks[[0]], [1], solver), atol=1e-2)
 
 
 def draw(values, out, **changes):

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from diffusers import DiffusionPipeline
 from pydantic import ConfigDict, Field, model_validator
 
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS
@@ -18,8 +17,10 @@ from steelgen.errors import InputError, quote_value
 from steelgen.files import Record, load_json, load_record
 from steelgen.generators.saved import DESCRIPTION_FILE
 
-_COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
-"""Module and class of each component in model_index.json."""
+INDEX_FILE = "model_index.json"
+"""Lists the components of a diffusers pipeline and their classes."""
+COMPONENTS = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["steelgen.models.semantic_unet", "SemanticUNet"]}
+"""Module and class of each component in INDEX_FILE."""
 
 
 class Description(Record):
@@ -102,12 +103,12 @@ def load_description(folder: Path) -> Description:
     for name, value in wanted.items():
         if getattr(network, name) != value:
             raise InputError(f"{path}: {name}: is {getattr(network, name)}, but {value} in {DESCRIPTION_FILE}")
-    _check_components(folder / DiffusionPipeline.config_name)
+    _check_components(folder / INDEX_FILE)
     return description
 
 
 def _check_components(path: Path) -> None:
-    """Raises InputError if model_index.json names other components than `SemanticDiffusion.save` writes.
+    """Raises InputError if INDEX_FILE names other components than `SemanticDiffusion.save` writes.
 
     diffusers would import any class it finds there and ignore extra components.
     """
@@ -115,7 +116,7 @@ def _check_components(path: Path) -> None:
     if not isinstance(index, dict):
         raise InputError(f"{path}: must be a JSON object, not {type(index).__name__}")
     found = {name: value for name, value in index.items() if not name.startswith("_")}
-    for name in sorted(found.keys() | _COMPONENTS.keys()):
-        value, expected = found.get(name), _COMPONENTS.get(name)
+    for name in sorted(found.keys() | COMPONENTS.keys()):
+        value, expected = found.get(name), COMPONENTS.get(name)
         if value != expected:
             raise InputError(f"{path}: {name} is {quote_value(value)}, must be {json.dumps(expected)}")

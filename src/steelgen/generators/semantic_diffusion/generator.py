@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging as diffusers_logging
+from diffusers import DDPMScheduler
+from diffusers import __version__ as diffusers_version
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -28,8 +29,8 @@ from steelgen.files import new_folder, save_json
 from steelgen.generators import Drawn, DrawRequest
 from steelgen.generators.families import load_generator
 from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
-from steelgen.generators.semantic_diffusion.description import load_description
-from steelgen.generators.semantic_diffusion.pipeline import SemanticDiffusionPipeline
+from steelgen.generators.semantic_diffusion.description import COMPONENTS, INDEX_FILE, load_description
+from steelgen.generators.semantic_diffusion.sampler import SemanticSampler
 from steelgen.models.semantic_unet import SemanticUNet
 
 _COMMON = ("image_size", "in_channels", "num_classes", "coarse_channels")
@@ -105,7 +106,7 @@ class SemanticDiffusion:
         coarse = self._prepare_coarse(request, masks, solver) if self.low_resolution else None
         base, scale = (coarse.images, self.detail) if coarse else (0.0, 1.0)
         try:
-            image = self._pipeline()(
+            image = SemanticSampler(self.network, self.schedule)(
                 masks,
                 request.seeds,
                 solver,
@@ -156,8 +157,11 @@ class SemanticDiffusion:
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers pipeline folder with a generator.json in it."""
+        index = {"_class_name": "SemanticDiffusionPipeline", "_diffusers_version": diffusers_version, **COMPONENTS}
         with new_folder(folder) as working:
-            self._pipeline().save_pretrained(working)
+            self.network.save_pretrained(working / "unet")
+            self.schedule.scheduler.save_pretrained(working / "scheduler")
+            save_json(working / INDEX_FILE, index)
             save_json(
                 working / DESCRIPTION_FILE,
                 {
@@ -198,9 +202,6 @@ class SemanticDiffusion:
                 raise InputError(f"{path}: autoguidance needs a generator with the same conditions")
             self._weak = (path, weak.network.eval().to(self.network.device))
         return self._weak[1]
-
-    def _pipeline(self) -> SemanticDiffusionPipeline:
-        return SemanticDiffusionPipeline(self.network, self.schedule.scheduler)
 
 
 def build_semantic_diffusion(
@@ -256,16 +257,16 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         InputError: if a file is missing, damaged or belongs to another architecture.
     """
     description = load_description(folder)
-    diffusers_logging.disable_progress_bar()
     try:
-        pipeline = SemanticDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+        network = SemanticUNet.from_pretrained(folder / "unet", use_safetensors=True)
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
     except Exception as error:  # diffusers and safetensors raise many kinds on damaged folders
         raise InputError(f"{folder}: not a complete semantic diffusion model: {first_line(error)}") from None
-    _check_complete(pipeline.unet, folder / "unet")
-    check_weights(pipeline.unet, folder / "unet")
+    _check_complete(network, folder / "unet")
+    check_weights(network, folder / "unet")
     return SemanticDiffusion(
-        pipeline.unet,
-        pipeline.schedule,
+        network,
+        NoiseSchedule(scheduler),
         description.dataset,
         description.geometry,
         description.intensity,

@@ -1,0 +1,202 @@
+"""Sampling from the semantic U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from steelgen.config.solver import AnySolverSection, SolverSection
+from steelgen.devices import is_compiled, map_on_single_threads, map_windows, randn_by_seed
+from steelgen.diffusion.guidance import Coarse, Guide, GuidedNetwork
+from steelgen.diffusion.loss import one_hot_with_dropout
+from steelgen.diffusion.noise import NoiseSchedule
+from steelgen.diffusion.randomness import build_noise_sources
+from steelgen.diffusion.solvers import build_solver
+from steelgen.diffusion.windows import WindowLayout
+from steelgen.models.semantic_unet import SemanticUNet
+
+
+class SemanticSampler:
+    """Generates micrographs for masks of class indices.
+
+    Args:
+        unet: the network.
+        schedule: the noise schedule of its training.
+    """
+
+    def __init__(self, unet: SemanticUNet, schedule: NoiseSchedule) -> None:
+        self.unet, self.schedule = unet, schedule
+
+    def __call__(
+        self,
+        masks: Tensor,
+        seeds: Sequence[int],
+        solver: AnySolverSection | None = None,
+        *,
+        noise: Tensor | None = None,
+        start_images: Tensor | None = None,
+        strength: float = 1.0,
+        value_range: tuple[float, float] | None = None,
+        weak_unet: SemanticUNet | None = None,
+        coarse: Coarse | None = None,
+        conditions: Tensor | None = None,
+    ) -> Tensor:
+        """Generates one image per mask; see `sample_batch` for the arguments.
+
+        On the CPU each image is computed by itself, because CPU kernels order their sums by the batch size and images
+        would differ in the last bit between batch sizes. Images of the network's size run in parallel, one thread
+        each, and share the solver's mask_cache_gib; larger images run window by window.
+        """
+        solver = solver or SolverSection()
+
+        def generate(rows: slice, cache_share: float = 1.0) -> Tensor:
+            own_noise, start, told = (
+                None if tensor is None else tensor[rows] for tensor in (noise, start_images, conditions)
+            )
+            return self.sample_batch(
+                masks[rows],
+                seeds[rows],
+                solver,
+                own_noise,
+                start,
+                strength,
+                value_range,
+                weak_unet,
+                cache_share,
+                coarse.select(rows) if coarse else None,
+                told,
+            )
+
+        if self.unet.device.type != "cpu":
+            return generate(slice(None))
+        rows = [slice(index, index + 1) for index in range(len(seeds))]
+        if not self._fits_network(masks, solver) or is_compiled(self.unet):
+            return torch.cat([generate(row) for row in rows])
+        share = 1 / torch.get_num_threads()
+        return torch.cat(map_on_single_threads(lambda index: generate(rows[index], share), len(rows)))
+
+    @torch.inference_mode()
+    def sample_batch(
+        self,
+        masks: Tensor,
+        seeds: Sequence[int],
+        solver: AnySolverSection,
+        noise: Tensor | None = None,
+        start_images: Tensor | None = None,
+        strength: float = 1.0,
+        value_range: tuple[float, float] | None = None,
+        weak_unet: SemanticUNet | None = None,
+        cache_share: float = 1.0,
+        coarse: Coarse | None = None,
+        conditions: Tensor | None = None,
+    ) -> Tensor:
+        """Generates one image per mask in one batch; the host waits for the device at most once per step.
+
+        Images larger than the network's image_size are computed in overlapping windows (see `WindowLayout`).
+
+        Args:
+            masks: (N, H, W) int64 class indices; indices ≥ num_classes are ignored pixels.
+            seeds: N seeds; an image depends on its mask and seed only, not on the batch.
+            solver: solver and guidance.
+            noise: (N, C, H, W) standard normal noise that replaces the seeds' noise.
+            start_images, strength: images to start from; see `RespacedSolver.start`.
+            value_range: limits of the gray levels in the network's units; None does not clip.
+            weak_unet: the weaker network of autoguidance.
+            cache_share: share of the solver's mask_cache_gib for this call.
+            coarse: coarse images of a refining network.
+            conditions: (N, K); see `ConditionEmbedding`. None is the null condition.
+
+        Returns:
+            (N, in_channels, H, W) float32, in the network's units.
+        """
+        config, device = self.unet.config, self.unet.device
+        guide = Guide.of(solver, weak_unet)
+        conditions = None if conditions is None else conditions.to(device)
+        max_bytes = cache_share * solver.mask_cache_gib * 2**30
+        if coarse is not None:
+            coarse = Coarse(*(tensor.to(device) for tensor in coarse))
+        if self._fits_network(masks, solver):
+            one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)
+            network = GuidedNetwork(self.unet, one_hot, guide, max_bytes, coarse, conditions)
+            predict: Callable[..., Tensor] = network.predict
+        else:
+            predict = self._build_window_predictor(masks, coarse, guide, max_bytes, solver, conditions)
+        steps = build_solver(solver, self.schedule, self.unet, value_range)
+        shape = (config.in_channels, *masks.shape[1:])
+        noise = (randn_by_seed(shape, seeds) if noise is None else noise).to(device)
+        sources = build_noise_sources(shape, seeds)
+        first, image = steps.start(noise, None if start_images is None else start_images.to(device), strength)
+        times = steps.times.to(device)
+        for step in range(first, len(times)):
+            time, guided = times[step : step + 1], guide.acts_at(steps.sigmas[step])
+            image = steps.advance(image, step, lambda noisy: predict(noisy, time, guided), sources)  # noqa: B023
+        return image
+
+    def _fits_network(self, masks: Tensor, solver: AnySolverSection) -> bool:
+        """Whether images are computed without windows."""
+        return masks.shape[1:] == (self.unet.config.image_size,) * 2 and not solver.periodic
+
+    def _build_window_predictor(
+        self,
+        masks: Tensor,
+        coarse: Coarse | None,
+        guide: Guide,
+        max_bytes: float,
+        solver: AnySolverSection,
+        conditions: Tensor | None,
+    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
+        """Like `GuidedNetwork.predict`, for masks (N, H, W) larger than the network's image_size.
+
+        Mask features of as many windows as fit into `max_bytes` are cached; memory for the others does not grow with
+        the image.
+        """
+        unet, edge, classes = self.unet, self.unet.config.image_size, self.unet.config.num_classes
+        height, width = masks.shape[1:]
+        layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, unet.device)
+        indices = masks[:, None].clamp(max=classes).to(unet.device, torch.uint8)  # pixels of no class are all alike
+        mask_pieces = layout.cut(indices)[:, 0]  # (N·windows, edge, edge)
+        coarse_pieces = None
+        if coarse is not None:
+            noise = coarse.noise.repeat_interleave(len(layout.origins))
+            coarse_pieces = Coarse(layout.cut(coarse.images), noise)
+        told = None if conditions is None else conditions.repeat_interleave(len(layout.origins), dim=0)
+        chunk, on_cpu = 1, unet.device.type == "cpu"
+        if not on_cpu:
+            passes = 1 if guide.scale == 1 else 2
+            chunk = max(1, int(solver.window_memory_gib * 2**30 / (passes * unet.estimate_activation_bytes())))
+        rows = [slice(start, start + chunk) for start in range(0, len(mask_pieces), chunk)]
+
+        def build(part: slice) -> GuidedNetwork:
+            # Contiguous, because CPU kernels of another memory format round differently.
+            one_hot = one_hot_with_dropout(mask_pieces[part], classes).to(unet.dtype).contiguous()
+            seen = coarse_pieces.select(part) if coarse_pieces else None
+            return GuidedNetwork(unet, one_hot, guide, coarse=seen, conditions=None if told is None else told[part])
+
+        networks = build_within(max_bytes, build, rows)
+
+        def predict(image: Tensor, time: Tensor, guided: bool) -> Tensor:
+            pieces = layout.cut(image)
+
+            def predict_part(index: int) -> Tensor:
+                network = networks[index] if index < len(networks) else build(rows[index])
+                return network.predict(pieces[rows[index]], time, guided)
+
+            return layout.blend(map_windows(predict_part, len(rows), unet))
+
+        return predict
+
+
+def build_within(
+    max_bytes: float, build: Callable[[slice], GuidedNetwork], rows: Sequence[slice]
+) -> list[GuidedNetwork]:
+    """Builds the networks of the first rows, as many as fit into `max_bytes`."""
+    networks: list[GuidedNetwork] = []
+    for part in rows:
+        network = build(part)
+        max_bytes -= network.cached_bytes
+        if max_bytes < 0:
+            break
+        networks.append(network)
+    return networks
