@@ -12,6 +12,8 @@ from steelgen.evaluation.fidelity import (
     compute_histograms,
     compute_power_spectra,
     compute_spectrum_distance,
+    compute_spread_ratios,
+    compute_variation,
 )
 from tests.evaluation.conftest import check_oracle
 
@@ -71,3 +73,38 @@ def test_spectrum_distance_in_decades() -> None:
     assert measured == pytest.approx(np.log10(16), abs=0.02)
     constant = compute_spectrum(np.full((2, 32, 32), 9, np.uint8))
     assert np.isfinite(compute_spectrum_distance(constant, compute_spectrum(noise[:2, :32, :32])))
+
+
+def test_variation_of_a_ramp_and_of_noise() -> None:
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8) * 3, (1, 64, 64))
+    mean, contrast, gradient = compute_variation(ramp)[0, :, 1]
+    assert (mean, gradient) == (94.5, 3)
+    check_oracle("contrast of a ramp", contrast, 3 * np.sqrt((64**2 - 1) / 12), rtol=1e-9)
+    # Rayleigh distribution of scale 12·√2, but for the correlation of the two parts of the gradient.
+    noise = compute_variation(draw_normal(128, 12))[:, :, 1].mean(axis=0)
+    check_oracle("contrast and gradient of noise", noise[1:], [12, 12 * np.sqrt(np.pi)], rtol=0.05)
+
+
+def test_spread_of_brightness_over_images() -> None:
+    def draw(spread: float) -> np.ndarray:
+        means = np.quantile(RNG.normal(120, spread, 100_000), np.linspace(0.001, 0.999, 300))
+        return np.stack([np.full((8, 8), round(mean), np.uint8) for mean in means])
+
+    real, generated = draw(12), draw(6)
+    powers = [compute_variation(images).sum(axis=0)[0] for images in (real, generated)]
+    check_oracle("spread of brightness", compute_spread_ratios(*powers), 0.5, rtol=0.03)
+    assert compute_spread_ratios(*powers) == pytest.approx(generated[:, 0, 0].std() / real[:, 0, 0].std())
+    assert np.isnan(compute_spread_ratios(compute_variation(real[:1])[0, 0], powers[1]))
+
+
+def test_spread_of_resampled_images() -> None:
+    """Weights count images as often as they are drawn."""
+    images = draw_normal(120, 20)[:, :8, :8]
+    chosen = np.array([0, 0, 3, 7, 7, 7])
+    weights = np.bincount(chosen, minlength=len(images))
+    weighted = np.einsum("i,ijk->jk", weights, compute_variation(images))
+    expected = compute_variation(images[chosen]).sum(axis=0)
+    reference = compute_variation(images).sum(axis=0)
+    np.testing.assert_allclose(
+        compute_spread_ratios(reference, weighted), compute_spread_ratios(reference, expected), rtol=1e-12
+    )

@@ -176,6 +176,40 @@ def compute_gray_wasserstein(real: NDArray, generated: NDArray) -> NDArray[np.fl
     return np.abs(np.cumsum(p - q, axis=-1)).sum(axis=-1)
 
 
+def compute_variation(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean gray level, contrast (standard deviation) and mean gradient of each image, in gray levels.
+
+    Args:
+        images: (N, S, S) or (N, S, S, 3) uint8; RGB is converted to gray.
+
+    Returns:
+        (N, 3, 3): powers 0 to 2 of each of the three values, so that sums over images have all that
+        `compute_spread_ratios` needs.
+    """
+    gray = _to_gray(images).astype(np.float64)
+    gradient = np.hypot(*(np.diff(gray, axis=axis)[:, : gray.shape[1] - 1, : gray.shape[2] - 1] for axis in (1, 2)))
+    values = np.stack([gray.mean((1, 2)), gray.std((1, 2)), gradient.mean((1, 2))], axis=1)
+    return values[..., None] ** np.arange(3)
+
+
+def compute_spread_ratios(real: NDArray[np.float64], generated: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Spread over generated images relative to that over real ones; below 1, the generated are too much alike.
+
+    Args:
+        real, generated: (..., 3) sums or means of the powers 0 to 2 of one value of each image.
+
+    Returns:
+        (...) ratios of standard deviations; NaN where the real images are all alike.
+    """
+
+    def compute_spread(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        count, total, squares = np.moveaxis(sums, -1, 0)
+        return np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+
+    spread = compute_spread(real)
+    return np.divide(compute_spread(generated), spread, out=np.full_like(spread, np.nan), where=spread > 0)
+
+
 def compute_power_spectra(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Radially averaged power spectrum of each image.
 

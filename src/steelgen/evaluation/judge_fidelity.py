@@ -19,12 +19,16 @@ from steelgen.evaluation.fidelity import (
     compute_power_spectra,
     compute_precision_recall,
     compute_spectrum_distance,
+    compute_spread_ratios,
+    compute_variation,
 )
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import center_interval, normal_interval, resample_weights, wilson_interval
 from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 
 _Pair = tuple[NDArray, NDArray]
+_VARIATION = ("mean gray level", "contrast", "gradient")
+"""The values of `compute_variation`."""
 
 
 def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -> Judgment:
@@ -107,20 +111,24 @@ def _compare_features(
 
 
 def _compare_gray_levels(evidence: Evidence) -> tuple[list[Figure], dict[str, Any]]:
-    """Distances of gray-level histograms and power spectra, and the mean spectra by set."""
+    """Distances of gray-level histograms and power spectra, spreads over images, and the mean spectra by set."""
     sets = [evidence.generated, evidence.held_out, evidence.train, *(evidence.train_halves or ())]
     histograms = {part.name: compute_histograms(part.images) for part in sets}
     # Divided by N, so that spectra, like histograms, are summed over images.
     spectra = {part.name: compute_power_spectra(part.images) / len(part) for part in sets}
-    metrics: tuple[tuple[str, Callable[..., NDArray], dict[str, NDArray]], ...] = (
-        ("gray-level KL (nats)", compute_gray_kl, histograms),
-        ("gray-level W1 (levels)", compute_gray_wasserstein, histograms),
-        ("power spectrum RMS (decades)", compute_spectrum_distance, spectra),
-    )
+    variation = {part.name: compute_variation(part.images) for part in sets}
+    metrics: list[tuple[str, str, Callable[..., NDArray], dict[str, NDArray]]] = [
+        ("gray-level KL (nats)", "lower", compute_gray_kl, histograms),
+        ("gray-level W1 (levels)", "lower", compute_gray_wasserstein, histograms),
+        ("power spectrum RMS (decades)", "lower", compute_spectrum_distance, spectra),
+    ]
+    for index, value in enumerate(_VARIATION):
+        by_image = {name: each[:, index] for name, each in variation.items()}
+        metrics.append((f"spread of {value} (ratio)", "near floor", compute_spread_ratios, by_image))
     figures, weights = [], resample_weights(len(evidence.generated), evidence.config.seed)
     for reference, floor_sets in evidence.comparisons:
         real_weights = resample_weights(len(reference), evidence.config.seed, stream=1)
-        for metric, compute, by_image in metrics:
+        for metric, better, compute, by_image in metrics:
             values = compute(real_weights @ by_image[reference.name], weights @ by_image["generated"])
             floor = floor_sets and compute(by_image[floor_sets[1].name].sum(0), by_image[floor_sets[0].name].sum(0))
             figures.append(
@@ -128,7 +136,7 @@ def _compare_gray_levels(evidence: Evidence) -> tuple[list[Figure], dict[str, An
                     metric=metric,
                     value=float(values[0]),
                     floor=None if floor is None else float(floor),
-                    better="lower",
+                    better=better,
                     interval=center_interval(values, lowest=0.0),
                     **_describe_comparison(evidence, reference),
                 )
