@@ -60,7 +60,9 @@ EDGE = 128
 """Edge of scored crops, the base's 64 px at full resolution."""
 BATCH = 8
 FIRST = SolverSection(num_inference_steps=8, window_overlap=0.25)
-REFINING = SolverSection(num_inference_steps=6, guidance_scale=1.0, window_overlap=0.25, consistency=False)
+REFINING = SolverSection(
+    num_inference_steps=6, timestep_spacing="power", guidance_scale=1.0, window_overlap=0.25, consistency=False
+)
 SYSTEMS = ("bicubic", "native", "cascade-2", "cascade-2-consistent", "cascade-4")
 
 

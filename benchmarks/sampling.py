@@ -10,8 +10,8 @@
 ISDM samples an image with 300 ancestral steps of learned variance and two separate fp32 network passes per step, each
 of which recomputes the mask features. `speed` adds our changes one at a time. `quality` compares both by KID and FD
 to held-out crops, and by the mIoU of a segmenter trained on real crops with the masks, ours with three seeds. `curve`
-gives KID over the number of steps of each solver, `guide` over guidance scales and intervals; the defaults were
-chosen by them. `beside` compares sequential with parallel mask making, filtering and writing.
+gives KID over the number of steps of each solver, `guide` over spacings of the steps, guidance scales and intervals;
+the defaults were chosen by them. `beside` compares sequential with parallel mask making, filtering and writing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,14 @@ from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import RespacedSolver
 from steelgen.evaluation.features import build_extractor, compute_features
-from steelgen.evaluation.fidelity import compute_frechet_distance, compute_kid
+from steelgen.evaluation.fidelity import (
+    VARIATION,
+    compute_frechet_distance,
+    compute_kid,
+    compute_precision_recall,
+    compute_spread_ratios,
+    compute_variation,
+)
 from steelgen.evaluation.iou import compute_scores
 from steelgen.evaluation.segmentation import predict_masks, train_segmenter
 from steelgen.generators.drawing import draw_for_masks
@@ -58,20 +65,18 @@ ISDM = RespacedSolverSection(
 )
 CURVE_STEPS = (5, 8, 12, 20, 50)
 CURVE_SOLVERS = ("dpmsolver++", "sde-dpmsolver++", "unipc", "ddim", "euler", "heun", "ddpm")
-GUIDES: tuple[tuple[float, tuple[float, float] | None, bool], ...] = (
-    (1.0, None, False),
-    (1.5, None, False),
-    (2.0, None, False),
-    (1.5, (0.2, 2.0), False),
-    (2.0, (0.2, 2.0), False),
-    (3.0, (0.2, 2.0), False),
-    (1.5, (0.4, 4.0), False),
-    (2.0, (0.4, 4.0), False),
-    (1.5, (0.5, 10.0), False),
-    (1.0, None, True),
-    (1.5, (0.2, 2.0), True),
+GUIDES: tuple[tuple[str, float, tuple[float, float] | None], ...] = (
+    ("power", 1.0, None),
+    ("power", 1.5, (0.2, 2.0)),
+    ("power", 1.5, None),
+    ("trailing", 1.5, (0.2, 2.0)),
+    ("logistic", 1.0, None),
+    ("logistic", 1.5, (0.2, 2.0)),
+    ("logistic", 1.2, (0.2, 50.0)),
+    ("logistic", 1.3, (0.2, 50.0)),
+    ("logistic", 1.5, (0.2, 50.0)),
 )
-"""Guidance scale, guidance interval in noise levels, and whether steps have Karras spacing."""
+"""Spacing of the steps, guidance scale and guidance interval in noise levels."""
 Sample = Callable[[Tensor, list[int]], Tensor]
 """(N, H, W) int64 masks and N seeds → (N, C, H, W) images in [-1, 1]."""
 
@@ -182,15 +187,15 @@ def measure_curve(generator: SemanticDiffusion, images: int, solvers: Sequence[s
 
 
 def measure_guides(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
-    """Scores of guidance scales and intervals with 12 steps, two of them also with Karras spacing."""
+    """Scores of spacings, guidance scales and guidance intervals with 12 steps."""
     judge = Judge(generator, images)
     rows = []
-    for scale, interval, karras in GUIDES:
+    for spacing, scale, interval in GUIDES:
         changes = {
             "num_inference_steps": 12,
+            "timestep_spacing": spacing,
             "guidance_scale": scale,
             "guidance_interval": interval,
-            "karras_sigmas": karras,
         }
         solver = SolverSection().model_copy(update=changes)
         score = judge.score(lambda masks, seeds, solver=solver: judge.sample(solver, masks, seeds), 0)
@@ -211,7 +216,7 @@ class Judge:
         test, train = (load_micrographs(DATASET, split) for split in ("test", "train"))
         self.segmenter = train_segmenter(train, generator.geometry, SegmenterSection())
         real, self.masks = cut_crops(test, generator.geometry, images, seed=0)
-        self.real = compute_features(real, self.extractor)
+        self.real, self.variation = compute_features(real, self.extractor), compute_variation(real).sum(axis=0)
         others, _ = cut_crops(train, generator.geometry, images, seed=0)
         self.floor = {**self._compare(others), "miou": self._compute_miou(real)}
 
@@ -231,7 +236,14 @@ class Judge:
     def _compare(self, images: Any) -> dict[str, float]:
         features = compute_features(images, self.extractor)
         kid, spread = compute_kid(self.real, features)
-        return {"fd": compute_frechet_distance(self.real, features), "kid": kid, "kid_std": spread}
+        variation = compute_variation(images).sum(axis=0)
+        return {
+            "fd": compute_frechet_distance(self.real, features),
+            "kid": kid,
+            "kid_std": spread,
+            "recall": compute_precision_recall(self.real, features)[1],
+            "spread": dict(zip(VARIATION, compute_spread_ratios(self.variation, variation).tolist(), strict=True)),
+        }
 
     def _compute_miou(self, images: Any) -> float:
         info = self.generator.info

@@ -188,15 +188,20 @@ def tabulate_curve(stored: Results) -> Lines:
 
 
 def tabulate_guide(stored: Results) -> Lines:
-    """Scores; a row per guidance scale, interval and spacing."""
+    """Scores; a row per spacing, guidance scale and interval."""
+
+    def judge(row: Results) -> list[str]:
+        return [*_judge(row), f"{row['recall']:.2f}", *(f"{ratio:.2f}" for ratio in row["spread"].values())]
+
     rows = []
     for row in stored["guides"]:
         low, high = row["guidance_interval"] or (0, "∞")
-        spacing = "Karras" if row["karras_sigmas"] else "default"
-        rows.append([f"{row['guidance_scale']:g}", f"{low} to {high}", spacing, *_judge(row)])
-    rows.append(["floor", "", "", *_judge(stored["floor"])])
-    columns = ["guidance scale", "noise levels with guidance", "spacing", *_JUDGED]
-    return [f"{stored['images']} images each, 12 steps.", "", *_table(columns, rows, texts=3)]
+        guide = "none" if row["guidance_scale"] == 1 else f"{row['guidance_scale']:g}, {low:g} to {high}"
+        rows.append([row["timestep_spacing"], guide, *judge(row)])
+    rows.append(["floor", "", *judge(stored["floor"])])
+    spreads = [f"spread of {name}" for name in stored["floor"]["spread"]]
+    columns = ["spacing", "guidance, noise levels", *_JUDGED, "recall", *spreads]
+    return [f"{stored['images']} images each, 12 steps.", "", *_table(columns, rows, texts=2)]
 
 
 def tabulate_scores(runs: Sequence[Results]) -> Lines:

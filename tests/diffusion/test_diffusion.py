@@ -1,5 +1,7 @@
 """Noise schedules, losses, solvers and the sampler, against diffusers and closed forms."""
 
+import math
+
 import diffusers
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from steelgen.diffusion.guidance import Guide, GuidedNetwork, rescale_contrast
 from steelgen.diffusion.loss import compute_target, one_hot_with_dropout
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.diffusion.randomness import sample_fractions
-from steelgen.diffusion.solvers import DiffusersSolver, space_by_power
+from steelgen.diffusion.solvers import DiffusersSolver, space_by_logistic, space_by_power
 from steelgen.diffusion.timesteps import EvenTimesteps
 from steelgen.errors import InputError
 from steelgen.generators.drawing import draw_for_masks
@@ -161,6 +163,22 @@ def test_power_spacing_by_hand():
     assert space_by_power(12, 10, 3) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 11]
 
 
+def test_logistic_spacing_by_hand():
+    # Mean 0 and scale 1 are even times of rectified flow, whose schedule they divide evenly.
+    flow = build_noise_schedule(1000, "flow", "flow", True).log_sigmas
+    assert space_by_logistic(flow, 4, 0, 1) == [249, 499, 749, 999]
+    # A third of the steps at most at σ = e^m·(1/2)^s, two thirds at e^m·2^s; the cosine schedule has σ = tan(π/2·t).
+    cosine = build_noise_schedule(1000, "squaredcos_cap_v2", "v_prediction", True).log_sigmas
+    places = space_by_logistic(cosine, 3, -0.5, 1.5)
+    expected = [2 / math.pi * math.atan(math.exp(-0.5) * 2.0**power) for power in (-1.5, 1.5)]
+    np.testing.assert_allclose(np.array(places[:2]) / 1000, expected, atol=0.01)
+    assert places[2] == 999
+    # Where they would fall on each other, at either end, they follow one by one.
+    assert space_by_logistic(flow[:12], 10, -50, 1) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 11]
+    assert space_by_logistic(flow[:12], 10, 50, 1) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert space_by_logistic(flow, 1, 0, 1) == [999]
+
+
 @pytest.mark.parametrize("solver", [*SOLVERS, "ddpm"])
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
 def test_even_power_spacing_is_diffusers_trailing(solver, kind):
@@ -174,7 +192,7 @@ def test_even_power_spacing_is_diffusers_trailing(solver, kind):
     torch.testing.assert_close(drawn, oracle, atol=2e-3, rtol=1e-2 if solver == "heun" else 1e-3)
 
 
-@pytest.mark.parametrize(("spacing", "first"), [("trailing", 99), ("linspace", 0), ("power", 15)])
+@pytest.mark.parametrize(("spacing", "first"), [("trailing", 99), ("linspace", 0), ("power", 15), ("logistic", 1)])
 def test_with_a_learned_variance_the_last_step_adds_no_noise(spacing, first):
     """Timestep 0 of its scheduler is the one that adds none."""
     schedule = build_noise_schedule(1000, "linear", "epsilon", False)
@@ -203,7 +221,8 @@ def test_network_is_told_the_times_of_the_training_schedule(monkeypatch):
         return forward(image, timesteps, mask_features=mask_features)
 
     monkeypatch.setattr(sampler.unet, "forward", note)
-    draw(sampler, torch.zeros(1, 16, 16, dtype=torch.long), [0], num_inference_steps=5, spacing_power=2.0)
+    options = {"timestep_spacing": "power", "spacing_power": 2.0}
+    draw(sampler, torch.zeros(1, 16, 16, dtype=torch.long), [0], num_inference_steps=5, **options)
     assert told == [99, 63, 35, 15, 3]
 
 

@@ -197,7 +197,13 @@ class StartImagesSection(Section):
     """Apply a random flip and rotation (8 symmetries) to each start image of `dataset`."""
 
 
-_REFINING_SOLVER = SolverSection(num_inference_steps=6, guidance_scale=1.0, window_overlap=0.25, consistency=False)
+_REFINING_SOLVER = SolverSection(
+    num_inference_steps=6,
+    timestep_spacing="power",  # the coarse image has the brightness
+    guidance_scale=1.0,
+    window_overlap=0.25,
+    consistency=False,
+)
 """Default of refining stages: most of their image is given, so few steps, no guidance and little overlap suffice, and
 errors of the stage before should not be kept."""
 

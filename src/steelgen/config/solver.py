@@ -42,9 +42,14 @@ class SolverSection(SamplingSection):
     ISDM), else sde-dpmsolver++; for all other networks dpmsolver++."""
     num_inference_steps: int = Field(12, ge=1, le=MAX_TIMESTEPS)
     """Solver steps; each costs one network evaluation (Heun: two), twice as many with guidance."""
-    timestep_spacing: Literal["power", "trailing", "linspace", "leading"] = "power"
-    """Spacing of the steps: denser at low noise, where texture forms (power), or even. All but leading start at the
+    timestep_spacing: Literal["logistic", "power", "trailing", "linspace", "leading"] = "logistic"
+    """Spacing of the steps: by noise level, densest where structure forms and with some at high noise, where brightness
+    is decided (logistic); denser at low noise, where texture forms (power); or even. All but leading start at the
     noisiest timestep (Lin et al. 2023, arXiv 2305.08891, table 2)."""
+    logistic_mean: float = Field(-0.8, ge=-20, le=20)
+    """Mean of ln σ for logistic spacing, whose n steps are at ln σ = logistic_mean + logistic_scale·ln(i/(n − i))."""
+    logistic_scale: float = Field(1.6, gt=0, le=20)
+    """Scale of ln σ for logistic spacing; larger values put more steps at the highest and lowest noise levels."""
     spacing_power: float = Field(1.8, ge=1, le=4)
     """Exponent of the power spacing T·(i/n)^spacing_power; 1 equals trailing, 2 is DDIM's quadratic spacing."""
     karras_sigmas: bool = False

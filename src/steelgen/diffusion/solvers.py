@@ -236,25 +236,27 @@ def _lay_out(name: str, section: SolverSection, schedule: NoiseSchedule, learned
     if count > total:
         raise InputError(f"num_inference_steps {count}: the noise schedule has only {total} steps")
     kind, options = _SCHEDULERS[name]
-    by_power = section.timestep_spacing == "power" and not section.karras_sigmas
-    spacing = "trailing" if section.timestep_spacing == "power" else section.timestep_spacing
-    options = {**options, "timestep_spacing": spacing}
+    spacing = section.timestep_spacing
+    chosen = spacing in ("power", "logistic") and not section.karras_sigmas
+    options = {**options, "timestep_spacing": "trailing" if spacing in ("power", "logistic") else spacing}
     if schedule.prediction_type == "flow":
         options["prediction_type"] = "v_prediction"  # see DiffusersSolver._convert
     if section.karras_sigmas:
         options["use_karras_sigmas"] = True
     kept = list(range(total))
-    if by_power:
+    if chosen and spacing == "power":
         kept = space_by_power(total, count, section.spacing_power)
+    elif chosen:
+        kept = space_by_logistic(schedule.log_sigmas, count, section.logistic_mean, section.logistic_scale)
     elif learned_variance:
         laid_out = kind.from_config(schedule.config, **options)
         laid_out.set_timesteps(count)
         kept = sorted(laid_out.timesteps.tolist())
     if learned_variance:
         options["variance_type"] = "learned_range"
-    kept_alone = by_power or learned_variance
+    kept_alone = chosen or learned_variance
     if kept_alone:
-        # A schedule of only the kept steps, all of which are run: this gives every solver the power spacing, and the
+        # A schedule of only the kept steps, all of which are run: this gives every solver our spacings, and the
         # last step adds no noise of a learned variance.
         options |= {"num_train_timesteps": len(kept), "rescale_betas_zero_snr": False}
     from_pure_noise = name == "heun" and schedule.config.rescale_betas_zero_snr
@@ -279,3 +281,21 @@ def space_by_power(num_train_timesteps: int, num_inference_steps: int, power: fl
     total, count = num_train_timesteps, num_inference_steps
     places = [round(total * (number / count) ** power) - 1 for number in range(1, count + 1)]
     return [max(place, number) for number, place in enumerate(places)]
+
+
+def space_by_logistic(log_sigmas: Tensor, num_inference_steps: int, mean: float, scale: float) -> list[int]:
+    """Returns the timesteps with ln σ nearest to mean + scale·ln(i/(n − i)), i = 1 … n − 1 < T, and the noisiest one.
+
+    The quantiles of a logistic distribution of ln σ; ascending and without repeats. With mean 0 and scale 1 the steps
+    are even in the time t = σ/(1 + σ) of rectified flow (Liu et al. 2022, arXiv 2209.03003).
+
+    Args:
+        log_sigmas: (T,) ascending.
+    """
+    total, count = len(log_sigmas), num_inference_steps
+    shares = torch.arange(1, count, dtype=torch.float64) / count
+    bounds = (log_sigmas[1:] + log_sigmas[:-1]) / 2
+    places = [*torch.searchsorted(bounds, mean + scale * torch.logit(shares)).tolist(), total - 1]
+    for index in range(1, count):
+        places[index] = max(places[index], places[index - 1] + 1)
+    return [min(place, total - count + index) for index, place in enumerate(places)]

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from steelgen.data.images import to_channels
 
+VARIATION = ("mean gray level", "contrast", "gradient")
+"""The values of `compute_variation`."""
+
 
 def compute_frechet_distance(first: NDArray, second: NDArray) -> float:
     """Fréchet distance between Gaussians fitted to (N, D) and (M, D) features; N, M ≥ 2.

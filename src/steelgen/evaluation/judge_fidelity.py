@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from steelgen.evaluation.features import FeatureExtractor, build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.fidelity import (
+    VARIATION,
     compute_frechet_distance,
     compute_frechet_error,
     compute_gray_kl,
@@ -27,8 +28,6 @@ from steelgen.evaluation.intervals import center_interval, normal_interval, resa
 from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 
 _Pair = tuple[NDArray, NDArray]
-_VARIATION = ("mean gray level", "contrast", "gradient")
-"""The values of `compute_variation`."""
 
 
 def judge_fidelity(evidence: Evidence, report_progress: Callable[[str], None]) -> Judgment:
@@ -122,7 +121,7 @@ def _compare_gray_levels(evidence: Evidence) -> tuple[list[Figure], dict[str, An
         ("gray-level W1 (levels)", "lower", compute_gray_wasserstein, histograms),
         ("power spectrum RMS (decades)", "lower", compute_spectrum_distance, spectra),
     ]
-    for index, value in enumerate(_VARIATION):
+    for index, value in enumerate(VARIATION):
         by_image = {name: each[:, index] for name, each in variation.items()}
         metrics.append((f"spread of {value} (ratio)", "near floor", compute_spread_ratios, by_image))
     figures, weights = [], resample_weights(len(evidence.generated), evidence.config.seed)
