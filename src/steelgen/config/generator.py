@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from steelgen.config.adapter import LatentAdapterSection
+from steelgen.config.autoencoder import AutoencoderSection
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
 from steelgen.config.gan import GanSection
 from steelgen.config.joint import JointDiffusionSection
@@ -179,7 +180,15 @@ class SemanticDiffusionSection(Section):
         return self
 
 
-GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae", "joint_diffusion", "translation", "latent_adapter")
+GENERATOR_KINDS = (
+    "semantic_diffusion",
+    "gan",
+    "rvae",
+    "joint_diffusion",
+    "translation",
+    "latent_adapter",
+    "autoencoder",
+)
 
 
 def _find_kind(value: Any) -> str:
@@ -193,7 +202,8 @@ AnyGeneratorSection = Annotated[
     | Annotated[RvaeSection, Tag("rvae")]
     | Annotated[JointDiffusionSection, Tag("joint_diffusion")]
     | Annotated[TranslationSection, Tag("translation")]
-    | Annotated[LatentAdapterSection, Tag("latent_adapter")],
+    | Annotated[LatentAdapterSection, Tag("latent_adapter")]
+    | Annotated[AutoencoderSection, Tag("autoencoder")],
     Discriminator(
         _find_kind,
         custom_error_type="unknown_kind",
