@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -155,6 +156,10 @@ class SemanticDiffusionSection(Section):
     """The noise schedule."""
     low_resolution: LowResolutionSection | None = None
     """The coarse image that a refining stage is also conditioned on; null generates from the mask alone."""
+    latent: Path | None = None
+    """Run folder or export of an autoencoder, whose latents are generated in place of pixels. The generator's folder
+    has a copy. The network sees the mask at the resolution of the latents, by unet.mask_resize; attention_resolutions
+    are edges in latents. null generates pixels."""
 
     steps_by_solver: ClassVar[bool] = True
     """Whether the sections `solver` and `diffusion` apply."""
@@ -177,6 +182,22 @@ class SemanticDiffusionSection(Section):
         if self.low_resolution and (self.noise.objective == "variational" or self.unet.learn_sigma):
             name = "noise.objective 'variational'" if self.noise.objective == "variational" else "unet.learn_sigma"
             raise ValueError(f"low_resolution: not applicable to {name}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_latent(self) -> SemanticDiffusionSection:
+        if self.latent is None:
+            return self
+        others = {
+            "low_resolution": self.low_resolution is not None,
+            "unet.instance_edges": self.unet.instance_edges,
+            # The bound counts gray levels.
+            "unet.learn_sigma": self.unet.learn_sigma,
+            "noise.objective 'variational'": self.noise.objective == "variational",
+        }
+        for name, is_set in others.items():
+            if is_set:
+                raise ValueError(f"latent: not applicable to {name}")
         return self
 
 

@@ -116,16 +116,17 @@ class Autoencoder:
         return self._map(self.mask_codec, self.mask_codec.decode, latents)[:, :, : size[0], : size[1]]
 
     def to(self, device: torch.device) -> Autoencoder:
-        """Moves the networks to a device and freezes them; below a diffusion model they are not trained."""
-        for network in self.networks.values():
-            if next(network.parameters()).device != device:
+        """See `Codec.to`."""
+        if next(self.image_codec.parameters()).device != device:
+            for network in self.networks.values():
                 network.to(device)
-            network.eval().requires_grad_(False)
         return self
 
     def save(self, folder: Path) -> None:
         """See `StoredGenerator.save`."""
-        settings = _Settings(dataset=self.info, geometry=self.geometry, section=self.section, intensity=self.intensity)
+        settings = AutoencoderSettings(
+            dataset=self.info, geometry=self.geometry, section=self.section, intensity=self.intensity
+        )
         save_generator(folder, self.kind, join_networks(self.networks), settings)
 
     @torch.no_grad()
@@ -141,7 +142,9 @@ class Autoencoder:
         return F.pad(images, (0, -width % self.factor, 0, -height % self.factor), mode="replicate")
 
 
-class _Settings(SavedSettings):
+class AutoencoderSettings(SavedSettings):
+    """generator.json."""
+
     section: AutoencoderSection
 
 
@@ -164,7 +167,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     Raises:
         InputError: if a file is missing, damaged, or from another architecture.
     """
-    settings = load_record(folder / DESCRIPTION_FILE, _Settings)
+    settings = load_record(folder / DESCRIPTION_FILE, AutoencoderSettings)
     codecs = _build_codecs(settings.section, settings.dataset, settings.geometry)
     loaded = Autoencoder(*codecs, settings.section, settings.dataset, settings.geometry, settings.intensity)
     load_saved_weights(folder, join_networks(loaded.networks))
