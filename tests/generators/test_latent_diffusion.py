@@ -25,8 +25,7 @@ from steelgen.sampling.sample import sample
 from steelgen.training.loop import finetune, train
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import tiny_train_config, write_tiny_dataset
-from tests.generators.joint import joint_config
-from tests.generators.latent import autoencoder_config
+from tests.generators.latent import autoencoder_config, latent_config
 from tests.training.test_loop import Recorder, assert_same_tensors
 
 FEW = SolverSection(num_inference_steps=2)
@@ -45,15 +44,6 @@ def codec(dataset):
     values |= {"preview": {"num_images": 0}, "measurement": {"every": None}, "validation": {"split": None}}
     train(parse_config(values, TrainConfig), Recorder())
     return folder
-
-
-def latent_config(kind, dataset, run_dir, codec, generator=None, **train):
-    if kind == "joint_diffusion":
-        return joint_config(dataset, run_dir, {"latent": str(codec), **(generator or {})}, **train)
-    values = tiny_train_config(dataset, run_dir, **train)
-    unet = {**values["generator"]["unet"], "attention_resolutions": [], **(generator or {}).pop("unet", {})}
-    section = {**values["generator"], "unet": unet, "latent": str(codec), **(generator or {})}
-    return {**values, "generator": section, "measurement": {"every": None}}
 
 
 @pytest.fixture(scope="module")
