@@ -59,6 +59,8 @@ def test_a_lossy_codec_fails_where_it_loses_films():
     warnings = [line for line in format_recalls(recalls) if line.startswith("warning")]
     assert any("thin parts of film" in line and "smaller generator.downsample_factor" in line for line in warnings)
     assert not any("matrix" in line for line in warnings)
+    few = recalls[2]._replace(pixels=50, thin_pixels=50)
+    assert not any("warning" in line for line in format_recalls([few]))
 
 
 def test_thin_parts_of_a_class_with_islands_are_judged_apart():

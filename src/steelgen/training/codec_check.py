@@ -28,6 +28,8 @@ CODEC_FILE = "codec.json"
 """In the run folder of a latent diffusion model: what its autoencoder keeps; codec.png beside it shows some crops."""
 MIN_RECALL = 0.95
 """Recall of each class, and of its thin parts, below which a warning is given."""
+_MIN_PIXELS = 100
+"""Fewer pixels, such as slivers at the edges of crops, give no warning."""
 _CROPS = 32
 _SHOWN_CROPS = 8
 _MIN_TILE = 128
@@ -80,10 +82,12 @@ def format_recalls(recalls: list[ClassRecall]) -> list[str]:
     width = max(len(each.name) for each in recalls)
     lines = [f"  recall of masks, {MIN_RECALL} wanted; thin: parts at most {THIN_WIDTH} px wide"]
     for each in recalls:
-        lines.append(f"  {each.name:<{width}}  {_format(each.recall)}  thin {_format(each.thin_recall)}")
+        whole, thin = _format(each.recall, each.pixels), _format(each.thin_recall, each.thin_pixels)
+        lines.append(f"  {each.name:<{width}}  {whole}  thin {thin}")
     for each in recalls:
-        for part, recall in (("", each.recall), ("thin parts of ", each.thin_recall)):
-            if recall < MIN_RECALL:
+        parts = (("", each.recall, each.pixels), ("thin parts of ", each.thin_recall, each.thin_pixels))
+        for part, recall, pixels in parts:
+            if recall < MIN_RECALL and pixels >= _MIN_PIXELS:
                 lines.append(
                     f"warning: the autoencoder keeps {recall:.3f} of the pixels of {part}{each.name}, less than "
                     f"{MIN_RECALL}; train one with a smaller generator.downsample_factor, more mask_latent_channels, "
@@ -105,5 +109,5 @@ def _finite(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-def _format(value: float) -> str:
-    return "    –" if math.isnan(value) else f"{value:.3f}"
+def _format(recall: float, pixels: int) -> str:
+    return f"{'–' if math.isnan(recall) else f'{recall:.3f}':>5} of {pixels:>7,} px"
