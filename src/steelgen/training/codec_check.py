@@ -38,7 +38,7 @@ _MIN_TILE = 128
 def check_codec(
     run_dir: Path, generator: Generator, micrographs: Micrographs, device: torch.device, report: Callable[[str], None]
 ) -> None:
-    """Reconstructs crops with the autoencoder of a latent diffusion model; writes codec.json and codec.png, once a run.
+    """Reconstructs crops with the autoencoder of a latent diffusion model; writes codec.json and codec.png.
 
     Generated masks have at most the pixels of a class that reconstructed ones have: no training of the diffusion model
     brings them back.
@@ -47,7 +47,7 @@ def check_codec(
         micrographs: held-out ones, if there are any.
         report: called with the lines of a table, and with one per class that is lost.
     """
-    if not isinstance(generator, LatentDiffusion) or generator.codec is None or (run_dir / CODEC_FILE).is_file():
+    if not isinstance(generator, LatentDiffusion) or generator.codec is None:
         return
     images, masks = cut_crops(micrographs.inputs, generator.geometry, _CROPS)
     with_masks = "masks" in generator.makes
