@@ -241,6 +241,22 @@ def test_batches_change_nothing_and_sizes_are_those_asked_for(runs, kind, size):
     assert torch.equal(single, whole[1:2])
 
 
+def test_masks_alone_and_images_alone_have_latents_too(dataset, codec):
+    """Without images the network has the latents of masks only; without masks it is unconditional."""
+    section = {"image_channels": "none"}
+    built, trainable, batch = prepare("joint_diffusion", dataset, codec, count=2, generator=section)
+    assert batch["noise"].shape == (2, 4, 8, 8)
+    assert trainable.compute_loss(trainable.phases[0], trainable.networks, batch).losses.isfinite().all()
+    drawn = built.draw(DrawRequest([1, 2], solver=FEW))
+    assert drawn.images is None
+    assert drawn.masks.shape == (2, 16, 16)
+    values = latent_config("semantic_diffusion", dataset, "unused", codec)
+    values["data"]["unconditional"] = True
+    generator, _ = prepare_training(parse_config(values, TrainConfig))
+    assert generator.needs == frozenset()
+    assert generator.draw(DrawRequest([1], solver=FEW)).images.isfinite().all()
+
+
 def test_start_images_are_encoded(runs):
     """With little noise, and a network that changes nothing, the images are their reconstructions."""
     loaded = load_generator(runs["semantic_diffusion"][0])
