@@ -124,6 +124,33 @@ def test_losses_are_those_of_torch(dataset):
     assert all(parameter.grad.isfinite().all() for parameter in built.image_codec.parameters())
 
 
+def test_adversarial_losses_are_least_squares(dataset):
+    """The codec wants the scores of reconstructions to be 1, the discriminator 0, and 1 for real images."""
+    built, trainable, batch = prepare(dataset)
+    codec, discriminator = trainable.phases
+    before = trainable.compute_loss(codec, trainable.networks, batch)
+    assert "adversarial" not in before.parts
+    trainable.end_step(lambda tensor: tensor)
+    trainable.steps = built.section.adversarial_start
+    found = trainable.compute_loss(codec, trainable.networks, batch)
+    real = built.standardize(batch["image"])
+    fake, _ = built.image_codec(real, batch["noise"])
+    scores = [trainable.networks["discriminator"](images) for images in (real, fake)]
+    fooled = torch.stack([F.mse_loss(row, torch.ones_like(row)) for row in scores[1]])
+    torch.testing.assert_close(found.losses - before.losses, built.section.adversarial_weight * fooled)
+    judged = trainable.compute_loss(discriminator, trainable.networks, batch)
+    wanted = [
+        F.mse_loss(row, torch.full_like(row, goal))
+        for goal, rows in zip((1.0, 0.0), scores, strict=True)
+        for row in rows
+    ]
+    torch.testing.assert_close(judged.losses, (torch.stack(wanted[:3]) + torch.stack(wanted[3:])) / 2)
+    judged.losses.sum().backward()
+    assert all(parameter.grad is None for parameter in built.image_codec.parameters())
+    validated = trainable.compute_loss(codec, trainable.networks, batch, validates=True)
+    assert "adversarial" not in validated.parts
+
+
 def test_flat_images_have_finite_gradients(dataset):
     built, trainable, batch = prepare(dataset)
     batch["image"] = torch.zeros_like(batch["image"])
