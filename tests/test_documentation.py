@@ -78,9 +78,10 @@ def clone(tmp_path_factory):
     values["generator"]["unet"] |= {"attention_resolutions": [], "channel_mult": [1, 1]}
     generator, _ = prepare_training(parse_config(values, TrainConfig))
     generator.save(folder / "runs" / "quickstart" / "train" / "export")
-    values = json.loads((REPOSITORY / "configs" / "rvae.json").read_text())
-    values["data"]["dataset"] = str(REPOSITORY / "data" / "uhcs")
-    prepare_training(parse_config(values, TrainConfig))[0].save(folder / "runs" / "rvae" / "export")
+    for name, run in (("rvae", "rvae"), ("autoencoder", "uhcs-autoencoder")):
+        values = json.loads((REPOSITORY / "configs" / f"{name}.json").read_text())
+        values["data"]["dataset"] = str(REPOSITORY / "data" / "uhcs")
+        prepare_training(parse_config(values, TrainConfig))[0].save(folder / "runs" / run / "export")
     for run in ("uhcs", "workflow/train"):
         (folder / "runs" / run).parent.mkdir(exist_ok=True)
         (folder / "runs" / run).symlink_to(folder / "runs" / "quickstart" / "train")

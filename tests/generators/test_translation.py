@@ -21,7 +21,8 @@ from steelgen.errors import InputError
 from steelgen.evaluation.segment import train_labeler
 from steelgen.generators import DrawRequest
 from steelgen.generators.families import build_trainable, load_generator
-from steelgen.generators.translation.losses import compute_contrast, compute_log_power
+from steelgen.generators.image_losses import compute_log_power
+from steelgen.generators.translation.losses import compute_contrast
 from steelgen.generators.translation.pool import ImagePool
 from steelgen.generators.translation.training import TranslationTraining
 from steelgen.sampling.replay import replay

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from steelgen.generators.translation.windows import measure_statistics, translate_in_windows
+from steelgen.models.patch_discriminator import PatchDiscriminator
 from steelgen.models.translation import (
-    PatchDiscriminator,
     PatchProjector,
     SpectrumDiscriminator,
     TranslationGenerator,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from steelgen.config.adapter import LatentAdapterSection
+from steelgen.config.autoencoder import AutoencoderSection
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
 from steelgen.config.gan import GanSection
 from steelgen.config.joint import JointDiffusionSection
@@ -154,6 +156,10 @@ class SemanticDiffusionSection(Section):
     """The noise schedule."""
     low_resolution: LowResolutionSection | None = None
     """The coarse image that a refining stage is also conditioned on; null generates from the mask alone."""
+    latent: Path | None = None
+    """Run folder or export of an autoencoder, whose latents are generated in place of pixels. The generator's folder
+    has a copy. The network sees the mask at the resolution of the latents, by unet.mask_resize; attention_resolutions
+    are edges in latents. null generates pixels."""
 
     steps_by_solver: ClassVar[bool] = True
     """Whether the sections `solver` and `diffusion` apply."""
@@ -178,8 +184,32 @@ class SemanticDiffusionSection(Section):
             raise ValueError(f"low_resolution: not applicable to {name}")
         return self
 
+    @model_validator(mode="after")
+    def _check_latent(self) -> SemanticDiffusionSection:
+        if self.latent is None:
+            return self
+        others = {
+            "low_resolution": self.low_resolution is not None,
+            "unet.instance_edges": self.unet.instance_edges,
+            # The bound counts gray levels.
+            "unet.learn_sigma": self.unet.learn_sigma,
+            "noise.objective 'variational'": self.noise.objective == "variational",
+        }
+        for name, is_set in others.items():
+            if is_set:
+                raise ValueError(f"latent: not applicable to {name}")
+        return self
 
-GENERATOR_KINDS = ("semantic_diffusion", "gan", "rvae", "joint_diffusion", "translation", "latent_adapter")
+
+GENERATOR_KINDS = (
+    "semantic_diffusion",
+    "gan",
+    "rvae",
+    "joint_diffusion",
+    "translation",
+    "latent_adapter",
+    "autoencoder",
+)
 
 
 def _find_kind(value: Any) -> str:
@@ -193,7 +223,8 @@ AnyGeneratorSection = Annotated[
     | Annotated[RvaeSection, Tag("rvae")]
     | Annotated[JointDiffusionSection, Tag("joint_diffusion")]
     | Annotated[TranslationSection, Tag("translation")]
-    | Annotated[LatentAdapterSection, Tag("latent_adapter")],
+    | Annotated[LatentAdapterSection, Tag("latent_adapter")]
+    | Annotated[AutoencoderSection, Tag("autoencoder")],
     Discriminator(
         _find_kind,
         custom_error_type="unknown_kind",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -106,6 +107,9 @@ class JointDiffusionSection(Section):
     a second evaluation; 0 builds a network without this input."""
     mask_loss_weight: float = Field(1.0, gt=0, le=1000)
     """Weight of the mask's loss relative to the image's; each is a mean over pixels and channels."""
+    latent: Path | None = None
+    """Run folder or export of an autoencoder trained with masks, whose latents are generated in place of pixels. The
+    generator's folder has a copy of it. attention_resolutions are then edges in latents. null generates pixels."""
 
     steps_by_solver: ClassVar[bool] = True
 

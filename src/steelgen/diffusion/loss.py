@@ -67,7 +67,8 @@ def compute_diffusion_loss(
     Args:
         batch: `image` (N, C, H, W) in the network's units, `mask` (N, H, W) int64, the tensors of `CropRandomness`;
             `instance_edges` (N, H, W) bool and `conditions` (N, K) for networks that use them; `coarse` (N, C, H, W)
-            and `coarse_noise` (N,) for refining networks.
+            and `coarse_noise` (N,) for refining networks; `mask_shares` (N, num_classes, h, w), the one-hot mask at the
+            resolution of the latents, for networks of latents.
         distribution: of the timesteps; a `LossHistory` also records the losses.
         process: reverse process of the whole schedule on the batch's device; needed for the bound.
 
@@ -115,6 +116,8 @@ def _drop_conditions(batch: dict[str, Tensor]) -> Tensor:
 def _build_mask_input(batch: dict[str, Tensor], num_classes: int) -> Tensor:
     """One-hot masks after mask dropout, with instance edges as the last channel if the batch has them."""
     dropped = batch["dropped"]
+    if "mask_shares" in batch:
+        return batch["mask_shares"] * ~dropped[:, None, None, None]
     one_hot_mask = one_hot_with_dropout(batch["mask"], num_classes, dropped)
     if "instance_edges" not in batch:
         return one_hot_mask

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from steelgen.config.solver import AnySolverSection
@@ -168,6 +169,25 @@ class StagedGenerator(Generator, Protocol):
         """Returns the stages, the images first, (N, C, H, W) in [-1, 1] each."""
 
 
+class Codec(Protocol):
+    """An autoencoder of images and masks, whose latents a diffusion model generates."""
+
+    def reconstruct(self, images: Tensor, masks: Tensor | None) -> Drawn:
+        """Encodes and decodes images (N, C, H, W) in [-1, 1] and, unless None, masks (N, H, W) int64."""
+
+    def to(self, device: torch.device) -> Codec:
+        """Moves the networks to a device."""
+
+
+@runtime_checkable
+class LatentDiffusion(Generator, Protocol):
+    """A generator that may work on the latents of an autoencoder."""
+
+    @property
+    def codec(self) -> Codec | None:
+        """The autoencoder; None for a generator of pixels."""
+
+
 class Losses(NamedTuple):
     """Losses of a batch of N crops."""
 
@@ -188,6 +208,8 @@ class Phase:
     """Names of the trained networks; the loss must depend on all of them. The other networks are frozen."""
     every: int = 1
     """Steps between runs of this phase; 1 runs it in every step."""
+    start: int = 0
+    """Completed steps before the first run of this phase."""
     learning_rate: float = 1.0
     """Factor on train.learning_rate."""
     adam_betas: tuple[float, float] | None = None

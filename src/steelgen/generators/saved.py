@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError, first_line
 from steelgen.files import Record, aside_path, hash_files, load_json, new_folder, save_json, save_tensors
+from steelgen.generators import StoredGenerator
 
 DESCRIPTION_FILE = "generator.json"
 """In every saved generator's folder: its kind, and the classes and crop geometry of its training."""
@@ -47,9 +49,21 @@ class SavedSettings(Record):
     """Mean and standard deviation of the training images."""
 
 
-def save_generator(folder: Path, kind: str, network: nn.Module, settings: SavedSettings) -> None:
-    """Writes a new folder with the weights of a generator's only network, and generator.json."""
+def save_generator(
+    folder: Path,
+    kind: str,
+    network: nn.Module,
+    settings: SavedSettings,
+    parts: Mapping[str, StoredGenerator] | None = None,
+) -> None:
+    """Writes a new folder with the weights of a generator's only network, and generator.json.
+
+    Args:
+        parts: generators that it works with, saved in folders of their names.
+    """
     with new_folder(folder) as working:
+        for name, part in (parts or {}).items():
+            part.save(working / name)
         save_tensors(working / _WEIGHTS_FILE, network.state_dict())
         described = settings.model_dump(mode="json")
         save_json(working / DESCRIPTION_FILE, {"kind": kind, "steelgen_version": __version__, **described})

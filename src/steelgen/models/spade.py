@@ -81,6 +81,22 @@ def build_mask_pyramid(one_hot_mask: Tensor, sizes: list[tuple[int, int]], mode:
     return {size: one_hot_mask if size == full else F.interpolate(one_hot_mask, size=size, mode=mode) for size in sizes}
 
 
+def shrink_one_hot(one_hot_mask: Tensor, factor: int, mode: str) -> Tensor:
+    """Shrinks a one-hot mask (N, K, H, W) to (N, K, ceil(H / factor), ceil(W / factor)).
+
+    Edges that are no multiple of the factor are padded by their last rows and columns.
+
+    Args:
+        mode: see `build_mask_pyramid`.
+    """
+    height, width = one_hot_mask.shape[-2:]
+    if not one_hot_mask.shape[1]:  # torch pads no empty tensors
+        return one_hot_mask.new_zeros(len(one_hot_mask), 0, -(-height // factor), -(-width // factor))
+    padded = F.pad(one_hot_mask, (0, -width % factor, 0, -height % factor), mode="replicate")
+    size = (padded.shape[2] // factor, padded.shape[3] // factor)
+    return build_mask_pyramid(padded, [size], mode)[size]
+
+
 def mark_edges(one_hot_mask: Tensor) -> Tensor:
     """Marks pixels that differ in class from one of their four neighbors by 1, all others by 0.
 

@@ -112,7 +112,9 @@ class LearnedSource:
 
     def _generate(self, seeds: Sequence[int], wanted: Sequence[dict[int, float]]) -> NDArray[np.uint8]:
         """Generates masks (N, H, W)."""
-        fractions = stack_fractions(wanted, self._info.num_classes)
+        # Other generators are asked until a mask has the fractions by chance.
+        steers = "fractions" in self._generator.takes
+        fractions = stack_fractions(wanted, self._info.num_classes) if steers else None
         blank = torch.full((len(seeds), *self._size), self._info.ignore_index)
         only_masks = frozenset({"masks"})
         request = DrawRequest(seeds, blank, solver=self._config.solver, fractions=fractions, wanted=only_masks)

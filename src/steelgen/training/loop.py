@@ -17,6 +17,7 @@ from steelgen.generators.families import build_trainable
 from steelgen.runs import TRANSFER_FILE, RunFolder
 from steelgen.trackers import check_trackers
 from steelgen.training.checkpoint import find_training_state, load_checkpoint, newest_checkpoint, remove_unfinished
+from steelgen.training.codec_check import check_codec
 from steelgen.training.failures import explain_failures
 from steelgen.training.held_out import HeldOutChecks
 from steelgen.training.micrographs import load_held_out
@@ -100,6 +101,7 @@ def _run(
             observer.on_event(note)
         if notes:
             save_json(config.run_dir / TRANSFER_FILE, {"note": "; ".join(notes)})
+        check_codec(config.run_dir, generator, held_out or micrographs, accelerator.device, observer.on_event)
     accelerator.wait_for_everyone()
     trainable.prepare(config.run_dir, accelerator.process_index, accelerator.num_processes, observer.on_event)
     accelerator.wait_for_everyone()

@@ -40,7 +40,7 @@ class PreparedPhases:
 
     def due(self, step: int) -> Iterator[Phase]:
         """Phases of the step after step number `step`."""
-        return (phase for phase in self._phases if step % phase.every == 0)
+        return (phase for phase in self._phases if step >= phase.start and step % phase.every == 0)
 
     def prepare(self, phase: Phase, learning_rate: float) -> tuple[torch.optim.Optimizer, PhaseNetworks]:
         """Freezes the other networks and sets the learning rate of a phase, a factor on `learning_rate`."""

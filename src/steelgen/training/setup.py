@@ -135,6 +135,9 @@ def describe_inputs(
     }
     if held_out:
         inputs["validation.split"] = held_out.digest
+    latent = getattr(config.generator, "latent", None) if isinstance(config, TrainConfig) else None
+    if latent is not None:
+        inputs["generator.latent"] = hash_generator(latent)
     if isinstance(config, FinetuneConfig):
         inputs["checkpoint"] = hash_generator(config.checkpoint)
     return inputs

@@ -22,6 +22,8 @@ from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.errors import InputError
 from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators.autoencoder.codec import CODEC_FOLDER, find_whole_latents, load_codec, load_saved_codec
+from steelgen.generators.autoencoder.generator import Autoencoder
 from steelgen.generators.joint_diffusion.sampling import Given, sample_jointly
 from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.models.joint_unet import build_joint_unet
@@ -38,6 +40,8 @@ class JointDiffusion:
     geometry: CropGeometry
     intensity: tuple[float, float] = (0.0, 1.0)
     """Mean and standard deviation of the training images, which are shifted and scaled to 0 and 1."""
+    codec: Autoencoder | None = None
+    """The autoencoder whose latents are generated in place of gray levels and bits; None for pixels."""
 
     kind = "joint_diffusion"
     needs = frozenset[str]()
@@ -45,7 +49,10 @@ class JointDiffusion:
     @property
     def takes(self) -> frozenset[str]:
         """Masks to generate images for, images to generate masks for, and phase fractions of the masks generated."""
-        return frozenset({"solver", "fractions"} | ({"masks", "images", "noise", "known"} if self.channels else set()))
+        given = {"masks", "images", "known"} if self.channels else set()
+        # Latents have no class probabilities to set fractions by, and their noise is none of images.
+        of_pixels = {"fractions"} | ({"noise"} if self.channels else set())
+        return frozenset({"solver"} | given | (set() if self.codec else of_pixels))
 
     @property
     def makes(self) -> frozenset[str]:
@@ -59,21 +66,39 @@ class JointDiffusion:
 
     @property
     def channels(self) -> int:
-        """Channels of the image; 0 for a generator of masks alone."""
-        return self.geometry.in_channels if self.section.image_channels == "all" else 0
+        """Channels of the image or its latents; 0 for a generator of masks alone."""
+        return _count_channels(self.section, self.info, self.geometry, self.codec)[0]
 
     @property
     def bits(self) -> int:
-        """Channels of the mask."""
-        return count_bits(self.info.num_classes)
+        """Channels of the mask: bits, or latents."""
+        return _count_channels(self.section, self.info, self.geometry, self.codec)[1]
 
-    def standardize(self, image: Tensor) -> Tensor:
-        """Converts gray levels in [-1, 1] to the network's units."""
+    @property
+    def factor(self) -> int:
+        """Pixels per pixel of the network, along an edge."""
+        return self.codec.factor if self.codec else 1
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Converts images (N, C, H, W) in [-1, 1] to the network's units, (N, channels, h, w)."""
+        if self.codec and not self.channels:
+            return images.new_zeros(len(images), 0, *self._find_state_size(None, images))
+        if self.codec:
+            return self.codec.to(self.network.device).encode_images(images)
         mean, deviation = self.intensity
-        return (image - mean) / deviation
+        return ((images - mean) / deviation)[:, : self.channels]
+
+    def encode_masks(self, masks: Tensor) -> Tensor:
+        """Converts masks (N, H, W) to the network's bits or latents, (N, bits, h, w)."""
+        if self.codec:
+            return self.codec.to(self.network.device).encode_masks(masks)
+        return encode_mask(masks, self.info.num_classes)
 
     def clip_bits(self, estimate: Tensor) -> Tensor:
-        """Limits the mask's channels of an estimate (N, channels + bits, H, W) to [-1, 1], where expected bits are."""
+        """Limits the mask's channels of an estimate (N, channels + bits, H, W) to [-1, 1], where expected bits are;
+        latents have no limits."""
+        if self.codec:
+            return estimate
         return torch.cat([estimate[:, : self.channels], estimate[:, self.channels :].clamp(-1, 1)], dim=1)
 
     def draw(self, request: DrawRequest) -> Drawn:
@@ -100,7 +125,8 @@ class JointDiffusion:
         masks_alone = not self.channels or request.wanted == {"masks"} or request.fractions is not None
         masks_alone = masks_alone and (images is None or known is not None)
         state = self._sample(given, request, solver, request.fractions, masks_alone)
-        drawn = decode_mask(state[:, self.channels :], self.info.num_classes)
+        size = self._find_size(masks, images)
+        drawn = self._decode_masks(state[:, self.channels :], size)
         if masks is not None:
             same = torch.tensor([each.mask is not None for each in given])[:, None, None] if known is None else known
             drawn = torch.where(same.to(drawn.device), masks.to(drawn.device), drawn)
@@ -113,13 +139,36 @@ class JointDiffusion:
             else:
                 given = self._list_known(made, images, known, torch.ones_like(known))
             state = self._sample(given, request, solver)
-        mean, deviation = self.intensity
-        image = state[:, : self.channels] * deviation + mean
-        # Infinite pixels become NaN, not white, because callers check for NaN.
-        image = image.clamp(-1, 1).where(image.isfinite(), math.nan)
+        image = self._decode_images(state[:, : self.channels], size)
         if known is not None and images is not None:
             image = torch.where(known[:, None].to(image.device), images.to(image.device), image)
         return Drawn(image, drawn)
+
+    def _decode_images(self, state: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, channels, h, w) in the network's units → (N, C, *size) in [-1, 1]."""
+        if self.codec:
+            return self.codec.to(self.network.device).decode_images(state, size)
+        mean, deviation = self.intensity
+        image = state * deviation + mean
+        # Infinite pixels become NaN, not white, because callers check for NaN.
+        return image.clamp(-1, 1).where(image.isfinite(), math.nan)
+
+    def _decode_masks(self, state: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, bits, h, w) → (N, *size) int64."""
+        if self.codec:
+            return self.codec.to(self.network.device).decode_masks(state, size).argmax(dim=1)
+        return decode_mask(state, self.info.num_classes)
+
+    def _find_size(self, masks: Tensor | None, images: Tensor | None) -> tuple[int, int]:
+        """Height and width of the pairs, px."""
+        shown = masks if masks is not None else images
+        edge = self.geometry.image_size
+        return (edge, edge) if shown is None else (int(shown.shape[-2]), int(shown.shape[-1]))
+
+    def _find_state_size(self, masks: Tensor | None, images: Tensor | None) -> tuple[int, int]:
+        """The same in pixels of the network."""
+        height, width = self._find_size(masks, images)
+        return -(-height // self.factor), -(-width // self.factor)
 
     def _sample(
         self,
@@ -145,32 +194,33 @@ class JointDiffusion:
     def _list_known(self, masks: Tensor, images: Tensor | None, known: Tensor, known_mask: Tensor) -> list[Given]:
         """Returns pairs known in parts, (N, H, W) bool for images and for masks."""
         assert images is not None, "parts are known only of pairs"
+        if self.codec:
+            known, known_mask = (find_whole_latents(each, self.factor) for each in (known, known_mask))
         parts = (known, self.channels), (known_mask, self.bits)
         kept = torch.cat([part[:, None].expand(-1, channels, -1, -1) for part, channels in parts], dim=1)
-        rows = zip(self.standardize(images), encode_mask(masks, self.info.num_classes), kept, strict=True)
-        size = (int(masks.shape[1]), int(masks.shape[2]))
+        rows = zip(self.encode_images(images), self.encode_masks(masks), kept, strict=True)
+        size = self._find_state_size(masks, images)
         return [Given(size, *row) for row in rows]
 
     def _list_given(self, count: int, masks: Tensor | None, images: Tensor | None) -> list[Given]:
         """Returns what is known of each of `count` pairs."""
-        num_classes, edge = self.info.num_classes, self.geometry.image_size
-        shown = masks if masks is not None else images
-        size = (edge, edge) if shown is None else (int(shown.shape[-2]), int(shown.shape[-1]))
+        num_classes, size = self.info.num_classes, self._find_state_size(masks, images)
         if images is not None:
             if masks is not None and (masks < num_classes).any():
                 raise InputError(f"{self.info.name}: the images have masks already; give either images or masks")
-            return [Given(size, image=image) for image in self.standardize(images)]
+            return [Given(size, image=image) for image in self.encode_images(images)]
         if masks is None or not self.channels:
             return [Given(size)] * count
         return [
-            Given(size, mask=encode_mask(mask[None], num_classes)[0]) if (mask < num_classes).any() else Given(size)
+            Given(size, mask=self.encode_masks(mask[None])[0]) if (mask < num_classes).any() else Given(size)
             for mask in masks
         ]
 
     def save(self, folder: Path) -> None:
         """See `StoredGenerator.save`."""
         settings = _Settings(dataset=self.info, geometry=self.geometry, section=self.section, intensity=self.intensity)
-        save_generator(folder, self.kind, self.network, settings)
+        parts = {CODEC_FOLDER: self.codec} if self.codec else {}
+        save_generator(folder, self.kind, self.network, settings, parts)
 
 
 class _Settings(SavedSettings):
@@ -191,11 +241,13 @@ def build_joint_diffusion(
             f"{info.name}: has no masks, which generator.kind joint_diffusion learns; add a labeled dataset, or use "
             "semantic_diffusion for images alone"
         )
-    mean, deviation = micrographs.compute_intensity() if section.noise.standardize else (0.0, 1.0)
+    codec = load_codec(section.latent, info, geometry, len(section.unet.channel_mult))
+    standardizes = section.noise.standardize and codec is None  # latents are standardized
+    mean, deviation = micrographs.compute_intensity() if standardizes else (0.0, 1.0)
     if deviation == 0:
         raise InputError(f"{info.name}: all pixels of the training micrographs have the same gray level")
-    network, schedule = _build_parts(section, info, geometry)
-    return JointDiffusion(network, schedule, section, info, geometry, (mean, deviation))
+    network, schedule = _build_parts(section, info, geometry, codec)
+    return JointDiffusion(network, schedule, section, info, geometry, (mean, deviation), codec)
 
 
 def load_joint_diffusion(folder: Path) -> JointDiffusion:
@@ -205,18 +257,29 @@ def load_joint_diffusion(folder: Path) -> JointDiffusion:
         InputError: if a file is missing, damaged, or from another architecture.
     """
     settings = load_record(folder / DESCRIPTION_FILE, _Settings)
-    network, schedule = _build_parts(settings.section, settings.dataset, settings.geometry)
+    section, info, geometry = settings.section, settings.dataset, settings.geometry
+    codec = load_saved_codec(folder) if section.latent else None
+    network, schedule = _build_parts(section, info, geometry, codec)
     load_saved_weights(folder, network)
-    return JointDiffusion(network, schedule, settings.section, settings.dataset, settings.geometry, settings.intensity)
+    return JointDiffusion(network, schedule, section, info, geometry, settings.intensity, codec)
+
+
+def _count_channels(
+    section: JointDiffusionSection, info: DatasetInfo, geometry: CropGeometry, codec: Autoencoder | None
+) -> tuple[int, int]:
+    """Returns the network's channels of image and mask."""
+    images, masks = geometry.in_channels, count_bits(info.num_classes)
+    if codec:
+        images, masks = codec.section.latent_channels, codec.section.mask_latent_channels
+    return images if section.image_channels == "all" else 0, masks
 
 
 def _build_parts(
-    section: JointDiffusionSection, info: DatasetInfo, geometry: CropGeometry
+    section: JointDiffusionSection, info: DatasetInfo, geometry: CropGeometry, codec: Autoencoder | None
 ) -> tuple[UNet2DModel, NoiseSchedule]:
-    channels = geometry.in_channels if section.image_channels == "all" else 0
     network = build_joint_unet(
-        geometry.image_size,
-        channels + count_bits(info.num_classes),
+        geometry.image_size // (codec.factor if codec else 1),
+        sum(_count_channels(section, info, geometry, codec)),
         **section.unet.model_dump(),
         self_conditioning=section.self_conditioning > 0,
     )

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from steelgen.config.generator import DiffusionTrainingSection
 from steelgen.config.joint import NoiseLevelsSection
 from steelgen.config.train import RunConfig
-from steelgen.diffusion.analog_bits import encode_mask
 from steelgen.diffusion.randomness import CropRandomness, HeldOutRandomness, crop_seed
 from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps
 from steelgen.errors import InputError
 from steelgen.generators import Batch, Generator, Losses, Phase, Randomness, SteadyState, Trainable
+from steelgen.generators.autoencoder.codec import find_whole_latents
 from steelgen.generators.joint_diffusion.generator import JointDiffusion
 from steelgen.generators.joint_diffusion.levels import CLEAN, compute_levels, embed_time, spread_levels
 
@@ -106,11 +106,13 @@ class JointDiffusionTraining(SteadyState):
         """
         generator = self.generator
         channels, num_classes = generator.channels, generator.info.num_classes
-        bits, known = encode_mask(batch["mask"], num_classes), (batch["mask"] < num_classes)[:, None]
+        bits, known = generator.encode_masks(batch["mask"]), batch["mask"] < num_classes
         distribution = self._even if validates else self._distribution
         drawn, _ = distribution.draw(batch["fraction"])
         mask_drawn, _ = distribution.draw(batch["mask_fraction"])
         unlabeled = ~known.flatten(1).any(dim=1)
+        if generator.codec:
+            known = find_whole_latents(known, generator.factor)
         last = len(generator.schedule) - 1
         if validates or not channels:
             image_times, mask_times = drawn, torch.where(unlabeled, last, drawn)
@@ -119,7 +121,7 @@ class JointDiffusionTraining(SteadyState):
                 drawn, mask_drawn, batch["relation"], unlabeled, generator.section.levels, self._mask_dropout, last
             )
 
-        clean = torch.cat([generator.standardize(batch["image"])[:, :channels], bits], dim=1)
+        clean = torch.cat([generator.encode_images(batch["image"]), bits], dim=1)
         image_levels, mask_levels = (compute_levels(generator.schedule, each) for each in (image_times, mask_times))
         signal, spread = spread_levels(image_levels, mask_levels, channels, bits.shape[1])
         noisy = signal * clean + spread * batch["noise"]
@@ -133,7 +135,7 @@ class JointDiffusionTraining(SteadyState):
             inputs.append(estimate * batch["reuses"][:, None, None, None])
         output = network(torch.cat(inputs, dim=1), *times, return_dict=False)[0].float()
         errors = (output - (signal * batch["noise"] - spread * clean)).square()
-        mask_loss = (errors[:, channels:] * known).mean(dim=(1, 2, 3)) * (mask_times != CLEAN)
+        mask_loss = (errors[:, channels:] * known[:, None]).mean(dim=(1, 2, 3)) * (mask_times != CLEAN)
         losses, parts = generator.section.mask_loss_weight * mask_loss, {"mask_loss": mask_loss}
         if channels:
             image_loss = errors[:, :channels].mean(dim=(1, 2, 3)) * (image_times != CLEAN)
@@ -143,7 +145,7 @@ class JointDiffusionTraining(SteadyState):
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        edge = self.generator.geometry.image_size
+        edge = self.generator.geometry.image_size // self.generator.factor
         return self.generator.channels + self.generator.bits, edge, edge
 
 

@@ -15,6 +15,8 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError, quote_value
 from steelgen.files import Record, load_json, load_record
+from steelgen.generators.autoencoder.codec import CODEC_FOLDER
+from steelgen.generators.autoencoder.generator import AutoencoderSettings
 from steelgen.generators.saved import DESCRIPTION_FILE
 
 INDEX_FILE = "model_index.json"
@@ -34,6 +36,8 @@ class Description(Record):
     low_resolution: LowResolutionSection | None = None
     detail: float = Field(1.0, gt=0, le=10)
     conditions: list[Condition] = []
+    latent: bool = False
+    """Whether there is an autoencoder in the folder `CODEC_FOLDER`, whose latents are generated."""
     mask_noise: bool = False
     """A removed option that changes sampling."""
 
@@ -68,7 +72,7 @@ class _Network(UNetSection):
     removed = {"augmentation_channels": UNetSection.removed["augmentation_conditioning"]}
 
     image_size: int = Field(ge=1, le=MAX_IMAGE_SIZE)
-    in_channels: int = Field(ge=1, le=3)
+    in_channels: int = Field(ge=1, le=64)
     num_classes: int = Field(ge=0, le=255)
     coarse_channels: int = Field(0, ge=0, le=3)
     conditions: list[Annotated[int, Field(ge=0, le=MAX_CATEGORIES)]] = []
@@ -93,9 +97,13 @@ def load_description(folder: Path) -> Description:
     load_record(folder / "scheduler" / "scheduler_config.json", _Schedule)
     path = folder / "unet" / "config.json"
     network = load_record(path, _Network)
+    edge, channels = description.geometry.image_size, description.geometry.in_channels
+    if description.latent:
+        codec = load_record(folder / CODEC_FOLDER / DESCRIPTION_FILE, AutoencoderSettings).section
+        edge, channels = edge // codec.downsample_factor, codec.latent_channels
     wanted = {
-        "image_size": description.geometry.image_size,
-        "in_channels": description.geometry.in_channels,
+        "image_size": edge,
+        "in_channels": channels,
         "num_classes": description.dataset.num_classes,
         "coarse_channels": description.geometry.in_channels if description.low_resolution else 0,
         "conditions": [len(condition.categories) for condition in description.conditions],

@@ -27,6 +27,8 @@ from steelgen.diffusion.refinement import agree_with, draw_coarse_noise, enlarge
 from steelgen.errors import InputError, first_line
 from steelgen.files import new_folder, save_json
 from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators.autoencoder.codec import CODEC_FOLDER, is_same_codec, load_codec, load_saved_codec
+from steelgen.generators.autoencoder.generator import Autoencoder
 from steelgen.generators.families import load_generator
 from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
 from steelgen.generators.semantic_diffusion.description import COMPONENTS, INDEX_FILE, load_description
@@ -57,6 +59,8 @@ class SemanticDiffusion:
     divided by it. See `steelgen.diffusion.refinement`."""
     conditions: tuple[Condition, ...] = ()
     """What the network may be told of an image besides its mask."""
+    codec: Autoencoder | None = None
+    """The autoencoder whose latents are generated in place of gray levels; None for pixels."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
 
     kind = "semantic_diffusion"
@@ -65,7 +69,9 @@ class SemanticDiffusion:
     @property
     def takes(self) -> frozenset[str]:
         """See `Generator.takes`."""
-        return frozenset({"solver", "start", "noise", *(["conditions"] if self.conditions else [])})
+        # Images are not noised by the noise of latents.
+        noise = [] if self.codec else ["noise"]
+        return frozenset({"solver", "start", *noise, *(["conditions"] if self.conditions else [])})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -79,8 +85,22 @@ class SemanticDiffusion:
         return {"unet": self.network}
 
     @property
-    def value_range(self) -> tuple[float, float]:
-        """The gray levels -1 and 1 in the network's units; limits of the detail if it refines."""
+    def factor(self) -> int:
+        """Pixels per pixel of the network, along an edge."""
+        return self.codec.factor if self.codec else 1
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Converts images (N, C, H, W) in [-1, 1] to the network's units, (N, channels, h, w)."""
+        if self.codec:
+            return self.codec.to(self.network.device).encode_images(images)
+        mean, deviation = self.intensity
+        return (images - mean) / deviation
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """The gray levels -1 and 1 in the network's units; limits of the detail if it refines; None for latents."""
+        if self.codec:
+            return None
         mean, deviation = self.intensity
         if self.low_resolution:
             return -2 / (deviation * self.detail), 2 / (deviation * self.detail)
@@ -111,15 +131,19 @@ class SemanticDiffusion:
                 request.seeds,
                 solver,
                 noise=request.noise,
-                start_images=((start.images - mean) / deviation - base) / scale if start else None,
+                start_images=(self.encode_images(start.images) - base) / scale if start else None,
                 strength=start.strength if start else 1.0,
                 value_range=self.value_range,
                 weak_unet=self._load_weak_unet(autoguidance),
                 coarse=coarse,
                 conditions=request.conditions if told else None,
+                mask_factor=self.factor,
             )
         finally:
             self.network.train(training)
+        if self.codec:
+            size = (int(masks.shape[1]), int(masks.shape[2]))
+            return Drawn(self.codec.to(image.device).decode_images(image, size))
         if self.low_resolution and coarse and request.images is not None:
             image = image * self.detail + coarse.images.to(image.device)
             if solver.consistency:
@@ -162,6 +186,8 @@ class SemanticDiffusion:
             self.network.save_pretrained(working / "unet")
             self.schedule.scheduler.save_pretrained(working / "scheduler")
             save_json(working / INDEX_FILE, index)
+            if self.codec:
+                self.codec.save(working / CODEC_FOLDER)
             save_json(
                 working / DESCRIPTION_FILE,
                 {
@@ -173,6 +199,7 @@ class SemanticDiffusion:
                     "vlb_weight": self.vlb_weight,
                     "intensity": self.intensity,
                     **self._describe_low_resolution(),
+                    **({"latent": True} if self.codec else {}),
                     "conditions": [condition.model_dump(mode="json") for condition in self.conditions],
                 },
             )
@@ -198,6 +225,8 @@ class SemanticDiffusion:
                         raise InputError(
                             f"{path}: autoguidance needs {name} {ours[name]}, this generator has {theirs[name]}"
                         )
+            if not is_same_codec(weak.codec, self.codec):
+                raise InputError(f"{path}: autoguidance needs a generator with the same autoencoder")
             if outline(weak.conditions) != outline(self.conditions):
                 raise InputError(f"{path}: autoguidance needs a generator with the same conditions")
             self._weak = (path, weak.network.eval().to(self.network.device))
@@ -210,9 +239,11 @@ def build_semantic_diffusion(
     """Builds an untrained semantic diffusion model; its initial weights follow torch's global seed."""
     conditions = micrographs.columns
     info, noise = micrographs.info, config.noise
+    # Its codec of masks is not used.
+    codec = load_codec(config.latent, micrographs.without_masks().info, geometry, len(config.unet.channel_mult))
     network = SemanticUNet(
-        image_size=geometry.image_size,
-        in_channels=geometry.in_channels,
+        image_size=geometry.image_size // (codec.factor if codec else 1),
+        in_channels=codec.section.latent_channels if codec else geometry.in_channels,
         num_classes=info.num_classes,
         coarse_channels=geometry.in_channels if config.low_resolution else 0,
         **config.unet.model_dump(),
@@ -221,13 +252,14 @@ def build_semantic_diffusion(
     schedule = build_noise_schedule(
         noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, noise.zero_terminal_snr
     )
-    mean, deviation = micrographs.compute_intensity() if noise.standardize else (0.0, 1.0)
+    standardizes = noise.standardize and codec is None  # latents are standardized
+    mean, deviation = micrographs.compute_intensity() if standardizes else (0.0, 1.0)
     if deviation == 0:
         raise InputError(f"{info.name}: all pixels of the training micrographs have the same gray level")
     generator = SemanticDiffusion(
         network, schedule, info, geometry, (mean, deviation), noise.objective, noise.vlb_weight, config.low_resolution
     )
-    generator.conditions = conditions
+    generator.conditions, generator.codec = conditions, codec
     if config.low_resolution and noise.standardize:
         generator.detail = measure_detail(micrographs, geometry, config.low_resolution.factor) / deviation
     return generator
@@ -275,6 +307,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         description.low_resolution,
         description.detail,
         tuple(description.conditions),
+        load_saved_codec(folder) if description.latent else None,
     )
 
 

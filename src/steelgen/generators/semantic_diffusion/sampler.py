@@ -16,6 +16,7 @@ from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import build_solver
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.models.semantic_unet import SemanticUNet
+from steelgen.models.spade import shrink_one_hot
 
 
 class SemanticSampler:
@@ -42,6 +43,7 @@ class SemanticSampler:
         weak_unet: SemanticUNet | None = None,
         coarse: Coarse | None = None,
         conditions: Tensor | None = None,
+        mask_factor: int = 1,
     ) -> Tensor:
         """Generates one image per mask; see `sample_batch` for the arguments.
 
@@ -67,12 +69,14 @@ class SemanticSampler:
                 cache_share,
                 coarse.select(rows) if coarse else None,
                 told,
+                mask_factor,
             )
 
         if self.unet.device.type != "cpu":
             return generate(slice(None))
         rows = [slice(index, index + 1) for index in range(len(seeds))]
-        if not self._fits_network(masks, solver) or is_compiled(self.unet):
+        size = self._find_size(masks, mask_factor)
+        if not self._fits_network(size, solver) or is_compiled(self.unet):
             return torch.cat([generate(row) for row in rows])
         share = 1 / torch.get_num_threads()
         return torch.cat(map_on_single_threads(lambda index: generate(rows[index], share), len(rows)))
@@ -91,6 +95,7 @@ class SemanticSampler:
         cache_share: float = 1.0,
         coarse: Coarse | None = None,
         conditions: Tensor | None = None,
+        mask_factor: int = 1,
     ) -> Tensor:
         """Generates one image per mask in one batch; the host waits for the device at most once per step.
 
@@ -107,9 +112,10 @@ class SemanticSampler:
             cache_share: share of the solver's mask_cache_gib for this call.
             coarse: coarse images of a refining network.
             conditions: (N, K); see `ConditionEmbedding`. None is the null condition.
+            mask_factor: pixels of the masks per pixel of the network, along an edge.
 
         Returns:
-            (N, in_channels, H, W) float32, in the network's units.
+            (N, in_channels, ceil(H / mask_factor), ceil(W / mask_factor)) float32, in the network's units.
         """
         config, device = self.unet.config, self.unet.device
         guide = Guide.of(solver, weak_unet)
@@ -117,14 +123,15 @@ class SemanticSampler:
         max_bytes = cache_share * solver.mask_cache_gib * 2**30
         if coarse is not None:
             coarse = Coarse(*(tensor.to(device) for tensor in coarse))
-        if self._fits_network(masks, solver):
-            one_hot = one_hot_with_dropout(masks.to(device), config.num_classes).to(self.unet.dtype)
+        size = self._find_size(masks, mask_factor)
+        if self._fits_network(size, solver):
+            one_hot = self._encode_masks(masks, mask_factor).to(self.unet.dtype)
             network = GuidedNetwork(self.unet, one_hot, guide, max_bytes, coarse, conditions)
             predict: Callable[..., Tensor] = network.predict
         else:
-            predict = self._build_window_predictor(masks, coarse, guide, max_bytes, solver, conditions)
+            predict = self._build_window_predictor(masks, coarse, guide, max_bytes, solver, conditions, mask_factor)
         steps = build_solver(solver, self.schedule, self.unet, value_range)
-        shape = (config.in_channels, *masks.shape[1:])
+        shape = (config.in_channels, *size)
         noise = (randn_by_seed(shape, seeds) if noise is None else noise).to(device)
         sources = build_noise_sources(shape, seeds)
         first, image = steps.start(noise, None if start_images is None else start_images.to(device), strength)
@@ -134,9 +141,19 @@ class SemanticSampler:
             image = steps.advance(image, step, lambda noisy: predict(noisy, time, guided), sources)  # noqa: B023
         return image
 
-    def _fits_network(self, masks: Tensor, solver: AnySolverSection) -> bool:
+    def _find_size(self, masks: Tensor, mask_factor: int) -> tuple[int, int]:
+        """Height and width of the images in pixels of the network."""
+        return -(-int(masks.shape[1]) // mask_factor), -(-int(masks.shape[2]) // mask_factor)
+
+    def _fits_network(self, size: tuple[int, int], solver: AnySolverSection) -> bool:
         """Whether images are computed without windows."""
-        return masks.shape[1:] == (self.unet.config.image_size,) * 2 and not solver.periodic
+        return size == (self.unet.config.image_size,) * 2 and not solver.periodic
+
+    def _encode_masks(self, masks: Tensor, mask_factor: int) -> Tensor:
+        """One-hot masks (N, num_classes, h, w) in pixels of the network."""
+        config = self.unet.config
+        one_hot = one_hot_with_dropout(masks.to(self.unet.device), config.num_classes)
+        return one_hot if mask_factor == 1 else shrink_one_hot(one_hot, mask_factor, config.mask_resize)
 
     def _build_window_predictor(
         self,
@@ -146,6 +163,7 @@ class SemanticSampler:
         max_bytes: float,
         solver: AnySolverSection,
         conditions: Tensor | None,
+        mask_factor: int,
     ) -> Callable[[Tensor, Tensor, bool], Tensor]:
         """Like `GuidedNetwork.predict`, for masks (N, H, W) larger than the network's image_size.
 
@@ -153,10 +171,13 @@ class SemanticSampler:
         the image.
         """
         unet, edge, classes = self.unet, self.unet.config.image_size, self.unet.config.num_classes
-        height, width = masks.shape[1:]
+        height, width = self._find_size(masks, mask_factor)
         layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, unet.device)
-        indices = masks[:, None].clamp(max=classes).to(unet.device, torch.uint8)  # pixels of no class are all alike
-        mask_pieces = layout.cut(indices)[:, 0]  # (N·windows, edge, edge)
+        if mask_factor == 1:
+            indices = masks[:, None].clamp(max=classes).to(unet.device, torch.uint8)  # pixels of no class are all alike
+            mask_pieces = layout.cut(indices)[:, 0]  # (N·windows, edge, edge)
+        else:
+            mask_pieces = layout.cut(self._encode_masks(masks, mask_factor))  # (N·windows, num_classes, edge, edge)
         coarse_pieces = None
         if coarse is not None:
             noise = coarse.noise.repeat_interleave(len(layout.origins))
@@ -170,7 +191,8 @@ class SemanticSampler:
 
         def build(part: slice) -> GuidedNetwork:
             # Contiguous, because CPU kernels of another memory format round differently.
-            one_hot = one_hot_with_dropout(mask_pieces[part], classes).to(unet.dtype).contiguous()
+            own = mask_pieces[part]
+            one_hot = (one_hot_with_dropout(own, classes) if mask_factor == 1 else own).to(unet.dtype).contiguous()
             seen = coarse_pieces.select(part) if coarse_pieces else None
             return GuidedNetwork(unet, one_hot, guide, coarse=seen, conditions=None if told is None else told[part])
 

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from steelgen.config.generator import DiffusionTrainingSection
 from steelgen.config.train import RunConfig
-from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss
+from steelgen.diffusion.loss import LossOptions, compute_diffusion_loss, one_hot_with_dropout
 from steelgen.diffusion.randomness import CropRandomness, HeldOutRandomness
 from steelgen.diffusion.refinement import DegradationRandomness, degrade
 from steelgen.diffusion.reverse import ReverseProcess, build_reverse_process
 from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps, LossHistory, TimestepDistribution
 from steelgen.generators import Batch, Gather, Generator, Losses, Phase, Randomness, SteadyState, Trainable
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
+from steelgen.models.spade import shrink_one_hot
 
 _HISTORY = "loss_history"
 _HELD_OUT_SEED = 0
@@ -35,7 +36,7 @@ class SemanticDiffusionTraining(SteadyState):
         self.generator = generator
         self.networks: Mapping[str, nn.Module] = {"unet": generator.network}
         self._config = config
-        self._options = LossOptions(generator.objective, generator.vlb_weight, generator.value_range)
+        self._options = LossOptions(generator.objective, generator.vlb_weight, generator.value_range or (-1.0, 1.0))
         schedule, sampling = generator.schedule, config.timestep_sampling
         self._even = EvenTimesteps(len(schedule))
         self._distribution: TimestepDistribution = self._even
@@ -64,13 +65,12 @@ class SemanticDiffusionTraining(SteadyState):
     ) -> Losses:
         """See `Trainable.compute_loss`."""
         generator, device = self.generator, batch["image"].device
-        mean, deviation = generator.intensity
         if self._process is None or self._process.betas.device != device:
             self._process = build_reverse_process(generator.schedule.betas).to(device)
         losses, timesteps = compute_diffusion_loss(
             networks["unet"],
             generator.schedule,
-            self._add_coarse({**batch, "image": (batch["image"] - mean) / deviation}),
+            self._add_coarse({**batch, "image": generator.encode_images(batch["image"]), **self._shrink_masks(batch)}),
             generator.info.num_classes,
             self._options,
             self._even if validates else self._distribution,
@@ -92,6 +92,15 @@ class SemanticDiffusionTraining(SteadyState):
         """See `Trainable.restore`."""
         if isinstance(self._distribution, LossHistory) and state.get(_HISTORY):
             self._distribution.restore(state[_HISTORY])
+
+    def _shrink_masks(self, batch: Batch) -> Batch:
+        """The one-hot masks at the resolution of the latents."""
+        generator = self.generator
+        if generator.codec is None:
+            return {}
+        one_hot = one_hot_with_dropout(batch["mask"], generator.info.num_classes)
+        mode = generator.network.config.mask_resize
+        return {"mask_shares": shrink_one_hot(one_hot, generator.factor, mode)}
 
     def _add_degradation(self, others: Randomness, seed: int, share: float | None = None) -> Randomness:
         """Adds the random tensors of a refining network's coarse images."""
@@ -121,8 +130,9 @@ class SemanticDiffusionTraining(SteadyState):
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        geometry = self.generator.geometry
-        return geometry.in_channels, geometry.image_size, geometry.image_size
+        generator = self.generator
+        edge = generator.geometry.image_size // generator.factor
+        return generator.network.config.in_channels, edge, edge
 
 
 def build_trainable(generator: Generator, config: RunConfig) -> Trainable:

@@ -13,6 +13,7 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
+from steelgen.generators.autoencoder.codec import check_latent_size
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion, measure_detail
 from steelgen.models.semantic_unet import SemanticUNet
 
@@ -52,7 +53,9 @@ def adapt(
     told = micrographs.columns
     is_same = (before.class_names, generator.geometry.image_size) == (info.class_names, geometry.image_size)
     if not is_same or outline(generator.conditions) != outline(told):
-        network = _build_network(generator.network, info, geometry, told)
+        if generator.codec:
+            check_latent_size(geometry.image_size, generator.codec, len(generator.network.config.channel_mult))
+        network = _build_network(generator.network, info, geometry.image_size // generator.factor, told)
         planes = _match_planes(before, info, keep_classes)
         kept = _copy_weights(generator.network, network, planes)
         kept += _copy_conditions(generator, network, told)
@@ -75,12 +78,11 @@ def adapt(
     return adapted, "; ".join(notes)
 
 
-def _build_network(
-    old: SemanticUNet, info: DatasetInfo, geometry: CropGeometry, conditions: Sequence[Condition]
-) -> SemanticUNet:
-    """Builds the same network for other classes, conditions or image size; attention stays at the same levels."""
+def _build_network(old: SemanticUNet, info: DatasetInfo, size: int, conditions: Sequence[Condition]) -> SemanticUNet:
+    """Builds the same network for other classes, conditions or edge of its images; attention stays at the same
+    levels."""
     config = {name: value for name, value in old.config.items() if not name.startswith("_")}
-    size, before = geometry.image_size, config["image_size"]
+    before = config["image_size"]
     if size % old.downsampling_factor:
         raise InputError(
             f"data.image_size {size}: must be a multiple of {old.downsampling_factor}; the checkpoint's network has "

@@ -15,16 +15,13 @@ from steelgen.errors import InputError
 from steelgen.generators import Batch, Gather, Generator, Losses, Phase, Randomness, Trainable
 from steelgen.generators.adversarial import AdversarialTraining
 from steelgen.generators.augment import AUGMENTATION_NUMBERS, augment
+from steelgen.generators.image_losses import compute_distance, compute_log_power, compute_realness_loss
 from steelgen.generators.penalty import compute_penalty
 from steelgen.generators.translation.generator import Translator, build_network
-from steelgen.generators.translation.losses import (
-    compute_contrast,
-    compute_distance,
-    compute_log_power,
-    compute_realness_loss,
-)
+from steelgen.generators.translation.losses import compute_contrast
 from steelgen.generators.translation.pool import POOL_NUMBERS, ImagePool
-from steelgen.models.translation import PatchDiscriminator, PatchProjector, SpectrumDiscriminator
+from steelgen.models.patch_discriminator import PatchDiscriminator
+from steelgen.models.translation import PatchProjector, SpectrumDiscriminator
 
 _SPECTRUM_CROPS = 256
 """Crops that the mean spectrum of a side is measured on."""

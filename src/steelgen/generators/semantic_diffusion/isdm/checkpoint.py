@@ -125,6 +125,7 @@ def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -
     schedules = {own: theirs for theirs, own in BETA_SCHEDULES.items()}
     limits: list[tuple[str, Any, list[Any]]] = [
         ("in_channels", network.in_channels, [3]),
+        ("latent", generator.codec is not None, [False]),
         ("spade_channels", network.spade_channels, [128]),
         ("norm_groups", network.norm_groups, [32]),
         ("mask_resize", network.mask_resize, ["nearest"]),
