@@ -180,6 +180,17 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_semantic_diffusion_imports_no_pipelines_of_diffusers():
+    """They take a second, which every training and sampling would wait for."""
+    code = (
+        "import sys, steelgen.generators.semantic_diffusion.generator; "
+        "print([name for name in ('diffusers.pipelines.pipeline_utils', 'diffusers.models.transformers') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 def test_bash_completes_without_torch(tmp_path):
     """The script that `--install-completion` installs, run by bash; a torch that raises shows that nothing loads it."""
