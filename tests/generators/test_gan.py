@@ -167,7 +167,12 @@ def test_samples_are_drawn_replayed_and_evaluated(whole, tmp_path):
     images = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "out/samples").glob("*.png"))]
     assert len({image.tobytes() for image in images}) == 20
     settings = {"generated": str(tmp_path / "out"), "dataset": str(dataset), "output_dir": str(tmp_path / "report")}
-    result = evaluate(parse_config({**settings, "num_real": 20}, EvaluateConfig))
+    quick = {
+        "features": {"kinds": "tests.evaluation.test_features:mean_features"},
+        "segmenter": {"steps": 2, "base_channels": 8, "num_levels": 1},
+        "memorization": {"max_images": 2, "search_size": 8},
+    }
+    result = evaluate(parse_config({**settings, **quick, "num_real": 20}, EvaluateConfig))
     distances = [figure for figure in result["figures"] if figure["metric"].lower().startswith("kid")]
     assert distances
     assert all(figure["n"][0] == 20 and np.isfinite(figure["value"]) for figure in distances)
