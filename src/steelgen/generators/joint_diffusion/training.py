@@ -55,8 +55,8 @@ class JointDiffusionTraining(SteadyState):
         config: distribution of the timesteps, and mask_dropout, the share of crops whose mask is pure noise.
 
     Raises:
-        InputError: if the shares of `NoiseLevelsSection` and mask_dropout exceed 1, or the distribution depends on the
-            loss.
+        InputError: if the shares of `NoiseLevelsSection` and mask_dropout exceed 1, mask_dropout is set without image
+            channels, or the distribution depends on the loss.
     """
 
     averaged: tuple[str, ...] = ("unet",)
@@ -73,6 +73,10 @@ class JointDiffusionTraining(SteadyState):
             raise InputError(
                 f"diffusion.mask_dropout {config.mask_dropout:g} and the shares of generator.levels add up to "
                 f"{levels.total + config.mask_dropout:g}, more than 1"
+            )
+        if not generator.channels and config.mask_dropout not in (0, DiffusionTrainingSection().mask_dropout):
+            raise InputError(
+                f"diffusion.mask_dropout {config.mask_dropout:g}: not applicable to generator.image_channels none"
             )
         if config.timestep_sampling == "loss_second_moment":
             raise InputError("diffusion.timestep_sampling loss_second_moment: not applicable to kind joint_diffusion")
