@@ -1,17 +1,16 @@
 """Labels from few labeled crops of uhcs: heads on features against a U-Net from random weights.
 
-    python benchmarks/labels.py train
-    python benchmarks/labels.py run --system images --crops 5 --seed 0
+    python benchmarks/labels.py run
     python benchmarks/labels.py memory
     python benchmarks/labels.py table
 
-A segmenter is trained on 5, 10 or 20 labeled crops of the training micrographs, 128 px at 64 px, and tested on crops of
-the 4 test micrographs. All systems of a seed have the same crops and the same augmentation. `base` is the bundled base
-model with the null mask: its training had no micrograph and no mask of data/uhcs, but 36 others of the same steel
-without masks, and masks of other materials. `images` is that model after `train`: fine-tuned on the 16 training
-micrographs of data/uhcs without masks. `untrained` is the network of `base` with random weights, `multiscale` are
-gray levels, edges and textures at several scales. None of them has seen a mask of uhcs beside those of the crops.
-`memory` trains heads on 100 micrographs of 256 px. Results are stored when done; `table` gathers them.
+A segmenter is trained on 5, 10 or 20 labeled crops of the 16 training micrographs, 128 px at 64 px, and tested on 64
+crops of the 4 test micrographs; nothing is selected on these. All systems of a seed have the same crops. `base` is the
+bundled base model with the null mask: its training had no micrograph and no mask of data/uhcs, but 36 others of the
+same steel without masks, and masks of other materials. `untrained` is the same network with random weights,
+`multiscale` are gray levels, edges, and textures at several scales, `scratch` is a small U-Net. None has seen a mask of
+uhcs beside those of its crops. `memory` trains heads on 100 micrographs of 256 px. Each result is stored when done, and
+a stopped `run` resumes with the next one; `table` gathers them.
 """
 
 from __future__ import annotations
@@ -19,74 +18,196 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import LinePrinter, save_results
+from common import save_results
+from numpy.typing import NDArray
 
 from steelgen.config.base import parse_config
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.segment import SegmentConfig
-from steelgen.config.train import FinetuneConfig
+from steelgen.config.segmenter import SegmenterSection
 from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor, load_micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.evaluation.figures import to_json
+from steelgen.evaluation.intervals import center_interval, resample_weights
 from steelgen.evaluation.iou import compute_confusion, compute_iou, compute_mean_iou
 from steelgen.evaluation.pixel_training import train_pixel_heads
 from steelgen.evaluation.segmentation import measures_agreement, predict_maps, train_segmenter
 from steelgen.files import load_json, save_json
 from steelgen.generators.families import build_generator
 from steelgen.planning.rules import SMALL_NETWORK
-from steelgen.training.loop import finetune
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/benchmarks/labels")
 GEOMETRY = CropGeometry(64, 128)
 CROPS = (5, 10, 20)
-SYSTEMS = ("images", "base", "untrained", "multiscale", "scratch")
+SYSTEMS = ("base", "untrained", "multiscale", "scratch")
+HEADS = {"ensemble_size": 5, "crops": 64, "pixels_per_crop": 512, "steps": 400}
+TIMESTEPS = [50, 150]
+SCRATCH: dict[str, Any] = {"architecture": "unet", "learning_rate": 3e-3, "enlargement": 1.0}
 TEST_CROPS = 64
 DROPPED = 0.1
 """Share of the test crops dropped by confidence."""
+Array = NDArray[Any]
 
 
-def train_generator(steps: int) -> None:
-    """Fine-tunes the bundled base model on the training micrographs without masks."""
-    values = {
-        "run_dir": str(RUNS / "images"),
-        "checkpoint": "bundled:base",
-        "data": {"dataset": str(DATASET), "image_size": 64, "crop_size": 128, "unconditional": True},
-        "train": {
-            "max_steps": steps,
-            "train_batch_size": 16,
-            "learning_rate": 3e-4,
-            "warmup_steps": 20,
-            "ema_decay": 0.97,
-            "mixed_precision": "auto",
-            "checkpoint_every": 60,
-            "keep_checkpoints": 1,
-            "trackers": [],
-        },
-        "preview": {"every": steps, "num_images": 8},
-        "validation": {"every": steps, "crops": 64},
-        "measurement": {"every": None},
+def cut_labeled(count: int, seed: int) -> Micrographs:
+    """Cuts the labeled crops; fewer are the first of more."""
+    train = load_micrographs(DATASET, "train")
+    images, masks = cut_crops(train, CropGeometry(GEOMETRY.crop_size, GEOMETRY.crop_size), max(CROPS), seed)
+    stems = [f"crop{index}" for index in range(count)]
+    return Micrographs(train.info, stems, list(images[:count]), list(masks[:count]))
+
+
+def find_untrained() -> Path:
+    """Writes a generator with the network of the bundled models and random weights, once."""
+    folder = RUNS / "untrained"
+    if not folder.is_dir():
+        torch.manual_seed(0)
+        section = parse_config({"unet": dict(SMALL_NETWORK)}, SemanticDiffusionSection)
+        build_generator(section, load_micrographs(DATASET, "train"), GEOMETRY).save(folder)
+    return folder
+
+
+def build_config(system: str, seed: int) -> SegmentConfig:
+    """Builds the config of heads."""
+    features: dict[str, Any] = {"kind": "multiscale"}
+    if system != "multiscale":
+        generator = "bundled:base" if system == "base" else str(find_untrained())
+        features = {"generator": generator, "timesteps": TIMESTEPS}
+    values = {"dataset": str(DATASET), "output_dir": "unused", "image_size": 64, "crop_size": 128, "seed": seed}
+    return parse_config({**values, "features": {**HEADS, **features}}, SegmentConfig)
+
+
+def run_system(system: str, count: int, seed: int) -> dict[str, Any]:
+    """Trains a segmenter on few crops and tests it."""
+    labeled, start = cut_labeled(count, seed), time.process_time()
+    if system == "scratch":
+        network = train_segmenter(labeled, GEOMETRY, SegmenterSection.model_validate(SCRATCH), seed)
+    else:
+        network, _ = train_pixel_heads(labeled, None, GEOMETRY, build_config(system, seed))
+    trained = time.process_time()
+    images, masks = cut_crops(load_micrographs(DATASET, "test"), GEOMETRY, TEST_CROPS, seed=1)
+    num_classes = labeled.info.num_classes
+    matrices, confidence = [], []
+    for image, mask in zip(images, masks, strict=True):
+        with torch.inference_mode():
+            maps = predict_maps(network, image_to_tensor(image)[None])[0]
+        best, predicted = maps[:num_classes].max(dim=0)
+        matrices.append(compute_confusion(mask, predicted.to(torch.uint8).numpy(), num_classes))
+        confidence.append(float((maps[-1] if measures_agreement(network) else best).mean()))
+    return {
+        "system": system,
+        "crops": count,
+        "seed": seed,
+        "training_seconds": trained - start,
+        "test_seconds": time.process_time() - trained,
+        "mean_iou": float(compute_mean_iou(np.sum(matrices, axis=0))),
+        "class_iou": to_json(compute_iou(np.sum(matrices, axis=0))),
+        "confidence": confidence,
+        "confusion": to_json(np.stack(matrices)),
     }
-    start = time.process_time()
-    finetune(parse_config(values, FinetuneConfig), LinePrinter(), resume=True)
-    save_json(RUNS / "images.json", {"steps": steps, "cpu_seconds": time.process_time() - start})
+
+
+def measure_memory() -> dict[str, Any]:
+    """Trains heads on one crop each of 100 images of 256 px, and labels one; returns the peak memory in GiB."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (256, 256), dtype=np.uint8) for _ in range(100)]
+    masks = [rng.integers(0, 2, (256, 256), dtype=np.uint8) for _ in images]
+    info = load_micrographs(DATASET, "train").info
+    noise = Micrographs(info, [str(index) for index in range(100)], images, masks)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    values = {"dataset": str(DATASET), "output_dir": "unused", "image_size": 256, "crop_size": 512}
+    features = {"generator": "bundled:base", "crops": 100, "pixels_per_crop": 10**6, "steps": 5, "timesteps": [50]}
+    config = parse_config({**values, "segmenter": {"train_size": 256}, "features": features}, SegmentConfig)
+    # Crops of 256 px of micrographs of 256 px: the scale does not matter here.
+    network, _ = train_pixel_heads(noise, None, CropGeometry(256, 512), config)
+    with torch.inference_mode():
+        predict_maps(network, image_to_tensor(images[0])[None])
+    return {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "before_gib": before}
+
+
+def gather() -> dict[str, Any]:
+    """Collects all runs: means over seeds, differences with intervals, and what dropping unsure crops gives.
+
+    Intervals are over the test crops, resampled together for both systems, and the seeds.
+    """
+    runs = [load_json(path) for path in sorted(RUNS.glob("*-*-seed*.json"))]
+    seeds = sorted({run["seed"] for run in runs})
+    found = {(run["system"], run["crops"], run["seed"]): run for run in runs}
+    weights = resample_weights(TEST_CROPS, 0)
+    by_seed = resample_weights(len(seeds), 0, stream=1) / len(seeds)
+    iou: dict[tuple[str, int], Array] = {}
+    rows = []
+    for system, count in product(SYSTEMS, CROPS):
+        matrices = np.array([found[system, count, seed]["confusion"] for seed in seeds], np.float64)
+        resampled = compute_mean_iou(np.einsum("bn,snij->bsij", weights, matrices))
+        iou[system, count] = (resampled * by_seed).sum(axis=1)
+        kept = [drop_unsure(found[system, count, seed]) for seed in seeds]
+        rows.append(
+            {
+                "system": system,
+                "crops": count,
+                "mean_iou": float(iou[system, count][0]),
+                "interval": to_json(center_interval(iou[system, count], 0, 1)),
+                "by_seed": [found[system, count, seed]["mean_iou"] for seed in seeds],
+                "kept_mean_iou": float(np.mean(kept)),
+                "training_seconds": float(np.median([found[system, count, s]["training_seconds"] for s in seeds])),
+            }
+        )
+    differences = [
+        {
+            "system": "base",
+            "rival": rival,
+            "crops": count,
+            "difference": float(iou["base", count][0] - iou[rival, count][0]),
+            "interval": to_json(center_interval(iou["base", count] - iou[rival, count])),
+        }
+        for rival, count in product(SYSTEMS[1:], CROPS)
+    ]
+    gains = [row["kept_mean_iou"] - row["mean_iou"] for row in rows if row["system"] != "scratch"]
+    return {
+        "seeds": len(seeds),
+        "test_crops": TEST_CROPS,
+        "dropped": DROPPED,
+        "rows": rows,
+        "differences": differences,
+        "raised_by_dropping": [sum(gain > 0 for gain in gains), len(gains)],
+        "memory": load_json(RUNS / "memory.json") if (RUNS / "memory.json").is_file() else None,
+    }
+
+
+def drop_unsure(run: dict[str, Any]) -> float:
+    """Computes the mIoU without the tenth of the test crops with the lowest confidence."""
+    order = np.argsort(run["confidence"])[round(DROPPED * len(run["confidence"])) :]
+    return float(compute_mean_iou(np.array(run["confusion"])[order].sum(axis=0)))
 
 
 def main() -> None:
     """Runs one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("train", "run", "memory", "table"))
-    parser.add_argument("--steps", type=int, default=240, help="fine-tuning steps of `train`")
+    parser.add_argument("part", choices=("run", "memory", "table"))
+    parser.add_argument("--systems", choices=SYSTEMS, nargs="+", default=SYSTEMS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(3))
+    parser.add_argument("--out", type=Path, default=RESULTS / "labels.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.part == "train":
-        train_generator(arguments.steps)
+    if arguments.part == "table":
+        save_results(arguments.out, gather(), show=False)
+    elif arguments.part == "memory":
+        save_json(RUNS / "memory.json", measure_memory())
+    else:
+        for seed, count, system in product(arguments.seeds, CROPS, arguments.systems):
+            path = RUNS / f"{system}-{count}-seed{seed}.json"
+            if not path.is_file():
+                save_json(path, run_system(system, count, seed))
+            print(path.stem, f"{load_json(path)['mean_iou']:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ class SegmentConfig(Section):
     dataset: Path
     """Dataset folder of real micrographs."""
     output_dir: Path
-    """Output folder of segmenter.safetensors, segmenter.json, and scores.json; must be new or empty."""
+    """Output folder of segmenter.safetensors, segmenter.json, and scores.json, with features of a generator also of its
+    copy generator/; must be new or empty."""
     train_split: str = "train"
     """Split to train on."""
     test_split: str = "test"

@@ -21,6 +21,7 @@ def open_network(generator: JointDiffusion) -> DenoisingNetwork:
     if not generator.channels:
         raise InputError(f"{generator.info.name}: a generator of masks alone has no features of images")
     network, schedule, channels = generator.network, generator.schedule, generator.channels
+    mean, deviation = generator.intensity
     blocks = [
         # With attention, a block ends with it.
         block
@@ -32,7 +33,7 @@ def open_network(generator: JointDiffusion) -> DenoisingNetwork:
         times = torch.full((len(images),), timestep, device=images.device)
         shape = (channels + generator.bits, *images.shape[2:])
         noise = randn_by_seed(shape, [seed], images.device)
-        noisy = schedule.add_noise(generator.standardize(images), noise[:, :channels], times)
+        noisy = schedule.add_noise((images - mean) / deviation, noise[:, :channels], times)
         inputs = [noisy, noise[:, channels:].expand(len(images), -1, -1, -1)]
         if generator.section.self_conditioning:
             inputs.append(images.new_zeros(len(images), *shape))
