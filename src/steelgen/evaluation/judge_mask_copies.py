@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from steelgen.evaluation.copy_search import CopySearch, Match, cut_mask
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import bootstrap_interval, wilson_interval
+from steelgen.evaluation.iou import nanmean
 from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.evaluation.sets import Evidence, Judgment
 
@@ -65,8 +66,8 @@ def judge_mask_copies(evidence: Evidence, report_progress: Callable[[str], None]
         ),
         Figure(
             metric="equal pixels at the nearest place, masks",
-            value=float(np.nanmean(agreement)),
-            floor=float(np.nanmean(reference_agreement)),
+            value=nanmean(agreement),
+            floor=nanmean(reference_agreement),
             interval=bootstrap_interval(agreement, evidence.config.seed),
             **shared,
         ),

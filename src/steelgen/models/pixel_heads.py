@@ -69,15 +69,14 @@ class PixelHeads(nn.Module):
     def predict_maps(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Maps (N, C, h, w), whose channels add up to `channels` → probabilities (count, N, num_classes, *size)."""
         edges = [part.shape[1] for part in maps]
-        statistics = zip(maps, self.mean.split(edges), self.deviation.split(edges), strict=True)
-        standardized = [(part - mean[:, None, None]) / deviation[:, None, None] for part, mean, deviation in statistics]
         predicted = []
         for first, member in zip(self.inputs, self.members, strict=True):
             assert isinstance(first, nn.Linear)
-            weights = first.weight.split(edges, dim=1)
-            hidden = first.bias[:, None, None]
-            for part, weight in zip(standardized, weights, strict=True):
-                small = F.conv2d(part, weight[:, :, None, None])
+            # Standardization is linear, too.
+            weight = first.weight / self.deviation
+            hidden = (first.bias - weight @ self.mean)[:, None, None]
+            for part, columns in zip(maps, weight.split(edges, dim=1), strict=True):
+                small = F.conv2d(part, columns[:, :, None, None])
                 hidden = hidden + F.interpolate(small, size, mode="bilinear")
             logits = member(hidden.movedim(1, 3).flatten(0, 2)).unflatten(0, (len(maps[0]), *size))
             predicted.append(logits.movedim(3, 1).softmax(dim=1))
