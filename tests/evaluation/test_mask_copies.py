@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from steelgen.config.evaluate import EvaluateConfig
 from steelgen.data.crops import Micrographs, cut_crops, load_micrographs
 from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.placement import CropGeometry, apply_symmetry
 from steelgen.evaluation.copy_search import CopySearch, cut_mask
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.evaluation.judge_mask_copies import measure_agreement, to_levels
+from steelgen.evaluation.judge_mask_copies import judge_mask_copies, measure_agreement, to_levels
+from steelgen.evaluation.sets import Judgment, load_evidence
 from tests.evaluation.conftest import INFO, draw_micrograph
 from tests.evaluation.test_evaluate import build_config, find
 
@@ -39,6 +41,10 @@ def replace_masks(generated: Path, dataset: Path, copies: int) -> None:
 def set_source(generated: Path, **sampling: Any) -> None:
     path = generated / "sampling.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **sampling}))
+
+
+def judge(config: EvaluateConfig) -> Judgment:
+    return judge_mask_copies(load_evidence(config)[0], lambda line: None)
 
 
 def test_planted_copies_of_masks_are_found_and_shown(generated: Path, dataset: Path, tmp_path: Path) -> None:
@@ -68,10 +74,9 @@ def test_planted_copies_of_masks_are_found_and_shown(generated: Path, dataset: P
 def test_new_masks_are_no_copies(generated: Path, dataset: Path, tmp_path: Path) -> None:
     replace_masks(generated, dataset, 0)
     set_source(generated, makes_masks=True, config={"mask_source": {"kind": "none"}, "labels": None})
-    result = evaluate(build_config(generated, dataset, tmp_path / "out", **SEARCH))
-    figure = find(result, "mask copies (share with d1/d2 < 1/3)", "generated")
-    assert (figure["value"], figure["floor"]) == (0, 0)
-    assert not any("copies" in line for line in result["warnings"])
+    figures, _, warnings = judge(build_config(generated, dataset, tmp_path / "out", **SEARCH))
+    assert (figures[0].value, figures[0].floor) == (0, 0)
+    assert not warnings
 
 
 @pytest.mark.parametrize(
@@ -95,20 +100,25 @@ def test_masks_that_are_not_new_are_not_searched(
     generated: Path, dataset: Path, tmp_path: Path, sampling: dict[str, Any], config: dict[str, Any], reason: str
 ) -> None:
     set_source(generated, **sampling)
-    result = evaluate(build_config(generated, dataset, tmp_path / "out", **config))
-    details = result["details"]["memorization"]["masks"]
+    figures, details, warnings = judge(build_config(generated, dataset, tmp_path / "out", **config))
+    assert (figures, warnings) == ([], [])
     assert not details["searched"]
     assert reason in details["reason"]
-    assert not [figure for figure in result["figures"] if "mask" in figure["metric"] and "cop" in figure["metric"]]
+
+
+def test_the_report_says_that_masks_were_not_searched(generated: Path, dataset: Path, tmp_path: Path) -> None:
+    result = evaluate(build_config(generated, dataset, tmp_path / "out"))
+    assert not [figure for figure in result["figures"] if figure["metric"].startswith("mask copies")]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert f"The training masks were not searched for copies: {details['reason']}" in page
+    assert "The training masks were not searched for copies: the masks were not made by a generator" in page
+    assert "Closest training masks" not in page
 
 
 def test_the_search_can_be_asked_for(generated: Path, dataset: Path, tmp_path: Path) -> None:
     replace_masks(generated, dataset, 8)
     asked = {"memorization": {"max_images": 2, "search_size": 16, "search_masks": True}}
-    result = evaluate(build_config(generated, dataset, tmp_path / "out", **asked))
-    assert find(result, "mask copies (share with d1/d2 < 1/3)", "generated")["value"] == 1
+    figures, _, _ = judge(build_config(generated, dataset, tmp_path / "out", **asked))
+    assert figures[0].value == 1
 
 
 def test_masks_of_several_classes_are_found_at_their_place_in_every_symmetry() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +234,35 @@ def test_few_pixels_of_each_crop_are_held(monkeypatch: pytest.MonkeyPatch) -> No
     assert (sample.classes == 1).mean() == pytest.approx(1 / (1 + np.sqrt(29)), abs=0.04)
     monkeypatch.setattr(pixel_training, "_HELD_BYTES", 4 * 10 * 51 * 3)
     assert len(sample_pixels(Gray(), crops, 51, 8, weights, seed=0).classes) == 150
+    with pytest.raises(InputError, match="the crops have no labeled pixels"):
+        sample_pixels(Gray(), crops[50:], 1, 8, weights, seed=0)
+
+
+def test_memory_grows_by_the_kept_pixels_alone() -> None:
+    """All features here would take 12 GB. In a process of its own, whose memory other tests have not split."""
+    program = """
+import resource
+import numpy as np
+import torch
+from steelgen.evaluation import pixel_training
+
+class Wide(torch.nn.Module):
+    stride = 1
+
+    def forward(self, images):
+        return [images.expand(-1, 480, -1, -1)]
+
+image, mask = torch.rand(1, 1, 256, 256), torch.randint(0, 2, (1, 256, 256))
+pixel_training._HELD_BYTES = 2**27
+pixel_training.sample_pixels(Wide(), [(image, mask)], 1, 9, np.ones(2), 0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+sample = pixel_training.sample_pixels(Wide(), [(image, mask)] * 100, 100, 10**6, np.ones(2), 0)
+assert 0.9 * 2**27 < sample.features.numel() * 4 <= 2**27
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # 128 MiB are kept; joining parts would take them twice.
+    assert float(done.stdout) < 200
 
 
 def test_what_cannot_be_is_one_line(dataset: Path, generators: Path, tmp_path: Path) -> None:

@@ -83,8 +83,9 @@ def train_pixel_heads(
     """Trains an ensemble of pixel classifiers on frozen features.
 
     Random crops pass the feature network one by one, and few pixels of each are kept, features in float32: in memory
-    are the maps of one crop at their own resolutions, and at most 1 GiB for all pixels. Each classifier has its own
-    initial weights and batches. The loss is cross-entropy; classes are balanced by the choice of the pixels.
+    are the maps of one crop at their own resolutions, at most 1 GiB for all training pixels, and as much for those of
+    `val`. Each classifier has its own initial weights and batches. The loss is cross-entropy; classes are balanced by
+    the choice of the pixels.
 
     Args:
         train: micrographs with masks.
@@ -156,16 +157,22 @@ def sample_pixels(
     Args:
         crops: `count` images (1, in_channels, S, S) in [-1, 1] and masks (1, S, S); ignored pixels are not sampled.
         class_weights: (num_classes,) weights of the pixels by class.
+
+    Raises:
+        InputError: if no crop has a labeled pixel.
     """
     chances = np.zeros(256)
     chances[: len(class_weights)] = class_weights
-    rows: list[Tensor] = []
+    rows: Tensor | None = None
     classes: list[NDArray[np.uint8]] = []
+    filled = 0
     for number, (image, mask) in enumerate(crops):
         padded = pad_to_multiple(image, features.stride)
         maps = features(padded.to(device))
         channels = sum(part.shape[1] for part in maps)
         wanted = min(pixels_per_crop, max(1, _HELD_BYTES // (4 * channels * count)))
+        if rows is None:  # filled in place, since joining parts would hold them twice
+            rows = torch.empty(count * wanted, channels)
         labels = mask.flatten().numpy().astype(np.uint8)
         weights = chances[labels]
         rng = np.random.default_rng((seed, number, _SAMPLE_STREAM))
@@ -175,9 +182,12 @@ def sample_pixels(
         chosen = rng.choice(len(labels), min(wanted, available), replace=False, p=weights / weights.sum())
         places = torch.from_numpy(chosen)
         width, size = mask.shape[2], (int(padded.shape[2]), int(padded.shape[3]))
-        rows.append(sample_maps(maps, places // width, places % width, size).cpu())
+        rows[filled : filled + len(chosen)] = sample_maps(maps, places // width, places % width, size)
+        filled += len(chosen)
         classes.append(labels[chosen])
-    return PixelSample(torch.cat(rows), np.concatenate(classes))
+    if rows is None or not classes:
+        raise InputError("the crops have no labeled pixels; label more of the micrographs, or raise features.crops")
+    return PixelSample(rows[:filled], np.concatenate(classes))
 
 
 def fit_heads(
