@@ -136,46 +136,44 @@ def measure_memory() -> dict[str, Any]:
 
 
 def gather() -> dict[str, Any]:
-    """Collects all runs: means over seeds, differences with intervals, and what dropping unsure crops gives.
+    """Collects the seeds that all systems have finished: means, differences, and what dropping unsure crops gives.
 
-    Intervals are over the test crops, resampled together for both systems, and the seeds.
+    Intervals are over the test crops, resampled together for all systems, and the seeds.
     """
-    runs = [load_json(path) for path in sorted(RUNS.glob("*-*-seed*.json"))]
-    seeds = sorted({run["seed"] for run in runs})
-    found = {(run["system"], run["crops"], run["seed"]): run for run in runs}
+    stored = [load_json(path) for path in sorted(RUNS.glob("*-*-seed*.json"))]
+    found = {(run["system"], run["crops"], run["seed"]): run for run in stored}
     weights = resample_weights(TEST_CROPS, 0)
-    by_seed = resample_weights(len(seeds), 0, stream=1) / len(seeds)
-    iou: dict[tuple[str, int], Array] = {}
-    rows = []
-    for system, count in product(SYSTEMS, CROPS):
-        matrices = np.array([found[system, count, seed]["confusion"] for seed in seeds], np.float64)
-        resampled = compute_mean_iou(np.einsum("bn,snij->bsij", weights, matrices))
-        iou[system, count] = (resampled * by_seed).sum(axis=1)
-        kept = [drop_unsure(found[system, count, seed]) for seed in seeds]
-        rows.append(
-            {
-                "system": system,
-                "crops": count,
-                "mean_iou": float(iou[system, count][0]),
-                "interval": to_json(center_interval(iou[system, count], 0, 1)),
-                "by_seed": [found[system, count, seed]["mean_iou"] for seed in seeds],
-                "kept_mean_iou": float(np.mean(kept)),
-                "training_seconds": float(np.median([found[system, count, s]["training_seconds"] for s in seeds])),
-            }
-        )
-    differences = [
-        {
-            "system": "base",
-            "rival": rival,
-            "crops": count,
-            "difference": float(iou["base", count][0] - iou[rival, count][0]),
-            "interval": to_json(center_interval(iou["base", count] - iou[rival, count])),
-        }
-        for rival, count in product(SYSTEMS[1:], CROPS)
-    ]
+    rows, differences = [], []
+    for count in CROPS:
+        seeds = [seed for seed in range(100) if all((system, count, seed) in found for system in SYSTEMS)]
+        if not seeds:
+            continue
+        by_seed = resample_weights(len(seeds), 0, stream=1) / len(seeds)
+        iou: dict[str, Array] = {}
+        for system in SYSTEMS:
+            runs = [found[system, count, seed] for seed in seeds]
+            matrices = np.array([run["confusion"] for run in runs], np.float64)
+            resampled = compute_mean_iou(np.einsum("bn,snij->bsij", weights, matrices))
+            iou[system] = (resampled * by_seed).sum(axis=1)
+            rows.append(
+                {
+                    "system": system,
+                    "crops": count,
+                    "mean_iou": float(iou[system][0]),
+                    "interval": to_json(center_interval(iou[system], 0, 1)),
+                    "by_seed": [run["mean_iou"] for run in runs],
+                    "kept_mean_iou": float(np.mean([drop_unsure(run) for run in runs])),
+                    "training_seconds": float(np.median([run["training_seconds"] for run in runs])),
+                }
+            )
+        for rival in SYSTEMS[1:]:
+            difference = iou["base"] - iou[rival]
+            interval = to_json(center_interval(difference))
+            differences.append(
+                {"rival": rival, "crops": count, "difference": float(difference[0]), "interval": interval}
+            )
     gains = [row["kept_mean_iou"] - row["mean_iou"] for row in rows if row["system"] != "scratch"]
     return {
-        "seeds": len(seeds),
         "test_crops": TEST_CROPS,
         "dropped": DROPPED,
         "rows": rows,

@@ -233,7 +233,7 @@ SECTIONS = (
         "labels",
         "Labels from few labeled crops",
         "Segmenters trained on 5, 10 or 20 labeled crops of uhcs (128 px at 64 px) and tested on 64 crops of the 4 "
-        "test micrographs, means of three seeds. Intervals are over test crops and seeds, not over micrographs. The "
+        "test micrographs. Intervals are over test crops and seeds, not over micrographs. The "
         "network of `bundled:base` has seen no micrograph and no mask of this dataset, but 36 others of the same "
         "steel without masks.",
         tables.tabulate_labels,

@@ -658,6 +658,7 @@ def tabulate_labels(stored: Results) -> Lines:
             [titles[rival], *(_show_interval(cell["difference"], cell["interval"], "+") for cell in cells)]
         )
     counts = [f"{count} crops" for count in crops]
+    seeds = ", ".join(f"{len(found['base', count]['by_seed'])} with {count} crops" for count in crops)
     raised, total = stored["raised_by_dropping"]
     lines = [
         *_table(["mIoU on test crops", *counts, "training (s)"], main),
@@ -666,7 +667,7 @@ def tabulate_labels(stored: Results) -> Lines:
         "",
         *_table([f"without the least sure {stored['dropped']:.0%}", *counts], kept),
         "",
-        f"Dropping by agreement raises the mIoU of heads in {raised} of {total} rows.",
+        f"Seeds: {seeds}. Dropping by agreement raises the mIoU of heads in {raised} of {total} rows.",
     ]
     if stored["memory"]:
         lines += ["", f"Peak memory with 100 images of 256 px: {stored['memory']['peak_gib']:.1f} GiB."]

@@ -259,8 +259,8 @@ def test_what_it_cannot_do_is_one_line(dataset, run, tmp_path):
         ({"generator": {"levels": {"equal": 0.9, "clean_mask": 0.2}}}, "add up to 1.4, more than 1"),
         ({"generator": {"image_channels": "none", "levels": {"equal": 0.1}}}, "levels: not applicable"),
         (
-            {"generator": {"image_channels": "none"}, "diffusion": {"mask_dropout": 0.2}},
-            "diffusion.mask_dropout 0.2: not applicable to generator.image_channels none",
+            {"generator": {"image_channels": "none"}, "diffusion": {"mask_dropout": 0.5}},
+            "diffusion.mask_dropout 0.5: not applicable to generator.image_channels none",
         ),
         ({"generator": {"unet": {"base_channels": 20}}}, "gives 20 channels, not a multiple of norm_groups 32"),
     ]:

@@ -179,7 +179,9 @@ def _find_labels_kind(value: Any) -> str:
 AnyLabelsSection = Annotated[
     Annotated[LabelsSection, Tag("segmenter")] | Annotated[JointLabelsSection, Tag("joint")],
     Discriminator(
-        _find_labels_kind, custom_error_type="unknown_kind", custom_error_message="kind must be one of segmenter, joint"
+        _find_labels_kind,
+        custom_error_type="unknown_kind",
+        custom_error_message="kind must be one of segmenter (a network, or heads on features), joint",
     ),
 ]
 

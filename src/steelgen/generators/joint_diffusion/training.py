@@ -69,14 +69,14 @@ class JointDiffusionTraining(SteadyState):
         if not generator.channels:
             self.criteria = ("val_loss", "train_epoch_loss")
         levels = generator.section.levels
+        if not generator.channels and config.mask_dropout not in (0, DiffusionTrainingSection().mask_dropout):
+            raise InputError(
+                f"diffusion.mask_dropout {config.mask_dropout:g}: not applicable to generator.image_channels none"
+            )
         if levels.total + config.mask_dropout > 1 + 1e-9:
             raise InputError(
                 f"diffusion.mask_dropout {config.mask_dropout:g} and the shares of generator.levels add up to "
                 f"{levels.total + config.mask_dropout:g}, more than 1"
-            )
-        if not generator.channels and config.mask_dropout not in (0, DiffusionTrainingSection().mask_dropout):
-            raise InputError(
-                f"diffusion.mask_dropout {config.mask_dropout:g}: not applicable to generator.image_channels none"
             )
         if config.timestep_sampling == "loss_second_moment":
             raise InputError("diffusion.timestep_sampling loss_second_moment: not applicable to kind joint_diffusion")
