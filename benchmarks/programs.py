@@ -196,6 +196,7 @@ BENCHMARKS = (
     _store("benchmarks/isdm.py", "isdm", threads=1),
     _store("benchmarks/rvae.py", "rvae", threads=1),
     Benchmark("joint", ["benchmarks/joint.py train", "benchmarks/joint.py measure"], threads=1),
+    Benchmark("labels", [f"benchmarks/labels.py {part}" for part in ("run", "memory", "table")], threads=1),
     _store(f"{LAUNCHER} benchmarks/scaling.py", "scaling", threads=1),
     Benchmark("gpu", ["benchmarks/gpu.py"], needs_gpu=True),
 )

@@ -34,8 +34,8 @@ from steelgen.data.crops import Micrographs, cut_crops, load_micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_confusion, compute_iou, compute_mean_iou
-from steelgen.evaluation.segment import label_by_windows
 from steelgen.evaluation.segmentation import averaging_of, predict_masks, train_segmenter
+from steelgen.evaluation.windows import label_by_windows
 from steelgen.files import load_json, save_json
 
 ROOT = Path(__file__).parents[1]

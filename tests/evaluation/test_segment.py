@@ -15,7 +15,8 @@ from steelgen.config.base import parse_config
 from steelgen.config.segment import SegmentConfig
 from steelgen.errors import InputError
 from steelgen.evaluation.iou import compute_scores
-from steelgen.evaluation.segment import _starts, label_folder, label_micrograph, load_labeler, train_labeler
+from steelgen.evaluation.segment import label_folder, label_micrograph, load_labeler, train_labeler
+from steelgen.evaluation.windows import _starts
 from tests.evaluation.conftest import draw_micrograph
 
 

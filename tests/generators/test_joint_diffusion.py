@@ -258,6 +258,10 @@ def test_what_it_cannot_do_is_one_line(dataset, run, tmp_path):
         ({"diffusion": {"timestep_sampling": "loss_second_moment"}}, "loss_second_moment: not applicable"),
         ({"generator": {"levels": {"equal": 0.9, "clean_mask": 0.2}}}, "add up to 1.4, more than 1"),
         ({"generator": {"image_channels": "none", "levels": {"equal": 0.1}}}, "levels: not applicable"),
+        (
+            {"generator": {"image_channels": "none"}, "diffusion": {"mask_dropout": 0.5}},
+            "diffusion.mask_dropout 0.5: not applicable to generator.image_channels none",
+        ),
         ({"generator": {"unet": {"base_channels": 20}}}, "gives 20 channels, not a multiple of norm_groups 32"),
     ]:
         values = joint_config(dataset, tmp_path / "refused")

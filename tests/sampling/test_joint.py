@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from steelgen.cli.app import app
@@ -18,8 +19,11 @@ from steelgen.data.crops import tensor_to_image
 from steelgen.data.folder import load_dataset_info, load_mask
 from steelgen.data.images import load_image
 from steelgen.errors import InputError
+from steelgen.evaluation.segment import load_labeler
+from steelgen.evaluation.windows import label_by_windows
 from steelgen.generators import DrawRequest
 from steelgen.generators.families import load_generator
+from steelgen.sampling.labeling import hash_segmenter
 from steelgen.sampling.replay import replay
 from steelgen.sampling.sample import sample
 from steelgen.shards import Shard
@@ -274,6 +278,46 @@ def test_labels_are_the_votes_of_several_draws(joint, tmp_path):
     assert replay(out / "metadata.jsonl", 1)[1]
     with pytest.raises(InputError, match=r"dropped in all of 2 attempts \(2 draws of the mask disagree\)"):
         draw(run, tmp_path / "sure", labels={**labels, "min_confidence": 1, "max_attempts": 2})
+
+
+def test_heads_on_the_features_of_a_generator_label_images(joint, tmp_path):
+    """With their agreement as confidence; unsure pairs are dropped, counted, and replaced."""
+    dataset, run = joint
+    values = {"dataset": str(dataset), "image_size": 16, "crop_size": 24, "segmenter": {"flips": False}}
+    (tmp_path / "segment.json").write_text(json.dumps({**values, "output_dir": str(tmp_path / "heads")}))
+    quick = ["timesteps=[10]", "ensemble_size=3", "crops=12", "steps=40", f"generator={run}"]
+    overrides = [part for setting in quick for part in ("--set", f"features.{setting}")]
+    done = CliRunner().invoke(app, ["segment", "train", "-c", str(tmp_path / "segment.json"), *overrides])
+    assert done.exit_code == 0, done.output
+    labels, labeler = {"segmenter": str(tmp_path / "heads")}, load_labeler(tmp_path / "heads")
+
+    out = draw(run, tmp_path / "out", labels=labels, num_samples=6)
+    rows = load_rows(out)
+    for row in rows:
+        # Generated images have the scale of the crops already.
+        mask, confidence = label_by_windows(labeler.network, load_image(out / row["file_name"]), 16, 16, 3)
+        assert np.array_equal(load_mask(out / row["mask"], labeler.info), mask)
+        written = np.asarray(Image.open(out / "confidence" / Path(row["mask"]).name))
+        assert np.array_equal(written, np.rint(255 * confidence).astype(np.uint8))
+        assert row["labels"]["confidence"] == pytest.approx(confidence.mean(), abs=1e-5)
+    assert replay(out / "metadata.jsonl", 1)[1]
+
+    median = float(np.median([row["labels"]["confidence"] for row in rows]))
+    sure = draw(run, tmp_path / "sure", labels={**labels, "min_confidence": median}, num_samples=6)
+    kept = load_rows(sure)
+    assert min(row["labels"]["confidence"] for row in kept) >= median
+    counted = json.loads((sure / "sampling.json").read_text())
+    dropped = sum(count for row in kept for count in row["dropped"].values())
+    assert dropped >= 1
+    assert (counted["kept"], counted["dropped"]) == (6, {"segmenter is not sure enough": dropped})
+
+    # Other weights of the feature network are another segmenter.
+    before = hash_segmenter(tmp_path / "heads")
+    assert rows[0]["labels"]["segmenter_sha256"] == before
+    weights = tmp_path / "heads/generator/weights.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights)
+    assert hash_segmenter(tmp_path / "heads") != before
 
 
 def test_generators_of_masks_alone_are_for_masks(joint, tmp_path):

@@ -6,12 +6,14 @@ import pytest
 from steelgen.config.base import parse_config
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.segment import SegmentConfig
+from steelgen.config.train import TrainConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.data.images import load_index_image
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.segment import label_folder, load_labeler, train_labeler
 from steelgen.evaluation.utility.study import utility
-from tests.conftest import write_tiny_dataset
+from steelgen.training.setup import prepare_training
+from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.standin.device import steelgen_on_device
 
 GEOMETRY = {"image_size": 24, "crop_size": 24}
@@ -63,6 +65,27 @@ def test_segment(dataset, tmp_path):
     (iou_on_device, on_device), (iou_on_cpu, on_cpu) = compare(act, tmp_path)
     assert iou_on_device == pytest.approx(iou_on_cpu, abs=1e-3)
     assert np.mean(on_device != on_cpu) < 1e-3
+    assert len(np.unique(on_cpu)) > 1
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "multiscale"])
+def test_heads_on_features(kind, dataset, tmp_path):
+    features = {"kind": kind, "ensemble_size": 2, "crops": 4, "steps": 5}
+    if kind == "diffusion":
+        values = tiny_train_config(dataset, tmp_path / "unused")
+        generator, _ = prepare_training(parse_config({**values, "data": {**values["data"], **GEOMETRY}}, TrainConfig))
+        generator.save(tmp_path / "generator")
+        features["generator"] = str(tmp_path / "generator")
+
+    def act(out):
+        values = {"dataset": str(dataset), "output_dir": str(out / "heads"), "segmenter": {"train_size": 24}}
+        train_labeler(parse_config({**values, **GEOMETRY, "features": features}, SegmentConfig))
+        label_folder(load_labeler(out / "heads"), dataset / "test" / "images", out / "labels")
+        masks = [load_index_image(path) for path in sorted((out / "labels" / "masks").glob("*.png"))]
+        return np.stack(masks)
+
+    on_device, on_cpu = compare(act, tmp_path)
+    assert np.mean(on_device != on_cpu) < 1e-2
     assert len(np.unique(on_cpu)) > 1
 
 

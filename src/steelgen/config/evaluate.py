@@ -63,6 +63,9 @@ class MemorizationSection(Section):
     """Maximum number of images of each set that are searched for, the first ones. 0.1 to 0.2 s each on two cores."""
     search_size: int = Field(default=32, ge=8, le=1024)
     """Edge in px of the shrunk images in the search; smaller is faster and more tolerant of noise."""
+    search_masks: bool | None = None
+    """Search the training masks for the generated masks, too. null does where sampling.json says that masks are new:
+    those of a generator that makes masks, and those of the mask sources learned and procedural."""
 
 
 class EvaluateConfig(Section):

@@ -162,9 +162,11 @@ class LabelsSection(Section):
     kind: Literal["segmenter"] = "segmenter"
     """Type of labeling."""
     segmenter: Path
-    """Output folder of `steelgen segment train`; its classes are those of the masks."""
+    """Output folder of `steelgen segment train`, of a network or of heads on features; its classes are those of the
+    masks."""
     min_confidence: float = Field(0.0, ge=0, le=1)
-    """Mean probability of the pixels' classes; pairs below are dropped, counted and replaced. 0 keeps all."""
+    """Mean over the pixels of the probability of their classes, or of the agreement of an ensemble of heads; pairs
+    below are dropped, counted and replaced. 0 keeps all."""
     max_attempts: int = Field(20, ge=1, le=1000000)
     """Attempts at an image before the run stops with a message."""
 
@@ -177,7 +179,9 @@ def _find_labels_kind(value: Any) -> str:
 AnyLabelsSection = Annotated[
     Annotated[LabelsSection, Tag("segmenter")] | Annotated[JointLabelsSection, Tag("joint")],
     Discriminator(
-        _find_labels_kind, custom_error_type="unknown_kind", custom_error_message="kind must be one of segmenter, joint"
+        _find_labels_kind,
+        custom_error_type="unknown_kind",
+        custom_error_message="kind must be one of segmenter (a network, or heads on features), joint",
     ),
 ]
 

@@ -5,10 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from steelgen.config.base import MAX_CROP_SIZE, MAX_IMAGE_SIZE, MAX_SEED, MAX_STEPS, FactorRange, Section
+from steelgen.config.features import AnyFeaturesSection
 from steelgen.config.segmenter import SegmenterSection
+
+_DEFAULT = SegmenterSection(steps=1000, batch_size=6, train_size=160, flips=True)
+_OF_NETWORKS = (
+    "architecture",
+    "weights",
+    "steps",
+    "max_minutes",
+    "batch_size",
+    "learning_rate",
+    "encoder_factor",
+    "frozen_share",
+    "base_channels",
+    "num_levels",
+    "enlargement",
+)
+"""Settings of `SegmenterSection` for networks that are trained whole."""
 
 
 class SegmentConfig(Section):
@@ -17,7 +34,8 @@ class SegmentConfig(Section):
     dataset: Path
     """Dataset folder of real micrographs."""
     output_dir: Path
-    """Output folder of segmenter.safetensors, segmenter.json, and scores.json; must be new or empty."""
+    """Output folder of segmenter.safetensors, segmenter.json, and scores.json, with features of a generator also of its
+    copy generator/; must be new or empty."""
     train_split: str = "train"
     """Split to train on."""
     test_split: str = "test"
@@ -37,9 +55,26 @@ class SegmentConfig(Section):
     """Range of the random factor on crop_size in training, on top of segmenter.scale_range."""
     in_channels: Literal[1, 3] = 1
     """1 for gray micrographs, 3 for RGB."""
-    segmenter: SegmenterSection = SegmenterSection(steps=1000, batch_size=6, train_size=160, flips=True)
-    """Network and training."""
+    segmenter: SegmenterSection = _DEFAULT
+    """Network and training; with `features`, only crops, gray levels, and averaging."""
+    features: AnyFeaturesSection | None = None
+    """Given features, on which small pixel classifiers are trained in place of a network; null trains the network of
+    `segmenter`."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of weights and crops."""
     device: str = "auto"
     """Torch device; auto uses a GPU if there is one."""
+
+    @model_validator(mode="after")
+    def _check_features(self) -> SegmentConfig:
+        if self.features is None:
+            return self
+        for name in _OF_NETWORKS:
+            value = getattr(self.segmenter, name)
+            if value not in (getattr(_DEFAULT, name), SegmenterSection.model_fields[name].default):
+                raise ValueError(
+                    f"segmenter.{name} {value!r}: not applicable with features, which has its own training"
+                )
+        if self.segmenter.augmentation.cutmix_share:
+            raise ValueError("segmenter.augmentation.cutmix_share: not applicable with features")
+        return self

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steelgen.data.crops import Micrographs
 from steelgen.data.images import to_channels
-from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image
+from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image, resize_mask
 from steelgen.evaluation.copy_candidates import CoarseLevel
 from steelgen.evaluation.shrunk import ShrunkMicrograph, shrink, shrink_windows
 
@@ -252,10 +252,20 @@ def cut_match(micrographs: Micrographs, match: Match, crop_size: int, size: int)
     Returns:
         (size, size) or (size, size, 3) uint8.
     """
-    window = slice(match.top, match.top + crop_size), slice(match.left, match.left + crop_size)
-    patch = np.ascontiguousarray(micrographs.images[match.micrograph][window])
+    patch = _cut_square(micrographs.images[match.micrograph], match, crop_size)
+    return apply_symmetry(resize_image(patch, size, size), match.symmetry)
+
+
+def cut_mask(micrographs: Micrographs, match: Match, crop_size: int, size: int) -> NDArray[np.uint8]:
+    """Cuts the mask (size, size) of a location; see `cut_match`."""
+    patch = _cut_square(micrographs.masks[match.micrograph], match, crop_size)
+    return apply_symmetry(resize_mask(patch, size, size), match.symmetry)
+
+
+def _cut_square(array: NDArray[np.uint8], match: Match, crop_size: int) -> NDArray[np.uint8]:
+    patch = array[match.top : match.top + crop_size, match.left : match.left + crop_size]
     edge = min(patch.shape[:2])
-    return apply_symmetry(resize_image(np.ascontiguousarray(patch[:edge, :edge]), size, size), match.symmetry)
+    return np.ascontiguousarray(patch[:edge, :edge])
 
 
 def _standardize(image: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from steelgen.evaluation.copy_search import CopySearch, Match
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import wilson_interval
+from steelgen.evaluation.judge_mask_copies import judge_mask_copies
 from steelgen.evaluation.memorization import COPY_RATIO, bootstrap_ct, compute_authenticity, compute_ct, find_nearest
 from steelgen.evaluation.sets import Evidence, Judgment
 
@@ -23,7 +24,8 @@ _Distances = tuple[NDArray, NDArray]
 
 
 def judge_memorization(evidence: Evidence, report_progress: Callable[[str], None]) -> Judgment:
-    """Finds nearest training images in pixels and in features; the floor is measured on held-out images."""
+    """Finds the nearest training images in pixels and in features, and for new masks the nearest training masks; the
+    floor is measured on held-out images."""
     config = evidence.config.memorization
     generated = evidence.generated.images[: config.max_images]
     held_out = evidence.held_out.images[: config.max_images]
@@ -61,7 +63,7 @@ def judge_memorization(evidence: Evidence, report_progress: Callable[[str], None
         *_compare_distances("pixels", distances, reference, shared),
         *_compare_features(evidence, generated, held_out, shared),
     ]
-    details = {
+    details: dict[str, Any] = {
         "pixel_distance": distances[0],
         "pixel_ratio": ratios,
         "held_out_pixel_distance": reference[0],
@@ -77,7 +79,8 @@ def judge_memorization(evidence: Evidence, report_progress: Callable[[str], None
             for index in np.argsort(ratios)[:SHOWN_PAIRS]
         ],
     }
-    return figures, details, []
+    mask_figures, details["masks"], warnings = judge_mask_copies(evidence, report_progress)
+    return figures + mask_figures, details, warnings
 
 
 def _compare_features(

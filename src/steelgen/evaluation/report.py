@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from steelgen.charts import COLORS, Curve, plot_chart
 from steelgen.data.palette import color_mask
 from steelgen.data.sheets import build_sheet
-from steelgen.evaluation.copy_search import Match, cut_match
+from steelgen.evaluation.copy_search import Match, cut_mask, cut_match
 from steelgen.evaluation.figures import CLASSES_PER_TABLE
 from steelgen.evaluation.sets import Evidence
 from steelgen.evaluation.utility.study_page import build_utility_section
@@ -67,6 +67,8 @@ def build_report(
         farthest="" if farthest is None else embed_image(farthest, "PNG", optimize=True),
         pairs=_build_pairs(result, evidence),
         ratios=[f"{row['ratio']:.2f}" for row in result["details"]["memorization"]["closest"]],
+        mask_pairs=_build_mask_pairs(result, evidence),
+        masks=result["details"]["memorization"].get("masks", {}),
     )
 
 
@@ -144,18 +146,43 @@ def _plot(title: str, first: int, curves: dict[str, Any], names: dict[str, str],
 
 def _build_pairs(result: dict[str, Any], evidence: Evidence) -> str:
     """A sheet of the closest generated images above their training locations, as a data URI."""
-    closest = result["details"]["memorization"]["closest"]
-    stems, geometry = evidence.train_micrographs.stems, evidence.geometry
+    closest, geometry = result["details"]["memorization"]["closest"], evidence.geometry
+    images = [evidence.generated.images[row["index"]] for row in closest]
     places = [
+        cut_match(evidence.train_micrographs, each, geometry.crop_size, geometry.image_size)
+        for each in _find_places(closest, evidence)
+    ]
+    return _stack_pairs(images, places)
+
+
+def _build_mask_pairs(result: dict[str, Any], evidence: Evidence) -> str:
+    """The same of masks; empty if they were not searched."""
+    masks, geometry = result["details"]["memorization"].get("masks", {}), evidence.geometry
+    if not masks.get("searched"):
+        return ""
+    assert evidence.generated.masks is not None
+    given = [evidence.generated.masks[row["index"]] for row in masks["closest"]]
+    places = [
+        cut_mask(evidence.train_micrographs, each, geometry.crop_size, geometry.image_size)
+        for each in _find_places(masks["closest"], evidence)
+    ]
+    return _stack_pairs(*([color_mask(mask, evidence.info.palette) for mask in part] for part in (given, places)))
+
+
+def _find_places(closest: list[dict[str, Any]], evidence: Evidence) -> list[Match]:
+    stems = evidence.train_micrographs.stems
+    return [
         Match(row["distance"], 0.0, stems.index(row["micrograph"]), row["top"], row["left"], row["symmetry"])
         for row in closest
     ]
-    images = [evidence.generated.images[row["index"]] for row in closest]
-    found = [cut_match(evidence.train_micrographs, each, geometry.crop_size, geometry.image_size) for each in places]
-    blank = [np.full((geometry.image_size,) * 2, 255, np.uint8)] * (-len(closest) % _PAIRS_PER_ROW)
+
+
+def _stack_pairs(above: list[NDArray[np.uint8]], below: list[NDArray[np.uint8]]) -> str:
+    """A sheet of pairs, ten side by side, as a data URI."""
+    blank = [np.full_like(above[0], 255)] * (-len(above) % _PAIRS_PER_ROW)
     rows = [
         row[start : start + _PAIRS_PER_ROW]
-        for start in range(0, len(closest), _PAIRS_PER_ROW)
-        for row in (images + blank, found + blank)
+        for start in range(0, len(above), _PAIRS_PER_ROW)
+        for row in (above + blank, below + blank)
     ]
     return embed_image(build_sheet(rows, tile=96), "PNG", optimize=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from steelgen.config.base import config_to_json, parse_config
+from steelgen.config.features import DiffusionFeaturesSection
 from steelgen.config.segment import SegmentConfig
-from steelgen.data.crops import Micrographs, image_to_tensor, load_micrographs
+from steelgen.data.crops import Micrographs, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, save_dataset_info, save_mask
 from steelgen.data.images import load_image, save_image, to_channels
 from steelgen.data.placement import CropGeometry
@@ -22,19 +22,16 @@ from steelgen.devices import pick_device
 from steelgen.errors import InputError, first_line
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_confusion, compute_mean_iou, compute_scores
-from steelgen.evaluation.segmentation import (
-    ONE_VIEW,
-    Averaging,
-    averaging_of,
-    build_segmenter,
-    predict_probabilities,
-    resolve_settings,
-    train_segmenter,
-)
+from steelgen.evaluation.pixel_training import build_features, train_pixel_heads
+from steelgen.evaluation.segmentation import averaging_of, build_segmenter, resolve_settings, train_segmenter
+from steelgen.evaluation.windows import label_by_windows
 from steelgen.files import Record, check_output_free, load_record, new_folder, save_json, save_tensors
+from steelgen.generators.families import load_generator
+from steelgen.generators.saved import hash_weights
+from steelgen.models.pixel_heads import FeatureSegmenter, PixelHeads
 
-_PIXELS = 2**19
-"""Pixels per forward pass."""
+_GENERATOR = "generator"
+"""Folder with the network of the features, beside the weights of the heads."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,8 @@ def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], N
     train = load_micrographs(config.dataset, config.train_split, config.in_channels)
     test = load_micrographs(config.dataset, config.test_split, config.in_channels)
     geometry = _geometry(config)
-    config = config.model_copy(update={"segmenter": resolve_settings(config.segmenter, train, geometry)})
+    if config.features is None:
+        config = config.model_copy(update={"segmenter": resolve_settings(config.segmenter, train, geometry)})
     val = _load_validation(config)
     course: list[float] = []
 
@@ -73,15 +71,20 @@ def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], N
         course.append(_validate(network, val, config))
         return course[-1]
 
-    network = train_segmenter(
-        train,
-        geometry,
-        config.segmenter,
-        config.seed,
-        str(pick_device(config.device)),
-        report_progress,
-        None if val is None else (validate, config.validate_every, config.patience),
-    )
+    device = str(pick_device(config.device))
+    network: torch.nn.Module
+    if config.features is not None:
+        network, course = train_pixel_heads(train, val, geometry, config, device, report_progress)
+    else:
+        network = train_segmenter(
+            train,
+            geometry,
+            config.segmenter,
+            config.seed,
+            device,
+            report_progress,
+            None if val is None else (validate, config.validate_every, config.patience),
+        )
     labeler = Labeler(network, config, train.info)
     scores = []
     for image, mask in zip(test.images, test.masks, strict=True):
@@ -94,11 +97,21 @@ def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], N
         "validation": to_json(course),
     }
     with new_folder(config.output_dir) as folder:
-        save_tensors(folder / "segmenter.safetensors", network.state_dict())
         description = {"config": config_to_json(config), "dataset": train.info.model_dump(mode="json")}
-        save_json(folder / "segmenter.json", description)
+        _save_network(folder, labeler, description)
         save_json(folder / "scores.json", result)
     return result
+
+
+def _save_network(folder: Path, labeler: Labeler, description: dict[str, Any]) -> None:
+    """Writes segmenter.safetensors and segmenter.json, and the feature network in generator/, if there is one."""
+    network, section = labeler.network, labeler.config.features
+    weights = network.heads if isinstance(network, FeatureSegmenter) else network
+    if isinstance(section, DiffusionFeaturesSection):
+        description = {**description, "generator_sha256": hash_weights(section.generator)}
+        load_generator(section.generator).save(folder / _GENERATOR)
+    save_tensors(folder / "segmenter.safetensors", weights.state_dict())
+    save_json(folder / "segmenter.json", description)
 
 
 class _Description(Record):
@@ -120,14 +133,27 @@ def load_labeler(folder: Path, device: str = "auto") -> Labeler:
     path = folder / "segmenter.safetensors"
     try:
         config = parse_config(_read_old(description.config), SegmentConfig, origin=str(folder / "segmenter.json"))
-        info = description.dataset
-        network = build_segmenter(config.in_channels, info.num_classes, config.segmenter)
-        network.load_state_dict(load_file(path))
+        info, state = description.dataset, load_file(path)
+        network = _build_network(folder, config, info.num_classes, state)
     except InputError:
         raise
     except Exception as error:  # safetensors and torch raise different errors on damaged files
         raise InputError(f"{path}: does not fit segmenter.json: {first_line(error)}") from None
     return Labeler(network.to(pick_device(device)).eval(), config, info)
+
+
+def _build_network(
+    folder: Path, config: SegmentConfig, num_classes: int, state: dict[str, torch.Tensor]
+) -> torch.nn.Module:
+    """Builds the network of a segmenter's folder with the weights of segmenter.safetensors."""
+    if config.features is None:
+        network = build_segmenter(config.in_channels, num_classes, config.segmenter)
+        network.load_state_dict(state)
+        return network
+    features = build_features(config.features, _geometry(config), folder / _GENERATOR)
+    heads = PixelHeads(len(state["mean"]), num_classes, config.features.ensemble_size)
+    heads.load_state_dict(state)
+    return FeatureSegmenter(features, heads)
 
 
 def label_folder(
@@ -138,7 +164,7 @@ def label_folder(
 ) -> int:
     """Labels every image of a folder.
 
-    Writes masks/ (palette PNGs of class indices), confidence/ (gray PNGs, 255 × probability of the predicted class),
+    Writes masks/ (palette PNGs of class indices), confidence/ (gray PNGs, 255 × confidence, see `label_micrograph`),
     dataset.json, and copies of the images in images/.
 
     Args:
@@ -181,7 +207,8 @@ def label_micrograph(labeler: Labeler, image: NDArray[np.uint8]) -> tuple[NDArra
         image: (H, W) or (H, W, 3) uint8 with the labeler's channels.
 
     Returns:
-        mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class.
+        mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class, or for heads on
+        features their agreement.
     """
     config = labeler.config
     return label_by_windows(
@@ -192,64 +219,6 @@ def label_micrograph(labeler: Labeler, image: NDArray[np.uint8]) -> tuple[NDArra
         labeler.info.num_classes,
         averaging_of(config.segmenter),
     )
-
-
-@torch.inference_mode()
-def label_by_windows(
-    network: torch.nn.Module,
-    image: NDArray[np.uint8],
-    image_size: int,
-    crop_size: int,
-    num_classes: int,
-    averaging: Averaging = ONE_VIEW,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Labels one image of any size by windows with half overlap, blended with smooth weights.
-
-    Args:
-        network: (N, C, S, S) in [-1, 1] → logits (N, num_classes, S, S), in eval mode.
-        image: (H, W) or (H, W, 3) uint8 with the network's channels.
-        image_size: edge S of the windows the network sees, px.
-        crop_size: edge of the same windows in the image, px; the image is resized by image_size / crop_size.
-        num_classes: classes of the network.
-        averaging: test-time augmentation.
-
-    Returns:
-        mask: (H, W) uint8 class indices; confidence: (H, W) float32, the probability of that class.
-    """
-    device, size = next(network.parameters()).device, image_size
-    height, width = image.shape[:2]
-    shrink = image_size / crop_size
-    small_shape = max(1, round(height * shrink)), max(1, round(width * shrink))
-    tensor = image_to_tensor(image)[None]
-    mode = "area" if shrink < 1 else "bicubic"
-    small = (F.interpolate(tensor, small_shape, mode=mode).clamp(-1, 1) if shrink != 1 else tensor)[0]
-    # Replication, since reflection padding must be smaller than the image.
-    padding = max(0, size - small_shape[1]), max(0, size - small_shape[0])
-    padded = F.pad(small[None], (0, padding[0], 0, padding[1]), mode="replicate")[0]
-    corners = [(top, left) for top in _starts(padded.shape[1], size) for left in _starts(padded.shape[2], size)]
-    ramp = torch.sin(torch.pi * (torch.arange(size) + 0.5) / size)
-    weight = ramp[:, None] * ramp[None, :]
-    total = torch.zeros(num_classes, *padded.shape[1:])
-    weights = torch.zeros(padded.shape[1:])
-    batch_size = max(1, _PIXELS // size**2)
-    for start in range(0, len(corners), batch_size):
-        part = corners[start : start + batch_size]
-        windows = torch.stack([padded[:, top : top + size, left : left + size] for top, left in part])
-        predicted = predict_probabilities(network, windows.to(device), averaging).cpu()
-        for (top, left), probabilities in zip(part, predicted, strict=True):
-            total[:, top : top + size, left : left + size] += weight * probabilities
-            weights[top : top + size, left : left + size] += weight
-    probabilities = (total / weights)[:, : small_shape[0], : small_shape[1]]
-    if small_shape != (height, width):
-        probabilities = F.interpolate(probabilities[None], (height, width), mode="bilinear")[0]
-    confidence, mask = probabilities.max(dim=0)
-    return mask.to(torch.uint8).numpy(), confidence.numpy()
-
-
-def _starts(length: int, size: int) -> list[int]:
-    """Returns window starts, evenly spaced by at most half a window; the last window ends at `length`."""
-    count = -(-2 * (length - size) // size) + 1
-    return sorted({round(at) for at in np.linspace(0, length - size, count)})
 
 
 def _load_validation(config: SegmentConfig) -> Micrographs | None:

@@ -27,6 +27,7 @@ from steelgen.evaluation.iou import compute_confusion, compute_iou
 from steelgen.evaluation.segmenter_training import Recipe, train_steps, train_to_best
 from steelgen.files import new_file, save_tensors
 from steelgen.models.architectures import build_architecture
+from steelgen.models.pixel_heads import FeatureSegmenter
 from steelgen.models.segmenter import Enlarged, SegmenterUNet
 
 _PIXELS_ON_CPU, _PIXELS_ON_GPU = 2**16, 2**23
@@ -236,9 +237,21 @@ def averaging_of(settings: SegmenterSection) -> Averaging:
 
 def predict_probabilities(segmenter: nn.Module, images: torch.Tensor, averaging: Averaging = ONE_VIEW) -> torch.Tensor:
     """Predicts class probabilities, averaged over views: (N, C, S, S) in [-1, 1] → (N, num_classes, S, S)."""
+    maps = predict_maps(segmenter, images, averaging)
+    return maps[:, :-1] if measures_agreement(segmenter) else maps
+
+
+def predict_maps(segmenter: nn.Module, images: torch.Tensor, averaging: Averaging = ONE_VIEW) -> torch.Tensor:
+    """Predicts class probabilities, and with `measures_agreement` the agreement as the last channel; (N, C, S, S) in
+    [-1, 1] → (N, num_classes [+ 1], S, S), averaged over views."""
     symmetries = range(8 if averaging.flips else 1)
     views = [_predict_view(segmenter, images, *view) for view in product(averaging.scales, symmetries)]
     return views[0] if len(views) == 1 else torch.stack(views).mean(dim=0)
+
+
+def measures_agreement(segmenter: nn.Module) -> bool:
+    """Whether the segmenter is an ensemble, whose agreement is its confidence."""
+    return isinstance(segmenter, FeatureSegmenter)
 
 
 def _predict_view(segmenter: nn.Module, images: torch.Tensor, scale: float, symmetry: int) -> torch.Tensor:
@@ -248,7 +261,7 @@ def _predict_view(segmenter: nn.Module, images: torch.Tensor, scale: float, symm
     x = images if scale == 1 else F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
     x = torch.rot90(x, symmetry % 4, (2, 3))
     x = (x.flip(3) if symmetry >= 4 else x).contiguous(memory_format=torch.channels_last)
-    predicted = segmenter(x).softmax(dim=1)
+    predicted = segmenter.predict(x) if isinstance(segmenter, FeatureSegmenter) else segmenter(x).softmax(dim=1)
     predicted = torch.rot90(predicted.flip(3) if symmetry >= 4 else predicted, -(symmetry % 4), (2, 3))
     return predicted if scale == 1 else F.interpolate(predicted, shape, mode="bilinear")
 

@@ -43,14 +43,32 @@ class ImageSet:
         return len(self.images)
 
 
+class _Source(Record):
+    kind: str | None = None
+
+
+class _SampleConfig(Record):
+    mask_source: _Source = _Source()
+    labels: dict[str, Any] | None = None
+
+
 class SamplingGeometry(Record):
-    """Geometry of generated images from sampling.json; None for missing values."""
+    """Geometry of generated images from sampling.json, and where their masks are from; None for missing values."""
 
     image_size: int | None = Field(None, ge=1, le=MAX_IMAGE_SIZE)
     crop_size: int | None = Field(None, ge=1, le=MAX_CROP_SIZE)
     scale_range: FactorRange | None = None
     in_channels: Literal[1, 3] | None = None
     source_split: str | None = None
+    makes_masks: bool = False
+    config: _SampleConfig = _SampleConfig()
+
+    @property
+    def new_masks(self) -> bool:
+        """Whether the masks are new: of a generator, in pairs or before the images, or drawn by rules."""
+        kind = self.config.mask_source.kind
+        pairs = kind == "none" and self.makes_masks and self.config.labels is None
+        return pairs or kind in ("learned", "procedural")
 
 
 @dataclass(frozen=True)
@@ -210,6 +228,8 @@ class Evidence:
     train_micrographs: Micrographs
     cache_dir: Path
     device: str
+    new_masks: bool = False
+    """Whether the generated masks are known to be new; see `SamplingGeometry`."""
 
     @property
     def comparisons(self) -> list[tuple[ImageSet, tuple[ImageSet, ImageSet] | None]]:
@@ -258,6 +278,7 @@ def load_evidence(config: EvaluateConfig) -> tuple[Evidence, list[str]]:
         train_micrographs=train,
         cache_dir=config.cache_dir or default_cache_dir(),
         device=str(pick_device(config.device)),
+        new_masks=found.sampling.new_masks,
     )
     return evidence, notes + conversions
 

@@ -29,7 +29,8 @@ def compute_verdict(figures: Sequence[Figure]) -> list[Answer]:
     Real: KID against held-out images within two standard deviations of its floor is good, within ten fair.
     Microstructure: at least 80 % of the descriptors at most 1.5 × their floor is good, 50 % fair.
     Masks: mIoU of at least 0.9 × its floor is good, 0.7 fair; classes that the segmenter cannot judge are left out.
-    Copies: no more flagged images than among held-out ones and both C_T above -3 is good, above -5 fair.
+    Copies: no more flagged images, and masks where they are new, than among held-out ones and both C_T above -3 is
+    good, above -5 fair.
     """
     judged = {
         "Do the images look real?": _judge_looks(figures),
@@ -145,12 +146,15 @@ def _judge_copies(figures: Sequence[Figure]) -> tuple[Standing, str]:
     if copies is None:
         return "unknown", "Not measured."
     lowest = min((f.value for f in figures if f.metric.startswith("C_T")), default=0.0)
-    flagged = copies.value > (copies.floor or 0)
+    masks = [f for f in figures if f.metric.startswith("mask copies")]
+    flagged = any(f.value > (f.floor or 0) for f in (copies, *masks))
     standing: Standing = "poor" if flagged or lowest < -5 else "fair" if lowest < -3 else "good"
     words = {
         "good": "Yes: no sign of copying",
         "fair": "Closer to the training images than held-out images are",
-        "poor": "No: some are copies of training images or too close to them",
+        "poor": f"No: some are copies of training images{' or masks' if masks else ''} or too close to them",
     }
     counts = f"{100 * copies.value:.1f} % of {copies.n[0]} images flagged as copies; lowest C_T {lowest:.1f}"
+    for each in masks:
+        counts += f"; {100 * each.value:.1f} % of {each.n[0]} masks flagged as copies"
     return standing, f"{words[standing]} ({counts})."

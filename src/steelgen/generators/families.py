@@ -13,6 +13,7 @@ and optionally
                                                            for micrographs with other classes, sizes or gray levels
     list_parts(generator) -> dict[str, list[Parameter]]    parts of the networks that fine-tuning may freeze, by name;
                                                            for kinds with a single network
+    open_network(generator) -> DenoisingNetwork            the network as a source of features of images
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.files import Record, load_record
 from steelgen.generators import Generator, StoredGenerator, Trainable
+from steelgen.generators.features import DenoisingNetwork
 from steelgen.generators.saved import DESCRIPTION_FILE, find_family, find_generator
 
 
@@ -99,6 +101,24 @@ def freeze_parts(generator: Generator, names: Sequence[str]) -> str:
     frozen = sum(parameter.numel() for parameter in every if not parameter.requires_grad)
     total = sum(parameter.numel() for parameter in every)
     return f"frozen: {', '.join(dict.fromkeys(names))} ({frozen:,} of {total:,} weights)"
+
+
+def open_network(generator: Generator, origin: str) -> DenoisingNetwork:
+    """Opens a diffusion model's network as a source of features.
+
+    Args:
+        origin: where the generator is from, for messages.
+
+    Raises:
+        InputError: if its network has no features of images alone.
+    """
+    family = find_family(generator.kind)
+    if not hasattr(family, "open_network"):
+        raise InputError(
+            f"{origin}: generators of kind {generator.kind} have no features of images; use one of kind "
+            "semantic_diffusion or joint_diffusion"
+        )
+    return family.open_network(generator)
 
 
 def load_generator(path: Path) -> StoredGenerator:

@@ -18,7 +18,8 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.images import to_channels
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.evaluation.segment import label_by_windows, load_labeler
+from steelgen.evaluation.segment import load_labeler
+from steelgen.evaluation.windows import label_by_windows
 from steelgen.files import hash_files
 from steelgen.generators import DrawRequest, Generator
 from steelgen.generators.saved import hash_weights
@@ -157,6 +158,6 @@ class JointLabeler:
 
 
 def hash_segmenter(folder: Path) -> str:
-    """Returns the SHA-256 of a segmenter's weights in hex; "" if there are none."""
-    path = folder / "segmenter.safetensors"
-    return hash_files(path) if path.is_file() else ""
+    """Returns the SHA-256 of a segmenter's weights in hex, with those of its feature network; "" if there are none."""
+    paths = sorted(folder.rglob("*.safetensors"))
+    return hash_files(*paths) if paths else ""

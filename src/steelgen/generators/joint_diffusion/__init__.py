@@ -3,8 +3,9 @@
 The functions of a family; see `steelgen.generators.families`.
 """
 
+from steelgen.generators.joint_diffusion.features import open_network
 from steelgen.generators.joint_diffusion.generator import build_joint_diffusion as build
 from steelgen.generators.joint_diffusion.generator import load_joint_diffusion as load
 from steelgen.generators.joint_diffusion.training import build_trainable
 
-__all__ = ["build", "build_trainable", "load"]
+__all__ = ["build", "build_trainable", "load", "open_network"]

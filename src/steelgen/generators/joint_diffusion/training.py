@@ -55,8 +55,8 @@ class JointDiffusionTraining(SteadyState):
         config: distribution of the timesteps, and mask_dropout, the share of crops whose mask is pure noise.
 
     Raises:
-        InputError: if the shares of `NoiseLevelsSection` and mask_dropout exceed 1, or the distribution depends on the
-            loss.
+        InputError: if the shares of `NoiseLevelsSection` and mask_dropout exceed 1, mask_dropout is set without image
+            channels, or the distribution depends on the loss.
     """
 
     averaged: tuple[str, ...] = ("unet",)
@@ -69,6 +69,10 @@ class JointDiffusionTraining(SteadyState):
         if not generator.channels:
             self.criteria = ("val_loss", "train_epoch_loss")
         levels = generator.section.levels
+        if not generator.channels and config.mask_dropout not in (0, DiffusionTrainingSection().mask_dropout):
+            raise InputError(
+                f"diffusion.mask_dropout {config.mask_dropout:g}: not applicable to generator.image_channels none"
+            )
         if levels.total + config.mask_dropout > 1 + 1e-9:
             raise InputError(
                 f"diffusion.mask_dropout {config.mask_dropout:g} and the shares of generator.levels add up to "

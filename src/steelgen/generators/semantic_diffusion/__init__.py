@@ -3,6 +3,7 @@
 The functions of a family; see `steelgen.generators.families`.
 """
 
+from steelgen.generators.semantic_diffusion.features import open_network
 from steelgen.generators.semantic_diffusion.generator import build_semantic_diffusion as build
 from steelgen.generators.semantic_diffusion.generator import load_semantic_diffusion as load
 from steelgen.generators.semantic_diffusion.isdm.checkpoint import describe_file, load_file
@@ -10,4 +11,4 @@ from steelgen.generators.semantic_diffusion.parts import list_parts
 from steelgen.generators.semantic_diffusion.training import build_trainable
 from steelgen.generators.semantic_diffusion.transfer import adapt
 
-__all__ = ["adapt", "build", "build_trainable", "describe_file", "list_parts", "load", "load_file"]
+__all__ = ["adapt", "build", "build_trainable", "describe_file", "list_parts", "load", "load_file", "open_network"]
