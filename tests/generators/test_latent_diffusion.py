@@ -15,9 +15,11 @@ from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import SolverSection
 from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.data.folder import load_dataset_info, save_dataset_info
+from steelgen.devices import randn_by_seed
 from steelgen.errors import InputError
 from steelgen.generators import DrawRequest, StartImages
-from steelgen.generators.families import build_trainable, load_generator
+from steelgen.generators.families import build_trainable, load_generator, open_network
+from steelgen.generators.features import NOISE_SEED, DiffusionFeatures
 from steelgen.generators.saved import hash_generator
 from steelgen.models.autoencoder import LatentStatistics
 from steelgen.models.spade import shrink_one_hot
@@ -349,3 +351,23 @@ def test_what_does_not_fit_is_one_line(dataset, codec, runs, tmp_path):
         sample(parse_config({**values, "mask_source": source, "inpaint": inpaint}, SampleConfig))
     assert not (tmp_path / "out").exists()
     assert np.isfinite(json.loads((runs["joint_diffusion"][0] / "codec.json").read_text())["kept_detail"])
+
+
+@pytest.mark.parametrize("kind", ["joint_diffusion", "semantic_diffusion"])
+def test_as_a_source_of_features_the_network_sees_noisy_latents(runs, kind):
+    """With diffusers' noise on the latents of images, and maps that have the place of the pixels."""
+    generator = load_generator(runs[kind][0])
+    source, seen = open_network(generator, "run"), []
+    images = torch.rand(2, 1, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    hook = source.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    maps = DiffusionFeatures(source, [20], [0, len(source.blocks) - 1])(images)
+    hook.remove()
+    latents = generator.codec.encode_images(images)
+    channels = latents.shape[1]
+    bits = generator.bits if kind == "joint_diffusion" else 0
+    noise = randn_by_seed((channels + bits, *latents.shape[2:]), [NOISE_SEED])[:, :channels]
+    scheduler = DDPMScheduler.from_config(generator.schedule.config)
+    expected = scheduler.add_noise(latents, noise.expand_as(latents), torch.full((2,), 20))
+    torch.testing.assert_close(seen[0][:, :channels], expected)
+    assert source.stride % generator.factor == 0
+    assert max(part.shape[2:] for part in maps) == latents.shape[2:]

@@ -21,7 +21,6 @@ def open_network(generator: JointDiffusion) -> DenoisingNetwork:
     if not generator.channels:
         raise InputError(f"{generator.info.name}: a generator of masks alone has no features of images")
     network, schedule, channels = generator.network, generator.schedule, generator.channels
-    mean, deviation = generator.intensity
     blocks = [
         # With attention, a block ends with it.
         block
@@ -31,14 +30,15 @@ def open_network(generator: JointDiffusion) -> DenoisingNetwork:
 
     def denoise(images: Tensor, timestep: int, seed: int) -> Tensor:
         times = torch.full((len(images),), timestep, device=images.device)
-        shape = (channels + generator.bits, *images.shape[2:])
+        clean = generator.encode_images(images)
+        shape = (channels + generator.bits, *clean.shape[2:])
         noise = randn_by_seed(shape, [seed], images.device)
-        noisy = schedule.add_noise((images - mean) / deviation, noise[:, :channels], times)
+        noisy = schedule.add_noise(clean, noise[:, :channels], times)
         inputs = [noisy, noise[:, channels:].expand(len(images), -1, -1, -1)]
         if generator.section.self_conditioning:
             inputs.append(images.new_zeros(len(images), *shape))
         pure_noise = torch.full_like(times, len(schedule) - 1)
         return network(torch.cat(inputs, dim=1), embed_time(times), embed_time(pure_noise), return_dict=False)[0]
 
-    stride = 2 ** (len(network.up_blocks) - 1)
+    stride = 2 ** (len(network.up_blocks) - 1) * generator.factor
     return DenoisingNetwork(network, blocks, stride, len(schedule), denoise)

@@ -23,15 +23,15 @@ def open_network(generator: SemanticDiffusion) -> DenoisingNetwork:
             f"{generator.info.name}: a refining generator sees no image alone, so it has no features of it"
         )
     network, schedule = generator.network, generator.schedule
-    mean, deviation = generator.intensity
 
     def denoise(images: Tensor, timestep: int, seed: int) -> Tensor:
         times = torch.full((len(images),), timestep, device=images.device)
-        noise = randn_by_seed(images.shape[1:], [seed], images.device)
-        noisy = schedule.add_noise((images - mean) / deviation, noise, times)
+        clean = generator.encode_images(images)
+        noisy = schedule.add_noise(clean, randn_by_seed(clean.shape[1:], [seed], images.device), times)
         if schedule.prediction_type == "flow":
             noisy = scale_to_flow(noisy, *schedule.compute_levels(times))
-        null_mask = images.new_zeros(len(images), generator.info.num_classes, *images.shape[2:])
+        null_mask = images.new_zeros(len(images), generator.info.num_classes, *clean.shape[2:])
         return network(noisy, times, null_mask)
 
-    return DenoisingNetwork(network, list(network.decoder), network.downsampling_factor, len(schedule), denoise)
+    stride = network.downsampling_factor * generator.factor
+    return DenoisingNetwork(network, list(network.decoder), stride, len(schedule), denoise)
