@@ -305,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("train", "measure"))
     parser.add_argument("--steps", type=int, default=8000, help="training steps")
-    parser.add_argument("--solver-steps", type=int, default=20)
+    parser.add_argument("--solver-steps", type=int, default=40)
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "joint.json")
     arguments = parser.parse_args()

@@ -620,6 +620,8 @@ def tabulate_joint(stored: Results) -> Lines:
         means = [f"{mean:.3f}" for mean in part["means"].values()]
         asked.append([name, *means, f"{part['rank_correlation']:.3f}", f"{part['attempts_per_mask']:.1f}"])
     fractions = [f"asked {name}" for name in next(iter(stored["fractions"].values()))["means"]]
+    # Masks asked for the same fraction tie in one of the two rankings.
+    rank = f"rank correlation (at most {math.sqrt(1 - 1 / len(fractions) ** 2):.3f})"
     training, disagree = stored["training"], stored["error_where_they_disagree"]
     errors = f"errors where all draws agree {stored['error_where_draws_agree']:.1%}"
     if disagree is not None:
@@ -631,7 +633,7 @@ def tabulate_joint(stored: Results) -> Lines:
         f"of a core; {stored['count']} pairs, {stored['solver_steps']} solver steps, "
         f"{stored['seconds_per_pair']:.2f} s each.",
         "",
-        *_table(["mean phase fraction of masks", *fractions, "rank correlation", "attempts per mask"], asked),
+        *_table(["mean phase fraction of masks", *fractions, rank, "attempts per mask"], asked),
         "",
         f"Images for held-out masks: IoU {stored['image_for_mask_iou']:.3f}. Masks for held-out images, the majority "
         f"of 4 draws: IoU {stored['mask_for_image_iou']:.3f}, of the cut images {stored['threshold_iou']:.3f}; "
