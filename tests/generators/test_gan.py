@@ -23,6 +23,7 @@ from steelgen.errors import InputError
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.generators import DrawRequest
 from steelgen.generators.families import build_trainable, load_generator
+from steelgen.generators.gan.training import GanTraining
 from steelgen.models.dcgan import DcganDiscriminator, DcganGenerator
 from steelgen.sampling.replay import replay
 from steelgen.sampling.sample import sample
@@ -30,22 +31,8 @@ from steelgen.training.batch_size import take_steps
 from steelgen.training.loop import train
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
+from tests.generators.killing import invoke, run_killed
 from tests.training.test_loop import Recorder, assert_same_tensors
-
-DIES = """
-import os, signal, sys
-from steelgen.cli.app import main
-from steelgen.generators.gan.training import GanTraining
-compute_loss, phase_name, left = GanTraining.compute_loss, sys.argv.pop(1), [5]
-def die(self, phase, networks, batch, validates=False):
-    left[0] -= phase.name == phase_name
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return compute_loss(self, phase, networks, batch, validates)
-GanTraining.compute_loss = die
-main()
-"""
-"""Kills itself in the second micro-batch of a phase of step 3."""
 
 
 def gan_config(dataset, run_dir, **train):
@@ -84,10 +71,11 @@ def test_resolved_configs_run_again(tmp_path):
     assert (sample(parse_config(resolved, SampleConfig)) / "samples/000000.png").is_file()
 
 
-def run_steelgen(*arguments, program=("-m", "steelgen"), **environment):
+def run_two_processes(*arguments):
+    launch = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "steelgen")
     return subprocess.run(
-        [sys.executable, *program, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        [sys.executable, "-m", *launch, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -99,9 +87,9 @@ def whole(tmp_path_factory):
     """A dataset, and an undisturbed run on it through the command line."""
     folder = tmp_path_factory.mktemp("gan")
     dataset = write_tiny_dataset(folder / "tiny")
-    done = run_steelgen("train", "-c", write_config(folder / "gan.json", gan_config(dataset, folder / "run")))
-    assert done.returncode == 0, done.stderr
-    return dataset, folder / "run", done.stderr
+    done = invoke("train", "-c", write_config(folder / "gan.json", gan_config(dataset, folder / "run")))
+    assert done.exit_code == 0, done.output
+    return dataset, folder / "run", done.output
 
 
 def load_run(run_dir):
@@ -129,11 +117,11 @@ def test_a_run_leaves_what_every_run_leaves(whole):
 def test_killed_in_either_phase_it_goes_on_bit_identically(whole, tmp_path, phase):
     dataset, undisturbed, _ = whole
     config = write_config(tmp_path / "gan.json", gan_config(dataset, tmp_path / "run"))
-    killed = run_steelgen(phase, "train", "-c", config, program=("-c", DIES))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # In the first of the two micro-batches of step 3.
+    assert run_killed(GanTraining, phase, 5, "train", "-c", config) == -signal.SIGKILL
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*"))[-1] == "step-000002"
-    resumed = run_steelgen("train", "-c", config, "--resume", "auto")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = invoke("train", "-c", config, "--resume", "auto")
+    assert resumed.exit_code == 0, resumed.output
     assert_same_tensors(load_run(undisturbed), load_run(tmp_path / "run"))
 
 
@@ -143,14 +131,7 @@ def test_two_processes_train_the_same_networks(whole, tmp_path):
     runs = []
     for name in ("one", "other"):
         values = gan_config(dataset, tmp_path / name, max_steps=4, checkpoint_every=4)
-        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "steelgen")
-        done = run_steelgen(
-            "train",
-            "-c",
-            write_config(tmp_path / f"{name}.json", values),
-            program=launch,
-            ACCELERATE_USE_CPU="1",
-        )
+        done = run_two_processes("train", "-c", write_config(tmp_path / f"{name}.json", values))
         assert done.returncode == 0, done.stderr
         runs.append(load_run(tmp_path / name))
     assert_same_tensors(*runs)

@@ -1,19 +1,14 @@
 """rvae through the command line: trained, killed and resumed, drawn from, walked in, described; what it refuses."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from steelgen.cli.app import app
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
 from steelgen.data.crops import tensor_to_image
@@ -23,25 +18,12 @@ from steelgen.generators import DrawRequest
 from steelgen.generators.describing import Describer
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.generators.manifold import draw_manifold, list_manifold_steps
+from steelgen.generators.rvae.training import RvaeTraining
 from steelgen.training.loop import train
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
+from tests.generators.killing import invoke, run_killed
 from tests.training.test_loop import Recorder, assert_same_tensors
-
-DIES = """
-import os, signal
-from steelgen.cli.app import main
-from steelgen.generators.rvae.training import RvaeTraining
-compute_loss, left = RvaeTraining.compute_loss, [8]
-def die(self, phase, networks, batch, validates=False):
-    left[0] -= not validates
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return compute_loss(self, phase, networks, batch, validates)
-RvaeTraining.compute_loss = die
-main()
-"""
-"""Kills itself in step 4 of 6, of two micro-batches each."""
 
 
 def rvae_config(dataset, run_dir, generator=None, **train):
@@ -69,10 +51,6 @@ def rvae_config(dataset, run_dir, generator=None, **train):
 def write_config(path, values):
     path.write_text(json.dumps(values))
     return str(path)
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +81,9 @@ def test_a_run_leaves_what_every_run_leaves(whole):
 def test_killed_it_goes_on_bit_identically(whole, tmp_path):
     dataset, undisturbed = whole
     config = write_config(tmp_path / "rvae.json", rvae_config(dataset, tmp_path / "run"))
-    killed = subprocess.run(
-        [sys.executable, "-c", DIES, "train", "-c", config],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=300,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # In step 4 of 6, of two micro-batches each.
+    phase = RvaeTraining.phases[0].name
+    assert run_killed(RvaeTraining, phase, 8, "train", "-c", config) == -signal.SIGKILL
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*"))[-1] == "step-000003"
     resumed = invoke("train", "-c", config, "--resume", "auto")
     assert resumed.exit_code == 0, resumed.output

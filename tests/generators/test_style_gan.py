@@ -24,6 +24,7 @@ from steelgen.evaluation.segment import train_labeler
 from steelgen.generators import DrawRequest, Latents, LatentSpace
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.generators.gan.losses import compute_player_losses
+from steelgen.generators.gan.training import GanTraining
 from steelgen.generators.penalty import compute_penalty
 from steelgen.sampling.interpolate import Walk, interpolate
 from steelgen.sampling.replay import replay
@@ -31,7 +32,8 @@ from steelgen.training.batch_size import take_steps
 from steelgen.training.loop import train
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
-from tests.generators.test_gan import DIES, gan_config, load_run, run_steelgen, write_config
+from tests.generators.killing import invoke, run_killed
+from tests.generators.test_gan import gan_config, load_run, run_two_processes, write_config
 from tests.training.test_loop import Recorder, assert_same_tensors
 
 KINDS = {
@@ -61,8 +63,8 @@ def runs(tmp_path_factory):
     dataset = write_tiny_dataset(folder / "tiny")
     for kind in KINDS:
         config = write_config(folder / f"{kind}.json", style_config(dataset, folder / kind, kind))
-        done = run_steelgen("train", "-c", config)
-        assert done.returncode == 0, done.stderr
+        done = invoke("train", "-c", config)
+        assert done.exit_code == 0, done.output
     return dataset, {kind: folder / kind for kind in KINDS}
 
 
@@ -86,11 +88,11 @@ def test_a_run_tells_of_penalties_and_augmentation(runs, kind):
 def test_killed_in_either_phase_it_goes_on_bit_identically(runs, tmp_path, kind, phase):
     dataset, undisturbed = runs
     config = write_config(tmp_path / "gan.json", style_config(dataset, tmp_path / "run", kind))
-    killed = run_steelgen(phase, "train", "-c", config, program=("-c", DIES))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # In the first of the two micro-batches of step 3.
+    assert run_killed(GanTraining, phase, 5, "train", "-c", config) == -signal.SIGKILL
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*"))[-1] == "step-000002"
-    resumed = run_steelgen("train", "-c", config, "--resume", "auto")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = invoke("train", "-c", config, "--resume", "auto")
+    assert resumed.exit_code == 0, resumed.output
     assert_same_tensors(load_run(undisturbed[kind]), load_run(tmp_path / "run"))
     assert load_strength(tmp_path / "run") == load_strength(undisturbed[kind])
 
@@ -98,14 +100,14 @@ def test_killed_in_either_phase_it_goes_on_bit_identically(runs, tmp_path, kind,
 def test_two_processes_train_as_one_with_their_batches_together(runs, tmp_path):
     """Up to the order of sums; the strength of the augmentation, which goes by all crops, exactly."""
     found = {}
-    for name, crops, launch in [
-        ("one", 4, ("-m", "steelgen")),
-        ("two", 2, ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "steelgen")),
-    ]:
+    for name, crops in (("one", 4), ("two", 2)):
         values = style_config(runs[0], tmp_path / name, "style", train_batch_size=crops, checkpoint_every=4)
         config = write_config(tmp_path / f"{name}.json", {**values, "measurement": {"every": None}})
-        done = run_steelgen("train", "-c", config, program=launch, ACCELERATE_USE_CPU="1")
-        assert done.returncode == 0, done.stderr
+        if name == "one":
+            assert invoke("train", "-c", config).exit_code == 0
+        else:
+            done = run_two_processes("train", "-c", config)
+            assert done.returncode == 0, done.stderr
         found[name] = load_run(tmp_path / name)
     assert load_strength(tmp_path / "one")["strength"] == pytest.approx(load_strength(tmp_path / "two")["strength"])
     for name, tensor in found["one"].items():
