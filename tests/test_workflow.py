@@ -1,5 +1,6 @@
 """The workflow on a workstation: skipping, going on, refusing what would mix; without any network."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -65,17 +66,24 @@ def plan(**changes):
     return {stage.action: stage.complete for stage in plan_workflow(parse_config(values, WorkflowConfig))}
 
 
-def run(folder, *arguments, wrap=(), code=0):
+def run(folder, *arguments, code=0):
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, ["workflow", "-c", "workflow.json", *arguments])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def run_offline(folder, *wrap):
+    """Runs the workflow in a process of its own, behind the command `wrap`."""
     done = subprocess.run(
-        [*wrap, sys.executable, "-m", "steelgen", "workflow", "-c", "workflow.json", *arguments],
+        [*wrap, sys.executable, "-m", "steelgen", "workflow", "-c", "workflow.json"],
         cwd=folder,
         env={**os.environ, **OFFLINE},
         text=True,
         capture_output=True,
         timeout=300,
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_stages_are_skipped_gone_on_with_or_refused(tmp_path, monkeypatch):
@@ -241,6 +249,6 @@ def test_workflow_without_network(tmp_path):
     assert "Network is unreachable" in cut_off.stderr
     write_tiny_dataset(tmp_path / "tiny")
     (tmp_path / "workflow.json").write_text(json.dumps(workflow_values(evaluate=True)))
-    run(tmp_path, wrap=command)
+    run_offline(tmp_path, *command)
     assert json.loads((tmp_path / "evaluation/evaluation.json").read_text())["figures"]
-    assert run(tmp_path, wrap=command).count("complete in") == 3
+    assert run(tmp_path).count("complete in") == 3
