@@ -1,12 +1,12 @@
-"""Trainings that kill themselves, in a forked child that has all imports already."""
+"""Trainings that kill themselves, in a forked child."""
 
 import os
 import signal
-import traceback
 
 from typer.testing import CliRunner
 
 from steelgen.cli.app import app
+from tests.forking import fork, wait
 
 
 def invoke(*arguments):
@@ -21,11 +21,8 @@ def run_killed(training, phase_name, count, *arguments):
         training: class of the `Trainable`.
         phase_name: only this phase counts; validation never does.
     """
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 1
-    try:
+
+    def act():
         compute_loss, left = training.compute_loss, [count]
 
         def die(self, phase, networks, batch, validates=False):
@@ -37,8 +34,6 @@ def run_killed(training, phase_name, count, *arguments):
         training.compute_loss = die
         done = invoke(*arguments)
         print(done.output)
-        code = done.exit_code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+        return done.exit_code
+
+    return wait(fork(act))

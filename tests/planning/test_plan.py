@@ -47,11 +47,15 @@ def test_the_plan_is_the_whole_work(tmp_path, monkeypatch):
     plans = tmp_path / "plans" / "tiny"
     configs = {f"{name}.json" for name in ("finetune", "sample", "evaluate", "utility", "workflow", "plan")}
     assert {path.name for path in plans.iterdir()} == configs | {"plan.html"}
-    # Fewer networks and images than planned, for time.
-    done = CliRunner().invoke(
-        app,
-        ["workflow", "-c", "plans/tiny/workflow.json", "--set", "utility.seeds=[0]", "--set", "sample.num_samples=8"],
+    # Fewer steps, networks and images than planned, for time.
+    fewer = (
+        "finetune.train.max_steps=6",
+        "finetune.preview.num_images=2",
+        "utility.seeds=[0]",
+        "sample.num_samples=8",
     )
+    settings = [word for value in fewer for word in ("--set", value)]
+    done = CliRunner().invoke(app, ["workflow", "-c", "plans/tiny/workflow.json", *settings])
     assert done.exit_code == 0, done.output
     runs = tmp_path / "runs" / "tiny"
     assert json.loads((runs / "evaluation" / "evaluation.json").read_text())["figures"]

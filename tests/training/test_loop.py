@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from steelgen.cli.app import main
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.errors import InputError
@@ -21,6 +22,7 @@ from steelgen.training.ema import WeightAverage
 from steelgen.training.loop import finetune, train
 from steelgen.training.setup import count_steps
 from tests.conftest import tiny_train_config
+from tests.forking import fork, wait
 
 
 class Recorder:
@@ -279,21 +281,21 @@ def test_accelerate_that_starts_one_process_for_two_is_refused(tiny_dataset, tmp
 def test_signal_to_the_command_saves_and_leaves_cleanly(tiny_dataset, tmp_path, number):
     values = tiny_train_config(tiny_dataset, tmp_path / "run", max_steps=10**6)
     (tmp_path / "train.json").write_text(json.dumps(values))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "steelgen", "train", "-c", str(tmp_path / "train.json")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    out, err = tmp_path / "out", tmp_path / "err"
+
+    def command():
+        sys.argv = ["steelgen", "train", "-c", str(tmp_path / "train.json")]
+        main()
+
+    child = fork(command, out, err)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert "Traceback" not in errors
-    assert f"stopped by {number.name}" in output
+    os.kill(child, number)
+    assert wait(child) == 0, err.read_text()
+    assert "Traceback" not in err.read_text()
+    assert f"stopped by {number.name}" in out.read_text()
     assert (tmp_path / "run/checkpoints").is_dir()
 
 

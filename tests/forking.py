@@ -1,0 +1,40 @@
+"""Forked children of a test, which have all imports already."""
+
+import os
+import sys
+import traceback
+
+
+def fork(act, out=None, err=None):
+    """Runs `act` in a child, which ends with its exit code or, if it raises, with 1; returns the process id.
+
+    Args:
+        out, err: files that its standard output and error go to; None shares those of this process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        for number, (name, path) in enumerate((("stdout", out), ("stderr", err)), start=1):
+            if path is not None:
+                stream = path.open("w", buffering=1)
+                os.dup2(stream.fileno(), number)
+                setattr(sys, name, stream)
+                setattr(sys, f"__{name}__", stream)
+        code = act() or 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(child):
+    """Waits for a child; returns its exit code, negative for the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
