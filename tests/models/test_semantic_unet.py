@@ -37,15 +37,22 @@ def draw_inputs(n=2, size=16, channels=1, num_classes=3):
 @pytest.mark.parametrize("learn_sigma", [False, True])
 @pytest.mark.parametrize("resample_in_blocks", [False, True])
 @pytest.mark.parametrize("scale_shift", [False, True])
-def test_output_shape(channels, learn_sigma, resample_in_blocks, scale_shift):
+def test_every_variant_depends_on_its_own_image_mask_and_time(channels, learn_sigma, resample_in_blocks, scale_shift):
+    """And on nothing else of the batch."""
     network = build_network(
         in_channels=channels,
         learn_sigma=learn_sigma,
         resample_in_blocks=resample_in_blocks,
         scale_shift=scale_shift,
     )
-    image, timesteps, mask = draw_inputs(channels=channels)
-    assert network(image, timesteps, mask).shape == (2, channels * (1 + learn_sigma), 16, 16)
+    inputs = draw_inputs(channels=channels)
+    both = network(*inputs)
+    assert both.shape == (2, channels * (1 + learn_sigma), 16, 16)
+    alone = network(*(each[:1] for each in inputs))
+    torch.testing.assert_close(both[:1], alone, atol=1e-5, rtol=1e-5)
+    for index, each in enumerate(inputs):
+        changed = [value[:1] if place != index else each[1:] for place, value in enumerate(inputs)]
+        assert (network(*changed) - alone).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("resample_in_blocks", [False, True])
