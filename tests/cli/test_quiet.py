@@ -5,9 +5,7 @@ import sys
 
 import pytest
 
-from steelgen.cli.app import main
-from tests.cli.test_terminals import folder, list_commands  # noqa: F401 - folder is a fixture
-from tests.forking import fork, wait
+from tests.cli.test_terminals import RUN_ALL, folder, list_commands, start  # noqa: F401 - folder is a fixture
 
 PRINT_TABLES = (
     ["data", "check"],
@@ -23,17 +21,8 @@ PRINT_TABLES = (
 JSON_ALONE = (["slurm", "status"], ["pipeline"])
 
 
-def run_all(commands):
-    for arguments in commands:
-        sys.argv = ["steelgen", *arguments]
-        try:
-            main()
-        except SystemExit as end:
-            print("EXIT", end.code, *arguments[:2], flush=True)
-
-
 @pytest.mark.parametrize("option", ["--json", "--quiet"])
-def test_commands_that_print_tables(folder, tmp_path, option):  # noqa: F811
+def test_commands_that_print_tables(folder, option):  # noqa: F811
     chosen = (*PRINT_TABLES, *JSON_ALONE) if option == "--json" else PRINT_TABLES
     commands = []
     for command in list_commands(folder):
@@ -41,9 +30,9 @@ def test_commands_that_print_tables(folder, tmp_path, option):  # noqa: F811
             continue
         if any(command[: len(words)] == words for words in chosen):
             commands.append([*command, option])
-    files = tmp_path / "out", tmp_path / "err"
-    assert wait(fork(lambda: run_all(commands), *files)) == 0
-    out, err = (path.read_text() for path in files)
+    process = start([sys.executable, "-c", RUN_ALL, json.dumps(commands)], {})
+    out, err = (stream.decode() for stream in process.communicate())
+    assert process.returncode == 0, err
     printed, text = {}, ""
     for line in out.splitlines(keepends=True):
         if line.startswith("EXIT"):
