@@ -9,7 +9,7 @@ def fork(act, out=None, err=None):
     """Runs `act` in a child, which ends with its exit code or, if it raises, with 1; returns the process id.
 
     Args:
-        out, err: files that its standard output and error go to; None shares those of this process.
+        out, err: files that its standard output and error go to, may be one; None shares those of this process.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -18,12 +18,13 @@ def fork(act, out=None, err=None):
         return child
     code = 1
     try:
-        for number, (name, path) in enumerate((("stdout", out), ("stderr", err)), start=1):
-            if path is not None:
-                stream = path.open("w", buffering=1)
-                os.dup2(stream.fileno(), number)
-                setattr(sys, name, stream)
-                setattr(sys, f"__{name}__", stream)
+        streams = {path: path.open("w", buffering=1) for path in {out, err} - {None}}
+        if out is not None:
+            sys.stdout = sys.__stdout__ = streams[out]
+            os.dup2(streams[out].fileno(), 1)
+        if err is not None:
+            sys.stderr = sys.__stderr__ = streams[err]
+            os.dup2(streams[err].fileno(), 2)
         code = act() or 0
     except SystemExit as end:
         code = end.code or 0

@@ -170,25 +170,24 @@ def test_names_in_brackets_stay_in_tables(capsys):
     assert all(text in shown for text in ("runs/[test]", "class [b]", "[bainite]", "[/]", "0.25"))
 
 
+def list_imported(code, *names):
+    """Which of some modules a process has imported after running `code`."""
+    code = f"import sys; {code}; print([name for name in {names!r} if name in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from typer.testing import CliRunner; from steelgen.cli.app import app; "
-        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
-        "print([name for name in ('torch', 'diffusers', 'scipy', 'skimage', 'numpy') if name in sys.modules])"
+        "from typer.testing import CliRunner; from steelgen.cli.app import app; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert list_imported(code, "torch", "diffusers", "scipy", "skimage", "numpy") == "[]"
 
 
 def test_semantic_diffusion_imports_no_pipelines_of_diffusers():
     """They take a second, which every training and sampling would wait for."""
-    code = (
-        "import sys, steelgen.generators.semantic_diffusion.generator; "
-        "print([name for name in ('diffusers.pipelines.pipeline_utils', 'diffusers.models.transformers') "
-        "if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    code = "import steelgen.generators.semantic_diffusion.generator"
+    assert list_imported(code, "diffusers.pipelines.pipeline_utils", "diffusers.models.transformers") == "[]"
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")

@@ -1,9 +1,6 @@
 """The autoencoder of latent diffusion: losses, statistics, resuming, several processes, sampling."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -25,6 +22,7 @@ from steelgen.training.loop import train
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.generators.latent import autoencoder_config
+from tests.generators.runs import load_run, run_two_processes
 from tests.training.test_loop import Recorder, assert_same_tensors
 
 
@@ -47,11 +45,6 @@ def prepare(dataset, generator=None, count=3, **options):
     trainable = build_trainable(built, config)
     crops = build_crops(config, trainable, micrographs)
     return built, trainable, torch.utils.data.default_collate([crops[number] for number in range(count)])
-
-
-def load_run(folder):
-    files = [*folder.glob("checkpoints/step-000004/*.safetensors"), *folder.glob("export/*.safetensors")]
-    return {f"{path.name}:{key}": value for path in files for key, value in load_file(path).items()}
 
 
 def test_a_run_leaves_what_every_run_leaves(run):
@@ -82,15 +75,7 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(dataset, tmp_pat
     train(parse_config({**values, **quiet}, TrainConfig), Recorder())
     values = autoencoder_config(dataset, tmp_path / "two", train_batch_size=2, checkpoint_every=4)
     (tmp_path / "config.json").write_text(json.dumps({**values, **quiet}))
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "steelgen")
-    done = subprocess.run(
-        [sys.executable, *launch, "train", "-c", str(tmp_path / "config.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run_two_processes("train", "-c", tmp_path / "config.json")
     one, two = (load_file(tmp_path / name / "checkpoints/step-000004/weights.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         if "statistics" not in name:  # each process has those of its own crops
@@ -263,5 +248,5 @@ def test_what_it_cannot_do_is_one_line(dataset, run, tmp_path):
     values = {"generator": str(run), "output_dir": str(tmp_path / "out"), "mask_source": source, "num_samples": 1}
     with pytest.raises(InputError, match="has no images, which generators of kind autoencoder need"):
         sample(parse_config(values, SampleConfig))
-    with pytest.raises(InputError, match="images have 3 channels, the autoencoder was trained with 1"):
+    with pytest.raises(InputError, match="images have 3 channels, the generator was trained with 1"):
         load_generator(run).draw(DrawRequest([0], images=torch.zeros(1, 3, 16, 16)))

@@ -1,10 +1,7 @@
 """DCGAN, two networks in two phases: through the command line, killed in either phase, by two processes, to the end."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -31,7 +28,7 @@ from steelgen.training.batch_size import take_steps
 from steelgen.training.loop import train
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
-from tests.generators.killing import invoke, run_killed
+from tests.generators.runs import invoke, load_run, run_killed, run_two_processes
 from tests.training.test_loop import Recorder, assert_same_tensors
 
 
@@ -71,17 +68,6 @@ def test_resolved_configs_run_again(tmp_path):
     assert (sample(parse_config(resolved, SampleConfig)) / "samples/000000.png").is_file()
 
 
-def run_two_processes(*arguments):
-    launch = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "steelgen")
-    return subprocess.run(
-        [sys.executable, "-m", *launch, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A dataset, and an undisturbed run on it through the command line."""
@@ -90,12 +76,6 @@ def whole(tmp_path_factory):
     done = invoke("train", "-c", write_config(folder / "gan.json", gan_config(dataset, folder / "run")))
     assert done.exit_code == 0, done.output
     return dataset, folder / "run", done.output
-
-
-def load_run(run_dir):
-    """All tensors of the last checkpoint and the export, by file and name."""
-    files = [*(run_dir / "checkpoints/step-000004").glob("*.safetensors"), *(run_dir / "export").glob("*.safetensors")]
-    return {f"{path.parent.name}/{path.name}:{key}": value for path in files for key, value in load_file(path).items()}
 
 
 def test_a_run_leaves_what_every_run_leaves(whole):
@@ -131,8 +111,7 @@ def test_two_processes_train_the_same_networks(whole, tmp_path):
     runs = []
     for name in ("one", "other"):
         values = gan_config(dataset, tmp_path / name, max_steps=4, checkpoint_every=4)
-        done = run_two_processes("train", "-c", write_config(tmp_path / f"{name}.json", values))
-        assert done.returncode == 0, done.stderr
+        run_two_processes("train", "-c", write_config(tmp_path / f"{name}.json", values))
         runs.append(load_run(tmp_path / name))
     assert_same_tensors(*runs)
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from safetensors.torch import load_file
 
 from steelgen.config.base import parse_config
 from steelgen.config.joint import JointDiffusionSection, NoiseLevelsSection
@@ -24,6 +23,7 @@ from steelgen.training.loop import train
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
 from tests.generators.joint import KnownNetwork, joint_config
+from tests.generators.runs import load_run
 from tests.training.test_loop import Recorder, assert_same_tensors
 
 
@@ -51,11 +51,6 @@ def prepare(dataset, count=4, generator=None, **options):
 
 def compute(trainable, batch, **options):
     return trainable.compute_loss(trainable.phases[0], trainable.networks, batch, **options)
-
-
-def load_run(folder):
-    files = [*folder.glob("checkpoints/step-000004/*.safetensors"), *folder.glob("export/*.safetensors")]
-    return {f"{path.name}:{key}": value for path in files for key, value in load_file(path).items()}
 
 
 def test_resumed_it_is_bit_identical(dataset, run, tmp_path):

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from safetensors.torch import load_file
 
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
@@ -28,6 +27,7 @@ from steelgen.training.loop import finetune, train
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.generators.latent import autoencoder_config, latent_config
+from tests.generators.runs import load_run
 from tests.training.test_loop import Recorder, assert_same_tensors
 
 FEW = SolverSection(num_inference_steps=2)
@@ -66,11 +66,6 @@ def prepare(kind, dataset, codec, count=4, generator=None, **options):
     trainable = build_trainable(built, config)
     crops = build_crops(config, trainable, micrographs)
     return built, trainable, torch.utils.data.default_collate([crops[number] for number in range(count)])
-
-
-def load_run(folder):
-    files = [*folder.glob("checkpoints/step-000004/*.safetensors"), *folder.rglob("export/**/*.safetensors")]
-    return {f"{path.relative_to(folder)}:{key}": value for path in files for key, value in load_file(path).items()}
 
 
 def test_what_the_autoencoder_keeps_is_said_before_training_and_stored(runs):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from steelgen.config.base import parse_config
 from steelgen.config.train import TrainConfig
@@ -22,7 +21,7 @@ from steelgen.generators.rvae.training import RvaeTraining
 from steelgen.training.loop import train
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
-from tests.generators.killing import invoke, run_killed
+from tests.generators.runs import invoke, load_run, run_killed
 from tests.training.test_loop import Recorder, assert_same_tensors
 
 
@@ -61,11 +60,6 @@ def whole(tmp_path_factory):
     done = invoke("train", "-c", write_config(folder / "rvae.json", rvae_config(dataset, folder / "run")))
     assert done.exit_code == 0, done.output
     return dataset, folder / "run"
-
-
-def load_run(run_dir):
-    files = [*(run_dir / "checkpoints/step-000006").glob("*.safetensors"), *(run_dir / "export").glob("*.safetensors")]
-    return {f"{path.parent.name}/{path.name}:{key}": value for path in files for key, value in load_file(path).items()}
 
 
 def test_a_run_leaves_what_every_run_leaves(whole):

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
@@ -32,6 +31,7 @@ from steelgen.training.loop import finetune, train
 from steelgen.training.measurement import Measurement
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
+from tests.generators.runs import load_run
 from tests.training.test_loop import Recorder, assert_same_tensors
 
 STEPS = 4
@@ -102,14 +102,6 @@ def whole(sides, tmp_path_factory):
     for name, generator in (("cyclegan", CYCLEGAN), ("cut", CUT)):
         run_training(sides, folder / name, generator)
     return folder
-
-
-def load_run(run_dir):
-    files = [
-        *(run_dir / f"checkpoints/step-{STEPS:06d}").glob("*.safetensors"),
-        *(run_dir / "export").glob("*.safetensors"),
-    ]
-    return {f"{path.parent.name}/{path.name}:{key}": value for path in files for key, value in load_file(path).items()}
 
 
 def test_a_run_shows_its_stages_and_selects_by_kid(whole):

@@ -8,9 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-import traceback
 from pathlib import Path
 
 import pytest
@@ -30,6 +28,7 @@ from steelgen.training import checkpoint
 from steelgen.training.checkpoint import list_checkpoints, newest_checkpoint
 from steelgen.training.loop import train
 from tests.conftest import tiny_train_config
+from tests.forking import fork
 from tests.training.test_loop import Recorder, assert_same_tensors, load_weights
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -49,29 +48,21 @@ def fork_training(config, log, environment=None, prepare=lambda: None, most_step
 
     After `most_steps` steps it waits to be killed, so that a fast machine does not finish before.
     """
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        sys.stdout = sys.stderr = log.open("w", buffering=1)
-        for stream in (1, 2):
-            os.dup2(sys.stdout.fileno(), stream)
+
+    def act():
         os.environ.update(environment or {})
         AcceleratorState._reset_state(reset_partial_state=True)
         prepare()
         steps = iter(range(most_steps))
         observer = Recorder(lambda step: next(steps, None) is None and time.sleep(600))
         observer.on_event = lambda message: print(message, flush=True)
-        with errors_as_lines():
-            train(config, observer, resume=True)
-        code = 0
-    except typer.Exit as leave:
-        code = leave.exit_code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+        try:
+            with errors_as_lines():
+                train(config, observer, resume=True)
+        except typer.Exit as leave:
+            return leave.exit_code
+
+    return fork(act, log, log)
 
 
 def arm(countdown):

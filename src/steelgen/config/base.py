@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, ValidationError, model_validator
 
 from steelgen.errors import InputError, describe_problem
 from steelgen.files import is_writable, load_json, parse_json
@@ -66,6 +66,23 @@ _RENAMED = {"memorisation": "memorization", "standardise": "standardize"}
 _Factor = Annotated[float, Field(gt=0, le=1000)]
 FactorRange = Annotated[tuple[_Factor, _Factor], AfterValidator(_check_factors)]
 """Lowest and highest factor, both positive."""
+
+
+def by_kind(default: str, *others: str, hint: str = "") -> Discriminator:
+    """Chooses the section of a union by its field `kind`; each must be tagged with its kind.
+
+    Args:
+        default: the kind of sections without the field.
+        others: all other kinds.
+        hint: what the message about an unknown kind adds to the list of kinds.
+    """
+
+    def find_kind(value: Any) -> str:
+        kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+        return str(kind) if kind is not None else default
+
+    message = f"kind must be one of {', '.join([default, *others])}{hint}"
+    return Discriminator(find_kind, custom_error_type="unknown_kind", custom_error_message=message)
 
 
 def load_config(path: Path, kind: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
-from steelgen.config.base import MAX_BATCH_SIZE, MAX_LEARNING_RATE, MAX_STEPS, MAX_TIMESTEPS, Section
+from steelgen.config.base import MAX_BATCH_SIZE, MAX_LEARNING_RATE, MAX_STEPS, MAX_TIMESTEPS, Section, by_kind
 
 
 class _HeadsSection(Section):
@@ -62,16 +62,7 @@ class MultiscaleFeaturesSection(_HeadsSection):
     """Largest standard deviation of the Gaussian filters, px; the smallest is 0.5, and each is twice the last."""
 
 
-def _find_kind(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return str(kind) if kind is not None else "diffusion"
-
-
 AnyFeaturesSection = Annotated[
     Annotated[DiffusionFeaturesSection, Tag("diffusion")] | Annotated[MultiscaleFeaturesSection, Tag("multiscale")],
-    Discriminator(
-        _find_kind,
-        custom_error_type="unknown_kind",
-        custom_error_message="kind must be one of diffusion, multiscale",
-    ),
+    by_kind("diffusion", "multiscale"),
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from steelgen.config.adapter import LatentAdapterSection
 from steelgen.config.autoencoder import AutoencoderSection
-from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
+from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section, by_kind
 from steelgen.config.gan import GanSection
 from steelgen.config.joint import JointDiffusionSection
 from steelgen.config.rvae import RvaeSection
@@ -212,11 +212,6 @@ GENERATOR_KINDS = (
 )
 
 
-def _find_kind(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return str(kind) if kind is not None else GENERATOR_KINDS[0]
-
-
 AnyGeneratorSection = Annotated[
     Annotated[SemanticDiffusionSection, Tag("semantic_diffusion")]
     | Annotated[GanSection, Tag("gan")]
@@ -225,10 +220,6 @@ AnyGeneratorSection = Annotated[
     | Annotated[TranslationSection, Tag("translation")]
     | Annotated[LatentAdapterSection, Tag("latent_adapter")]
     | Annotated[AutoencoderSection, Tag("autoencoder")],
-    Discriminator(
-        _find_kind,
-        custom_error_type="unknown_kind",
-        custom_error_message=f"kind must be one of {', '.join(GENERATOR_KINDS)}",
-    ),
+    by_kind(*GENERATOR_KINDS),
 ]
 """Section of any generator kind. A new kind is a section here and a folder of its name in `generators/`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
-from steelgen.config.base import MAX_BATCH_SIZE, MAX_CROP_SIZE, MAX_IMAGES, MAX_SEED, FactorRange, Section
+from steelgen.config.base import MAX_BATCH_SIZE, MAX_CROP_SIZE, MAX_IMAGES, MAX_SEED, FactorRange, Section, by_kind
 from steelgen.config.learned import ImageSize, InpaintSection, JointLabelsSection, LearnedMasks
 from steelgen.config.segmenter import SegmenterSection
 from steelgen.config.solver import AnySolverSection, SolverSection
@@ -171,18 +171,9 @@ class LabelsSection(Section):
     """Attempts at an image before the run stops with a message."""
 
 
-def _find_labels_kind(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return str(kind) if kind is not None else "segmenter"
-
-
 AnyLabelsSection = Annotated[
     Annotated[LabelsSection, Tag("segmenter")] | Annotated[JointLabelsSection, Tag("joint")],
-    Discriminator(
-        _find_labels_kind,
-        custom_error_type="unknown_kind",
-        custom_error_message="kind must be one of segmenter (a network, or heads on features), joint",
-    ),
+    by_kind("segmenter", "joint", hint="; segmenter takes networks and heads on features"),
 ]
 
 

@@ -236,25 +236,20 @@ def _lay_out(name: str, section: SolverSection, schedule: NoiseSchedule, learned
     if count > total:
         raise InputError(f"num_inference_steps {count}: the noise schedule has only {total} steps")
     kind, options = _SCHEDULERS[name]
-    spacing = section.timestep_spacing
-    chosen = spacing in ("power", "logistic") and not section.karras_sigmas
+    spacing, chosen = section.timestep_spacing, _choose_timesteps(section, schedule)
     options = {**options, "timestep_spacing": "trailing" if spacing in ("power", "logistic") else spacing}
     if schedule.prediction_type == "flow":
         options["prediction_type"] = "v_prediction"  # see DiffusersSolver._convert
     if section.karras_sigmas:
         options["use_karras_sigmas"] = True
-    kept = list(range(total))
-    if chosen and spacing == "power":
-        kept = space_by_power(total, count, section.spacing_power)
-    elif chosen:
-        kept = space_by_logistic(schedule.log_sigmas, count, section.logistic_mean, section.logistic_scale)
-    elif learned_variance:
+    kept = chosen or list(range(total))
+    if learned_variance and not chosen:
         laid_out = kind.from_config(schedule.config, **options)
         laid_out.set_timesteps(count)
         kept = sorted(laid_out.timesteps.tolist())
     if learned_variance:
         options["variance_type"] = "learned_range"
-    kept_alone = chosen or learned_variance
+    kept_alone = chosen is not None or learned_variance
     if kept_alone:
         # A schedule of only the kept steps, all of which are run: this gives every solver our spacings, and the
         # last step adds no noise of a learned variance.
@@ -270,6 +265,18 @@ def _lay_out(name: str, section: SolverSection, schedule: NoiseSchedule, learned
     scheduler.set_timesteps(count)
     timesteps = scheduler.timesteps
     return scheduler, torch.tensor(kept)[timesteps.long()] if kept_alone else timesteps
+
+
+def _choose_timesteps(section: SolverSection, schedule: NoiseSchedule) -> list[int] | None:
+    """Returns the timesteps of spacings that diffusers does not have, ascending; None for the others."""
+    if section.karras_sigmas:
+        return None
+    count = section.num_inference_steps
+    if section.timestep_spacing == "power":
+        return space_by_power(len(schedule), count, section.spacing_power)
+    if section.timestep_spacing == "logistic":
+        return space_by_logistic(schedule.log_sigmas, count, section.logistic_mean, section.logistic_scale)
+    return None
 
 
 def space_by_power(num_train_timesteps: int, num_inference_steps: int, power: float) -> list[int]:

@@ -8,8 +8,9 @@ many micrographs, a coarse level picks for each image those that may contain it;
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.images import to_channels
 from steelgen.data.placement import CropGeometry, apply_symmetry, resize_image, resize_mask
 from steelgen.evaluation.copy_candidates import CoarseLevel
+from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.evaluation.shrunk import ShrunkMicrograph, shrink, shrink_windows
 
 CANDIDATES = 32
@@ -244,6 +246,37 @@ class CopySearch:
     def _mask(self, squared: Tensor, top: int, left: int) -> None:
         reach = self.size - 1
         squared[:, max(0, top - reach) : top + self.size, max(0, left - reach) : left + self.size] = torch.inf
+
+
+def list_copies(
+    matches: Sequence[Match], names: Sequence[str], stems: Sequence[str], shown: int, **columns: NDArray
+) -> dict[str, Any]:
+    """Lists copies and the closest matches for a report.
+
+    Args:
+        names: of the N images that `matches` belong to.
+        stems: of the training micrographs.
+        shown: number of closest matches.
+        columns: (N,) further values of each image.
+
+    Returns:
+        `copies`, names; `closest`, a dictionary per image, that with the smallest ratio first.
+    """
+    ratios = np.array([match.ratio for match in matches])
+    closest = [
+        {
+            "index": int(index),
+            "generated": names[index],
+            "micrograph": stems[matches[index].micrograph],
+            **{name: float(values[index]) for name, values in columns.items()},
+            **{name: getattr(matches[index], name) for name in ("distance", "ratio", "top", "left", "symmetry")},
+        }
+        for index in np.argsort(ratios)[:shown]
+    ]
+    return {
+        "copies": [name for name, ratio in zip(names, ratios, strict=False) if ratio < COPY_RATIO],
+        "closest": closest,
+    }
 
 
 def cut_match(micrographs: Micrographs, match: Match, crop_size: int, size: int) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.copy_search import CopySearch, Match, cut_mask
+from steelgen.evaluation.copy_search import CopySearch, Match, cut_mask, list_copies
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import bootstrap_interval, wilson_interval
 from steelgen.evaluation.iou import nanmean
@@ -72,24 +72,13 @@ def judge_mask_copies(evidence: Evidence, report_progress: Callable[[str], None]
             **shared,
         ),
     ]
-    names = evidence.generated.names
     details = {
         "searched": True,
         "ratio": ratios,
         "held_out_ratio": reference_ratios,
         "equal_pixels": agreement,
         "held_out_equal_pixels": reference_agreement,
-        "copies": [names[index] for index in np.flatnonzero(ratios < COPY_RATIO)],
-        "closest": [
-            {
-                "index": int(index),
-                "generated": names[index],
-                "micrograph": train.stems[matches[index].micrograph],
-                "equal_pixels": float(agreement[index]),
-                **{name: getattr(matches[index], name) for name in ("distance", "ratio", "top", "left", "symmetry")},
-            }
-            for index in np.argsort(ratios)[:SHOWN_PAIRS]
-        ],
+        **list_copies(matches, evidence.generated.names, train.stems, SHOWN_PAIRS, equal_pixels=agreement),
     }
     warnings = []
     if copied > floor:

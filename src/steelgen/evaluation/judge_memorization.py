@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.data.placement import apply_symmetry
-from steelgen.evaluation.copy_search import CopySearch, Match
+from steelgen.evaluation.copy_search import CopySearch, Match, list_copies
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import wilson_interval
@@ -68,16 +68,7 @@ def judge_memorization(evidence: Evidence, report_progress: Callable[[str], None
         "pixel_ratio": ratios,
         "held_out_pixel_distance": reference[0],
         "held_out_pixel_ratio": reference_ratios,
-        "copies": [evidence.generated.names[index] for index in np.flatnonzero(ratios < COPY_RATIO)],
-        "closest": [
-            {
-                "index": int(index),
-                "generated": evidence.generated.names[index],
-                "micrograph": evidence.train_micrographs.stems[matches[index].micrograph],
-                **{name: getattr(matches[index], name) for name in ("distance", "ratio", "top", "left", "symmetry")},
-            }
-            for index in np.argsort(ratios)[:SHOWN_PAIRS]
-        ],
+        **list_copies(matches, evidence.generated.names, evidence.train_micrographs.stems, SHOWN_PAIRS),
     }
     mask_figures, details["masks"], warnings = judge_mask_copies(evidence, report_progress)
     return figures + mask_figures, details, warnings

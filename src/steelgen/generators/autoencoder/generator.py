@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.errors import InputError
 from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest, join_networks
+from steelgen.generators.images import restore, standardize, take_images
 from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.models.autoencoder import ImageCodec, MaskCodec
 
@@ -62,7 +62,7 @@ class Autoencoder:
 
     def standardize(self, images: Tensor) -> Tensor:
         """Standardizes images in [-1, 1] for the networks."""
-        return (images - self.intensity[0]) / self.intensity[1]
+        return standardize(images, self.intensity)
 
     def draw(self, request: DrawRequest) -> Drawn:
         """See `Generator.draw`: reconstructions of the images.
@@ -70,14 +70,7 @@ class Autoencoder:
         Raises:
             InputError: if there are no images, or they have other channels than the training images.
         """
-        if request.images is None:
-            raise InputError("generators of kind autoencoder need images to reconstruct")
-        if request.images.shape[1] != self.geometry.in_channels:
-            raise InputError(
-                f"images have {request.images.shape[1]} channels, the autoencoder was trained with "
-                f"{self.geometry.in_channels}"
-            )
-        return self.reconstruct(request.images, None)
+        return self.reconstruct(take_images(request, self.geometry, self.kind), None)
 
     def draw_stages(self, images: Tensor, seeds: Sequence[int]) -> list[Tensor]:
         """See `StagedGenerator.draw_stages`: the images and their reconstructions."""
@@ -100,9 +93,7 @@ class Autoencoder:
     def decode_images(self, latents: Tensor, size: Size) -> Tensor:
         """Latents (N, latent_channels, h, w) → images (N, C, *size) in [-1, 1]; NaN where they are not finite."""
         decoded = self._map(self.image_codec, self.image_codec.decode, latents)[:, :, : size[0], : size[1]]
-        decoded = decoded * self.intensity[1] + self.intensity[0]
-        # Keep non-finite pixels as NaN, which the caller checks for on the host; clamp would turn inf into white.
-        return decoded.clamp(-1, 1).where(decoded.isfinite(), math.nan)
+        return restore(decoded, self.intensity)
 
     def encode_masks(self, masks: Tensor) -> Tensor:
         """(N, H, W) int64 → latents (N, mask_latent_channels, ceil(H / factor), ceil(W / factor))."""

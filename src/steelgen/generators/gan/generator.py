@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest, Latents
 from steelgen.generators.gan.networks import GanNetwork, build_network, count_noise
 from steelgen.generators.gan.projection import find_nearest_styles
+from steelgen.generators.images import restore, standardize
 from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.models.style_gan import StyleGenerator
 
@@ -66,8 +66,7 @@ class Gan:
 
     def standardize(self, images: Tensor) -> Tensor:
         """Standardizes images in [-1, 1] for the networks."""
-        mean, deviation = self.intensity
-        return (images - mean) / deviation
+        return standardize(images, self.intensity)
 
     def count_numbers(self, size: tuple[int, int]) -> int:
         """Returns the length of the latent vector plus the noise of an image of `size` (H, W)."""
@@ -97,9 +96,7 @@ class Gan:
             images = map_rows(
                 lambda rows: self._generate(latents, request.masks, rows), len(latents.styles), self._device
             )
-        images = images.float() * self.intensity[1] + self.intensity[0]
-        # Keep non-finite pixels as NaN, which the caller checks for on the host; clamp would turn inf into white.
-        return Drawn(images.clamp(-1, 1).where(images.isfinite(), math.nan))
+        return Drawn(restore(images.float(), self.intensity))
 
     def project(self, images: Tensor, steps: int, report: Callable[[int, int], None]) -> tuple[Latents, Tensor]:
         """See `LatentSpace.project`.

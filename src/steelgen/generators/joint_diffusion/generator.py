@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
 from steelgen.generators.autoencoder.codec import CODEC_FOLDER, find_whole_latents, load_codec, load_saved_codec
 from steelgen.generators.autoencoder.generator import Autoencoder
+from steelgen.generators.images import restore, standardize
 from steelgen.generators.joint_diffusion.sampling import Given, sample_jointly
 from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.models.joint_unet import build_joint_unet
@@ -85,8 +85,7 @@ class JointDiffusion:
             return images.new_zeros(len(images), 0, *self._find_state_size(None, images))
         if self.codec:
             return self.codec.to(self.network.device).encode_images(images)
-        mean, deviation = self.intensity
-        return ((images - mean) / deviation)[:, : self.channels]
+        return standardize(images, self.intensity)[:, : self.channels]
 
     def encode_masks(self, masks: Tensor) -> Tensor:
         """Converts masks (N, H, W) to the network's bits or latents, (N, bits, h, w)."""
@@ -148,10 +147,7 @@ class JointDiffusion:
         """(N, channels, h, w) in the network's units → (N, C, *size) in [-1, 1]."""
         if self.codec:
             return self.codec.to(self.network.device).decode_images(state, size)
-        mean, deviation = self.intensity
-        image = state * deviation + mean
-        # Infinite pixels become NaN, not white, because callers check for NaN.
-        return image.clamp(-1, 1).where(image.isfinite(), math.nan)
+        return restore(state, self.intensity)
 
     def _decode_masks(self, state: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, bits, h, w) → (N, *size) int64."""

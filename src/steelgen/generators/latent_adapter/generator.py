@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.devices import in_evaluation_mode, map_rows
 from steelgen.errors import InputError
 from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators.images import limit
 from steelgen.generators.latent_adapter.base import Base, load_base
 from steelgen.generators.latent_adapter.hub import find_base, hash_base
 from steelgen.generators.latent_adapter.lora import add_lora, find_lora, load_lora
@@ -163,8 +163,7 @@ class LatentAdapter:
                     stacklevel=3,
                 )
             images = images.mean(dim=1, keepdim=True)
-        # Keep non-finite pixels as NaN, which the caller checks for; clamp would turn inf into white.
-        return images.clamp(-1, 1).where(images.isfinite(), math.nan)
+        return limit(images)
 
 
 def compute_tint(images: Tensor) -> float:

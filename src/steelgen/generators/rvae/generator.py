@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from steelgen.errors import InputError
 from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
 from steelgen.generators.describing import Description
+from steelgen.generators.images import limit, restore, standardize
 from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.models.rvae import RotationVae
 
@@ -115,8 +115,7 @@ class Rvae:
         """Stacks the network's input, (N, C, S, S): standardized gray levels, then the island."""
         channels = []
         if self.sees_image:
-            mean, deviation = self.intensity
-            channels.append((batch["image"] - mean) / deviation)
+            channels.append(standardize(batch["image"], self.intensity))
         if self.sees_island:
             channels.append(batch["island"][:, None])
         return torch.cat(channels, dim=1)
@@ -133,13 +132,11 @@ class Rvae:
         identity = latents.new_zeros(count, 3)
         decoded = network.decode(latents, identity[:, 0], identity, network.disc)
         if self.sees_image:
-            mean, deviation = self.intensity
-            shown = decoded[:, : network.gray_channels] * deviation + mean
+            shown = restore(decoded[:, : network.gray_channels], self.intensity)
         else:
-            shown = 2 * decoded.sigmoid() - 1
+            shown = limit(2 * decoded.sigmoid() - 1)
         images = shown.new_zeros(count, shown.shape[1], edge**2)
-        # Keep non-finite pixels as NaN, which the caller checks for on the host; clamp would turn inf into white.
-        images[:, :, network.disc] = shown.clamp(-1, 1).where(shown.isfinite(), math.nan)
+        images[:, :, network.disc] = shown
         return images.view(count, -1, edge, edge).expand(-1, self.geometry.in_channels, -1, -1)
 
     def _describe(self, patches: Tensor) -> tuple[Tensor, ...]:

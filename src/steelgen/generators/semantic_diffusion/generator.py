@@ -21,6 +21,7 @@ from steelgen.data.conditions import Condition, outline
 from steelgen.data.crops import Micrographs, image_to_tensor
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry, resize_image
+from steelgen.devices import in_evaluation_mode
 from steelgen.diffusion.guidance import Coarse
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.diffusion.refinement import agree_with, draw_coarse_noise, enlarge, shrink
@@ -30,6 +31,7 @@ from steelgen.generators import Drawn, DrawRequest
 from steelgen.generators.autoencoder.codec import CODEC_FOLDER, is_same_codec, load_codec, load_saved_codec
 from steelgen.generators.autoencoder.generator import Autoencoder
 from steelgen.generators.families import load_generator
+from steelgen.generators.images import restore, standardize
 from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
 from steelgen.generators.semantic_diffusion.description import COMPONENTS, INDEX_FILE, load_description
 from steelgen.generators.semantic_diffusion.sampler import SemanticSampler
@@ -93,8 +95,7 @@ class SemanticDiffusion:
         """Converts images (N, C, H, W) in [-1, 1] to the network's units, (N, channels, h, w)."""
         if self.codec:
             return self.codec.to(self.network.device).encode_images(images)
-        mean, deviation = self.intensity
-        return (images - mean) / deviation
+        return standardize(images, self.intensity)
 
     @property
     def value_range(self) -> tuple[float, float] | None:
@@ -115,18 +116,15 @@ class SemanticDiffusion:
         masks, solver, start = request.masks, request.solver or SolverSection(), request.start
         if masks is None:
             masks = torch.full((len(request.seeds), *self._choose_size(request)), self.info.ignore_index)
-        training = self.network.training
-        self.network.eval()
         autoguidance = getattr(solver, "autoguidance", None)
         told = request.conditions is not None and not bool(request.conditions.isnan().all())
         if autoguidance is None and not told and not (masks < self.info.num_classes).any():
             # With nothing given the conditional prediction equals the null one; guidance would compute it twice.
             solver = solver.model_copy(update={"guidance_scale": 1.0})
-        mean, deviation = self.intensity
         coarse = self._prepare_coarse(request, masks, solver) if self.low_resolution else None
         base, scale = (coarse.images, self.detail) if coarse else (0.0, 1.0)
-        try:
-            image = SemanticSampler(self.network, self.schedule)(
+        with in_evaluation_mode(self.network):
+            image = SemanticSampler(self.network, self.schedule, self.factor)(
                 masks,
                 request.seeds,
                 solver,
@@ -137,21 +135,16 @@ class SemanticDiffusion:
                 weak_unet=self._load_weak_unet(autoguidance),
                 coarse=coarse,
                 conditions=request.conditions if told else None,
-                mask_factor=self.factor,
             )
-        finally:
-            self.network.train(training)
         if self.codec:
             size = (int(masks.shape[1]), int(masks.shape[2]))
             return Drawn(self.codec.to(image.device).decode_images(image, size))
         if self.low_resolution and coarse and request.images is not None:
             image = image * self.detail + coarse.images.to(image.device)
             if solver.consistency:
-                given = (request.images - mean).to(image.device) / deviation
+                given = self.encode_images(request.images).to(image.device)
                 image = agree_with(given, image, self.low_resolution.factor)
-        image = image * deviation + mean
-        # Infinite pixels become NaN, not white, because callers check for NaN.
-        return Drawn(image.clamp(-1, 1).where(image.isfinite(), math.nan))
+        return Drawn(restore(image, self.intensity))
 
     def _choose_size(self, request: DrawRequest) -> tuple[int, int]:
         """Height and width of images without masks: of the network, or of the coarse images times the factor."""
@@ -164,8 +157,7 @@ class SemanticDiffusion:
         """Enlarges the coarse images of a request, in units of `intensity`, with the solver's noise on them."""
         assert self.low_resolution is not None
         assert request.images is not None, "a refining generator needs images"
-        factor, mean, deviation = self.low_resolution.factor, *self.intensity
-        size = masks.shape[1:]
+        factor, size = self.low_resolution.factor, masks.shape[1:]
         wanted = tuple(-(-edge // factor) for edge in size)
         if request.images.shape[2:] != wanted:
             found = "x".join(map(str, reversed(request.images.shape[2:])))
@@ -173,7 +165,7 @@ class SemanticDiffusion:
                 f"coarse images of {found} px do not fit masks of {size[1]}x{size[0]} px: at factor {factor} they must "
                 f"have {wanted[1]}x{wanted[0]} px"
             )
-        images = (request.images - mean) / deviation
+        images = self.encode_images(request.images)
         if solver.coarse_noise:
             noise = draw_coarse_noise(images.shape[1:], request.seeds)
             images = images + solver.coarse_noise * noise.to(images.device)

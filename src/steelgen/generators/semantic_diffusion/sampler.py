@@ -25,10 +25,11 @@ class SemanticSampler:
     Args:
         unet: the network.
         schedule: the noise schedule of its training.
+        mask_factor: pixels of the masks per pixel of the network, along an edge.
     """
 
-    def __init__(self, unet: SemanticUNet, schedule: NoiseSchedule) -> None:
-        self.unet, self.schedule = unet, schedule
+    def __init__(self, unet: SemanticUNet, schedule: NoiseSchedule, mask_factor: int = 1) -> None:
+        self.unet, self.schedule, self._mask_factor = unet, schedule, mask_factor
 
     def __call__(
         self,
@@ -43,7 +44,6 @@ class SemanticSampler:
         weak_unet: SemanticUNet | None = None,
         coarse: Coarse | None = None,
         conditions: Tensor | None = None,
-        mask_factor: int = 1,
     ) -> Tensor:
         """Generates one image per mask; see `sample_batch` for the arguments.
 
@@ -69,13 +69,12 @@ class SemanticSampler:
                 cache_share,
                 coarse.select(rows) if coarse else None,
                 told,
-                mask_factor,
             )
 
         if self.unet.device.type != "cpu":
             return generate(slice(None))
         rows = [slice(index, index + 1) for index in range(len(seeds))]
-        size = self._find_size(masks, mask_factor)
+        size = self._find_size(masks)
         if not self._fits_network(size, solver) or is_compiled(self.unet):
             return torch.cat([generate(row) for row in rows])
         share = 1 / torch.get_num_threads()
@@ -95,7 +94,6 @@ class SemanticSampler:
         cache_share: float = 1.0,
         coarse: Coarse | None = None,
         conditions: Tensor | None = None,
-        mask_factor: int = 1,
     ) -> Tensor:
         """Generates one image per mask in one batch; the host waits for the device at most once per step.
 
@@ -112,7 +110,6 @@ class SemanticSampler:
             cache_share: share of the solver's mask_cache_gib for this call.
             coarse: coarse images of a refining network.
             conditions: (N, K); see `ConditionEmbedding`. None is the null condition.
-            mask_factor: pixels of the masks per pixel of the network, along an edge.
 
         Returns:
             (N, in_channels, ceil(H / mask_factor), ceil(W / mask_factor)) float32, in the network's units.
@@ -123,13 +120,13 @@ class SemanticSampler:
         max_bytes = cache_share * solver.mask_cache_gib * 2**30
         if coarse is not None:
             coarse = Coarse(*(tensor.to(device) for tensor in coarse))
-        size = self._find_size(masks, mask_factor)
+        size = self._find_size(masks)
         if self._fits_network(size, solver):
-            one_hot = self._encode_masks(masks, mask_factor).to(self.unet.dtype)
+            one_hot = self._encode_masks(masks).to(self.unet.dtype)
             network = GuidedNetwork(self.unet, one_hot, guide, max_bytes, coarse, conditions)
             predict: Callable[..., Tensor] = network.predict
         else:
-            predict = self._build_window_predictor(masks, coarse, guide, max_bytes, solver, conditions, mask_factor)
+            predict = self._build_window_predictor(masks, coarse, guide, max_bytes, solver, conditions)
         steps = build_solver(solver, self.schedule, self.unet, value_range)
         shape = (config.in_channels, *size)
         noise = (randn_by_seed(shape, seeds) if noise is None else noise).to(device)
@@ -141,19 +138,19 @@ class SemanticSampler:
             image = steps.advance(image, step, lambda noisy: predict(noisy, time, guided), sources)  # noqa: B023
         return image
 
-    def _find_size(self, masks: Tensor, mask_factor: int) -> tuple[int, int]:
+    def _find_size(self, masks: Tensor) -> tuple[int, int]:
         """Height and width of the images in pixels of the network."""
-        return -(-int(masks.shape[1]) // mask_factor), -(-int(masks.shape[2]) // mask_factor)
+        return -(-int(masks.shape[1]) // self._mask_factor), -(-int(masks.shape[2]) // self._mask_factor)
 
     def _fits_network(self, size: tuple[int, int], solver: AnySolverSection) -> bool:
         """Whether images are computed without windows."""
         return size == (self.unet.config.image_size,) * 2 and not solver.periodic
 
-    def _encode_masks(self, masks: Tensor, mask_factor: int) -> Tensor:
+    def _encode_masks(self, masks: Tensor) -> Tensor:
         """One-hot masks (N, num_classes, h, w) in pixels of the network."""
         config = self.unet.config
         one_hot = one_hot_with_dropout(masks.to(self.unet.device), config.num_classes)
-        return one_hot if mask_factor == 1 else shrink_one_hot(one_hot, mask_factor, config.mask_resize)
+        return one_hot if self._mask_factor == 1 else shrink_one_hot(one_hot, self._mask_factor, config.mask_resize)
 
     def _build_window_predictor(
         self,
@@ -163,7 +160,6 @@ class SemanticSampler:
         max_bytes: float,
         solver: AnySolverSection,
         conditions: Tensor | None,
-        mask_factor: int,
     ) -> Callable[[Tensor, Tensor, bool], Tensor]:
         """Like `GuidedNetwork.predict`, for masks (N, H, W) larger than the network's image_size.
 
@@ -171,13 +167,13 @@ class SemanticSampler:
         the image.
         """
         unet, edge, classes = self.unet, self.unet.config.image_size, self.unet.config.num_classes
-        height, width = self._find_size(masks, mask_factor)
+        height, width = self._find_size(masks)
         layout = WindowLayout(height, width, edge, solver.window_overlap, solver.periodic, unet.device)
-        if mask_factor == 1:
+        if self._mask_factor == 1:
             indices = masks[:, None].clamp(max=classes).to(unet.device, torch.uint8)  # pixels of no class are all alike
             mask_pieces = layout.cut(indices)[:, 0]  # (N·windows, edge, edge)
         else:
-            mask_pieces = layout.cut(self._encode_masks(masks, mask_factor))  # (N·windows, num_classes, edge, edge)
+            mask_pieces = layout.cut(self._encode_masks(masks))  # (N·windows, num_classes, edge, edge)
         coarse_pieces = None
         if coarse is not None:
             noise = coarse.noise.repeat_interleave(len(layout.origins))
@@ -192,7 +188,9 @@ class SemanticSampler:
         def build(part: slice) -> GuidedNetwork:
             # Contiguous, because CPU kernels of another memory format round differently.
             own = mask_pieces[part]
-            one_hot = (one_hot_with_dropout(own, classes) if mask_factor == 1 else own).to(unet.dtype).contiguous()
+            one_hot = (
+                (one_hot_with_dropout(own, classes) if self._mask_factor == 1 else own).to(unet.dtype).contiguous()
+            )
             seen = coarse_pieces.select(part) if coarse_pieces else None
             return GuidedNetwork(unet, one_hot, guide, coarse=seen, conditions=None if told is None else told[part])
 

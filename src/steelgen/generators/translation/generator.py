@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from steelgen.devices import in_evaluation_mode, map_rows, randn_by_seed
 from steelgen.errors import InputError
 from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
+from steelgen.generators.images import restore, standardize, take_images
 from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.generators.translation.windows import translate_in_windows
 from steelgen.models.translation import ALIGNMENT, TranslationGenerator
@@ -52,11 +52,11 @@ class Translator:
 
     def standardize_source(self, images: Tensor) -> Tensor:
         """Standardizes source images in [-1, 1] for the networks."""
-        return (images - self.source_intensity[0]) / self.source_intensity[1]
+        return standardize(images, self.source_intensity)
 
     def standardize(self, images: Tensor) -> Tensor:
         """Standardizes target images in [-1, 1] for the networks."""
-        return (images - self.intensity[0]) / self.intensity[1]
+        return standardize(images, self.intensity)
 
     @torch.inference_mode()
     def draw(self, request: DrawRequest) -> Drawn:
@@ -65,18 +65,9 @@ class Translator:
         Raises:
             InputError: if there are no images, or they have other channels than the training images.
         """
-        if request.images is None:
-            raise InputError("generators of kind translation need images to translate")
-        if request.images.shape[1] != self.geometry.in_channels:
-            raise InputError(
-                f"images have {request.images.shape[1]} channels, the generator was trained with "
-                f"{self.geometry.in_channels}"
-            )
-        images = self.standardize_source(request.images)
+        images = self.standardize_source(take_images(request, self.geometry, self.kind))
         translated = self._map_rows(self.network, images, self._sample_noise(request.seeds, images))
-        translated = translated * self.intensity[1] + self.intensity[0]
-        # Keep non-finite pixels as NaN, which the caller checks for on the host; clamp would turn inf into white.
-        return Drawn(translated.clamp(-1, 1).where(translated.isfinite(), math.nan))
+        return Drawn(restore(translated, self.intensity))
 
     @torch.inference_mode()
     def draw_stages(self, images: Tensor, seeds: Sequence[int]) -> list[Tensor]:
