@@ -182,9 +182,8 @@ def measure_training(scale: Scale, folder: Path, save: Save) -> None:
 
 
 def measure_compiled(scale: Scale, folder: Path, save: Save) -> None:
-    """Measures compiled steps, which take a minute or more to start."""
-    kinds = [(size, precision, True, True) for precision in scale.precisions for size in scale.batches]
-    _measure_steps(scale, folder, save, kinds)
+    """Measures compiled steps of the first precision, which take half a minute or more to start."""
+    _measure_steps(scale, folder, save, [(size, scale.precisions[0], True, True) for size in scale.batches])
 
 
 def _measure_steps(scale: Scale, folder: Path, save: Save, kinds: list[tuple[int, str, bool, bool]]) -> None:
