@@ -443,8 +443,7 @@ def _tabulate_resumption(rows: Sequence[Results]) -> Lines:
             _name_precision(row),
             "yes" if row["deterministic"] else "no",
             str(row["steps"]),
-            *_show_differences(row["resumed"]),
-            *_show_differences(row["repeated"]),
+            *(_show_differences(row.get("resumed")) + _show_differences(row.get("repeated"))),
         ]
         for row in rows
     ]
@@ -452,10 +451,13 @@ def _tabulate_resumption(rows: Sequence[Results]) -> Lines:
         "Tensors of a checkpoint that differ from those of an uninterrupted run, after resuming from halfway and in a "
         "repeated run:"
     )
-    return [heading, "", *_table(columns, cells, texts=2)]
+    failed = [f"{_name_precision(row)}, deterministic: {row['failed']}" for row in rows if "failed" in row]
+    return [heading, "", *_table(columns, cells, texts=2), *(["", "Failed:", "", *failed] if failed else [])]
 
 
-def _show_differences(found: Results) -> list[str]:
+def _show_differences(found: Results | None) -> list[str]:
+    if found is None:
+        return ["–", "–"]
     return [f"{found['differing']} of {found['tensors']}", f"{found['largest_difference']:.1e}"]
 
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from steelgen.generators.augment import (
     AUGMENTATION_NUMBERS,
@@ -210,3 +211,14 @@ def test_strength_goes_on_where_it_was_and_is_the_same_in_all_processes():
         halves.update(lambda own, signs=signs: torch.cat([own, signs[16:]]))
     assert halves.state() == whole.state()
     assert whole.state()["strength"] > 0.1
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_images_are_resampled_as_by_torch_and_twice_differentiable(mode):
+    images = torch.randn(2, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    numbers, strength = torch.rand(2, AUGMENTATION_NUMBERS, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64)
+    grid = F.affine_grid(build_maps(numbers, strength, 8)[:, :2], [2, 1, 8, 8], align_corners=False)
+    wanted = F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
+    assert torch.equal(augment(images, numbers, strength, mode), wanted)
+    assert torch.autograd.gradcheck(lambda x: augment(x, numbers, strength, mode), (images,))
+    assert torch.autograd.gradgradcheck(lambda x: augment(x, numbers, strength, mode), (images,))

@@ -39,7 +39,46 @@ def augment(images: Tensor, numbers: Tensor, strength: Tensor, mode: str = "bicu
     """
     maps = build_maps(numbers, strength, images.shape[-1])
     grid = F.affine_grid(maps[:, :2], list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
+    return _Resample.apply(images.to(grid.dtype), grid, _MODES[mode])
+
+
+_MODES = {"bilinear": 0, "nearest": 1, "bicubic": 2}
+_REFLECTION = 2
+"""torch's numbers of interpolation and padding modes."""
+
+
+class _Resample(torch.autograd.Function):
+    """`F.grid_sample` with reflection padding, twice differentiable with respect to the images.
+
+    Gradient penalties differentiate through it twice, for which torch below 2.13 has no derivative. It is linear in the
+    images and so is its derivative, whose derivative is the resampling itself. Grids get no gradient.
+    """
+
+    @staticmethod
+    def forward(context: Any, images: Tensor, grid: Tensor, mode: int) -> Tensor:
+        context.save_for_backward(images, grid)
+        context.mode = mode
+        return torch.ops.aten.grid_sampler_2d(images, grid, mode, _REFLECTION, False)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        images, grid = context.saved_tensors
+        return _ResampleBackward.apply(gradient, images.detach(), grid, context.mode), None, None
+
+
+class _ResampleBackward(torch.autograd.Function):
+    """The derivative of `_Resample`, a linear map of the gradient of its output."""
+
+    @staticmethod
+    def forward(context: Any, gradient: Tensor, images: Tensor, grid: Tensor, mode: int) -> Tensor:
+        context.save_for_backward(grid)
+        context.mode = mode
+        wanted = [True, False]  # the images' gradient, the grid's gradient
+        return torch.ops.aten.grid_sampler_2d_backward(gradient, images, grid, mode, _REFLECTION, False, wanted)[0]
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Resample.apply(gradient, *context.saved_tensors, context.mode), None, None, None
 
 
 def augment_mask(mask: Tensor, numbers: Tensor, strength: Tensor) -> Tensor:
