@@ -218,7 +218,7 @@ def place_networks(networks: Mapping[str, nn.Module], options: OptimizationSecti
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         network.to(device).train()
         if options.compile:
-            network.compile()
+            network.compile(backend="cudagraphs" if options.compile == "cudagraphs" else "inductor")
 
 
 def iterate_batches(
