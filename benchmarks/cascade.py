@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from common import LinePrinter, save_results, time_alternately
 from numpy.typing import NDArray
-from torch.utils.data import default_collate
+from steps import TrainingStep
 
 from steelgen.config.base import parse_config
 from steelgen.config.solver import SolverSection
@@ -48,10 +48,8 @@ from steelgen.files import load_json, save_json
 from steelgen.generators import Generator
 from steelgen.generators.cascade import build_cascade
 from steelgen.generators.drawing import draw_for_masks
-from steelgen.generators.families import build_trainable, load_generator
+from steelgen.generators.families import load_generator
 from steelgen.training.loop import train
-from steelgen.training.setup import build_crops, place_networks, prepare
-from steelgen.training.state import build_state
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
@@ -96,26 +94,10 @@ def build_config(part: str, base: Path, run_dir: Path, seed: int = 0, steps: int
 def measure_steps(base: Path, repeats: int) -> dict[str, float]:
     """Measures a training step of each part alternately, in median CPU seconds."""
 
-    def build(part: str) -> Any:
-        config = build_config(part, base, Path("unused"))
-        generator, micrographs = prepare(config)
-        trainable = build_trainable(generator, config)
-        crops = build_crops(config, trainable, micrographs)
-        place_networks(trainable.networks, config.train, torch.device("cpu"))
-        state = build_state(config, trainable, None, len(crops), criterion=None)
-        precision = torch.autocast("cpu", torch.bfloat16, enabled=config.train.mixed_precision == "auto")
-
-        def step() -> None:
-            batch = default_collate([crops[number] for number in range(config.train.train_batch_size)])
-            with precision:
-                losses = trainable.compute_loss(trainable.phases[0], trainable.networks, batch).losses
-            losses.mean().backward()
-            state.optimizers[trainable.phases[0].name].step()
-            state.network.zero_grad(set_to_none=True)
-
-        return step
-
-    parts = {part: build(part) for part in ("native", "quarter", "refine-2", "refine-4")}
+    parts = {
+        part: TrainingStep(build_config(part, base, Path("unused")))
+        for part in ("native", "quarter", "refine-2", "refine-4")
+    }
     return {
         part: float(np.median(found)) for part, found in time_alternately(parts, repeats, time.process_time).items()
     }

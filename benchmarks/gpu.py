@@ -4,9 +4,10 @@
     benchmarks/gpu --only resume      some parts; results of the others are kept
     benchmarks/gpu --dry              the same with tiny networks on a CPU in a minute or two, to check that it works
 
-Training uses configs/train.json on the micrographs in data/uhcs at three image sizes, through `steelgen.train` with its
-loader, EMA and metrics. Each part runs in its own process with its share of the remaining time, the most important ones
-first. Measurements made before a part times out or fails are kept in the results.
+Training uses configs/train.json on the micrographs in data/uhcs at three image sizes: its steps alone, on batches that
+are on the GPU already, and through `steelgen.train` with its loader, EMA and metrics. Each part runs in its own process
+with its share of the remaining time, the most important ones first. Measurements made before a part times out or fails
+are kept in the results.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import gc
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,7 +27,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ import torch
 from accelerate.state import AcceleratorState
 from common import LinePrinter, save_results, summarize
 from safetensors.torch import load_file
+from steps import TrainingStep
 from tables import tabulate_gpu
 
 from steelgen.config.base import parse_config
@@ -43,6 +46,7 @@ from steelgen.devices import is_out_of_memory, pick_device
 from steelgen.errors import first_line
 from steelgen.files import load_json, save_json
 from steelgen.generators.families import load_generator
+from steelgen.planning.rules import SMALL_NETWORK
 from steelgen.sampling.generate import SamplingBatch, generate_images, prepare_generator
 from steelgen.training.batch_size import tune_batch
 from steelgen.training.loop import train
@@ -71,6 +75,8 @@ class Scale:
     precisions: tuple[str, ...]
     unet: dict[str, Any]
     """Changes of the network section of configs/train.json."""
+    small_unet: dict[str, Any]
+    """Those of the part `resume`, which writes many checkpoints."""
     warm_up: int
     """Steps before measuring, for memory allocation and kernel selection."""
     watched: int
@@ -89,8 +95,8 @@ class Scale:
     """Crops per step in the search for the largest batch."""
 
 
-FULL = Scale({64: 64, 128: 32, 256: 16}, ("bf16", "no"), {}, 6, 5, 4, 6, 16, (512, 512), 12, 16.0, 256)
-DRY = Scale({16: 2}, ("no",), TINY, 1, 1, 1, 2, 2, (24, 40), 2, None, 1)
+FULL = Scale({64: 64, 128: 32, 256: 16}, ("bf16", "no"), {}, SMALL_NETWORK, 6, 5, 4, 6, 16, (512, 512), 12, 16.0, 256)
+DRY = Scale({16: 2}, ("no",), TINY, TINY, 1, 1, 1, 2, 2, (24, 40), 2, None, 1)
 
 
 def build_config(scale: Scale, run_dir: Path, size: int, **train: Any) -> TrainConfig:
@@ -108,10 +114,15 @@ def build_config(scale: Scale, run_dir: Path, size: int, **train: Any) -> TrainC
 
 
 def train_isolated(config: TrainConfig, observer: LinePrinter, resume: bool = False) -> None:
-    """Trains as in a new process, without the precision and determinism set by earlier trainings."""
+    """Trains as in a new process."""
+    _reset_torch()
+    train(config, observer, resume)
+
+
+def _reset_torch() -> None:
+    """Forgets the precision and determinism set by earlier trainings."""
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.use_deterministic_algorithms(False)
-    train(config, observer, resume)
 
 
 class Watch(LinePrinter):
@@ -175,38 +186,77 @@ def watch_memory(row: Results) -> Iterator[None]:
         row["reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
 
 
-def measure_training(scale: Scale, folder: Path, save: Save) -> None:
-    """Measures steps of every size in fp32 (with TF32) and bf16, in both memory layouts."""
-    kinds = itertools.product((True, False), scale.precisions, scale.batches)
-    _measure_steps(scale, folder, save, [(size, precision, last, False) for last, precision, size in kinds])
+def measure_steps(scale: Scale, folder: Path, save: Save) -> None:
+    """Measures steps on resident batches: eager in fp32 (with TF32) and bf16, in both layouts, and from CUDA graphs."""
+    kinds = list(itertools.product((True, False), scale.precisions, scale.batches))
+    eager = [(size, precision, last, False) for last, precision, size in kinds]
+    graphs = [(size, scale.precisions[0], True, "cudagraphs") for size in scale.batches]
+    _measure_steps(scale, folder, save, [*eager[: len(graphs)], *graphs, *eager[len(graphs) :]])
 
 
 def measure_compiled(scale: Scale, folder: Path, save: Save) -> None:
-    """Measures compiled steps of the first precision, which take half a minute or more to start."""
-    _measure_steps(scale, folder, save, [(size, scale.precisions[0], True, True) for size in scale.batches])
+    """Measures steps compiled to new kernels, which may take minutes to start."""
+    _measure_steps(scale, folder, save, [(_middle(scale), scale.precisions[0], True, True)])
 
 
-def _measure_steps(scale: Scale, folder: Path, save: Save, kinds: list[tuple[int, str, bool, bool]]) -> None:
+def _middle(scale: Scale) -> int:
+    return sorted(scale.batches)[len(scale.batches) // 2]
+
+
+def _measure_steps(scale: Scale, folder: Path, save: Save, kinds: list[tuple[int, str, bool, bool | str]]) -> None:
     rows: list[Results] = []
     for size, precision, channels_last, compiled in kinds:
         options = {"mixed_precision": precision, "channels_last": channels_last, "compile": compiled}
         row = {"image_size": size, "batch_size": scale.batches[size], **options}
         start = time.perf_counter()
         try:
-            with ExitStack() as stack, watch_memory(row), tempfile.TemporaryDirectory(dir=folder) as place:
-                watch = Watch(scale, stack)
-                train_isolated(build_config(scale, Path(place) / "run", size, **options), watch)
+            with watch_memory(row):
+                _reset_torch()
+                step = TrainingStep(build_config(scale, folder / "unused", size, **options), resident=2)
+                _run_steps(step, scale.warm_up)
+                row["seconds_to_start"] = time.perf_counter() - start
+                seconds = [_run_steps(step, scale.block) / scale.block for _ in range(scale.blocks)]
+                with count_waits() as waits:
+                    _run_steps(step, scale.watched, wait=False)
         except Exception as error:
             if not is_out_of_memory(error.__cause__ or error):
                 raise
             row["failed"] = "out of memory"
         else:
-            rates = [1 / seconds for seconds in watch.seconds]
-            row["steps_per_second"] = summarize(rates)
-            row["images_per_second"] = summarize([scale.batches[size] * rate for rate in rates])
-            row["waits_a_step"] = watch.waits.total() / scale.watched
-            row["waits"] = dict(watch.waits.most_common(10))
-            row["seconds_in_all"] = time.perf_counter() - start
+            row |= _rate(seconds, scale.batches[size])
+            row["waits_a_step"], row["waits"] = waits.total() / scale.watched, dict(waits.most_common(10))
+        rows.append(row)
+        save(rows)
+
+
+def _run_steps(step: TrainingStep, count: int, wait: bool = True) -> float:
+    """Takes steps; returns the seconds until the GPU has finished them."""
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    if wait:
+        synchronize()
+    return time.perf_counter() - start
+
+
+def _rate(seconds: list[float], batch_size: int) -> Results:
+    rates = [1 / each for each in seconds]
+    return {"steps_per_second": summarize(rates), "images_per_second": summarize([batch_size * rate for rate in rates])}
+
+
+def measure_training(scale: Scale, folder: Path, save: Save) -> None:
+    """Measures `steelgen.train` with its loader, and counts its waits."""
+    rows: list[Results] = []
+    for size, batch_size in scale.batches.items():
+        options = {"mixed_precision": scale.precisions[0], "channels_last": True, "compile": False}
+        row = {"image_size": size, "batch_size": batch_size, **options}
+        start = time.perf_counter()
+        with ExitStack() as stack, watch_memory(row), tempfile.TemporaryDirectory(dir=folder) as place:
+            watch = Watch(scale, stack)
+            train_isolated(build_config(scale, Path(place) / "run", size, **options), watch)
+        row |= _rate(watch.seconds, batch_size)
+        row |= {"waits_a_step": watch.waits.total() / scale.watched, "waits": dict(watch.waits.most_common(10))}
+        row["seconds_in_all"] = time.perf_counter() - start
         rows.append(row)
         save(rows)
 
@@ -224,7 +274,8 @@ def measure_resume(scale: Scale, folder: Path, save: Save) -> None:
         rows.append(row)
         with tempfile.TemporaryDirectory(dir=folder) as place:
             names = ("whole", "repeated", "parts")
-            whole, repeated, parts = (build_config(scale, Path(place) / name, size, **options) for name in names)
+            small = replace(scale, unet=scale.small_unet)
+            whole, repeated, parts = (build_config(small, Path(place) / name, size, **options) for name in names)
             try:
                 train_isolated(whole, LinePrinter())
                 train_isolated(repeated, LinePrinter())
@@ -268,7 +319,7 @@ def measure_sampling(scale: Scale, folder: Path, save: Save) -> None:
     """Measures the default solver with untrained networks of every size, and a larger image in windows."""
     rows: list[Results] = []
     sizes = {size: (size, size) for size in scale.batches}
-    middle = sorted(sizes)[len(sizes) // 2]
+    middle = _middle(scale)
     solver = SolverSection(num_inference_steps=scale.solver_steps)
     for network, shape in [*sizes.items(), (middle, scale.micrograph)]:
         path = folder / str(network)
@@ -302,7 +353,7 @@ def measure_sampling(scale: Scale, folder: Path, save: Save) -> None:
 
 def measure_memory(scale: Scale, folder: Path, save: Save) -> None:
     """Measures the largest batch found by `steelgen tune-batch` and the memory of training with it."""
-    size = sorted(scale.batches)[len(scale.batches) // 2]
+    size = _middle(scale)
     options = {"mixed_precision": scale.precisions[0], "train_batch_size": scale.most_crops}
     config = build_config(scale, folder / "run", size, **options)
     plan = tune_batch(config, scale.memory_gib)
@@ -324,34 +375,31 @@ def measure_memory(scale: Scale, folder: Path, save: Save) -> None:
 
 
 def measure_processes(scale: Scale, folder: Path, save: Save) -> None:
-    """Measures images per second of one and two processes, each with its own GPU and the same batch."""
+    """Measures images per second of two processes, each with its own GPU and the batch that `training` gives one."""
     if torch.cuda.is_available() and torch.cuda.device_count() < 2:
         save({"skipped": "one GPU"})
         return
-    size = sorted(scale.batches)[len(scale.batches) // 2]
-    row: Results = {"image_size": size, "batch_size": scale.batches[size]}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    size, steps = _middle(scale), scale.block * scale.blocks
+    options = {"mixed_precision": scale.precisions[0], "max_steps": 2 * steps, "log_every": steps}
+    config = build_config(scale, folder / "run", size, **options)
+    save_json(folder / "train.json", config.model_dump(mode="json"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "steelgen", "train", "-c", str(folder / "train.json")]
     environment = os.environ if torch.cuda.is_available() else {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    for processes in (1, 2):
-        run_dir = folder / str(processes)
-        steps = scale.block * scale.blocks
-        options = {"mixed_precision": scale.precisions[0], "max_steps": 2 * steps, "log_every": steps}
-        config = build_config(scale, run_dir, size, **options)
-        save_json(folder / f"{processes}.json", config.model_dump(mode="json"))
-        command = [*launcher, str(processes), "-m", "steelgen", "train", "-c", str(folder / f"{processes}.json")]
-        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
-        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        row[f"images_per_second_of_{processes}"] = json.loads(lines[-1])["images_per_second"]
-        save(row)
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+    lines = (config.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rate = json.loads(lines[-1])["images_per_second"]
+    save({"image_size": size, "batch_size": scale.batches[size], "images_per_second": rate})
 
 
 PARTS: dict[str, tuple[Callable[[Scale, Path, Save], None], int]] = {
+    "steps": (measure_steps, 9),
     "resume": (measure_resume, 4),
-    "training": (measure_training, 9),
+    "training": (measure_training, 4),
     "sampling": (measure_sampling, 4),
     "memory": (measure_memory, 3),
-    "compiled": (measure_compiled, 7),
     "processes": (measure_processes, 3),
+    "compiled": (measure_compiled, 5),
 }
 """Parts by importance, with their shares of the time; unused time goes to the following ones."""
 
@@ -370,32 +418,49 @@ def run_parts(names: list[str], arguments: argparse.Namespace, results: Results)
 def run_part(name: str, dry: bool, limit: float) -> Results:
     """Results of a part within `limit` seconds, and why it ended early if it did."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "part.json"
-        command = [sys.executable, __file__, "--part", name, "--out", str(out), *(["--dry"] if dry else [])]
+        out, log = Path(folder) / "part.json", Path(folder) / "log"
+        # Forked from a server that has imported everything but never used the GPU.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_IMPORTED)
+        process = context.Process(target=_measure_part, args=(name, dry, out, log))
         start = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        try:
-            _, errors = process.communicate(timeout=limit)
-            ended = {"failed": errors.strip().splitlines()[-1:]} if process.returncode else {}
-            sys.stderr.write(errors if process.returncode else "")
-        except subprocess.TimeoutExpired:
-            ended = {"cut_after_seconds": round(limit)}
-        finally:
-            _end_group(process)
+        process.start()
+        process.join(limit)
+        cut = process.exitcode is None
+        _end_group(process)
+        ended: Results = {"cut_after_seconds": round(limit)} if cut else {}
+        if not cut and process.exitcode:
+            errors = log.read_text(errors="replace")
+            sys.stderr.write(errors)
+            ended = {"failed": errors.strip().splitlines()[-1:]}
         measured = load_json(out)["measured"] if out.is_file() else None
         return {"measured": measured, "seconds": round(time.monotonic() - start, 1), **ended}
 
 
-def _end_group(process: subprocess.Popen) -> None:
+_IMPORTED = [
+    "steelgen.generators.semantic_diffusion.training",
+    "steelgen.sampling.generate",
+    "steelgen.training.batch_size",
+    "steelgen.training.loop",
+]
+
+
+def _measure_part(name: str, dry: bool, out: Path, log: Path) -> None:
+    os.setsid()
+    with log.open("w") as errors:
+        os.dup2(errors.fileno(), 2)
+    # The caller removes this folder even if this process is killed.
+    PARTS[name][0](DRY if dry else FULL, out.parent, lambda measured: save_json(out, {"measured": measured}))
+
+
+def _end_group(process: multiprocessing.process.BaseProcess) -> None:
     """Ends a part and its child processes; torchrun forwards SIGTERM to processes outside its group."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(process.pid, number)
-            process.communicate(timeout=5)
+            os.killpg(process.pid or 0, number)
         except ProcessLookupError:
             return
-        except subprocess.TimeoutExpired:
-            continue
+        process.join(5)
 
 
 def describe_gpu() -> Results:
@@ -422,13 +487,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="time limit of all parts together (default 9)")
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--out", type=Path, help="JSON file; tables are written next to it as .md")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.part:
-        measure, scale = PARTS[arguments.part][0], DRY if arguments.dry else FULL
-        # The caller removes this folder even if this process is killed.
-        measure(scale, arguments.out.parent, lambda measured: save_json(arguments.out, {"measured": measured}))
-        return 0
     on_cpu = pick_device().type == "cpu"
     if on_cpu and not arguments.dry:
         print("no GPU found; use --dry to run every part on the CPU", file=sys.stderr)

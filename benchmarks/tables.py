@@ -463,17 +463,21 @@ def _show_differences(found: Results | None) -> list[str]:
 
 def _tabulate_gpu_steps(rows: Sequence[Results]) -> Lines:
     columns = ["px", "crops", "precision", "layout", "compiled", "steps/s", "images/s", "memory (GiB)", "waits/step"]
+    columns.append("start (s)")
     cells = []
     for row in rows:
-        layout, compiled = "channels last" if row["channels_last"] else "NCHW", "yes" if row["compile"] else "no"
+        layout = "channels last" if row["channels_last"] else "NCHW"
+        compiled = {False: "no", True: "yes"}.get(row["compile"], row["compile"])
         shown = [str(row["image_size"]), str(row["batch_size"]), _name_precision(row), layout, compiled]
         if "failed" in row:
-            cells.append([*shown, row["failed"], "", "", ""])
+            cells.append([*shown, row["failed"], "", "", "", ""])
             continue
         rates = [_spread(row["steps_per_second"]), _spread(row["images_per_second"])]
-        cells.append([*shown, *rates, _show_memory(row), _number(row["waits_a_step"])])
+        start = _number(row["seconds_to_start"]) if "seconds_to_start" in row else "–"
+        cells.append([*shown, *rates, _show_memory(row), _number(row["waits_a_step"]), start])
+    place = "through `steelgen train`" if "seconds_in_all" in rows[0] else "on batches on the GPU"
     return [
-        "Training steps of `steelgen train`; medians over blocks of steps:",
+        f"Training steps {place}; medians over blocks of steps:",
         "",
         *_table(columns, cells, texts=5),
     ]
@@ -517,15 +521,14 @@ def _tabulate_gpu_processes(rows: Sequence[Results]) -> Lines:
     row = rows[0]
     if "skipped" in row:
         return [f"Two processes were not measured: {row['skipped']}."]
-    rates = [row[key] for key in ("images_per_second_of_1", "images_per_second_of_2") if key in row]
-    shown = " and ".join(_number(rate) for rate in rates)
-    batch = f"A batch of {row['batch_size']} at {row['image_size']} px per process"
-    return [f"{batch}: {shown} images/s with one and two processes."]
+    batch = f"a batch of {row['batch_size']} at {row['image_size']} px each"
+    return [f"Two processes with {batch}: {_number(row['images_per_second'])} images/s."]
 
 
 _GPU_TABLES = {
     ("resume",): _tabulate_resumption,
-    ("training", "compiled"): _tabulate_gpu_steps,
+    ("steps", "compiled"): _tabulate_gpu_steps,
+    ("training",): _tabulate_gpu_steps,
     ("sampling",): _tabulate_gpu_sampling,
     ("memory",): _tabulate_gpu_memory,
     ("processes",): _tabulate_gpu_processes,

@@ -24,20 +24,17 @@ import numpy as np
 import torch
 from charts import plot_grid
 from common import LinePrinter, save_results, summarize
+from steps import TrainingStep
 
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.data.folder import list_pairs
 from steelgen.data.resplit import resplit_dataset
-from steelgen.devices import autocast, pick_device
 from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder
-from steelgen.generators.families import build_trainable
 from steelgen.planning.rules import SMALL_NETWORK
 from steelgen.runs import read_metrics
 from steelgen.training.loop import finetune, train
-from steelgen.training.setup import build_crops, place_networks, prepare
-from steelgen.training.state import build_state
 
 RESULTS = Path(__file__).parent / "results"
 DATASETS = ("data/pretraining/uhcs_spheroidite", "data/pretraining/tem_316l_loops")
@@ -102,23 +99,10 @@ def measure_step(arguments: argparse.Namespace) -> None:
     """Measures the CPU time of a training step, the same for all starts, after a first one."""
     dataset = prepare_dataset(Path(arguments.dataset), 0, 0, arguments.runs / "data")
     config = build_config(dataset, "scratch", 0, arguments.runs / "unused", 1, 4)
-    generator, micrographs = prepare(config)
-    trainable, device = build_trainable(generator, config), pick_device()
-    crops = build_crops(config, trainable, micrographs)
-    place_networks(trainable.networks, config.train, device)
-    state = build_state(config, trainable, None, len(crops), criterion=None)
-    ((phase, optimizer),) = zip(trainable.phases, state.optimizers.values(), strict=True)
-    seconds = []
-    for step in range(1 + arguments.repeats):
+    step, seconds = TrainingStep(config), []
+    for _ in range(1 + arguments.repeats):
         begin = time.process_time()
-        items = [crops[step * BATCH_SIZE + index] for index in range(BATCH_SIZE)]
-        batch = {key: torch.stack([item[key] for item in items]).to(device) for key in items[0]}
-        with autocast("auto", device):
-            losses = trainable.compute_loss(phase, trainable.networks, batch).losses
-        losses.mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        state.average.update(step + 1)
+        step()
         seconds.append(time.process_time() - begin)
     save_results(arguments.runs / "step_time.json", {"threads": 1, "seconds_a_step": summarize(seconds[1:])})
 

@@ -214,16 +214,17 @@ def test_every_part_of_the_gpu_benchmark_runs_dry(tmp_path):
     done = run_on_gpu("--dry", "--out", out)
     assert done.returncode == 0, done.stderr
     parts = json.loads(out.read_text())["parts"]
-    assert {"resume", "training", "sampling", "memory", "processes"} <= set(parts)
+    assert {"steps", "resume", "training", "sampling", "memory", "processes"} == set(parts)
     assert [name for name, part in parts.items() if "failed" in part or "cut_after_seconds" in part] == []
     resume = parts["resume"]["measured"]
     assert [row["resumed"]["differing"] for row in resume] == [0] * len(resume)
     assert resume[0]["resumed"]["tensors"] > 100
-    assert {row["channels_last"] for row in parts["training"]["measured"]} == {True, False}
-    assert min(row["steps_per_second"]["min"] for row in parts["training"]["measured"]) > 0
+    steps = parts["steps"]["measured"]
+    assert {(row["channels_last"], row["compile"]) for row in steps} == {(1, False), (0, False), (1, "cudagraphs")}
+    assert min(row["steps_per_second"]["min"] for row in [*steps, *parts["training"]["measured"]]) > 0
     assert min(row["images_per_second"]["min"] for row in parts["sampling"]["measured"]) > 0
     assert parts["memory"]["measured"]["planned_gib"] > parts["memory"]["measured"]["weights_gib"] > 0
-    assert parts["processes"]["measured"]["images_per_second_of_2"] > 0
+    assert parts["processes"]["measured"]["images_per_second"] > 0
 
     assert run_on_gpu("--dry", "--out", out, "--only", "sampling", "--minutes", "0.1").returncode == 0
     cut = json.loads(out.read_text())["parts"]
@@ -232,7 +233,7 @@ def test_every_part_of_the_gpu_benchmark_runs_dry(tmp_path):
     report = gather(tmp_path, tmp_path)
     assert "## On a GPU\n" in report
     assert "The part “sampling” was stopped after" in report
-    assert report.count("| fp32 (TF32) | ") >= len(resume) + len(parts["training"]["measured"])
+    assert report.count("| fp32 (TF32) | ") >= len(resume) + len(steps)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
