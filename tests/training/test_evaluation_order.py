@@ -83,7 +83,7 @@ def test_compiled_graphs_outlive_checkpoints_previews_and_validation(tiny_datase
     """Each training step runs the graph made for the first one: save_pretrained, evaluation and previews make none."""
     graphs, calls = [], [0]
 
-    def backend(graph, inputs):
+    def counting(graph, inputs):
         graphs.append(graph)
 
         def run(*arguments):
@@ -93,9 +93,13 @@ def test_compiled_graphs_outlive_checkpoints_previews_and_validation(tiny_datase
         return run
 
     compile_module = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend=backend))
+    chosen = []
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, backend: chosen.append(backend) or compile_module(self, backend=counting)
+    )
     torch.compiler.reset()
-    config = evaluation_config(tiny_dataset, tmp_path / "run", compile=True, gradient_accumulation_steps=2)
+    config = evaluation_config(tiny_dataset, tmp_path / "run", compile="cudagraphs", gradient_accumulation_steps=2)
     result = train(config, Recorder())
     assert result.global_step == 4
     assert (len(graphs), calls[0]) == (1, 8)
+    assert chosen == ["cudagraphs"]
