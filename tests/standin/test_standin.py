@@ -1,4 +1,4 @@
-"""Runs the scenarios on the pretended device, each file in a process of its own: torch keeps the device to its end."""
+"""Runs the scenarios on the pretended device, in a process of their own: torch keeps the device to its end."""
 
 import os
 import subprocess
@@ -11,13 +11,12 @@ import torch
 FOLDER = Path(__file__).parent
 KNOWN = ("2.13.",)
 """Versions of torch whose insides device.py knows."""
-SCENARIOS = sorted(path.name for path in FOLDER.glob("*_scenarios.py"))
 
 
 @pytest.mark.skipif(not torch.__version__.startswith(KNOWN), reason=f"knows torch {', '.join(KNOWN)} alone")
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_on_the_pretended_device(name, tmp_path):
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", str(FOLDER / name)]
+def test_on_the_pretended_device(tmp_path):
+    scenarios = sorted(map(str, FOLDER.glob("*_scenarios.py")))
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *scenarios]
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(
         [*command, f"--basetemp={tmp_path / 'scenarios'}"],
@@ -25,6 +24,6 @@ def test_on_the_pretended_device(name, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
