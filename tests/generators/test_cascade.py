@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.generator import SemanticDiffusionSection
 from steelgen.config.solver import SolverSection
 from steelgen.config.train import TrainConfig
+from steelgen.data.conditions import Condition
 from steelgen.data.crops import Micrographs, load_micrographs
 from steelgen.data.placement import CropGeometry
 from steelgen.data.thin import shrink_mask
@@ -185,6 +187,27 @@ def test_a_cascade_is_its_stages_one_after_the_other(micrographs):
     assert torch.equal(draw_for_masks(cascade, mask, [4]), expected)
     both = draw_for_masks(cascade, torch.cat([mask.flip(2), mask]), [9, 4])
     assert torch.equal(both[1:], expected)
+
+
+def test_each_stage_is_told_the_conditions_that_it_was_trained_with(micrographs):
+    heat, steel = Condition(name="heat", center=800, scale=50), Condition(name="steel", categories=["a", "b"])
+    values = np.zeros((len(micrographs), 1), np.float32)
+    first = build(replace(micrographs, conditions=values, columns=(heat,)), crop_size=32)
+    both = replace(micrographs, conditions=np.repeat(values, 2, axis=1), columns=(steel, heat))
+    second = build(both, 2)
+    cascade = cascade_of(first, second)
+    assert cascade.conditions == (heat, steel)
+    _, mask = cut(micrographs, 37, 45)
+    told = torch.tensor([[1.5, 1.0]])
+    small = torch.from_numpy(shrink_mask(mask[0].numpy().astype(np.uint8), 2).astype(np.int64))[None]
+    coarse = first.draw(DrawRequest([4], small, solver=SOLVER, conditions=told[:, :1])).images
+    expected = second.draw(DrawRequest([derive_seed(4, 1)], mask, coarse, SOLVER, conditions=told.flip(1))).images
+    assert torch.equal(cascade.draw(DrawRequest([4], mask, conditions=told)).images, expected)
+    assert not torch.equal(cascade.draw(DrawRequest([4], mask)).images, expected)
+
+    second.conditions = (steel, heat.model_copy(update={"center": 700}))
+    with pytest.raises(InputError, match="one and two were trained with other values of 'heat'; train both"):
+        cascade_of(first, second)
 
 
 def test_three_stages_reach_the_product_of_their_factors(micrographs):

@@ -158,6 +158,19 @@ def test_real_crops_are_refined_from_their_own_shrunken_copies(trained, refining
         assert replay(out / "metadata.jsonl", index + 1)[1] is True
 
 
+@pytest.mark.parametrize("first", ["", "train", "finetune"])
+def test_a_folder_that_holds_both_is_a_cascade(first, tmp_path):
+    (tmp_path / "both" / "refine").mkdir(parents=True)
+    (tmp_path / "both" / first).mkdir(exist_ok=True)
+    masks = {"kind": "split", "dataset": str(tmp_path), "split": "test"}
+    values = {"stages": str(tmp_path / "both"), "output_dir": str(tmp_path / "out"), "mask_source": masks}
+    config = parse_config(values, SampleConfig)
+    assert [stage.generator for stage in config.stages] == [tmp_path / "both" / first, tmp_path / "both" / "refine"]
+    assert [stage.solver.num_inference_steps for stage in config.stages] == [12, 6]
+    with pytest.raises(InputError, match=r"stages: .* has no folder 'refine', so it is no cascade"):
+        parse_config({**values, "stages": str(tmp_path)}, SampleConfig)
+
+
 def test_configs_and_masks_that_do_not_fit_are_refused_before_anything_is_written(trained, refining, tmp_path):
     out = tmp_path / "out"
     info = load_dataset_info(trained[0])

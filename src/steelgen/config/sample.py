@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
+from steelgen.bundled import resolve_bundled
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_CROP_SIZE, MAX_IMAGES, MAX_SEED, FactorRange, Section, by_kind
 from steelgen.config.learned import ImageSize, InpaintSection, JointLabelsSection, LearnedMasks
 from steelgen.config.segmenter import SegmenterSection
@@ -231,7 +232,8 @@ class SampleConfig(Section):
     """Run folder, checkpoint, export, or bundled model (bundled:uhcs); null only with `stages`."""
     stages: list[StageSection] = Field([], max_length=8)
     """Instead of `generator`, a cascade of at least two generators, from the coarsest scale to the final one: each
-    refines the images of the one before. Masks are those of the final images. Empty for a single generator."""
+    refines the images of the one before. Masks are those of the final images. A folder stands for its subfolders
+    `train` (or `finetune`, or itself) and `refine`. Empty for a single generator."""
     output_dir: Path
     """Samples folder to write: images, masks, metadata.jsonl and a contact sheet. It must be new, or unfinished and
     started with this config."""
@@ -279,6 +281,17 @@ class SampleConfig(Section):
     """Compile the network with torch.compile; pays off from a few hundred images on a GPU."""
     filter: FilterSection | None = None
     """Quality filter; null keeps all pairs."""
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _accept_folder(cls, stages: Any) -> Any:
+        if not isinstance(stages, str | Path):
+            return stages
+        folder = resolve_bundled(Path(stages))
+        if not (folder / "refine").is_dir():
+            raise ValueError(f"{stages} has no folder 'refine', so it is no cascade")
+        names = [name for name in ("train", "finetune") if (folder / name).is_dir()]
+        return [str(Path(stages, *names[:1])), str(Path(stages, "refine"))]
 
     @model_validator(mode="after")
     def _check_stages(self) -> SampleConfig:

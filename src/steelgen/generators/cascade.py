@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from steelgen.config.solver import AnySolverSection
+from steelgen.data.conditions import Condition
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.data.thin import shrink_mask
 from steelgen.errors import InputError
 from steelgen.generators import Drawn, DrawRequest, Generator
-from steelgen.generators.drawing import check_coarse_solver, find_factor, find_low_resolution
+from steelgen.generators.drawing import check_coarse_solver, conditions_of, find_factor, find_low_resolution
 
 _SCALE_TOLERANCE = 0.01
 """Largest relative difference between the pixel sizes of an image of one stage and a coarse image of the next."""
@@ -39,10 +40,16 @@ class Cascade:
     """The classes of the first stage."""
     geometry: CropGeometry
     """The crops of the first stage at the scale of the last."""
+    conditions: tuple[Condition, ...] = ()
+    """Those of all stages, each once."""
 
     kind = "cascade"
-    takes = frozenset[str]()
     makes = frozenset({"images"})
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """See `Generator.takes`; solvers are those of the stages."""
+        return frozenset({"conditions"} if self.conditions else ())
 
     @property
     def needs(self) -> frozenset[str]:
@@ -73,10 +80,17 @@ class Cascade:
                 _shrink_masks(request.masks, factor, stage.info) if "masks" in stage.needs else None,
                 images,
                 solver if "solver" in stage.takes else None,
+                conditions=self._select(request.conditions, conditions_of(stage)),
             )
             images = stage.draw(own).images
             assert images is not None
         return Drawn(images)
+
+    def _select(self, told: Tensor | None, own: Sequence[Condition]) -> Tensor | None:
+        """The columns of the conditions (N, K) of all stages that one of them was trained with."""
+        if told is None or not own:
+            return None
+        return told[:, [self.conditions.index(condition) for condition in own]]
 
     def _check_size(self, masks: Tensor) -> None:
         edge, factor = self.stages[0].geometry.image_size, self.factors[0]
@@ -112,7 +126,9 @@ def build_cascade(
         check_coarse_solver(generator, solver, f"stages.{number}.solver")
     factors = tuple(math.prod(map(find_factor, generators[number + 1 :])) for number in range(len(generators)))
     geometry = replace(first.geometry, image_size=first.geometry.image_size * factors[0])
-    return Cascade(tuple(generators), tuple(solvers), factors, first.info, geometry)
+    return Cascade(
+        tuple(generators), tuple(solvers), factors, first.info, geometry, _join_conditions(generators, names)
+    )
 
 
 def derive_seed(seed: int, stage: int) -> int:
@@ -148,6 +164,20 @@ def _check_classes(first: Generator, other: Generator, first_name: Path, other_n
         raise InputError(
             f"stages: {first_name} has the classes {', '.join(ours)}, {other_name} has {', '.join(theirs)}"
         )
+
+
+def _join_conditions(generators: Sequence[Generator], names: Sequence[Path]) -> tuple[Condition, ...]:
+    """The conditions of all stages, each once; raises InputError if one was scaled differently in two stages."""
+    found: dict[str, tuple[Condition, Path]] = {}
+    for generator, name in zip(generators, names, strict=True):
+        for condition in conditions_of(generator):
+            known, first_name = found.setdefault(condition.name, (condition, name))
+            if known != condition:
+                raise InputError(
+                    f"stages: {first_name} and {name} were trained with other values of {condition.name!r}; train both "
+                    "on the same micrographs"
+                )
+    return tuple(condition for condition, _ in found.values())
 
 
 def _shrink_masks(masks: Tensor | None, factor: int, info: DatasetInfo) -> Tensor | None:
