@@ -232,6 +232,20 @@ def test_little_noise_keeps_the_start_image(folder):
     assert far[1] < far[2]
 
 
+def test_known_pixels_stay_and_the_latents_of_others_change(folder):
+    """A latent of which a pixel is not known is sampled."""
+    generator = build(folder)
+    images = torch.rand(2, 1, 16, 19, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    known = torch.ones(2, 16, 19, dtype=torch.bool)
+    known[:, 3:9, 4:10] = False
+    drawn = generator.draw(DrawRequest([3, 4], images=images, solver=FEW, known=known)).images
+    assert torch.equal(drawn[known[:, None]], images[known[:, None]])
+    assert (drawn[~known[:, None]] - images[~known[:, None]]).abs().mean() > 0.05
+    other = generator.draw(DrawRequest([5, 4], images=images, solver=FEW, known=known)).images
+    assert not torch.equal(other[0], drawn[0])
+    assert torch.equal(other[1], drawn[1])
+
+
 def test_training_changes_the_adapters_alone(trained):
     rows = [json.loads(line) for line in (trained / "concept/metrics.jsonl").read_text().splitlines()]
     assert {"instance_loss", "prior_loss", "val_loss"} <= rows[1].keys()

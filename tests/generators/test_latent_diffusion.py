@@ -342,7 +342,7 @@ def test_what_does_not_fit_is_one_line(dataset, codec, runs, tmp_path):
     values = {"generator": str(runs["joint_diffusion"][0]), "output_dir": str(tmp_path / "out"), "num_samples": 1}
     source = {"kind": "split", "dataset": str(dataset), "split": "test"}
     inpaint = {"size": [8, 8], "phase_fraction": {"film": 0.5}}
-    with pytest.raises(InputError, match=r"inpaint\.phase_fraction: not applicable to generators of latents"):
+    with pytest.raises(InputError, match=r"inpaint\.phase_fraction: not applicable to this generator of kind"):
         sample(parse_config({**values, "mask_source": source, "inpaint": inpaint}, SampleConfig))
     assert not (tmp_path / "out").exists()
     assert np.isfinite(json.loads((runs["joint_diffusion"][0] / "codec.json").read_text())["kept_detail"])

@@ -153,3 +153,21 @@ def test_a_changed_or_missing_micrograph_is_named_in_replay(trained, tmp_path):
     (out / "metadata.jsonl").write_text(json.dumps({**row, "start_image": {"sha256": "x"}}))
     with pytest.raises(InputError, match=r"start_image\.dataset: is missing"):
         replay(out / "metadata.jsonl", 1)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_region_of_a_real_micrograph_is_generated_for_its_mask(trained, tmp_path, whole):
+    source = own_split(trained, whole=whole)
+    out = draw(trained, tmp_path / "out", mask_source=source, inpaint={"size": [10, 8]}, num_samples=3)
+    for line in (out / "metadata.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        name = row["mask"].rpartition("/")[2]
+        top, left, height, width = row["inpaint"]["box"]
+        real, image = pixels(out / "images" / name), pixels(out / row["file_name"])
+        inside = np.zeros(real.shape, bool)
+        inside[top : top + height, left : left + width] = True
+        assert np.array_equal(image[~inside], real[~inside])
+        assert (image[inside] != real[inside]).mean() > 0.5
+    assert replay(out / "metadata.jsonl", 2)[1]
+    with pytest.raises(InputError, match=r"inpaint\.phase_fraction: not applicable to this generator of kind semantic"):
+        draw(trained, tmp_path / "no", mask_source=source, inpaint={"size": [4, 4], "phase_fraction": {"class_1": 0.4}})

@@ -56,11 +56,13 @@ class JointLabelsSection(Section):
 
 
 class InpaintSection(Section):
-    """Inpainting: a rectangle of each real image is generated together with its mask; the rest of both is kept."""
+    """Inpainting: a rectangle of each real image is generated, together with its mask by generators that make masks;
+    the rest of both is kept."""
 
     size: ImageSize
     """Height and width of the rectangle, in px of the image."""
     position: tuple[_Offset, _Offset] | None = None
     """Top and left of the rectangle, in px of the image; null selects a random place in each image."""
     phase_fraction: dict[str, _Fraction] = {}
-    """Phase fractions in the rectangle by class name, such as that of a defect; other classes are free."""
+    """Phase fractions in the rectangle by class name, such as that of a defect, for joint_diffusion of pixels; other
+    classes are free."""

@@ -271,8 +271,8 @@ class SampleConfig(Section):
     """Labeling of images generated without masks (mask_source.kind none, or images with masks null); null leaves them
     unlabeled."""
     inpaint: InpaintSection | None = None
-    """Region of real pairs (mask_source.kind split or balanced) to inpaint with a generator of kind joint_diffusion;
-    null generates whole images."""
+    """Region of real pairs (mask_source.kind split or balanced) to generate anew: image and mask by joint_diffusion,
+    the image for its mask by semantic_diffusion and latent_adapter; null generates whole images."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """Precision of the network; auto uses bf16 where the hardware supports it; the resolved value is recorded."""
     channels_last: bool = True

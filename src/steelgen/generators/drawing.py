@@ -23,13 +23,15 @@ def draw(generator: Generator, request: DrawRequest) -> Drawn:
     generator.
     """
     accepted, factor, images = generator.needs | generator.takes, find_factor(generator), request.images
+    inpaints = request.known is not None and "known" in accepted
     if factor > 1 and images is not None and request.masks is not None and images.shape[2:] == request.masks.shape[1:]:
         images = shrink(images, factor)
     return generator.draw(
         replace(
             request,
             masks=request.masks if "masks" in accepted else None,
-            images=images if "images" in accepted else None,
+            images=images if "images" in accepted or inpaints else None,
+            known=request.known if inpaints else None,
             solver=request.solver if "solver" in accepted else None,
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from steelgen.data.placement import CropGeometry
@@ -30,6 +31,13 @@ def limit(images: Tensor) -> Tensor:
     """Limits images to [-1, 1]. Pixels that are not finite become NaN, which callers check for on the host; otherwise,
     infinite ones would be white."""
     return images.clamp(-1, 1).where(images.isfinite(), math.nan)
+
+
+def keep_known(images: Tensor, request: DrawRequest) -> Tensor:
+    """Puts the known pixels of a request's images into generated ones."""
+    if request.known is None or request.images is None:
+        return images
+    return torch.where(request.known[:, None].to(images.device), request.images.to(images.device), images)
 
 
 def take_images(request: DrawRequest, geometry: CropGeometry, kind: str) -> Tensor:

@@ -132,7 +132,7 @@ def check_taken(config: SampleConfig, generator: Generator) -> None:
         raise InputError(f"{name} needs masks, but mask_source.kind {without} {source!r}")
     if config.inpaint:
         if config.inpaint.phase_fraction and "fractions" not in generator.takes:
-            raise InputError("inpaint.phase_fraction: not applicable to generators of latents (generator.latent)")
+            raise InputError(f"inpaint.phase_fraction: not applicable to this generator of kind {generator.kind}")
         region = InpaintRegion(box=(0, 0, 1, 1), phase_fraction=config.inpaint.phase_fraction)
         collect_fractions([region], generator.info)  # raises before anything is written
     if config.filter and config.labels:

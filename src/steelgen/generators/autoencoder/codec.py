@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
@@ -63,12 +61,6 @@ def load_saved_codec(folder: Path) -> Autoencoder:
         InputError: if it is missing or damaged.
     """
     return load_autoencoder(folder / CODEC_FOLDER)
-
-
-def find_whole_latents(known: Tensor, factor: int) -> Tensor:
-    """Finds the latents of which all pixels are known: (N, H, W) bool → (N, ceil(H / factor), ceil(W / factor))."""
-    unknown = (~known)[:, None].float()
-    return F.max_pool2d(unknown, factor, ceil_mode=True)[:, 0] == 0
 
 
 def is_same_codec(first: Autoencoder | None, second: Autoencoder | None) -> bool:

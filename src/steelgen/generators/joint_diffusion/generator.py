@@ -17,13 +17,14 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import in_evaluation_mode
 from steelgen.diffusion.analog_bits import count_bits, decode_mask, encode_mask
+from steelgen.diffusion.known import find_whole_latents
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.errors import InputError
 from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
-from steelgen.generators.autoencoder.codec import CODEC_FOLDER, find_whole_latents, load_codec, load_saved_codec
+from steelgen.generators.autoencoder.codec import CODEC_FOLDER, load_codec, load_saved_codec
 from steelgen.generators.autoencoder.generator import Autoencoder
-from steelgen.generators.images import restore, standardize
+from steelgen.generators.images import keep_known, restore, standardize
 from steelgen.generators.joint_diffusion.sampling import Given, sample_jointly
 from steelgen.generators.saved import DESCRIPTION_FILE, SavedSettings, load_saved_weights, save_generator
 from steelgen.models.joint_unet import build_joint_unet
@@ -138,10 +139,7 @@ class JointDiffusion:
             else:
                 given = self._list_known(made, images, known, torch.ones_like(known))
             state = self._sample(given, request, solver)
-        image = self._decode_images(state[:, : self.channels], size)
-        if known is not None and images is not None:
-            image = torch.where(known[:, None].to(image.device), images.to(image.device), image)
-        return Drawn(image, drawn)
+        return Drawn(keep_known(self._decode_images(state[:, : self.channels], size), request), drawn)
 
     def _decode_images(self, state: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, channels, h, w) in the network's units → (N, C, *size) in [-1, 1]."""

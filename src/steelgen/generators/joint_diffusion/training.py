@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from steelgen.config.generator import DiffusionTrainingSection
 from steelgen.config.joint import NoiseLevelsSection
 from steelgen.config.train import RunConfig
+from steelgen.diffusion.known import find_whole_latents
 from steelgen.diffusion.randomness import CropRandomness, HeldOutRandomness, crop_seed
 from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps
 from steelgen.errors import InputError
 from steelgen.generators import Batch, Generator, Losses, Phase, Randomness, SteadyState, Trainable
-from steelgen.generators.autoencoder.codec import find_whole_latents
 from steelgen.generators.joint_diffusion.generator import JointDiffusion
 from steelgen.generators.joint_diffusion.levels import CLEAN, compute_levels, embed_time, spread_levels
 

@@ -22,7 +22,7 @@ from steelgen.data.placement import CropGeometry
 from steelgen.devices import in_evaluation_mode, map_rows
 from steelgen.errors import InputError
 from steelgen.generators import Drawn, DrawRequest
-from steelgen.generators.images import limit
+from steelgen.generators.images import keep_known, limit
 from steelgen.generators.latent_adapter.base import Base, load_base
 from steelgen.generators.latent_adapter.hub import find_base, hash_base
 from steelgen.generators.latent_adapter.lora import add_lora, find_lora, load_lora
@@ -52,7 +52,7 @@ class LatentAdapter:
     _warned: bool = field(default=False, repr=False)
 
     kind = "latent_adapter"
-    takes = frozenset({"solver", "start"})
+    takes = frozenset({"solver", "start", "known"})
     makes = frozenset({"images"})
 
     @property
@@ -99,13 +99,18 @@ class LatentAdapter:
         height, width = (edge, edge) if request.masks is None else request.masks.shape[1:]
         if request.start is not None:
             height, width = request.start.images.shape[2:]
+        if request.known is not None:
+            height, width = request.known.shape[1:]
         # Padded to whole latents, and cut off again.
         grid = self.base.factor
         pad = (0, -width % grid, 0, -height % grid)
         prompts = self._tokenize(request)
-        drivers, start = self._draw_drivers(request, pad), None
+        drivers, start, given, known = self._draw_drivers(request, pad), None, None, None
         if request.start is not None:
             start = nn.functional.pad(request.start.images, pad, mode="replicate")
+        if request.known is not None and request.images is not None:
+            given = nn.functional.pad(request.images, pad, mode="replicate")
+            known = nn.functional.pad(request.known, pad, value=True)
 
         def generate(rows: slice) -> Tensor:
             inputs = LatentInputs(
@@ -118,12 +123,14 @@ class LatentAdapter:
                 None if start is None else start[rows],
                 request.start.strength if request.start else 1.0,
                 control.scale if control else 1.0,
+                None if given is None else given[rows],
+                None if known is None else known[rows],
             )
             return sample_latents(self.network, self.base, inputs, solver)
 
         with in_evaluation_mode(self.network):
             images = map_rows(generate, len(request.seeds), next(self.network.parameters()).device)
-        return Drawn(self._finish(images[:, :, :height, :width]))
+        return Drawn(keep_known(self._finish(images[:, :, :height, :width]), request))
 
     @cached_property
     def null_prompt(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from steelgen.config.solver import SolverSection
 from steelgen.devices import randn_by_seed
 from steelgen.diffusion.guidance import Guide
+from steelgen.diffusion.known import KnownPixels, find_whole_latents
 from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import DiffusersSolver
 from steelgen.diffusion.windows import WindowLayout
@@ -38,6 +39,10 @@ class LatentInputs(NamedTuple):
     """See `StartImages`."""
     control_scale: float = 1.0
     """Factor on the ControlNet's output."""
+    given: Tensor | None = None
+    """(N, 1 or 3, H, W) images of which `known` is kept."""
+    known: Tensor | None = None
+    """(N, H, W) bool; None keeps nothing."""
 
 
 @torch.no_grad()
@@ -58,10 +63,19 @@ def sample_latents(network: AdaptedNetwork, base: Base, inputs: LatentInputs, so
     sources = build_noise_sources(shape, inputs.seeds)
     start = None if inputs.start is None else network.encode(inputs.start.to(device))
     first, latents = steps.start(randn_by_seed(shape, inputs.seeds).to(device), start, inputs.strength)
-    guide, times = Guide.of(solver), steps.times.to(device)
+    guide, times, kind = Guide.of(solver), steps.times.to(device), base.schedule.prediction_type
+    kept: KnownPixels | None = None
+    if inputs.known is not None and inputs.given is not None:
+        known = find_whole_latents(inputs.known, base.factor)[:, None]
+        kept = KnownPixels(known.to(device), network.encode(inputs.given.to(device)))
     for step in range(first, len(times)):
-        time, guided = times[step : step + 1], guide.acts_at(steps.sigmas[step])
-        latents = steps.advance(latents, step, lambda noisy: predict(noisy, time, guided), sources)  # noqa: B023
+        time, sigma = times[step : step + 1], steps.sigmas[step]
+
+        def predict_step(noisy: Tensor, time: Tensor = time, sigma: float = sigma) -> Tensor:
+            output = predict(noisy, time, guide.acts_at(sigma))
+            return kept.correct(output, noisy, sigma, kind) if kept else output
+
+        latents = steps.advance(latents, step, predict_step, sources)
     return network.decode(latents)
 
 

@@ -23,6 +23,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry, resize_image
 from steelgen.devices import in_evaluation_mode
 from steelgen.diffusion.guidance import Coarse
+from steelgen.diffusion.known import KnownPixels, find_whole_latents
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.diffusion.refinement import agree_with, draw_coarse_noise, enlarge, shrink
 from steelgen.errors import InputError, first_line
@@ -31,7 +32,7 @@ from steelgen.generators import Drawn, DrawRequest
 from steelgen.generators.autoencoder.codec import CODEC_FOLDER, is_same_codec, load_codec, load_saved_codec
 from steelgen.generators.autoencoder.generator import Autoencoder
 from steelgen.generators.families import load_generator
-from steelgen.generators.images import restore, standardize
+from steelgen.generators.images import keep_known, restore, standardize
 from steelgen.generators.saved import DESCRIPTION_FILE, check_weights
 from steelgen.generators.semantic_diffusion.description import COMPONENTS, INDEX_FILE, load_description
 from steelgen.generators.semantic_diffusion.sampler import SemanticSampler
@@ -73,7 +74,8 @@ class SemanticDiffusion:
         """See `Generator.takes`."""
         # Images are not noised by the noise of latents.
         noise = [] if self.codec else ["noise"]
-        return frozenset({"solver", "start", *noise, *(["conditions"] if self.conditions else [])})
+        known = [] if self.low_resolution else ["known"]
+        return frozenset({"solver", "start", *noise, *known, *(["conditions"] if self.conditions else [])})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -135,16 +137,24 @@ class SemanticDiffusion:
                 weak_unet=self._load_weak_unet(autoguidance),
                 coarse=coarse,
                 conditions=request.conditions if told else None,
+                known=self._find_known(request),
             )
         if self.codec:
             size = (int(masks.shape[1]), int(masks.shape[2]))
-            return Drawn(self.codec.to(image.device).decode_images(image, size))
+            return Drawn(keep_known(self.codec.to(image.device).decode_images(image, size), request))
         if self.low_resolution and coarse and request.images is not None:
             image = image * self.detail + coarse.images.to(image.device)
             if solver.consistency:
                 given = self.encode_images(request.images).to(image.device)
                 image = agree_with(given, image, self.low_resolution.factor)
-        return Drawn(restore(image, self.intensity))
+        return Drawn(keep_known(restore(image, self.intensity), request))
+
+    def _find_known(self, request: DrawRequest) -> KnownPixels | None:
+        if request.known is None:
+            return None
+        assert request.images is not None, "known pixels are those of images"
+        known = find_whole_latents(request.known, self.factor) if self.codec else request.known
+        return KnownPixels(known[:, None], self.encode_images(request.images))
 
     def _choose_size(self, request: DrawRequest) -> tuple[int, int]:
         """Height and width of images without masks: of the network, or of the coarse images times the factor."""

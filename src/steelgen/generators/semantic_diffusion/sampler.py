@@ -10,6 +10,7 @@ from torch import Tensor
 from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.devices import is_compiled, map_on_single_threads, map_windows, randn_by_seed
 from steelgen.diffusion.guidance import Coarse, Guide, GuidedNetwork
+from steelgen.diffusion.known import KnownPixels
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.noise import NoiseSchedule
 from steelgen.diffusion.randomness import build_noise_sources
@@ -44,6 +45,7 @@ class SemanticSampler:
         weak_unet: SemanticUNet | None = None,
         coarse: Coarse | None = None,
         conditions: Tensor | None = None,
+        known: KnownPixels | None = None,
     ) -> Tensor:
         """Generates one image per mask; see `sample_batch` for the arguments.
 
@@ -69,6 +71,7 @@ class SemanticSampler:
                 cache_share,
                 coarse.select(rows) if coarse else None,
                 told,
+                known.select(rows) if known else None,
             )
 
         if self.unet.device.type != "cpu":
@@ -94,6 +97,7 @@ class SemanticSampler:
         cache_share: float = 1.0,
         coarse: Coarse | None = None,
         conditions: Tensor | None = None,
+        known: KnownPixels | None = None,
     ) -> Tensor:
         """Generates one image per mask in one batch; the host waits for the device at most once per step.
 
@@ -110,6 +114,7 @@ class SemanticSampler:
             cache_share: share of the solver's mask_cache_gib for this call.
             coarse: coarse images of a refining network.
             conditions: (N, K); see `ConditionEmbedding`. None is the null condition.
+            known: pixels to keep, in the network's units.
 
         Returns:
             (N, in_channels, ceil(H / mask_factor), ceil(W / mask_factor)) float32, in the network's units.
@@ -132,10 +137,16 @@ class SemanticSampler:
         noise = (randn_by_seed(shape, seeds) if noise is None else noise).to(device)
         sources = build_noise_sources(shape, seeds)
         first, image = steps.start(noise, None if start_images is None else start_images.to(device), strength)
-        times = steps.times.to(device)
+        times, kind = steps.times.to(device), self.schedule.prediction_type
+        known = known.to(device) if known else None
         for step in range(first, len(times)):
-            time, guided = times[step : step + 1], guide.acts_at(steps.sigmas[step])
-            image = steps.advance(image, step, lambda noisy: predict(noisy, time, guided), sources)  # noqa: B023
+            time, sigma = times[step : step + 1], steps.sigmas[step]
+
+            def predict_step(noisy: Tensor, time: Tensor = time, sigma: float = sigma) -> Tensor:
+                output = predict(noisy, time, guide.acts_at(sigma))
+                return known.correct(output, noisy, sigma, kind) if known else output
+
+            image = steps.advance(image, step, predict_step, sources)
         return image
 
     def _find_size(self, masks: Tensor) -> tuple[int, int]:
