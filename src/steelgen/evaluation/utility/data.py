@@ -84,6 +84,20 @@ def load_study(config: UtilityConfig) -> StudyData:
     return _combine(config, config.generated, found, geometry, notes, splits)
 
 
+def load_validation_study(config: UtilityConfig) -> StudyData:
+    """Reads a study whose networks are tested on the validation split; the test split is not read.
+
+    Raises:
+        InputError: see `load_study`.
+    """
+    assert config.val_split is not None
+    found, geometry, notes = _find_generated(config, config.generated, config.generated_masks)
+    train, val = (
+        load_micrographs(config.dataset, name, geometry.in_channels) for name in (config.train_split, config.val_split)
+    )
+    return _combine(config, config.generated, found, geometry, notes, [train, val, val])
+
+
 def load_studies(config: UtilityConfig) -> dict[str | None, StudyData]:
     """Reads the data of each fold by its name; that of a study without folds has the name None.
 
