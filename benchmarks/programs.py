@@ -191,6 +191,7 @@ BENCHMARKS = (
         "utility",
         [*(f"benchmarks/utility.py run --study {name}" for name in UTILITY_STUDIES), "benchmarks/utility.py table"],
     ),
+    Benchmark("steering", ["benchmarks/steering.py run", "benchmarks/steering.py table"], threads=1),
     _store("benchmarks/evaluation.py --count 1000 --image-size 256", "evaluation-speed"),
     _store("benchmarks/copies.py --images 30 --compared 4 --filtered 0", "copies", threads=1),
     _store("benchmarks/isdm.py", "isdm", threads=1),

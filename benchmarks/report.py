@@ -157,6 +157,14 @@ SECTIONS = (
         tables.tabulate_utility,
     ),
     Section(
+        "steering",
+        "The segmenter in the loop",
+        "SegFormer, a quarter of the micrographs, 256 pairs, equal training steps: pairs whose masks a segmenter chose "
+        "by its errors (emphasis), pairs that its gradients kept (gain), and the same shown by their agreement "
+        "(weights).",
+        tables.tabulate_steering,
+    ),
+    Section(
         "cascade",
         "At the micrographs' own resolution",
         "Crops of 128 px at the full resolution of uhcs, by a generator of half the resolution behind different second "

@@ -246,6 +246,29 @@ def tabulate_utility(stored: Results) -> Lines:
     ]
 
 
+def tabulate_steering(stored: Results) -> Lines:
+    """Differences of each arm to real micrographs and to the plain mix, and what is in the sets of pairs."""
+    names = list(next(iter(stored["sets"].values()))["class_share"])
+    sets = [
+        [
+            name,
+            *(f"{values['class_share'][each]:.3f}" for each in names),
+            str(values["dropped"]),
+            f"{stored['sampling_seconds'][name]:.0f}",
+        ]
+        for name, values in stored["sets"].items()
+    ]
+    emphasis = [[name, *(f"{each[label]:.3f}" for label in names)] for name, each in stored["emphasis"].items()]
+    columns = ["arm", "codes", "architecture", "difference in mIoU", "95 % interval", "by seed"]
+    return [
+        *_table(columns, [[row["arm"], *_show_difference(row)] for row in stored["differences"]], texts=3),
+        "",
+        *_table(["set", *(f"share of {name}" for name in names), "dropped", "CPU s, with its segmenter"], sets),
+        "",
+        *_table(["of the emphasis", *names], emphasis),
+    ]
+
+
 def _show_difference(row: Results) -> list[str]:
     return [
         f"{row['code']} − {row['baseline']}",

@@ -140,6 +140,29 @@ def test_utility_shows_differences_with_intervals(tmp_path):
     assert "| pretrain | RALLFALL − RALLF000 | unet | +0.020 | -0.002 to +0.030 | +0.010, +0.030 |" in lines
 
 
+def test_steering_shows_differences_and_sets(tmp_path):
+    difference = {
+        "arm": "emphasis",
+        "code": "R25%FALL",
+        "baseline": "plain",
+        "architecture": "segformer",
+        "difference": -0.0123,
+        "interval": [-0.03, 0.002],
+        "by_seed": [-0.01, -0.015],
+    }
+    stored = {
+        "differences": [difference],
+        "sets": {"weighed": {"class_share": {"matrix": 0.75, "film": 0.25}, "dropped": 31}},
+        "sampling_seconds": {"weighed": 120.4},
+        "emphasis": {"error": {"matrix": 0.2, "film": 0.9}},
+    }
+    store(tmp_path, "steering", stored)
+    lines = gather(tmp_path, tmp_path).splitlines()
+    assert "| emphasis | R25%FALL − plain | segformer | -0.012 | -0.030 to +0.002 | -0.010, -0.015 |" in lines
+    assert "| weighed | 0.750 | 0.250 | 31 | 120 |" in lines
+    assert "| error | 0.200 | 0.900 |" in lines
+
+
 def test_segmentation_shows_folds_and_judges(tmp_path):
     score = {"class_iou": [0.9, 0.5], "mean_iou": 0.7}
     fold = {"fold": 3, "steps": 900, "training_seconds": 90, **score}

@@ -23,7 +23,7 @@ ELSEWHERE = {
     "the user's own files": r"data/mine|runs/mine|plans/mine|annotations/|isdm|lemons|/path/",
     "it serves until it is interrupted; tests/studio visits it": r"steelgen studio",
     "a downloaded base; tests/generators runs the page": r"stable-diffusion|adapter|dreambooth|controlnet",
-    "minutes, even small": r"steelgen (tune-batch|segment|compare|doctor)|--resume",
+    "minutes, even small": r"steelgen (tune-batch|segment|compare|doctor)|--resume|--tune",
 }
 """What a command needs that is not here, and how such commands are known; they are parsed alone."""
 WITH_DRY_RUN = r"steelgen (train|finetune|evaluate|utility|workflow) "

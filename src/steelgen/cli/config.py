@@ -14,7 +14,7 @@ from steelgen.cli.output import errors_as_lines, log, print_config, print_json
 from steelgen.errors import InputError
 
 Action = Literal[
-    "train", "finetune", "sample", "evaluate", "segment", "utility", "workflow", "families", "slurm-profile"
+    "train", "finetune", "sample", "evaluate", "segment", "utility", "workflow", "families", "tune", "slurm-profile"
 ]
 OutOption = Annotated[Path | None, Option("--out", "-o", help="File to write. Default: print it.")]
 config_app = typer.Typer(no_args_is_help=True)

@@ -19,7 +19,7 @@ from steelgen.cli.options import (
     SetOption,
     ShardOption,
 )
-from steelgen.cli.output import errors_as_lines, fail, print_config, print_json, print_table, progress_bar
+from steelgen.cli.output import errors_as_lines, fail, log, print_config, print_json, print_table, progress_bar
 from steelgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,11 +48,20 @@ def sample_command(
     generator: Annotated[
         Path | None, Option(help="With --replay: path of the generator. Default: the one in the metadata.")
     ] = None,
+    tune: Annotated[
+        Path | None,
+        Option(metavar="CONFIG", help="Instead: choose a sample config by the validation mIoU of quick segmenters."),
+    ] = None,
 ) -> None:
     """Sample labeled synthetic micrographs from a trained generator.
 
     Shards write into one folder; a final call without --shard writes metadata and contact sheet.
     """
+    if tune:
+        if config or shard or allow_changed or dry_run or replay or out or generator:
+            fail("--tune: can only be combined with --set, --quiet, and --json; its config names the sample config")
+        _tune(tune, overrides, quiet, as_json)
+        return
     if replay:
         if config or overrides or shard or allow_changed or dry_run:
             fail("--replay: can only be combined with --out and --generator; the metadata sets everything else")
@@ -82,6 +91,35 @@ def sample_command(
         folder = sample(settings, report, part, allow_changed or (), report_filter)
     if not silent or as_json:
         _report_result(settings, folder, part, as_json)
+
+
+def _tune(path: Path, overrides: list[str] | None, quiet: bool, as_json: bool) -> None:
+    from steelgen.cli.workflow import run_stage
+    from steelgen.config.base import load_config
+    from steelgen.config.tune import TuneConfig
+    from steelgen.sample_tuning import CHOSEN, tune_sample
+
+    settings, silent = load_config(path, TuneConfig, overrides or ()), quiet or as_json
+    print_config(settings, silent)
+    result = tune_sample(settings, run_stage, (lambda line: None) if silent else log)
+    if as_json:
+        print_json(result)
+    if silent:
+        return
+    rows = [
+        [
+            row["name"],
+            f"{row['mean_iou']:.3f}",
+            *(
+                ", ".join(f"{value:{sign}.3f}" for value in row[key])
+                for key, sign in (("by_seed", ""), ("difference", "+"))
+            ),
+        ]
+        for row in result["choices"]
+    ]
+    first = result["choices"][0]["name"]
+    print_table(f"mIoU on {settings.val_split}", ["choice", "mean", "by seed", f"minus {first}"], rows)
+    typer.echo(f"chosen: {result['chosen']}; config: {settings.output_dir / CHOSEN}")
 
 
 @errors_as_lines()

@@ -11,6 +11,7 @@ from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
+from steelgen.config.tune import TuneConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.config.workflow import WorkflowConfig
 
@@ -23,6 +24,7 @@ ACTIONS: dict[str, type[Section]] = {
     "utility": UtilityConfig,
     "workflow": WorkflowConfig,
     "families": FamiliesConfig,
+    "tune": TuneConfig,
     "slurm-profile": SlurmProfile,
 }
 

@@ -12,6 +12,7 @@ from steelgen.config.base import MAX_BATCH_SIZE, MAX_CROP_SIZE, MAX_IMAGES, MAX_
 from steelgen.config.learned import ImageSize, InpaintSection, JointLabelsSection, LearnedMasks
 from steelgen.config.segmenter import SegmenterSection
 from steelgen.config.solver import AnySolverSection, SolverSection
+from steelgen.config.steering import EmphasisSection, GainSection
 
 _Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 
@@ -155,6 +156,16 @@ class FilterSection(Section):
     """Seed of the segmenter's weights and crops."""
     segmenter: SegmenterSection = SegmenterSection()
     """Size and training of the segmenter, which is cached."""
+    gain: GainSection | None = None
+    """Check of what a pair teaches a briefly trained segmenter, for split train; null disables it."""
+
+    @model_validator(mode="after")
+    def _check_gain(self) -> FilterSection:
+        if self.gain and self.split != "train":
+            raise ValueError(
+                f"gain: compares pairs with the validation split, so split must be train, not {self.split}"
+            )
+        return self
 
 
 class LabelsSection(Section):
@@ -250,6 +261,8 @@ class SampleConfig(Section):
     """Also write coco.json with a polygon and a run-length encoding of every island."""
     mask_source: AnyMasks
     """Source of the masks."""
+    emphasis: EmphasisSection | None = None
+    """Emphasis of masks that a segmenter has difficulties with; null draws all masks of mask_source alike."""
     num_samples: int = Field(64, ge=1, le=MAX_IMAGES)
     """Number of image-mask pairs."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -326,6 +339,8 @@ class SampleConfig(Section):
             raise ValueError(f"labels needs mask_source.kind 'none', not {kind!r}, which has masks")
         if self.file_stems == "source" and self.filter:
             raise ValueError("file_stems 'source': the filter may replace the mask of an image; use 'number'")
+        if self.emphasis:
+            self._check_emphasis()
         if self.inpaint and kind not in ("split", "balanced"):
             raise ValueError(f"inpaint needs real pairs: mask_source.kind 'split' or 'balanced', not {kind!r}")
         if self.inpaint and start:
@@ -333,3 +348,12 @@ class SampleConfig(Section):
         if start and start.dataset is None and kind not in ("split", "balanced"):
             raise ValueError(f"start_images.dataset: is missing; masks of the source {kind!r} have no micrograph")
         return self
+
+    def _check_emphasis(self) -> None:
+        source = self.mask_source
+        if isinstance(source, BalancedMasks) or not has_masks(source):
+            raise ValueError(f"emphasis: not applicable to mask_source.kind {source.kind!r}")
+        if isinstance(source, SplitMasks) and source.in_order:
+            raise ValueError("emphasis: not applicable with mask_source.in_order")
+        if self.file_stems == "source":
+            raise ValueError("file_stems 'source': emphasis chooses the mask of an image; use 'number'")

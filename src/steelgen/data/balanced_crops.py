@@ -31,6 +31,7 @@ class BalancedCrops(CropDataset):
         seed: seed of all crops.
         rare_share: fraction of crops cut around a pixel of a class, in [0, 1].
         augment, variation: see `CropDataset`.
+        weights: (N,) frequencies of the micrographs, at least one above 0; None shows all alike.
     """
 
     def __init__(
@@ -41,9 +42,12 @@ class BalancedCrops(CropDataset):
         rare_share: float,
         augment: bool = True,
         variation: Variation | None = None,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         super().__init__(micrographs, geometry, seed, augment, variation)
-        self.rare_share = rare_share
+        self.rare_share, self._weights = rare_share, weights
+        if weights is not None:
+            self._limits = np.cumsum(weights / weights.sum())
         rng, num_classes = np.random.default_rng(seed), micrographs.info.num_classes
         areas = np.zeros(num_classes)
         self._pixels: list[dict[int, NDArray[np.int32]]] = [{} for _ in range(num_classes)]
@@ -79,9 +83,18 @@ class BalancedCrops(CropDataset):
         if not self._chances.any() or rng.random() >= self.rare_share:
             return None
         by_micrograph = self._pixels[int(rng.choice(len(self._chances), p=self._chances))]
-        index = list(by_micrograph)[int(rng.integers(len(by_micrograph)))]
+        index = self._choose_micrograph(list(by_micrograph), rng)
+        if index is None:
+            return None
         pixels = by_micrograph[index]
         return index, pixels[int(rng.integers(len(pixels)))], rng.uniform(0.2, 0.8, 2)
+
+    def _choose_micrograph(self, indices: list[int], rng: np.random.Generator) -> int | None:
+        """Chooses one of the micrographs with a class; None if all of them have weight 0."""
+        if self._weights is None:
+            return indices[int(rng.integers(len(indices)))]
+        weights = self._weights[indices]
+        return int(rng.choice(indices, p=weights / weights.sum())) if weights.any() else None
 
 
 def vary_images(

@@ -63,7 +63,7 @@ def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], N
     geometry = _geometry(config)
     if config.features is None:
         config = config.model_copy(update={"segmenter": resolve_settings(config.segmenter, train, geometry)})
-    val = _load_validation(config)
+    val = load_validation(config)
     course: list[float] = []
 
     def validate(network: torch.nn.Module) -> float:
@@ -221,8 +221,12 @@ def label_micrograph(labeler: Labeler, image: NDArray[np.uint8]) -> tuple[NDArra
     )
 
 
-def _load_validation(config: SegmentConfig) -> Micrographs | None:
-    """Loads the validation split; None if there is none."""
+def load_validation(config: SegmentConfig) -> Micrographs | None:
+    """Loads the validation split of a segmenter; None if there is none.
+
+    Raises:
+        InputError: if it is also the training or test split, or cannot be read.
+    """
     if config.val_split is None or not (config.dataset / config.val_split).is_dir():
         return None
     if config.val_split in (config.train_split, config.test_split):

@@ -1,8 +1,9 @@
 """Filtering of generated pairs.
 
 A pair is dropped if a segmenter trained on real micrographs disagrees with the mask (as in FreeMask, Yang et al. 2023,
-arXiv 2310.15160, which filters pixels), or if the image is a near-copy of a training micrograph. The decision depends
-only on the pair, so batches, shards, and resumed runs agree.
+arXiv 2310.15160, which filters pixels), if the image is a near-copy of a training micrograph, or if what the pair
+teaches does not agree with real held-out crops. The decision depends only on the pair, so batches, shards, and resumed
+runs agree.
 """
 
 from __future__ import annotations
@@ -15,18 +16,27 @@ import torch
 from numpy.typing import NDArray
 
 from steelgen.config.sample import FilterSection
+from steelgen.data.crops import Micrographs, cut_crops
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
 from steelgen.evaluation.copy_search import CopySearch
 from steelgen.evaluation.figures import to_json
+from steelgen.evaluation.gain import GainJudge
 from steelgen.evaluation.iou import MIN_REAL_IOU, compute_confusion, compute_iou
-from steelgen.evaluation.segmentation import averaging_of, load_or_train_segmenter, measure_class_iou, predict_masks
+from steelgen.evaluation.segmentation import (
+    averaging_of,
+    compute_class_weights,
+    load_or_train_segmenter,
+    measure_class_iou,
+    predict_masks,
+)
 from steelgen.files import default_cache_dir
 from steelgen.sampling.masks import load_source
 
 NEAR_COPY = "near copy of a training image"
+LOW_GAIN = "teaches otherwise than real crops"
 
 
 class PairFilter:
@@ -39,6 +49,7 @@ class PairFilter:
         info: classes of the masks.
         real_iou: the segmenter's IoU of each class on real held-out micrographs, if measured. Classes below
             `MIN_REAL_IOU` are not checked.
+        gain: compares pairs with held-out crops; None disables the check.
     """
 
     def __init__(
@@ -48,7 +59,9 @@ class PairFilter:
         copies: CopySearch | None,
         info: DatasetInfo,
         real_iou: NDArray[np.float64] | None = None,
+        gain: GainJudge | None = None,
     ) -> None:
+        self._gain = gain
         self._config, self._segmenter, self._copies, self._info = config, segmenter, copies, info
         self._real_iou = real_iou
         thresholds = resolve_thresholds(config.min_iou, info)
@@ -82,6 +95,23 @@ class PairFilter:
             return NEAR_COPY
         return None
 
+    def weigh(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> dict[str, float] | None:
+        """Returns the gain of a pair, and its weight if it has one, for metadata.jsonl; empty without a check of gains.
+
+        Args:
+            image, mask: see `judge`.
+
+        Returns:
+            None to drop the pair, because of `LOW_GAIN`.
+        """
+        section = self._config.gain
+        if self._gain is None or section is None:
+            return {}
+        gain = round(self._gain.measure(image, mask), 6)
+        if gain < section.min_agreement:
+            return None
+        return {"gain": gain, "pair_weight": max(gain, 0.0)} if section.weigh else {"gain": gain}
+
 
 def build_filter(
     config: FilterSection,
@@ -105,6 +135,7 @@ def build_filter(
     """
     thresholds = resolve_thresholds(config.min_iou, info)
     micrographs = load_source(config.dataset, config.split, info, geometry.in_channels)
+    gain = _build_gain(config, micrographs, info, geometry, report) if config.gain else None
     device = str(pick_device())
     segmenter, real_iou = None, None
     if max(thresholds) > 0:
@@ -122,7 +153,27 @@ def build_filter(
         if config.max_correlation < 1
         else None
     )
-    return PairFilter(config, segmenter, copies, info, real_iou)
+    return PairFilter(config, segmenter, copies, info, real_iou, gain)
+
+
+def _build_gain(
+    config: FilterSection,
+    micrographs: Micrographs,
+    info: DatasetInfo,
+    geometry: CropGeometry,
+    report: Callable[[int, int], None] | None,
+) -> GainJudge:
+    """Trains the segmenter of the gains briefly on `micrographs`, and cuts crops of the validation split."""
+    assert config.gain is not None
+    held_out = load_source(config.dataset, "val", info, geometry.in_channels)
+    settings = config.segmenter.model_copy(update={"steps": config.gain.steps})
+    segmenter = load_or_train_segmenter(
+        micrographs, geometry, settings, default_cache_dir(), config.seed, str(pick_device()), report
+    )
+    images, masks = cut_crops(held_out, geometry, config.gain.crops, config.seed)
+    return GainJudge(
+        segmenter, images, masks, compute_class_weights(micrographs.masks, info.num_classes), info.ignore_index
+    )
 
 
 def find_disagreement(

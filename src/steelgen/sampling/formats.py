@@ -187,6 +187,8 @@ def describe_origin(config: SampleConfig) -> Origin:
         models["labels.generator"] = hash_generator(config.labels.generator)
     if isinstance(config.mask_source, LearnedMasks):
         models["mask_source.generator"] = hash_generator(config.mask_source.generator)
+    if config.emphasis:
+        models["emphasis.segmenter"] = hash_segmenter(config.emphasis.segmenter)
     if isinstance(config.mask_source, NoMasks) and config.mask_source.size:
         draw["size"] = list(config.mask_source.size)
     last, path = list(config.generators.items())[-1]
@@ -210,7 +212,15 @@ def select_image_settings(settings: dict[str, Any]) -> dict[str, Any]:
         if selected.get(section):
             # More attempts only continue where fewer stopped.
             selected[section] = {key: value for key, value in selected[section].items() if key != "max_attempts"}
-    return selected
+    return _drop_later(selected)
+
+
+def _drop_later(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out sections that older versions lack where they are null, so that the hashes of configs stay the same."""
+    settings = {key: value for key, value in settings.items() if key != "emphasis" or value is not None}
+    if (section := settings.get("filter")) and section.get("gain") is None:
+        settings["filter"] = {key: value for key, value in section.items() if key != "gain"}
+    return settings
 
 
 def build_row(
@@ -239,6 +249,8 @@ def build_row(
         row["start_image"] = _describe_image(source_mask)
     if source_mask.origin:
         row["mask_origin"] = dict(source_mask.origin)
+    if source_mask.emphasis is not None:
+        row["emphasis"] = source_mask.emphasis
     if uses_image and source_mask.image is not None:
         row["source_image"] = _describe_image(source_mask)
     return row

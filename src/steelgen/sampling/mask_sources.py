@@ -85,4 +85,4 @@ class _ReplacedImages:
         if mask.mask.shape != real.mask.shape:
             sizes = ["x".join(map(str, one.mask.shape[::-1])) for one in (real, mask)]
             raise InputError(f"start_images: the image of {real.source} is {sizes[0]} px, the mask is {sizes[1]} px")
-        return SourceMask(mask.mask, real.image, mask.source, real.place)
+        return SourceMask(mask.mask, real.image, mask.source, real.place, emphasis=mask.emphasis)

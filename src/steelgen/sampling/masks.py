@@ -73,6 +73,8 @@ class SourceMask:
     """Window of `image`, if any."""
     origin: Mapping[str, Any] | None = None
     """How a generator made the mask, for metadata.jsonl."""
+    emphasis: float | None = None
+    """Weight by which the mask was chosen, 1 for an average one; None without emphasis."""
 
     @property
     def size(self) -> tuple[int, int]:

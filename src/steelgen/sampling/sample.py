@@ -18,7 +18,8 @@ from steelgen.generators import Generator
 from steelgen.generators.drawing import find_factor
 from steelgen.sampling.balance import ATTEMPT_STRIDE, BalancedSource, save_balance
 from steelgen.sampling.conditions import ConditionSource
-from steelgen.sampling.filtering import build_filter
+from steelgen.sampling.emphasis import emphasize, measure_class_errors
+from steelgen.sampling.filtering import LOW_GAIN, build_filter
 from steelgen.sampling.formats import build_row, describe_origin, load_layout, load_sampling, save_pair
 from steelgen.sampling.generate import (
     SamplingBatch,
@@ -71,6 +72,9 @@ def sample(
     check_taken(config, generator)
     told = ConditionSource(config, generator)
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed, find_factor(generator))
+    class_errors = measure_class_errors(config.emphasis, info) if config.emphasis else None
+    if config.emphasis and class_errors:
+        mask_source = emphasize(mask_source, class_errors, config.emphasis, config.seed)
     source = replace_images(mask_source, config, info, geometry)
     labeler = build_labeler(config.labels, generator) if config.labels else None
     info = labeler.info if labeler else info
@@ -83,6 +87,8 @@ def sample(
     open_folder(config, generator, info, origin.models, shard is not None, allow_changed)
     if told.notes:
         save_json(out / "sampling.json", {**load_json(out / "sampling.json"), "notes": told.notes})
+    if class_errors:
+        save_json(out / "emphasis.json", class_errors.describe())
     if pair_filter:
         save_json(out / "filter.json", pair_filter.describe())
     layout = load_layout(out)
@@ -99,8 +105,13 @@ def sample(
 
     def finish(candidate: Candidate, image: NDArray[np.uint8]) -> str | None:
         """Returns the reason for dropping a pair, or writes it."""
-        if pair_filter and (reason := pair_filter.judge(image, candidate.source_mask.mask)):
-            return reason
+        gain = None
+        if pair_filter:
+            if reason := pair_filter.judge(image, candidate.source_mask.mask):
+                return reason
+            gain = pair_filter.weigh(image, candidate.source_mask.mask)
+            if gain is None:
+                return LOW_GAIN
         labeled = labeler.label(image) if labeler else None
         if labeled and labeler and labeled.mean_confidence < labeler.config.min_confidence:
             return labeler.reason
@@ -119,6 +130,7 @@ def sample(
             row["conditions"] = candidate.conditions
         if pair_filter or labeler:
             row["dropped"] = dict(candidate.dropped)
+        row |= gain or {}
         save_pair(out, layout, row, source_mask, image, info, labeled.confidence if labeled else None)
         return None
 
@@ -191,6 +203,7 @@ def _next_batch(waiting: deque[Candidate], first: Iterator[Candidate], batch_siz
 
 def _retry(candidate: Candidate, reason: str, source: MaskSource, config: SampleConfig) -> Candidate:
     name, limit = ("labels", "min_confidence") if config.labels else ("filter", "min_iou")
+    limit = "gain.min_agreement" if reason == LOW_GAIN else limit
     section = config.labels or config.filter
     assert section is not None, "nothing else drops pairs"
     dropped = candidate.dropped + Counter([reason])

@@ -29,6 +29,7 @@ from steelgen.evaluation.sets import (
     resolve_geometry,
 )
 from steelgen.evaluation.utility.folds import choose_held_back, divide_folds, list_pooled
+from steelgen.evaluation.utility.weights import load_weights
 
 _REAL_STREAM, _GENERATED_STREAM = 11, 12
 """Separate random streams under one seed."""
@@ -47,6 +48,8 @@ class StudyData:
     """Pairs of image_size px; None without a generated folder."""
     notes: list[str]
     """What was assumed or converted."""
+    weights: NDArray[np.float64] | None = None
+    """(N,) frequencies of the generated pairs; None shows all alike."""
 
     @property
     def num_generated(self) -> int:
@@ -55,12 +58,15 @@ class StudyData:
 
     def compute_hash(self) -> str:
         """Hash of all data that networks see."""
-        return _hash_sets(self.train, self.val, self.test, *([self.generated] if self.generated else []))
+        sets = self.train, self.val, self.test, *([self.generated] if self.generated else [])
+        return _hash_sets(*sets, weights=self.weights)
 
     def describe_inputs(self) -> dict[str, str]:
         """Hash of the data behind each input field of the config."""
         hashes = {"dataset": _hash_sets(self.train, self.val, self.test)}
-        return {**hashes, "generated": _hash_sets(self.generated)} if self.generated else hashes
+        if not self.generated:
+            return hashes
+        return {**hashes, "generated": _hash_sets(self.generated, weights=self.weights)}
 
 
 def load_study(config: UtilityConfig) -> StudyData:
@@ -76,6 +82,20 @@ def load_study(config: UtilityConfig) -> StudyData:
     if config.val_split is None:
         splits[:1] = hold_back(splits[0], config.val_share)
     return _combine(config, config.generated, found, geometry, notes, splits)
+
+
+def load_validation_study(config: UtilityConfig) -> StudyData:
+    """Reads a study whose networks are tested on the validation split; the test split is not read.
+
+    Raises:
+        InputError: see `load_study`.
+    """
+    assert config.val_split is not None
+    found, geometry, notes = _find_generated(config, config.generated, config.generated_masks)
+    train, val = (
+        load_micrographs(config.dataset, name, geometry.in_channels) for name in (config.train_split, config.val_split)
+    )
+    return _combine(config, config.generated, found, geometry, notes, [train, val, val])
 
 
 def load_studies(config: UtilityConfig) -> dict[str | None, StudyData]:
@@ -153,7 +173,7 @@ def _combine(
     if config.num_classes:
         splits = [replace(s, info=declare_classes(s.info, config.num_classes, config.dataset)) for s in splits]
     train, val, test = splits
-    generated = None
+    generated = weights = None
     if found:
         assert folder is not None
         _check_classes(folder, train.info, config.dataset)
@@ -161,7 +181,9 @@ def _combine(
         assert pairs.masks is not None
         notes += more + _compare_scales(found, geometry, min(min(mask.shape) for mask in train.masks))
         generated = Micrographs(train.info, pairs.names, list(pairs.images), list(pairs.masks))
-    data = StudyData(train.info, geometry, train, val, test, generated, notes)
+        weights = load_weights(folder, found.images)
+        notes += [] if weights is None else ["generated pairs are shown in proportion to their pair_weight"]
+    data = StudyData(train.info, geometry, train, val, test, generated, notes, weights)
     for text in config.codes:
         count_data(parse_code(text), data)
     return data
@@ -213,7 +235,12 @@ class TrainingSet:
             chosen = choose_subset(len(data.generated), num_generated, seed, _GENERATED_STREAM)
             pairs = data.generated.select(chosen)
             whole = replace(data.geometry, crop_size=data.geometry.image_size, scale_range=(1.0, 1.0))
-            self.generated = BalancedCrops(pairs, whole, seed, rare_share, settings.augment, variation)
+            weights = None if data.weights is None else data.weights[chosen]
+            if weights is not None and not weights.any():
+                raise InputError(
+                    f"codes: {code.text}: all of the {num_generated} pairs of seed {seed} have pair_weight 0"
+                )
+            self.generated = BalancedCrops(pairs, whole, seed, rare_share, settings.augment, variation, weights)
         self.real_share, self.pretraining = float(self.real is not None), 0
         if self.real is not None and self.generated is not None:
             self.real_share = settings.real_share or len(self.real) / (len(self.real) + len(self.generated))
@@ -253,8 +280,9 @@ class TrainingSet:
         return augment_batch(images, masks, self.augmentation, self.seed, step)
 
 
-def _hash_sets(*sets: Micrographs) -> str:
-    arrays = [array for part in sets for array in (*part.images, *part.masks)]
+def _hash_sets(*sets: Micrographs, weights: NDArray[np.float64] | None = None) -> str:
+    arrays: list[NDArray] = [array for part in sets for array in (*part.images, *part.masks)]
+    arrays += [] if weights is None else [weights]
     return hash_arrays(*arrays, text=str([part.stems for part in sets]))
 
 
