@@ -123,6 +123,9 @@ def test_the_filter_judges_the_masks_of_the_pairs_and_replaces_both(joint, tmp_p
             judged.append((image, mask))
             return "first" if len(judged) == 1 else None
 
+        def weigh(self, image, mask):
+            return {}
+
     monkeypatch.setattr("steelgen.sampling.sample.build_filter", lambda *_: DropsFirst())
     out = draw(joint[1], tmp_path / "out", filter={"dataset": str(joint[0])}, batch_size=1, num_samples=2)
     rows = load_rows(out)
