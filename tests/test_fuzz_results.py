@@ -21,15 +21,16 @@ from steelgen.config.solver import SolverSection
 from steelgen.config.train import TrainConfig
 from steelgen.data.folder import load_dataset_info
 from steelgen.errors import InputError
+from steelgen.evaluation.classification.page import build_classification_section
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.judge_utility import judge_utility
 from steelgen.evaluation.segment import load_labeler, train_labeler
 from steelgen.evaluation.sets import find_generated, resolve_geometry
-from steelgen.evaluation.utility.results import load_study_result
+from steelgen.evaluation.utility.results import is_classification, load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
-from steelgen.evaluation.verdict import judge_differences
+from steelgen.evaluation.verdict import judge_study
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.runs import read_metrics
@@ -40,7 +41,7 @@ from steelgen.training.loop import train
 from steelgen.training.state import build_state
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.damage import CASES, assert_short, damage_json
-from tests.evaluation import test_evaluate, test_utility
+from tests.evaluation import test_classification, test_evaluate, test_utility
 from tests.training.test_loop import Recorder
 
 Reader = Callable[[Path], Any]
@@ -64,6 +65,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quick = {"microstructure": {"max_images": 4}}
     evaluate(test_evaluate.build_config(root / "samples", root / "tiny", root / "evaluation", **quick))
     utility(_study_config(root))
+    test_classification.save_sides(root, {"train": (3, 3), "val": (2, 2), "test": (3, 3)})
+    test_classification.save_textures(root / "good", 4, 0, True)
+    utility(_classification_config(root))
     values = {"dataset": str(root / "tiny"), "output_dir": str(root / "segmenter"), "segmenter": test_evaluate.QUICK}
     train_labeler(parse_config({**values, "image_size": 16, "crop_size": 24}, SegmentConfig))
     slurm_folder(root / "samples").mkdir()
@@ -78,6 +82,10 @@ def _train_config(root: Path) -> TrainConfig:
 
 def _study_config(root: Path) -> Any:
     return test_utility.build_config(root / "tiny", root / "samples", root / "study", geometry={"image_size": 16})
+
+
+def _classification_config(root: Path) -> Any:
+    return test_classification.build_config(root, root / "classification", seeds=[0])
 
 
 def _sample(root: Path) -> None:
@@ -107,8 +115,16 @@ def _replay(root: Path) -> None:
 def _read_study(root: Path) -> None:
     study = load_study_result(root / "study")
     judge_utility(study)
-    judge_differences(study["differences"])
+    judge_study(study)
     build_utility_section(study)
+
+
+def _read_classification(root: Path) -> None:
+    study = load_study_result(root / "classification")
+    judge_utility(study)
+    judge_study(study)
+    if is_classification(study):
+        build_classification_section(study)
 
 
 FILES: dict[str, Reader] = {
@@ -127,6 +143,9 @@ FILES: dict[str, Reader] = {
     "study/utility.json": _read_study,
     "study/study.json": lambda root: run_status(root / "study"),
     "study/cells/RALLF000-unet-seed0.json": lambda root: utility(_study_config(root)),
+    "classification/utility.json": _read_classification,
+    "classification/study.json": lambda root: run_status(root / "classification"),
+    "classification/cells/R2F000-cnn-seed0.json": lambda root: utility(_classification_config(root)),
     "segmenter/segmenter.json": lambda root: load_labeler(root / "segmenter", "cpu"),
     "tiny/dataset.json": lambda root: load_dataset_info(root / "tiny"),
 }

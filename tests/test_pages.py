@@ -13,6 +13,7 @@ import pytest
 from steelgen.data.check import Problem, check_dataset
 from steelgen.data.check_page import build_page
 from steelgen.errors import InputError
+from steelgen.evaluation.classification.page import build_classification_page
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.report import build_report
@@ -21,7 +22,7 @@ from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_page
 from tests.conftest import write_tiny_dataset
-from tests.evaluation import test_evaluate, test_utility
+from tests.evaluation import test_classification, test_evaluate, test_utility
 from tests.evaluation.conftest import INFO, save_pairs
 
 POISON = "\"'></style></title></svg><script>alert(1)</script><img src=x onerror=alert(1)>&"
@@ -89,6 +90,17 @@ def test_study(folder: Path) -> None:
     assert "Data-fraction curve" in page
     assert_harmless(page, 20)
     assert "<script" not in build_utility_page(result)
+
+
+def test_classification_study(tmp_path: Path) -> None:
+    test_classification.save_sides(tmp_path, {"train": (4, 4), "val": (2, 2), "test": (3, 3)})
+    test_classification.save_textures(tmp_path / "good", 4, 0, True)
+    result = utility(test_classification.build_config(tmp_path, tmp_path / "out", seeds=[0]))
+    assert result is not None
+    page = build_classification_page(poison(result, keep=("task",)))
+    assert "Curve over the number of real defective images" in page
+    assert_harmless(page, 20)
+    assert "<script" not in build_classification_page(result)
 
 
 def test_report(folder: Path) -> None:

@@ -19,9 +19,9 @@ from steelgen.data.folder import save_dataset_info
 from steelgen.errors import InputError
 from steelgen.evaluation.utility import study
 from steelgen.evaluation.utility.cells import Cell
-from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_study
+from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_studies, load_study
 from steelgen.evaluation.utility.statistics import summarize
-from steelgen.evaluation.utility.study import utility
+from steelgen.evaluation.utility.study import hash_study, utility
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.utility.training import run_cell, train_network
 from steelgen.models.architectures import find_pretrained_part
@@ -213,6 +213,11 @@ def test_scores_are_those_of_the_confusion_matrices(real: Path, generated: Path,
         assert [step for step, _ in cell["validation"]] == [2, 4]
         best = max(value for _, value in cell["validation"])
         assert dict(cell["validation"])[cell["best_step"]] == best
+    # Files of segmentation stay those of versions without tasks, whether the config names the task or not.
+    assert "task" not in result
+    assert "task" not in result["config"]
+    named = build_config(real, generated, tmp_path / "out", task="segment")
+    assert hash_study(named, load_studies(named)) == result["study"]
     score = next(row for row in result["scores"] if row["code"] == "RALLFALL")
     values = [cells[f"RALLFALL-unet-seed{seed}.json"]["test"]["mean_iou"] for seed in (0, 1)]
     assert score["by_seed"] == pytest.approx(values)

@@ -14,7 +14,17 @@ from steelgen.cli.output import errors_as_lines, log, print_config, print_json
 from steelgen.errors import InputError
 
 Action = Literal[
-    "train", "finetune", "sample", "evaluate", "segment", "utility", "workflow", "families", "tune", "slurm-profile"
+    "train",
+    "finetune",
+    "sample",
+    "evaluate",
+    "segment",
+    "utility",
+    "utility-classify",
+    "workflow",
+    "families",
+    "tune",
+    "slurm-profile",
 ]
 OutOption = Annotated[Path | None, Option("--out", "-o", help="File to write. Default: print it.")]
 config_app = typer.Typer(no_args_is_help=True)
@@ -31,7 +41,10 @@ def show_command(
     from steelgen.config.actions import ACTIONS
     from steelgen.config.base import load_config
 
-    print_config(load_config(config, ACTIONS[action], overrides or ()), silent=False)
+    if action == "utility":
+        print_config(load_utility_settings(config, overrides), silent=False)
+    else:
+        print_config(load_config(config, ACTIONS[action], overrides or ()), silent=False)
 
 
 @config_app.command("schema")

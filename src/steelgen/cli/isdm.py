@@ -13,7 +13,7 @@ from steelgen.cli.output import errors_as_lines, log, progress_bar
 from steelgen.errors import InputError
 
 if TYPE_CHECKING:
-    from steelgen.config.utility import UtilityConfig
+    from steelgen.config.classify import StudyConfig
     from steelgen.isdm.config import Conversion
 
 IsdmAction = Literal["train", "finetune", "sample"]
@@ -86,16 +86,20 @@ def load_settings(path: Path, action: IsdmAction, overrides: Sequence[str] | Non
     return settings
 
 
-def load_utility_settings(config: Path, overrides: Sequence[str] | None = None) -> UtilityConfig:
-    """Reads a config of `steelgen utility` or of ISDM's segmentation_evaluation; prints notes to stderr."""
+def load_utility_settings(config: Path, overrides: Sequence[str] | None = None) -> StudyConfig:
+    """Reads a config of `steelgen utility`, of either task, or of ISDM's segmentation_evaluation.
+
+    Prints notes to stderr.
+    """
     from steelgen.config.base import load_config, parse_config
+    from steelgen.config.classify import choose_study
     from steelgen.config.utility import UtilityConfig
     from steelgen.files import load_json
     from steelgen.isdm.utility import convert_isdm_study, is_isdm_study
 
     values = load_json(config)
     if not is_isdm_study(values):
-        return load_config(config, UtilityConfig, overrides or ())
+        return load_config(config, choose_study(values, str(config)), overrides or ())
     converted, notes = convert_isdm_study(values, str(config))
     _report_notes(config, "segmentation_evaluation", "utility", notes)
     return parse_config(converted, UtilityConfig, overrides or (), origin=str(config))

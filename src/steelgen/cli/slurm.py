@@ -163,7 +163,7 @@ def _build_jobs(
     """Builds the jobs of a command: one, or an array and the job that gathers it."""
     from steelgen.cluster.scripts import ARRAYS, Job, parse_array
     from steelgen.config.actions import find_output
-    from steelgen.config.utility import UtilityConfig
+    from steelgen.config.classify import StudyConfig
     from steelgen.evaluation.utility.cells import list_cells
 
     output = find_output(settings)
@@ -174,7 +174,7 @@ def _build_jobs(
             raise InputError(f"--array {array}: applies only to {' and '.join(ARRAYS)}")
         return [Job(action, config, output, overrides)]
     shards, limit = parse_array(array or "1")
-    if isinstance(settings, UtilityConfig):
+    if isinstance(settings, StudyConfig):
         total, unit = len(list_cells(settings)), "cells"
     else:
         total, unit = settings.num_samples, "images"  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from steelgen.cluster.submission import submitted_jobs
 from steelgen.config.base import parse_config
-from steelgen.config.utility import UtilityConfig
+from steelgen.config.classify import choose_study
 from steelgen.data.folder import list_images
 from steelgen.errors import InputError
 from steelgen.evaluation.utility.cells import cell_path, list_cells
@@ -72,7 +72,8 @@ def _study_status(run: Path, shards: int | None) -> list[Part]:
     """One part per code and architecture, which counts its seeds; then the shards if there are several."""
     count = shards or submitted_jobs(run).get("utility", {}).get("shards", 1)
     start = load_study_start(run)
-    config = parse_config(start.config, UtilityConfig, origin=str(run / STUDY_FILE))
+    origin = str(run / STUDY_FILE)
+    config = parse_config(start.config, choose_study(start.config, origin), origin=origin)
     cells = list_cells(config, start.folds)
     done = {index for index, cell in enumerate(cells) if cell_path(run, cell).is_file()}
     members: dict[str, set[int]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from steelgen.config.base import Section
+from steelgen.config.classify import ClassifyConfig
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.families import FamiliesConfig
 from steelgen.config.sample import SampleConfig
@@ -22,6 +23,7 @@ ACTIONS: dict[str, type[Section]] = {
     "evaluate": EvaluateConfig,
     "segment": SegmentConfig,
     "utility": UtilityConfig,
+    "utility-classify": ClassifyConfig,
     "workflow": WorkflowConfig,
     "families": FamiliesConfig,
     "tune": TuneConfig,

@@ -144,6 +144,9 @@ class UtilityTrainingSection(Section):
 class UtilityConfig(Section):
     """Study of the effect of generated data on segmentation: mIoU by code, architecture and seed."""
 
+    # Left out of written files, which would otherwise differ from those of older versions.
+    task: Literal["segment"] = Field(default="segment", exclude=True)
+    """segment: segmentation of micrographs; classify: see utility-classify."""
     dataset: Path
     """Dataset folder of real micrographs."""
     generated: Path | None = None

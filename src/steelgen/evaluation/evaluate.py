@@ -21,7 +21,7 @@ from steelgen.evaluation.report import build_report
 from steelgen.evaluation.results import RESULT_FILE
 from steelgen.evaluation.sets import Judgment, describe_sets, load_evidence
 from steelgen.evaluation.utility.results import load_study_result
-from steelgen.evaluation.verdict import compute_verdict, judge_differences
+from steelgen.evaluation.verdict import compute_verdict, judge_study
 from steelgen.files import check_output_free, new_folder, save_json
 from steelgen.generators.describing import load_describer
 from steelgen.runs import describe_environment
@@ -74,7 +74,7 @@ def evaluate(
         sections["descriptors"], farthest = judge_descriptors(evidence, describer, predicted)
     if study:
         sections["utility"] = judge_utility(study)
-    answers = judge_differences(study["differences"]) if study else []
+    answers = judge_study(study) if study else []
     figures = [figure for section_figures, _, _ in sections.values() for figure in section_figures]
     result = {
         "steelgen": __version__,

@@ -6,15 +6,21 @@ from typing import Any
 
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.sets import Judgment
+from steelgen.evaluation.utility.results import is_classification
 
 
 def judge_utility(study: dict[str, Any]) -> Judgment:
     """Pooled scores and differences of a study as figures, the study as details, and its warnings.
 
     Scores have their 95 % interval over seeds, differences that of the bootstrap, with 0 as the floor: data without
-    effect. With folds, both intervals are over folds.
+    effect. With folds, both intervals are over folds; in classification, both are of the bootstrap.
     """
-    num_test, folds = study["micrographs"]["test"], study["config"]["folds"]
+    if is_classification(study):
+        metric, key, sets = "average precision", "average_precision", "sound vs defective images"
+        num_test, folds = sum(study["images"]["test"]), None
+    else:
+        metric, key, sets = "mIoU", "mean_iou", "predicted vs true masks"
+        num_test, folds = study["micrographs"]["test"], study["config"]["folds"]
     split = study["config"]["test_split"] if folds is None else "all folds"
     shared: dict[str, Any] = {"section": "utility", "seed": study["config"]["seeds"][0], "better": "higher"}
     # The pooled row of a code comes last.
@@ -22,9 +28,9 @@ def judge_utility(study: dict[str, Any]) -> Judgment:
     differences = {(row["code"], row["baseline"]): row for row in study["differences"]}
     figures = [
         Figure(
-            metric=f"mIoU {code} ({row['architecture']})",
-            compared=f"predicted vs true masks of {split}",
-            value=row["mean_iou"],
+            metric=f"{metric} {code} ({row['architecture']})",
+            compared=f"{sets} of {split}",
+            value=row[key],
             floor=None,
             n=(row["num_real"] + row["num_generated"], num_test),
             interval=row["interval"],
@@ -34,7 +40,7 @@ def judge_utility(study: dict[str, Any]) -> Judgment:
     ]
     figures += [
         Figure(
-            metric=f"mIoU {code} − {row['baseline']} ({row['architecture']})",
+            metric=f"{metric} {code} − {row['baseline']} ({row['architecture']})",
             compared=f"with vs without generated, on {split}",
             value=row["difference"],
             floor=0.0,

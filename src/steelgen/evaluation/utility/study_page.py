@@ -25,11 +25,22 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
 def save_report(output_dir: Path, result: dict[str, Any]) -> None:
     """Writes utility.html, data_fraction.png if there is a curve, and finally utility.json."""
-    if charts := list_curves(result["scores"]):
-        images = [plot_pixels(name, x, curves, "real micrographs") for name, x, curves in charts]
+    save_study(output_dir, result, build_utility_page(result), list_curves(result["scores"]), "real micrographs")
+
+
+def save_study(
+    output_dir: Path,
+    result: dict[str, Any],
+    page: str,
+    charts: Sequence[tuple[str, list[float], list[Curve]]],
+    x_label: str,
+) -> None:
+    """Writes the page, the charts of `list_curves` as one image if there are any, and finally utility.json."""
+    if charts:
+        images = [plot_pixels(name, x, curves, x_label) for name, x, curves in charts]
         save_image(output_dir / "data_fraction.png", np.hstack(images))
     with new_file(output_dir / "utility.html") as working:
-        working.write_text(build_utility_page(result), encoding="utf-8")
+        working.write_text(page, encoding="utf-8")
     save_json(output_dir / RESULT_FILE, result)
 
 
@@ -65,9 +76,16 @@ def build_utility_section(result: dict[str, Any]) -> Markup:
     return Markup(section)
 
 
-def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float], list[Curve]]]:
-    """mIoU over the number of real micrographs: a chart per architecture, a curve per number of generated pairs, and
-    the same with copy-paste.
+def list_curves(
+    scores: Sequence[dict[str, Any]], key: str = "mean_iou", metric: str = "mIoU"
+) -> list[tuple[str, list[float], list[Curve]]]:
+    """A metric over the number of real micrographs: a chart per architecture, a curve per number of generated pairs,
+    and the same with copy-paste.
+
+    Args:
+        scores: rows of utility.json.
+        key: the metric's field in a row.
+        metric: its name in the titles.
 
     Returns:
         Title, x values and curves of each chart; no charts for fewer than two numbers of micrographs.
@@ -86,13 +104,13 @@ def list_curves(scores: Sequence[dict[str, Any]]) -> list[tuple[str, list[float]
             curves.append(
                 Curve(
                     _name_arm(*arm),
-                    [row["mean_iou"] if row else math.nan for row in rows],
+                    [row[key] if row else math.nan for row in rows],
                     _COLORS[number % len(_COLORS)],
                     dashed=arm[1] == 0,
                     spread=([low for low, _ in ends], [high for _, high in ends]),
                 )
             )
-        charts.append((f"mIoU, {architecture}", real_counts, curves))
+        charts.append((f"{metric}, {architecture}", real_counts, curves))
     return charts
 
 
