@@ -66,6 +66,9 @@ class MemorizationSection(Section):
     search_masks: bool | None = None
     """Search the training masks for the generated masks, too. null does where sampling.json says that masks are new:
     those of a generator that makes masks, and those of the mask sources learned and procedural."""
+    search_details: bool | None = None
+    """Also search at full resolution for a patch of search_size px of each of the first 32 images, if these are at
+    least twice as large. null does where sampling.json names the stages of a cascade."""
 
 
 class EvaluateConfig(Section):

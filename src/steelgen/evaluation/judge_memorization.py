@@ -13,6 +13,7 @@ from steelgen.evaluation.copy_search import CopySearch, Match, list_copies
 from steelgen.evaluation.features import build_extractor, compute_cached_features, compute_features
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import wilson_interval
+from steelgen.evaluation.judge_detail_copies import judge_detail_copies
 from steelgen.evaluation.judge_mask_copies import judge_mask_copies
 from steelgen.evaluation.memorization import COPY_RATIO, bootstrap_ct, compute_authenticity, compute_ct, find_nearest
 from steelgen.evaluation.sets import Evidence, Judgment
@@ -71,7 +72,8 @@ def judge_memorization(evidence: Evidence, report_progress: Callable[[str], None
         **list_copies(matches, evidence.generated.names, evidence.train_micrographs.stems, SHOWN_PAIRS),
     }
     mask_figures, details["masks"], warnings = judge_mask_copies(evidence, report_progress)
-    return figures + mask_figures, details, warnings
+    detail_figures, details["details"], more = judge_detail_copies(evidence, report_progress)
+    return figures + mask_figures + detail_figures, details, warnings + more
 
 
 def _compare_features(

@@ -50,6 +50,7 @@ class _Source(Record):
 class _SampleConfig(Record):
     mask_source: _Source = _Source()
     labels: dict[str, Any] | None = None
+    stages: list[dict[str, Any]] = []
 
 
 class SamplingGeometry(Record):
@@ -230,6 +231,8 @@ class Evidence:
     device: str
     new_masks: bool = False
     """Whether the generated masks are known to be new; see `SamplingGeometry`."""
+    cascaded: bool = False
+    """Whether the images are those of a cascade, by sampling.json."""
 
     @property
     def comparisons(self) -> list[tuple[ImageSet, tuple[ImageSet, ImageSet] | None]]:
@@ -279,6 +282,7 @@ def load_evidence(config: EvaluateConfig) -> tuple[Evidence, list[str]]:
         cache_dir=config.cache_dir or default_cache_dir(),
         device=str(pick_device(config.device)),
         new_masks=found.sampling.new_masks,
+        cascaded=bool(found.sampling.config.stages),
     )
     return evidence, notes + conversions
 

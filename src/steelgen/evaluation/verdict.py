@@ -176,7 +176,8 @@ def _judge_copies(figures: Sequence[Figure]) -> tuple[Standing, str]:
         return "unknown", "Not measured."
     lowest = min((f.value for f in figures if f.metric.startswith("C_T")), default=0.0)
     masks = [f for f in figures if f.metric.startswith("mask copies")]
-    flagged = any(f.value > (f.floor or 0) for f in (copies, *masks))
+    details = [f for f in figures if f.metric.startswith("detail copies")]
+    flagged = any(f.value > (f.floor or 0) for f in (copies, *masks, *details))
     standing: Standing = "poor" if flagged or lowest < -5 else "fair" if lowest < -3 else "good"
     words = {
         "good": "Yes: no sign of copying",
@@ -184,6 +185,7 @@ def _judge_copies(figures: Sequence[Figure]) -> tuple[Standing, str]:
         "poor": f"No: some are copies of training images{' or masks' if masks else ''} or too close to them",
     }
     counts = f"{100 * copies.value:.1f} % of {copies.n[0]} images flagged as copies; lowest C_T {lowest:.1f}"
-    for each in masks:
-        counts += f"; {100 * each.value:.1f} % of {each.n[0]} masks flagged as copies"
+    for kind, found in (("masks", masks), ("details", details)):
+        for each in found:
+            counts += f"; {100 * each.value:.1f} % of {each.n[0]} {kind} flagged as copies"
     return standing, f"{words[standing]} ({counts})."
