@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("part", choices=("train", "measure"))
     parser.add_argument("--steps", type=int, default=8000, help="training steps")
     parser.add_argument("--solver-steps", type=int, default=40)
-    parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--pairs", type=int, default=512)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "joint.json")
     arguments = parser.parse_args()
     if arguments.part == "train":
