@@ -16,7 +16,7 @@ from common import save_results
 from PIL import Image
 from torch import Tensor
 
-from steelgen.config.sample import BalancedMasks
+from steelgen.config.mask_sources import BalancedMasks
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.diffusion import reverse

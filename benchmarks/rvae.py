@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import regionprops
 
 from steelgen.config.base import parse_config
-from steelgen.config.sample import ProceduralMasks
+from steelgen.config.mask_sources import ProceduralMasks
 from steelgen.config.train import TrainConfig
 from steelgen.data.cache import Micrographs
 from steelgen.data.crops import load_micrographs

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from steelgen.config.base import parse_config
-from steelgen.config.sample import FolderMasks, SampleConfig
+from steelgen.config.mask_sources import FolderMasks
+from steelgen.config.sample import SampleConfig
 from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import list_pairs, load_dataset_info
 from steelgen.data.placement import CropGeometry

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from steelgen.config.sample import AugmentedMasks
+from steelgen.config.mask_sources import AugmentedMasks
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask
 from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from steelgen.config.sample import BalancedMasks
+from steelgen.config.mask_sources import BalancedMasks
 from steelgen.data.folder import DatasetInfo, load_dataset_info, save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from steelgen.config.base import parse_config
-from steelgen.config.sample import SampleConfig, SplitMasks
+from steelgen.config.mask_sources import SplitMasks
+from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.steering import EmphasisSection
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, save_dataset_info, save_mask

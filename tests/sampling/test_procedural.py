@@ -5,7 +5,7 @@ import pytest
 import scipy.ndimage
 from skimage.measure import label, regionprops
 
-from steelgen.config.sample import ProceduralMasks
+from steelgen.config.mask_sources import ProceduralMasks
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError

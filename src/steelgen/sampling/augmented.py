@@ -6,7 +6,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from steelgen.config.sample import AugmentedMasks
+from steelgen.config.mask_sources import AugmentedMasks
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry, resize_mask

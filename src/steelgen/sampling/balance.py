@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steelgen.charts import chart_style
-from steelgen.config.sample import BalancedMasks
+from steelgen.config.mask_sources import BalancedMasks
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.islands import label_islands
 from steelgen.data.placement import CropGeometry

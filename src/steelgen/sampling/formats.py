@@ -17,7 +17,8 @@ from pydantic import Field
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_IMAGES, MAX_SEED, config_to_json
 from steelgen.config.learned import LearnedMasks
-from steelgen.config.sample import LabelsSection, NoMasks, SampleConfig
+from steelgen.config.mask_sources import NoMasks
+from steelgen.config.sample import LabelsSection, SampleConfig
 from steelgen.config.solver import AnySolverSection
 from steelgen.data.folder import DatasetInfo, save_mask
 from steelgen.data.palette import color_mask

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steelgen.config.sample import NoMasks, SampleConfig, has_masks
+from steelgen.config.mask_sources import NoMasks, has_masks
+from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.data.crops import image_to_tensor, tensor_to_image
 from steelgen.devices import autocast, describe_memory, is_out_of_memory, pick_device

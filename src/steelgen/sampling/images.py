@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.config.sample import ImageMasks
+from steelgen.config.mask_sources import ImageMasks
 from steelgen.data.folder import DatasetInfo, index_by_stem, list_images, load_mask
 from steelgen.data.images import load_image, load_image_size, to_channels
 from steelgen.data.placement import CropGeometry, find_whole_size, resize_mask

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from steelgen.config.base import Section, parse_config
 from steelgen.config.learned import LearnedMasks
-from steelgen.config.sample import AnyMasks, FolderMasks, ImageMasks, NoMasks
+from steelgen.config.mask_sources import AnyMasks, FolderMasks, ImageMasks, NoMasks
 from steelgen.data.folder import DatasetInfo, list_images, list_pairs, load_dataset_info, load_mask
 from steelgen.data.images import find_mask_values
 from steelgen.data.palette import name_classes

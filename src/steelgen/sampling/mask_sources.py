@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steelgen.config.learned import LearnedMasks
-from steelgen.config.sample import (
+from steelgen.config.mask_sources import (
     AnyMasks,
     AugmentedMasks,
     BalancedMasks,
@@ -11,10 +11,10 @@ from steelgen.config.sample import (
     ImageMasks,
     NoMasks,
     ProceduralMasks,
-    SampleConfig,
     SplitMasks,
     has_masks,
 )
+from steelgen.config.sample import SampleConfig
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.bundled import resolve_bundled
-from steelgen.config.sample import AugmentedMasks, BalancedMasks, FolderMasks, SplitMasks
+from steelgen.config.mask_sources import AugmentedMasks, BalancedMasks, FolderMasks, SplitMasks
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import CropDataset, Micrographs, cut_crop, load_micrographs
 from steelgen.data.folder import DatasetInfo, list_images, load_dataset_info, load_mask

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
-from steelgen.config.sample import ProceduralMasks
+from steelgen.config.mask_sources import ProceduralMasks
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.islands import find_islands
 from steelgen.data.placement import CropGeometry, scale_whole

@@ -12,7 +12,8 @@ from typing import Any
 from steelgen import __version__
 from steelgen.changes import list_changes, list_known_changes, note_changes, refresh_config, refuse_changes
 from steelgen.config.base import config_to_json
-from steelgen.config.sample import SampleConfig, SplitMasks
+from steelgen.config.mask_sources import SplitMasks
+from steelgen.config.sample import SampleConfig
 from steelgen.data.exporters.coco import CocoImage, save_coco
 from steelgen.data.folder import DatasetInfo, load_mask, save_dataset_info
 from steelgen.data.images import load_image, load_index_image

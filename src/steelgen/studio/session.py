@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from steelgen.bundled import PREFIX, resolve_bundled
 from steelgen.config.base import config_to_json
-from steelgen.config.sample import FolderMasks, SampleConfig, SplitMasks
+from steelgen.config.mask_sources import FolderMasks, SplitMasks
+from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import SolverSection
 from steelgen.data.folder import list_splits, load_dataset_info
 from steelgen.errors import InputError
