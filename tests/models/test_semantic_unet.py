@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
+from steelgen.models.blocks import resample
 from steelgen.models.semantic_unet import SemanticUNet
 
 
@@ -182,3 +185,24 @@ def test_checkpointing_keeps_no_modulations(instance_edges):
     assert kept[1] < 0.3 * kept[0]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compiled_doubling_is_the_same_without_scattered_additions(layout):
+    operators = set()
+
+    def list_operators(graph, inputs):
+        operators.update(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    torch.compiler.reset()
+    double = torch.compile(resample, backend=aot_autograd(fw_compiler=list_operators, bw_compiler=list_operators))
+    features = torch.randn(2, 8, 5, 6).to(memory_format=layout)
+    eager, compiled = (features.clone().requires_grad_() for _ in range(2))
+    expected, found = resample(eager, "up"), double(compiled, "up")
+    assert torch.equal(found, expected)
+    weights = torch.randn_like(found)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(compiled.grad, eager.grad)
+    assert not [name for name in operators if "index" in name]

@@ -27,8 +27,16 @@ def resample(features: Tensor, direction: Resample) -> Tensor:
     if direction == "down":
         return F.avg_pool2d(features, 2)
     if direction == "up":
-        return F.interpolate(features, scale_factor=2.0, mode="nearest")
+        # torch.compile turns the derivative of F.interpolate into scattered additions, a fifth of a step on a GPU.
+        return _repeat(features) if torch.compiler.is_compiling() else F.interpolate(features, scale_factor=2.0)
     return features
+
+
+def _repeat(features: Tensor) -> Tensor:
+    """(N, C, h, w) → (N, C, 2h, 2w), each pixel four times; channels last in memory."""
+    count, channels, height, width = features.shape
+    pixels = features.permute(0, 2, 3, 1)[:, :, None, :, None].expand(count, height, 2, width, 2, channels)
+    return pixels.reshape(count, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
