@@ -374,6 +374,31 @@ def measure_memory(scale: Scale, folder: Path, save: Save) -> None:
     save(row)
 
 
+def measure_families(scale: Scale, folder: Path, save: Save) -> None:
+    """Trains the configs of all kinds of generators for some steps, with a preview; says which fail."""
+    rows: list[Results] = []
+    for name in FAMILIES:
+        values = load_json(ROOT / "configs" / f"{name}.json")
+        steps = scale.warm_up
+        values |= {"run_dir": str(folder / name), "measurement": {"every": None}, "selection": {"criterion": "none"}}
+        values["data"]["dataset"] = str(ROOT / "data" / "uhcs")
+        if "source" in values["data"]:
+            values["data"]["source"] = {"dataset": str(ROOT / "data" / "uhcs"), "split": "val"}
+        values["train"] |= {"max_steps": steps, "checkpoint_every": steps, "warmup_steps": 1, "trackers": []}
+        values["preview"] = {"every": steps, "num_images": 2}
+        values["validation"] = {"split": None}
+        row: Results = {"config": name, "steps": steps}
+        start = time.perf_counter()
+        try:
+            with watch_memory(row):
+                train_isolated(parse_config(values, TrainConfig), LinePrinter())
+        except Exception as error:
+            row["failed"] = f"{type(error).__name__}: {first_line(error)}"
+        row["seconds"] = time.perf_counter() - start
+        rows.append(row)
+        save(rows)
+
+
 def measure_processes(scale: Scale, folder: Path, save: Save) -> None:
     """Measures images per second of two processes, each with its own GPU and the batch that `training` gives one."""
     if torch.cuda.is_available() and torch.cuda.device_count() < 2:
@@ -392,12 +417,15 @@ def measure_processes(scale: Scale, folder: Path, save: Save) -> None:
     save({"image_size": size, "batch_size": scale.batches[size], "images_per_second": rate})
 
 
+FAMILIES = ("train", "refine", "gan", "gan-masked", "joint", "autoencoder", "rvae", "translation")
+"""Configs of the part `families`."""
 PARTS: dict[str, tuple[Callable[[Scale, Path, Save], None], int]] = {
     "steps": (measure_steps, 9),
     "resume": (measure_resume, 4),
     "training": (measure_training, 4),
     "sampling": (measure_sampling, 4),
     "memory": (measure_memory, 3),
+    "families": (measure_families, 5),
     "processes": (measure_processes, 3),
     "compiled": (measure_compiled, 5),
 }
@@ -494,8 +522,8 @@ def main() -> int:
         return 2
     folder = ROOT / "runs" / "benchmarks" / "dry" if arguments.dry else ROOT / "benchmarks" / "results"
     arguments.out = arguments.out or folder / "gpu.json"
-    # Compilation for a CPU differs from that for a GPU and needs a C++ compiler.
-    names = arguments.only or [name for name in PARTS if not (on_cpu and name == "compiled")]
+    # Compilation for a CPU differs from that for a GPU and needs a C++ compiler; the tests train all families on CPUs.
+    names = arguments.only or [name for name in PARTS if not (on_cpu and name in ("compiled", "families"))]
     kept = load_json(arguments.out)["parts"] if arguments.only and arguments.out.is_file() else {}
     results = {"dry": arguments.dry, "gpu": describe_gpu(), "minutes": arguments.minutes, "parts": kept}
     run_parts(names, arguments, results)

@@ -540,6 +540,15 @@ def _tabulate_gpu_memory(rows: Sequence[Results]) -> Lines:
     return [f"Largest batch under a memory limit: {row['largest']}.", "", *_table(["GiB", ""], cells)]
 
 
+def _tabulate_gpu_families(rows: Sequence[Results]) -> Lines:
+    cells = [
+        [f"configs/{row['config']}.json", row.get("failed", "trained"), _number(row["seconds"]), _show_memory(row)]
+        for row in rows
+    ]
+    heading = f"Trainings of {rows[0]['steps']} steps from start to export, with a preview:"
+    return [heading, "", *_table(["config", "result", "seconds", "memory (GiB)"], cells, texts=2)]
+
+
 def _tabulate_gpu_processes(rows: Sequence[Results]) -> Lines:
     row = rows[0]
     if "skipped" in row:
@@ -554,6 +563,7 @@ _GPU_TABLES = {
     ("training",): _tabulate_gpu_steps,
     ("sampling",): _tabulate_gpu_sampling,
     ("memory",): _tabulate_gpu_memory,
+    ("families",): _tabulate_gpu_families,
     ("processes",): _tabulate_gpu_processes,
 }
 

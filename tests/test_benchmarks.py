@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,27 @@ def test_the_gpu_benchmark_needs_a_gpu_or_a_dry_run():
     done = run_on_gpu()
     assert done.returncode == 2
     assert done.stderr == "no GPU found; use --dry to run every part on the CPU\n"
+
+
+def test_families_that_fail_are_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu, tables = importlib.import_module("gpu"), importlib.import_module("tables")
+    assert all((BENCHMARKS.parent / "configs" / f"{name}.json").is_file() for name in gpu.FAMILIES)
+    monkeypatch.setattr(gpu, "FAMILIES", ("rvae", "autoencoder"))
+    train = gpu.train
+
+    def fail(config, *arguments):
+        if config.generator.kind == "autoencoder":
+            raise RuntimeError("no kernel")
+        return train(config, *arguments)
+
+    monkeypatch.setattr(gpu, "train", fail)
+    saved = []
+    gpu.measure_families(replace(gpu.FULL, warm_up=1), tmp_path, saved.append)
+    assert [row.get("failed") for row in saved[-1]] == [None, "RuntimeError: no kernel"]
+    table = tables._tabulate_gpu_families(saved[-1])
+    assert any("| configs/rvae.json | trained |" in line for line in table)
+    assert any("| configs/autoencoder.json | RuntimeError: no kernel |" in line for line in table)
 
 
 def test_waits_are_counted_by_line(monkeypatch):
