@@ -79,18 +79,24 @@ def test_bad_generator_is_one_line(tmp_path):
     assert result.stderr.splitlines()[1:] == [f"steelgen: {tmp_path / 'nothing'}: no such run, checkpoint or export"]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_command_serves_until_it_is_interrupted(tmp_path, host):
-    arguments = [sys.executable, "-m", "steelgen", "studio", "--port", "0", "--host", host]
+def test_command_serves_until_it_is_interrupted(tmp_path):
+    arguments = [sys.executable, "-m", "steelgen", "studio", "--port", "0", "--host", "0.0.0.0"]
     started = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
         line = started.stdout.readline()
-        port, token = re.search(r":(\d+)/(\?token=\S{20,})?", line).groups()
-        assert (token is not None) == (host != "127.0.0.1")
+        port, token = re.search(r":(\d+)/(\?token=\S{20,})", line).groups()
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-        with opener.open(f"http://127.0.0.1:{port}/{token or ''}", timeout=30) as answer:
+        with opener.open(f"http://127.0.0.1:{port}/{token}", timeout=30) as answer:
             assert b"steelgen studio" in answer.read()
     finally:
         started.send_signal(signal.SIGINT)
         started.wait(20)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_on_this_machine_alone_there_is_no_token(monkeypatch):
+    monkeypatch.setattr("steelgen.studio.server.serve", lambda app, host, port, announce: announce("http://here:1"))
+    monkeypatch.delenv("STEELGEN_STUDIO_TOKEN", raising=False)
+    result = CliRunner().invoke(steelgen, ["studio"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "steelgen studio: http://here:1/  (Ctrl-C to stop)\n"
