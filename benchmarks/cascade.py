@@ -49,7 +49,7 @@ from steelgen.generators import Generator
 from steelgen.generators.cascade import build_cascade
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
-from steelgen.training.loop import train
+from steelgen.training.loop import finetune, train
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
@@ -108,7 +108,9 @@ def train_part(part: str, arguments: argparse.Namespace, minutes: float) -> Gene
     seconds = load_json(arguments.runs / "step_times.json")[part]
     steps = max(1, round(60 * minutes / seconds))
     run_dir = arguments.runs / f"{part}-seed{arguments.seed}-{minutes:g}min"
-    result = train(build_config(part, arguments.base, run_dir, arguments.seed, steps), LinePrinter(), resume=True)
+    config = build_config(part, arguments.base, run_dir, arguments.seed, steps)
+    act = finetune if isinstance(config, FinetuneConfig) else train
+    result = act(config, LinePrinter(), resume=True)
     if result.export is None:
         raise InputError(f"{run_dir}: stopped by {result.stopped_by}; run it again to resume")
     return load_generator(result.export)
