@@ -61,7 +61,10 @@ def test_list_names_every_program_and_variant(monkeypatch):
     assert set(re.findall(r"--study (\S+)", listed)) == studies
 
 
-@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+PROGRAMS = [*sorted(BENCHMARKS.glob("*.py")), BENCHMARKS.parent / "scripts" / "bundle"]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
 def test_every_program_imports(path, monkeypatch):
     assert load_program(path, monkeypatch)["__doc__"]
 
