@@ -21,13 +21,13 @@ from steelgen.config.solver import SolverSection
 from steelgen.config.train import TrainConfig
 from steelgen.data.folder import load_dataset_info
 from steelgen.errors import InputError
-from steelgen.evaluation.classification.page import build_classification_section
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.judge_utility import judge_utility
 from steelgen.evaluation.segment import load_labeler, train_labeler
 from steelgen.evaluation.sets import find_generated, resolve_geometry
-from steelgen.evaluation.utility.results import is_classification, load_study_result
+from steelgen.evaluation.study_views import find_view
+from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.verdict import judge_study
@@ -41,7 +41,7 @@ from steelgen.training.loop import train
 from steelgen.training.state import build_state
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.damage import CASES, assert_short, damage_json
-from tests.evaluation import test_classification, test_evaluate, test_utility
+from tests.evaluation import test_classification, test_evaluate, test_instances, test_utility
 from tests.training.test_loop import Recorder
 
 Reader = Callable[[Path], Any]
@@ -68,6 +68,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test_classification.save_sides(root, {"train": (3, 3), "val": (2, 2), "test": (3, 3)})
     test_classification.save_textures(root / "good", 4, 0, True)
     utility(_classification_config(root))
+    test_instances.save_discs(root / "real", {"train": 2, "val": 1, "test": 1})
+    utility(_instance_config(root))
     values = {"dataset": str(root / "tiny"), "output_dir": str(root / "segmenter"), "segmenter": test_evaluate.QUICK}
     train_labeler(parse_config({**values, "image_size": 16, "crop_size": 24}, SegmentConfig))
     slurm_folder(root / "samples").mkdir()
@@ -86,6 +88,11 @@ def _study_config(root: Path) -> Any:
 
 def _classification_config(root: Path) -> Any:
     return test_classification.build_config(root, root / "classification", seeds=[0])
+
+
+def _instance_config(root: Path) -> Any:
+    more: dict[str, Any] = {"generated": None, "codes": ["RALLF000"], "architectures": ["unet"], "seeds": [0]}
+    return test_instances.build_config(root, root / "instances", **more)
 
 
 def _sample(root: Path) -> None:
@@ -119,12 +126,11 @@ def _read_study(root: Path) -> None:
     build_utility_section(study)
 
 
-def _read_classification(root: Path) -> None:
-    study = load_study_result(root / "classification")
+def _read_other_study(folder: Path) -> None:
+    study = load_study_result(folder)
     judge_utility(study)
     judge_study(study)
-    if is_classification(study):
-        build_classification_section(study)
+    find_view(study).section(study)
 
 
 FILES: dict[str, Reader] = {
@@ -143,9 +149,12 @@ FILES: dict[str, Reader] = {
     "study/utility.json": _read_study,
     "study/study.json": lambda root: run_status(root / "study"),
     "study/cells/RALLF000-unet-seed0.json": lambda root: utility(_study_config(root)),
-    "classification/utility.json": _read_classification,
+    "classification/utility.json": lambda root: _read_other_study(root / "classification"),
     "classification/study.json": lambda root: run_status(root / "classification"),
     "classification/cells/R2F000-cnn-seed0.json": lambda root: utility(_classification_config(root)),
+    "instances/utility.json": lambda root: _read_other_study(root / "instances"),
+    "instances/cells/RALLF000-unet-seed0.json": lambda root: utility(_instance_config(root)),
+    "instances/cells/RALLF000-unet-seed0.coco.json": lambda root: utility(_instance_config(root)),
     "segmenter/segmenter.json": lambda root: load_labeler(root / "segmenter", "cpu"),
     "tiny/dataset.json": lambda root: load_dataset_info(root / "tiny"),
 }

@@ -16,13 +16,14 @@ from steelgen.errors import InputError
 from steelgen.evaluation.classification.page import build_classification_page
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
+from steelgen.evaluation.instances.page import build_instance_page
 from steelgen.evaluation.report import build_report
 from steelgen.evaluation.sets import load_evidence
 from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_page
 from tests.conftest import write_tiny_dataset
-from tests.evaluation import test_classification, test_evaluate, test_utility
+from tests.evaluation import test_classification, test_evaluate, test_instances, test_utility
 from tests.evaluation.conftest import INFO, save_pairs
 
 POISON = "\"'></style></title></svg><script>alert(1)</script><img src=x onerror=alert(1)>&"
@@ -101,6 +102,17 @@ def test_classification_study(tmp_path: Path) -> None:
     assert "Curve over the number of real defective images" in page
     assert_harmless(page, 20)
     assert "<script" not in build_classification_page(result)
+
+
+def test_instance_study(tmp_path: Path) -> None:
+    test_instances.save_discs(tmp_path / "real", {"train": 2, "val": 1, "test": 1})
+    more = {"architectures": ["unet"], "seeds": [0], "codes": ["R1F000", "R1F000P", "RALLF000"], "generated": None}
+    result = utility(test_instances.build_config(tmp_path, tmp_path / "out", **more))
+    assert result is not None
+    page = build_instance_page(poison(result, keep=("task",)))
+    assert "Data-fraction curve" in page
+    assert_harmless(page, 20)
+    assert "<script" not in build_instance_page(result)
 
 
 def test_report(folder: Path) -> None:

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from steelgen.cli.app import app
 from steelgen.cluster.status import run_status
 from steelgen.config.base import parse_config
-from steelgen.config.classify import ClassifyConfig, choose_study
+from steelgen.config.classify import ClassifyConfig
+from steelgen.config.studies import choose_study
 from steelgen.config.utility import parse_code
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 from steelgen.data.resplit import split_by_presence
@@ -363,7 +364,7 @@ def test_micrographs_in_train_and_test_give_a_warning(root: Path, tmp_path: Path
         ({"val_split": "held_out"}, r"without: no split 'held_out' \(present: train, val, test;"),
         ({"training": {"batch_size": 5}}, r"training\.batch_size: .*multiple of 2"),
         ({"training": {"weights": "none.pt"}, "architectures": ["efficientnet-lite0"]}, r"none\.pt"),
-        ({"task": "detect"}, "config: task must be segment or classify .got .detect"),
+        ({"task": "detect"}, "config: task must be segment, instance or classify .got .detect"),
     ],
 )
 def test_unusable_configs_give_one_line(changes: dict[str, Any], message: str, root: Path, tmp_path: Path) -> None:

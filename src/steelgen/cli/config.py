@@ -20,6 +20,7 @@ Action = Literal[
     "evaluate",
     "segment",
     "utility",
+    "utility-instance",
     "utility-classify",
     "workflow",
     "families",

@@ -23,7 +23,7 @@ from steelgen.cli.output import errors_as_lines, log, print_config, print_json, 
 from steelgen.errors import InputError
 
 if TYPE_CHECKING:
-    from steelgen.config.classify import StudyConfig
+    from steelgen.config.studies import StudyConfig
 
 
 @errors_as_lines()
@@ -142,7 +142,7 @@ def utility_command(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure whether generated data improves segmentation or classification of held-out real micrographs.
+    """Measure whether generated data improves segmentation, instances or classification of held-out real micrographs.
 
     With --shard, the last shard to finish writes the report.
     """
@@ -198,25 +198,15 @@ def _print_figures(figures: list[dict[str, Any]]) -> None:
 
 def _print_study(settings: StudyConfig, result: dict[str, Any]) -> None:
     """Prints scores, differences and the verdict of a finished study."""
-    from steelgen.config.classify import ClassifyConfig
-    from steelgen.evaluation.classification.page import describe_gains, describe_precisions
-    from steelgen.evaluation.utility.study_page import describe_differences, describe_scores
+    from steelgen.evaluation.study_views import find_view
+    from steelgen.evaluation.utility.words import find_words
     from steelgen.evaluation.verdict import judge_study
 
     _print_notes(result)
-    if isinstance(settings, ClassifyConfig):
-        sound, defective = result["images"]["test"]
-        title = f"{sound} sound and {defective} defective images of {settings.test_split}"
-        scores, differences = describe_precisions(result["scores"]), describe_gains(result["differences"])
-    else:
-        where = f"of {settings.test_split}" if settings.folds is None else f"in {len(result['folds'])} folds"
-        title = f"mIoU on {result['micrographs']['test']} micrographs {where}"
-        scores = describe_scores(result["scores"], result["class_names"])
-        differences = describe_differences(result["differences"])
-    print_table(title, *scores)
+    view = find_view(result)
+    print_table(view.title(result), *view.scores(result))
     if result["differences"]:
-        real = "images" if isinstance(settings, ClassifyConfig) else "micrographs"
-        print_table(f"difference to real {real} only", *differences)
+        print_table(f"difference to real {find_words(result).real} only", *view.differences(result))
     for answer in judge_study(result):
         typer.echo(f"{answer.question} {answer.answer}")
     typer.echo(f"report: {settings.output_dir / 'utility.html'}; figures: {settings.output_dir / 'utility.json'}")
@@ -224,21 +214,20 @@ def _print_study(settings: StudyConfig, result: dict[str, Any]) -> None:
 
 def _print_plan(settings: StudyConfig) -> None:
     from steelgen.config.classify import ClassifyConfig
-    from steelgen.evaluation.classification.data import load_images
     from steelgen.evaluation.sets import describe_geometry
     from steelgen.evaluation.utility.cells import cell_path, list_cells
-    from steelgen.evaluation.utility.data import count_data, load_studies
+    from steelgen.evaluation.utility.data import count_data
+    from steelgen.evaluation.utility.study import load_data
 
     cells = list_cells(settings)
     codes = list(dict.fromkeys(cell.code for cell in cells))
+    studies = list(load_data(settings).values())
     if isinstance(settings, ClassifyConfig):
-        images = load_images(settings)
-        geometry, columns = images.geometry, ["code", "real sound", "real defective", "generated defective"]
-        rows = [[code.text, len(images.train.sound), *images.count(code)] for code in codes]
+        columns = ["code", "real sound", "real defective", "generated defective"]
+        rows = [[code.text, len(studies[0].train.sound), *studies[0].count(code)] for code in codes]
     else:
-        studies = list(load_studies(settings).values())
-        geometry, columns = studies[0].geometry, ["code", "real micrographs", "generated pairs"]
+        columns = ["code", "real micrographs", "generated pairs"]
         rows = [[code.text, *min(count_data(code, data) for data in studies)] for code in codes]
     print_table("training sets", columns, rows)
     done = sum(cell_path(settings.output_dir, cell).is_file() for cell in cells)
-    typer.echo(f"{describe_geometry(geometry)}; {len(cells)} cells, {done} done")
+    typer.echo(f"{describe_geometry(studies[0].geometry)}; {len(cells)} cells, {done} done")

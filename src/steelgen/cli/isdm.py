@@ -13,7 +13,7 @@ from steelgen.cli.output import errors_as_lines, log, progress_bar
 from steelgen.errors import InputError
 
 if TYPE_CHECKING:
-    from steelgen.config.classify import StudyConfig
+    from steelgen.config.studies import StudyConfig
     from steelgen.isdm.config import Conversion
 
 IsdmAction = Literal["train", "finetune", "sample"]
@@ -87,12 +87,12 @@ def load_settings(path: Path, action: IsdmAction, overrides: Sequence[str] | Non
 
 
 def load_utility_settings(config: Path, overrides: Sequence[str] | None = None) -> StudyConfig:
-    """Reads a config of `steelgen utility`, of either task, or of ISDM's segmentation_evaluation.
+    """Reads a config of `steelgen utility`, of any task, or of ISDM's segmentation_evaluation.
 
     Prints notes to stderr.
     """
     from steelgen.config.base import load_config, parse_config
-    from steelgen.config.classify import choose_study
+    from steelgen.config.studies import choose_study
     from steelgen.config.utility import UtilityConfig
     from steelgen.files import load_json
     from steelgen.isdm.utility import convert_isdm_study, is_isdm_study

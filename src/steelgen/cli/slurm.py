@@ -163,7 +163,7 @@ def _build_jobs(
     """Builds the jobs of a command: one, or an array and the job that gathers it."""
     from steelgen.cluster.scripts import ARRAYS, Job, parse_array
     from steelgen.config.actions import find_output
-    from steelgen.config.classify import StudyConfig
+    from steelgen.config.studies import StudyConfig
     from steelgen.evaluation.utility.cells import list_cells
 
     output = find_output(settings)

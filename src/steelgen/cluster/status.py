@@ -8,7 +8,7 @@ from pathlib import Path
 
 from steelgen.cluster.submission import submitted_jobs
 from steelgen.config.base import parse_config
-from steelgen.config.classify import choose_study
+from steelgen.config.studies import choose_study
 from steelgen.data.folder import list_images
 from steelgen.errors import InputError
 from steelgen.evaluation.utility.cells import cell_path, list_cells

@@ -8,6 +8,7 @@ from steelgen.config.base import Section
 from steelgen.config.classify import ClassifyConfig
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.families import FamiliesConfig
+from steelgen.config.instance import InstanceConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.slurm import SlurmProfile
@@ -23,6 +24,7 @@ ACTIONS: dict[str, type[Section]] = {
     "evaluate": EvaluateConfig,
     "segment": SegmentConfig,
     "utility": UtilityConfig,
+    "utility-instance": InstanceConfig,
     "utility-classify": ClassifyConfig,
     "workflow": WorkflowConfig,
     "families": FamiliesConfig,

@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_IMAGES, MAX_LEARNING_RATE, MAX_SEED, MAX_STEPS, Section
-from steelgen.config.utility import UtilityConfig
-from steelgen.errors import InputError, quote_value
 
 _SEGMENTATION_ONLY = ("codes", "dataset", "folds", "generated_masks", "geometry")
 """Fields of `task: segment` without a counterpart of the same name."""
@@ -136,23 +134,3 @@ class ClassifyConfig(Section):
         if self.sound == self.defective:
             raise ValueError(f"defective: {self.defective} is also the folder of sound images")
         return self
-
-
-StudyConfig = UtilityConfig | ClassifyConfig
-"""Config of `steelgen utility`, by its field `task`."""
-
-
-def choose_study(values: Any, origin: str) -> type[UtilityConfig] | type[ClassifyConfig]:
-    """Chooses the config model of a study by the field `task` of its JSON values.
-
-    Raises:
-        InputError: if there is no such task.
-    """
-    task = values.get("task", "segment") if isinstance(values, dict) else "segment"
-    kinds: dict[Any, type[UtilityConfig] | type[ClassifyConfig]] = {
-        "segment": UtilityConfig,
-        "classify": ClassifyConfig,
-    }
-    if not isinstance(task, str) or task not in kinds:
-        raise InputError(f"{origin}: task must be segment or classify (got {quote_value(task)})")
-    return kinds[task]

@@ -146,7 +146,7 @@ class UtilityConfig(Section):
 
     # Left out of written files, which would otherwise differ from those of older versions.
     task: Literal["segment"] = Field(default="segment", exclude=True)
-    """segment: segmentation of micrographs; classify: see utility-classify."""
+    """segment: segmentation of micrographs; instance: see utility-instance; classify: see utility-classify."""
     dataset: Path
     """Dataset folder of real micrographs."""
     generated: Path | None = None

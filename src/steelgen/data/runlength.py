@@ -138,6 +138,21 @@ def count_runs(runs: NDArray[np.int64], size: int) -> list[int]:
     return [*counts, rest] if rest or not counts else counts
 
 
+def compress_counts(counts: Sequence[int]) -> str:
+    """Converts COCO's uncompressed counts to its text; see `_decompress`."""
+    text = []
+    for index, count in enumerate(counts):
+        value = count - counts[index - 2] if index > 2 else count
+        while True:
+            bits, value = value & 31, value >> 5
+            # The highest bit that is written is the sign of all above it.
+            more = value != (-1 if bits & 16 else 0)
+            text.append(chr(bits + (32 if more else 0) + 48))
+            if not more:
+                break
+    return "".join(text)
+
+
 def _decompress(counts: str | bytes) -> NDArray[np.int64]:
     """Decodes COCO's text: 5 bits per character, lowest first, 32 if more follow; differences from the 4th count on."""
     data = counts.encode("ascii", "replace") if isinstance(counts, str) else counts

@@ -6,21 +6,17 @@ from typing import Any
 
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.sets import Judgment
-from steelgen.evaluation.utility.results import is_classification
+from steelgen.evaluation.utility.words import find_words
 
 
 def judge_utility(study: dict[str, Any]) -> Judgment:
     """Pooled scores and differences of a study as figures, the study as details, and its warnings.
 
     Scores have their 95 % interval over seeds, differences that of the bootstrap, with 0 as the floor: data without
-    effect. With folds, both intervals are over folds; in classification, both are of the bootstrap.
+    effect. With folds, both intervals are over folds; in classification and of instances, both are of the bootstrap.
     """
-    if is_classification(study):
-        metric, key, sets = "average precision", "average_precision", "sound vs defective images"
-        num_test, folds = sum(study["images"]["test"]), None
-    else:
-        metric, key, sets = "mIoU", "mean_iou", "predicted vs true masks"
-        num_test, folds = study["micrographs"]["test"], study["config"]["folds"]
+    words, folds = find_words(study), study["config"].get("folds")
+    num_test = sum(study["images"]["test"]) if "images" in study else study["micrographs"]["test"]
     split = study["config"]["test_split"] if folds is None else "all folds"
     shared: dict[str, Any] = {"section": "utility", "seed": study["config"]["seeds"][0], "better": "higher"}
     # The pooled row of a code comes last.
@@ -28,9 +24,9 @@ def judge_utility(study: dict[str, Any]) -> Judgment:
     differences = {(row["code"], row["baseline"]): row for row in study["differences"]}
     figures = [
         Figure(
-            metric=f"{metric} {code} ({row['architecture']})",
-            compared=f"{sets} of {split}",
-            value=row[key],
+            metric=f"{words.metric} {code} ({row['architecture']})",
+            compared=f"{words.compared} of {split}",
+            value=row[words.key],
             floor=None,
             n=(row["num_real"] + row["num_generated"], num_test),
             interval=row["interval"],
@@ -40,7 +36,7 @@ def judge_utility(study: dict[str, Any]) -> Judgment:
     ]
     figures += [
         Figure(
-            metric=f"{metric} {code} − {row['baseline']} ({row['architecture']})",
+            metric=f"{words.metric} {code} − {row['baseline']} ({row['architecture']})",
             compared=f"with vs without generated, on {split}",
             value=row["difference"],
             floor=0.0,

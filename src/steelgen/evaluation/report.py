@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from steelgen.charts import COLORS, Curve, plot_chart
 from steelgen.data.palette import color_mask
 from steelgen.data.sheets import build_sheet
-from steelgen.evaluation.classification.page import build_classification_section
 from steelgen.evaluation.copy_search import Match, cut_mask, cut_match
 from steelgen.evaluation.figures import CLASSES_PER_TABLE
 from steelgen.evaluation.sets import Evidence
-from steelgen.evaluation.utility.results import is_classification
-from steelgen.evaluation.utility.study_page import build_utility_section
+from steelgen.evaluation.study_views import find_view
 from steelgen.pages import embed_image, render, show_number
 
 _SHOWN_IMAGES = 8
@@ -65,17 +63,13 @@ def build_report(
         distances=_list_distances(structure),
         colors=COLORS,
         charts=_plot_curves(result, evidence),
-        utility_section=_build_study(study) if study else "",
+        utility_section=find_view(study).section(study) if study else "",
         farthest="" if farthest is None else embed_image(farthest, "PNG", optimize=True),
         pairs=_build_pairs(result, evidence),
         ratios=[f"{row['ratio']:.2f}" for row in result["details"]["memorization"]["closest"]],
         mask_pairs=_build_mask_pairs(result, evidence),
         masks=result["details"]["memorization"].get("masks", {}),
     )
-
-
-def _build_study(study: dict[str, Any]) -> Markup:
-    return build_classification_section(study) if is_classification(study) else build_utility_section(study)
 
 
 def _build_samples(evidence: Evidence, predicted: dict[str, NDArray[np.uint8]]) -> tuple[str, list[str]]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ class Recipe:
 def train_steps(
     network: nn.Module,
     sample_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
-    compute_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    compute_loss: Callable[[Any, torch.Tensor], torch.Tensor],
     recipe: Recipe,
 ) -> Iterator[int]:
     """Trains a segmenter in place; the caller may inspect the network between steps, or stop.
@@ -48,7 +49,7 @@ def train_steps(
     Batch norms of a pretrained encoder keep their statistics; small, uniform batches would degrade them.
 
     Args:
-        network: images → logits of the same size.
+        network: images → logits of the same size, or anything else with a method `float`.
         sample_batch: step, from 0 → images (N, C, S, S) and masks (N, S, S).
         compute_loss: float32 logits (N, num_classes, S, S) and masks → scalar loss.
         recipe: optimizer and schedule.
@@ -98,13 +99,13 @@ def train_to_best(
         network: the network that `steps` trains.
         steps: from `train_steps`.
         total: largest number of steps.
-        validate: the network → its mIoU on validation micrographs.
+        validate: the network → its mIoU, or another value of at least 0, on validation micrographs.
         validate_every: steps between validations; the last step is always validated.
         patience: validations without a new best before training stops; None disables early stopping.
         report_progress: called with (steps done, total steps).
 
     Returns:
-        The step of the best weights, and (step, mIoU) of each validation.
+        The step of the best weights, and (step, value) of each validation.
     """
     course: list[tuple[int, float]] = []
     best, best_step, best_state = -1.0, 0, network.state_dict()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from steelgen.config.utility import has_paste
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.iou import MIN_REAL_IOU, can_judge
-from steelgen.evaluation.utility.results import is_classification
+from steelgen.evaluation.utility.words import WORDS, StudyWords, find_words
 from steelgen.files import Record
 
 Standing = Literal["good", "fair", "poor", "unknown"]
@@ -42,44 +42,29 @@ def compute_verdict(figures: Sequence[Figure]) -> list[Answer]:
     return [Answer(question=question, answer=text, standing=standing) for question, (standing, text) in judged.items()]
 
 
-class _Words(NamedTuple):
-    """What a study measures and adds, for its questions and answers."""
-
-    metric: str
-    tested: str
-    added: str
-    given: str
-
-
-_SEGMENTATION = _Words("mIoU", "held-out real micrographs", "generated pairs", "real micrographs")
-_CLASSIFICATION = _Words(
-    "average precision", "held-out real images", "generated defective images", "real defective images"
-)
-
-
 def judge_study(study: dict[str, Any]) -> list[Answer]:
     """Answers whether generated data helps from the content of utility.json; see `judge_differences`."""
-    return judge_differences(study["differences"], is_classification(study))
+    return judge_differences(study["differences"], find_words(study))
 
 
-def judge_differences(differences: Sequence[dict[str, Any]], classification: bool = False) -> list[Answer]:
+def judge_differences(differences: Sequence[dict[str, Any]], words: StudyWords = WORDS["segment"]) -> list[Answer]:
     """Answers whether the data of each code helps, compared with each baseline, from pooled rows of `differences`.
 
     Good if the 95 % interval of the difference is above 0, poor if below, fair if it includes 0 or there is only one
     seed, which says nothing about the spread. With folds, the interval is over folds, one test split says less.
 
     Args:
-        differences: rows of a study of segmentation, or of `classification`, whose interval may be None.
+        differences: rows of a study; an interval may be None where `words.undefined` says why.
+        words: those of the study's task.
     """
-    words = _CLASSIFICATION if classification else _SEGMENTATION
     last = {(row["code"], row["baseline"]): row for row in differences}  # the pooled row comes last
     return [_judge_difference(row, words) for row in last.values()]
 
 
-def _judge_difference(row: dict[str, Any], words: _Words) -> Answer:
+def _judge_difference(row: dict[str, Any], words: StudyWords) -> Answer:
     question, metric = _ask(row, words), f"{words.metric} on {words.tested}"
     if row["interval"] is None:
-        text = "Inconclusive: the test has too few defective micrographs for an interval"
+        text = f"Inconclusive: {words.undefined}"
         return Answer(question=question, answer=f"{text} ({row['code']} − {row['baseline']}).", standing="fair")
     low, high = row["interval"]
     folds = row.get("by_fold")
@@ -98,7 +83,7 @@ def _judge_difference(row: dict[str, Any], words: _Words) -> Answer:
     return Answer(question=question, answer=text, standing=standing)
 
 
-def _ask(row: dict[str, Any], words: _Words) -> str:
+def _ask(row: dict[str, Any], words: StudyWords) -> str:
     pairs, real = f"{row['num_generated']} {words.added}", f"{row['num_real']} {words.given}"
     pasted, rival = (has_paste(row[key]) for key in ("code", "baseline"))
     if not row["num_real"]:

@@ -133,7 +133,7 @@ def _build_lite(name: str, num_classes: int, weights: str | None) -> nn.Module:
 
 def _build_unetplusplus(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
     """Builds UNet++ (Zhou et al. 2018, arXiv 1807.10165) with group norm, which works with small batches."""
-    networks = _import("monai.networks.nets", "unetplusplus", "monai")
+    networks = import_package("monai.networks.nets", "unetplusplus", "monai")
     features = (width, width, 2 * width, 4 * width, 8 * width, width)
     norm = ("group", {"num_groups": 8})
     network = networks.BasicUNetPlusPlus(
@@ -144,7 +144,7 @@ def _build_unetplusplus(in_channels: int, num_classes: int, width: int) -> tuple
 
 def _build_segformer(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
     """Builds SegFormer (Xie et al. 2021, arXiv 2105.15203) with the depths and heads of B0; width 16 is B0."""
-    transformers = _import("transformers", "segformer", "transformers")
+    transformers = import_package("transformers", "segformer", "transformers")
     config = transformers.SegformerConfig(
         num_channels=in_channels,
         num_labels=num_classes,
@@ -159,7 +159,7 @@ def _build_segformer(in_channels: int, num_classes: int, width: int) -> tuple[nn
 def _build_deeplabv3plus(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
     """Builds DeepLabV3+ (Chen et al. 2018, arXiv 1802.02611) as implemented in transformers: MobileNetV2 with atrous
     convolutions at stride 8 and image pooling, without low-level features in the head."""
-    transformers = _import("transformers", "deeplabv3plus", "transformers")
+    transformers = import_package("transformers", "deeplabv3plus", "transformers")
     config = transformers.MobileNetV2Config(
         num_channels=in_channels,
         num_labels=num_classes,
@@ -178,7 +178,7 @@ def _build_deeplabv3plus(in_channels: int, num_classes: int, width: int) -> tupl
 
 def _build_upernet(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
     """Builds UPerNet (Xiao et al. 2018, arXiv 1807.10221) on a small ConvNeXt (Liu et al. 2022, arXiv 2201.03545)."""
-    transformers = _import("transformers", "upernet", "transformers")
+    transformers = import_package("transformers", "upernet", "transformers")
     backbone = transformers.ConvNextConfig(
         num_channels=in_channels,
         hidden_sizes=[2 * width, 4 * width, 8 * width, 16 * width],
@@ -204,7 +204,7 @@ _BUILDERS: dict[str, Callable[[int, int, int], tuple[nn.Module, int]]] = {
 def _build_smp(name: str, in_channels: int, num_classes: int, weights: str | None) -> nn.Module:
     _, architecture, *named = name.split(":")
     encoder = named[0] if named else "resnet34"
-    smp = _import("segmentation_models_pytorch", name, "segmentation-models-pytorch")
+    smp = import_package("segmentation_models_pytorch", name, "segmentation-models-pytorch")
     try:
         network = smp.create_model(
             architecture,
@@ -238,7 +238,7 @@ def _build_from_transformers(name: str, num_classes: int, weights: str) -> nn.Mo
         raise InputError(f"architecture {name}: has no pretrained encoder; weights must be null or auto, not {weights}")
     if weights == "micronet":
         raise InputError(f"architecture {name}: weights micronet: only available for smp: architectures")
-    transformers = _import("transformers", name, "transformers")
+    transformers = import_package("transformers", name, "transformers")
     hub, part = _HUB[name]
     place = hub if weights == "imagenet" else weights
     if weights != "imagenet" and not (Path(weights) / "config.json").is_file():
@@ -274,7 +274,12 @@ def _build_from_transformers(name: str, num_classes: int, weights: str) -> nn.Mo
     return FullSizeLogits(network, 32, part)
 
 
-def _import(module: str, architecture: str, package: str) -> ModuleType:
+def import_package(module: str, architecture: str, package: str) -> ModuleType:
+    """Imports a module that an architecture needs.
+
+    Raises:
+        InputError: if its package is missing or broken.
+    """
     import importlib
 
     try:

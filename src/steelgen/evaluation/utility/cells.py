@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steelgen.changes import CHANGES_FILE
-from steelgen.config.classify import StudyConfig
+from steelgen.config.studies import StudyConfig
 from steelgen.config.utility import DataCode, UtilityConfig, parse_code
 from steelgen.errors import InputError
 from steelgen.evaluation.utility.folds import list_folds
@@ -53,6 +53,11 @@ def list_cells(config: StudyConfig, folds: Sequence[str] | None = None) -> list[
 def cell_path(output_dir: Path, cell: Cell) -> Path:
     """Path of the result of a finished cell."""
     return output_dir / "cells" / f"{cell.name}.json"
+
+
+def predictions_path(output_dir: Path, cell: Cell) -> Path:
+    """Path of the predicted instances of a cell, as COCO results."""
+    return output_dir / "cells" / f"{cell.name}.coco.json"
 
 
 def load_cells(config: StudyConfig, studies: Sequence[str], kind: type[CellT]) -> list[CellT] | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from steelgen.evaluation.utility.words import read_task
 from steelgen.files import Record, load_json, load_record, parse_record
 
 STUDY_FILE = "study.json"
@@ -90,6 +90,16 @@ class ClassifierCell(CellStart):
     test: _ClassifierTest
 
 
+class _InstanceTest(Record):
+    micrographs: list[str]
+
+
+class InstanceCell(CellStart):
+    """The content of a file in cells/ of instance segmentation, without the predicted instances."""
+
+    test: _InstanceTest
+
+
 class _Row(Record):
     """A row of scores or differences."""
 
@@ -152,6 +162,28 @@ class _ClassifierDifference(_Accuracies):
     difference: _Change
 
 
+class _InstanceMetrics(_Row):
+    """Metrics of a row of instance segmentation, or their differences; None without small instances."""
+
+    ap50: _Change
+    ap50_interval: _Interval | None
+    small_ap: _Change | None
+    small_ap_interval: _Interval | None
+    boundary_ap: _Change
+    boundary_ap_interval: _Interval | None
+    interval: _Interval | None
+    by_seed: list[_Change]
+
+
+class _InstanceScore(_InstanceMetrics):
+    ap: _Iou
+
+
+class _InstanceDifference(_InstanceMetrics):
+    baseline: str
+    difference: _Change
+
+
 class _Micrographs(Record):
     test: _Count
 
@@ -204,9 +236,25 @@ class ClassifierStudyResult(Record):
         return self
 
 
-def is_classification(study: Mapping[str, Any]) -> bool:
-    """Whether the content of a utility.json is of `task: classify`; that of segmentation has no task."""
-    return study.get("task") == "classify"
+class InstanceStudyResult(Record):
+    """The content of utility.json of instance segmentation, as far as it is read."""
+
+    task: Literal["instance"]
+    config: _StudyConfig
+    micrographs: _Micrographs
+    num_instances: _Count
+    """True instances in the test tiles."""
+    small_area: float = Field(ge=0, lt=2**53)
+    """Largest area of a small instance, px."""
+    warnings: list[str]
+    scores: list[_InstanceScore]
+    differences: list[_InstanceDifference]
+
+
+_KINDS: dict[str, type[StudyResult | ClassifierStudyResult | InstanceStudyResult]] = {
+    "classify": ClassifierStudyResult,
+    "instance": InstanceStudyResult,
+}
 
 
 def load_study_start(output_dir: Path) -> StudyStart:
@@ -226,6 +274,5 @@ def load_study_result(path: Path) -> dict[str, Any]:
     """
     file = path if path.suffix == ".json" else path / RESULT_FILE
     values = load_json(file)
-    found = isinstance(values, dict) and is_classification(values)
-    kind: type[StudyResult | ClassifierStudyResult] = ClassifierStudyResult if found else StudyResult
+    kind = _KINDS.get(read_task(values), StudyResult) if isinstance(values, dict) else StudyResult
     return parse_record(values, kind, str(file)).model_dump()

@@ -21,19 +21,32 @@ from steelgen.changes import (
     refuse_changes,
 )
 from steelgen.config.base import config_to_json
-from steelgen.config.classify import ClassifyConfig, StudyConfig, choose_study
+from steelgen.config.classify import ClassifyConfig
+from steelgen.config.instance import InstanceConfig
+from steelgen.config.studies import StudyConfig, choose_study
 from steelgen.config.utility import FOLD, UtilityConfig, parse_code
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.evaluation.classification.data import load_images
 from steelgen.evaluation.classification.gathering import check_classifiers, gather_classifiers
 from steelgen.evaluation.classification.training import run_classifier_cell
+from steelgen.evaluation.instances.data import load_instances
+from steelgen.evaluation.instances.gathering import gather_instances
+from steelgen.evaluation.instances.training import check_instance_networks, run_instance_cell
 from steelgen.evaluation.sets import describe_geometry
 from steelgen.evaluation.utility.cells import Cell, cell_path, list_cells, load_cell, load_cells, warn_mixed
 from steelgen.evaluation.utility.data import StudyData, count_data, describe_inputs, hash_studies, load_studies
-from steelgen.evaluation.utility.results import STUDY_FILE, CellResult, CellStart, ClassifierCell, load_study_start
+from steelgen.evaluation.utility.results import (
+    STUDY_FILE,
+    CellResult,
+    CellStart,
+    ClassifierCell,
+    InstanceCell,
+    load_study_start,
+)
 from steelgen.evaluation.utility.statistics import compare_classes, find_warnings, summarize
 from steelgen.evaluation.utility.training import run_cell
+from steelgen.evaluation.utility.words import WORDS
 from steelgen.files import new_folder, save_json
 from steelgen.models.architectures import build_architecture
 from steelgen.runs import describe_environment
@@ -55,9 +68,16 @@ class _Task:
     """Trains and tests a cell on the data of its fold."""
     kind: type[CellStart]
     """The content of the file of a cell."""
-    metric: tuple[str, str]
-    """What a finished cell reports: key in `test`, and name."""
     gather: Callable[[Any, Any, Sequence[str]], dict[str, Any] | None]
+
+
+def load_data(config: StudyConfig) -> Mapping[str | None, Any]:
+    """Reads the data of each fold of a study, by its name; that of a study without folds has the name None.
+
+    Raises:
+        InputError: if it cannot be used.
+    """
+    return _find_task(config).load(config)
 
 
 def _find_task(config: StudyConfig) -> _Task:
@@ -67,15 +87,21 @@ def _find_task(config: StudyConfig) -> _Task:
             check_networks=check_classifiers,
             run=run_classifier_cell,
             kind=ClassifierCell,
-            metric=("average_precision", "average precision"),
             gather=gather_classifiers,
+        )
+    if isinstance(config, InstanceConfig):
+        return _Task(
+            load=lambda config: {None: load_instances(config)},
+            check_networks=check_instance_networks,
+            run=run_instance_cell,
+            kind=InstanceCell,
+            gather=gather_instances,
         )
     return _Task(
         load=load_studies,
         check_networks=_check_architectures,
         run=run_cell,
         kind=CellResult,
-        metric=("mean_iou", "mIoU"),
         gather=gather,
     )
 
@@ -107,7 +133,7 @@ def utility(
     """
     precision = resolve_precision(config.mixed_precision, pick_device(config.device))
     config = config.model_copy(update={"mixed_precision": precision})
-    task = _find_task(config)
+    task, words = _find_task(config), WORDS[config.task]
     studies = task.load(config)
     task.check_networks(config, next(iter(studies.values())))
     hashes = _open_study(config, studies, allow_changed)
@@ -121,8 +147,8 @@ def utility(
             values = {"study": hashes[0], **task.run(cell, studies[cell.fold], config)}
             seconds = time.monotonic() - started
             save_json(cell_path(config.output_dir, cell), {**values, "seconds": round(seconds, 1)})
-            key, name = task.metric
-            report(f"{number}/{len(mine)} {cell.name}: {name} {values['test'][key]:.3f}, {seconds:.0f} s")
+            score = f"{words.metric} {values['test'][words.key]:.3f}"
+            report(f"{number}/{len(mine)} {cell.name}: {score}, {seconds:.0f} s")
         report_cells(number, len(mine))
     return task.gather(config, studies, hashes)
 

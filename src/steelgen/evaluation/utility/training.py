@@ -57,10 +57,7 @@ def run_cell(
     # Dropout uses torch's global generator.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(cell.seed)
-        channels, width = data.geometry.in_channels, config.training.base_channels
-        network = build_architecture(cell.architecture, channels, data.info.num_classes, width, config.training.weights)
-        factor = config.training.enlargement or choose_enlargement(data.train, data.geometry)
-        network = (network if factor == 1 else Enlarged(network, factor)).to(device)
+        network = build_network(cell.architecture, data, config).to(device)
         best = train_network(network, training_set, data, config, report_progress)
     predicted = predict_whole(network, data.test, data.geometry, config.mixed_precision)
     confusion = _count(data.test, predicted)
@@ -69,14 +66,7 @@ def run_cell(
         for mask, seen in zip(data.test.masks, predicted, strict=True)
     ]
     return {
-        "code": cell.code.text,
-        "architecture": cell.architecture,
-        "seed": cell.seed,
-        **({} if cell.fold is None else {"fold": cell.fold}),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "real": training_set.real.micrographs.stems if training_set.real else [],
-        "num_generated": len(training_set.generated.micrographs) if training_set.generated else 0,
-        "real_share": training_set.real_share,
+        **describe_training(cell, network, training_set),
         **best,
         "test": {
             "micrographs": data.test.stems,
@@ -90,18 +80,48 @@ def run_cell(
     }
 
 
+def build_network(architecture: str, data: StudyData, config: UtilityConfig) -> torch.nn.Module:
+    """Builds a segmentation network for the images of a study, from torch's global random state."""
+    channels, training = data.geometry.in_channels, config.training
+    network = build_architecture(
+        architecture, channels, data.info.num_classes, training.base_channels, training.weights
+    )
+    factor = training.enlargement or choose_enlargement(data.train, data.geometry)
+    return network if factor == 1 else Enlarged(network, factor)
+
+
+def describe_training(cell: Cell, network: torch.nn.Module, training_set: TrainingSet) -> dict[str, Any]:
+    """JSON values of a cell: what was trained, and on what."""
+    return {
+        "code": cell.code.text,
+        "architecture": cell.architecture,
+        "seed": cell.seed,
+        **({} if cell.fold is None else {"fold": cell.fold}),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "real": training_set.real.micrographs.stems if training_set.real else [],
+        "num_generated": len(training_set.generated.micrographs) if training_set.generated else 0,
+        "real_share": training_set.real_share,
+    }
+
+
 def train_network(
     network: torch.nn.Module,
     training_set: TrainingSet,
     data: StudyData,
     config: UtilityConfig,
     report_progress: Callable[[int, int], None],
+    validate: Callable[[torch.nn.Module], float] | None = None,
 ) -> dict[str, Any]:
-    """Trains a network in place and restores the weights of the best validation mIoU (the earliest in case of ties).
+    """Trains a segmentation network in place and restores the best weights; see `train_best`.
 
-    Returns:
-        best_step, and validation: a list of [step, mIoU].
+    Args:
+        validate: the network → what selects the weights; None for the mIoU on the validation micrographs.
     """
+
+    def compute_validation_iou(network: torch.nn.Module) -> float:
+        confusion = count_confusion(network, data.val, data.geometry, config.mixed_precision)
+        return float(compute_mean_iou(confusion.sum(axis=0)))
+
     settings = config.training
     class_weights = compute_class_weights(training_set.masks, data.info.num_classes)
     weights = class_weights.to(next(network.parameters()).device)
@@ -109,6 +129,27 @@ def train_network(
         compute_segmentation_loss, class_weights=weights, ignore_index=data.info.ignore_index, kind=settings.loss
     )
     sample_batch = partial(training_set.sample_batch, batch_size=settings.batch_size)
+    return train_best(network, sample_batch, loss, config, validate or compute_validation_iou, report_progress)
+
+
+def train_best(
+    network: torch.nn.Module,
+    sample_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    compute_loss: Callable[[Any, torch.Tensor], torch.Tensor],
+    config: UtilityConfig,
+    validate: Callable[[torch.nn.Module], float],
+    report_progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Trains a network in place and restores the weights of the best validation (the earliest in case of ties).
+
+    Args:
+        sample_batch, compute_loss: see `train_steps`.
+        validate: see `train_to_best`.
+
+    Returns:
+        best_step, and validation: a list of [step, value].
+    """
+    settings = config.training
     recipe = Recipe(
         settings.steps,
         settings.learning_rate,
@@ -117,14 +158,9 @@ def train_network(
         settings.frozen_share,
         mixed_precision=config.mixed_precision,
     )
-
-    def validate(network: torch.nn.Module) -> float:
-        confusion = count_confusion(network, data.val, data.geometry, config.mixed_precision)
-        return float(compute_mean_iou(confusion.sum(axis=0)))
-
     best_step, validation = train_to_best(
         network,
-        train_steps(network, sample_batch, loss, recipe),
+        train_steps(network, sample_batch, compute_loss, recipe),
         settings.steps,
         validate,
         settings.validate_every,

@@ -1,0 +1,1 @@
+"""Utility studies of `task: instance`: do generated pairs help instance segmentation?"""
