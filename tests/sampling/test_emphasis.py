@@ -12,10 +12,11 @@ from steelgen.config.mask_sources import SplitMasks
 from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.steering import EmphasisSection
+from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.evaluation.segment import train_labeler
+from steelgen.evaluation.segment import label_micrograph, load_labeler, train_labeler
 from steelgen.files import load_json
 from steelgen.sampling.emphasis import ClassErrors, emphasize, measure_class_errors
 from steelgen.sampling.masks import BatchedMaskSource, SourceMask, SplitSource
@@ -102,6 +103,35 @@ def test_masks_are_as_frequent_as_their_weights():
         seed=0,
     )
     assert all(int(certain.draw(index).source) % 2 for index in range(100))
+
+
+def test_errors_and_doubts_are_those_of_the_validation_pixels(world, tmp_path):
+    """Of an ensemble of heads, whose confidence is their agreement."""
+    dataset, _ = world
+    values = {
+        "dataset": str(dataset),
+        "output_dir": str(tmp_path / "heads"),
+        "test_split": "more",
+        "image_size": 32,
+        "crop_size": 32,
+        "features": {"kind": "multiscale", "sigma_max": 2, "crops": 8, "steps": 20, "ensemble_size": 3},
+    }
+    shutil.copytree(dataset, tmp_path / "world")
+    shutil.copytree(dataset / "train", tmp_path / "world" / "more")
+    train_labeler(parse_config({**values, "dataset": str(tmp_path / "world")}, SegmentConfig))
+    measured = {
+        measure: measure_class_errors(EmphasisSection(segmenter=tmp_path / "heads", measure=measure), INFO).errors
+        for measure in ("error", "doubt")
+    }
+    labeler, micrographs = load_labeler(tmp_path / "heads"), load_micrographs(dataset, "val")
+    labeled = [label_micrograph(labeler, image) for image in micrographs.images]
+    true = np.stack(micrographs.masks)
+    predicted, confidence = (np.stack(part) for part in zip(*labeled, strict=True))
+    for index in range(3):
+        both, either = (true == index) & (predicted == index), (true == index) | (predicted == index)
+        assert measured["error"][index] == pytest.approx(1 - both.sum() / either.sum(), abs=1e-5)
+        assert measured["doubt"][index] == pytest.approx(1 - confidence[true == index].mean(), abs=1e-5)
+    assert not np.allclose(measured["error"], measured["doubt"], atol=0.01)
 
 
 @pytest.mark.parametrize("measure", ["error", "doubt"])

@@ -159,6 +159,23 @@ def test_a_study_shows_pairs_in_proportion_to_their_weights(study, augmentation)
     assert np.bincount([even.micrograph_index(number) for number in range(2048)]).min() > 200
 
 
+def test_weights_are_found_in_both_places_of_the_dataset_format(study):
+    config, folder, weigh = study
+    weights = [float(number) for number in range(8)]
+    weigh(weights)
+    (folder / "train").mkdir()
+    for old, new in (("samples", "images"), ("labels", "masks")):
+        (folder / old).rename(folder / "train" / new)
+    lines = (folder / "metadata.jsonl").read_text()
+    (folder / "train" / "metadata.jsonl").write_text(lines.replace("samples/", "images/"))
+    (folder / "metadata.jsonl").write_text(lines.replace("samples/", "train/images/"))
+    for generated in (folder, folder / "train"):
+        data = load_study(config.model_copy(update={"generated": generated}))
+        assert dict(zip(data.generated.stems, data.weights, strict=True)) == {
+            f"{number:03d}.png": weight for number, weight in enumerate(weights)
+        }
+
+
 def test_weights_that_cannot_be_used_are_named(study):
     config, folder, weigh = study
     for weights, message in (
