@@ -263,7 +263,7 @@ def tabulate_steering(stored: Results) -> Lines:
     return [
         *_table(columns, [[row["arm"], *_show_difference(row)] for row in stored["differences"]], texts=3),
         "",
-        *_table(["set", *(f"share of {name}" for name in names), "dropped", "CPU s, with its segmenter"], sets),
+        *_table(["set", *(f"share of {name}" for name in names), "dropped", "CPU s"], sets),
         "",
         *_table(["of the emphasis", *names], emphasis),
     ]
