@@ -102,7 +102,9 @@ def test_command_runs(case, clone, monkeypatch):
     if re.match(WITH_DRY_RUN, case[1]) and "--dry-run" not in arguments:
         arguments.append("--dry-run")
     if case[1] == "steelgen sample":
-        for few in ("num_samples=1", "solver.num_inference_steps=2"):  # a minute else
+        fast = {"num_inference_steps": 1, "guidance_scale": 1}
+        stages = [{"generator": name, "solver": fast} for name in ("bundled:uhcs", "bundled:uhcs/refine")]
+        for few in ("num_samples=1", f"stages={json.dumps(stages)}"):  # minutes else
             arguments += ["--set", few]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, f"{case[1]}\n{result.output}"
