@@ -20,6 +20,7 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 ELSEWHERE = {
     "a cluster; tests/cluster has one": r"slurm (submit|status)|--slurm",
     "a network; tests/data serves it": r"data fetch",
+    "micrographs with conditions": r"conditions=",
     "the user's own files": r"data/mine|runs/mine|plans/mine|annotations/|isdm|lemons|/path/",
     "it serves until it is interrupted; tests/studio visits it": r"steelgen studio",
     "a downloaded base; tests/generators runs the page": r"stable-diffusion|adapter|dreambooth|controlnet",
@@ -35,14 +36,15 @@ def find_commands():
     found = []
     for page in PAGES:
         variables = {}
-        for block in re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        for block in (text for language, text in blocks if language in ("", "sh")):
             for line in block.replace("\\\n", " ").splitlines():
                 if assigned := re.match(r'(\w+)="(.*)"$', line):
                     variables[f"${assigned[1]}"] = assigned[2]
                 elif line.startswith("steelgen "):
                     for name, value in variables.items():
                         line = line.replace(name, value)
-                    found.append((page.name, " ".join(shlex.split(line, comments=True))))
+                    found.append((page.name, shlex.join(shlex.split(line, comments=True))))
     return found
 
 
@@ -58,7 +60,7 @@ def name_case(case):
 
 @pytest.mark.parametrize("case", COMMANDS, ids=name_case)
 def test_command_parses(case):
-    name, *arguments = case[1].split()
+    name, *arguments = shlex.split(case[1])
     command, context = typer.main.get_command(app), None
     while True:
         context = command.make_context(name, arguments, parent=context)
@@ -98,7 +100,7 @@ def clone(tmp_path_factory):
 def test_command_runs(case, clone, monkeypatch):
     """In the order of the pages, in one folder, since some use what others wrote."""
     monkeypatch.chdir(clone)
-    _, *arguments = case[1].split()
+    _, *arguments = shlex.split(case[1])
     if re.match(WITH_DRY_RUN, case[1]) and "--dry-run" not in arguments:
         arguments.append("--dry-run")
     if case[1] == "steelgen sample":

@@ -244,12 +244,13 @@ def test_resampled_tiles_are_repeated_tiles() -> None:
 
 
 def test_boundaries_are_chessboard_distances() -> None:
-    rng = np.random.default_rng(3)
-    masks = np.stack([tile.truth.ids > 0 for tile in make_tiles(rng, 4)])
-    for width in (1, 2, 4):
-        for mask, edge in zip(masks, find_inner_boundaries(masks, width), strict=True):
-            distance = distance_transform_cdt(np.pad(mask, 1), "chessboard")[1:-1, 1:-1]
-            assert np.array_equal(edge, mask & (distance <= width))
+    for tile in make_tiles(np.random.default_rng(3), 4):
+        for width in (1, 2, 4):
+            edges = find_inner_boundaries(tile.truth.ids, width)
+            for number, mask in enumerate(tile.truth.masks, start=1):
+                distance = distance_transform_cdt(np.pad(mask, 1), "chessboard")[1:-1, 1:-1]
+                assert np.array_equal(edges == number, mask & (distance <= width))
+                assert np.array_equal(find_inner_boundaries(mask, width), mask & (distance <= width))
 
 
 def test_islands_of_each_class_are_instances() -> None:

@@ -5,9 +5,8 @@ All predicted instances of a tile count, not only COCO's 100: tiles of micrograp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,16 +68,18 @@ def match_tiles(
         for place, label in enumerate(things):
             chosen = np.flatnonzero(predicted.labels == label)
             order = chosen[np.argsort(-predicted.scores[chosen], kind="stable")]
-            masks, true = predicted.masks[order], tile.truth.masks[tile.truth.labels == label]
-            overlap = compute_ious(masks, true)
-            edges = [find_inner_boundaries(part, boundary_width) for part in (masks, true)]
-            both = np.minimum(overlap, compute_ious(*edges))
-            large, large_true = (part.sum(axis=(1, 2)) > small_area for part in (masks, true))
-            none, none_true = np.zeros(len(masks), bool), np.zeros(len(true), bool)
+            masks, kept = [predicted.masks[index] for index in order], tile.truth.labels == label
+            true = np.append(0, np.cumsum(kept) * kept)[tile.truth.ids]
+            overlap = compute_ious(masks, true, int(kept.sum()))
+            edges = [find_inner_boundaries(mask, boundary_width) for mask in masks]
+            edge_overlap = compute_ious(edges, find_inner_boundaries(true, boundary_width), int(kept.sum()))
+            large = np.array([mask.sum() > small_area for mask in masks], bool)
+            large_true = tile.truth.areas[kept] > small_area
+            none, none_true = np.zeros_like(large), np.zeros_like(large_true)
             for kind, ious, out, out_true in (
                 ("mask", overlap, none, none_true),
                 ("small", overlap, large, large_true),
-                ("boundary", both, none, none_true),
+                ("boundary", np.minimum(overlap, edge_overlap), none, none_true),
             ):
                 matched, ignored = match(ious, out, out_true)
                 where, count = np.full(len(order), number), np.array([int((~out_true).sum())])
@@ -125,23 +126,40 @@ def match(
     return matched, unused
 
 
-def compute_ious(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Computes the IoU of each pair of masks: (D, h, w) and (G, h, w) → (D, G); 0 for two empty masks."""
-    flat = [part.reshape(len(part), math.prod(part.shape[1:])).astype(np.float32) for part in (first, second)]
-    shared = (flat[0] @ flat[1].T).astype(np.float64)
-    total = flat[0].sum(axis=1, dtype=np.float64)[:, None] + flat[1].sum(axis=1, dtype=np.float64) - shared
-    return np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
+def compute_ious(masks: Sequence[NDArray[np.bool_]], ids: NDArray[np.integer], count: int) -> NDArray[np.float64]:
+    """Computes the IoU of each mask with each instance.
 
+    Args:
+        masks: D times (h, w).
+        ids: (h, w) numbers of the instances, from 1; 0 outside.
+        count: G, the largest number.
 
-def find_inner_boundaries(masks: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Finds the pixels of each mask (K, h, w) within `width` px of its border, the image's edge included.
-
-    This is the mask minus its erosion by a 3×3 square, `width` times, as in the code of Cheng et al. 2021
-    (arXiv 2103.16562), whose width is 2 % of the image diagonal.
+    Returns:
+        (D, G); 0 where both are empty.
     """
-    eroded = masks
+    areas = np.bincount(ids.ravel(), minlength=count + 1)[1:]
+    shared = np.array([np.bincount(ids[mask], minlength=count + 1)[1:] for mask in masks]).reshape(len(masks), count)
+    total = np.array([mask.sum() for mask in masks]).reshape(-1, 1) + areas - shared
+    return np.divide(shared, total, out=np.zeros(shared.shape), where=total > 0)
+
+
+def find_inner_boundaries(ids: NDArray[Any], width: int) -> NDArray[Any]:
+    """Finds the pixels of each instance within `width` px of its border, the image's edge included.
+
+    This is the instance minus its erosion by a 3×3 square, `width` times, as in the code of Cheng et al. 2021
+    (arXiv 2103.16562), whose width is 2 % of the image diagonal.
+
+    Args:
+        ids: (h, w) numbers of the instances, 0 outside; or one mask.
+        width: px.
+
+    Returns:
+        (h, w), the same with 0 in the interior of the instances.
+    """
+    height, wide = ids.shape
+    inner = ids
     for _ in range(width):
-        padded = np.pad(eroded, ((0, 0), (1, 1), (1, 1)))
-        rows = padded[:, :-2] & padded[:, 1:-1] & padded[:, 2:]
-        eroded = rows[:, :, :-2] & rows[:, :, 1:-1] & rows[:, :, 2:]
-    return masks & ~eroded
+        padded = np.pad(inner, 1)
+        around = [padded[top : top + height, left : left + wide] for top in range(3) for left in range(3)]
+        inner = np.where(np.logical_and.reduce([part == inner for part in around]), inner, 0)
+    return np.where(inner == ids, 0, ids).astype(ids.dtype)
