@@ -142,17 +142,22 @@ def build_system(name: str, arguments: argparse.Namespace) -> Any:
         base, minutes = train_part("quarter", arguments, minutes / 2), minutes / 2
     refining = train_part(f"refine-{factor}", arguments, minutes)
     solver = REFINING.model_copy(update={"consistency": name.endswith("consistent")})
-    return _Drawing(build_cascade([base, refining], [FIRST, solver], [arguments.base, REFINE]), None)
+    cascade = build_cascade([base, refining], [FIRST, solver], [arguments.base, REFINE])
+    # Masks of EDGE px are smaller than the first stage's images at a quarter of the resolution.
+    return _Drawing(cascade, None, max(0, factor * base.geometry.image_size - EDGE) // 2)
 
 
 class _Drawing:
-    """A generator with its solver."""
+    """A generator with its solver; masks are mirrored at their edges by `margin` px, which images lack again."""
 
-    def __init__(self, generator: Any, solver: SolverSection | None) -> None:
-        self._generator, self._solver = generator, solver
+    def __init__(self, generator: Any, solver: SolverSection | None, margin: int = 0) -> None:
+        self._generator, self._solver, self._margin = generator, solver, margin
 
     def draw(self, masks: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-        return draw_for_masks(self._generator, masks, seeds, self._solver)
+        margin, (height, width) = self._margin, masks.shape[1:]
+        padded = np.pad(masks.numpy(), ((0, 0), (margin, margin), (margin, margin)), mode="symmetric")
+        images = draw_for_masks(self._generator, torch.from_numpy(padded), seeds, self._solver)
+        return images[:, :, margin : margin + height, margin : margin + width]
 
 
 def draw_images(system: Any, masks: NDArray[np.uint8], seed: int) -> tuple[list[NDArray[np.uint8]], float]:
