@@ -70,7 +70,11 @@ def gather_instances(
         "num_generated": data.num_generated,
         "seconds": sum(cell.seconds for cell in cells),
         "notes": data.notes,
-        "warnings": [*warn_mixed(older, len(cells)), *find_warnings(len(config.seeds), len(data.test))],
+        "warnings": [
+            *warn_mixed(older, len(cells)),
+            *_warn_blind(config, matches),
+            *find_warnings(len(config.seeds), len(data.test)),
+        ],
         **summarize_matches(
             matches,
             [tile.micrograph for tile in data.test_tiles],
@@ -80,3 +84,19 @@ def gather_instances(
     }
     save_instances(config.output_dir, result)
     return result
+
+
+def _warn_blind(
+    config: InstanceConfig, matches: Mapping[tuple[str, str], Sequence[Mapping[str, Sequence[Matches]]]]
+) -> list[str]:
+    """A warning for each architecture that found no true instance at all, with any code and seed."""
+    found = {
+        name: any(part.matched.any() for code in config.codes for seed in matches[code, name] for part in seed["mask"])
+        for name in config.architectures
+    }
+    return [
+        f"{name} found no instance with any code and seed: its rows say nothing about generated pairs, and pooled rows "
+        "include them; raise training.steps or training.enlargement, or leave it out"
+        for name in config.architectures
+        if not found[name]
+    ]
