@@ -20,7 +20,7 @@ from steelgen.generators.families import load_generator
 ASSETS = Path(steelgen.__file__).parent / "assets"
 CONFIGS = Path(__file__).parents[1] / "configs" / "bundled"
 MODELS = [*list_bundled(), "uhcs/refine"]
-_QUICK = {"num_inference_steps": 2, "guidance_scale": 1, "window_overlap": 0.1}
+_QUICK = {"num_inference_steps": 1, "guidance_scale": 1, "window_overlap": 0.1}
 _STAGES = [{"generator": "bundled:uhcs", "solver": _QUICK}, {"generator": "bundled:uhcs/refine", "solver": _QUICK}]
 FAST = ["num_samples=1", f"stages={json.dumps(_STAGES)}"]
 

@@ -26,10 +26,15 @@ class WeightAverage:
     def __init__(self, network: nn.Module, decay: float, warmup: bool = True) -> None:
         self._decay, self._warmup = decay, warmup
         saved = network.state_dict().keys()
+        self._network = network
         self._parameters = dict(network.named_parameters())
-        self._live_buffers = {name: buffer for name, buffer in network.named_buffers() if name in saved}
         self._averages = {name: parameter.detach().float().clone() for name, parameter in self._parameters.items()}
-        self._buffers = {name: buffer.detach().clone() for name, buffer in self._live_buffers.items()}
+        self._buffers = {name: buffer.detach().clone() for name, buffer in network.named_buffers() if name in saved}
+
+    @property
+    def _live_buffers(self) -> dict[str, Tensor]:
+        """Looked up anew: accelerate replaces the buffers of a network that it prepares for several processes."""
+        return {name: buffer for name, buffer in self._network.named_buffers() if name in self._buffers}
 
     def decay_at(self, step: int) -> float:
         """β of optimizer step number `step` (from 1)."""
