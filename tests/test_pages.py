@@ -13,10 +13,10 @@ import pytest
 from steelgen.data.check import Problem, check_dataset
 from steelgen.data.check_page import build_page
 from steelgen.errors import InputError
-from steelgen.evaluation.classification.page import build_classification_page
+from steelgen.evaluation.classification.classification_page import build_classification_page
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.evaluation.instances.page import build_instance_page
+from steelgen.evaluation.instances.instance_page import build_instance_page
 from steelgen.evaluation.report import build_report
 from steelgen.evaluation.sets import load_evidence
 from steelgen.evaluation.utility.results import load_study_result

@@ -24,8 +24,8 @@ from steelgen.config.utility import parse_code
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 from steelgen.data.resplit import split_by_presence
 from steelgen.errors import InputError
+from steelgen.evaluation.classification.classification_page import build_classification_page
 from steelgen.evaluation.classification.data import ClassifierBatches, load_images
-from steelgen.evaluation.classification.page import build_classification_page
 from steelgen.evaluation.classification.statistics import (
     compute_accuracy,
     compute_average_precision,

@@ -28,8 +28,8 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.instances.coco import describe_predicted, load_predicted, save_truth
 from steelgen.evaluation.instances.data import InstanceData, Instances, Tile, find_instances, load_instances
+from steelgen.evaluation.instances.instance_page import build_instance_page
 from steelgen.evaluation.instances.matching import Predicted, find_inner_boundaries, match_tiles
-from steelgen.evaluation.instances.page import build_instance_page
 from steelgen.evaluation.instances.statistics import compute_metrics
 from steelgen.evaluation.instances.training import (
     build_instance_network,

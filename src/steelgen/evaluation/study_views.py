@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from steelgen.evaluation.classification.page import METRICS as CLASSIFICATION_METRICS
-from steelgen.evaluation.classification.page import build_classification_section
-from steelgen.evaluation.instances.page import METRICS as INSTANCE_METRICS
-from steelgen.evaluation.instances.page import build_instance_section
+from steelgen.evaluation.classification.classification_page import METRICS as CLASSIFICATION_METRICS
+from steelgen.evaluation.classification.classification_page import build_classification_section
+from steelgen.evaluation.instances.instance_page import METRICS as INSTANCE_METRICS
+from steelgen.evaluation.instances.instance_page import build_instance_section
 from steelgen.evaluation.utility.metric_page import tabulate_gains, tabulate_scores
 from steelgen.evaluation.utility.study_page import build_utility_section, describe_differences, describe_scores
 from steelgen.evaluation.utility.words import read_task

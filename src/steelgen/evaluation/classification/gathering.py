@@ -39,7 +39,7 @@ def gather_classifiers(
     Raises:
         InputError: if a cell was tested on other images.
     """
-    from steelgen.evaluation.classification.page import save_classification
+    from steelgen.evaluation.classification.classification_page import save_classification
 
     data, cells = studies[None], load_cells(config, hashes, ClassifierCell)
     if cells is None:

@@ -35,7 +35,7 @@ def gather_instances(
     Raises:
         InputError: if a cell was tested on other micrographs, or its predictions are missing or damaged.
     """
-    from steelgen.evaluation.instances.page import save_instances
+    from steelgen.evaluation.instances.instance_page import save_instances
 
     data, cells = studies[None], load_cells(config, hashes, InstanceCell)
     if cells is None:
