@@ -13,15 +13,13 @@ import pytest
 from steelgen.data.check import Problem, check_dataset
 from steelgen.data.check_page import build_page
 from steelgen.errors import InputError
-from steelgen.evaluation.classification.classification_page import build_classification_page
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.evaluation.instances.instance_page import build_instance_page
 from steelgen.evaluation.report import build_report
 from steelgen.evaluation.sets import load_evidence
+from steelgen.evaluation.study_views import build_study_page
 from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.study import utility
-from steelgen.evaluation.utility.study_page import build_utility_page
 from tests.conftest import write_tiny_dataset
 from tests.evaluation import test_classification, test_evaluate, test_instances, test_utility
 from tests.evaluation.conftest import INFO, save_pairs
@@ -87,10 +85,10 @@ def build_config(root: Path, **more: Any) -> Any:
 
 def test_study(folder: Path) -> None:
     result = json.loads((folder / "study" / "utility.json").read_text())
-    page = build_utility_page(poison(result))
+    page = build_study_page(poison(result))
     assert "Data-fraction curve" in page
     assert_harmless(page, 20)
-    assert "<script" not in build_utility_page(result)
+    assert "<script" not in build_study_page(result)
 
 
 def test_classification_study(tmp_path: Path) -> None:
@@ -98,10 +96,10 @@ def test_classification_study(tmp_path: Path) -> None:
     test_classification.save_textures(tmp_path / "good", 4, 0, True)
     result = utility(test_classification.build_config(tmp_path, tmp_path / "out", seeds=[0]))
     assert result is not None
-    page = build_classification_page(poison(result, keep=("task",)))
+    page = build_study_page(poison(result, keep=("task",)))
     assert "Curve over the number of real defective images" in page
     assert_harmless(page, 20)
-    assert "<script" not in build_classification_page(result)
+    assert "<script" not in build_study_page(result)
 
 
 def test_instance_study(tmp_path: Path) -> None:
@@ -109,10 +107,10 @@ def test_instance_study(tmp_path: Path) -> None:
     more = {"architectures": ["unet"], "seeds": [0], "codes": ["R1F000", "R1F000P", "RALLF000"], "generated": None}
     result = utility(test_instances.build_config(tmp_path, tmp_path / "out", **more))
     assert result is not None
-    page = build_instance_page(poison(result, keep=("task",)))
+    page = build_study_page(poison(result, keep=("task",)))
     assert "Data-fraction curve" in page
     assert_harmless(page, 20)
-    assert "<script" not in build_instance_page(result)
+    assert "<script" not in build_study_page(result)
 
 
 def test_report(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from steelgen.config.base import Section, config_to_json, parse_config
 from steelgen.errors import InputError
+from steelgen.files import load_json, new_folder, save_json
 
 CHANGES_FILE = "changes.jsonl"
 """Record of allowed changes in an output folder: time, field, value before and now."""
@@ -46,6 +47,33 @@ def list_changes(before: Any, now: Any, field: str = "") -> Iterator[Change]:
             yield from list_changes(before.get(key), now.get(key), f"{field}.{key}" if field else key)
     elif before != now:
         yield Change(field, before, now)
+
+
+def open_search(path: Path, config: Section, parts: str, described: str) -> None:
+    """Writes the config of a search into a new folder, or checks that an existing folder has the same config.
+
+    Args:
+        path: the config file in the output folder.
+        config: the search.
+        parts: field of the config by name, to which entries may be added.
+        described: what the folder contains, for the message.
+
+    Raises:
+        InputError: if the folder contains a search with another config.
+    """
+    settings = config_to_json(config)
+    if not path.is_file():
+        with new_folder(path.parent) as working:
+            save_json(working / path.name, settings)
+        return
+    written = refresh_config(load_json(path), type(config))
+    kept = written.get(parts, {}).keys() & settings[parts].keys()
+    before, now = (
+        {**values, parts: {name: values[parts][name] for name in sorted(kept)}} for values in (written, settings)
+    )
+    if change := next(list_changes(before, now), None):
+        raise InputError(f"{path.parent}: contains a {described} with another config ({change}); use another folder")
+    save_json(path, settings)
 
 
 def list_known_changes(known: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:

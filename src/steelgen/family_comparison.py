@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from steelgen import __version__
-from steelgen.changes import list_changes, refresh_config
+from steelgen.changes import open_search
 from steelgen.config.base import Section, config_to_json, parse_config
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.families import FamiliesConfig, FamilySection
@@ -23,7 +23,7 @@ from steelgen.errors import InputError
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.family_table import build_families_page, compare_figures
 from steelgen.evaluation.results import load_evaluation
-from steelgen.files import Record, load_json, load_record, new_file, new_folder, save_json
+from steelgen.files import Record, load_json, load_record, new_file, save_json
 from steelgen.generators import Generator
 from steelgen.runs import RESULT_FILE, describe_environment, load_result
 from steelgen.sampling.generate import SamplingBatch, generate_images, prepare_generator
@@ -63,7 +63,7 @@ def compare_families(
         InputError: if a config, the dataset or the output folder cannot be used, or a generator needs more than masks.
     """
     trainings = {name: build_training(config, name) for name in config.families}  # fails before anything takes time
-    _open(config)
+    open_search(config.output_dir / CONFIG_FILE, config, "families", "comparison")
     for name, training in trainings.items():
         folder = config.output_dir / name
         if not (folder / "evaluation").is_dir() or not (folder / "speed.json").is_file():
@@ -162,26 +162,6 @@ def list_stages(config: FamiliesConfig, name: str, generator: Generator) -> list
         **{key: config_to_json(config)[key] for key in shared},
     }
     return [*stages, parse_config(values, EvaluateConfig, origin=f"families.{name}")]
-
-
-def _open(config: FamiliesConfig) -> None:
-    """Creates the output folder, or checks that an existing one has the same config; families may be added."""
-    path, settings = config.output_dir / CONFIG_FILE, config_to_json(config)
-    if not path.is_file():
-        with new_folder(config.output_dir) as working:
-            save_json(working / CONFIG_FILE, settings)
-        return
-    written = refresh_config(load_json(path), FamiliesConfig)
-    kept = written.get("families", {}).keys() & settings["families"].keys()
-    before, now = (
-        {**values, "families": {name: values["families"][name] for name in sorted(kept)}}
-        for values in (written, settings)
-    )
-    if change := next(list_changes(before, now), None):
-        raise InputError(
-            f"{config.output_dir}: contains a comparison with another config ({change}); use another folder"
-        )
-    save_json(path, settings)
 
 
 def _train(

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from steelgen import __version__
-from steelgen.changes import list_changes, refresh_config
+from steelgen.changes import open_search
 from steelgen.config.base import Section, config_to_json, load_config, parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.tune import TuneConfig
@@ -20,7 +20,7 @@ from steelgen.errors import InputError
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import load_validation_study
 from steelgen.evaluation.utility.training import run_cell
-from steelgen.files import Record, load_json, load_record, new_folder, save_json
+from steelgen.files import Record, load_json, load_record, save_json
 from steelgen.runs import describe_environment
 
 CONFIG_FILE, RESULT, CHOSEN = "config.json", "tune.json", "sample.json"
@@ -54,7 +54,7 @@ def tune_sample(
     """
     choices = {name: build_choice(config, name) for name in config.changes}  # fails before anything takes time
     build_study(config, next(iter(choices)))
-    _open(config)
+    open_search(config.output_dir / CONFIG_FILE, config, "changes", "search")
     rows: list[dict[str, Any]] = []
     for name, choice in choices.items():
         report(f"{name}: sampling")
@@ -134,21 +134,3 @@ def build_study(config: TuneConfig, name: str) -> UtilityConfig:
 
 def _find_pairs(config: TuneConfig, name: str) -> Path:
     return config.output_dir / name / "samples"
-
-
-def _open(config: TuneConfig) -> None:
-    """Creates the output folder, or checks that an existing one has the same config; choices may be added."""
-    path, settings = config.output_dir / CONFIG_FILE, config_to_json(config)
-    if not path.is_file():
-        with new_folder(config.output_dir) as working:
-            save_json(working / CONFIG_FILE, settings)
-        return
-    written = refresh_config(load_json(path), TuneConfig)
-    kept = written.get("changes", {}).keys() & settings["changes"].keys()
-    before, now = (
-        {**values, "changes": {name: values["changes"][name] for name in sorted(kept)}}
-        for values in (written, settings)
-    )
-    if change := next(list_changes(before, now), None):
-        raise InputError(f"{config.output_dir}: contains a search with another config ({change}); use another folder")
-    save_json(path, settings)

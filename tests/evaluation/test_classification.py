@@ -24,7 +24,6 @@ from steelgen.config.utility import parse_code
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 from steelgen.data.resplit import split_by_presence
 from steelgen.errors import InputError
-from steelgen.evaluation.classification.classification_page import build_classification_page
 from steelgen.evaluation.classification.data import ClassifierBatches, load_images
 from steelgen.evaluation.classification.statistics import (
     compute_accuracy,
@@ -34,6 +33,7 @@ from steelgen.evaluation.classification.statistics import (
 )
 from steelgen.evaluation.classification.training import run_classifier_cell
 from steelgen.evaluation.judge_utility import judge_utility
+from steelgen.evaluation.study_views import build_study_page
 from steelgen.evaluation.utility import study
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.results import load_study_result
@@ -326,11 +326,11 @@ def test_classifiers_of_a_seed_start_alike(root: Path, tmp_path: Path, monkeypat
 
     started = []
 
-    def remember(network: torch.nn.Module, *_: Any) -> tuple[int, list[Any]]:
+    def remember(network: torch.nn.Module, *_: Any) -> dict[str, Any]:
         started.append({name: value.clone() for name, value in network.state_dict().items()})
-        return 0, []
+        return {}
 
-    monkeypatch.setattr(module, "train_to_best", remember)
+    monkeypatch.setattr(module, "train_best", remember)
     config = build_config(root, tmp_path)
     data = load_images(config)
     for code, seed in (("R2F000", 0), ("RALLFALL", 0), ("R2F000", 1)):
@@ -432,7 +432,7 @@ def test_command(root: Path, tmp_path: Path) -> None:
     assert difference.interval == study_result["differences"][0]["interval"]
     assert difference.n == (48, 80)
     assert warnings == ["utility: 1 seed: at least 3 are needed to estimate the spread"]
-    page = build_classification_page(study_result)
+    page = build_study_page(study_result)
     assert "Curve over the number of real defective images" in page
     assert "<script" not in page
     study_result["scores"][0]["average_precision"] = 1.5

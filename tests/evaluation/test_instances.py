@@ -28,7 +28,6 @@ from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.instances.coco import describe_predicted, load_predicted, save_truth
 from steelgen.evaluation.instances.data import InstanceData, Instances, Tile, find_instances, load_instances
-from steelgen.evaluation.instances.instance_page import build_instance_page
 from steelgen.evaluation.instances.matching import Predicted, find_inner_boundaries, match_tiles
 from steelgen.evaluation.instances.statistics import compute_metrics
 from steelgen.evaluation.instances.training import (
@@ -41,6 +40,7 @@ from steelgen.evaluation.instances.training import (
     sample_targets,
 )
 from steelgen.evaluation.judge_utility import judge_utility
+from steelgen.evaluation.study_views import build_study_page
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import TrainingSet
 from steelgen.evaluation.utility.results import load_study_result
@@ -422,7 +422,7 @@ def test_a_study_from_config_to_report_and_resumed(root: Path, tmp_path: Path) -
     # Two steps are too few for a set of queries.
     assert any(line.startswith("mask2former found no instance with any code and seed") for line in whole["warnings"])
     assert not any(line.startswith("unet found no instance") for line in whole["warnings"])
-    page = build_instance_page(whole)
+    page = build_study_page(whole)
     assert "AP small" in page
     assert f"{whole['num_instances']} true instances in 3 test micrographs" in page
     figures, _, _ = judge_utility(read)

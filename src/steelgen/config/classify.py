@@ -8,25 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_IMAGES, MAX_LEARNING_RATE, MAX_SEED, MAX_STEPS, Section
+from steelgen.config.segmenter import GrayVariationSection
 
 _SEGMENTATION_ONLY = ("codes", "dataset", "folds", "generated_masks", "geometry")
 """Fields of `task: segment` without a counterpart of the same name."""
-
-
-class GrayVariationSection(Section):
-    """Random gray-level changes of training images, real and generated."""
-
-    brightness: float = Field(default=0.12, ge=0, le=0.5)
-    """Largest brightness shift up or down, as a fraction of the gray range; 0 disables it."""
-    contrast: float = Field(default=0.35, ge=0, le=1)
-    """Contrast is multiplied by a random factor between exp(-contrast) and exp(contrast); 0 disables it."""
-    gamma: float = Field(default=0.4, ge=0, le=1)
-    """Gray levels in [0, 1] are raised to a random power between exp(-gamma) and exp(gamma); 0 disables it."""
-    noise: float = Field(default=0.05, ge=0, le=0.5)
-    """Largest standard deviation of Gaussian noise, as a fraction of the gray range, added to half of the images; 0
-    disables it."""
-    blur: float = Field(default=1.2, ge=0, le=10)
-    """Largest sigma of a Gaussian blur, px, applied to one image in five; 0 disables it."""
 
 
 class ClassifierTrainingSection(Section):

@@ -32,12 +32,9 @@ def check_architecture(name: str) -> str:
 Architecture = Annotated[str, AfterValidator(check_architecture)]
 
 
-class AugmentationSection(Section):
-    """Random augmentation of training crops, besides flips and quarter turns."""
+class GrayVariationSection(Section):
+    """Random gray-level changes of training images, real and generated."""
 
-    rare_share: float = Field(default=0.5, ge=0, le=1)
-    """Fraction of crops cut around a pixel of a class, with class probabilities proportional to 1/√area; 0 places all
-    crops uniformly."""
     brightness: float = Field(default=0.12, ge=0, le=0.5)
     """Largest brightness shift up or down, as a fraction of the gray range; 0 disables it."""
     contrast: float = Field(default=0.35, ge=0, le=1)
@@ -45,10 +42,18 @@ class AugmentationSection(Section):
     gamma: float = Field(default=0.4, ge=0, le=1)
     """Gray levels in [0, 1] are raised to a random power between exp(-gamma) and exp(gamma); 0 disables it."""
     noise: float = Field(default=0.05, ge=0, le=0.5)
-    """Largest standard deviation of Gaussian noise, as a fraction of the gray range, added to half of the crops; 0
+    """Largest standard deviation of Gaussian noise, as a fraction of the gray range, added to half of the images; 0
     disables it."""
     blur: float = Field(default=1.2, ge=0, le=10)
-    """Largest sigma of a Gaussian blur, px, applied to one crop in five; 0 disables it."""
+    """Largest sigma of a Gaussian blur, px, applied to one image in five; 0 disables it."""
+
+
+class AugmentationSection(GrayVariationSection):
+    """Random augmentation of training crops, besides flips and quarter turns."""
+
+    rare_share: float = Field(default=0.5, ge=0, le=1)
+    """Fraction of crops cut around a pixel of a class, with class probabilities proportional to 1/√area; 0 places all
+    crops uniformly."""
     cutmix_share: float = Field(default=0.0, ge=0, le=1)
     """Fraction of crops into which a square of another crop is pasted, with its mask (CutMix, Yun et al. 2019, arXiv
     1905.04899); 0 disables it."""

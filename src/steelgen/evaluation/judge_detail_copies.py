@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.evaluation.copy_search import CopySearch, list_copies
-from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.intervals import wilson_interval
-from steelgen.evaluation.memorization import COPY_RATIO
+from steelgen.evaluation.memorization import count_copies
 from steelgen.evaluation.sets import Evidence, Judgment
 
 MAX_IMAGES = 32
@@ -54,18 +52,9 @@ def judge_detail_copies(evidence: Evidence, report_progress: Callable[[str], Non
         return matches, np.array([match.ratio for match in matches])
 
     (matches, ratios), (_, reference) = find(generated), find(held_out)
-    copied, floor = (float((each < COPY_RATIO).mean()) for each in (ratios, reference))
-    figure = Figure(
-        section="memorization",
-        metric="detail copies (share with d1/d2 < 1/3)",
-        compared=f"patches of {edge} px vs every place in {evidence.train.name} (floor: {evidence.held_out.name})",
-        value=copied,
-        floor=floor,
-        n=(len(generated), len(held_out)),
-        seed=evidence.config.seed,
-        better="lower",
-        interval=wilson_interval(copied, len(generated)),
-    )
+    compared = f"patches of {edge} px vs every place in {evidence.train.name} (floor: {evidence.held_out.name})"
+    figure = count_copies("detail", compared, ratios, reference, evidence.config.seed)
+    copied, floor = figure.value, figure.floor or 0.0
     warnings = []
     if copied > floor:
         warnings.append(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steelgen.evaluation.copy_search import CopySearch, Match, cut_mask, list_copies
-from steelgen.evaluation.figures import Figure
-from steelgen.evaluation.intervals import bootstrap_interval, wilson_interval
+from steelgen.evaluation.intervals import bootstrap_interval
 from steelgen.evaluation.iou import nanmean
-from steelgen.evaluation.memorization import COPY_RATIO
+from steelgen.evaluation.memorization import count_copies
 from steelgen.evaluation.sets import Evidence, Judgment
 
 SHOWN_PAIRS = 10
@@ -48,30 +46,16 @@ def judge_mask_copies(evidence: Evidence, report_progress: Callable[[str], None]
 
     matches, ratios, agreement = measure(generated)
     _, reference_ratios, reference_agreement = measure(held_out)
-    copied, floor = (float((each < COPY_RATIO).mean()) for each in (ratios, reference_ratios))
-    shared: dict[str, Any] = {
-        "section": "memorization",
-        "compared": f"generated vs every place in {evidence.train.name} (floor: {evidence.held_out.name})",
-        "n": (len(generated), len(held_out)),
-        "seed": evidence.config.seed,
-        "better": "lower",
-    }
-    figures = [
-        Figure(
-            metric="mask copies (share with d1/d2 < 1/3)",
-            value=copied,
-            floor=floor,
-            interval=wilson_interval(copied, len(generated)),
-            **shared,
-        ),
-        Figure(
-            metric="equal pixels at the nearest place, masks",
-            value=nanmean(agreement),
-            floor=nanmean(reference_agreement),
-            interval=bootstrap_interval(agreement, evidence.config.seed),
-            **shared,
-        ),
-    ]
+    compared = f"generated vs every place in {evidence.train.name} (floor: {evidence.held_out.name})"
+    copies = count_copies("mask", compared, ratios, reference_ratios, evidence.config.seed)
+    copied, floor = copies.value, copies.floor or 0.0
+    equal = replace(
+        copies,
+        metric="equal pixels at the nearest place, masks",
+        value=nanmean(agreement),
+        floor=nanmean(reference_agreement),
+        interval=bootstrap_interval(agreement, evidence.config.seed),
+    )
     details = {
         "searched": True,
         "ratio": ratios,
@@ -86,7 +70,7 @@ def judge_mask_copies(evidence: Evidence, report_progress: Callable[[str], None]
             f"{100 * copied:.1f} % of {len(generated)} generated masks are copies of places in the training masks; "
             f"of the held-out masks {100 * floor:.1f} %"
         )
-    return figures, details, warnings
+    return [copies, equal], details, warnings
 
 
 def to_levels(mask: NDArray[np.uint8], num_classes: int) -> NDArray[np.uint8]:

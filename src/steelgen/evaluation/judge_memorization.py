@@ -15,7 +15,7 @@ from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.intervals import wilson_interval
 from steelgen.evaluation.judge_detail_copies import judge_detail_copies
 from steelgen.evaluation.judge_mask_copies import judge_mask_copies
-from steelgen.evaluation.memorization import COPY_RATIO, bootstrap_ct, compute_authenticity, compute_ct, find_nearest
+from steelgen.evaluation.memorization import bootstrap_ct, compute_authenticity, compute_ct, count_copies, find_nearest
 from steelgen.evaluation.sets import Evidence, Judgment
 
 SHOWN_PAIRS = 20
@@ -51,16 +51,8 @@ def judge_memorization(evidence: Evidence, report_progress: Callable[[str], None
         "n": (len(generated), len(held_out)),
         "seed": evidence.config.seed,
     }
-    copied = float((ratios < COPY_RATIO).mean())
     figures = [
-        Figure(
-            metric="copies (share with d1/d2 < 1/3)",
-            value=copied,
-            floor=float((reference_ratios < COPY_RATIO).mean()),
-            better="lower",
-            interval=wilson_interval(copied, len(generated)),
-            **shared,
-        ),
+        count_copies("", shared["compared"], ratios, reference_ratios, shared["seed"]),
         *_compare_distances("pixels", distances, reference, shared),
         *_compare_features(evidence, generated, held_out, shared),
     ]

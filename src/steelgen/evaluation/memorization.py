@@ -5,10 +5,34 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen.evaluation.intervals import Interval, center_interval, resample_weights
+from steelgen.evaluation.figures import Figure
+from steelgen.evaluation.intervals import Interval, center_interval, resample_weights, wilson_interval
 
 COPY_RATIO = 1 / 3
 """Largest ratio of first to second nearest distance of a copy (Yoon et al. 2023; Carlini et al. 2023)."""
+
+
+def count_copies(kind: str, compared: str, ratios: NDArray, reference: NDArray, seed: int) -> Figure:
+    """The share of copies among generated images, or parts or masks of them, and among held-out ones as its floor.
+
+    Args:
+        kind: what is copied, before "copies" in the metric's name.
+        compared: see `Figure`.
+        ratios, reference: (M,) and (N,) first over second nearest distances of generated and of held-out images.
+        seed: of the evaluation.
+    """
+    copied = float((ratios < COPY_RATIO).mean())
+    return Figure(
+        section="memorization",
+        metric=f"{kind} copies (share with d1/d2 < 1/3)".lstrip(),
+        compared=compared,
+        value=copied,
+        floor=float((reference < COPY_RATIO).mean()),
+        n=(len(ratios), len(reference)),
+        seed=seed,
+        better="lower",
+        interval=wilson_interval(copied, len(ratios)),
+    )
 
 
 def compute_authenticity(to_train: NDArray, own_neighbor: NDArray) -> float:

@@ -1,19 +1,32 @@
-"""How finished studies of each task are shown, in reports and in the terminal."""
+"""How finished studies of each task are shown: utility.html, reports, and the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
+from steelgen.charts import plot_pixels
+from steelgen.data.images import save_image
 from steelgen.evaluation.classification.classification_page import METRICS as CLASSIFICATION_METRICS
 from steelgen.evaluation.classification.classification_page import build_classification_section
 from steelgen.evaluation.instances.instance_page import METRICS as INSTANCE_METRICS
 from steelgen.evaluation.instances.instance_page import build_instance_section
 from steelgen.evaluation.utility.metric_page import tabulate_gains, tabulate_scores
-from steelgen.evaluation.utility.study_page import build_utility_section, describe_differences, describe_scores
-from steelgen.evaluation.utility.words import read_task
+from steelgen.evaluation.utility.results import RESULT_FILE
+from steelgen.evaluation.utility.study_page import (
+    build_utility_section,
+    describe_differences,
+    describe_scores,
+    list_curves,
+)
+from steelgen.evaluation.utility.words import find_words, read_task
+from steelgen.evaluation.verdict import judge_study
+from steelgen.files import new_file, save_json
+from steelgen.pages import render
 
 _Table = tuple[list[str], list[list[Any]]]
 
@@ -71,3 +84,25 @@ _VIEWS = {
 def find_view(study: dict[str, Any]) -> StudyView:
     """How to show a study, from the content of its utility.json."""
     return _VIEWS[read_task(study)]
+
+
+def build_study_page(result: dict[str, Any]) -> str:
+    """Builds the page of a study as self-contained HTML from the content of utility.json."""
+    return render(
+        "study.html",
+        title=find_words(result).title,
+        result=result,
+        verdict=judge_study(result),
+        section=find_view(result).section(result),
+    )
+
+
+def save_study(output_dir: Path, result: dict[str, Any]) -> None:
+    """Writes utility.html, data_fraction.png if there is a curve, and finally utility.json."""
+    words = find_words(result)
+    if charts := list_curves(result["scores"], words.key, words.metric):
+        images = [plot_pixels(name, x, curves, words.axis) for name, x, curves in charts]
+        save_image(output_dir / "data_fraction.png", np.hstack(images))
+    with new_file(output_dir / "utility.html") as working:
+        working.write_text(build_study_page(result), encoding="utf-8")
+    save_json(output_dir / RESULT_FILE, result)

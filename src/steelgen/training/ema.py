@@ -34,6 +34,8 @@ class WeightAverage:
     @property
     def _live_buffers(self) -> dict[str, Tensor]:
         """Looked up anew: accelerate replaces the buffers of a network that it prepares for several processes."""
+        if not self._buffers:
+            return {}  # spares a walk through all modules at each step
         return {name: buffer for name, buffer in self._network.named_buffers() if name in self._buffers}
 
     def decay_at(self, step: int) -> float:

@@ -8,19 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steelgen import __version__
-from steelgen.config.base import config_to_json
 from steelgen.config.classify import ClassifyConfig
 from steelgen.config.utility import parse_code
 from steelgen.errors import InputError
 from steelgen.evaluation.classification.data import ClassifierData
 from steelgen.evaluation.classification.statistics import summarize_scores
-from steelgen.evaluation.sets import describe_geometry
-from steelgen.evaluation.utility.cells import cell_path, list_cells, load_cells, warn_mixed
+from steelgen.evaluation.utility.cells import cell_path, describe_study, list_cells, load_cells, warn_mixed
 from steelgen.evaluation.utility.results import ClassifierCell
 from steelgen.evaluation.utility.statistics import find_warnings
 from steelgen.models.classifier import build_classifier
-from steelgen.runs import describe_environment
 
 
 def check_classifiers(config: ClassifyConfig, data: ClassifierData) -> None:
@@ -39,7 +35,7 @@ def gather_classifiers(
     Raises:
         InputError: if a cell was tested on other images.
     """
-    from steelgen.evaluation.classification.classification_page import save_classification
+    from steelgen.evaluation.study_views import save_study
 
     data, cells = studies[None], load_cells(config, hashes, ClassifierCell)
     if cells is None:
@@ -60,11 +56,7 @@ def gather_classifiers(
     older = sum(cell.study != hashes[0] for cell in cells)
     result = {
         "task": config.task,
-        "steelgen": __version__,
-        "study": hashes[0],
-        "config": config_to_json(config),
-        "environment": describe_environment(),
-        "geometry": describe_geometry(data.geometry),
+        **describe_study(config, hashes[0], data.geometry),
         "images": {
             name: [len(sides.sound), len(sides.defective)]
             for name, sides in (("train", data.train), ("val", data.val), ("test", data.test))
@@ -82,5 +74,5 @@ def gather_classifiers(
             config.num_bootstrap,
         ),
     }
-    save_classification(config.output_dir, result)
+    save_study(config.output_dir, result)
     return result

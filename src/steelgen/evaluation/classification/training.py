@@ -15,9 +15,8 @@ from steelgen.data.crops import image_to_tensor
 from steelgen.devices import autocast, pick_device
 from steelgen.evaluation.classification.data import ClassifierBatches, ClassifierData, Sides
 from steelgen.evaluation.classification.statistics import compute_average_precision
-from steelgen.evaluation.figures import to_json
-from steelgen.evaluation.segmenter_training import Recipe, train_steps, train_to_best
 from steelgen.evaluation.utility.cells import Cell
+from steelgen.evaluation.utility.training import train_best
 from steelgen.models.classifier import build_classifier
 
 _BATCH = 32
@@ -54,21 +53,12 @@ def run_classifier_cell(
             cell.architecture, data.geometry.in_channels, settings.base_channels, settings.weights
         )
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    recipe = Recipe(
-        settings.steps,
-        settings.learning_rate,
-        settings.weight_decay,
-        settings.encoder_factor,
-        settings.frozen_share,
-        mixed_precision=config.mixed_precision,
-    )
-    best_step, validation = train_to_best(
+    best = train_best(
         network,
-        train_steps(network, batches.sample_batch, F.binary_cross_entropy_with_logits, recipe),
-        settings.steps,
+        batches.sample_batch,
+        F.binary_cross_entropy_with_logits,
+        config,
         lambda trained: _score_average_precision(trained, data.val, config.mixed_precision),
-        settings.validate_every,
-        settings.patience,
         report_progress,
     )
     scores = predict_scores(network, data.test, config.mixed_precision)
@@ -81,8 +71,7 @@ def run_classifier_cell(
         "num_sound": len(data.train.sound),
         "num_generated": len(batches.generated.micrographs) if batches.generated else 0,
         "real_share": batches.real_share,
-        "best_step": best_step,
-        "validation": to_json(validation),
+        **best,
         "test": {
             "images": data.test.names,
             "labels": data.test.labels.astype(int).tolist(),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steelgen import __version__
-from steelgen.config.base import config_to_json
 from steelgen.config.instance import InstanceConfig
 from steelgen.config.utility import parse_code
 from steelgen.errors import InputError
@@ -15,12 +13,17 @@ from steelgen.evaluation.instances.data import InstanceData
 from steelgen.evaluation.instances.matching import Matches
 from steelgen.evaluation.instances.statistics import summarize_matches
 from steelgen.evaluation.instances.training import match_predicted
-from steelgen.evaluation.sets import describe_geometry
-from steelgen.evaluation.utility.cells import cell_path, list_cells, load_cells, predictions_path, warn_mixed
+from steelgen.evaluation.utility.cells import (
+    cell_path,
+    describe_study,
+    list_cells,
+    load_cells,
+    predictions_path,
+    warn_mixed,
+)
 from steelgen.evaluation.utility.data import count_data
 from steelgen.evaluation.utility.results import InstanceCell
 from steelgen.evaluation.utility.statistics import find_warnings
-from steelgen.runs import describe_environment
 
 
 def gather_instances(
@@ -35,7 +38,7 @@ def gather_instances(
     Raises:
         InputError: if a cell was tested on other micrographs, or its predictions are missing or damaged.
     """
-    from steelgen.evaluation.instances.instance_page import save_instances
+    from steelgen.evaluation.study_views import save_study
 
     data, cells = studies[None], load_cells(config, hashes, InstanceCell)
     if cells is None:
@@ -56,11 +59,7 @@ def gather_instances(
     older = sum(cell.study != hashes[0] for cell in cells)
     result = {
         "task": config.task,
-        "steelgen": __version__,
-        "study": hashes[0],
-        "config": config_to_json(config),
-        "environment": describe_environment(),
-        "geometry": describe_geometry(data.geometry),
+        **describe_study(config, hashes[0], data.geometry),
         "class_names": data.info.class_names,
         "background": data.info.class_names[data.background],
         "micrographs": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
@@ -82,7 +81,7 @@ def gather_instances(
             config.num_bootstrap,
         ),
     }
-    save_instances(config.output_dir, result)
+    save_study(config.output_dir, result)
     return result
 
 

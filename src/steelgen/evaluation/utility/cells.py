@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from steelgen import __version__
 from steelgen.changes import CHANGES_FILE
+from steelgen.config.base import config_to_json
 from steelgen.config.studies import StudyConfig
 from steelgen.config.utility import DataCode, UtilityConfig, parse_code
+from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
+from steelgen.evaluation.sets import describe_geometry
 from steelgen.evaluation.utility.folds import list_folds
 from steelgen.evaluation.utility.results import CellT
 from steelgen.files import load_record
+from steelgen.runs import describe_environment
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,17 @@ def load_cells(config: StudyConfig, studies: Sequence[str], kind: type[CellT]) -
     found = [load_cell(config.output_dir, cell, studies, kind) for cell in list_cells(config)]
     cells = [cell for cell in found if cell is not None]
     return cells if len(cells) == len(found) else None
+
+
+def describe_study(config: StudyConfig, study: str, geometry: CropGeometry) -> dict[str, Any]:
+    """The first fields of utility.json, the same for all tasks."""
+    return {
+        "steelgen": __version__,
+        "study": study,
+        "config": config_to_json(config),
+        "environment": describe_environment(),
+        "geometry": describe_geometry(geometry),
+    }
 
 
 def warn_mixed(num_older: int, num_cells: int) -> list[str]:

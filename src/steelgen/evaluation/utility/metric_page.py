@@ -22,16 +22,13 @@ class Metric(NamedTuple):
     with_interval: bool = True
 
 
-def build_metric_section(
-    result: dict[str, Any], template: str, metrics: Sequence[Metric], axis: str, **more: Any
-) -> Markup:
+def build_metric_section(result: dict[str, Any], template: str, metrics: Sequence[Metric], **more: Any) -> Markup:
     """Builds the differences, scores and curves of a study as a section of a page.
 
     Args:
         result: content of utility.json.
         template: the section's template.
         metrics: columns of its tables.
-        axis: what the x axis of the curves counts.
         more: further variables of the template.
     """
     differences = [
@@ -48,7 +45,7 @@ def build_metric_section(
         differences=tabulate_gains(result["differences"], metrics),
         scores=tabulate_scores(result["scores"], metrics),
         legend=charts[0][2] if charts else [],
-        charts=[Markup(plot_chart(name, x, curves, axis)) for name, x, curves in charts],
+        charts=[Markup(plot_chart(name, x, curves, words.axis)) for name, x, curves in charts],
         **more,
     )
     return Markup(section)

@@ -33,8 +33,15 @@ from steelgen.evaluation.classification.training import run_classifier_cell
 from steelgen.evaluation.instances.data import load_instances
 from steelgen.evaluation.instances.gathering import gather_instances
 from steelgen.evaluation.instances.training import check_instance_networks, run_instance_cell
-from steelgen.evaluation.sets import describe_geometry
-from steelgen.evaluation.utility.cells import Cell, cell_path, list_cells, load_cell, load_cells, warn_mixed
+from steelgen.evaluation.utility.cells import (
+    Cell,
+    cell_path,
+    describe_study,
+    list_cells,
+    load_cell,
+    load_cells,
+    warn_mixed,
+)
 from steelgen.evaluation.utility.data import StudyData, count_data, describe_inputs, hash_studies, load_studies
 from steelgen.evaluation.utility.results import (
     STUDY_FILE,
@@ -49,7 +56,6 @@ from steelgen.evaluation.utility.training import run_cell
 from steelgen.evaluation.utility.words import WORDS
 from steelgen.files import new_folder, save_json
 from steelgen.models.architectures import build_architecture
-from steelgen.runs import describe_environment
 from steelgen.shards import Shard
 
 _FREE_KEYS = ("output_dir", "codes", "num_defective", "architectures", "seeds", "num_bootstrap", "device")
@@ -169,7 +175,7 @@ def gather(
     Raises:
         InputError: if a cell was tested on other micrographs.
     """
-    from steelgen.evaluation.utility.study_page import save_report
+    from steelgen.evaluation.study_views import save_study
 
     cells = load_cells(config, hashes, CellResult)
     if cells is None:
@@ -213,11 +219,7 @@ def gather(
     folds = None if config.folds is None else np.repeat(np.arange(len(tested)), tested)
     first = next(iter(studies.values()))
     result = {
-        "steelgen": __version__,
-        "study": hashes[0],
-        "config": config_to_json(config),
-        "environment": describe_environment(),
-        "geometry": describe_geometry(first.geometry),
+        **describe_study(config, hashes[0], first.geometry),
         "class_names": first.info.class_names,
         "micrographs": {
             "train": min(len(data.train) for data in studies.values()),
@@ -232,7 +234,7 @@ def gather(
         **summarize(confusions, counts, config.num_bootstrap, folds),
         "by_class": compare_classes(confusions, counts, gather_counts("boundaries") if known else None),
     }
-    save_report(config.output_dir, result)
+    save_study(config.output_dir, result)
     return result
 
 

@@ -1,58 +1,20 @@
-"""utility.html and the data-fraction curve: the page of a utility study."""
+"""The section of a page about a study of segmentation, and the curves of all studies."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from steelgen.charts import Curve, plot_chart, plot_intervals, plot_pixels
+from steelgen.charts import Curve, plot_chart, plot_intervals
 from steelgen.config.utility import has_paste
-from steelgen.data.images import save_image
 from steelgen.evaluation.figures import CLASSES_PER_TABLE
-from steelgen.evaluation.utility.results import RESULT_FILE
-from steelgen.evaluation.verdict import judge_differences
-from steelgen.files import new_file, save_json
 from steelgen.pages import render, show_number
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 """Curve colors: real micrographs alone, then one per number of generated pairs, and the same with copy-paste."""
-
-
-def save_report(output_dir: Path, result: dict[str, Any]) -> None:
-    """Writes utility.html, data_fraction.png if there is a curve, and finally utility.json."""
-    save_study(output_dir, result, build_utility_page(result), list_curves(result["scores"]), "real micrographs")
-
-
-def save_study(
-    output_dir: Path,
-    result: dict[str, Any],
-    page: str,
-    charts: Sequence[tuple[str, list[float], list[Curve]]],
-    x_label: str,
-) -> None:
-    """Writes the page, the charts of `list_curves` as one image if there are any, and finally utility.json."""
-    if charts:
-        images = [plot_pixels(name, x, curves, x_label) for name, x, curves in charts]
-        save_image(output_dir / "data_fraction.png", np.hstack(images))
-    with new_file(output_dir / "utility.html") as working:
-        working.write_text(page, encoding="utf-8")
-    save_json(output_dir / RESULT_FILE, result)
-
-
-def build_utility_page(result: dict[str, Any]) -> str:
-    """Builds the page of a study as self-contained HTML from the content of utility.json."""
-    return render(
-        "study.html",
-        title="Does generated data help?",
-        result=result,
-        verdict=judge_differences(result["differences"]),
-        section=build_utility_section(result),
-    )
 
 
 def build_utility_section(result: dict[str, Any]) -> Markup:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steelgen.config.studies import StudyConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import Micrographs
 from steelgen.data.placement import CropGeometry
@@ -136,7 +137,7 @@ def train_best(
     network: torch.nn.Module,
     sample_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
     compute_loss: Callable[[Any, torch.Tensor], torch.Tensor],
-    config: UtilityConfig,
+    config: StudyConfig,
     validate: Callable[[torch.nn.Module], float],
     report_progress: Callable[[int, int], None],
 ) -> dict[str, Any]:

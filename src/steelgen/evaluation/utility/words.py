@@ -21,6 +21,10 @@ class StudyWords(NamedTuple):
     """What a code without generated data trains on."""
     undefined: str
     """Why a difference may have no interval."""
+    title: str
+    """Title of the page."""
+    axis: str
+    """What the x axis of the curves counts."""
 
 
 WORDS = {
@@ -33,6 +37,8 @@ WORDS = {
         given="real micrographs",
         real="micrographs",
         undefined="",
+        title="Does generated data help?",
+        axis="real micrographs",
     ),
     "instance": StudyWords(
         key="ap",
@@ -43,6 +49,8 @@ WORDS = {
         given="real micrographs",
         real="micrographs",
         undefined="the test has too few micrographs with instances for an interval",
+        title="Does generated data help to find instances?",
+        axis="real micrographs",
     ),
     "classify": StudyWords(
         key="average_precision",
@@ -53,6 +61,8 @@ WORDS = {
         given="real defective images",
         real="images",
         undefined="the test has too few defective micrographs for an interval",
+        title="Do generated defective images help?",
+        axis="real defective images",
     ),
 }
 """By the task of a study."""
