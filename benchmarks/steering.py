@@ -28,7 +28,7 @@ from steelgen.config.segment import SegmentConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.data.folder import list_images, load_dataset_info, load_mask, load_metadata
 from steelgen.evaluation.segment import train_labeler
-from steelgen.evaluation.utility.study import utility
+from steelgen.evaluation.study import utility
 from steelgen.files import load_json, new_folder, save_json
 
 GAIN_SETTINGS = {"dataset": str(DATASET), "min_iou": 0, "max_correlation": 1, "gain": {"weigh": True}}

@@ -31,9 +31,9 @@ from steelgen.config.train import TrainConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import load_micrographs
 from steelgen.errors import InputError
+from steelgen.evaluation.study import utility
 from steelgen.evaluation.utility.data import choose_subset
 from steelgen.evaluation.utility.statistics import summarize
-from steelgen.evaluation.utility.study import utility
 from steelgen.files import load_json, new_folder
 from steelgen.sampling.sample import sample
 from steelgen.training.loop import train

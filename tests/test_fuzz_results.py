@@ -26,9 +26,9 @@ from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.judge_utility import judge_utility
 from steelgen.evaluation.segment import load_labeler, train_labeler
 from steelgen.evaluation.sets import find_generated, resolve_geometry
+from steelgen.evaluation.study import utility
 from steelgen.evaluation.study_views import find_view
 from steelgen.evaluation.utility.results import load_study_result
-from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.verdict import judge_study
 from steelgen.generators.drawing import draw_for_masks

@@ -17,9 +17,9 @@ from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.report import build_report
 from steelgen.evaluation.sets import load_evidence
+from steelgen.evaluation.study import utility
 from steelgen.evaluation.study_views import build_study_page
 from steelgen.evaluation.utility.results import load_study_result
-from steelgen.evaluation.utility.study import utility
 from tests.conftest import write_tiny_dataset
 from tests.evaluation import test_classification, test_evaluate, test_instances, test_utility
 from tests.evaluation.conftest import INFO, save_pairs

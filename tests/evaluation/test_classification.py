@@ -24,6 +24,7 @@ from steelgen.config.utility import parse_code
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 from steelgen.data.resplit import split_by_presence
 from steelgen.errors import InputError
+from steelgen.evaluation import study
 from steelgen.evaluation.classification.data import ClassifierBatches, load_images
 from steelgen.evaluation.classification.statistics import (
     compute_accuracy,
@@ -33,11 +34,10 @@ from steelgen.evaluation.classification.statistics import (
 )
 from steelgen.evaluation.classification.training import run_classifier_cell
 from steelgen.evaluation.judge_utility import judge_utility
+from steelgen.evaluation.study import utility
 from steelgen.evaluation.study_views import build_study_page
-from steelgen.evaluation.utility import study
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.results import load_study_result
-from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.verdict import judge_study
 from steelgen.models.architectures import find_pretrained_part
 from steelgen.models.classifier import build_classifier

@@ -17,11 +17,11 @@ from steelgen.config.base import parse_config
 from steelgen.config.utility import UtilityConfig, parse_code
 from steelgen.data.folder import save_dataset_info
 from steelgen.errors import InputError
-from steelgen.evaluation.utility import study
+from steelgen.evaluation import study
+from steelgen.evaluation.study import hash_study, utility
 from steelgen.evaluation.utility.cells import Cell
 from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_studies, load_study
 from steelgen.evaluation.utility.statistics import summarize
-from steelgen.evaluation.utility.study import hash_study, utility
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.utility.training import run_cell, train_network
 from steelgen.models.architectures import find_pretrained_part

@@ -18,14 +18,14 @@ from steelgen.config.base import parse_config
 from steelgen.config.utility import UtilityConfig
 from steelgen.data.folder import save_dataset_info, save_metadata
 from steelgen.errors import InputError
+from steelgen.evaluation import study
 from steelgen.evaluation.iou import compute_mean_iou
-from steelgen.evaluation.utility import study
+from steelgen.evaluation.study import utility
 from steelgen.evaluation.utility.cells import list_cells
 from steelgen.evaluation.utility.data import load_studies
 from steelgen.evaluation.utility.folds import list_folds
 from steelgen.evaluation.utility.results import load_study_result
 from steelgen.evaluation.utility.statistics import bootstrap_differences, summarize
-from steelgen.evaluation.utility.study import utility
 from steelgen.evaluation.verdict import judge_differences
 from tests.evaluation.conftest import INFO, save_pairs
 from tests.evaluation.test_utility import TRAINING, read_cells

@@ -11,7 +11,7 @@ from steelgen.config.utility import UtilityConfig
 from steelgen.data.images import load_index_image
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.segment import label_folder, load_labeler, train_labeler
-from steelgen.evaluation.utility.study import utility
+from steelgen.evaluation.study import utility
 from steelgen.training.setup import prepare_training
 from tests.conftest import tiny_train_config, write_tiny_dataset
 from tests.standin.device import steelgen_on_device

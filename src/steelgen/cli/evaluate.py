@@ -152,7 +152,7 @@ def utility_command(
     if dry_run:
         _print_plan(settings)
         return
-    from steelgen.evaluation.utility.study import utility
+    from steelgen.evaluation.study import utility
     from steelgen.shards import find_shard, parse_shard
 
     part = parse_shard(shard) if shard else find_shard(os.environ)
@@ -215,9 +215,9 @@ def _print_study(settings: StudyConfig, result: dict[str, Any]) -> None:
 def _print_plan(settings: StudyConfig) -> None:
     from steelgen.config.classify import ClassifyConfig
     from steelgen.evaluation.sets import describe_geometry
+    from steelgen.evaluation.study import load_data
     from steelgen.evaluation.utility.cells import cell_path, list_cells
     from steelgen.evaluation.utility.data import count_data
-    from steelgen.evaluation.utility.study import load_data
 
     cells = list_cells(settings)
     codes = list(dict.fromkeys(cell.code for cell in cells))

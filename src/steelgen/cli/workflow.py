@@ -70,7 +70,7 @@ def run_stage(config: Section) -> None:
         with progress_bar("evaluate") as report:
             evaluate(config, log, report)
     elif isinstance(config, UtilityConfig):
-        from steelgen.evaluation.utility.study import utility
+        from steelgen.evaluation.study import utility
 
         with progress_bar("cells") as report:
             utility(config, log, report_cells=report)

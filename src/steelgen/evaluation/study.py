@@ -1,4 +1,4 @@
-"""`utility`: a study of codes × architectures × seeds, cell by cell."""
+"""`utility`: a study of codes × architectures × seeds of any task, cell by cell."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from steelgen import __version__
 from steelgen.changes import (
@@ -24,7 +21,7 @@ from steelgen.config.base import config_to_json
 from steelgen.config.classify import ClassifyConfig
 from steelgen.config.instance import InstanceConfig
 from steelgen.config.studies import StudyConfig, choose_study
-from steelgen.config.utility import FOLD, UtilityConfig, parse_code
+from steelgen.config.utility import UtilityConfig
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
 from steelgen.evaluation.classification.data import load_images
@@ -36,13 +33,11 @@ from steelgen.evaluation.instances.training import check_instance_networks, run_
 from steelgen.evaluation.utility.cells import (
     Cell,
     cell_path,
-    describe_study,
     list_cells,
     load_cell,
-    load_cells,
-    warn_mixed,
 )
-from steelgen.evaluation.utility.data import StudyData, count_data, describe_inputs, hash_studies, load_studies
+from steelgen.evaluation.utility.data import describe_inputs, hash_studies, load_studies
+from steelgen.evaluation.utility.gathering import check_architectures, gather_segmentation
 from steelgen.evaluation.utility.results import (
     STUDY_FILE,
     CellResult,
@@ -51,11 +46,9 @@ from steelgen.evaluation.utility.results import (
     InstanceCell,
     load_study_start,
 )
-from steelgen.evaluation.utility.statistics import compare_classes, find_warnings, summarize
 from steelgen.evaluation.utility.training import run_cell
 from steelgen.evaluation.utility.words import WORDS
 from steelgen.files import new_folder, save_json
-from steelgen.models.architectures import build_architecture
 from steelgen.shards import Shard
 
 _FREE_KEYS = ("output_dir", "codes", "num_defective", "architectures", "seeds", "num_bootstrap", "device")
@@ -105,10 +98,10 @@ def _find_task(config: StudyConfig) -> _Task:
         )
     return _Task(
         load=load_studies,
-        check_networks=_check_architectures,
+        check_networks=check_architectures,
         run=run_cell,
         kind=CellResult,
-        gather=gather,
+        gather=gather_segmentation,
     )
 
 
@@ -157,95 +150,6 @@ def utility(
             report(f"{number}/{len(mine)} {cell.name}: {score}, {seconds:.0f} s")
         report_cells(number, len(mine))
     return task.gather(config, studies, hashes)
-
-
-def _check_architectures(config: UtilityConfig, data: StudyData) -> None:
-    channels, num_classes, training = data.geometry.in_channels, data.info.num_classes, config.training
-    for name in config.architectures:
-        build_architecture(name, channels, num_classes, training.base_channels, training.weights)
-
-
-def gather(
-    config: UtilityConfig, studies: Mapping[str | None, StudyData], hashes: Sequence[str]
-) -> dict[str, Any] | None:
-    """Writes utility.json and utility.html and returns the content of the former; None while cells are missing.
-
-    Cells may be of studies with any of the hashes, the first of which is the current one.
-
-    Raises:
-        InputError: if a cell was tested on other micrographs.
-    """
-    from steelgen.evaluation.study_views import save_study
-
-    cells = load_cells(config, hashes, CellResult)
-    if cells is None:
-        return None
-    for cell, place in zip(cells, list_cells(config), strict=True):
-        data = studies[place.fold]
-        shape = (len(data.test), data.info.num_classes, data.info.num_classes)
-        if (measured := np.shape(cell.test.confusion)) != shape:
-            raise InputError(f"{cell_path(config.output_dir, place)}: test.confusion: shape {measured}, not {shape}")
-        edges = (len(data.test), 4, data.info.num_classes)
-        if cell.test.boundaries is not None and (measured := np.shape(cell.test.boundaries)) != edges:
-            raise InputError(f"{cell_path(config.output_dir, place)}: test.boundaries: shape {measured}, not {edges}")
-    older = [cell for cell in cells if cell.study != hashes[0]]
-    for cell in older:
-        if cell.test.micrographs != studies[cell.fold].test.stems:
-            raise InputError(
-                f"{config.output_dir}: cell {cell.code}, {cell.architecture}, seed {cell.seed} was tested on other "
-                "micrographs and cannot be compared; remove it from cells/"
-            )
-    mixed = warn_mixed(len(older), len(cells))
-    tests = {(cell.code, cell.architecture, cell.seed, cell.fold): cell.test for cell in cells}
-
-    def gather_counts(field: str) -> dict[tuple[str, str], NDArray[np.int64]]:
-        """(S, N, …) counts of all seeds and test micrographs, by code and architecture."""
-        return {
-            (code, architecture): np.array(
-                [
-                    [counted for fold in studies for counted in getattr(tests[code, architecture, seed, fold], field)]
-                    for seed in config.seeds
-                ]
-            )
-            for code in config.codes
-            for architecture in config.architectures
-        }
-
-    confusions = gather_counts("confusion")
-    known = all(cell.test.boundaries is not None for cell in cells)
-    # Folds may differ by a micrograph; the smallest counts.
-    counts = {code: min(count_data(parse_code(code), data) for data in studies.values()) for code in config.codes}
-    tested = [len(data.test) for data in studies.values()]
-    folds = None if config.folds is None else np.repeat(np.arange(len(tested)), tested)
-    first = next(iter(studies.values()))
-    result = {
-        **describe_study(config, hashes[0], first.geometry),
-        "class_names": first.info.class_names,
-        "micrographs": {
-            "train": min(len(data.train) for data in studies.values()),
-            "val": min(len(data.val) for data in studies.values()),
-            "test": sum(tested),
-        },
-        **({} if folds is None else {"folds": dict(zip(studies, tested, strict=True))}),
-        "num_generated": min(data.num_generated for data in studies.values()),
-        "seconds": sum(cell.seconds for cell in cells),
-        "notes": list(dict.fromkeys(note for data in studies.values() for note in data.notes)),
-        "warnings": [*mixed, *_find_leak(config), *find_warnings(len(config.seeds), sum(tested))],
-        **summarize(confusions, counts, config.num_bootstrap, folds),
-        "by_class": compare_classes(confusions, counts, gather_counts("boundaries") if known else None),
-    }
-    save_study(config.output_dir, result)
-    return result
-
-
-def _find_leak(config: UtilityConfig) -> list[str]:
-    """A warning if the generated pairs of all folds are the same."""
-    if config.folds is None or config.generated is None or FOLD in str(config.generated):
-        return []
-    return [
-        "all folds use the same generated pairs: a generator trained on any of these micrographs has seen test "
-        "micrographs of some fold; put {fold} into generated"
-    ]
 
 
 def hash_study(config: StudyConfig, studies: Mapping[str | None, Any]) -> str:
