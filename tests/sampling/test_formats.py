@@ -92,6 +92,10 @@ def test_each_image_says_what_it_is(trained, tmp_path):
     assert len(weights) == 1
     expected = hashlib.sha256(weights[0].read_bytes()).hexdigest()
     assert hash_weights(trained[1]) == expected
+    with_stages = tmp_path / "stages"
+    shutil.copytree(trained[1] / "export", with_stages)
+    shutil.copytree(trained[1] / "export", with_stages / "refine")  # another generator, not a part of this one
+    assert hash_weights(with_stages) == expected
     rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     for index, row in enumerate(rows):
         with Image.open(out / row["file_name"]) as image:

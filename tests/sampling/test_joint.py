@@ -200,7 +200,7 @@ def test_a_region_of_real_pairs_is_inpainted(joint, tmp_path):
 
 
 def test_learned_masks_come_with_both_generators(joint, trained, tmp_path):
-    _, run = trained
+    dataset, run = trained
     source = {"kind": "learned", "generator": str(joint[1]), "solver": {"num_inference_steps": 3}, "tolerance": 0.25}
     source["phase_fraction"] = {"film": [0.1, 0.3]}
     out = draw(run, tmp_path / "out", mask_source=source, num_samples=4)
@@ -220,6 +220,9 @@ def test_learned_masks_come_with_both_generators(joint, trained, tmp_path):
     assert replay(out / "metadata.jsonl", 2)[1]
     alone = draw(run, tmp_path / "alone", mask_source=source, num_samples=4, batch_size=1)
     assert read_files(alone / "labels") == read_files(out / "labels")
+    start = {"strength": 0.5, "dataset": str(dataset)}
+    started = draw(run, tmp_path / "started", mask_source=source, num_samples=1, start_images=start)
+    assert load_rows(started)[0]["mask_origin"] == load_rows(out)[0]["mask_origin"]
     whole = draw(run, tmp_path / "large", mask_source={**source, "size": [20, 36]}, num_samples=1)
     assert load_image(whole / "samples/000000.png").shape == (20, 36)
     sampling = json.loads((out / "sampling.json").read_text())

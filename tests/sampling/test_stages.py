@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from steelgen.config.base import parse_config
+from steelgen.config.base import config_to_json, parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import TrainConfig
@@ -167,6 +167,9 @@ def test_a_folder_that_holds_both_is_a_cascade(first, tmp_path):
     config = parse_config(values, SampleConfig)
     assert [stage.generator for stage in config.stages] == [tmp_path / "both" / first, tmp_path / "both" / "refine"]
     assert [stage.solver.num_inference_steps for stage in config.stages] == [12, 6]
+    config = parse_config({**values, "solver": {"num_inference_steps": 3}}, SampleConfig)
+    assert [stage.solver.num_inference_steps for stage in config.stages] == [3, 6]
+    assert parse_config(config_to_json(config), SampleConfig) == config
     with pytest.raises(InputError, match=r"stages: .* has no folder 'refine', so it is no cascade"):
         parse_config({**values, "stages": str(tmp_path)}, SampleConfig)
 
@@ -188,7 +191,7 @@ def test_configs_and_masks_that_do_not_fit_are_refused_before_anything_is_writte
         ({"stages": [both[0], both[0]]}, "does not refine images, so it can only be the first stage"),
         ({"mask_source": masks}, "the mask is 40x30, smaller than the generator's image_size 32"),
         ({"mask_source": images}, "mask_source.kind 'images': not applicable to generators of kind cascade"),
-        ({"solver": SOLVER}, "solver: not applicable to generators of kind cascade"),
+        ({"solver": {"num_inference_steps": 9}}, "solver: not applicable with stages.0.solver, which is another"),
         ({"stages": [], "generator": str(refining), "mask_source": masks}, "kind 'folder': has no images"),
         (
             {"stages": [], "generator": str(refining), "mask_source": {**images, "masks": str(tmp_path / "other")}},

@@ -104,8 +104,8 @@ class StageSection(Section):
     """Run folder, checkpoint, export, or bundled model; all but the first were trained with
     generator.low_resolution."""
     solver: AnySolverSection | None = None
-    """Solver of this stage; null uses the default of its place: of `solver` for the first stage, and for the others 6
-    steps without guidance and without consistency in windows that overlap by a quarter."""
+    """Solver of this stage; null uses `solver` of the config for the first stage, and for the others 6 steps without
+    guidance and without consistency in windows that overlap by a quarter."""
 
     @model_validator(mode="before")
     @classmethod
@@ -152,7 +152,7 @@ class SampleConfig(Section):
     batch_size: int = Field(16, ge=1, le=MAX_BATCH_SIZE)
     """Images generated at once; affects only memory and speed."""
     solver: AnySolverSection = SolverSection()
-    """Solver of the reverse process."""
+    """Solver of the reverse process; with `stages`, of the first stage."""
     start_images: StartImagesSection | None = None
     """Start images for image-to-image sampling; null starts from noise."""
     truncation: float | None = Field(None, ge=0, le=1)
@@ -198,7 +198,11 @@ class SampleConfig(Section):
             raise ValueError("stages: a cascade has at least two; set `generator` for a single one")
         for number, stage in enumerate(self.stages):
             if stage.solver is None:
-                stage.solver = _REFINING_SOLVER if number else SolverSection()
+                stage.solver = _REFINING_SOLVER if number else self.solver
+            elif number == 0 and self.solver not in (SolverSection(), stage.solver):
+                raise ValueError("solver: not applicable with stages.0.solver, which is another")
+        if self.stages:
+            self.solver = SolverSection()  # now that of the first stage
         return self
 
     @property

@@ -120,7 +120,8 @@ def hash_weights(path: Path) -> str:
             raise InputError(f"{path}: no such checkpoint file")
         return hash_files(path)
     folder = find_generator(path)
-    files = sorted(folder.rglob("*.safetensors"))
+    # Deeper folders hold other generators, such as the refining stage of a bundled one.
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
     if not files:
         raise InputError(f"{folder}: no weights (*.safetensors)")
     return hash_files(*files)

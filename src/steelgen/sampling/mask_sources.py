@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from steelgen.config.learned import LearnedMasks
 from steelgen.config.mask_sources import (
     AnyMasks,
@@ -85,4 +87,4 @@ class _ReplacedImages:
         if mask.mask.shape != real.mask.shape:
             sizes = ["x".join(map(str, one.mask.shape[::-1])) for one in (real, mask)]
             raise InputError(f"start_images: the image of {real.source} is {sizes[0]} px, the mask is {sizes[1]} px")
-        return SourceMask(mask.mask, real.image, mask.source, real.place, emphasis=mask.emphasis)
+        return replace(mask, image=real.image, place=real.place)
