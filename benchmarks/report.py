@@ -135,6 +135,14 @@ SECTIONS = (
         tables.tabulate_recipe,
     ),
     Section(
+        "families",
+        "Generators side by side",
+        "`steelgen compare --families`: small networks of each family on the sixteen training micrographs, after equal "
+        "time of one core; images for masks of held-out micrographs against these, 95 % intervals. The utility study "
+        "has a quarter of the micrographs, with and without the generator's pairs.",
+        tables.tabulate_families,
+    ),
+    Section(
         "gan",
         "Adversarial generators",
         "DCGAN, the style-based generator with and without adaptive augmentation (ADA), the masked one, and semantic "

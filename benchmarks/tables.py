@@ -37,6 +37,41 @@ def _kid(score: dict[str, float]) -> str:
     return f"{1e3 * score['kid']:.1f} ± {1e3 * score['kid_std']:.1f}"
 
 
+def tabulate_families(stored: Results) -> Lines:
+    """Generators by the figures of their comparison, the best one of each bold."""
+    shown = stored["figures"]
+
+    def cell(row: Results, name: str) -> str:
+        figure = row["figures"][name]
+        if figure is None:
+            return "–"
+        text = _show_figure(figure["value"], figure["interval"])
+        return f"**{text}**" if name in row["best"] else text
+
+    rows = [
+        [
+            family["name"],
+            f"{family['parameters'] / 1e6:.2f}",
+            str(family["steps"]),
+            *(cell(row, family["name"]) for row in shown),
+        ]
+        for family in stored["families"]
+    ]
+    floors = ["–" if row["floor"] is None else _show_figure(row["floor"], None) for row in shown]
+    columns = ["generator", "10⁶ parameters", "steps", *(f"{row['metric']} ({row['better']})" for row in shown)]
+    return [
+        f"{stored['image_size']} px, {stored['minutes']:g} min of training each, {stored['num_samples']} images.",
+        "",
+        *_table(columns, [*rows, ["floor", "–", "–", *floors]]),
+    ]
+
+
+def _show_figure(value: float, interval: Sequence[float | None] | None) -> str:
+    if interval is None or interval[0] is None:
+        return f"{value:.3g}"
+    return f"{value:.3g} [{interval[0]:.3g}, {interval[1]:.3g}]"
+
+
 def tabulate_translation(stored: Results) -> Lines:
     """Systems by data with the simple filters beside them, then IoU of segmenters on real target images."""
     groups: dict[tuple[str, int, str], list[dict[str, float]]] = {}

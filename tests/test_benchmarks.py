@@ -126,6 +126,20 @@ def test_translation_has_filters_beside_means_over_seeds(tmp_path):
     assert "| world | cut | translated | 0.700 | 1 |" in lines
 
 
+def test_families_have_the_best_figure_in_bold(tmp_path):
+    families = [{"name": name, "steps": 900, "parameters": 1234567} for name in ("gan", "joint")]
+    figures = {"gan": {"value": 0.0423, "interval": [0.03, 0.05]}, "joint": {"value": 0.1, "interval": None}}
+    kid = {"metric": "KID", "better": "lower", "floor": 0.01, "figures": figures, "best": ["gan"]}
+    miou = {"metric": "mIoU", "better": "higher", "floor": None, "figures": {**figures, "gan": None}, "best": []}
+    stored = {"image_size": 32, "minutes": 3.0, "num_samples": 64, "families": families, "figures": [kid, miou]}
+    store(tmp_path, "families", stored)
+    lines = gather(tmp_path, tmp_path).splitlines()
+    assert "| generator | 10⁶ parameters | steps | KID (lower) | mIoU (higher) |" in lines
+    assert "| gan | 1.23 | 900 | **0.0423 [0.03, 0.05]** | – |" in lines
+    assert "| joint | 1.23 | 900 | 0.1 | 0.1 |" in lines
+    assert "| floor | – | – | 0.01 | – |" in lines
+
+
 def test_utility_shows_differences_with_intervals(tmp_path):
     difference = {
         "code": "RALLFALL",
