@@ -194,6 +194,7 @@ BENCHMARKS = (
     ),
     Benchmark("steering", ["benchmarks/steering.py run", "benchmarks/steering.py table"], threads=1),
     _store("benchmarks/evaluation.py --count 1000 --image-size 256", "evaluation-speed"),
+    _store("benchmarks/evaluation.py --simulated 1705", "evaluation-large"),
     _store("benchmarks/copies.py", "copies", threads=1),
     _store("benchmarks/isdm.py", "isdm", threads=1),
     _store("benchmarks/rvae.py", "rvae", threads=1),
