@@ -241,21 +241,25 @@ def run_system(arguments: argparse.Namespace) -> None:
 def draw_pictures(arguments: argparse.Namespace) -> None:
     """Draws whole micrographs of the test split: mask | enlarged | cascade | real, and measures seams."""
     held_out: Micrographs = load_micrographs(DATASET, "test")
-    enlarged, cascade = (build_system(name, arguments) for name in ("bicubic", "cascade-2"))
+    names = ("bicubic", arguments.system)
+    systems = {name: build_system(name, arguments) for name in names}
     for index in range(arguments.pictures):
-        path = arguments.runs / f"whole-{index}-seed{arguments.seed}-{arguments.minutes:g}min.png"
+        path = arguments.runs / f"whole-{index}-{arguments.system}-seed{arguments.seed}-{arguments.minutes:g}min.png"
         if path.is_file():
             continue
         mask, real = held_out.masks[index][None], np.asarray(held_out.images[index])
-        images = [np.asarray(draw_images(system, mask, arguments.seed + index)[0][0]) for system in (enlarged, cascade)]
+        drawn = {name: draw_images(system, mask, arguments.seed + index) for name, system in systems.items()}
+        images = [np.asarray(drawn[name][0][0]) for name in names]
         seams = {
             name: measure_seams(image, 64, REFINING.window_overlap)
-            for name, image in (("bicubic", images[0]), ("cascade-2", images[1]), ("real", real))
+            for name, image in zip((*names, "real"), (*images, real), strict=True)
         }
-        save_json(path.with_suffix(".json"), {"seed": arguments.seed, "minutes": arguments.minutes, "seams": seams})
+        values = {"system": arguments.system, "seed": arguments.seed, "minutes": arguments.minutes, "seams": seams}
+        rates = {name: rate for name, (_, rate) in drawn.items()}
+        save_json(path.with_suffix(".json"), {**values, "megapixels_per_minute": rates})
         colored = color_mask(held_out.masks[index], held_out.info.palette)
         save_image(path, np.hstack([colored, *(np.stack([gray] * 3, -1) for gray in (*images, real))]))
-        print(path, seams, flush=True)
+        print(path, seams, rates, flush=True)
 
 
 def write_table(arguments: argparse.Namespace) -> None:
@@ -279,6 +283,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2, help="whole micrographs that `picture` draws")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each part that `time` measures")
     arguments = parser.parse_args()
+    if arguments.part == "picture" and not arguments.system.startswith("cascade"):
+        parser.error(f"--system {arguments.system}: picture compares a cascade with its first stage")
     torch.set_num_threads(1)
     if arguments.part == "time":
         times = measure_steps(arguments.base, arguments.repeats)
