@@ -2,19 +2,19 @@
 
     python benchmarks/cascade.py time
     python benchmarks/cascade.py run --system cascade-2 --seed 0 --minutes 10
-    python benchmarks/cascade.py picture --minutes 10
+    python benchmarks/cascade.py picture --system cascade-2-patch --minutes 10
     python benchmarks/cascade.py table
 
 All systems start from the same generator of half the resolution, --base. bicubic: its images, enlarged. native: the
 base, fine-tuned on crops at full resolution. cascade-2: a refining generator behind the base. cascade-4: the base,
 fine-tuned at a quarter of the resolution for half of the time, and a refining generator of factor 4. `-consistent`
-after a cascade's name: with `consistency`, the same networks.
+after a cascade's name: with `consistency`, the same networks. `-patch`: the refining network sees 2 × 2 pixels as one.
 
 Equal time does not depend on the load of the machine: `time` measures a training step of each configuration in CPU
 seconds of one thread, and `run` trains for as many steps as fit into the minutes. `run` and `picture` can be stopped at
 any time and resume with the same arguments. Images of crops of the test split are compared with other crops of it; the
-floor compares training crops with the same. `picture` draws whole micrographs and looks for seams. `table` writes the
-results.
+floor compares training crops with the same. `picture` draws whole micrographs, timed, and looks for seams. `table`
+writes the results.
 """
 
 from __future__ import annotations
@@ -61,11 +61,16 @@ FIRST = SolverSection(num_inference_steps=8, window_overlap=0.25)
 REFINING = SolverSection(
     num_inference_steps=6, timestep_spacing="power", guidance_scale=1.0, window_overlap=0.25, consistency=False
 )
-SYSTEMS = ("bicubic", "native", "cascade-2", "cascade-2-consistent", "cascade-4")
+NETWORKS: dict[str, dict[str, Any]] = {
+    "pixel": {"channel_mult": [0.5, 1, 2], "patch_size": 1},
+    "patch": {"channel_mult": [1, 1, 2], "patch_size": 2},
+}
+"""What refining networks have instead of the settings of configs/refine.json."""
+SYSTEMS = ("bicubic", "native", "cascade-2", "cascade-2-consistent", "cascade-2-patch", "cascade-4")
 
 
 def build_config(part: str, base: Path, run_dir: Path, seed: int = 0, steps: int = 1) -> RunConfig:
-    """Builds the config of "native", "quarter", or "refine-FACTOR"."""
+    """Builds the config of "native", "quarter", "refine-FACTOR", or "refine-FACTOR-patch"."""
     values = load_json(REFINE)
     refines = part.startswith("refine")
     values = {
@@ -88,6 +93,7 @@ def build_config(part: str, base: Path, run_dir: Path, seed: int = 0, steps: int
     }
     if refines:
         values["generator"]["low_resolution"]["factor"] = int(part.split("-")[1])
+        values["generator"]["unet"] |= NETWORKS["patch" if part.endswith("-patch") else "pixel"]
     return parse_config(values, TrainConfig if refines else FinetuneConfig)
 
 
@@ -96,7 +102,7 @@ def measure_steps(base: Path, repeats: int) -> dict[str, float]:
 
     parts = {
         part: TrainingStep(build_config(part, base, Path("unused")))
-        for part in ("native", "quarter", "refine-2", "refine-4")
+        for part in ("native", "quarter", "refine-2", "refine-2-patch", "refine-4")
     }
     return {
         part: float(np.median(found)) for part, found in time_alternately(parts, repeats, time.process_time).items()
@@ -140,7 +146,7 @@ def build_system(name: str, arguments: argparse.Namespace) -> Any:
     factor = int(name.split("-")[1])
     if factor == 4:
         base, minutes = train_part("quarter", arguments, minutes / 2), minutes / 2
-    refining = train_part(f"refine-{factor}", arguments, minutes)
+    refining = train_part(f"refine-{factor}{'-patch' if name.endswith('-patch') else ''}", arguments, minutes)
     solver = REFINING.model_copy(update={"consistency": name.endswith("consistent")})
     cascade = build_cascade([base, refining], [FIRST, solver], [arguments.base, REFINE])
     # Masks of EDGE px are smaller than the first stage's images at a quarter of the resolution.
@@ -235,21 +241,25 @@ def run_system(arguments: argparse.Namespace) -> None:
 def draw_pictures(arguments: argparse.Namespace) -> None:
     """Draws whole micrographs of the test split: mask | enlarged | cascade | real, and measures seams."""
     held_out: Micrographs = load_micrographs(DATASET, "test")
-    enlarged, cascade = (build_system(name, arguments) for name in ("bicubic", "cascade-2"))
+    names = ("bicubic", arguments.system)
+    systems = {name: build_system(name, arguments) for name in names}
     for index in range(arguments.pictures):
-        path = arguments.runs / f"whole-{index}-seed{arguments.seed}-{arguments.minutes:g}min.png"
+        path = arguments.runs / f"whole-{index}-{arguments.system}-seed{arguments.seed}-{arguments.minutes:g}min.png"
         if path.is_file():
             continue
         mask, real = held_out.masks[index][None], np.asarray(held_out.images[index])
-        images = [np.asarray(draw_images(system, mask, arguments.seed + index)[0][0]) for system in (enlarged, cascade)]
+        drawn = {name: draw_images(system, mask, arguments.seed + index) for name, system in systems.items()}
+        images = [np.asarray(drawn[name][0][0]) for name in names]
         seams = {
             name: measure_seams(image, 64, REFINING.window_overlap)
-            for name, image in (("bicubic", images[0]), ("cascade-2", images[1]), ("real", real))
+            for name, image in zip((*names, "real"), (*images, real), strict=True)
         }
-        save_json(path.with_suffix(".json"), {"seed": arguments.seed, "minutes": arguments.minutes, "seams": seams})
+        values = {"system": arguments.system, "seed": arguments.seed, "minutes": arguments.minutes, "seams": seams}
+        rates = {name: rate for name, (_, rate) in drawn.items()}
+        save_json(path.with_suffix(".json"), {**values, "megapixels_per_minute": rates})
         colored = color_mask(held_out.masks[index], held_out.info.palette)
         save_image(path, np.hstack([colored, *(np.stack([gray] * 3, -1) for gray in (*images, real))]))
-        print(path, seams, flush=True)
+        print(path, seams, rates, flush=True)
 
 
 def write_table(arguments: argparse.Namespace) -> None:
@@ -273,6 +283,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2, help="whole micrographs that `picture` draws")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each part that `time` measures")
     arguments = parser.parse_args()
+    if arguments.part == "picture" and not arguments.system.startswith("cascade"):
+        parser.error(f"--system {arguments.system}: picture compares a cascade with its first stage")
     torch.set_num_threads(1)
     if arguments.part == "time":
         times = measure_steps(arguments.base, arguments.repeats)

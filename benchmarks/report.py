@@ -176,7 +176,8 @@ SECTIONS = (
         "cascade",
         "At the micrographs' own resolution",
         "Crops of 128 px at the full resolution of uhcs, by a generator of half the resolution behind different second "
-        "steps, and by that generator fine-tuned on native windows. Minutes of one core are those of the second step; "
+        "steps, and by that generator fine-tuned on native windows. Minutes of one core are those of the second step, "
+        "whose network sees 2 × 2 pixels as one with -patch; "
         "upper octave is the power between half of Nyquist's frequency and Nyquist's, relative to that of real crops.",
         tables.tabulate_cascade,
     ),

@@ -663,9 +663,12 @@ def tabulate_cascade(stored: Results) -> Lines:
     rows.append(["floor", "–", "0", fidelity, f"{floor['upper_octave']:.2f}", "–", "–"])
     columns = ["system", "minutes", "KID·10³ above the floor", "precision, recall", "upper octave", "MP/min", "seeds"]
     lines = [f"{stored['runs'][0]['images']} crops each.", "", *_table(columns, rows)]
-    if whole := stored["whole"]:
+    for system in sorted({each["system"] for each in stored["whole"]}):
+        whole = [each for each in stored["whole"] if each["system"] == system]
         seams = [f"{name} {fmean(each['seams'][name] for each in whole):.3f}" for name in whole[0]["seams"]]
+        rates = [fmean(each["megapixels_per_minute"][name] for each in whole) for name in ("bicubic", system)]
         lines += ["", f"Gradient at window borders relative to elsewhere, {len(whole)} whole: {', '.join(seams)}."]
+        lines.append(f"{system} draws them in {rates[0] / rates[1]:.2f} times the time of its first stage.")
     return lines
 
 

@@ -31,6 +31,8 @@ from steelgen.trackers import open_trackers
 
 RESULT_FILE = "result.json"
 """In a run folder after training: global_step, stopped_by, finished."""
+OUT_OF_TIME = "max_minutes"
+"""stopped_by in result.json if the time was up."""
 TRANSFER_FILE = "transfer.json"
 """What fine-tuning kept of its checkpoint, if the data differs, and what it froze."""
 INPUTS_FILE = "inputs.json"

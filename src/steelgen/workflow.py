@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from steelgen.evaluation.utility.results import STUDY_FILE, load_study_result
 from steelgen.fold_workflow import list_settings, write_fold_datasets
 from steelgen.runs import RESULT_FILE, load_result, load_settings
 from steelgen.sampling.formats import load_sampling
+from steelgen.turns import SharedTime
 
 _FILES = {
     "train": ("config.json", RESULT_FILE),
@@ -69,10 +70,15 @@ def plan_workflow(config: WorkflowConfig) -> list[Stage]:
         InputError: if an output folder belongs to another config or was made before an earlier stage was complete.
     """
     stages: list[Stage] = []
+    shared = _share_time(config)
     for action, settings, fold in list_settings(config, _FILES):
         output = find_output(settings)
         first, last = _FILES[action]
-        complete = _is_complete(settings, output) and (output / last).is_file()
+        if shared and isinstance(settings, RunConfig) and action in config.sharing:
+            _check_run(settings, output)
+            complete = shared.complete
+        else:
+            complete = _is_complete(settings, output) and (output / last).is_file()
         for before in stages:
             # No other stage reads the output of evaluate, refine reads none, and only the study that of all folds.
             reads = action != "refine" and before.action != "evaluate"
@@ -92,7 +98,8 @@ def run_workflow(config: WorkflowConfig, run_stage: Callable[[Stage], None], rep
     Raises:
         InputError: see `plan_workflow`; also if a stage was stopped before its end.
     """
-    stages = plan_workflow(config)
+    stages, shared = plan_workflow(config), _share_time(config)
+    sharing = {stage.action: stage for stage in stages if stage.action in config.sharing}
     for path in write_fold_datasets(config):
         report(f"dataset of a fold: → {path}")
     for stage in stages:
@@ -100,6 +107,10 @@ def run_workflow(config: WorkflowConfig, run_stage: Callable[[Stage], None], rep
             report(f"{stage.name}: complete in {stage.output}, skipped")
             continue
         report(f"{stage.name}: → {stage.output}")
+        if shared and stage.action in sharing:
+            if stage.action == next(iter(sharing)):
+                shared.train(lambda action, limited: run_stage(replace(sharing[action], config=limited)), report)
+            continue
         run_stage(stage)
         if not _is_complete(stage.config, stage.output):
             raise InputError(f"{stage.output}: {stage.action} was stopped early; run the same command again to resume")
@@ -112,7 +123,12 @@ def submit_workflow(config: WorkflowConfig, profile: SlurmProfile, report: Calla
 
     Returns:
         The job ids, in order.
+
+    Raises:
+        InputError: see `plan_workflow`; also with training_minutes.
     """
+    if config.training_minutes:
+        raise InputError("training_minutes: not applicable with --slurm; set train.max_minutes of each stage instead")
     pending: dict[tuple[str, str | None], Stage] = {}
     for stage in plan_workflow(config):
         if stage.complete:
@@ -154,11 +170,8 @@ def _is_complete(config: Section, output: Path) -> bool:
     """
     wanted = config_to_json(config)
     if isinstance(config, RunConfig):
-        if not (output / "config.json").is_file():
-            return False
-        written = refresh_config(load_settings(output).model_dump(), type(config))
-        _check_same(output, _without_lengths(written), _without_lengths(wanted))
-        return written == wanted and (output / RESULT_FILE).is_file() and load_result(output).finished
+        same = _check_run(config, output) == wanted
+        return same and (output / RESULT_FILE).is_file() and load_result(output).finished
     if isinstance(config, SampleConfig):
         if not (output / "sampling.json").is_file() or not (output / "metadata.jsonl").is_file():
             return False
@@ -182,6 +195,19 @@ def _is_complete(config: Section, output: Path) -> bool:
         return False
     _check_same(output, refresh_config(load_evaluation(output)["config"], type(config)), wanted)
     return True
+
+
+def _check_run(config: RunConfig, output: Path) -> dict[str, Any] | None:
+    """Returns the config of the run in an output folder, None without; InputError if more than the length differs."""
+    if not (output / "config.json").is_file():
+        return None
+    written = refresh_config(load_settings(output).model_dump(), type(config))
+    _check_same(output, _without_lengths(written), _without_lengths(config_to_json(config)))
+    return written
+
+
+def _share_time(config: WorkflowConfig) -> SharedTime | None:
+    return SharedTime(config.sharing, config.training_minutes) if config.training_minutes else None
 
 
 def _without_lengths(values: dict[str, Any]) -> dict[str, Any]:

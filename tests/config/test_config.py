@@ -42,6 +42,18 @@ def parse(values, *overrides):
         ({**MINIMAL, "train": {}}, "one of max_steps and max_epochs"),
         ({**MINIMAL, "data": {"dataset": "d", "image_size": 60}}, "image_size 60 is not a multiple of 8"),
         (
+            {
+                **MINIMAL,
+                "data": {"dataset": "d", "image_size": 72},
+                "generator": {"unet": {"patch_size": 2, "channel_mult": [1, 2, 3, 4]}},
+            },
+            "image_size 72 is not a multiple of 16, needed for 4 levels and unet.patch_size 2",
+        ),
+        (
+            {**MINIMAL, "generator": {"unet": {"patch_size": 2}, "latent": "codec"}},
+            "latent: not applicable to unet.patch_size 2",
+        ),
+        (
             {**MINIMAL, "generator": {"unet": {"base_channels": 48, "norm_groups": 32}}},
             "gives 48 channels, not a multiple of norm_groups",
         ),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from skimage.draw import line
 from torch.utils.data import default_collate
@@ -42,10 +43,10 @@ def draw_lines(count, seed):
     )
 
 
-def train_briefly(micrographs, image_size, crop_size, low_resolution, steps=60, rate=5e-3):
+def train_briefly(micrographs, image_size, crop_size, low_resolution, steps=60, rate=5e-3, **unet):
     values = tiny_train_config("lines", "run")
     values["data"] |= {"image_size": image_size, "crop_size": crop_size}
-    values["generator"]["unet"] |= {"attention_resolutions": [], "middle_attention": False, "dropout": 0.0}
+    values["generator"]["unet"] |= {"attention_resolutions": [], "middle_attention": False, "dropout": 0.0, **unet}
     values["generator"]["low_resolution"] = low_resolution
     config = parse_config(values, TrainConfig)
     torch.manual_seed(0)
@@ -70,10 +71,16 @@ def find_lines(images, masks):
     return float((found & told).sum() / (found | told).sum())
 
 
-def test_lines_that_the_coarse_stage_cannot_hold_are_drawn_where_the_mask_tells_them():
+@pytest.fixture(scope="module")
+def first():
+    return train_briefly(draw_lines(16, 0), 16, SIZE, None)
+
+
+@pytest.mark.parametrize(("patch_size", "steps"), [(1, 60), (2, 120)])
+def test_lines_that_the_coarse_stage_cannot_hold_are_drawn_where_the_mask_tells_them(first, patch_size, steps):
+    """A network of patches learns the pixels within them more slowly."""
     training, held_out = draw_lines(16, 0), draw_lines(2, 1)
-    refining = train_briefly(training, 16, 16, {"factor": FACTOR})
-    first = train_briefly(training, 16, SIZE, None)
+    refining = train_briefly(training, 16, 16, {"factor": FACTOR}, steps=steps, patch_size=patch_size)
     masks = torch.from_numpy(np.stack(held_out.masks).astype(np.int64))
     real = torch.stack([image_to_tensor(image) for image in held_out.images])
     bicubic = enlarge(shrink(real, FACTOR), FACTOR, (SIZE, SIZE))

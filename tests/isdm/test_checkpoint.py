@@ -27,6 +27,7 @@ from steelgen.generators.semantic_diffusion.isdm.checkpoint import (
 from steelgen.generators.semantic_diffusion.isdm.importing import import_isdm, load_moments
 from steelgen.generators.semantic_diffusion.isdm.network import build_isdm_network
 from steelgen.generators.semantic_diffusion.isdm.state_dict import list_key_rules, order_isdm_names
+from steelgen.models.semantic_unet import SemanticUNet
 from tests.isdm.functional import Network
 
 DATA = Path(__file__).parent / "data"
@@ -192,6 +193,10 @@ def test_what_isdm_cannot_hold_is_named(small):
     generator = load_isdm_checkpoint(small / "model000020.pt", settings())
     generator.intensity = (0.1, 0.5)
     with pytest.raises(InputError, match=r"ISDM does not support intensity \(0.1, 0.5\)"):
+        export_isdm(generator, small / "back.pt")
+    config = {key: value for key, value in generator.network.config.items() if key[0] != "_"}
+    generator.network = SemanticUNet(**{**config, "patch_size": 2})
+    with pytest.raises(InputError, match="ISDM does not support patch_size 2, only 1"):
         export_isdm(generator, small / "back.pt")
 
 

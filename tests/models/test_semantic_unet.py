@@ -5,7 +5,7 @@ import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
-from steelgen.models.blocks import resample
+from steelgen.models.blocks import PatchSplit, resample
 from steelgen.models.semantic_unet import SemanticUNet
 
 
@@ -58,12 +58,70 @@ def test_every_variant_depends_on_its_own_image_mask_and_time(channels, learn_si
         assert (network(*changed) - alone).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("resample_in_blocks", [False, True])
-def test_cached_mask_features_change_nothing(resample_in_blocks):
-    network = build_network(resample_in_blocks=resample_in_blocks, channel_mult=(1, 2, 2))
+@pytest.mark.parametrize(("resample_in_blocks", "patch_size"), [(False, 1), (True, 1), (True, 2)])
+def test_cached_mask_features_change_nothing(resample_in_blocks, patch_size):
+    network = build_network(
+        resample_in_blocks=resample_in_blocks, channel_mult=(1, 2, 2), patch_size=patch_size, attention_resolutions=()
+    )
     image, timesteps, mask = draw_inputs()
     features = network.compute_mask_features(mask)
     assert torch.equal(network(image, timesteps, mask_features=features), network(image, timesteps, mask))
+
+
+def split_patches(planes):
+    """(N, C, 2h, 2w) → (N, 4·C, h, w)."""
+    parts = [planes[:, :, down::2, across::2] for down in (0, 1) for across in (0, 1)]
+    return torch.stack(parts, dim=2).flatten(1, 2)
+
+
+def test_the_levels_of_a_network_of_patches_are_those_of_one_of_half_the_edge():
+    patched = build_network(coarse_channels=1, patch_size=2)
+    plain = build_network(coarse_channels=4, in_channels=4, image_size=8)
+    weights = patched.state_dict()
+    plain.load_state_dict(
+        {name: weights.get(name) for name in plain.state_dict() if "conv_out" not in name}, strict=False
+    )
+    (image, timesteps, mask), (coarse, _, _) = draw_inputs(), draw_inputs(n=3)
+    coarse, noise, features = coarse[1:], torch.tensor([0.1, 0.2]), []
+    for network in (patched, plain):
+        network.norm_out.register_forward_hook(lambda module, inputs, output: features.append(output))
+    patched(image, timesteps, mask, coarse=coarse, coarse_noise=noise)
+    shares = torch.nn.functional.avg_pool2d(mask, 2)
+    plain(split_patches(image), timesteps, shares, coarse=split_patches(coarse), coarse_noise=noise)
+    assert features[0].std() > 0.1
+    torch.testing.assert_close(features[0], features[1], atol=1e-5, rtol=1e-5)
+
+
+def test_patches_are_split_into_pixels_with_the_input_and_the_mask_beside():
+    torch.manual_seed(0)
+    split = PatchSplit(6, 3, 2, 2, mask_channels=3, spade_channels=4)
+    features, pixels = torch.randn(2, 6, 4, 5), torch.randn(2, 2, 8, 10)
+    gamma, beta = torch.randn(2, 3, 8, 10), torch.randn(2, 3, 8, 10)
+    parts, beside = split.expand(features), split.skip(pixels)
+    joined = torch.zeros(2, 3, 8, 10)
+    for channel in range(3):
+        for down in (0, 1):
+            for across in (0, 1):
+                joined[:, channel, down::2, across::2] = parts[:, 4 * channel + 2 * down + across]
+    expected = torch.nn.functional.layer_norm(joined + beside, joined.shape[1:]) * (1 + gamma) + beta
+    torch.testing.assert_close(split(features, pixels, [(gamma, beta)]), expected)
+
+
+def test_a_network_of_patches_sees_each_pixel_of_the_mask():
+    """And shares the null mask of guidance among the images of a batch."""
+    network = build_network(patch_size=2)
+    image, timesteps, _ = draw_inputs()
+    stripes = torch.zeros(2, 3, 16, 16)
+    stripes[0, 0, :, ::2] = stripes[0, 1, :, 1::2] = 1
+    stripes[1] = stripes[0].flip(2)  # the same shares of each patch
+    image[1] = image[0]
+    first, second = network(image, timesteps[:1].expand(2), stripes)
+    assert (first - second).abs().max() > 0.01
+    masks = torch.cat([stripes, torch.zeros(1, 3, 16, 16)])
+    both = network(torch.cat([image, image]), timesteps.repeat(2), mask_features=network.compute_mask_features(masks))
+    conditional, null = both.chunk(2)
+    torch.testing.assert_close(conditional, network(image, timesteps, stripes), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(null, network(image, timesteps, torch.zeros(2, 3, 16, 16)), atol=1e-5, rtol=1e-5)
 
 
 def test_mask_and_timestep_matter_and_images_do_not_mix():
@@ -167,13 +225,13 @@ def test_norms_compute_in_the_type_of_their_features():
     assert (rounded - exact).abs().max() < 0.03 * exact.abs().max()
 
 
-@pytest.mark.parametrize("instance_edges", [False, True])
-def test_checkpointing_keeps_no_modulations(instance_edges):
+@pytest.mark.parametrize("options", [{}, {"instance_edges": True}, {"patch_size": 2}])
+def test_checkpointing_keeps_no_modulations(options):
     """γ and β, as large as the features, are not among what the backward pass keeps; the gradients are the same."""
     image, timesteps, mask = draw_inputs()
     kept, gradients = [], []
     for checkpoints in (False, True):
-        network = build_network(instance_edges=instance_edges).train()
+        network = build_network(**options).train()
         if checkpoints:
             network.enable_gradient_checkpointing()
         sizes = []

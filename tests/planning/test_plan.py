@@ -146,12 +146,11 @@ def test_no_dataset_folder(tmp_path):
     assert "no such dataset folder" in run(tmp_path / "nowhere", "--out", tmp_path / "plan", code=2).output
 
 
-def test_a_class_that_the_crops_lose_gets_a_refining_stage(tmp_path, quick):
+def write_thin_dataset(root, splits):
     """Films of 1 px beside islands of 40 px: the islands choose the scale, a second stage draws the films."""
-    root = tmp_path / "thin"
     info = DatasetInfo(name="thin", class_names=["matrix", "island", "film"])
     rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 2)):
+    for split, count in splits:
         for index in range(count):
             mask = np.zeros((300, 300), np.uint8)
             mask[120:160, 60:100] = mask[200:240, 180:220] = 1
@@ -161,6 +160,11 @@ def test_a_class_that_the_crops_lose_gets_a_refining_stage(tmp_path, quick):
             Image.fromarray(smooth.astype(np.uint8)).save(root / split / "images" / f"{split}{index}.png")
             save_mask(root / split / "masks" / f"{split}{index}.png", mask, info.palette)
     save_dataset_info(root, info)
+    return root
+
+
+def test_a_class_that_the_crops_lose_gets_a_refining_stage(tmp_path, quick):
+    root = write_thin_dataset(tmp_path / "thin", (("train", 4), ("test", 2)))
     run(root, "--out", tmp_path / "plan", "--minutes", 40, "--quiet")
     workflow = load_config(tmp_path / "plan" / "workflow.json", ACTIONS["workflow"])
     first, refining = workflow.finetune or workflow.train, workflow.refine
@@ -171,3 +175,25 @@ def test_a_class_that_the_crops_lose_gets_a_refining_stage(tmp_path, quick):
     assert list(workflow.sample.generators.values()) == [first.run_dir, refining.run_dir]
     page = (tmp_path / "plan" / "plan.html").read_text()
     assert "film is" in page
+
+
+@pytest.mark.parametrize(("minutes", "in_turns"), [(40, True), (15, False)])
+def test_with_a_val_split_both_stages_share_the_time_by_their_gain(tmp_path, quick, minutes, in_turns):
+    root = write_thin_dataset(tmp_path / "thin", (("train", 4), ("val", 2), ("test", 2)))
+    run(root, "--out", tmp_path / "plan", "--minutes", minutes, "--quiet")
+    workflow = load_config(tmp_path / "plan" / "workflow.json", ACTIONS["workflow"])
+    first, refining = workflow.finetune or workflow.train, workflow.refine
+    choices = {each["name"]: each for each in json.loads((tmp_path / "plan" / "plan.json").read_text())["choices"]}
+    because = choices["refining_minutes"]["because"]
+    if in_turns:
+        assert workflow.training_minutes == 40
+        assert (first.train.max_minutes, refining.train.max_minutes) == (None, None)
+        # A turn is a tenth of the time, with three validations, and no stage runs out of steps in eight turns.
+        for each in (first, refining):
+            assert each.train.max_steps == 2700  # of 0.8 s, in nine tenths of the time
+            assert each.validation.every == 90
+        assert because.startswith("by measured gain: 10 turns of 4 minutes")
+    else:
+        assert workflow.training_minutes is None
+        assert (first.train.max_minutes, refining.train.max_minutes) == (11.25, 3.75)
+        assert because.startswith("refine gets 3.75 of 15 minutes, by rule: turns of 1.5 minutes are too short")

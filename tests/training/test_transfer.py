@@ -24,9 +24,14 @@ from tests.training.test_loop import Recorder
 
 @pytest.fixture
 def trained(tiny_dataset, tmp_path):
-    values = tiny_train_config(tiny_dataset, tmp_path / "base", max_steps=3)
+    return train_base(tiny_dataset, tmp_path)
+
+
+def train_base(dataset, folder, **unet):
+    values = tiny_train_config(dataset, folder / "base", max_steps=3)
+    values["generator"]["unet"] |= unet
     train(parse_config(values, TrainConfig), Recorder())
-    return tmp_path / "base"
+    return folder / "base"
 
 
 def finetune_values(trained, dataset, run_dir, **data):
@@ -39,8 +44,9 @@ def list_mask_weights(network):
     return {name: weight for name, weight in network.state_dict().items() if name.endswith(".shared.weight")}
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_planes_of_classes_with_the_same_name_are_kept_and_the_others_are_new(trained, tmp_path, keep):
+@pytest.mark.parametrize(("keep", "patch_size"), [(True, 1), (False, 1), (True, 2), (False, 2)])
+def test_planes_of_classes_with_the_same_name_are_kept_and_the_others_are_new(tiny_dataset, tmp_path, keep, patch_size):
+    trained = train_base(tiny_dataset, tmp_path, patch_size=patch_size)
     dataset = write_tiny_dataset(tmp_path / "other")
     names = ["film", "pore", "matrix"]  # the checkpoint has matrix, island, film
     save_dataset_info(dataset, load_dataset_info(dataset).model_copy(update={"class_names": names}))

@@ -276,7 +276,7 @@ class FinetuneConfig(RunConfig):
     the classes differ."""
     freeze: list[str] = []
     """Parts of the network that are not trained and stay as they are. semantic_diffusion has the parts input, time,
-    encoder, middle, decoder, spade (the layers of middle and decoder that see the mask), conditions and output."""
+    encoder, middle, decoder, spade (the layers that see the mask), conditions and output."""
     continue_training: bool = False
     """Also restores the checkpoint's averages, AdamW moments and step count; false resets them."""
 

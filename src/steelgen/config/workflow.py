@@ -27,6 +27,10 @@ class WorkflowConfig(Section):
     refine: TrainConfig | None = None
     """The config of `steelgen train` for the last of `sample.stages`; null for a single generator, or one trained
     before."""
+    training_minutes: float | None = Field(None, gt=0, le=1_000_000)
+    """Minutes that the last of train and finetune shares with refine, in ten turns: at least two of each, and each next
+    one for the stage whose validation loss fell by the larger share per minute in its last turn. null trains each by
+    its own max_steps and max_minutes."""
     sample: SampleConfig
     """The config of `steelgen sample`."""
     evaluate: EvaluateConfig | None = None
@@ -50,6 +54,8 @@ class WorkflowConfig(Section):
             if len(readers) < 2:
                 raise ValueError("refine: needs sample.stages, whose last one it trains")
             _check_link(f"sample.{readers[-1][0]}", readers[-1][1], "refine.run_dir", self.refine.run_dir)
+        if self.training_minutes:
+            self._check_turns()
         if self.evaluate:
             _check_link("evaluate.generated", self.evaluate.generated, "sample.output_dir", self.sample.output_dir)
         if self.utility and self.utility.generated:
@@ -57,6 +63,17 @@ class WorkflowConfig(Section):
         if self.has_folds:
             self._check_folds()
         return self
+
+    def _check_turns(self) -> None:
+        if self.refine is None:
+            raise ValueError("training_minutes: needs refine, with which the time is shared")
+        if self.has_folds:
+            raise ValueError(f"training_minutes: not applicable to stages with {FOLD}")
+        for key, training in self.sharing.items():
+            if training.train.max_minutes is not None:
+                raise ValueError(f"{key}.train.max_minutes: not applicable with training_minutes")
+            if training.validation.split is None:
+                raise ValueError(f"{key}.validation.split: training_minutes needs a validation loss, so not null")
 
     def _check_folds(self) -> None:
         assert self.utility is not None
@@ -81,6 +98,13 @@ class WorkflowConfig(Section):
     def has_folds(self) -> bool:
         """Whether each fold of the utility study has its own generator."""
         return self.utility is not None and self.utility.folds is not None and FOLD in str(self.utility.generated)
+
+    @property
+    def sharing(self) -> dict[str, RunConfig]:
+        """The configs that share training_minutes, by stage; empty without."""
+        if self.training_minutes is None or self.refine is None:
+            return {}
+        return {"finetune" if self.finetune else "train": self.last_training, "refine": self.refine}
 
     @property
     def last_training(self) -> RunConfig:

@@ -156,6 +156,49 @@ class Upsample(nn.Module):
         return self.conv(resample(features, "up"))
 
 
+class PatchSplit(nn.Module):
+    """Makes features of pixels from those of patches of pixels; a norm at full resolution sees the mask.
+
+    The features of each patch become those of its pixels (pixel shuffle); a convolution of the network's own input is
+    added, so that single pixels need not pass through the patches.
+
+    Args:
+        in_channels, out_channels: channels of the features of patches and of pixels.
+        seen_channels: channels of the network's input.
+        patch_size: edge of the patches in pixels.
+        mask_channels: channels of the one-hot mask; None builds a plain norm.
+        spade_channels: hidden width of the SPADE norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        seen_channels: int,
+        patch_size: int,
+        mask_channels: int | None,
+        spade_channels: int,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.expand = nn.Conv2d(in_channels, out_channels * patch_size**2, 3, padding=1)
+        self.skip = nn.Conv2d(seen_channels, out_channels, 3, padding=1)
+        self.norm: nn.Module = (
+            GroupNorm(1, out_channels)
+            if mask_channels is None
+            else SpadeNorm(out_channels, mask_channels, spade_channels, 1)
+        )
+
+    def forward(self, features: Tensor, pixels: Tensor, modulations: Sequence[Modulation] = ()) -> Tensor:
+        """Maps features (N, in_channels, h, w) of patches to (N, out_channels, H, W).
+
+        Args:
+            pixels: (N, seen_channels, H, W), the network's input.
+            modulations: γ and β of the SPADE norm; empty for a plain one.
+        """
+        return self.norm(F.pixel_shuffle(self.expand(features), self.patch_size) + self.skip(pixels), *modulations)
+
+
 class UNetStage(nn.Module):
     """A residual block, optional attention and an optional change of resolution."""
 

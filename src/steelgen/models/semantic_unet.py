@@ -14,7 +14,15 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from steelgen.models.blocks import Downsample, ResidualBlock, SelfAttention, UNetStage, Upsample, zero_initialized
+from steelgen.models.blocks import (
+    Downsample,
+    PatchSplit,
+    ResidualBlock,
+    SelfAttention,
+    UNetStage,
+    Upsample,
+    zero_initialized,
+)
 from steelgen.models.conditions import ConditionEmbedding
 from steelgen.models.spade import GroupNorm, MaskFeatures, Modulation, SpadeNorm, build_mask_pyramid, mark_edges
 
@@ -30,7 +38,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         num_classes: channels of the one-hot mask; 0 builds plain norms only.
         base_channels, channel_mult, num_res_blocks, attention_resolutions, num_heads, num_heads_upsample,
         num_head_channels, spade_channels, norm_groups, dropout, scale_shift, resample_in_blocks, learn_sigma,
-        mask_resize, instance_edges, middle_attention, timestep_scale: see `steelgen.config.generator.UNetSection`.
+        mask_resize, instance_edges, middle_attention, patch_size, timestep_scale: see
+        `steelgen.config.generator.UNetSection`.
         coarse_channels: channels of the enlarged coarse image that a refining network also sees; 0 for others.
         conditions: number of categories of each condition, 0 for a number; see `ConditionEmbedding`.
     """
@@ -62,22 +71,25 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         middle_attention: bool = True,
         coarse_channels: int = 0,
         conditions: Sequence[int] = (),
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
         # Read by the forward pass; entries of `config` would become guards of torch.compile's graphs.
-        self._num_classes, self._levels, self._base_channels = num_classes, len(channel_mult), base_channels
+        self._num_classes, self._base_channels, self._patch_size = num_classes, base_channels, patch_size
+        self._levels = len(channel_mult) + int(math.log2(patch_size))
         self._instance_edges, self._mask_resize, self._timestep_scale = instance_edges, mask_resize, timestep_scale
         widths = [int(factor * base_channels) for factor in channel_mult]
         time_channels = 4 * base_channels
-        attended = {image_size // resolution for resolution in attention_resolutions}
+        attended = {image_size // patch_size // resolution for resolution in attention_resolutions}
+        mask_channels = num_classes + instance_edges if num_classes else None
 
         def build_block(cin: int, cout: int, with_mask: bool, resample_by: Any = None) -> ResidualBlock:
             return ResidualBlock(
                 cin,
                 cout,
                 time_channels,
-                mask_channels=num_classes + instance_edges if with_mask and num_classes else None,
+                mask_channels=mask_channels if with_mask else None,
                 spade_channels=spade_channels,
                 num_groups=norm_groups,
                 dropout=dropout,
@@ -92,7 +104,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         self.time_mlp = nn.Sequential(
             nn.Linear(base_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
-        self.conv_in = nn.Conv2d(in_channels + coarse_channels, widths[0], 3, padding=1)
+        seen_channels = in_channels + coarse_channels
+        self.conv_in = nn.Conv2d(seen_channels * patch_size**2, widths[0], 3, padding=1)
 
         encoder: list[UNetStage | Downsample] = []
         skips = [widths[0]]
@@ -130,6 +143,12 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         self.decoder = nn.ModuleList(decoder)
 
         self.norm_out = GroupNorm(norm_groups, channels)
+        self.to_pixels: PatchSplit | None = None
+        if patch_size > 1:
+            self.to_pixels = PatchSplit(
+                channels, -(-channels // 2), seen_channels, patch_size, mask_channels, spade_channels
+            )
+            channels = -(-channels // 2)
         self.conv_out = zero_initialized(nn.Conv2d(channels, in_channels * (2 if learn_sigma else 1), 3, padding=1))
         # Last, because the initial weights of all other layers follow torch's generator.
         self.coarse_noise_mlp = (
@@ -239,7 +258,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             embedding = embedding + _repeat_last(mask_features.conditions, len(embedding)).to(embedding.dtype)
         embedding = F.silu(embedding)
 
-        features = self.conv_in(noisy_image)
+        patch = self._patch_size
+        features = self.conv_in(F.pixel_unshuffle(noisy_image, patch) if patch > 1 else noisy_image)
         skips = [features]
         for stage in self.encoder:
             is_block = not isinstance(stage, Downsample)
@@ -249,14 +269,17 @@ class SemanticUNet(ModelMixin, ConfigMixin):
             features = self._run(stage, features, embedding, masks)
         for stage in self.decoder:
             features = self._run(stage, torch.cat([features, skips.pop()], dim=1), embedding, masks)
-        return self.conv_out(F.silu(self.norm_out(features)))
+        features = F.silu(self.norm_out(features))
+        if self.to_pixels is not None:
+            features = F.silu(self._run(self.to_pixels, features, noisy_image, masks))
+        return self.conv_out(features)
 
     def estimate_activation_bytes(self) -> int:
         """Estimates the fp32 memory of sampling one image of image_size, besides weights and mask features.
 
         Counts the skip connections, and the input, hidden features and norms of a residual block at the finest level.
         """
-        area = self.config.image_size**2
+        area = (self.config.image_size // self._patch_size) ** 2
         widths = [int(factor * self._base_channels) for factor in self.config.channel_mult]
         skips = sum((self.config.num_res_blocks + 1) * width * area / 4**level for level, width in enumerate(widths))
         return int(4 * (skips + 8 * widths[0] * area))
@@ -265,19 +288,20 @@ class SemanticUNet(ModelMixin, ConfigMixin):
     def _checkpoints(self) -> bool:
         return torch.is_grad_enabled() and self.gradient_checkpointing
 
-    def _run(
-        self, stage: nn.Module, features: Tensor, embedding: Tensor, masks: Iterator[Modulation | Tensor]
-    ) -> Tensor:
-        """Runs a stage; `masks` continues with γ and β of its SPADE norms, or masks to compute them from."""
+    def _run(self, stage: nn.Module, features: Tensor, beside: Tensor, masks: Iterator[Modulation | Tensor]) -> Tensor:
+        """Runs a stage on features and what it gets beside them, the time embedding or the pixels.
+
+        `masks` continues with γ and β of its SPADE norms, or masks to compute them from.
+        """
         norms = [(module, next(masks)) for module in stage.modules() if isinstance(module, SpadeNorm)]
 
-        def run(features: Tensor, embedding: Tensor) -> Tensor:
+        def run(features: Tensor, beside: Tensor) -> Tensor:
             modulations = [norm.compute_modulation(mask) if isinstance(mask, Tensor) else mask for norm, mask in norms]
-            return stage(features, embedding, modulations)
+            return stage(features, beside, modulations)
 
         if self._checkpoints:
-            return self._gradient_checkpointing_func(run, features, embedding)
-        return run(features, embedding)
+            return self._gradient_checkpointing_func(run, features, beside)
+        return run(features, beside)
 
     def _iterate_masks(self, mask_features: MaskFeatures) -> Iterator[Modulation | Tensor]:
         for (_, level), cached in zip(self._spade_norms(), mask_features.modulations, strict=True):
@@ -295,6 +319,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
                     level -= block.resample_by == "up"
                     yield block.norm_2, level  # type: ignore[misc]
             level -= isinstance(stage.resampler, Upsample)
+        if self.to_pixels is not None:
+            yield self.to_pixels.norm, 0  # type: ignore[misc]
 
 
 def _repeat_last(rows: Tensor, count: int) -> Tensor:

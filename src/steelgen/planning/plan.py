@@ -22,6 +22,7 @@ from steelgen.planning.machine import Machine, examine_device, time_step
 from steelgen.planning.page import build_page
 from steelgen.planning.result import Plan
 from steelgen.planning.rules import Choice
+from steelgen.turns import TURNS
 
 _PROBE_STEPS = 1000
 """max_steps of the config that is timed; a step takes the same time at any number."""
@@ -78,12 +79,13 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     batch = rules.choose_batch(machine.device, count * max(1, round(area / crop.value**2)))
     network = rules.choose_network(size.value, machine.device)
     cascade = rules.choose_cascade(size.value, crop.value, features)
-    refining_minutes = minutes * rules.REFINING_SHARE if cascade.value else 0.0
-    own_minutes = minutes - refining_minutes
     names = [each.name for each in fingerprint.classes]
     kindred = next((name for name in list_bundled() if names and _load_classes(name) == names), None)
     start = rules.choose_start(count, minutes, list_bundled(), kindred)
     held_out = "val" if "val" in fingerprint.micrographs else None
+    split = rules.choose_split(minutes, held_out) if cascade.value else None
+    in_turns = split is not None and split.value is None
+    own_minutes = minutes - ((split.value or 0.0) if split else 0.0)
     data = {
         "dataset": str(dataset),
         "image_size": size.value,
@@ -108,20 +110,22 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     steps = rules.choose_steps(own_minutes, step.seconds)
     average = rules.choose_ema_decay(steps.value)
     dropout = rules.choose_mask_dropout(has_masks)
-    intervals = rules.choose_intervals(steps.value, minutes, held_out)
+
+    def choose_intervals(steps: int) -> Choice:
+        # Three validations in each turn.
+        return rules.choose_intervals(steps, minutes, held_out, 3 * TURNS if in_turns else 10)
+
+    intervals = choose_intervals(steps.value)
     training["train"] |= {
         "max_steps": steps.value,
-        "max_minutes": own_minutes,
+        **({} if in_turns else {"max_minutes": own_minutes}),
         "train_batch_size": step.batch_size,
         "gradient_accumulation_steps": step.accumulation,
         "learning_rate": rate.value,
         "warmup_steps": min(100, steps.value // 10),
         "ema_decay": average.value,
-        "checkpoint_every": intervals.value["checkpoint"],
     }
-    training["preview"]["every"] = intervals.value["preview"]
-    training["validation"]["every"] = intervals.value["validation"]
-    training["measurement"]["every"] = intervals.value["measurement"]
+    _set_intervals(training, intervals)
     source = rules.choose_mask_source(count if has_masks else 0)
     samples = rules.choose_num_samples(minutes, step.seconds_per_image)
     filtered = rules.choose_filter(has_masks, minutes)
@@ -142,8 +146,11 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     if source.value == "augmented" and augment.value is not True:
         sample["mask_source"] |= {"flip": augment.value == "mirror", "max_rotation": 0}
     stages: dict[str, Any] = {"finetune" if start.value else "train": training, "sample": sample}
-    if cascade.value:
-        stages["refine"] = _build_refining(training, cascade.value, runs / "refine", refining_minutes)
+    if split:
+        stages["refine"] = _build_refining(
+            training, cascade.value, runs / "refine", machine, split.value, choose_intervals, minutes
+        )
+        stages |= {"training_minutes": minutes} if in_turns else {}
         sample["stages"] = [sample.pop("generator"), str(runs / "refine")]
     if judged:
         stages["evaluate"] = {
@@ -165,7 +172,8 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
             "training": {"steps": judge.value, "batch_size": 8, "augment": augment.value is True},
         }
     evaluation = Choice("held_out_split", judged, f"{judged} was not trained on" if judged else "nothing is held out")
-    choices = [size, crop, cascade, channels, augment, start, network, batch, rate, steps, average, dropout, intervals]
+    choices = [size, crop, cascade, *([split] if split else []), channels, augment, start, network, batch, rate, steps]
+    choices += [average, dropout, intervals]
     choices += [source, samples, filtered, evaluation, judge, codes]
     return Plan(
         dataset,
@@ -224,25 +232,47 @@ def _find_start(
     return start, values, parse_config(values, TrainConfig, origin="plan")
 
 
-def _build_refining(training: dict[str, Any], factor: int, run_dir: Path, minutes: float) -> dict[str, Any]:
-    """Builds the config of the stage that refines the images of a training config."""
-    data, options = training["data"], training["train"]
-    share = rules.REFINING_SHARE / (1 - rules.REFINING_SHARE)
-    steps = max(1, round(options["max_steps"] * share))
-    return {
-        **{key: value for key, value in training.items() if key != "checkpoint"},
+def _build_refining(
+    training: dict[str, Any],
+    factor: int,
+    run_dir: Path,
+    machine: Machine,
+    own_minutes: float | None,
+    choose_intervals: Callable[[int], Choice],
+    minutes: float,
+) -> dict[str, Any]:
+    """Builds the config of the stage that refines the images of a training config; its step is timed.
+
+    Args:
+        own_minutes: its time; None if both stages share `minutes`.
+        choose_intervals: see `rules.choose_intervals`, for its steps.
+    """
+    data = training["data"]
+    values: dict[str, Any] = {
+        **{name: dict(section) for name, section in training.items() if isinstance(section, dict)},
         "run_dir": str(run_dir),
         "data": {**data, "crop_size": max(8, round(data["crop_size"] / factor))},
         "generator": {"unet": dict(rules.REFINING_NETWORK), "low_resolution": {"factor": factor}},
-        "train": {
-            **options,
-            "max_steps": steps,
-            "max_minutes": minutes,
-            "learning_rate": 1e-3,
-            "warmup_steps": min(100, steps // 10),
-            "ema_decay": rules.choose_ema_decay(steps).value,
-        },
     }
+    step = time_step(parse_config(values, TrainConfig, origin="plan"), machine)
+    steps = rules.choose_steps(own_minutes or minutes, step.seconds).value
+    values["train"] |= {
+        "max_steps": steps,
+        **({"max_minutes": own_minutes} if own_minutes else {}),
+        "train_batch_size": step.batch_size,
+        "gradient_accumulation_steps": step.accumulation,
+        "learning_rate": 1e-3,
+        "warmup_steps": min(100, steps // 10),
+        "ema_decay": rules.choose_ema_decay(steps).value,
+    }
+    _set_intervals(values, choose_intervals(steps))
+    return values
+
+
+def _set_intervals(training: dict[str, Any], intervals: Choice) -> None:
+    training["train"]["checkpoint_every"] = intervals.value["checkpoint"]
+    for name in ("preview", "validation", "measurement"):
+        training[name]["every"] = intervals.value[name]
 
 
 def _load_classes(name: str) -> list[str]:

@@ -36,5 +36,6 @@ class Plan:
 
     def list_configs(self) -> dict[str, Section]:
         """Lists the configs by command: train or finetune, sample, evaluate, utility, workflow."""
-        stages = {name: getattr(self.workflow, name) for name in type(self.workflow).model_fields if name != "shards"}
-        return {**{name: config for name, config in stages.items() if config is not None}, "workflow": self.workflow}
+        fields = {name: getattr(self.workflow, name) for name in type(self.workflow).model_fields}
+        stages = {name: config for name, config in fields.items() if isinstance(config, Section)}
+        return {**stages, "workflow": self.workflow}

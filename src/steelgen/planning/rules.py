@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from steelgen.planning.fingerprint import ClassFingerprint
+from steelgen.turns import LEAST_TURNS, TURNS
 
 MIN_ISLAND_PX = 8
 """Diameter, in px of the network, of the typical island: the area of a digital disk of 8 px is off by 2.6 % (root mean
@@ -59,7 +60,9 @@ REFINING_NETWORK: Mapping[str, Any] = {
 }
 """The network of configs/refine.json; a step takes about as long as one of the bundled model's."""
 REFINING_SHARE = 0.25
-"""Share of the time for the refining stage, whose coarse part is given."""
+"""Share of the time for the refining stage, whose coarse part is given, where the gain cannot be measured."""
+MIN_TURN_MINUTES = 2
+"""Shortest turn: each ends with a preview and an export, which take some seconds."""
 _EVALUATIONS_PER_IMAGE = 18
 """Network evaluations of 12 solver steps, about half of them guided."""
 _FORWARD_SHARE = 1 / 3
@@ -173,6 +176,27 @@ def choose_cascade(image_size: int, crop_size: int, classes: Sequence[ClassFinge
     return Choice("cascade", factor, f"{width}, {thinnest.width * factor / scale:.2g} px after a stage of {factor}×")
 
 
+def choose_split(minutes: float, held_out: str | None) -> Choice:
+    """Chooses the minutes of the refining stage; None divides the time by measured gain.
+
+    Args:
+        minutes: of both stages.
+        held_out: the split for validation.
+    """
+    turn = minutes / TURNS
+    if held_out and turn >= MIN_TURN_MINUTES:
+        because = (
+            f"by measured gain: {TURNS} turns of {turn:.3g} minutes, each next one for the stage whose validation "
+        )
+        return Choice(
+            "refining_minutes", None, f"{because}loss falls by the larger share per minute, {LEAST_TURNS} at least"
+        )
+    own = minutes * REFINING_SHARE
+    why = f"turns of {turn:.2g} minutes are too short" if held_out else "there is no val split"
+    because = f"refine gets {own:.3g} of {minutes:.3g} minutes, by rule: {why} to measure the gain of each stage"
+    return Choice("refining_minutes", own, because)
+
+
 def choose_augment(strength: float, direction: float, agreement: float, count: int) -> Choice:
     """Chooses the flips and rotations of training crops by the direction that micrographs have in common.
 
@@ -259,15 +283,15 @@ def choose_mask_dropout(has_masks: bool) -> Choice:
     return Choice("mask_dropout", 0.0, "there are no masks")
 
 
-def choose_intervals(steps: int, minutes: float, held_out: str | None) -> Choice:
+def choose_intervals(steps: int, minutes: float, held_out: str | None, validations: int = 10) -> Choice:
     """Chooses the steps between previews, validations, measurements (None: none) and checkpoints."""
     values = {
         "preview": max(1, steps // 5),
-        "validation": max(1, steps // 10),
+        "validation": max(1, steps // validations),
         "measurement": max(1, steps // 4) if held_out and minutes >= 60 else None,
         "checkpoint": max(1, steps // 4),
     }
-    because = "5 previews, 10 validations, 4 checkpoints per run"
+    because = f"5 previews, {validations} validations, 4 checkpoints per run"
     if values["measurement"]:
         return Choice("intervals", values, f"{because}, 4 measurements of KID and copies")
     why = "takes minutes, for runs from an hour on" if held_out else "needs a val split"

@@ -9,7 +9,8 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-OUT_OF_TIME = "max_minutes"
+from steelgen.runs import OUT_OF_TIME
+
 _AGREE_EVERY = 8
 """Steps between stop checks of several processes, each of which waits for the device."""
 

@@ -15,7 +15,7 @@ from steelgen.devices import resident_memory
 from steelgen.errors import first_line
 from steelgen.files import new_folder, save_json
 from steelgen.generators import Losses, Phase
-from steelgen.runs import MetricsLog, save_result
+from steelgen.runs import OUT_OF_TIME, MetricsLog, save_result
 from steelgen.training.checkpoint import newest_checkpoint, save_checkpoint, save_progress
 from steelgen.training.curves import save_curves
 from steelgen.training.held_out import HeldOutChecks
@@ -26,7 +26,7 @@ from steelgen.training.preview import PreviewWriter
 from steelgen.training.selection import COPIES, EPOCH_LOSS, NO_IMPROVEMENT
 from steelgen.training.setup import effective_batch
 from steelgen.training.state import TrainingState
-from steelgen.training.stopping import OUT_OF_TIME, StopRequest, agree_on_stop
+from steelgen.training.stopping import StopRequest, agree_on_stop
 
 SELECTION_FILE = "selection.json"
 """In best/: the criterion, its value and the step."""

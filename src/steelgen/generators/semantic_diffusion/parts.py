@@ -16,6 +16,7 @@ _PARTS = {
     "decoder": "decoder",
     "condition_embedding": "conditions",
     "norm_out": "output",
+    "to_pixels": "output",
     "conv_out": "output",
 }
 """Part by child of the network."""
@@ -25,7 +26,7 @@ def list_parts(generator: SemanticDiffusion) -> dict[str, list[nn.Parameter]]:
     """Returns the parameters of the network by part; each is in one.
 
     The parts are input, time, encoder, middle, decoder, output, and, if there are any, conditions and spade, the layers
-    of middle and decoder that see the mask.
+    that see the mask.
     """
     network = generator.network
     spade = {parameter for norm in network.modules() if isinstance(norm, SpadeNorm) for parameter in norm.parameters()}

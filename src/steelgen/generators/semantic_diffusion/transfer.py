@@ -87,6 +87,7 @@ def _build_network(old: SemanticUNet, info: DatasetInfo, size: int, conditions: 
         raise InputError(
             f"data.image_size {size}: must be a multiple of {old.downsampling_factor}; the checkpoint's network has "
             f"{len(config['channel_mult'])} levels"
+            + (f" and patch_size {config['patch_size']}" if config["patch_size"] > 1 else "")
         )
     attended = [edge * size // before for edge in config["attention_resolutions"]]
     changed = {

@@ -128,6 +128,7 @@ def describe_for_isdm(generator: SemanticDiffusion, new_attention_order: bool) -
         ("latent", generator.codec is not None, [False]),
         ("spade_channels", network.spade_channels, [128]),
         ("norm_groups", network.norm_groups, [32]),
+        ("patch_size", network.patch_size, [1]),
         ("mask_resize", network.mask_resize, ["nearest"]),
         ("timestep_scale", network.timestep_scale, [1.0, 1000 / steps]),
         ("beta_schedule", noise.beta_schedule, list(schedules)),
