@@ -113,6 +113,16 @@ def test_spectra_are_standardized_at_each_frequency():
     torch.testing.assert_close(judge(spectra * deviation + mean), plain(spectra))
 
 
+def test_spectra_are_judged_beside_the_mean_spectrum():
+    torch.manual_seed(0)
+    mean, deviation, spectra = torch.randn(1, 32, 17), torch.rand(1, 32, 17) + 0.5, torch.randn(3, 1, 32, 17)
+    judge, plain = SpectrumDiscriminator(mean, deviation, 4, 2, sees_frequency=True), PatchDiscriminator(2, 4, 2)
+    plain.load_state_dict({name: value for name, value in judge.state_dict().items() if name in plain.state_dict()})
+    frequency = torch.from_numpy((mean.numpy() - mean.numpy().mean()) / mean.numpy().std(ddof=1))
+    expected = plain(torch.cat([spectra, frequency.expand(3, -1, -1, -1)], dim=1))
+    torch.testing.assert_close(judge(spectra * deviation + mean), expected)
+
+
 def test_features_are_compared_at_the_chosen_places():
     torch.manual_seed(0)
     project = PatchProjector([3, 5], 6)

@@ -31,6 +31,8 @@ class TranslationSection(Section):
     """Residual blocks of the generators; null: 6 up to image_size 128, else 9."""
     noise_channels: int = Field(0, ge=0, le=64)
     """Channels of noise beside the image, so that one image gives many; 0 gives one image per source image."""
+    row_noise_channels: int = Field(0, ge=0, le=64)
+    """Channels of noise that is the same along each row, from which scan lines can be made; 0 disables it."""
     discriminator_width: int = Field(64, ge=1, le=1024)
     """Channels of the first layer of the discriminators."""
     discriminator_layers: int = Field(3, ge=1, le=6)
@@ -40,6 +42,9 @@ class TranslationSection(Section):
     deviation 1; 0 disables it."""
     fft: float = Field(0.5, ge=0, le=1000)
     """Weight of the discriminators of power spectra (Khan et al. 2023) beside those of images; 0 disables them."""
+    fft_sees_frequency: bool = False
+    """Show these discriminators the mean power of real crops at each frequency, so that they tell one frequency from
+    another; otherwise a missing peak, like that of scan lines, looks like chance."""
     cycle: float | None = Field(None, ge=0, le=1000)
     """Weight of the cycle loss, only with mode cyclegan; defaults to 10 there."""
     nce: float | None = Field(None, gt=0, le=1000)
@@ -84,6 +89,10 @@ class TranslationSection(Section):
                 value = getattr(self, name)
                 if (value is None) == (mode == self.mode):
                     raise ValueError(f"{name} {value}: not applicable to mode {self.mode!r}")
+        if self.fft_sees_frequency and not self.fft:
+            raise ValueError(
+                "fft_sees_frequency true: not applicable with fft 0, which has no discriminators of spectra"
+            )
         return self
 
     def check_image_size(self, image_size: int) -> None:

@@ -159,10 +159,12 @@ class SpectrumDiscriminator(PatchDiscriminator):
     Args:
         mean, deviation: (C, H, W) of the log power of real images at each frequency.
         width, layers: see `PatchDiscriminator`.
+        sees_frequency: the discriminator also sees `mean`, standardized, which tells frequencies apart.
     """
 
-    def __init__(self, mean: Tensor, deviation: Tensor, width: int, layers: int) -> None:
-        super().__init__(len(mean), width, layers)
+    def __init__(self, mean: Tensor, deviation: Tensor, width: int, layers: int, sees_frequency: bool = False) -> None:
+        super().__init__((1 + sees_frequency) * len(mean), width, layers)
+        self._sees_frequency = sees_frequency
         self.mean: Tensor
         self.deviation: Tensor
         self.register_buffer("mean", mean)
@@ -170,7 +172,11 @@ class SpectrumDiscriminator(PatchDiscriminator):
 
     def forward(self, log_power: Tensor, full_precision: bool = False) -> Tensor:
         """(N, C, H, W) → scores (N, h, w); see `PatchDiscriminator.forward`."""
-        return super().forward((log_power - self.mean) / self.deviation, full_precision)
+        seen = (log_power - self.mean) / self.deviation
+        if self._sees_frequency:
+            level, spread = self.mean.mean((1, 2), keepdim=True), self.mean.std((1, 2), keepdim=True)
+            seen = torch.cat([seen, ((self.mean - level) / spread).expand(len(seen), -1, -1, -1)], dim=1)
+        return super().forward(seen, full_precision)
 
 
 class PatchProjector(nn.Module):
