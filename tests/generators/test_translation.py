@@ -93,7 +93,7 @@ CYCLEGAN = {
     "row_noise_channels": 1,
 }
 CUT = {"mode": "cut", "num_patches": 8, "discriminator_noise": 0.1}
-ROWS = {**CUT, "row_noise_channels": 2, "fft_sees_frequency": True}
+ROWS = {**CUT, "row_noise_channels": 2, "fft_per_frequency": True}
 MODES = {"cyclegan": CYCLEGAN, "cut": CUT, "rows": ROWS}
 
 
@@ -485,7 +485,7 @@ def test_what_cannot_be_is_one_line(sides, whole, segmenter, tmp_path):
         ("data", {"image_size": 18}, "image_size 18: must be a multiple of 4 and at least 12"),
         ("generator", {"discriminator_layers": 3}, "image_size 16: must be a multiple of 4 and at least 48"),
         ("generator", {"mode": "cut", "cycle": 3}, r"cycle 3\.0: not applicable to mode 'cut'"),
-        ("generator", {"fft": 0, "fft_sees_frequency": True}, "fft_sees_frequency true: not applicable with fft 0"),
+        ("generator", {"fft": 0, "fft_per_frequency": True}, "fft_per_frequency true: not applicable with fft 0"),
         ("generator", {"nce": 3}, r"nce 3\.0: not applicable to mode 'cyclegan'"),
         ("selection", {"criterion": "kid", "min_mask_iou": 0.5}, r"min_mask_iou: needs measurement\.segmenter"),
         ("selection", {"min_mask_iou": 0.5}, "min_mask_iou: needs criterion 'kid', not 'auto'"),

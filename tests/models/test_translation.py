@@ -113,13 +113,21 @@ def test_spectra_are_standardized_at_each_frequency():
     torch.testing.assert_close(judge(spectra * deviation + mean), plain(spectra))
 
 
-def test_spectra_are_judged_beside_the_mean_spectrum():
+def test_weights_per_frequency_learn_one_weak_peak():
+    """Of spectra that are weak at one frequency; gradient descent finds that frequency."""
     torch.manual_seed(0)
-    mean, deviation, spectra = torch.randn(1, 32, 17), torch.rand(1, 32, 17) + 0.5, torch.randn(3, 1, 32, 17)
-    judge, plain = SpectrumDiscriminator(mean, deviation, 4, 2, sees_frequency=True), PatchDiscriminator(2, 4, 2)
+    mean, deviation, spectra = torch.randn(1, 32, 17), torch.rand(1, 32, 17) + 0.5, torch.randn(64, 1, 32, 17)
+    judge, plain = SpectrumDiscriminator(mean, deviation, 4, 2, per_frequency=True), PatchDiscriminator(1, 4, 2)
     plain.load_state_dict({name: value for name, value in judge.state_dict().items() if name in plain.state_dict()})
-    frequency = torch.from_numpy((mean.numpy() - mean.numpy().mean()) / mean.numpy().std(ddof=1))
-    expected = plain(torch.cat([spectra, frequency.expand(3, -1, -1, -1)], dim=1))
+    torch.testing.assert_close(judge(spectra * deviation + mean), plain(spectra))
+    weak = spectra.roll(1, dims=0)
+    weak[:, 0, 24, 3] -= 3
+    gap = judge(spectra * deviation + mean) - judge(weak * deviation + mean)
+    gap.mean().backward()
+    assert divmod(judge.frequency_weights.grad[0].argmax().item(), 17) == (24, 3)
+    with torch.no_grad():
+        judge.frequency_weights[0, 24, 3] = 0.25
+    expected = plain(spectra) + 0.25 * spectra[:, 0, 24, 3, None, None]
     torch.testing.assert_close(judge(spectra * deviation + mean), expected)
 
 

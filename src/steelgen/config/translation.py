@@ -42,9 +42,9 @@ class TranslationSection(Section):
     deviation 1; 0 disables it."""
     fft: float = Field(0.5, ge=0, le=1000)
     """Weight of the discriminators of power spectra (Khan et al. 2023) beside those of images; 0 disables them."""
-    fft_sees_frequency: bool = False
-    """Show these discriminators the mean power of real crops at each frequency, so that they tell one frequency from
-    another; otherwise a missing peak, like that of scan lines, looks like chance."""
+    fft_per_frequency: bool = False
+    """Give these discriminators a weight per frequency beside their convolutions, which do not tell one frequency from
+    another: to them, a peak that is too weak in every image, like that of scan lines, looks like chance."""
     cycle: float | None = Field(None, ge=0, le=1000)
     """Weight of the cycle loss, only with mode cyclegan; defaults to 10 there."""
     nce: float | None = Field(None, gt=0, le=1000)
@@ -89,10 +89,8 @@ class TranslationSection(Section):
                 value = getattr(self, name)
                 if (value is None) == (mode == self.mode):
                     raise ValueError(f"{name} {value}: not applicable to mode {self.mode!r}")
-        if self.fft_sees_frequency and not self.fft:
-            raise ValueError(
-                "fft_sees_frequency true: not applicable with fft 0, which has no discriminators of spectra"
-            )
+        if self.fft_per_frequency and not self.fft:
+            raise ValueError("fft_per_frequency true: not applicable with fft 0, without discriminators of spectra")
         return self
 
     def check_image_size(self, image_size: int) -> None:

@@ -159,24 +159,25 @@ class SpectrumDiscriminator(PatchDiscriminator):
     Args:
         mean, deviation: (C, H, W) of the log power of real images at each frequency.
         width, layers: see `PatchDiscriminator`.
-        sees_frequency: the discriminator also sees `mean`, standardized, which tells frequencies apart.
+        per_frequency: add a weighted sum of the standardized log power to all scores; the weights, 0 at first, tell
+            frequencies apart, which the convolutions do not.
     """
 
-    def __init__(self, mean: Tensor, deviation: Tensor, width: int, layers: int, sees_frequency: bool = False) -> None:
-        super().__init__((1 + sees_frequency) * len(mean), width, layers)
-        self._sees_frequency = sees_frequency
+    def __init__(self, mean: Tensor, deviation: Tensor, width: int, layers: int, per_frequency: bool = False) -> None:
+        super().__init__(len(mean), width, layers)
         self.mean: Tensor
         self.deviation: Tensor
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", deviation)
+        self.frequency_weights = nn.Parameter(torch.zeros_like(mean)) if per_frequency else None
 
     def forward(self, log_power: Tensor, full_precision: bool = False) -> Tensor:
         """(N, C, H, W) → scores (N, h, w); see `PatchDiscriminator.forward`."""
         seen = (log_power - self.mean) / self.deviation
-        if self._sees_frequency:
-            level, spread = self.mean.mean((1, 2), keepdim=True), self.mean.std((1, 2), keepdim=True)
-            seen = torch.cat([seen, ((self.mean - level) / spread).expand(len(seen), -1, -1, -1)], dim=1)
-        return super().forward(seen, full_precision)
+        scores = super().forward(seen, full_precision)
+        if self.frequency_weights is None:
+            return scores
+        return scores + (self.frequency_weights * seen).sum(dim=(1, 2, 3))[:, None, None]
 
 
 class PatchProjector(nn.Module):

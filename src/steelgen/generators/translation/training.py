@@ -117,7 +117,7 @@ class TranslationTraining(AdversarialTraining):
         for side in sides if section.fft else ():
             mean, deviation = self._measure_spectrum(config, is_source=side == "_back")
             networks[f"spectrum_discriminator{side}"] = SpectrumDiscriminator(
-                mean, deviation, section.discriminator_width, section.discriminator_layers, section.fft_sees_frequency
+                mean, deviation, section.discriminator_width, section.discriminator_layers, section.fft_per_frequency
             )
         return networks
 
