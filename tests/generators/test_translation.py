@@ -503,6 +503,10 @@ def test_what_cannot_be_is_one_line(sides, whole, segmenter, tmp_path):
             values["data"]["source"]["dataset"] = str(sides[1])
         with pytest.raises(InputError, match=message):
             train(parse_config(values, TrainConfig), Recorder())
+    values = build_values(sides, tmp_path / "run", ROWS)
+    values["data"]["image_size"] = 12
+    with pytest.raises(InputError, match=r"image_size 12: must be at least 16 for generator\.row_noise_channels"):
+        train(parse_config(values, TrainConfig), Recorder())
     values = build_values(sides, tmp_path / "run")
     values["generator"] = {"kind": "gan"}
     with pytest.raises(InputError, match=r"data\.source: not applicable to generator\.kind gan"):

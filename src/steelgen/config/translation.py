@@ -102,6 +102,9 @@ class TranslationSection(Section):
                 f"data.image_size {image_size}: must be a multiple of 4 and at least {smallest} for "
                 f"generator.discriminator_layers {self.discriminator_layers}"
             )
+        # Half of the rows that the network filters.
+        if self.row_noise_channels and image_size < 16:
+            raise ValueError(f"data.image_size {image_size}: must be at least 16 for generator.row_noise_channels")
 
     def count_blocks(self, image_size: int) -> int:
         """Returns the number of residual blocks."""

@@ -129,9 +129,9 @@ class _Settings(SavedSettings):
 
 def build_network(section: TranslationSection, geometry: CropGeometry, sees_noise: bool) -> TranslationGenerator:
     """Builds the network of one direction."""
-    noise_channels = section.noise_channels + section.row_noise_channels if sees_noise else 0
+    noise = (section.noise_channels, section.row_noise_channels) if sees_noise else (0, 0)
     blocks = section.count_blocks(geometry.image_size)
-    return TranslationGenerator(geometry.in_channels, section.width, blocks, noise_channels)
+    return TranslationGenerator(geometry.in_channels, section.width, blocks, *noise)
 
 
 def sample_noise(section: TranslationSection, size: Sequence[int], seeds: Sequence[int]) -> Tensor:
