@@ -81,7 +81,7 @@ class _RowFilter(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, (_ROW_TAPS, 1), bias=False)
-        # The norm undoes the scale, and small weights turn faster: with large ones lines are made of the image's own noise.
+        # The norm undoes the scale, and small weights turn faster at the same learning rate.
         nn.init.normal_(self.conv.weight, std=0.003)
 
     def forward(self, noise: Tensor, normalize: Normalize) -> Tensor:
