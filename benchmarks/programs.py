@@ -113,6 +113,9 @@ def _list_translation() -> Iterator[str]:
 TRANSLATION_SEEDS = 3
 TRANSLATION_ABLATIONS = (
     "cut-no-fft",
+    "cut-no-rows",
+    "cut-no-weights",
+    "cut-plain",
     "cut-no-identity",
     "fastcut",
     "cut-ada",

@@ -66,10 +66,14 @@ _SMALL = {
     "r1_gamma": 0.1,
     "fft": 4.0,
 }
-_CUT = {**_SMALL, "mode": "cut", "num_patches": 64, "nce": 0.5, "identity": 0.5}
+_PLAIN_CUT = {**_SMALL, "mode": "cut", "num_patches": 64, "nce": 0.5, "identity": 0.5}
+_CUT = {**_PLAIN_CUT, "row_noise_channels": 2, "fft_per_frequency": True}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "cut": _CUT,
-    "cut-no-fft": {**_CUT, "fft": 0.0},
+    "cut-no-fft": {**_CUT, "fft": 0.0, "fft_per_frequency": False},
+    "cut-no-rows": {**_CUT, "row_noise_channels": 0},
+    "cut-no-weights": {**_CUT, "fft_per_frequency": False},
+    "cut-plain": _PLAIN_CUT,
     "cut-no-identity": {**_CUT, "identity": 0.0},
     "fastcut": {**_CUT, "nce": 10.0, "identity": 0.0},
     "cut-ada": {**_CUT, "ada_target": 0.5, "ada_images": 5000},
@@ -178,7 +182,7 @@ def build_config(system: str, data: str, runs: Path, seed: int, steps: int) -> T
             "trackers": [],
         },
         "preview": {"num_images": 0},
-        "measurement": {"every": max(1, steps // 8), "num_images": 64, "searched_images": 4},
+        "measurement": {"every": max(1, steps // 4), "num_images": 64, "searched_images": 4},
     }
     return parse_config(values, TrainConfig)
 

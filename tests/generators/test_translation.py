@@ -14,13 +14,17 @@ from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.train import FinetuneConfig, TrainConfig
+from steelgen.config.translation import TranslationSection
 from steelgen.data.crops import CropDataset, load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, save_dataset_info
+from steelgen.devices import randn_by_seed
 from steelgen.errors import InputError
 from steelgen.evaluation.segment import train_labeler
 from steelgen.generators import DrawRequest
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.generators.image_losses import compute_log_power
+from steelgen.generators.saved import DESCRIPTION_FILE
+from steelgen.generators.translation.generator import sample_noise
 from steelgen.generators.translation.losses import compute_contrast
 from steelgen.generators.translation.pool import ImagePool
 from steelgen.generators.translation.training import TranslationTraining
@@ -86,8 +90,11 @@ CYCLEGAN = {
     "r1_gamma": 0.1,
     "penalty_every": 2,
     "noise_channels": 1,
+    "row_noise_channels": 1,
 }
 CUT = {"mode": "cut", "num_patches": 8, "discriminator_noise": 0.1}
+ROWS = {**CUT, "row_noise_channels": 2, "fft_per_frequency": True}
+MODES = {"cyclegan": CYCLEGAN, "cut": CUT, "rows": ROWS}
 
 
 def run_training(sides, run_dir, generator=(), resume=False, **options):
@@ -99,7 +106,7 @@ def run_training(sides, run_dir, generator=(), resume=False, **options):
 def whole(sides, tmp_path_factory):
     """Undisturbed runs of both modes."""
     folder = tmp_path_factory.mktemp("translation")
-    for name, generator in (("cyclegan", CYCLEGAN), ("cut", CUT)):
+    for name, generator in MODES.items():
         run_training(sides, folder / name, generator)
     return folder
 
@@ -121,10 +128,11 @@ def test_a_run_shows_its_stages_and_selects_by_kid(whole):
 
 
 @pytest.mark.parametrize(
-    ("mode", "phase"), [("cyclegan", "generators"), ("cyclegan", "discriminators"), ("cut", "generators")]
+    ("mode", "phase"),
+    [("cyclegan", "generators"), ("cyclegan", "discriminators"), ("cut", "generators"), ("rows", "discriminators")],
 )
 def test_stopped_in_either_phase_it_goes_on_bit_identically(sides, whole, tmp_path, monkeypatch, mode, phase):
-    generator = CYCLEGAN if mode == "cyclegan" else CUT
+    generator = MODES[mode]
     compute_loss, left = TranslationTraining.compute_loss, [6]
 
     def stop(self, due, networks, batch, validates=False):
@@ -342,6 +350,66 @@ def test_noise_makes_many_images_of_one(whole):
     assert torch.equal(drawn[0], drawn[1])
 
 
+def test_noise_of_rows_is_white_across_rows_and_constant_along_them():
+    section = TranslationSection(mode="cut", noise_channels=1, row_noise_channels=2)
+    noise = sample_noise(section, (4096, 6), [7, 8])
+    rows = noise[:, 1:, :, 0]
+    assert torch.equal(noise[:, 1:], rows[..., None].expand(-1, -1, -1, 6))
+    channels = torch.cat([rows.flatten(0, 1), rows.flatten(0, 1).roll(1, dims=1)]).numpy()
+    # Of both images and channels, and of their neighboring rows.
+    assert np.corrcoef(channels) == pytest.approx(np.eye(8), abs=0.06)
+    assert rows.std(dim=2).numpy() == pytest.approx(np.ones((2, 2)), abs=0.05)
+    assert torch.equal(sample_noise(section, (4096, 9), [8])[0, 1:, :, 0], rows[1])
+    assert np.corrcoef(noise[0, 0].numpy().T) == pytest.approx(np.eye(6), abs=0.06)
+
+
+def test_without_noise_of_rows_all_randomness_is_as_before(sides, tmp_path):
+    section = TranslationSection(mode="cut", noise_channels=2)
+    assert torch.equal(sample_noise(section, (20, 24), [3, 4]), randn_by_seed((2, 20, 24), [3, 4]))
+    items = []
+    for rows in (0, 2):
+        generator = {**CUT, "noise_channels": 1, "row_noise_channels": rows}
+        config = parse_config(build_values(sides, tmp_path / "run", generator), TrainConfig)
+        translator, micrographs = prepare_training(config)
+        items.append(build_crops(config, build_trainable(translator, config), micrographs)[5])
+    off, on = items
+    source = torch.Generator().manual_seed(2**62 + 5)
+    assert torch.equal(off["pool"], torch.rand(1, 2, generator=source))
+    assert torch.equal(off["transforms"], torch.rand(*off["transforms"].shape, generator=source))
+    assert torch.equal(off["noise"], torch.randn(2, 1, 16, 16, generator=source))
+    for index, count in enumerate((256, 256, 64, 16, 16)):
+        assert torch.equal(off[f"places_{index}"], torch.randperm(count, generator=source)[:8])
+    added = on["noise"][:, 1:]
+    assert torch.equal(on["noise"][:, :1], off["noise"])
+    assert torch.equal(added[0], torch.randn(2, 16, 1, generator=source).expand(-1, -1, 16))
+    assert all(torch.equal(on[name], off[name]) for name in off if name != "noise")
+
+
+def test_generators_saved_before_there_was_noise_of_rows_load(whole, tmp_path):
+    old = shutil.copytree(whole / "cut/export", tmp_path / "old")
+    settings = json.loads((old / DESCRIPTION_FILE).read_text())
+    del settings["section"]["row_noise_channels"]
+    (old / DESCRIPTION_FILE).write_text(json.dumps(settings))
+    request = DrawRequest([1], images=torch.rand(1, 1, 16, 16))
+    drawn = [load_generator(folder).draw(request).images for folder in (whole / "cut", old)]
+    assert torch.equal(*drawn)
+
+
+def test_rows_of_flat_micrographs_are_disturbed_alike_in_all_windows(whole):
+    """320 px wide, two windows: the lines of the first go on in the second, and depend on the seed, not the width."""
+    translator = load_generator(whole / "rows")
+    flat = torch.zeros(2, 1, 44, 320)
+    drawn = translator.draw(DrawRequest([3, 4], images=flat)).images
+    lines = drawn[..., 100]
+    torch.testing.assert_close(drawn, lines[..., None].expand_as(drawn), atol=1e-5, rtol=0)
+    assert lines.std(dim=2).min() > 100 * 1e-5
+    assert np.corrcoef(lines[:, 0].numpy())[0, 1] < 0.9
+    again = translator.draw(DrawRequest([4], images=flat[:1, ..., :80])).images
+    torch.testing.assert_close(again[0, ..., 40], lines[1], atol=1e-5, rtol=0)
+    without = load_generator(whole / "cut").draw(DrawRequest([3], images=flat[:1])).images
+    assert without.std() < 1e-5
+
+
 def test_the_batch_is_tuned_with_both_phases(sides, tmp_path):
     config = parse_config(build_values(sides, tmp_path / "run", CYCLEGAN), TrainConfig)
     assert take_steps(config, 3, torch.device("cpu")).images_per_second > 0
@@ -417,6 +485,7 @@ def test_what_cannot_be_is_one_line(sides, whole, segmenter, tmp_path):
         ("data", {"image_size": 18}, "image_size 18: must be a multiple of 4 and at least 12"),
         ("generator", {"discriminator_layers": 3}, "image_size 16: must be a multiple of 4 and at least 48"),
         ("generator", {"mode": "cut", "cycle": 3}, r"cycle 3\.0: not applicable to mode 'cut'"),
+        ("generator", {"fft": 0, "fft_per_frequency": True}, "fft_per_frequency true: not applicable with fft 0"),
         ("generator", {"nce": 3}, r"nce 3\.0: not applicable to mode 'cyclegan'"),
         ("selection", {"criterion": "kid", "min_mask_iou": 0.5}, r"min_mask_iou: needs measurement\.segmenter"),
         ("selection", {"min_mask_iou": 0.5}, "min_mask_iou: needs criterion 'kid', not 'auto'"),
@@ -434,6 +503,10 @@ def test_what_cannot_be_is_one_line(sides, whole, segmenter, tmp_path):
             values["data"]["source"]["dataset"] = str(sides[1])
         with pytest.raises(InputError, match=message):
             train(parse_config(values, TrainConfig), Recorder())
+    values = build_values(sides, tmp_path / "run", ROWS)
+    values["data"]["image_size"] = 12
+    with pytest.raises(InputError, match=r"image_size 12: must be at least 16 for generator\.row_noise_channels"):
+        train(parse_config(values, TrainConfig), Recorder())
     values = build_values(sides, tmp_path / "run")
     values["generator"] = {"kind": "gan"}
     with pytest.raises(InputError, match=r"data\.source: not applicable to generator\.kind gan"):

@@ -1,5 +1,6 @@
 """Networks of translation: nothing moves, windows leave no seams, patches are as wide as they say."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,12 +62,39 @@ def test_nothing_beyond_the_reach_has_an_influence():
     assert farthest <= network.reach <= farthest + 8
 
 
-@pytest.mark.parametrize("noise_channels", [0, 2])
-def test_windows_leave_no_seams(noise_channels):
+def test_row_noise_has_no_influence_beyond_the_reach_either():
     torch.manual_seed(0)
-    network = TranslationGenerator(1, 4, 2, noise_channels).eval()
-    images = torch.randn(1, 1, 148, 100)
-    noise = torch.randn(1, noise_channels, 148, 100) if noise_channels else None
+    network, images = TranslationGenerator(1, 4, 2, row_noise_channels=2), torch.randn(1, 1, 192, 16)
+    noise = torch.randn(1, 2, 192, 1).expand(-1, -1, -1, 16).contiguous()
+    statistics = measure_statistics(network, images, noise, 16)
+    noise.requires_grad_()
+    network(images, noise, fix_statistics(statistics))[0, 0, 96, 8].backward()
+    rows = noise.grad[0].abs().sum(dim=(0, 2)).nonzero()[:, 0]
+    farthest = max(96 - int(rows.min()), int(rows.max()) - 96)
+    assert farthest <= network.reach <= farthest + 8
+
+
+def test_the_filter_of_row_noise_is_that_of_numpy():
+    """One filter per pair of channels across rows; the result has variance 1 in every image."""
+    torch.manual_seed(0)
+    network, noise = TranslationGenerator(1, 4, 1, row_noise_channels=2), torch.randn(1, 2, 64, 1)
+    _, maps = network(torch.zeros(1, 1, 64, 8), noise.expand(-1, -1, -1, 8), features=True)
+    taps = network.row_filter.conv.weight.detach().numpy()[..., 0]
+    for channel in range(2):
+        padded = np.pad(noise[0, :, :, 0].numpy(), ((0, 0), (15, 15)), mode="reflect")
+        found = sum(np.correlate(padded[index], taps[channel, index]) for index in range(2))
+        expected = (found - found.mean()) / np.sqrt(found.var() + 1e-5)
+        assert maps[0][0, 1 + channel].T.detach().numpy() == pytest.approx(np.tile(expected, (8, 1)), abs=1e-4)
+
+
+@pytest.mark.parametrize(("noise_channels", "row_noise_channels"), [(0, 0), (2, 0), (1, 2)])
+def test_windows_leave_no_seams(noise_channels, row_noise_channels):
+    torch.manual_seed(0)
+    network = TranslationGenerator(1, 4, 2, noise_channels, row_noise_channels).eval()
+    images, noise = torch.randn(1, 1, 148, 100), None
+    if noise_channels:
+        rows = torch.randn(1, row_noise_channels, 148, 1).expand(-1, -1, -1, 100)
+        noise = torch.cat([torch.randn(1, noise_channels, 148, 100), rows], dim=1)
     with torch.no_grad():
         whole = translate_in_windows(network, images, noise, 32, core=256)
         torch.testing.assert_close(translate_in_windows(network, images, noise, 32, core=32), whole, atol=1e-5, rtol=0)
@@ -111,6 +139,24 @@ def test_spectra_are_standardized_at_each_frequency():
     plain.load_state_dict({name: value for name, value in judge.state_dict().items() if name in plain.state_dict()})
     spectra = torch.randn(3, 1, 32, 17)
     torch.testing.assert_close(judge(spectra * deviation + mean), plain(spectra))
+
+
+def test_weights_per_frequency_learn_one_weak_peak():
+    """Of spectra that are weak at one frequency; gradient descent finds that frequency."""
+    torch.manual_seed(0)
+    mean, deviation, spectra = torch.randn(1, 32, 17), torch.rand(1, 32, 17) + 0.5, torch.randn(64, 1, 32, 17)
+    judge, plain = SpectrumDiscriminator(mean, deviation, 4, 2, per_frequency=True), PatchDiscriminator(1, 4, 2)
+    plain.load_state_dict({name: value for name, value in judge.state_dict().items() if name in plain.state_dict()})
+    torch.testing.assert_close(judge(spectra * deviation + mean), plain(spectra))
+    weak = spectra.roll(1, dims=0)
+    weak[:, 0, 24, 3] -= 3
+    gap = judge(spectra * deviation + mean) - judge(weak * deviation + mean)
+    gap.mean().backward()
+    assert divmod(judge.frequency_weights.grad[0].argmax().item(), 17) == (24, 3)
+    with torch.no_grad():
+        judge.frequency_weights[0, 24, 3] = 0.25
+    expected = plain(spectra) + 0.25 * spectra[:, 0, 24, 3, None, None]
+    torch.testing.assert_close(judge(spectra * deviation + mean), expected)
 
 
 def test_features_are_compared_at_the_chosen_places():

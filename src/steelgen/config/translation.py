@@ -31,6 +31,8 @@ class TranslationSection(Section):
     """Residual blocks of the generators; null: 6 up to image_size 128, else 9."""
     noise_channels: int = Field(0, ge=0, le=64)
     """Channels of noise beside the image, so that one image gives many; 0 gives one image per source image."""
+    row_noise_channels: int = Field(0, ge=0, le=64)
+    """Channels of noise that is the same along each row, from which scan lines can be made; 0 disables it."""
     discriminator_width: int = Field(64, ge=1, le=1024)
     """Channels of the first layer of the discriminators."""
     discriminator_layers: int = Field(3, ge=1, le=6)
@@ -40,6 +42,9 @@ class TranslationSection(Section):
     deviation 1; 0 disables it."""
     fft: float = Field(0.5, ge=0, le=1000)
     """Weight of the discriminators of power spectra (Khan et al. 2023) beside those of images; 0 disables them."""
+    fft_per_frequency: bool = False
+    """Give these discriminators a weight per frequency beside their convolutions, which do not tell one frequency from
+    another: to them, a peak that is too weak in every image, like that of scan lines, looks like chance."""
     cycle: float | None = Field(None, ge=0, le=1000)
     """Weight of the cycle loss, only with mode cyclegan; defaults to 10 there."""
     nce: float | None = Field(None, gt=0, le=1000)
@@ -84,6 +89,8 @@ class TranslationSection(Section):
                 value = getattr(self, name)
                 if (value is None) == (mode == self.mode):
                     raise ValueError(f"{name} {value}: not applicable to mode {self.mode!r}")
+        if self.fft_per_frequency and not self.fft:
+            raise ValueError("fft_per_frequency true: not applicable with fft 0, without discriminators of spectra")
         return self
 
     def check_image_size(self, image_size: int) -> None:
@@ -95,6 +102,9 @@ class TranslationSection(Section):
                 f"data.image_size {image_size}: must be a multiple of 4 and at least {smallest} for "
                 f"generator.discriminator_layers {self.discriminator_layers}"
             )
+        # Half of the rows that the network filters.
+        if self.row_noise_channels and image_size < 16:
+            raise ValueError(f"data.image_size {image_size}: must be at least 16 for generator.row_noise_channels")
 
     def count_blocks(self, image_size: int) -> int:
         """Returns the number of residual blocks."""

@@ -26,6 +26,8 @@ Statistics = list[tuple[Tensor, Tensor]]
 ALIGNMENT = 4
 """Pixels that the edges of a translated image must be a multiple of."""
 _EPSILON = 1e-5
+_ROW_TAPS = 31
+"""Rows that the filter of row noise spans: lines stay in phase over about as many. Images must have more than half."""
 
 
 def record_statistics(statistics: Statistics) -> Normalize:
@@ -73,6 +75,20 @@ class _ResidualBlock(nn.Module):
         return features + normalize(self.conv_2(hidden))
 
 
+class _RowFilter(nn.Module):
+    """Filters noise across rows, then normalizes it: narrow bands that are coherent over many rows, of one strength."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, (_ROW_TAPS, 1), bias=False)
+        # The norm undoes the scale, and small weights turn faster at the same learning rate.
+        nn.init.normal_(self.conv.weight, std=0.003)
+
+    def forward(self, noise: Tensor, normalize: Normalize) -> Tensor:
+        margin = _ROW_TAPS // 2
+        return normalize(self.conv(F.pad(noise, [0, 0, margin, margin], mode="reflect")))
+
+
 class TranslationGenerator(nn.Module):
     """Residual generator: images → images of the same size.
 
@@ -81,11 +97,16 @@ class TranslationGenerator(nn.Module):
         width: channels at full resolution; each of the two lower levels has twice as many.
         blocks: residual blocks at the lowest level.
         noise_channels: channels of noise that the network sees beside the image.
+        row_noise_channels: further ones, constant along each row, that a filter across rows sees first.
     """
 
-    def __init__(self, in_channels: int, width: int, blocks: int, noise_channels: int = 0) -> None:
+    def __init__(
+        self, in_channels: int, width: int, blocks: int, noise_channels: int = 0, row_noise_channels: int = 0
+    ) -> None:
         super().__init__()
-        self.first = _Conv(in_channels + noise_channels, width, 7)
+        self._noise_channels = noise_channels
+        self.row_filter = _RowFilter(row_noise_channels) if row_noise_channels else None
+        self.first = _Conv(in_channels + noise_channels + row_noise_channels, width, 7)
         self.down = nn.ModuleList(_Conv(width * factor, 2 * width * factor, 4, stride=2) for factor in (1, 2))
         self.blocks = nn.ModuleList(_ResidualBlock(4 * width) for _ in range(blocks))
         self.up = nn.ModuleList(_Conv(width * factor, width * factor // 2, 3) for factor in (4, 2))
@@ -98,7 +119,8 @@ class TranslationGenerator(nn.Module):
     def reach(self) -> int:
         """Distance in pixels beyond which nothing influences an output pixel, if the norms' statistics are fixed."""
         # First and last convolution, blocks, down and up, and the position within the 4 px of a feature.
-        return 3 + 3 + 8 * len(self.blocks) + 3 + 3 + ALIGNMENT
+        rows = 0 if self.row_filter is None else _ROW_TAPS // 2
+        return 3 + 3 + 8 * len(self.blocks) + 3 + 3 + ALIGNMENT + rows
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
@@ -123,7 +145,7 @@ class TranslationGenerator(nn.Module):
 
         Args:
             images: (N, in_channels, H, W), edges a multiple of ALIGNMENT.
-            noise: (N, noise_channels, H, W); None without noise_channels.
+            noise: (N, noise_channels + row_noise_channels, H, W); None without any.
             normalize: see `Normalize`.
             features: also return feature maps of the encoder, from the input on.
             decode: compute the output; otherwise it is the last map of the encoder.
@@ -131,6 +153,9 @@ class TranslationGenerator(nn.Module):
         Returns:
             (N, in_channels, H, W), unbounded; with `features` (output, maps).
         """
+        if noise is not None and self.row_filter is not None:
+            rows = self.row_filter(noise[:, self._noise_channels :], normalize)
+            noise = torch.cat([noise[:, : self._noise_channels], rows], dim=1)
         seen = images if noise is None else torch.cat([images, noise], dim=1)
         hidden = normalize(self.first(seen)).relu()
         maps = [seen, hidden]
@@ -159,18 +184,25 @@ class SpectrumDiscriminator(PatchDiscriminator):
     Args:
         mean, deviation: (C, H, W) of the log power of real images at each frequency.
         width, layers: see `PatchDiscriminator`.
+        per_frequency: add a weighted sum of the standardized log power to all scores; the weights, 0 at first, tell
+            frequencies apart, which the convolutions do not.
     """
 
-    def __init__(self, mean: Tensor, deviation: Tensor, width: int, layers: int) -> None:
+    def __init__(self, mean: Tensor, deviation: Tensor, width: int, layers: int, per_frequency: bool = False) -> None:
         super().__init__(len(mean), width, layers)
         self.mean: Tensor
         self.deviation: Tensor
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", deviation)
+        self.frequency_weights = nn.Parameter(torch.zeros_like(mean)) if per_frequency else None
 
     def forward(self, log_power: Tensor, full_precision: bool = False) -> Tensor:
         """(N, C, H, W) → scores (N, h, w); see `PatchDiscriminator.forward`."""
-        return super().forward((log_power - self.mean) / self.deviation, full_precision)
+        seen = (log_power - self.mean) / self.deviation
+        scores = super().forward(seen, full_precision)
+        if self.frequency_weights is None:
+            return scores
+        return scores + (self.frequency_weights * seen).sum(dim=(1, 2, 3))[:, None, None]
 
 
 class PatchProjector(nn.Module):

@@ -14,7 +14,7 @@ from steelgen.config.translation import TranslationSection
 from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
-from steelgen.devices import in_evaluation_mode, map_rows, randn_by_seed
+from steelgen.devices import in_evaluation_mode, map_rows
 from steelgen.errors import InputError
 from steelgen.files import load_record
 from steelgen.generators import Drawn, DrawRequest
@@ -91,8 +91,8 @@ class Translator:
         save_generator(folder, self.kind, self.network, settings)
 
     def _sample_noise(self, seeds: Sequence[int], images: Tensor) -> Tensor | None:
-        channels = self.section.noise_channels
-        return randn_by_seed((channels, *images.shape[-2:]), seeds) if channels else None
+        section, size = self.section, images.shape[-2:]
+        return sample_noise(section, size, seeds) if section.noise_channels + section.row_noise_channels else None
 
     def _map_rows(self, network: TranslationGenerator, images: Tensor, noise: Tensor | None) -> Tensor:
         """Translates all rows at once, or on the CPU and for large images row by row."""
@@ -127,10 +127,33 @@ class _Settings(SavedSettings):
     source_intensity: tuple[float, float]
 
 
-def build_network(section: TranslationSection, geometry: CropGeometry, noise_channels: int = 0) -> TranslationGenerator:
+def build_network(section: TranslationSection, geometry: CropGeometry, sees_noise: bool) -> TranslationGenerator:
     """Builds the network of one direction."""
+    noise = (section.noise_channels, section.row_noise_channels) if sees_noise else (0, 0)
     blocks = section.count_blocks(geometry.image_size)
-    return TranslationGenerator(geometry.in_channels, section.width, blocks, noise_channels)
+    return TranslationGenerator(geometry.in_channels, section.width, blocks, *noise)
+
+
+def sample_noise(section: TranslationSection, size: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Samples the standard normal noise beside whole images; that of image i depends only on seeds[i] and the size.
+
+    Args:
+        section: numbers of channels.
+        size: height and width.
+        seeds: one per image.
+
+    Returns:
+        (N, noise_channels + row_noise_channels, H, W); the last channels are constant along each row.
+    """
+    height, width = size
+    samples = []
+    for seed in seeds:
+        source = torch.Generator().manual_seed(seed)
+        # Rows first: images of different widths have the same.
+        row_noise = torch.randn(section.row_noise_channels, height, 1, generator=source)
+        noise = torch.randn(section.noise_channels, height, width, generator=source)
+        samples.append(torch.cat([noise, row_noise.expand(-1, -1, width)]))
+    return torch.stack(samples)
 
 
 def build_translator(section: TranslationSection, micrographs: Micrographs, geometry: CropGeometry) -> Translator:
@@ -148,7 +171,7 @@ def build_translator(section: TranslationSection, micrographs: Micrographs, geom
             raise InputError(f"{side.info.name}: all images have the same gray level everywhere")
     size = source.info.pixel_size_um or micrographs.info.pixel_size_um
     info = source.info.model_copy(update={"pixel_size_um": size})
-    network = build_network(section, geometry, section.noise_channels)
+    network = build_network(section, geometry, sees_noise=True)
     return Translator(network, section, info, geometry, intensities[0], intensities[1])
 
 
@@ -159,7 +182,7 @@ def load_translator(folder: Path) -> Translator:
         InputError: if a file is missing, damaged, or from another architecture.
     """
     settings = load_record(folder / DESCRIPTION_FILE, _Settings)
-    network = build_network(settings.section, settings.geometry, settings.section.noise_channels)
+    network = build_network(settings.section, settings.geometry, sees_noise=True)
     load_saved_weights(folder, network)
     return Translator(
         network,

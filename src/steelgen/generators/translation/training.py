@@ -39,6 +39,7 @@ class _TranslationRandomness:
     sides: int
     noise: tuple[int, ...]
     """Shape of the noise beside an image."""
+    row_noise_channels: int
     places: tuple[int, ...]
     """Pixels of the feature maps of the contrastive loss."""
     num_patches: int
@@ -46,8 +47,8 @@ class _TranslationRandomness:
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Samples the randomness of one crop.
 
-        `noise` (2, noise_channels, S, S) for the source and the target image; `places_K` (P,), positions in feature
-        map K; `pool` (sides, POOL_NUMBERS); `transforms` (sides, 3, AUGMENTATION_NUMBERS).
+        `noise` (2, noise_channels + row_noise_channels, S, S) for the source and the target image; `places_K` (P,),
+        positions in feature map K; `pool` (sides, POOL_NUMBERS); `transforms` (sides, 3, AUGMENTATION_NUMBERS).
         """
         # Disjoint from sampling seeds.
         source = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**62 + 2**62)
@@ -59,6 +60,10 @@ class _TranslationRandomness:
             drawn["noise"] = torch.randn(2, *self.noise, generator=source)
         for index, count in enumerate(self.places):
             drawn[f"places_{index}"] = torch.randperm(count, generator=source)[: self.num_patches]
+        if self.row_noise_channels:
+            edge = self.noise[-1]
+            rows = torch.randn(2, self.row_noise_channels, edge, 1, generator=source).expand(-1, -1, -1, edge)
+            drawn["noise"] = torch.cat([drawn["noise"], rows], dim=1) if self.noise[0] else rows.contiguous()
         return drawn
 
 
@@ -98,7 +103,7 @@ class TranslationTraining(AdversarialTraining):
         section, geometry, generator = self.section, self.generator.geometry, self.generator
         networks: dict[str, nn.Module] = {"generator": generator.network}
         if self._is_cyclic:
-            networks["generator_back"] = generator.back = build_network(section, geometry)
+            networks["generator_back"] = generator.back = build_network(section, geometry, sees_noise=False)
         else:
             networks["projector"] = PatchProjector(generator.network.feature_channels, _PROJECTION_SIZE)
         sides = ("", "_back")[: 1 + self._is_cyclic]
@@ -112,7 +117,7 @@ class TranslationTraining(AdversarialTraining):
         for side in sides if section.fft else ():
             mean, deviation = self._measure_spectrum(config, is_source=side == "_back")
             networks[f"spectrum_discriminator{side}"] = SpectrumDiscriminator(
-                mean, deviation, section.discriminator_width, section.discriminator_layers
+                mean, deviation, section.discriminator_width, section.discriminator_layers, section.fft_per_frequency
             )
         return networks
 
@@ -135,7 +140,8 @@ class TranslationTraining(AdversarialTraining):
         maps = () if self._is_cyclic else self.generator.network.list_feature_edges(edge)
         noise = (self.section.noise_channels, edge, edge)
         places = tuple(found**2 for found in maps)
-        return _TranslationRandomness(seed, 1 + self._is_cyclic, noise, places, self.section.num_patches or 0)
+        section, sides = self.section, 1 + self._is_cyclic
+        return _TranslationRandomness(seed, sides, noise, section.row_noise_channels, places, section.num_patches or 0)
 
     def held_out_randomness(self, count: int) -> Randomness:
         """See `Trainable.held_out_randomness`; adversarial losses are not validated."""
