@@ -634,6 +634,36 @@ def tabulate_cascade(stored: Results) -> Lines:
     return lines
 
 
+def tabulate_adapter(stored: Results) -> Lines:
+    """Systems by share of labeled micrographs and minutes, means over seeds."""
+    floor, codec = stored["autoencoder"]["floor"], stored["autoencoder"]["score"]
+    groups: dict[tuple[float, float, str], list[dict[str, float]]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["fraction"], run["minutes"], run["system"]), []).append(run["score"])
+
+    def row(name: str, share: str, minutes: str, scores: Sequence[dict[str, float]]) -> list[str]:
+        above = [1e3 * (score["kid"] - floor["kid"]) for score in scores]
+        fidelity = [f"{fmean(score[key] for score in scores):.2f}" for key in ("precision", "recall")]
+        seen = _mean_and_range([score["mask_iou"] for score in scores], 3)
+        copies = f"{100 * fmean(score['copies'] for score in scores):.0f} %"
+        return [name, share, minutes, _mean_and_range(above), ", ".join(fidelity), seen, copies, str(len(scores))]
+
+    rows = [
+        row(system, f"{100 * fraction:g} %", f"{minutes:g}", scores)
+        for (fraction, minutes, system), scores in sorted(groups.items())
+    ]
+    rows += [row("autoencoder", "–", "–", [codec]), row("floor", "–", "–", [floor])]
+    head = ["labeled", "minutes", "KID·10³ above the floor", "precision, recall", "mask IoU", "copies", "seeds"]
+    made = stored["minutes"]
+    return [
+        f"The base took {made['autoencoder']:g} minutes for its autoencoder (PSNR {codec['psnr_db']:.1f} dB, "
+        f"{100 * codec['kept_detail']:.0f} % of the finest octave kept) and {made['base']:g} for its U-Net. The "
+        f"floor's KID·10³ is {1e3 * floor['kid']:.1f}; {stored['runs'][0]['images']} images each.",
+        "",
+        *_table(["system", *head], rows),
+    ]
+
+
 def tabulate_joint(stored: Results) -> Lines:
     """Statistics of pairs, then phase fractions, images for masks, and masks for images."""
     titles = {

@@ -192,6 +192,23 @@ def test_transfer_counts_the_steps_to_the_loss_of_training_from_scratch(tmp_path
     assert "| d | base | 4 | 0.400 | 20 of 40 | 50.0 | 6 % |" in lines
 
 
+def test_adapter_has_the_floor_and_the_autoencoder_beside_means_over_seeds(tmp_path):
+    def score(kid, iou):
+        return {"kid": kid, "kid_std": 0.001, "precision": 0.5, "recall": 0.25, "mask_iou": iou, "copies": 0.0625}
+
+    codec = {**score(0.02, 0.6), "psnr_db": 27.04, "kept_detail": 0.5}
+    shared = {"system": "control", "fraction": 0.1, "minutes": 4, "images": 64}
+    runs = [{**shared, "seed": seed, "score": score(0.04 + 0.01 * seed, 0.5 + 0.1 * seed)} for seed in range(2)]
+    minutes = {"autoencoder": 8, "base": 15}
+    stored = {"runs": runs, "autoencoder": {"floor": score(0.01, 0.7), "score": codec}, "minutes": minutes}
+    store(tmp_path, "adapter", stored)
+    lines = gather(tmp_path, tmp_path).splitlines()
+    row = "35.0 (30.0 to 40.0) | 0.50, 0.25 | 0.550 (0.500 to 0.600) | 6 % | 2 |"
+    assert f"| control | 10 % | 4 | {row}" in lines
+    assert "| autoencoder | – | – | 10.0 | 0.50, 0.25 | 0.600 | 6 % | 1 |" in lines
+    assert "| floor | – | – | 0.0 | 0.50, 0.25 | 0.700 | 6 % | 1 |" in lines
+
+
 def test_results_without_a_section_are_named(tmp_path):
     store(tmp_path, "novel", {})
     assert "novel.json: not in the report" in run(
