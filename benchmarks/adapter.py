@@ -5,6 +5,7 @@
     python benchmarks/adapter.py base
     python benchmarks/adapter.py time
     python benchmarks/adapter.py run --system control --fraction 0.1 --seed 0 --minutes 4
+    python benchmarks/adapter.py utility --system control --fraction 0.1 --seed 0 --minutes 4
     python benchmarks/adapter.py table
 
 `autoencoder` and `base` train a base (small_base.py) on images without masks: the sets of --pretraining and the
@@ -16,8 +17,10 @@ Equal time does not depend on the load of the machine: `time` measures a trainin
 seconds of one thread, and `run` trains for as many steps as fit into the minutes; those of the base are on top. Images
 for masks of the validation split are compared with crops of the test split; a segmenter trained on all real training
 crops judges whether they show their masks. The floor are training crops, for masks and copies the validation crops;
-beside it the validation crops as the autoencoder reconstructs them, the limit of the base. All parts resume with the
-same arguments; `all` runs them in order, first one seed of all, and `table` writes the results.
+beside it the validation crops as the autoencoder reconstructs them, the limit of the base. `utility` trains a segmenter
+on the same micrographs with and without pairs that a system generates for their masks, and tests it on the test split.
+All parts resume with the same arguments; `all` runs all but `utility` in order, first one seed of all systems, and
+`table` writes the results.
 """
 
 from __future__ import annotations
@@ -32,35 +35,27 @@ from typing import Any
 import numpy as np
 import torch
 from common import LinePrinter, save_results, time_alternately
-from numpy.typing import NDArray
+from pair_judge import GEOMETRY, Judge, draw_images, save_picture
 from small_base import PROMPT, UHCS, train_base, train_codec
 from steps import TrainingStep
 
 from steelgen.config.base import parse_config
-from steelgen.config.segmenter import SegmenterSection
+from steelgen.config.sample import SampleConfig
 from steelgen.config.solver import SolverSection
 from steelgen.config.train import TrainConfig
-from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
-from steelgen.data.images import save_image
-from steelgen.data.palette import color_mask
-from steelgen.data.placement import CropGeometry
-from steelgen.data.sheets import build_sheet
+from steelgen.config.utility import UtilityConfig
+from steelgen.data.crops import load_micrographs
 from steelgen.errors import InputError
-from steelgen.evaluation.copy_search import CopySearch
-from steelgen.evaluation.features import build_extractor, compute_features
-from steelgen.evaluation.fidelity import compute_kid, compute_precision_recall
-from steelgen.evaluation.iou import compute_scores
-from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.evaluation.reconstruction import compute_kept_detail, compute_psnr
-from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
 from steelgen.evaluation.utility.data import choose_subset
-from steelgen.files import default_cache_dir, load_json, new_folder, save_json
+from steelgen.evaluation.utility.study import utility
+from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator
-from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.generators.latent_adapter.base import load_base
 from steelgen.generators.latent_adapter.reconstruction import reconstruct
 from steelgen.planning.rules import SMALL_NETWORK
+from steelgen.sampling.sample import sample
 from steelgen.training.loop import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,14 +65,9 @@ SEEDS = (0, 1, 2)
 CONCEPT_SHARE = 0.25
 """Share of the minutes of two-step for the first step."""
 SOLVER = SolverSection(num_inference_steps=12)
-SEARCHED = 32
-"""Images searched for copies."""
-GEOMETRY = CropGeometry(64, 128)
 CONCEPT_PROMPT = "a micrograph of {token}"
 CONTROL = {"drivers": ["classes"]}
 RATES = {"scratch": 1e-3, "concept": 1e-3, "control": 1e-3}
-
-Images = NDArray[np.uint8]
 
 
 def take_micrographs(fraction: float, seed: int, runs: Path) -> Path:
@@ -167,59 +157,6 @@ def name_run(system: str, fraction: float, arguments: argparse.Namespace) -> str
     return f"{system}-{fraction:g}-seed{arguments.seed}-{arguments.minutes:g}min"
 
 
-class Judge:
-    """Scores images for masks of the validation split.
-
-    Args:
-        count: number of masks, and of real crops of the test split.
-        steps: of the segmenter that judges masks.
-    """
-
-    def __init__(self, count: int, steps: int) -> None:
-        training, validation, test = (load_micrographs(UHCS, split) for split in ("train", "val", "test"))
-        self.info = training.info
-        self.real, self.masks = cut_crops(validation, GEOMETRY, count)
-        self._extractor = build_extractor("efficientnet-lite0")
-        self._features = compute_features(cut_crops(test, GEOMETRY, count, seed=1)[0], self._extractor)
-        self._search = CopySearch(training, GEOMETRY, 32)
-        settings = SegmenterSection(steps=steps)
-        self._segmenter = load_or_train_segmenter(training, GEOMETRY, settings, default_cache_dir())
-        seen = cut_crops(training, GEOMETRY, count)[0]
-        self.floor = {**self._compare(seen), **self._see(self.real)}
-
-    def score(self, images: Images) -> dict[str, Any]:
-        """Scores an image (64, 64) per mask: KID, precision, recall, copies, and the masks that the segmenter sees."""
-        return {**self._compare(images), **self._see(images)}
-
-    def _compare(self, images: Images) -> dict[str, float]:
-        features = compute_features(images, self._extractor)
-        kid, spread = compute_kid(self._features, features)
-        precision, recall = compute_precision_recall(self._features, features)
-        return {"kid": kid, "kid_std": spread, "precision": precision, "recall": recall}
-
-    def _see(self, images: Images) -> dict[str, Any]:
-        predicted = predict_masks(self._segmenter, images)
-        seen = compute_scores(self.masks, predicted, self.info.num_classes, self.info.ignore_index)
-        copies = np.mean([match.ratio < COPY_RATIO for match in self._search.find(images[:SEARCHED])])
-        return {"mask_iou": seen.mean_iou, "class_iou": seen.class_iou.tolist(), "copies": float(copies)}
-
-
-def draw_images(generator: Generator, masks: Images, seed: int) -> tuple[Images, float]:
-    """Draws an image per mask; also returns images per CPU second."""
-    images, start_time = [], time.process_time()
-    for start in range(0, len(masks), 16):
-        batch = torch.from_numpy(masks[start : start + 16].astype(np.int64))
-        seeds = [10_000 * seed + start + index for index in range(len(batch))]
-        images += [tensor_to_image(image) for image in draw_for_masks(generator, batch, seeds, SOLVER)]
-    return np.stack(images), len(images) / (time.process_time() - start_time)
-
-
-def save_picture(path: Path, judge: Judge, images: Images) -> None:
-    """Writes rows of masks, images for them and the real crops."""
-    masks = [color_mask(mask, judge.info.palette) for mask in judge.masks[:12]]
-    save_image(path, build_sheet([masks, list(images[:12]), list(judge.real[:12])], 128))
-
-
 def judge_autoencoder(base: Path, arguments: argparse.Namespace) -> None:
     """Scores the validation crops as the base's autoencoder reconstructs them: the limit of all that it generates."""
     path = arguments.home / "autoencoder.json"
@@ -242,7 +179,7 @@ def run_system(base: Path, system: str, fraction: float, arguments: argparse.Nam
         return
     generator = train_system(system, fraction, base, arguments)
     judge = Judge(arguments.images, arguments.judge_steps)
-    images, rate = draw_images(generator, judge.masks, arguments.seed)
+    images, rate = draw_images(generator, judge.masks, SOLVER, arguments.seed)
     save_picture(arguments.home / f"{name}.png", judge, images)
     described = {"system": system, "fraction": fraction, "seed": arguments.seed, "minutes": arguments.minutes}
     score = {**judge.score(images), "images_per_second": rate}
@@ -250,11 +187,52 @@ def run_system(base: Path, system: str, fraction: float, arguments: argparse.Nam
     print(name, score, flush=True)
 
 
+def measure_utility(base: Path, system: str, fraction: float, arguments: argparse.Namespace) -> None:
+    """Trains segmenters on a fraction of the micrographs, alone and with pairs of a system for their masks."""
+    seed, code = arguments.seed, f"R{100 * fraction:g}%"
+    name, folder = name_run(system, fraction, arguments), arguments.home / "utility"
+    path = folder / f"{name}.json"
+    if path.is_file():
+        return
+    train_system(system, fraction, base, arguments)
+    values = {
+        "generator": str(arguments.home / name),
+        "output_dir": str(folder / f"{name}-pairs"),
+        "seed": seed,
+        "mask_source": {"kind": "split", "dataset": str(take_micrographs(fraction, seed, arguments.home))},
+        "num_samples": arguments.pairs,
+        "solver": SOLVER.model_dump(mode="json"),
+    }
+    pairs = sample(parse_config(values, SampleConfig))
+    shared = {
+        "dataset": str(UHCS),
+        "architectures": ["segformer"],
+        "seeds": [seed],
+        "training": {"steps": arguments.judge_steps},
+    }
+    geometry = {"image_size": GEOMETRY.image_size, "crop_size": GEOMETRY.crop_size}
+    # Without pairs a study is the same for all systems.
+    studies: dict[str, tuple[Path, dict[str, Any]]] = {
+        "real": (folder / f"real-{fraction:g}-seed{seed}", {"codes": [f"{code}F000"], "geometry": geometry}),
+        "with pairs": (folder / name, {"codes": [f"{code}FALL"], "generated": str(pairs)}),
+    }
+    found = {}
+    for kind, (out, own) in studies.items():
+        config = parse_config({**shared, **own, "output_dir": str(out)}, UtilityConfig)
+        utility(config, lambda line: print(line, flush=True))
+        (cell,) = (out / "cells").glob("*.json")
+        found[kind] = load_json(cell)["test"]["mean_iou"]
+    described = {"system": system, "fraction": fraction, "seed": seed, "minutes": arguments.minutes}
+    save_json(path, {**described, "pairs": arguments.pairs, "mean_iou": found})
+    print(name, found, flush=True)
+
+
 def write_table(arguments: argparse.Namespace) -> None:
     """Writes the results of all runs with one base."""
     home = arguments.home
     stored = {
         "runs": [load_json(path) for path in sorted((home / "scores").glob("*.json"))],
+        "utility": [load_json(path) for path in sorted((home / "utility").glob("*min.json"))],
         "autoencoder": load_json(home / "autoencoder.json"),
         "minutes": {"autoencoder": arguments.codec_minutes, "base": arguments.base_minutes},
         "step_seconds": load_json(home / "step_times.json"),
@@ -265,7 +243,7 @@ def write_table(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Runs one part, or all in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("autoencoder", "base", "time", "run", "table", "all"))
+    parser.add_argument("part", choices=("autoencoder", "base", "time", "run", "utility", "table", "all"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/adapter"), help="folder of runs and scores")
     parser.add_argument("--pretraining", type=Path, default=Path("data/pretraining"), help="folder of dataset folders")
     parser.add_argument("--system", choices=SYSTEMS, default="control")
@@ -275,7 +253,8 @@ def main() -> None:
     parser.add_argument("--codec-minutes", type=float, default=8, help="CPU minutes of the autoencoder's training")
     parser.add_argument("--base-minutes", type=float, default=15, help="CPU minutes of the base's training")
     parser.add_argument("--images", type=int, default=64, help="generated images per score")
-    parser.add_argument("--judge-steps", type=int, default=300, help="training steps of the segmenter that judges")
+    parser.add_argument("--judge-steps", type=int, default=300, help="training steps of every segmenter")
+    parser.add_argument("--pairs", type=int, default=128, help="generated pairs in `utility`")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each part that `time` measures")
     arguments = parser.parse_args()
     # Everything on one base.
@@ -295,8 +274,9 @@ def main() -> None:
         times = measure_steps(base, arguments.repeats)
         save_json(arguments.home / "step_times.json", times)
         print(json.dumps(times), flush=True)
-    if arguments.part == "run":
-        run_system(base, arguments.system, arguments.fraction, arguments)
+    if arguments.part in ("run", "utility"):
+        act = run_system if arguments.part == "run" else measure_utility
+        act(base, arguments.system, arguments.fraction, arguments)
     if arguments.part == "all":
         for arguments.seed in SEEDS:
             for system in SYSTEMS:

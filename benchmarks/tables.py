@@ -655,13 +655,26 @@ def tabulate_adapter(stored: Results) -> Lines:
     rows += [row("autoencoder", "–", "–", [codec]), row("floor", "–", "–", [floor])]
     head = ["labeled", "minutes", "KID·10³ above the floor", "precision, recall", "mask IoU", "copies", "seeds"]
     made = stored["minutes"]
-    return [
+    lines = [
         f"The base took {made['autoencoder']:g} minutes for its autoencoder (PSNR {codec['psnr_db']:.1f} dB, "
         f"{100 * codec['kept_detail']:.0f} % of the finest octave kept) and {made['base']:g} for its U-Net. The "
         f"floor's KID·10³ is {1e3 * floor['kid']:.1f}; {stored['runs'][0]['images']} images each.",
         "",
         *_table(["system", *head], rows),
     ]
+    gains: dict[tuple[float, float, str], list[dict[str, float]]] = {}
+    for run in stored["utility"]:
+        gains.setdefault((run["fraction"], run["minutes"], run["system"]), []).append(run["mean_iou"])
+    if not gains:
+        return lines
+    trained = []
+    for (fraction, minutes, system), ious in sorted(gains.items()):
+        added = [iou["with pairs"] - iou["real"] for iou in ious]
+        cells = [_mean_and_range([iou[key] for iou in ious], 3) for key in ("real", "with pairs")]
+        gained = _mean_and_range(added, 3)
+        trained.append([system, f"{100 * fraction:g} %", f"{minutes:g}", *cells, gained, str(len(ious))])
+    head = ["pairs of", "labeled", "minutes", "mIoU, real alone", "with pairs", "difference", "seeds"]
+    return [*lines, "", "Segmenters trained on the same micrographs, test split:", "", *_table(head, trained)]
 
 
 def tabulate_joint(stored: Results) -> Lines:

@@ -200,13 +200,17 @@ def test_adapter_has_the_floor_and_the_autoencoder_beside_means_over_seeds(tmp_p
     shared = {"system": "control", "fraction": 0.1, "minutes": 4, "images": 64}
     runs = [{**shared, "seed": seed, "score": score(0.04 + 0.01 * seed, 0.5 + 0.1 * seed)} for seed in range(2)]
     minutes = {"autoencoder": 8, "base": 15}
-    stored = {"runs": runs, "autoencoder": {"floor": score(0.01, 0.7), "score": codec}, "minutes": minutes}
-    store(tmp_path, "adapter", stored)
+    shared |= {"pairs": 128, "mean_iou": {"real": 0.25, "with pairs": 0.28}}
+    gains = [{**shared, "seed": 0}, {**shared, "seed": 1, "mean_iou": {"real": 0.35, "with pairs": 0.34}}]
+    made = {"autoencoder": {"floor": score(0.01, 0.7), "score": codec}, "minutes": minutes}
+    store(tmp_path, "adapter", {"runs": runs, "utility": gains, **made})
     lines = gather(tmp_path, tmp_path).splitlines()
     row = "35.0 (30.0 to 40.0) | 0.50, 0.25 | 0.550 (0.500 to 0.600) | 6 % | 2 |"
     assert f"| control | 10 % | 4 | {row}" in lines
     assert "| autoencoder | – | – | 10.0 | 0.50, 0.25 | 0.600 | 6 % | 1 |" in lines
     assert "| floor | – | – | 0.0 | 0.50, 0.25 | 0.700 | 6 % | 1 |" in lines
+    row = "0.300 (0.250 to 0.350) | 0.310 (0.280 to 0.340) | 0.010 (-0.010 to 0.030) | 2 |"
+    assert f"| control | 10 % | 4 | {row}" in lines
 
 
 def test_results_without_a_section_are_named(tmp_path):
