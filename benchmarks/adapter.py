@@ -57,6 +57,7 @@ from steelgen.generators.latent_adapter.reconstruction import reconstruct
 from steelgen.planning.rules import SMALL_NETWORK
 from steelgen.sampling.sample import sample
 from steelgen.training.loop import train
+from steelgen.training.setup import prepare_training
 
 RESULTS = Path(__file__).parent / "results"
 SYSTEMS = ("control", "scratch", "two-step")
@@ -119,9 +120,14 @@ def build_config(
     return parse_config(values, TrainConfig)
 
 
-def measure_steps(base: Path, repeats: int) -> dict[str, float]:
-    """Measures a training step of each part alternately, in median CPU seconds."""
-    parts = {part: TrainingStep(build_config(part, UHCS, base, Path("unused"))) for part in RATES}
+def measure_steps(base: Path, home: Path, repeats: int) -> dict[str, float]:
+    """Measures a training step of each part alternately, in median CPU seconds; "upon" is control upon a concept."""
+    configs = {part: build_config(part, UHCS, base, Path("unused")) for part in RATES}
+    concept = home / "untrained-concept"
+    if not concept.is_dir():
+        prepare_training(configs["concept"])[0].save(concept)
+    configs["upon"] = build_config("control", UHCS, base, Path("unused"), lora=concept)
+    parts = {part: TrainingStep(config) for part, config in configs.items()}
     return {
         part: float(np.median(found)) for part, found in time_alternately(parts, repeats, time.process_time).items()
     }
@@ -138,7 +144,7 @@ def train_system(system: str, fraction: float, base: Path, arguments: argparse.N
     name = name_run(system, fraction, arguments)
 
     def train_part(part: str, share: float, lora: Path | None = None) -> Path:
-        steps = max(1, round(60 * share * arguments.minutes / seconds[part]))
+        steps = max(1, round(60 * share * arguments.minutes / seconds["upon" if lora else part]))
         run_dir = arguments.home / (name if part != "concept" else f"{name}-concept")
         config = build_config(part, dataset, base, run_dir, arguments.seed, steps, lora)
         result = train(config, LinePrinter(), resume=True)
@@ -271,7 +277,7 @@ def main() -> None:
     if arguments.part in ("base", "all"):
         judge_autoencoder(base, arguments)
     if arguments.part in ("time", "all") and not (arguments.home / "step_times.json").is_file():
-        times = measure_steps(base, arguments.repeats)
+        times = measure_steps(base, arguments.home, arguments.repeats)
         save_json(arguments.home / "step_times.json", times)
         print(json.dumps(times), flush=True)
     if arguments.part in ("run", "utility"):

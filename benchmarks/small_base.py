@@ -42,13 +42,14 @@ PROMPT = "a micrograph"
 """The prompt of four fifths of the crops; the others have the empty one."""
 CODEC = {
     "kind": "autoencoder",
-    "downsample_factor": 4,
-    "latent_channels": 8,
+    "downsample_factor": 2,
+    "latent_channels": 4,
     "base_channels": 16,
     "adversarial_weight": 0.0,
 }
-WIDTHS = (64, 128, 192)
+WIDTHS = (32, 64, 128, 192)
 TEXT_WIDTH, PROMPT_LENGTH = 64, 40
+IMAGE_SIZE = 64
 
 
 def build_values(pretraining: Path, run_dir: Path, generator: dict[str, Any], **training: Any) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def build_values(pretraining: Path, run_dir: Path, generator: dict[str, Any], **
         "run_dir": str(run_dir),
         "data": {
             "datasets": sets,
-            "image_size": 64,
+            "image_size": IMAGE_SIZE,
             "crop_size": 128,
             "scale_range": [0.8, 1.25],
             "unconditional": True,
@@ -113,7 +114,7 @@ def train_codec(pretraining: Path, run_dir: Path, minutes: float) -> Autoencoder
     """
 
     def build(steps: int) -> TrainConfig:
-        options = {"max_steps": steps, "learning_rate": 2e-3, "ema_decay": 0.99}
+        options = {"max_steps": steps, "train_batch_size": 8, "learning_rate": 2e-3, "ema_decay": 0.99}
         return parse_config(build_values(pretraining, run_dir, CODEC, **options), TrainConfig)
 
     steps = count_steps(run_dir, minutes, lambda: TrainingStep(build(1)))
@@ -172,7 +173,7 @@ def build_pipeline(vae: AutoencoderKL) -> StableDiffusionPipeline:
     )
     channels, coarse = vae.config.latent_channels, len(WIDTHS) - 1
     unet = UNet2DConditionModel(
-        sample_size=16,
+        sample_size=IMAGE_SIZE // 2 ** (len(vae.config.block_out_channels) - 1),
         in_channels=channels,
         out_channels=channels,
         # Attention between all latents costs most where it gains least.

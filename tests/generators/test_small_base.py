@@ -39,7 +39,7 @@ def small(tmp_path_factory):
         patch.setattr(module, "UHCS", folder / "uhcs")
         patch.setattr(module, "MIXTURE", folder / "mixture.json")
         patch.setattr(module, "WIDTHS", (16, 32))
-        patch.setattr(module, "CODEC", {**SECTION, "downsample_factor": 4, "adversarial_weight": 0.0})
+        patch.setattr(module, "CODEC", {**SECTION, "adversarial_weight": 0.0})
         patch.setattr(module, "count_steps", lambda run_dir, minutes, build: STEPS)
         yield module, folder
 
