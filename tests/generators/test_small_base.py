@@ -38,7 +38,7 @@ def small(tmp_path_factory):
         patch.setattr(module, "build_values", build_tiny_values)
         patch.setattr(module, "UHCS", folder / "uhcs")
         patch.setattr(module, "MIXTURE", folder / "mixture.json")
-        patch.setattr(module, "WIDTHS", (16, 32))
+        patch.setattr(module, "WIDTHS", (16, 16, 32))
         patch.setattr(module, "CODEC", {**SECTION, "adversarial_weight": 0.0})
         patch.setattr(module, "count_steps", lambda run_dir, minutes, build: STEPS)
         yield module, folder
