@@ -21,7 +21,8 @@ from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.copy_search import CopySearch
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_kid, compute_precision_recall
-from steelgen.evaluation.iou import compute_scores
+from steelgen.evaluation.figures import to_json
+from steelgen.evaluation.iou import can_judge, compute_scores
 from steelgen.evaluation.memorization import COPY_RATIO
 from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
 from steelgen.files import default_cache_dir
@@ -38,6 +39,8 @@ Images = NDArray[np.uint8]
 class Judge:
     """Scores images for masks of the validation split.
 
+    The mean IoU is that of the classes that the segmenter finds in real crops; see `can_judge`.
+
     Args:
         count: number of masks, and of real crops of the test split.
         steps: of the segmenter that judges masks.
@@ -52,8 +55,11 @@ class Judge:
         self._search = CopySearch(training, GEOMETRY, 32)
         settings = SegmenterSection(steps=steps)
         self._segmenter = load_or_train_segmenter(training, GEOMETRY, settings, default_cache_dir())
+        self._judged = [can_judge(iou) for iou in self._find_iou(self.real)]
         seen = cut_crops(training, GEOMETRY, count)[0]
-        self.floor = {**self._compare(seen), **self._see(self.real)}
+        chance = self._average(self._find_iou(np.roll(self.real, 1, axis=0)))
+        self.floor = {**self._compare(seen), **self._see(self.real), "chance": chance}
+        """Of real images; "chance" is the mean IoU of crops and the masks of others."""
 
     def score(self, images: Images) -> dict[str, Any]:
         """Scores an image (64, 64) per mask: KID, precision, recall, copies, and the masks that the segmenter sees."""
@@ -66,10 +72,16 @@ class Judge:
         return {"kid": kid, "kid_std": spread, "precision": precision, "recall": recall}
 
     def _see(self, images: Images) -> dict[str, Any]:
-        predicted = predict_masks(self._segmenter, images)
-        seen = compute_scores(self.masks, predicted, self.info.num_classes, self.info.ignore_index)
+        ious = self._find_iou(images)
         copies = np.mean([match.ratio < COPY_RATIO for match in self._search.find(images[:SEARCHED])])
-        return {"mask_iou": seen.mean_iou, "class_iou": seen.class_iou.tolist(), "copies": float(copies)}
+        return {"mask_iou": self._average(ious), "class_iou": to_json(ious), "copies": float(copies)}
+
+    def _average(self, ious: NDArray[np.float64]) -> float:
+        return float(np.nanmean(ious[self._judged]))
+
+    def _find_iou(self, images: Images) -> NDArray[np.float64]:
+        info, predicted = self.info, predict_masks(self._segmenter, images)
+        return compute_scores(self.masks, predicted, info.num_classes, info.ignore_index).class_iou
 
 
 def draw_images(generator: Generator, masks: Images, solver: SolverSection, seed: int) -> tuple[Images, float]:

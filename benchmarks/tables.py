@@ -658,7 +658,8 @@ def tabulate_adapter(stored: Results) -> Lines:
     lines = [
         f"The base took {made['autoencoder']:g} minutes for its autoencoder (PSNR {codec['psnr_db']:.1f} dB, "
         f"{100 * codec['kept_detail']:.0f} % of the finest octave kept) and {made['base']:g} for its U-Net. The "
-        f"floor's KID·10³ is {1e3 * floor['kid']:.1f}; {stored['runs'][0]['images']} images each.",
+        f"floor's KID·10³ is {1e3 * floor['kid']:.1f}, the IoU of masks and other crops {floor['chance']:.3f}; "
+        f"{stored['runs'][0]['images']} images each.",
         "",
         *_table(["system", *head], rows),
     ]

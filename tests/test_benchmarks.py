@@ -202,7 +202,7 @@ def test_adapter_has_the_floor_and_the_autoencoder_beside_means_over_seeds(tmp_p
     minutes = {"autoencoder": 8, "base": 15}
     shared |= {"pairs": 128, "mean_iou": {"real": 0.25, "with pairs": 0.28}}
     gains = [{**shared, "seed": 0}, {**shared, "seed": 1, "mean_iou": {"real": 0.35, "with pairs": 0.34}}]
-    made = {"autoencoder": {"floor": score(0.01, 0.7), "score": codec}, "minutes": minutes}
+    made = {"autoencoder": {"floor": {**score(0.01, 0.7), "chance": 0.3}, "score": codec}, "minutes": minutes}
     store(tmp_path, "adapter", {"runs": runs, "utility": gains, **made})
     lines = gather(tmp_path, tmp_path).splitlines()
     row = "35.0 (30.0 to 40.0) | 0.50, 0.25 | 0.550 (0.500 to 0.600) | 6 % | 2 |"
