@@ -29,6 +29,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator
 from steelgen.generators.families import load_generator
 from steelgen.generators.latent_adapter.base import load_base
+from steelgen.generators.latent_adapter.generator import LatentAdapter
 from steelgen.generators.latent_adapter.reconstruction import reconstruct
 from steelgen.planning.rules import SMALL_NETWORK
 from steelgen.sampling.sample import sample
@@ -125,9 +127,11 @@ def measure_steps(base: Path, home: Path, repeats: int) -> dict[str, float]:
     configs = {part: build_config(part, UHCS, base, Path("unused")) for part in RATES}
     concept = home / "untrained-concept"
     if not concept.is_dir():
-        prepare_training(configs["concept"])[0].save(concept)
+        generator = prepare_training(configs["concept"])[0]
+        assert isinstance(generator, LatentAdapter)
+        generator.save(concept)
     configs["upon"] = build_config("control", UHCS, base, Path("unused"), lora=concept)
-    parts = {part: TrainingStep(config) for part, config in configs.items()}
+    parts: dict[str, Callable[[], Any]] = {part: TrainingStep(config) for part, config in configs.items()}
     return {
         part: float(np.median(found)) for part, found in time_alternately(parts, repeats, time.process_time).items()
     }
