@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from steelgen.config.utility import parse_code
+from steelgen.data.crops import load_micrographs
+from steelgen.evaluation.utility.data import choose_subset
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STORED = sorted((BENCHMARKS / "results").glob("*.json"))
 ENVIRONMENT = {
@@ -211,6 +215,19 @@ def test_adapter_has_the_floor_and_the_autoencoder_beside_means_over_seeds(tmp_p
     assert "| floor | – | – | 0.0 | 0.50, 0.25 | 0.700 | 6 % | 1 |" in lines
     row = "0.300 (0.250 to 0.350) | 0.310 (0.280 to 0.340) | 0.010 (-0.010 to 0.030) | 2 |"
     assert f"| control | 10 % | 4 | {row}" in lines
+
+
+def test_adapters_learn_from_the_micrographs_that_segmenters_see(tmp_path, monkeypatch):
+    adapter = load_program(BENCHMARKS / "adapter.py", monkeypatch)
+    stems = load_micrographs(adapter["UHCS"], "train").stems
+    for seed in (0, 1):
+        smaller: set[str] = set()
+        for fraction, text in ((0.1, "R10%F000"), (0.25, "R25%F000"), (1.0, "R100%F000")):
+            taken = set(load_micrographs(adapter["take_micrographs"](fraction, seed, tmp_path), "train").stems)
+            count = parse_code(text).count_real(len(stems))
+            assert taken == {stems[index] for index in choose_subset(len(stems), count, seed)}
+            assert smaller < taken
+            smaller = taken
 
 
 def test_results_without_a_section_are_named(tmp_path):
