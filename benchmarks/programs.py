@@ -188,6 +188,7 @@ BENCHMARKS = (
     Benchmark("gan", list(_list_gan()), threads=1),
     Benchmark("translation", list(_list_translation()), threads=1),
     Benchmark("transfer", list(_list_transfer()), threads=1),
+    Benchmark("adapter", ["benchmarks/adapter.py all"], threads=1),
     Benchmark(
         "segmentation",
         [f"benchmarks/segmentation.py {part}" for part in ("folds", "times", "scales", "table")],

@@ -9,6 +9,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import default_collate
 
 from steelgen.config.train import RunConfig
+from steelgen.data.crops import Micrographs
+from steelgen.generators import Generator
 from steelgen.generators.families import build_trainable
 from steelgen.training.setup import build_accelerator, build_crops, place_networks, prepare
 from steelgen.training.state import build_state
@@ -19,12 +21,15 @@ class TrainingStep:
 
     Args:
         resident: number of batches kept on the device and used in turn; 0 cuts new crops at each step.
+        prepared: the generator and its micrographs; None builds those of the config.
     """
 
-    def __init__(self, config: RunConfig, resident: int = 0) -> None:
+    def __init__(
+        self, config: RunConfig, resident: int = 0, prepared: tuple[Generator, Micrographs] | None = None
+    ) -> None:
         self._options = config.train
         self._accelerator = build_accelerator(config.train)
-        generator, micrographs = prepare(config)
+        generator, micrographs = prepared or prepare(config)
         self._trainable = build_trainable(generator, config)
         self._crops = build_crops(config, self._trainable, micrographs)
         place_networks(self._trainable.networks, config.train, self._accelerator.device)

@@ -672,6 +672,50 @@ def tabulate_cascade(stored: Results) -> Lines:
     return lines
 
 
+def tabulate_adapter(stored: Results) -> Lines:
+    """Systems by share of labeled micrographs and minutes, means over seeds."""
+    floor, codec = stored["autoencoder"]["floor"], stored["autoencoder"]["score"]
+    groups: dict[tuple[float, float, str], list[dict[str, float]]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["fraction"], run["minutes"], run["system"]), []).append(run["score"])
+
+    def row(name: str, share: str, minutes: str, scores: Sequence[dict[str, float]]) -> list[str]:
+        above = [1e3 * (score["kid"] - floor["kid"]) for score in scores]
+        fidelity = [f"{fmean(score[key] for score in scores):.2f}" for key in ("precision", "recall")]
+        seen = _mean_and_range([score["mask_iou"] for score in scores], 3)
+        copies = f"{100 * fmean(score['copies'] for score in scores):.0f} %"
+        return [name, share, minutes, _mean_and_range(above), ", ".join(fidelity), seen, copies, str(len(scores))]
+
+    rows = [
+        row(system, f"{100 * fraction:g} %", f"{minutes:g}", scores)
+        for (fraction, minutes, system), scores in sorted(groups.items())
+    ]
+    rows += [row("autoencoder", "–", "–", [codec]), row("floor", "–", "–", [floor])]
+    head = ["labeled", "minutes", "KID·10³ above the floor", "precision, recall", "mask IoU", "copies", "seeds"]
+    made = stored["minutes"]
+    lines = [
+        f"The base took {made['autoencoder']:g} minutes for its autoencoder (PSNR {codec['psnr_db']:.1f} dB, "
+        f"{100 * codec['kept_detail']:.0f} % of the finest octave kept) and {made['base']:g} for its U-Net. The "
+        f"floor's KID·10³ is {1e3 * floor['kid']:.1f}, the IoU of masks and other crops {floor['chance']:.3f}; "
+        f"{stored['runs'][0]['images']} images each.",
+        "",
+        *_table(["system", *head], rows),
+    ]
+    gains: dict[tuple[float, float, str], list[dict[str, float]]] = {}
+    for run in stored["utility"]:
+        gains.setdefault((run["fraction"], run["minutes"], run["system"]), []).append(run["mean_iou"])
+    if not gains:
+        return lines
+    trained = []
+    for (fraction, minutes, system), ious in sorted(gains.items()):
+        added = [iou["with pairs"] - iou["real"] for iou in ious]
+        cells = [_mean_and_range([iou[key] for iou in ious], 3) for key in ("real", "with pairs")]
+        gained = _mean_and_range(added, 3)
+        trained.append([system, f"{100 * fraction:g} %", f"{minutes:g}", *cells, gained, str(len(ious))])
+    head = ["pairs of", "labeled", "minutes", "mIoU, real alone", "with pairs", "difference", "seeds"]
+    return [*lines, "", "Segmenters trained on the same micrographs, test split:", "", *_table(head, trained)]
+
+
 def tabulate_joint(stored: Results) -> Lines:
     """Statistics of pairs, then phase fractions, images for masks, and masks for images."""
     titles = {

@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from steelgen.config.utility import parse_code
+from steelgen.data.crops import load_micrographs
+from steelgen.evaluation.utility.data import choose_subset
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STORED = sorted((BENCHMARKS / "results").glob("*.json"))
 ENVIRONMENT = {
@@ -204,6 +208,40 @@ def test_transfer_counts_the_steps_to_the_loss_of_training_from_scratch(tmp_path
     lines = gather(tmp_path, tmp_path).splitlines()
     assert "| d | scratch | 4 | 0.500 | 40 of 40 | 240.0 | 6 % |" in lines
     assert "| d | base | 4 | 0.400 | 20 of 40 | 50.0 | 6 % |" in lines
+
+
+def test_adapter_has_the_floor_and_the_autoencoder_beside_means_over_seeds(tmp_path):
+    def score(kid, iou):
+        return {"kid": kid, "kid_std": 0.001, "precision": 0.5, "recall": 0.25, "mask_iou": iou, "copies": 0.0625}
+
+    codec = {**score(0.02, 0.6), "psnr_db": 27.04, "kept_detail": 0.5}
+    shared = {"system": "control", "fraction": 0.1, "minutes": 4, "images": 64}
+    runs = [{**shared, "seed": seed, "score": score(0.04 + 0.01 * seed, 0.5 + 0.1 * seed)} for seed in range(2)]
+    minutes = {"autoencoder": 8, "base": 15}
+    shared |= {"pairs": 128, "mean_iou": {"real": 0.25, "with pairs": 0.28}}
+    gains = [{**shared, "seed": 0}, {**shared, "seed": 1, "mean_iou": {"real": 0.35, "with pairs": 0.34}}]
+    made = {"autoencoder": {"floor": {**score(0.01, 0.7), "chance": 0.3}, "score": codec}, "minutes": minutes}
+    store(tmp_path, "adapter", {"runs": runs, "utility": gains, **made})
+    lines = gather(tmp_path, tmp_path).splitlines()
+    row = "35.0 (30.0 to 40.0) | 0.50, 0.25 | 0.550 (0.500 to 0.600) | 6 % | 2 |"
+    assert f"| control | 10 % | 4 | {row}" in lines
+    assert "| autoencoder | – | – | 10.0 | 0.50, 0.25 | 0.600 | 6 % | 1 |" in lines
+    assert "| floor | – | – | 0.0 | 0.50, 0.25 | 0.700 | 6 % | 1 |" in lines
+    row = "0.300 (0.250 to 0.350) | 0.310 (0.280 to 0.340) | 0.010 (-0.010 to 0.030) | 2 |"
+    assert f"| control | 10 % | 4 | {row}" in lines
+
+
+def test_adapters_learn_from_the_micrographs_that_segmenters_see(tmp_path, monkeypatch):
+    adapter = load_program(BENCHMARKS / "adapter.py", monkeypatch)
+    stems = load_micrographs(adapter["UHCS"], "train").stems
+    for seed in (0, 1):
+        smaller: set[str] = set()
+        for fraction, text in ((0.1, "R10%F000"), (0.25, "R25%F000"), (1.0, "R100%F000")):
+            taken = set(load_micrographs(adapter["take_micrographs"](fraction, seed, tmp_path), "train").stems)
+            count = parse_code(text).count_real(len(stems))
+            assert taken == {stems[index] for index in choose_subset(len(stems), count, seed)}
+            assert smaller < taken
+            smaller = taken
 
 
 def test_results_without_a_section_are_named(tmp_path):
