@@ -176,8 +176,25 @@ def test_a_workflow_trains_both_stages_in_turns(tiny_dataset, tmp_path, monkeypa
     assert [stage.complete for stage in plan_workflow(config)] == [True, True, False]
     longer = config.model_copy(update={"training_minutes": 0.04})
     assert [stage.complete for stage in plan_workflow(longer)] == [False, False, False]
-    with pytest.raises(InputError, match=r"training_minutes: not applicable with --slurm"):
-        submit_workflow(config, SlurmProfile(), print)
+
+
+def test_jobs_get_their_minutes_by_rule(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(workflow_values(tiny_dataset, training_minutes=40), WorkflowConfig)
+    lines, jobs = [], []
+
+    def submit_job(job, profile, after=None):
+        jobs.append((job.action, load_json(job.config), after))
+        return str(len(jobs))
+
+    monkeypatch.setattr("steelgen.workflow.submit_job", submit_job)
+    submit_workflow(config, SlurmProfile(), lines.append)
+    assert [(action, after) for action, _, after in jobs[:3]] == [("train", None), ("train", "1"), ("sample", "2")]
+    assert [values["train"]["max_minutes"] for _, values, _ in jobs[:2]] == [30, 10]
+    assert [values["run_dir"] for _, values, _ in jobs[:2]] == ["train", "refine"]
+    assert lines[0] == (
+        "training_minutes: jobs take no turns; by rule, train gets 30 minutes and refine gets 10 minutes"
+    )
 
 
 @pytest.mark.parametrize(

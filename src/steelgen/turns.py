@@ -19,6 +19,9 @@ TURNS = 10
 LEAST_TURNS = 2
 """Turns that each stage gets in any case: two points of its curve, and a fifth of the time."""
 
+REFINING_SHARE = 0.25
+"""Share of the time for the refining stage, whose coarse part is given, where the gain cannot be measured."""
+
 
 class Turn(Record):
     """A turn of a stage."""

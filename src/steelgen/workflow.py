@@ -28,7 +28,7 @@ from steelgen.evaluation.utility.results import STUDY_FILE, load_study_result
 from steelgen.fold_workflow import list_settings, write_fold_datasets
 from steelgen.runs import RESULT_FILE, load_result, load_settings
 from steelgen.sampling.formats import load_sampling
-from steelgen.turns import SharedTime
+from steelgen.turns import REFINING_SHARE, SharedTime
 
 _FILES = {
     "train": ("config.json", RESULT_FILE),
@@ -116,19 +116,32 @@ def run_workflow(config: WorkflowConfig, run_stage: Callable[[Stage], None], rep
             raise InputError(f"{stage.output}: {stage.action} was stopped early; run the same command again to resume")
 
 
+def divide_minutes(config: WorkflowConfig) -> WorkflowConfig:
+    """Divides training_minutes by rule: `REFINING_SHARE` of it for refine, the rest for the stage before."""
+    assert config.training_minutes is not None
+    changed: dict[str, Any] = {"training_minutes": None}
+    for name, section in config.sharing.items():
+        share = REFINING_SHARE if name == "refine" else 1 - REFINING_SHARE
+        limited = section.train.model_copy(update={"max_minutes": share * config.training_minutes})
+        changed[name] = section.model_copy(update={"train": limited})
+    return config.model_copy(update=changed)
+
+
 def submit_workflow(config: WorkflowConfig, profile: SlurmProfile, report: Callable[[str], None]) -> list[str]:
     """Submits the incomplete stages as Slurm jobs, each of which waits until the one before has succeeded.
 
-    Sampling is a job array; the job that gathers its shards also evaluates.
+    Sampling is a job array; the job that gathers its shards also evaluates. Jobs take no turns: see `divide_minutes`.
 
     Returns:
         The job ids, in order.
 
     Raises:
-        InputError: see `plan_workflow`; also with training_minutes.
+        InputError: see `plan_workflow`.
     """
     if config.training_minutes:
-        raise InputError("training_minutes: not applicable with --slurm; set train.max_minutes of each stage instead")
+        names, config = list(config.sharing), divide_minutes(config)
+        minutes = [f"{name} gets {getattr(config, name).train.max_minutes:g} minutes" for name in names]
+        report(f"training_minutes: jobs take no turns; by rule, {' and '.join(minutes)}")
     pending: dict[tuple[str, str | None], Stage] = {}
     for stage in plan_workflow(config):
         if stage.complete:

@@ -29,8 +29,8 @@ class WorkflowConfig(Section):
     before."""
     training_minutes: float | None = Field(None, gt=0, le=1_000_000)
     """Minutes that the last of train and finetune shares with refine, in ten turns: at least two of each, and each next
-    one for the stage whose validation loss fell by the larger share per minute in its last turn. null trains each by
-    its own max_steps and max_minutes."""
+    one for the stage whose validation loss fell by the larger share per minute in its last turn; as Slurm jobs, a
+    quarter for refine. null trains each by its own max_steps and max_minutes."""
     sample: SampleConfig
     """The config of `steelgen sample`."""
     evaluate: EvaluateConfig | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from steelgen.planning.fingerprint import ClassFingerprint
-from steelgen.turns import LEAST_TURNS, TURNS
+from steelgen.turns import LEAST_TURNS, REFINING_SHARE, TURNS
 
 MIN_ISLAND_PX = 8
 """Diameter, in px of the network, of the typical island: the area of a digital disk of 8 px is off by 2.6 % (root mean
@@ -59,8 +59,6 @@ REFINING_NETWORK: Mapping[str, Any] = {
     "norm_groups": 8,
 }
 """The network of configs/refine.json; a step takes about as long as one of the bundled model's."""
-REFINING_SHARE = 0.25
-"""Share of the time for the refining stage, whose coarse part is given, where the gain cannot be measured."""
 MIN_TURN_MINUTES = 2
 """Shortest turn: each ends with a preview and an export, which take some seconds."""
 _EVALUATIONS_PER_IMAGE = 18
