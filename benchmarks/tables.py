@@ -332,11 +332,10 @@ def tabulate_segmentation(stored: Results) -> Lines:
         [row["name"].split("-seed")[0], f"{row['seconds']:g}", *_ious(row)]
         for row in [*stored["times"], *stored["scales"]]
     ]
-    return [
-        *_table(["fold", *names, "mIoU", "steps", "training (min on one core)"], folds),
-        "",
-        *_table(["judge", "training (s on one core)", *names, "mIoU"], judges),
-    ]
+    lines = _table(["fold", *names, "mIoU", "steps", "training (min on one core)"], folds)
+    if judges:
+        lines += ["", *_table(["judge", "training (s on one core)", *names, "mIoU"], judges)]
+    return lines
 
 
 def _ious(row: Results) -> list[str]:
