@@ -1,9 +1,9 @@
 """Unpaired translation: a made world where the truth is known, and renderings of layouts into real micrographs.
 
-    python benchmarks/translation.py run --system cut --steps 1500 --seed 0
-    python benchmarks/translation.py run --system cut --data uhcs --steps 1500
-    python benchmarks/translation.py run --system cut --data shares --steps 1500
-    python benchmarks/translation.py segment --system cut --steps 1500 --seed 0
+    python benchmarks/translation.py run --system cut --steps 2000 --seed 0
+    python benchmarks/translation.py run --system cut --data uhcs --steps 2000
+    python benchmarks/translation.py run --system cut --data shares --steps 2000
+    python benchmarks/translation.py segment --system cut --steps 2000 --seed 0
     python benchmarks/translation.py table
 
 The made world: the source are overlapping discs of 4 px with noise, the target the same process with another contrast
@@ -365,7 +365,7 @@ def main() -> None:
     parser.add_argument("--system", choices=SYSTEMS, default="cut")
     parser.add_argument("--data", choices=DATA, default="world")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.part == "run":
