@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from common import save_results
+from gan import SYSTEMS, UNET, build_values
 
 from steelgen.cli.workflow import run_stage
 from steelgen.config.base import parse_config
@@ -24,60 +25,34 @@ from steelgen.files import load_json, save_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-_UNET = {
-    "base_channels": 16,
-    "channel_mult": [1, 2, 4],
-    "num_res_blocks": 1,
-    "attention_resolutions": [8],
-    "num_head_channels": 16,
-    "norm_groups": 8,
-}
-_SEMANTIC = {"kind": "semantic_diffusion", "unet": {**_UNET, "spade_channels": 32}}
-_STYLE = {"kind": "gan", "architecture": "style", "base_channels": 16, "ada_images": 20000}
-_ADVERSARIAL = {"learning_rate": 0.002, "weight_decay": 0.0, "max_grad_norm": None}
+_NO_END = 1_000_000
+_CHECKPOINT_EVERY = 500
+"""Rare, since the time of training is that of the clock."""
+_JOINT_UNET = {key: value for key, value in UNET.items() if key != "spade_channels"}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "semantic diffusion": {"generator": _SEMANTIC},
-    "masked style GAN": {
-        "generator": {**_STYLE, "condition": "mask", "spade_channels": 16},
-        "train": _ADVERSARIAL,
+    "semantic-diffusion": SYSTEMS["masked-diffusion"],
+    "masked-style-GAN": SYSTEMS["masked"],
+    "joint-diffusion": {
+        "generator": {"kind": "joint_diffusion", "unet": _JOINT_UNET},
+        "train": SYSTEMS["diffusion"]["train"],
     },
-    "joint diffusion": {"generator": {"kind": "joint_diffusion", "unet": _UNET}},
-    "diffusion without masks": {"generator": _SEMANTIC, "data": {"unconditional": True}},
-    "style GAN": {"generator": _STYLE, "train": _ADVERSARIAL},
-    "DCGAN": {"generator": {"kind": "gan", "base_channels": 32}, "train": {**_ADVERSARIAL, "learning_rate": 0.0002}},
+    "diffusion-without-masks": SYSTEMS["diffusion"],
+    "style-GAN": SYSTEMS["style"],
+    "DCGAN": SYSTEMS["dcgan"],
 }
-"""What differs from the shared config of training."""
-
-
-def build_training(changes: dict[str, Any]) -> dict[str, Any]:
-    """Builds the values of a family's training config; the comparison sets run folder, dataset, crops and time."""
-    return {
-        "run_dir": "unused",
-        "data": {"dataset": "unused", "image_size": 32, "crop_size": 64, **changes.get("data", {})},
-        "generator": changes["generator"],
-        "train": {
-            "max_steps": 1_000_000,
-            "train_batch_size": 16,
-            "learning_rate": 0.001,
-            "warmup_steps": 50,
-            "ema_decay": 0.995,
-            "checkpoint_every": 500,
-            "keep_checkpoints": 1,
-            "trackers": [],
-            **changes.get("train", {}),
-        },
-        "preview": {"num_images": 0},
-        "validation": {"split": None},
-    }
+"""Systems of benchmarks/gan.py, and joint diffusion with the same levels."""
 
 
 def build_comparison(runs: Path, minutes: float, images: int) -> FamiliesConfig:
     """Writes the training configs of all families and builds the comparison's."""
     families = {}
-    for name, changes in FAMILIES.items():
-        path = runs / "configs" / f"{name.replace(' ', '-')}.json"
-        save_json(path, build_training(changes))
-        families[path.stem] = {"config": str(path)}
+    for name, system in FAMILIES.items():
+        path = runs / "configs" / f"{name}.json"
+        # The comparison sets run folder, dataset, crops and time.
+        values = build_values(system, Path("unused"), Path("unused"), 0, _NO_END)
+        values["train"]["checkpoint_every"] = _CHECKPOINT_EVERY
+        save_json(path, values)
+        families[name] = {"config": str(path)}
     values = {
         "dataset": str(ROOT / "data" / "uhcs"),
         "output_dir": str(runs / "comparison"),

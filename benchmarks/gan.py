@@ -64,7 +64,7 @@ SEARCHED = 32
 SOLVER = SolverSection(num_inference_steps=12)
 
 _STYLE = {"kind": "gan", "architecture": "style", "base_channels": 16, "ada_images": 20000}
-_UNET = {
+UNET = {
     "base_channels": 16,
     "channel_mult": [1, 2, 4],
     "num_res_blocks": 1,
@@ -73,7 +73,7 @@ _UNET = {
     "spade_channels": 32,
     "norm_groups": 8,
 }
-_DIFFUSION = {"kind": "semantic_diffusion", "unet": _UNET}
+_DIFFUSION = {"kind": "semantic_diffusion", "unet": UNET}
 _ADVERSARIAL_RATE = {"learning_rate": 0.002, "weight_decay": 0.0, "max_grad_norm": None}
 _DIFFUSION_RATE = {"learning_rate": 0.001}
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -96,9 +96,16 @@ DATA = ("16", "4", "large")
 def build_config(
     system: str, dataset: Path, run_dir: Path, seed: int = 0, steps: int = 1, **generator: Any
 ) -> TrainConfig:
-    """Builds a system's config, with frequent checkpoints and without validation and measurement."""
-    chosen = SYSTEMS[system]
-    values = {
+    """Builds a system's config; see `build_values`."""
+    values = build_values(SYSTEMS[system], dataset, run_dir, seed, steps)
+    values["generator"] |= generator
+    return parse_config(values, TrainConfig)
+
+
+def build_values(chosen: dict[str, Any], dataset: Path, run_dir: Path, seed: int, steps: int) -> dict[str, Any]:
+    """Builds the values of a config from those of a system, with frequent checkpoints and without validation and
+    measurement."""
+    return {
         "run_dir": str(run_dir),
         "seed": seed,
         "data": {
@@ -107,7 +114,7 @@ def build_config(
             "crop_size": 64,
             "unconditional": chosen.get("unconditional", False),
         },
-        "generator": {**chosen["generator"], **generator},
+        "generator": dict(chosen["generator"]),
         "train": {
             "max_steps": steps,
             "train_batch_size": 16,
@@ -121,7 +128,6 @@ def build_config(
         "preview": {"num_images": 0},
         "validation": {"split": None},
     }
-    return parse_config(values, TrainConfig)
 
 
 def build_step(system: str) -> Callable[[], None]:
