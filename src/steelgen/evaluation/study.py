@@ -68,6 +68,7 @@ class _Task:
     kind: type[CellStart]
     """The content of the file of a cell."""
     gather: Callable[[Any, Any, Sequence[str]], dict[str, Any] | None]
+    """Computes the content of utility.json from the finished cells; None while some are missing."""
 
 
 def load_data(config: StudyConfig) -> Mapping[str | None, Any]:
@@ -149,7 +150,12 @@ def utility(
             score = f"{words.metric} {values['test'][words.key]:.3f}"
             report(f"{number}/{len(mine)} {cell.name}: {score}, {seconds:.0f} s")
         report_cells(number, len(mine))
-    return task.gather(config, studies, hashes)
+    result = task.gather(config, studies, hashes)
+    if result is not None:
+        from steelgen.evaluation.study_views import save_study  # charts take a second to import
+
+        save_study(config.output_dir, result)
+    return result
 
 
 def hash_study(config: StudyConfig, studies: Mapping[str | None, Any]) -> str:

@@ -1,4 +1,4 @@
-"""utility.json and utility.html of a classification study, from its cells."""
+"""The content of utility.json of a classification study, from its cells."""
 
 from __future__ import annotations
 
@@ -28,15 +28,13 @@ def check_classifiers(config: ClassifyConfig, data: ClassifierData) -> None:
 def gather_classifiers(
     config: ClassifyConfig, studies: Mapping[str | None, ClassifierData], hashes: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Writes utility.json and utility.html and returns the content of the former; None while cells are missing.
+    """Computes the content of utility.json; None while cells are missing.
 
     Cells may be of studies with any of the hashes, the first of which is the current one.
 
     Raises:
         InputError: if a cell was tested on other images.
     """
-    from steelgen.evaluation.study_views import save_study
-
     data, cells = studies[None], load_cells(config, hashes, ClassifierCell)
     if cells is None:
         return None
@@ -54,7 +52,7 @@ def gather_classifiers(
     }
     num_parents = len(set(data.test_parents))
     older = sum(cell.study != hashes[0] for cell in cells)
-    result = {
+    return {
         "task": config.task,
         **describe_study(config, hashes[0], data.geometry),
         "images": {
@@ -74,5 +72,3 @@ def gather_classifiers(
             config.num_bootstrap,
         ),
     }
-    save_study(config.output_dir, result)
-    return result

@@ -1,4 +1,4 @@
-"""utility.json and utility.html of a study of instances, from its cells and their predictions."""
+"""The content of utility.json of a study of instances, from its cells and their predictions."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ from steelgen.evaluation.utility.statistics import find_warnings
 def gather_instances(
     config: InstanceConfig, studies: Mapping[str | None, InstanceData], hashes: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Writes truth.coco.json, utility.json and utility.html and returns the content of the second; None while cells are
-    missing.
+    """Writes truth.coco.json and computes the content of utility.json; None while cells are missing.
 
     Cells may be of studies with any of the hashes, the first of which is the current one. Their predictions are read
     again, so that the figures are those of the files.
@@ -38,8 +37,6 @@ def gather_instances(
     Raises:
         InputError: if a cell was tested on other micrographs, or its predictions are missing or damaged.
     """
-    from steelgen.evaluation.study_views import save_study
-
     data, cells = studies[None], load_cells(config, hashes, InstanceCell)
     if cells is None:
         return None
@@ -57,7 +54,7 @@ def gather_instances(
         matches[cell.code, cell.architecture].append(match_predicted(data, data.test_tiles, predicted, config))
     save_truth(config.output_dir / TRUTH_FILE, data)
     older = sum(cell.study != hashes[0] for cell in cells)
-    result = {
+    return {
         "task": config.task,
         **describe_study(config, hashes[0], data.geometry),
         "class_names": data.info.class_names,
@@ -81,8 +78,6 @@ def gather_instances(
             config.num_bootstrap,
         ),
     }
-    save_study(config.output_dir, result)
-    return result
 
 
 def _warn_blind(

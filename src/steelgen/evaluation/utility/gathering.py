@@ -1,4 +1,4 @@
-"""utility.json and utility.html of a study of segmentation, from its cells."""
+"""The content of utility.json of a study of segmentation, from its cells."""
 
 from __future__ import annotations
 
@@ -10,17 +10,9 @@ from numpy.typing import NDArray
 
 from steelgen.config.utility import FOLD, UtilityConfig, parse_code
 from steelgen.errors import InputError
-from steelgen.evaluation.utility.cells import (
-    cell_path,
-    describe_study,
-    list_cells,
-    load_cells,
-    warn_mixed,
-)
+from steelgen.evaluation.utility.cells import cell_path, describe_study, list_cells, load_cells, warn_mixed
 from steelgen.evaluation.utility.data import StudyData, count_data
-from steelgen.evaluation.utility.results import (
-    CellResult,
-)
+from steelgen.evaluation.utility.results import CellResult
 from steelgen.evaluation.utility.statistics import compare_classes, find_warnings, summarize
 from steelgen.models.architectures import build_architecture
 
@@ -35,15 +27,13 @@ def check_architectures(config: UtilityConfig, data: StudyData) -> None:
 def gather_segmentation(
     config: UtilityConfig, studies: Mapping[str | None, StudyData], hashes: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Writes utility.json and utility.html and returns the content of the former; None while cells are missing.
+    """Computes the content of utility.json; None while cells are missing.
 
     Cells may be of studies with any of the hashes, the first of which is the current one.
 
     Raises:
         InputError: if a cell was tested on other micrographs.
     """
-    from steelgen.evaluation.study_views import save_study
-
     cells = load_cells(config, hashes, CellResult)
     if cells is None:
         return None
@@ -85,7 +75,7 @@ def gather_segmentation(
     tested = [len(data.test) for data in studies.values()]
     folds = None if config.folds is None else np.repeat(np.arange(len(tested)), tested)
     first = next(iter(studies.values()))
-    result = {
+    return {
         **describe_study(config, hashes[0], first.geometry),
         "class_names": first.info.class_names,
         "micrographs": {
@@ -101,8 +91,6 @@ def gather_segmentation(
         **summarize(confusions, counts, config.num_bootstrap, folds),
         "by_class": compare_classes(confusions, counts, gather_counts("boundaries") if known else None),
     }
-    save_study(config.output_dir, result)
-    return result
 
 
 def _find_leak(config: UtilityConfig) -> list[str]:
