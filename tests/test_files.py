@@ -2,6 +2,7 @@
 
 import os
 import threading
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 
@@ -122,3 +123,12 @@ def test_configs_that_are_no_files_end_in_one_line(command, path):
     done = CliRunner().invoke(app, [*command, "-c", path])
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    (tmp_path / "a.json").write_text("[1]")
+    tracemalloc.start()
+    assert load_json(tmp_path / "a.json") == [1]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20

@@ -195,11 +195,13 @@ def load_text(path: Path) -> str:
     try:
         found = path.stat()
         # A device may be endless; a pipe, as from a shell's <(…), is read up to the limit.
-        readable = stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)
+        is_pipe = stat.S_ISFIFO(found.st_mode)
+        readable = stat.S_ISREG(found.st_mode) or is_pipe
         data = b""
         if readable and found.st_size <= _LARGEST_TEXT:
             with open(path, "rb") as file:
-                data = file.read(_LARGEST_TEXT + 1)
+                # With a limit, Python allocates as much before it reads.
+                data = file.read(_LARGEST_TEXT + 1 if is_pipe else -1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
