@@ -88,7 +88,7 @@ def build_config(dataset: Path, start: str, seed: int, run_dir: Path, steps: int
         },
         "preview": {"every": steps, "num_images": 8},
         "validation": {"every": max(1, steps // 8), "crops": 64},
-        "measurement": {"every": max(1, steps // 2), "num_images": images, "searched_images": 16},
+        "measurement": {"every": max(1, steps // 4), "num_images": images, "searched_images": 16},
     }
     if start == "scratch":
         return parse_config({**values, "generator": {"unet": dict(SMALL_NETWORK)}}, TrainConfig)
