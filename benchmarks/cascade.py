@@ -1,14 +1,15 @@
 """Images at the micrographs' own resolution: enlarged, from native windows, and refined in a cascade.
 
     python benchmarks/cascade.py time
-    python benchmarks/cascade.py run --system cascade-2 --seed 0 --minutes 10
+    python benchmarks/cascade.py run --system cascade-2-patch --seed 0 --minutes 10
     python benchmarks/cascade.py picture --system cascade-2-patch --minutes 10
     python benchmarks/cascade.py table
 
 All systems start from the same generator of half the resolution, --base. bicubic: its images, enlarged. native: the
 base, fine-tuned on crops at full resolution. cascade-2: a refining generator behind the base. cascade-4: the base,
-fine-tuned at a quarter of the resolution for half of the time, and a refining generator of factor 4. `-consistent`
-after a cascade's name: with `consistency`, the same networks. `-patch`: the refining network sees 2 × 2 pixels as one.
+fine-tuned at a quarter of the resolution for half of the time, and a refining generator of factor 4. `-patch`
+after a cascade's name: the refining network sees 2 × 2 pixels as one; `-exact`: the same networks, with coarse_error 0;
+`-consistent`: and with consistency.
 
 Equal time does not depend on the load of the machine: `time` measures a training step of each configuration in CPU
 seconds of one thread, and `run` trains for as many steps as fit into the minutes. `run` and `picture` can be stopped at
@@ -59,14 +60,27 @@ EDGE = 128
 BATCH = 8
 FIRST = SolverSection(num_inference_steps=8, window_overlap=0.25)
 REFINING = SolverSection(
-    num_inference_steps=6, timestep_spacing="power", guidance_scale=1.0, window_overlap=0.25, consistency=False
+    num_inference_steps=6,
+    timestep_spacing="power",
+    guidance_scale=1.0,
+    window_overlap=0.25,
+    coarse_error=0.1,
+    consistency=False,
 )
 NETWORKS: dict[str, dict[str, Any]] = {
     "pixel": {"channel_mult": [0.5, 1, 2], "patch_size": 1},
     "patch": {"channel_mult": [1, 1, 2], "patch_size": 2},
 }
 """What refining networks have instead of the settings of configs/refine.json."""
-SYSTEMS = ("bicubic", "native", "cascade-2", "cascade-2-consistent", "cascade-2-patch", "cascade-4")
+CHANGES: dict[str, dict[str, Any]] = {
+    "consistent": {"coarse_error": 0.0, "consistency": True},
+    "exact": {"coarse_error": 0.0},
+}
+"""What the solver of refining networks has instead of REFINING's settings, by the end of a system's name."""
+SYSTEMS = (
+    *("bicubic", "native", "cascade-2-exact", "cascade-2-consistent"),
+    *("cascade-2-patch", "cascade-2-patch-exact", "cascade-4-exact"),
+)
 
 
 def build_config(part: str, base: Path, run_dir: Path, seed: int = 0, steps: int = 1) -> RunConfig:
@@ -146,8 +160,8 @@ def build_system(name: str, arguments: argparse.Namespace) -> Any:
     factor = int(name.split("-")[1])
     if factor == 4:
         base, minutes = train_part("quarter", arguments, minutes / 2), minutes / 2
-    refining = train_part(f"refine-{factor}{'-patch' if name.endswith('-patch') else ''}", arguments, minutes)
-    solver = REFINING.model_copy(update={"consistency": name.endswith("consistent")})
+    refining = train_part(f"refine-{factor}{'-patch' if 'patch' in name else ''}", arguments, minutes)
+    solver = REFINING.model_copy(update=CHANGES.get(name.split("-")[-1], {}))
     cascade = build_cascade([base, refining], [FIRST, solver], [arguments.base, REFINE])
     # Masks of EDGE px are smaller than the first stage's images at a quarter of the resolution.
     return _Drawing(cascade, None, max(0, factor * base.geometry.image_size - EDGE) // 2)
@@ -276,7 +290,7 @@ def main() -> None:
     parser.add_argument("part", choices=("time", "run", "picture", "table"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/cascade"), help="folder of runs and scores")
     parser.add_argument("--base", type=Path, default=Path("bundled:uhcs"), help="generator of half the resolution")
-    parser.add_argument("--system", choices=SYSTEMS, default="cascade-2")
+    parser.add_argument("--system", choices=SYSTEMS, default="cascade-2-patch")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--images", type=int, default=64, help="generated crops per score")

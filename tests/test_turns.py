@@ -8,7 +8,7 @@ import pytest
 
 from steelgen.config.base import parse_config
 from steelgen.config.slurm import SlurmProfile
-from steelgen.config.train import TrainConfig
+from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.config.workflow import WorkflowConfig
 from steelgen.errors import InputError
 from steelgen.files import load_json, save_json
@@ -178,6 +178,27 @@ def test_a_workflow_trains_both_stages_in_turns(tiny_dataset, tmp_path, monkeypa
     assert [stage.complete for stage in plan_workflow(longer)] == [False, False, False]
 
 
+def test_a_refining_stage_is_fine_tuned_from_one_that_refines(tiny_dataset, tmp_path, monkeypatch):
+    from steelgen.training.loop import train
+
+    monkeypatch.chdir(tmp_path)
+    values = workflow_values(tiny_dataset)
+    for name in ("train", "refine"):
+        values[name]["train"]["max_steps"] = 1
+    train(parse_config({**values["refine"], "run_dir": "other"}, TrainConfig), Recorder())
+    refining = {name: section for name, section in values["refine"].items() if name != "generator"}
+    config = parse_config({**values, "refine": {**refining, "checkpoint": "other"}}, WorkflowConfig)
+    assert isinstance(config.refine, FinetuneConfig)
+    jobs = []
+    monkeypatch.setattr("steelgen.workflow.submit_job", lambda job, profile, after=None: jobs.append(job) or "1")
+    submit_workflow(config, SlurmProfile(), print)
+    assert [job.action for job in jobs[:2]] == ["train", "finetune"]
+    assert load_json(jobs[1].config)["checkpoint"] == "other"
+    wrong = parse_config({**values, "refine": {**refining, "checkpoint": "bundled:uhcs"}}, WorkflowConfig)
+    with pytest.raises(InputError, match=r"refine\.checkpoint bundled:uhcs: does not refine images"):
+        plan_workflow(wrong)
+
+
 def test_jobs_get_their_minutes_by_rule(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = parse_config(workflow_values(tiny_dataset, training_minutes=40), WorkflowConfig)
@@ -202,6 +223,7 @@ def test_jobs_get_their_minutes_by_rule(tiny_dataset, tmp_path, monkeypatch):
     [
         ({"refine": None}, "training_minutes: needs refine"),
         ({"train": {"train": {"max_minutes": 3}}}, r"train\.train\.max_minutes: not applicable with training_minutes"),
+        ({"refine": {"generator": {"low_resolution": None}}}, r"refine\.generator\.low_resolution: is missing"),
         ({"refine": {"validation": {"split": None}}}, r"refine\.validation\.split: training_minutes needs"),
         ({"training_minutes": 0}, "training_minutes"),
     ],

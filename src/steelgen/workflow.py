@@ -16,7 +16,7 @@ from steelgen.config.base import Section, config_to_json
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.slurm import SlurmProfile
-from steelgen.config.train import RunConfig
+from steelgen.config.train import FinetuneConfig, RunConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.config.workflow import WorkflowConfig
 from steelgen.devices import pick_device, resolve_precision
@@ -25,6 +25,7 @@ from steelgen.evaluation.results import load_evaluation
 from steelgen.evaluation.utility.cells import list_cells
 from steelgen.evaluation.utility.results import RESULT_FILE as UTILITY_FILE
 from steelgen.evaluation.utility.results import STUDY_FILE, load_study_result
+from steelgen.files import load_json
 from steelgen.fold_workflow import list_settings, write_fold_datasets
 from steelgen.runs import RESULT_FILE, load_result, load_settings
 from steelgen.sampling.formats import load_sampling
@@ -39,8 +40,6 @@ _FILES = {
     "utility": (STUDY_FILE, UTILITY_FILE),
 }
 """The first and the last file that a stage writes into its output folder."""
-_COMMANDS = {"refine": "train"}
-"""Commands of the stages that are not called like theirs."""
 _LENGTHS = ("max_steps", "max_epochs", "max_minutes")
 """Training resumes from its checkpoint if only these fields have changed."""
 
@@ -67,13 +66,16 @@ def plan_workflow(config: WorkflowConfig) -> list[Stage]:
     """Lists the stages in order and compares each with its output folder.
 
     Raises:
-        InputError: if an output folder belongs to another config or was made before an earlier stage was complete.
+        InputError: if an output folder belongs to another config or was made before an earlier stage was complete, or
+            `refine` fine-tunes a generator that does not refine.
     """
     stages: list[Stage] = []
     shared = _share_time(config)
     for action, settings, fold in list_settings(config, _FILES):
         output = find_output(settings)
         first, last = _FILES[action]
+        if action == "refine" and isinstance(settings, FinetuneConfig):
+            _check_refining(settings)
         if shared and isinstance(settings, RunConfig) and action in config.sharing:
             _check_run(settings, output)
             complete = shared.complete
@@ -147,18 +149,19 @@ def submit_workflow(config: WorkflowConfig, profile: SlurmProfile, report: Calla
         if stage.complete:
             report(f"{stage.name}: complete in {stage.output}, skipped")
         else:
-            check_not_queued(stage.output, _COMMANDS.get(stage.action, stage.action))
+            check_not_queued(stage.output, _name_command(stage.action, stage.config))
             pending[stage.action, stage.fold] = stage
     for path in write_fold_datasets(config):
         report(f"dataset of a fold: → {path}")
     frozen = {
-        key: freeze_config(_COMMANDS.get(stage.action, stage.action), stage.config, stage.output)
+        key: freeze_config(_name_command(stage.action, stage.config), stage.config, stage.output)
         for key, stage in pending.items()
     }
     ids: list[str] = []
 
     def submit(stage: Stage, action: str, **options: Any) -> None:
-        job = Job(_COMMANDS.get(action, action), frozen[stage.action, stage.fold], stage.output, **options)
+        command = _name_command(action, stage.config)
+        job = Job(command, frozen[stage.action, stage.fold], stage.output, **options)
         ids.append(submit_job(job, profile, after=ids[-1] if ids else None))
         report(f"{job.action}: job {ids[-1]} → {job.output}")
 
@@ -173,6 +176,24 @@ def submit_workflow(config: WorkflowConfig, profile: SlurmProfile, report: Calla
             submit(stage, action, shards=min(config.shards, len(list_cells(config.utility))))
             submit(stage, "gather", gathers=action)
     return ids
+
+
+def _name_command(action: str, config: Section) -> str:
+    """The command of a stage; refine trains or fine-tunes."""
+    if action != "refine":
+        return action
+    return "finetune" if isinstance(config, FinetuneConfig) else "train"
+
+
+def _check_refining(config: FinetuneConfig) -> None:
+    """Raises InputError if the generator that `refine` fine-tunes is not a refining one."""
+    from steelgen.generators.saved import DESCRIPTION_FILE, find_generator
+
+    if not load_json(find_generator(config.checkpoint) / DESCRIPTION_FILE).get("low_resolution"):
+        raise InputError(
+            f"refine.checkpoint {config.checkpoint}: does not refine images; use one trained with "
+            "generator.low_resolution"
+        )
 
 
 def _is_complete(config: Section, output: Path) -> bool:

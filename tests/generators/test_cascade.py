@@ -109,6 +109,29 @@ def test_noise_on_coarse_images_changes_the_result_and_is_told_to_the_network(mi
     assert (refine(generator, image, mask, consistency=False, coarse_noise=0.3) - noisy).abs().max() > 1e-4
 
 
+def test_an_assumed_error_is_told_to_the_network_and_adds_nothing(micrographs):
+    generator = build(micrographs, 2)
+    torch.nn.init.normal_(generator.network.coarse_noise_mlp[-1].weight)
+    image, mask = cut(micrographs, 16, 16)
+    told = []
+
+    def record(module, inputs):
+        told.append(float(inputs[0][0, 0]))
+
+    generator.network.coarse_noise_mlp.register_forward_pre_hook(record)
+    results = [
+        refine(generator, image, mask, consistency=False, coarse_noise=noise, coarse_error=error)
+        for noise, error in ((0.0, 0.0), (0.0, 0.1), (0.12, 0.05), (0.0, 7.0))
+    ]
+    assert [told[index] for index in (0, len(told) // 4, len(told) // 2, -1)] == pytest.approx([0, 0.1, 0.13, 0.3])
+    assert not torch.equal(results[0], results[1])
+    # A network that does not listen draws the same: nothing is added to the coarse image.
+    for parameter in generator.network.coarse_noise_mlp.parameters():
+        torch.nn.init.zeros_(parameter)
+    deaf = [refine(generator, image, mask, consistency=False, coarse_error=error) for error in (0.0, 0.1)]
+    assert torch.equal(*deaf)
+
+
 def test_starting_from_the_coarse_image_at_full_strength_is_starting_from_noise(micrographs):
     generator = build(micrographs, 2)
     image, mask = cut(micrographs, 16, 16)

@@ -91,6 +91,7 @@ _REFINING_SOLVER = SolverSection(
     timestep_spacing="power",  # the coarse image has the brightness
     guidance_scale=1.0,
     window_overlap=0.25,
+    coarse_error=0.1,
     consistency=False,
 )
 """Default of refining stages: most of their image is given, so few steps, no guidance and little overlap suffice, and
@@ -105,7 +106,7 @@ class StageSection(Section):
     generator.low_resolution."""
     solver: AnySolverSection | None = None
     """Solver of this stage; null uses `solver` of the config for the first stage, and for the others 6 steps without
-    guidance and without consistency in windows that overlap by a quarter."""
+    guidance and without consistency in windows that overlap by a quarter, with coarse_error 0.1."""
 
     @model_validator(mode="before")
     @classmethod

@@ -27,9 +27,17 @@ class SamplingSection(Section):
     coarse_noise: float = Field(0.0, ge=0, le=10)
     """Noise added to the coarse images of a refining generator, at most the max_noise of its training: larger values
     hide more errors of the coarse images, and keep less of them."""
+    coarse_error: float = Field(0.0, ge=0, le=10)
+    """Standard deviation of the noise that a refining generator takes for part of the coarse images, without any being
+    added; with coarse_noise, at most the max_noise of its training counts. It removes grain of which generated coarse
+    images have too much; 0.1 is the default in `stages`."""
     consistency: bool = True
     """Images of a refining generator, when shrunk, equal their coarse images; false, the default in `stages`, lets it
     correct the errors of generated ones."""
+
+
+REFINING_FIELDS = ("coarse_noise", "coarse_error", "consistency")
+"""Fields of solver sections that only refining generators have a use for."""
 
 
 class SolverSection(SamplingSection):

@@ -17,7 +17,7 @@ from steelgen.config.base import (
 )
 from steelgen.config.data import DataSection
 from steelgen.config.generator import AnyGeneratorSection, DiffusionTrainingSection, SemanticDiffusionSection
-from steelgen.config.solver import SolverSection
+from steelgen.config.solver import REFINING_FIELDS, SolverSection
 from steelgen.config.translation import TranslationSection
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -246,7 +246,7 @@ class TrainConfig(RunConfig):
             raise ValueError(f"data.source: {problem}")
         default, refines = SolverSection(), getattr(self.generator, "low_resolution", None) is not None
         for name, solver in (("preview", self.preview.solver), ("measurement", self.measurement.solver)):
-            for field in ("coarse_noise", "consistency"):
+            for field in REFINING_FIELDS:
                 if not refines and getattr(solver, field) != getattr(default, field):
                     raise ValueError(f"{name}.solver.{field}: only applicable with generator.low_resolution")
         if self.data.conditions and not isinstance(self.generator, SemanticDiffusionSection):

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from steelgen.config.base import MAX_SHARDS, Section
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.sample import SampleConfig
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.config.utility import FOLD, UtilityConfig
+
+
+def _choose_command(values: Any) -> str:
+    """The command of a training config, by the field that only fine-tuning has."""
+    has_checkpoint = "checkpoint" in values if isinstance(values, dict) else hasattr(values, "checkpoint")
+    return "finetune" if has_checkpoint else "train"
+
+
+AnyRunConfig = Annotated[
+    Annotated[TrainConfig, Tag("train")] | Annotated[FinetuneConfig, Tag("finetune")], Discriminator(_choose_command)
+]
 
 
 class WorkflowConfig(Section):
@@ -24,9 +36,9 @@ class WorkflowConfig(Section):
     """The config of `steelgen train`; null starts with fine-tuning, of a bundled model for example."""
     finetune: FinetuneConfig | None = None
     """The config of `steelgen finetune`; null skips fine-tuning."""
-    refine: TrainConfig | None = None
-    """The config of `steelgen train` for the last of `sample.stages`; null for a single generator, or one trained
-    before."""
+    refine: AnyRunConfig | None = None
+    """The config of `steelgen train`, or with a `checkpoint` of `steelgen finetune`, for the last of `sample.stages`;
+    null for a single generator, or one trained before."""
     training_minutes: float | None = Field(None, gt=0, le=1_000_000)
     """Minutes that the last of train and finetune shares with refine, in ten turns: at least two of each, and each next
     one for the stage whose validation loss fell by the larger share per minute in its last turn; as Slurm jobs, a
@@ -53,6 +65,8 @@ class WorkflowConfig(Section):
         if self.refine:
             if len(readers) < 2:
                 raise ValueError("refine: needs sample.stages, whose last one it trains")
+            if isinstance(self.refine, TrainConfig) and not getattr(self.refine.generator, "low_resolution", None):
+                raise ValueError("refine.generator.low_resolution: is missing; it makes a generator a refining one")
             _check_link(f"sample.{readers[-1][0]}", readers[-1][1], "refine.run_dir", self.refine.run_dir)
         if self.training_minutes:
             self._check_turns()

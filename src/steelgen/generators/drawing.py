@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from steelgen.config.generator import LowResolutionSection
-from steelgen.config.solver import AnySolverSection, SolverSection
+from steelgen.config.solver import REFINING_FIELDS, AnySolverSection, SolverSection
 from steelgen.data.conditions import Condition
 from steelgen.diffusion.refinement import shrink
 from steelgen.errors import InputError
@@ -89,7 +89,7 @@ def check_coarse_solver(generator: Generator, solver: AnySolverSection, name: st
         name: of the section.
     """
     low_resolution, default = find_low_resolution(generator), SolverSection()
-    for field in ("coarse_noise", "consistency"):
+    for field in REFINING_FIELDS:
         if low_resolution is None and getattr(solver, field) != getattr(default, field):
             raise InputError(f"{name}.{field}: only applicable to refining generators (generator.low_resolution)")
     if low_resolution and solver.coarse_noise > low_resolution.max_noise:

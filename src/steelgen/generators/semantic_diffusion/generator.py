@@ -179,7 +179,8 @@ class SemanticDiffusion:
         if solver.coarse_noise:
             noise = draw_coarse_noise(images.shape[1:], request.seeds)
             images = images + solver.coarse_noise * noise.to(images.device)
-        return Coarse(enlarge(images, factor, size), torch.full((len(images),), solver.coarse_noise))
+        told = min(math.hypot(solver.coarse_noise, solver.coarse_error), self.low_resolution.max_noise)
+        return Coarse(enlarge(images, factor, size), torch.full((len(images),), told))
 
     def save(self, folder: Path) -> None:
         """Writes a diffusers pipeline folder with a generator.json in it."""
