@@ -133,7 +133,7 @@ def _list_transfer() -> Iterator[str]:
         for count in TRANSFER_COUNTS:
             for start in ("scratch", "uhcs", "base"):
                 run = f"--dataset data/pretraining/{dataset} --start {start} --micrographs {count}"
-                yield f"benchmarks/transfer.py run {run} --seed 0 --minutes 2"
+                yield f"benchmarks/transfer.py run {run} --seed 0 --minutes 4"
     yield "benchmarks/transfer.py table"
 
 

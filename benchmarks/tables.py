@@ -403,23 +403,32 @@ def tabulate_loader(stored: Results) -> Lines:
 
 
 def tabulate_transfer(stored: Results) -> Lines:
-    """Validation loss and KID of each start at the end, and the steps to the last loss of training from scratch."""
+    """Validation loss and KID of each start at the end, and the steps to those of training from scratch at its end."""
     groups: dict[tuple[str, int, int], dict[str, Results]] = {}
     for run in stored["runs"]:
         groups.setdefault((run["dataset"], run["training_micrographs"], run["seed"]), {})[run["start"]] = run
     rows = []
     for (dataset, count, _), starts in groups.items():
-        goal = starts["scratch"]["val_loss"][-1][1] if "scratch" in starts else -math.inf
+        goals = {name: starts["scratch"][name][-1][1] if "scratch" in starts else -math.inf for name in CURVES}
         for start, run in starts.items():
-            reached = next((step for step, loss in run["val_loss"] if loss <= goal), None)
-            kid, floor, copies = (run[name][-1][1] for name in ("kid", "kid_floor", "copies"))
+            loss, kid, floor, copies = (run[name][-1][1] for name in (*CURVES, "kid_floor", "copies"))
+            reached = {name: find_crossing(run[name], goals[name]) for name in CURVES}
+            steps = ["–" if step is None else f"{step:.0f} of {run['steps']}" for step in reached.values()]
             above = f"{1000 * (kid - floor):.1f}"
-            faster = "–" if reached is None else f"{reached} of {run['steps']}"
-            rows.append(
-                [dataset, start, str(count), f"{run['val_loss'][-1][1]:.3f}", faster, above, f"{100 * copies:.0f} %"]
-            )
-    columns = ["dataset", "start", "micrographs", "validation loss", "steps to scratch's loss"]
-    return _table([*columns, "KID·10³ above the floor", "copies"], rows, texts=2)
+            rows.append([dataset, start, str(count), f"{loss:.3f}", steps[0], above, steps[1], f"{100 * copies:.0f} %"])
+    columns = ["dataset", "start", "micrographs", "validation loss", "steps to scratch's", "KID·10³ above the floor"]
+    return _table([*columns, "steps to scratch's", "copies"], rows, texts=2)
+
+
+CURVES = ("val_loss", "kid")
+
+
+def find_crossing(curve: Sequence[Sequence[float]], goal: float) -> float | None:
+    """Finds the first step at which a curve of (step, value), linear between its points, is at most a goal."""
+    for (step, value), (before, above) in zip(curve, [(0, math.inf), *curve], strict=False):
+        if value <= goal:
+            return step if math.isinf(above) else before + (step - before) * (above - goal) / (above - value)
+    return None
 
 
 def tabulate_isdm(stored: Results) -> Lines:

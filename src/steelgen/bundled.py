@@ -18,6 +18,12 @@ def list_bundled() -> list[str]:
     return sorted(folder.name for folder in _ASSETS.iterdir() if (folder / "generator.json").is_file())
 
 
+def find_refining(generator: str) -> str | None:
+    """Returns the refining stage that ships with a bundled generator, both as bundled:…; None without one."""
+    name = generator.removeprefix(PREFIX)
+    return f"{PREFIX}{name}/refine" if (_ASSETS / name / "refine" / "generator.json").is_file() else None
+
+
 def resolve_bundled(path: Path) -> Path:
     """Resolves a path that starts with `PREFIX`; returns any other path unchanged.
 

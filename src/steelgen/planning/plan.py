@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steelgen import __version__
-from steelgen.bundled import PREFIX, list_bundled, resolve_bundled
+from steelgen.bundled import PREFIX, find_refining, list_bundled, resolve_bundled
 from steelgen.config.base import parse_config
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.config.workflow import WorkflowConfig
@@ -102,7 +102,7 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
         "validation": {"split": held_out, "crops": 64},
         "measurement": {"every": None},
     }
-    start, training, config = _find_start(start, training, network.value)
+    start, training, config = _find_start(start, training, {"unet": network.value})
     step = time_step(config, machine)
     memory = f"{step.memory_gib:.2g} GiB of {machine.memory_gib:.1f} GiB"
     batch = replace(batch, value=step.batch_size, because=f"{batch.because}; takes {memory}")
@@ -146,10 +146,13 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     if source.value == "augmented" and augment.value is not True:
         sample["mask_source"] |= {"flip": augment.value == "mirror", "max_rotation": 0}
     stages: dict[str, Any] = {"finetune" if start.value else "train": training, "sample": sample}
+    refining: list[Choice] = []
     if split:
-        stages["refine"] = _build_refining(
-            training, cascade.value, runs / "refine", machine, split.value, choose_intervals, minutes
+        refining_start = rules.choose_refining_start(start.value, find_refining(start.value) if start.value else None)
+        refining_start, stages["refine"] = _build_refining(
+            refining_start, training, cascade.value, runs / "refine", machine, split.value, choose_intervals, minutes
         )
+        refining = [split, refining_start]
         stages |= {"training_minutes": minutes} if in_turns else {}
         sample["stages"] = [sample.pop("generator"), str(runs / "refine")]
     if judged:
@@ -172,7 +175,7 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
             "training": {"steps": judge.value, "batch_size": 8, "augment": augment.value is True},
         }
     evaluation = Choice("held_out_split", judged, f"{judged} was not trained on" if judged else "nothing is held out")
-    choices = [size, crop, cascade, *([split] if split else []), channels, augment, start, network, batch, rate, steps]
+    choices = [size, crop, cascade, *refining, channels, augment, start, network, batch, rate, steps]
     choices += [average, dropout, intervals]
     choices += [source, samples, filtered, evaluation, judge, codes]
     return Plan(
@@ -215,24 +218,34 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 
 
 def _find_start(
-    start: Choice, training: dict[str, Any], network: dict[str, Any]
+    start: Choice, training: dict[str, Any], generator: dict[str, Any], factor: int = 1
 ) -> tuple[Choice, dict[str, Any], RunConfig]:
-    """Tries to fine-tune the chosen model; trains from scratch if it does not accept the set."""
+    """Tries to fine-tune the chosen model; trains a generator from scratch if it does not fit.
+
+    Args:
+        generator: the section of the generator that is trained from scratch.
+        factor: of a refining stage.
+    """
+    from steelgen.generators.drawing import find_factor
     from steelgen.training.setup import prepare_finetuning
 
     if start.value:
         values = {**training, "checkpoint": start.value}
         config = parse_config(values, FinetuneConfig, origin="plan")
         try:
-            prepare_finetuning(config)
-            return start, values, config
+            found = find_factor(prepare_finetuning(config)[0])
+            if found == factor:
+                return start, values, config
+            why = f"{start.value} refines {found}×, not {factor}×"
         except InputError as error:
-            start = Choice("start", None, f"from scratch, since {start.value} does not accept this set: {error}")
-    values = {**training, "generator": {"unet": network}}
+            why = f"{start.value} does not accept this set: {error}"
+        start = Choice(start.name, None, f"from scratch, since {why}")
+    values = {**training, "generator": generator}
     return start, values, parse_config(values, TrainConfig, origin="plan")
 
 
 def _build_refining(
+    start: Choice,
     training: dict[str, Any],
     factor: int,
     run_dir: Path,
@@ -240,10 +253,11 @@ def _build_refining(
     own_minutes: float | None,
     choose_intervals: Callable[[int], Choice],
     minutes: float,
-) -> dict[str, Any]:
+) -> tuple[Choice, dict[str, Any]]:
     """Builds the config of the stage that refines the images of a training config; its step is timed.
 
     Args:
+        start: the refining stage to fine-tune.
         own_minutes: its time; None if both stages share `minutes`.
         choose_intervals: see `rules.choose_intervals`, for its steps.
     """
@@ -252,21 +266,22 @@ def _build_refining(
         **{name: dict(section) for name, section in training.items() if isinstance(section, dict)},
         "run_dir": str(run_dir),
         "data": {**data, "crop_size": max(8, round(data["crop_size"] / factor))},
-        "generator": {"unet": dict(rules.REFINING_NETWORK), "low_resolution": {"factor": factor}},
     }
-    step = time_step(parse_config(values, TrainConfig, origin="plan"), machine)
+    generator = {"unet": dict(rules.REFINING_NETWORK), "low_resolution": {"factor": factor}}
+    start, values, config = _find_start(start, values, generator, factor)
+    step = time_step(config, machine)
     steps = rules.choose_steps(own_minutes or minutes, step.seconds).value
     values["train"] |= {
         "max_steps": steps,
         **({"max_minutes": own_minutes} if own_minutes else {}),
         "train_batch_size": step.batch_size,
         "gradient_accumulation_steps": step.accumulation,
-        "learning_rate": 1e-3,
+        "learning_rate": rules.choose_learning_rate(start.value, rules.REFINING_NETWORK["base_channels"]).value,
         "warmup_steps": min(100, steps // 10),
         "ema_decay": rules.choose_ema_decay(steps).value,
     }
     _set_intervals(values, choose_intervals(steps))
-    return values
+    return start, values
 
 
 def _set_intervals(training: dict[str, Any], intervals: Choice) -> None:

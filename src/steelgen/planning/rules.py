@@ -254,6 +254,20 @@ def choose_start(count: int, minutes: float, bundled: Sequence[str], kindred: st
     return Choice("start", f"bundled:{name}", f"{few}: a trained model is ahead of a new one")
 
 
+def choose_refining_start(start: str | None, bundled: str | None) -> Choice:
+    """Chooses the refining stage to fine-tune; None trains it from scratch.
+
+    Args:
+        start: the model that the stage before starts from; None trains that from scratch.
+        bundled: the refining stage that comes with it.
+    """
+    if start is None:
+        return Choice("refining_start", None, "from scratch, as the stage before")
+    if bundled is None:
+        return Choice("refining_start", None, f"{start} has no refining stage")
+    return Choice("refining_start", bundled, "as the stage before: a trained model is ahead of a new one")
+
+
 def choose_learning_rate(start: str | None, base_channels: int) -> Choice:
     """Chooses AdamW's learning rate."""
     if start:
