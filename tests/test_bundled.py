@@ -10,16 +10,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import steelgen
-from steelgen.bundled import list_bundled, resolve_bundled
+from steelgen.bundled import find_refining, list_bundled, resolve_bundled
 from steelgen.cli.app import app
 from steelgen.config.base import load_config, parse_config
+from steelgen.config.solver import SolverSection
 from steelgen.config.train import TrainConfig
 from steelgen.errors import InputError
+from steelgen.generators.cascade import build_cascade
 from steelgen.generators.families import load_generator
 
 ASSETS = Path(steelgen.__file__).parent / "assets"
 CONFIGS = Path(__file__).parents[1] / "configs" / "bundled"
-MODELS = [*list_bundled(), "uhcs/refine"]
+MODELS = [*list_bundled(), *(f"{name}/refine" for name in list_bundled())]
 _QUICK = {"num_inference_steps": 1, "guidance_scale": 1, "window_overlap": 0.1}
 _STAGES = [{"generator": "bundled:uhcs", "solver": _QUICK}, {"generator": "bundled:uhcs/refine", "solver": _QUICK}]
 FAST = ["num_samples=1", f"stages={json.dumps(_STAGES)}"]
@@ -36,7 +38,7 @@ def test_models_are_small_and_safe():
         files = [path for path in (ASSETS / name).rglob("*") if path.is_file()]
         assert sum(path.stat().st_size for path in files) <= 16 * 2**20
         assert {path.suffix for path in files} <= {".safetensors", ".json", ".png", ".md", ".txt"}
-    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 20 * 2**20
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 24 * 2**20
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -59,6 +61,14 @@ def test_model_card_tells_data_licence_recipe_and_figures(name):
     card = (ASSETS / name / "README.md").read_text(encoding="utf-8")
     for part in ("license:", "## Data", "## Recipe", "## Figures", "## Limits", f"configs/bundled/{name}.json", "KID"):
         assert part in card
+
+
+@pytest.mark.parametrize("name", list_bundled())
+def test_each_has_a_stage_that_refines_its_images(name):
+    stages = [Path(f"bundled:{name}"), Path(find_refining(f"bundled:{name}"))]
+    cascade = build_cascade([load_generator(path) for path in stages], [SolverSection(), SolverSection()], stages)
+    assert cascade.factors == (2, 1)
+    assert find_refining("bundled:nothing") is None
 
 
 def test_sample_without_a_config_draws_labeled_steel(tmp_path, monkeypatch):

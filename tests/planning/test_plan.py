@@ -146,17 +146,17 @@ def test_no_dataset_folder(tmp_path):
     assert "no such dataset folder" in run(tmp_path / "nowhere", "--out", tmp_path / "plan", code=2).output
 
 
-def write_thin_dataset(root, splits):
+def write_thin_dataset(root, splits, edge=300):
     """Films of 1 px beside islands of 40 px: the islands choose the scale, a second stage draws the films."""
     info = DatasetInfo(name="thin", class_names=["matrix", "island", "film"])
     rng = np.random.default_rng(0)
     for split, count in splits:
         for index in range(count):
-            mask = np.zeros((300, 300), np.uint8)
+            mask = np.zeros((edge, edge), np.uint8)
             mask[120:160, 60:100] = mask[200:240, 180:220] = 1
             mask[20 + 30 * index] = 2
             (root / split / "images").mkdir(parents=True, exist_ok=True)
-            smooth = np.kron(rng.integers(60, 120, (6, 6)), np.ones((50, 50))) + 60 * (mask == 1)
+            smooth = np.kron(rng.integers(60, 120, (edge // 50, edge // 50)), np.ones((50, 50))) + 60 * (mask == 1)
             Image.fromarray(smooth.astype(np.uint8)).save(root / split / "images" / f"{split}{index}.png")
             save_mask(root / split / "masks" / f"{split}{index}.png", mask, info.palette)
     save_dataset_info(root, info)
@@ -168,13 +168,25 @@ def test_a_class_that_the_crops_lose_gets_a_refining_stage(tmp_path, quick):
     run(root, "--out", tmp_path / "plan", "--minutes", 40, "--quiet")
     workflow = load_config(tmp_path / "plan" / "workflow.json", ACTIONS["workflow"])
     first, refining = workflow.finetune or workflow.train, workflow.refine
-    factor = refining.generator.low_resolution.factor
-    assert factor * refining.data.crop_size == first.data.crop_size
+    # Both stages start from the bundled ones, whose second refines 2×.
+    assert (str(first.checkpoint), str(refining.checkpoint)) == ("bundled:base", "bundled:base/refine")
+    assert 2 * refining.data.crop_size == first.data.crop_size
+    assert (first.train.learning_rate, refining.train.learning_rate) == (3e-4, 3e-4)
     assert (first.train.max_minutes, refining.train.max_minutes) == (30, 10)
     assert refining.train.max_steps == pytest.approx(first.train.max_steps / 3, abs=1)
     assert list(workflow.sample.generators.values()) == [first.run_dir, refining.run_dir]
     page = (tmp_path / "plan" / "plan.html").read_text()
     assert "film is" in page
+
+
+def test_a_refining_stage_of_another_factor_is_trained_from_scratch(tmp_path, quick):
+    root = write_thin_dataset(tmp_path / "thin", (("train", 4), ("test", 2)), edge=450)
+    run(root, "--out", tmp_path / "plan", "--minutes", 40, "--quiet")
+    refining = load_config(tmp_path / "plan" / "workflow.json", ACTIONS["workflow"]).refine
+    assert refining.generator.low_resolution.factor == 4
+    assert refining.train.learning_rate == 1e-3
+    choices = {each["name"]: each for each in json.loads((tmp_path / "plan" / "plan.json").read_text())["choices"]}
+    assert choices["refining_start"]["because"] == "from scratch, since bundled:base/refine refines 2×, not 4×"
 
 
 @pytest.mark.parametrize(("minutes", "in_turns"), [(40, True), (15, False)])
