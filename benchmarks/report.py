@@ -177,7 +177,7 @@ SECTIONS = (
         "At the micrographs' own resolution",
         "Crops of 128 px at the full resolution of uhcs, by a generator of half the resolution behind different second "
         "steps, and by that generator fine-tuned on native windows. Minutes of one core are those of the second step, "
-        "whose network sees 2 × 2 pixels as one with -patch; "
+        "whose network sees 2 × 2 pixels as one with -patch, and has coarse_error 0 with -exact and -consistent; "
         "upper octave is the power between half of Nyquist's frequency and Nyquist's, relative to that of real crops.",
         tables.tabulate_cascade,
     ),
