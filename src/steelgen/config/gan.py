@@ -20,9 +20,12 @@ _GAN_DEFAULTS: dict[str, dict[str, Any]] = {
         "penalty_every": 4,
         "ada_target": 0.5,
     },
-    "mask": {"objective": "segmentation", "spade_channels": 64},
+    "mask": {"objective": "segmentation", "spade_channels": 64, "noise_planes": 8},
 }
 """Defaults of GanSection that depend on `architecture` and `condition`."""
+
+_ADDED: dict[str, Any] = {"noise_planes": 1}
+"""Fields that resolved configs and generators of older versions lack, and what these did."""
 
 
 class GanSection(Section):
@@ -44,6 +47,9 @@ class GanSection(Section):
     """Channels of the finest feature maps; each coarser level doubles them, with style up to 8 times."""
     spade_channels: int | None = Field(None, ge=1, le=4096)
     """Hidden width of the SPADE norms, only with condition mask; defaults to 64 there."""
+    noise_planes: int = Field(1, ge=1, le=64)
+    """Independent planes of noise that the channels of a layer share, only with condition mask; defaults to 8 there.
+    With 1, the texture of all images is one plane seen through one filter, an oriented ripple."""
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
     """AdamW's moment decay rates; replaces train.adam_betas."""
     objective: Literal["logistic", "relativistic", "segmentation"] = "logistic"
@@ -73,6 +79,8 @@ class GanSection(Section):
         defaults = _GAN_DEFAULTS.get(str(values.get("architecture", "dcgan")), {})
         if values.get("condition") == "mask":
             defaults = {**defaults, **_GAN_DEFAULTS["mask"]}
+        if cls.model_fields.keys() - values.keys() <= _ADDED.keys():
+            defaults = _ADDED  # resolved, by a version without these fields
         return {**defaults, **values}
 
     @model_validator(mode="after")
@@ -81,6 +89,8 @@ class GanSection(Section):
             raise ValueError(f"condition 'mask' needs architecture 'style', not {self.architecture!r}")
         if (self.objective == "segmentation") != (self.condition == "mask"):
             raise ValueError(f"objective {self.objective!r}: not applicable to condition {self.condition!r}")
+        if self.noise_planes > 1 and self.condition == "none":
+            raise ValueError(f"noise_planes {self.noise_planes}: not applicable to condition 'none'")
         if (self.spade_channels is None) != (self.condition == "none"):
             raise ValueError(f"spade_channels {self.spade_channels}: not applicable to condition {self.condition!r}")
         return self
