@@ -142,6 +142,20 @@ def test_a_step_against_its_formulas(runs, tmp_path):
     torch.testing.assert_close(found.losses, compute_player_losses(judge(images), judge(drawn), "relativistic")[1])
 
 
+def test_the_discriminator_has_a_learning_rate_of_its_own(runs, tmp_path):
+    """The first step of Adam moves a weight by the learning rate, wherever its gradient is not tiny."""
+    values = style_config(runs[0], tmp_path / "run", "style", max_steps=1, warmup_steps=0, weight_decay=0.0)
+    values["generator"]["discriminator_rate"] = 4.0
+    config = parse_config({**values, "measurement": {"every": None}}, TrainConfig)
+    generator, _ = prepare_training(config)
+    before = {name: network.state_dict() for name, network in build_trainable(generator, config).networks.items()}
+    train(config, Recorder())
+    after = load_file(tmp_path / "run/checkpoints/step-000001/weights.safetensors")
+    for name, rate in (("generator", 0.002), ("discriminator", 0.008)):
+        moved = [(after[f"{name}.{key}"] - value).abs().max() for key, value in before[name].items()]
+        assert max(moved).item() == pytest.approx(rate, rel=0.02)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_batch_is_tuned_with_all_phases(runs, tmp_path, kind):
     config = parse_config(style_config(runs[0], tmp_path / "run", kind), TrainConfig)
