@@ -142,6 +142,20 @@ def test_a_step_against_its_formulas(runs, tmp_path):
     torch.testing.assert_close(found.losses, compute_player_losses(judge(images), judge(drawn), "relativistic")[1])
 
 
+def test_the_discriminator_has_a_learning_rate_of_its_own(runs, tmp_path):
+    """The first step of Adam moves a weight by the learning rate, wherever its gradient is not tiny."""
+    values = style_config(runs[0], tmp_path / "run", "style", max_steps=1, warmup_steps=0, weight_decay=0.0)
+    values["generator"]["discriminator_rate"] = 4.0
+    config = parse_config({**values, "measurement": {"every": None}}, TrainConfig)
+    generator, _ = prepare_training(config)
+    before = {name: network.state_dict() for name, network in build_trainable(generator, config).networks.items()}
+    train(config, Recorder())
+    after = load_file(tmp_path / "run/checkpoints/step-000001/weights.safetensors")
+    for name, rate in (("generator", 0.002), ("discriminator", 0.008)):
+        moved = [(after[f"{name}.{key}"] - value).abs().max() for key, value in before[name].items()]
+        assert max(moved).item() == pytest.approx(rate, rel=0.02)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_batch_is_tuned_with_all_phases(runs, tmp_path, kind):
     config = parse_config(style_config(runs[0], tmp_path / "run", kind), TrainConfig)
@@ -271,6 +285,27 @@ def test_old_configs_are_what_they_were_and_resolved_ones_read_again():
         assert parse_config(config_to_json(section), GanSection) == section
 
 
+def test_older_masked_runs_draw_and_go_on_as_they_did(runs, tmp_path):
+    """Their files lack noise_planes, and one plane is what they had."""
+    for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
+        values = style_config(runs[0], tmp_path / name, "mask", max_steps=steps)
+        values["generator"]["noise_planes"] = 1
+        train(parse_config(values, TrainConfig), Recorder(), resume=name == "parts")
+        if steps == 2:
+            drawn = load_generator(tmp_path / name).draw(DrawRequest([5], torch.zeros(1, 16, 16, dtype=torch.int64)))
+            for path in [*(tmp_path / name).rglob("generator.json"), tmp_path / name / "config.json"]:
+                written = json.loads(path.read_text())
+                del written["section" if "section" in written else "generator"]["noise_planes"]
+                path.write_text(json.dumps(written))
+            again = load_generator(tmp_path / name).draw(DrawRequest([5], torch.zeros(1, 16, 16, dtype=torch.int64)))
+            assert torch.equal(again.images, drawn.images)
+    assert_same_tensors(load_run(tmp_path / "whole"), load_run(tmp_path / "parts"))
+    assert parse_config({"kind": "gan", **KINDS["mask"]}, GanSection).noise_planes == 8
+    values["generator"].pop("noise_planes")
+    with pytest.raises(InputError, match="noise_planes"):
+        train(parse_config(values, TrainConfig), Recorder(), resume=True)
+
+
 def test_what_cannot_be_is_one_line(runs, tmp_path):
     dataset, folders = runs
     for section, change, message in [
@@ -278,6 +313,11 @@ def test_what_cannot_be_is_one_line(runs, tmp_path):
         ("data", {"unconditional": True}, "has no masks; generator.condition 'mask' needs them"),
         ("train", {"train_batch_size": 99}, "have 12 crops, fewer than the 99 of a batch"),
         ("generator", {"architecture": "dcgan"}, "condition 'mask' needs architecture 'style', not 'dcgan'"),
+        (
+            "generator",
+            {"condition": "none", "objective": "logistic", "spade_channels": None, "noise_planes": 2},
+            "noise_planes 2: not applicable to",
+        ),
         ("generator", {"objective": "logistic"}, "objective 'logistic': not applicable to condition 'mask'"),
     ]:
         values = style_config(dataset, tmp_path / "run", "mask")

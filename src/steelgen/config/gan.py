@@ -14,15 +14,26 @@ _GAN_DEFAULTS: dict[str, dict[str, Any]] = {
         "latent_dim": 64,
         "base_channels": 32,
         "adam_betas": (0.0, 0.99),
+        "discriminator_rate": 3.0,
         "objective": "relativistic",
-        "r1_gamma": 0.5,
-        "r2_gamma": 0.5,
+        "r1_gamma": 0.05,
+        "r2_gamma": 0.05,
         "penalty_every": 4,
         "ada_target": 0.5,
     },
-    "mask": {"objective": "segmentation", "spade_channels": 64},
+    "mask": {
+        "spade_channels": 64,
+        "noise_planes": 8,
+        "discriminator_rate": 1.0,
+        "objective": "segmentation",
+        "r1_gamma": 0.5,
+        "r2_gamma": 0.5,
+    },
 }
 """Defaults of GanSection that depend on `architecture` and `condition`."""
+
+_ADDED: dict[str, Any] = {"noise_planes": 1, "discriminator_rate": 1.0}
+"""Fields that resolved configs and generators of older versions lack, and what these did."""
 
 
 class GanSection(Section):
@@ -34,8 +45,9 @@ class GanSection(Section):
     """Generator kind."""
     architecture: Literal["dcgan", "style"] = "dcgan"
     """Network architecture. The defaults below are those of dcgan; style defaults to latent_dim 64, base_channels 32,
-    adam_betas (0, 0.99), objective relativistic, r1_gamma and r2_gamma 0.5, penalty_every 4, and ada_target 0.5, and
-    needs a train.learning_rate of about 0.002."""
+    adam_betas (0, 0.99), discriminator_rate 3, objective relativistic, r1_gamma and r2_gamma 0.05, penalty_every 4, and
+    ada_target 0.5, and needs a train.learning_rate of about 0.002. With condition mask, discriminator_rate is 1 and
+    both γ are 0.5."""
     condition: Literal["none", "mask"] = "none"
     """mask: generate images for masks; needs architecture style and a dataset with masks."""
     latent_dim: int = Field(100, ge=1, le=4096)
@@ -44,14 +56,21 @@ class GanSection(Section):
     """Channels of the finest feature maps; each coarser level doubles them, with style up to 8 times."""
     spade_channels: int | None = Field(None, ge=1, le=4096)
     """Hidden width of the SPADE norms, only with condition mask; defaults to 64 there."""
+    noise_planes: int = Field(1, ge=1, le=64)
+    """Independent planes of noise that the channels of a layer share, only with condition mask; defaults to 8 there.
+    With 1, the texture of all images is one plane seen through one filter, an oriented ripple."""
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
     """AdamW's moment decay rates; replaces train.adam_betas."""
+    discriminator_rate: float = Field(1.0, gt=0, le=1000)
+    """Learning rate of the discriminator as a factor of train.learning_rate, which is that of the generator. If r_t
+    stays near 0, the discriminator lags behind, and the images lack what it does not see: increase the factor."""
     objective: Literal["logistic", "relativistic", "segmentation"] = "logistic"
     """logistic: non-saturating logistic loss; relativistic: pairs of real and generated images (R3GAN, Huang et al.
     2024, arXiv 2501.05441); segmentation: pixelwise cross-entropy, required by and only for condition mask."""
     r1_gamma: float = Field(0.0, ge=0, le=1000000)
     """Weight γ of the gradient penalty γ/2·‖∇D‖² on real images (Mescheder et al. 2018, arXiv 1801.04406); 0 disables
-    it. Larger values stabilize training but blur images. With style, images have standard deviation 1."""
+    it. Larger values stabilize training but blur images. With style, images have standard deviation 1. γ should be
+    proportional to the pixels of an image and inverse to the batch: 0.05 at 32 px and 16 crops, 0.1 at 64 px and 32."""
     r2_gamma: float = Field(0.0, ge=0, le=1000000)
     """Weight γ of the same penalty on generated images; 0 disables it."""
     penalty_every: int = Field(1, ge=1, le=1000)
@@ -73,6 +92,8 @@ class GanSection(Section):
         defaults = _GAN_DEFAULTS.get(str(values.get("architecture", "dcgan")), {})
         if values.get("condition") == "mask":
             defaults = {**defaults, **_GAN_DEFAULTS["mask"]}
+        if cls.model_fields.keys() - values.keys() <= _ADDED.keys():
+            defaults = _ADDED  # resolved, by a version without these fields
         return {**defaults, **values}
 
     @model_validator(mode="after")
@@ -81,6 +102,8 @@ class GanSection(Section):
             raise ValueError(f"condition 'mask' needs architecture 'style', not {self.architecture!r}")
         if (self.objective == "segmentation") != (self.condition == "mask"):
             raise ValueError(f"objective {self.objective!r}: not applicable to condition {self.condition!r}")
+        if self.noise_planes > 1 and self.condition == "none":
+            raise ValueError(f"noise_planes {self.noise_planes}: not applicable to condition 'none'")
         if (self.spade_channels is None) != (self.condition == "none"):
             raise ValueError(f"spade_channels {self.spade_channels}: not applicable to condition {self.condition!r}")
         return self

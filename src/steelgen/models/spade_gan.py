@@ -33,8 +33,11 @@ _GROUP_CHANNELS = 4
 class _SpadeBlock(nn.Module):
     """Residual block: twice SPADE norm, activation, convolution, and noise."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_classes: int, spade_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_classes: int, spade_channels: int, noise_planes: int
+    ) -> None:
         super().__init__()
+        self._noise_planes = noise_planes
 
         def build_norm(channels: int) -> SpadeNorm:
             return SpadeNorm(channels, num_classes, spade_channels, max(1, channels // _GROUP_CHANNELS))
@@ -46,12 +49,18 @@ class _SpadeBlock(nn.Module):
         self.skip = EqualizedConv(in_channels, out_channels, 1, bias=False)
 
     def forward(self, features: Tensor, one_hot_mask: Tensor, noise: Tensor) -> Tensor:
-        first, second = noise.split(1, dim=1)
+        first, second = noise.split(self._noise_planes, dim=1)
         hidden = activate(self.norm_1(features, self.norm_1.compute_modulation(one_hot_mask)))
-        hidden = self.conv_1(hidden) + self.noise_1 * first
+        hidden = self.conv_1(hidden) + self.noise_1 * _spread(first, len(self.noise_1))
         hidden = activate(self.norm_2(hidden, self.norm_2.compute_modulation(one_hot_mask)))
-        hidden = self.conv_2(hidden) + self.noise_2 * second
+        hidden = self.conv_2(hidden) + self.noise_2 * _spread(second, len(self.noise_2))
         return (hidden + self.skip(features)) / math.sqrt(2)
+
+
+def _spread(noise: Tensor, channels: int) -> Tensor:
+    """Deals planes of noise (N, planes, h, w) out to channels in turn: (N, channels, h, w)."""
+    planes = noise.shape[1]
+    return noise if planes == 1 else noise.repeat(1, -(-channels // planes), 1, 1)[:, :channels]
 
 
 class SpadeGenerator(nn.Module):
@@ -64,6 +73,8 @@ class SpadeGenerator(nn.Module):
         latent_dim: length of the latent vectors.
         base_channels: channels of the finest feature maps; each coarser level has twice as many, up to 8 times.
         spade_channels: hidden width of the SPADE norms.
+        noise_planes: independent planes of noise, dealt out to the channels of a layer in turn. A single one passes
+            through the same few convolutions everywhere, which leaves the same oriented ripple in all images.
     """
 
     def __init__(
@@ -74,20 +85,22 @@ class SpadeGenerator(nn.Module):
         latent_dim: int,
         base_channels: int,
         spade_channels: int,
+        noise_planes: int = 1,
     ) -> None:
         super().__init__()
         widths = list_widths(list_edges(image_size), base_channels)
-        self.latent_dim = latent_dim
+        self.latent_dim, self._noise_planes = latent_dim, noise_planes
         self.from_latent = EqualizedLinear(latent_dim, widths[0])
         self.from_mask = EqualizedConv(num_classes, widths[0], 3)
         self.blocks = nn.ModuleList(
-            _SpadeBlock(before, after, num_classes, spade_channels) for before, after in pairwise([widths[0], *widths])
+            _SpadeBlock(before, after, num_classes, spade_channels, noise_planes)
+            for before, after in pairwise([widths[0], *widths])
         )
         self.to_image = EqualizedConv(widths[-1], in_channels, 3)
 
     def count_noise(self, height: int, width: int) -> int:
         """Returns the number of noise values of an image, summed over layers."""
-        return sum(2 * rows * columns for rows, columns in self._list_sizes(height, width))
+        return sum(2 * self._noise_planes * rows * columns for rows, columns in self._list_sizes(height, width))
 
     def forward(self, vectors: Tensor, one_hot_mask: Tensor) -> Tensor:
         """Generates images.
@@ -105,11 +118,11 @@ class SpadeGenerator(nn.Module):
         masks = build_mask_pyramid(F.pad(one_hot_mask, padding, mode="replicate"), sizes, "area")
         latents, noise = vectors.split([self.latent_dim, vectors.shape[1] - self.latent_dim], dim=1)
         features = self.from_mask(masks[sizes[0]]) + self.from_latent(latents)[:, :, None, None]
-        fields = noise.split([2 * rows * columns for rows, columns in sizes], dim=1)
+        fields = noise.split([2 * self._noise_planes * rows * columns for rows, columns in sizes], dim=1)
         for block, size, field in zip(self.blocks, sizes, fields, strict=True):
             if features.shape[-2:] != size:
                 features = double(features)
-            features = block(features, masks[size], field.unflatten(1, (2, *size)))
+            features = block(features, masks[size], field.unflatten(1, (2 * self._noise_planes, *size)))
         return self.to_image(activate(features))[..., :height, :width]
 
     def _list_sizes(self, height: int, width: int) -> list[tuple[int, int]]:

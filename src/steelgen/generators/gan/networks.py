@@ -18,7 +18,13 @@ def build_network(section: GanSection, geometry: CropGeometry, num_classes: int)
     size, channels = geometry.image_size, geometry.in_channels
     if section.spade_channels is not None:
         return SpadeGenerator(
-            size, channels, num_classes, section.latent_dim, section.base_channels, section.spade_channels
+            size,
+            channels,
+            num_classes,
+            section.latent_dim,
+            section.base_channels,
+            section.spade_channels,
+            section.noise_planes,
         )
     kind = StyleGenerator if section.architecture == "style" else DcganGenerator
     return kind(size, channels, section.latent_dim, section.base_channels)

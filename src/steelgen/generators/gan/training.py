@@ -64,7 +64,8 @@ class GanTraining(AdversarialTraining):
         discriminator = build_discriminator(section, generator.geometry, generator.info.num_classes)
         self.networks: Mapping[str, nn.Module] = {"generator": generator.network, "discriminator": discriminator}
         self.phases: tuple[Phase, ...] = tuple(
-            Phase(name, (name,), adam_betas=section.adam_betas) for name in ("discriminator", "generator")
+            Phase(name, (name,), learning_rate=rate, adam_betas=section.adam_betas)
+            for name, rate in (("discriminator", section.discriminator_rate), ("generator", 1.0))
         )
 
     def randomness(self, seed: int) -> Randomness:
