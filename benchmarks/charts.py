@@ -57,21 +57,20 @@ def plot_curves(
 def plot_grid(
     charts: Mapping[tuple[str, str], Mapping[str, Sequence[Sequence[tuple[float, float]]]]],
     x_label: str,
-    y_label: str,
     path: Path,
 ) -> None:
-    """Plots a grid of charts with a common legend, on logarithmic axes.
+    """Plots a grid of charts with a common legend; the vertical axes start at 0.
 
     Args:
-        charts: curves by name, one per seed, for each chart by its row and column.
-        x_label, y_label: axis labels.
+        charts: curves by name, one per seed, for each chart by its row and its quantity.
+        x_label: label of the horizontal axes.
         path: the .png file.
     """
     row_places: dict[str, list[tuple[str, str]]] = {}
     for place in charts:
         row_places.setdefault(place[0], []).append(place)
     width = max(len(places) for places in row_places.values())
-    figure = Figure((3.2 * width, 2.6 * len(row_places)), layout="constrained")
+    figure = Figure((3.4 * width + 1, 2.4 * len(row_places)), layout="constrained")
     names = list(dict.fromkeys(name for curves in charts.values() for name in curves))
     grid = figure.subplots(len(row_places), width, squeeze=False)
     for line, places in zip(grid, row_places.values(), strict=True):
@@ -81,13 +80,12 @@ def plot_grid(
                     color = colormaps["tab10"](names.index(name))
                     axes.plot(*zip(*curve, strict=True), "o-", color=color, markersize=3, label=name)
             axes.set_title(", ".join(place), fontsize=8)
-            axes.set(xscale="log", yscale="log")
-            axes.grid(alpha=0.3, which="both")
-            axes.tick_params(labelsize=7, which="both")
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+            axes.tick_params(labelsize=7)
         for axes in line[len(places) :]:
             axes.set_axis_off()
     figure.supxlabel(x_label, fontsize=8)
-    figure.supylabel(y_label, fontsize=8)
     handles = {
         label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }

@@ -416,8 +416,8 @@ def tabulate_transfer(stored: Results) -> Lines:
             steps = ["–" if step is None else f"{step:.0f} of {run['steps']}" for step in reached.values()]
             above = f"{1000 * (kid - floor):.1f}"
             rows.append([dataset, start, str(count), f"{loss:.3f}", steps[0], above, steps[1], f"{100 * copies:.0f} %"])
-    columns = ["dataset", "start", "micrographs", "validation loss", "steps to scratch's", "KID·10³ above the floor"]
-    return _table([*columns, "steps to scratch's", "copies"], rows, texts=2)
+    columns = ["dataset", "start", "micrographs", "validation loss", "steps to scratch's loss"]
+    return _table([*columns, "KID·10³ above the floor", "steps to scratch's KID", "copies"], rows, texts=2)
 
 
 CURVES = ("val_loss", "kid")

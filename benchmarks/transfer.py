@@ -139,14 +139,15 @@ def gather(runs: Path) -> list[dict[str, Any]]:
 
 
 def write_table(arguments: argparse.Namespace) -> None:
-    """Gathers all runs and plots their curves: a row of charts per dataset, a column per number of micrographs."""
+    """Gathers all runs and plots their curves: a row of charts per dataset and number of micrographs."""
     runs = gather(arguments.runs)
     charts: dict[tuple[str, str], dict[str, list[list[tuple[float, float]]]]] = {}
     for each in runs:
-        place = (each["dataset"], f"{each['training_micrographs']} micrographs")
-        curve = [(step, loss) for step, loss in each["val_loss"]]
-        charts.setdefault(place, {}).setdefault(each["start"], []).append(curve)
-    plot_grid(charts, "steps of 16 crops", "validation loss", RESULTS / "transfer.png")
+        for name, title in (("val_loss", "validation loss"), ("kid", "KID")):
+            place = (f"{each['dataset']}, {each['training_micrographs']} micrographs", title)
+            curve = [(step, value) for step, value in each[name]]
+            charts.setdefault(place, {}).setdefault(each["start"], []).append(curve)
+    plot_grid(charts, "steps of 16 crops", RESULTS / "transfer.png")
     times = load_json(arguments.runs / "step_time.json")["seconds_a_step"]
     save_results(RESULTS / "transfer.json", {"seconds_a_step": times, "runs": runs}, show=False)
 
