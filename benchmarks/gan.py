@@ -13,7 +13,7 @@ Equal time does not depend on the load of the machine: `time` measures a trainin
 CPU seconds of one thread, and `run` trains for as many steps as fit into the minutes. `run` can be stopped at any time
 and resumes with the same arguments. EMA weights are scored against crops of the test split, for the large set against
 other training crops; the floor compares training crops with the same. `leak` trains on lamellae of nearly the same
-direction at maximum augmentation and counts how many generated ones have that direction. `table` writes the results.
+direction and counts how many generated ones have that direction. `table` writes the results.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def count_lying(images: NDArray[np.uint8], within: float = 20) -> float:
 
 
 def run_leak(arguments: argparse.Namespace) -> None:
-    """Trains on lamellae at maximum augmentation."""
+    """Trains on lamellae of nearly the same direction."""
     runs, path = arguments.runs, arguments.runs / "leak.json"
     seconds = load_json(runs / "step_times.json")["seconds_a_step"]["style"]["median"]
     steps = round(60 * arguments.minutes / seconds)
@@ -296,8 +296,7 @@ def run_leak(arguments: argparse.Namespace) -> None:
                 save_image(working / f"train/images/{number:03}.png", image)
                 save_mask(working / f"train/masks/{number:03}.png", np.zeros_like(image), info.palette)
             save_dataset_info(working, info)
-    # A target that is always exceeded, so augmentation reaches its maximum soon.
-    config = build_config("style", dataset, runs / "leak", 0, steps, ada_target=0.01, ada_images=2000)
+    config = build_config("style", dataset, runs / "leak", 0, steps)
     config = config.model_copy(update={"data": config.data.model_copy(update={"augment": False})})
     result = train(config, LinePrinter(), resume=True)
     assert result.export is not None
