@@ -197,17 +197,18 @@ def test_segmentation_shows_folds_and_judges(tmp_path):
     assert "| small | 20 | 0.900 | 0.500 | 0.700 |" in lines
 
 
-def test_transfer_counts_the_steps_to_the_loss_of_training_from_scratch(tmp_path):
-    def run(start, losses, kid):
-        curves = {"val_loss": losses, "kid": [[40, kid]], "kid_floor": [[40, 0.01]], "copies": [[40, 0.0625]]}
+def test_transfer_counts_the_steps_to_what_training_from_scratch_reaches(tmp_path):
+    def run(start, losses, kids):
+        curves = {"val_loss": losses, "kid": kids, "kid_floor": [[40, 0.01]], "copies": [[40, 0.0625]]}
         return {"dataset": "d", "start": start, "training_micrographs": 4, "seed": 0, "steps": 40, **curves}
 
-    scratch = run("scratch", [[10, 0.8], [40, 0.5]], 0.25)
-    base = run("base", [[10, 0.6], [20, 0.45], [40, 0.4]], 0.06)
+    scratch = run("scratch", [[10, 0.8], [40, 0.5]], [[40, 0.25]])
+    base = run("base", [[10, 0.6], [20, 0.45], [40, 0.4]], [[20, 0.31], [40, 0.06]])
     store(tmp_path, "transfer", {"runs": [scratch, base]})
     lines = gather(tmp_path, tmp_path).splitlines()
-    assert "| d | scratch | 4 | 0.500 | 40 of 40 | 240.0 | 6 % |" in lines
-    assert "| d | base | 4 | 0.400 | 20 of 40 | 50.0 | 6 % |" in lines
+    assert "| d | scratch | 4 | 0.500 | 40 of 40 | 240.0 | 40 of 40 | 6 % |" in lines
+    # On straight lines between the measurements: 10 + 10·0.1/0.15 and 20 + 20·0.06/0.25.
+    assert "| d | base | 4 | 0.400 | 17 of 40 | 50.0 | 25 of 40 | 6 % |" in lines
 
 
 def test_adapter_has_the_floor_and_the_autoencoder_beside_means_over_seeds(tmp_path):

@@ -1,5 +1,6 @@
 """What lies on disk: the dataset folder, rows and text chunks, COCO, a full disk."""
 
+import gc
 import hashlib
 import json
 import os
@@ -122,12 +123,17 @@ def test_memory_does_not_grow_with_the_number_of_images(trained, tmp_path, monke
 
     monkeypatch.setattr(run, "generate_pairs", draw_nothing)
     draw(trained, tmp_path / "warm", num_samples=30, batch_size=4, coco=True)
-    peaks = []
-    for count in (30, 100):
+
+    def measure_peak(count, attempt):
+        gc.collect()
         tracemalloc.start()
-        draw(trained, tmp_path / str(count), num_samples=count, batch_size=4, coco=True)
-        peaks.append(tracemalloc.get_traced_memory()[1])
+        draw(trained, tmp_path / f"{count}-{attempt}", num_samples=count, batch_size=4, coco=True)
+        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+        return peak
+
+    # The smaller of two, since threads and garbage that other tests have left may add to a peak.
+    peaks = [min(measure_peak(count, attempt) for attempt in range(2)) for count in (30, 100)]
     assert peaks[1] < peaks[0] + 50_000
 
 
