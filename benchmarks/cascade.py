@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from steps import TrainingStep
 
 from steelgen.config.base import parse_config
+from steelgen.config.sample import REFINING_SOLVER
 from steelgen.config.solver import SolverSection
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.data.crops import Micrographs, cut_crops, load_micrographs, tensor_to_image
@@ -59,14 +60,6 @@ EDGE = 128
 """Edge of scored crops, the base's 64 px at full resolution."""
 BATCH = 8
 FIRST = SolverSection(num_inference_steps=8, window_overlap=0.25)
-REFINING = SolverSection(
-    num_inference_steps=6,
-    timestep_spacing="power",
-    guidance_scale=1.0,
-    window_overlap=0.25,
-    coarse_error=0.1,
-    consistency=False,
-)
 NETWORKS: dict[str, dict[str, Any]] = {
     "pixel": {"channel_mult": [0.5, 1, 2], "patch_size": 1},
     "patch": {"channel_mult": [1, 1, 2], "patch_size": 2},
@@ -76,7 +69,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "consistent": {"coarse_error": 0.0, "consistency": True},
     "exact": {"coarse_error": 0.0},
 }
-"""What the solver of refining networks has instead of REFINING's settings, by the end of a system's name."""
+"""What the solver of refining networks has instead of REFINING_SOLVER's settings, by the end of a system's name."""
 SYSTEMS = (
     *("bicubic", "native", "cascade-2-exact", "cascade-2-consistent"),
     *("cascade-2-patch", "cascade-2-patch-exact", "cascade-4-exact"),
@@ -161,7 +154,7 @@ def build_system(name: str, arguments: argparse.Namespace) -> Any:
     if factor == 4:
         base, minutes = train_part("quarter", arguments, minutes / 2), minutes / 2
     refining = train_part(f"refine-{factor}{'-patch' if 'patch' in name else ''}", arguments, minutes)
-    solver = REFINING.model_copy(update=CHANGES.get(name.split("-")[-1], {}))
+    solver = REFINING_SOLVER.model_copy(update=CHANGES.get(name.split("-")[-1], {}))
     cascade = build_cascade([base, refining], [FIRST, solver], [arguments.base, REFINE])
     # Masks of EDGE px are smaller than the first stage's images at a quarter of the resolution.
     return _Drawing(cascade, None, max(0, factor * base.geometry.image_size - EDGE) // 2)
@@ -265,7 +258,7 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
         drawn = {name: draw_images(system, mask, arguments.seed + index) for name, system in systems.items()}
         images = [np.asarray(drawn[name][0][0]) for name in names]
         seams = {
-            name: measure_seams(image, 64, REFINING.window_overlap)
+            name: measure_seams(image, 64, REFINING_SOLVER.window_overlap)
             for name, image in zip((*names, "real"), (*images, real), strict=True)
         }
         values = {"system": arguments.system, "seed": arguments.seed, "minutes": arguments.minutes, "seams": seams}

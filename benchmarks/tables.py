@@ -402,6 +402,10 @@ def tabulate_loader(stored: Results) -> Lines:
     ]
 
 
+CURVES = ("val_loss", "kid")
+"""What is measured over the steps of `transfer`."""
+
+
 def tabulate_transfer(stored: Results) -> Lines:
     """Validation loss and KID of each start at the end, and the steps to those of training from scratch at its end."""
     groups: dict[tuple[str, int, int], dict[str, Results]] = {}
@@ -418,9 +422,6 @@ def tabulate_transfer(stored: Results) -> Lines:
             rows.append([dataset, start, str(count), f"{loss:.3f}", steps[0], above, steps[1], f"{100 * copies:.0f} %"])
     columns = ["dataset", "start", "micrographs", "validation loss", "steps to scratch's loss"]
     return _table([*columns, "KID·10³ above the floor", "steps to scratch's KID", "copies"], rows, texts=2)
-
-
-CURVES = ("val_loss", "kid")
 
 
 def find_crossing(curve: Sequence[Sequence[float]], goal: float) -> float | None:

@@ -25,7 +25,6 @@ from steelgen.evaluation.results import load_evaluation
 from steelgen.evaluation.utility.cells import list_cells
 from steelgen.evaluation.utility.results import RESULT_FILE as UTILITY_FILE
 from steelgen.evaluation.utility.results import STUDY_FILE, load_study_result
-from steelgen.files import load_json
 from steelgen.fold_workflow import list_settings, write_fold_datasets
 from steelgen.runs import RESULT_FILE, load_result, load_settings
 from steelgen.sampling.formats import load_sampling
@@ -187,9 +186,9 @@ def _name_command(action: str, config: Section) -> str:
 
 def _check_refining(config: FinetuneConfig) -> None:
     """Raises InputError if the generator that `refine` fine-tunes is not a refining one."""
-    from steelgen.generators.saved import DESCRIPTION_FILE, find_generator
+    from steelgen.generators.saved import is_refining
 
-    if not load_json(find_generator(config.checkpoint) / DESCRIPTION_FILE).get("low_resolution"):
+    if not is_refining(config.checkpoint):
         raise InputError(
             f"refine.checkpoint {config.checkpoint}: does not refine images; use one trained with "
             "generator.low_resolution"

@@ -86,7 +86,7 @@ class StartImagesSection(Section):
     """Apply a random flip and rotation (8 symmetries) to each start image of `dataset`."""
 
 
-_REFINING_SOLVER = SolverSection(
+REFINING_SOLVER = SolverSection(
     num_inference_steps=6,
     timestep_spacing="power",  # the coarse image has the brightness
     guidance_scale=1.0,
@@ -199,7 +199,7 @@ class SampleConfig(Section):
             raise ValueError("stages: a cascade has at least two; set `generator` for a single one")
         for number, stage in enumerate(self.stages):
             if stage.solver is None:
-                stage.solver = _REFINING_SOLVER if number else self.solver
+                stage.solver = REFINING_SOLVER if number else self.solver
             elif number == 0 and self.solver not in (SolverSection(), stage.solver):
                 raise ValueError("solver: not applicable with stages.0.solver, which is another")
         if self.stages:

@@ -16,10 +16,11 @@ from torch import nn
 
 from steelgen import __version__
 from steelgen.bundled import resolve_bundled
+from steelgen.config.generator import LowResolutionSection
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError, first_line
-from steelgen.files import Record, aside_path, hash_files, load_json, new_folder, save_json, save_tensors
+from steelgen.files import Record, aside_path, hash_files, load_json, load_record, new_folder, save_json, save_tensors
 from steelgen.generators import StoredGenerator
 
 DESCRIPTION_FILE = "generator.json"
@@ -104,6 +105,24 @@ def find_generator(path: Path) -> Path:
         if (folder / DESCRIPTION_FILE).is_file():
             return folder
     raise InputError(f"{path}: no trained generator (no {DESCRIPTION_FILE} in it, its export/ or its checkpoints/)")
+
+
+def is_refining(path: Path) -> bool:
+    """Whether a saved generator refines coarse images.
+
+    Args:
+        path: see `find_generator`.
+
+    Raises:
+        InputError: if there is no generator, or its description is damaged.
+    """
+    return load_record(find_generator(path) / DESCRIPTION_FILE, _Described).low_resolution is not None
+
+
+class _Described(Record):
+    """The part of generator.json that is read here."""
+
+    low_resolution: LowResolutionSection | None = None
 
 
 def hash_weights(path: Path) -> str:
