@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from steelgen.planning import rules
+from steelgen.planning import rules, scale
 from steelgen.planning.fingerprint import ClassFingerprint
 
 SHARP = {1.5: 1.0, 2.0: 1.0, 3.0: 1.0, 4.0: 1.0, 6.0: 1.0, 8.0: 0.9}
@@ -27,7 +27,7 @@ def make_class(name="islands", share=0.2, diameter=200.0, width=60.0):
     ],
 )
 def test_image_size(edge, device, memory, minutes, size):
-    assert rules.choose_image_size(edge, device, memory, minutes).value == size
+    assert scale.choose_image_size(edge, device, memory, minutes).value == size
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,16 @@ def test_image_size(edge, device, memory, minutes, size):
     ],
 )
 def test_crop_size(classes, detail, edge, crop, because):
-    choice = rules.choose_crop_size(64, edge, classes, detail)
+    choice = scale.choose_crop_size(64, edge, classes, detail)
     assert choice.value == crop
     assert because in choice.because
 
 
 def test_typical_diameter_is_that_of_the_class_with_most_area():
     small, large = make_class(share=0.1, diameter=5.0), make_class(share=0.3, diameter=50.0)
-    assert rules.find_typical_diameter([large, small]) == 50
-    assert rules.find_typical_diameter([small]) == 5
-    assert rules.find_typical_diameter([]) is None
+    assert scale.find_typical_diameter([large, small]) == 50
+    assert scale.find_typical_diameter([small]) == 5
+    assert scale.find_typical_diameter([]) is None
 
 
 def test_eight_pixels_are_where_areas_become_right():
@@ -66,17 +66,17 @@ def test_eight_pixels_are_where_areas_become_right():
         areas = [((rows - y) ** 2 + (columns - x) ** 2 <= diameter**2 / 4).sum() for y, x in rng.random((2000, 2))]
         return np.sqrt(np.mean((np.array(areas) / (np.pi * diameter**2 / 4) - 1) ** 2))
 
-    assert measure(rules.MIN_ISLAND_PX) == pytest.approx(0.026, abs=0.004)
+    assert measure(scale.MIN_ISLAND_PX) == pytest.approx(0.026, abs=0.004)
     assert measure(6) == pytest.approx(0.04, abs=0.006)
     assert measure(4) == pytest.approx(0.08, abs=0.01)
 
 
 def test_lost_classes_are_named():
     classes = [make_class("film", width=3.0), make_class("fine", width=4.0)]
-    assert rules.find_lost_classes(classes, 2.0) == [
+    assert scale.find_lost_classes(classes, 2.0) == [
         "film is 1.5 px wide at the network's scale (3 px in the micrographs); below 2 px a class is easily lost"
     ]
-    assert rules.find_lost_classes(classes, 1.5) == []
+    assert scale.find_lost_classes(classes, 1.5) == []
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,6 @@ def test_codes():
     ],
 )
 def test_a_cascade_is_proposed_where_a_class_is_lost(crop, width, factor, because):
-    choice = rules.choose_cascade(64, crop, [make_class(), make_class("film", 0.01, width=width)])
+    choice = scale.choose_cascade(64, crop, [make_class(), make_class("film", 0.01, width=width)])
     assert choice.value == factor
     assert because in choice.because

@@ -16,7 +16,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.errors import InputError
 from steelgen.files import Record, check_output_free, load_record, new_folder, save_json
 from steelgen.generators.saved import DESCRIPTION_FILE
-from steelgen.planning import rules
+from steelgen.planning import rules, scale
 from steelgen.planning.fingerprint import Fingerprint, compute_fingerprint
 from steelgen.planning.machine import Machine, examine_device, time_step
 from steelgen.planning.page import build_page
@@ -69,8 +69,8 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     """
     count, has_masks = fingerprint.micrographs["train"], bool(fingerprint.classes)
     features = fingerprint.features
-    size = rules.choose_image_size(fingerprint.smallest_edge, machine.device, machine.memory_gib, minutes)
-    crop = rules.choose_crop_size(size.value, fingerprint.smallest_edge, features, fingerprint.detail)
+    size = scale.choose_image_size(fingerprint.smallest_edge, machine.device, machine.memory_gib, minutes)
+    crop = scale.choose_crop_size(size.value, fingerprint.smallest_edge, features, fingerprint.detail)
     channels = rules.choose_channels(fingerprint.colored)
     augment = rules.choose_augment(
         fingerprint.orientation, fingerprint.direction, fingerprint.agreement, fingerprint.parents
@@ -78,7 +78,7 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     area = sum(_parse_area(name) * number for name, number in fingerprint.sizes.items()) / count
     batch = rules.choose_batch(machine.device, count * max(1, round(area / crop.value**2)))
     network = rules.choose_network(size.value, machine.device)
-    cascade = rules.choose_cascade(size.value, crop.value, features)
+    cascade = scale.choose_cascade(size.value, crop.value, features)
     names = [each.name for each in fingerprint.classes]
     kindred = next((name for name in list_bundled() if names and _load_classes(name) == names), None)
     start = rules.choose_start(count, minutes, list_bundled(), kindred)
@@ -302,7 +302,7 @@ class _Described(Record):
 
 
 def _list_warnings(dataset: Path, fingerprint: Fingerprint, factor: float, judged: str | None) -> list[str]:
-    found = rules.find_lost_classes(fingerprint.features, factor)
+    found = scale.find_lost_classes(fingerprint.features, factor)
     empty = [each.name for each in fingerprint.classes if each.share == 0]
     if empty:
         found.append(f"{', '.join(empty)}: no pixel of the measured training masks has this class")
