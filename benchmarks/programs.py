@@ -126,6 +126,14 @@ TRANSLATION_ABLATIONS = (
 )
 
 
+def _list_folds() -> Iterator[str]:
+    """Every fold with every number of micrographs, one seed; some ten hours of a CPU core, or minutes of a GPU."""
+    for count in (4, 0, 1, 2):
+        for fold in range(6):
+            yield f"benchmarks/folds.py run --fold {fold} --micrographs {count}"
+    yield "benchmarks/folds.py table"
+
+
 def _list_transfer() -> Iterator[str]:
     """Step time; every start on two datasets with few and with all micrographs, one seed."""
     yield "benchmarks/transfer.py time"
@@ -198,6 +206,7 @@ BENCHMARKS = (
         "utility",
         [*(f"benchmarks/utility.py run --study {name}" for name in UTILITY_STUDIES), "benchmarks/utility.py table"],
     ),
+    Benchmark("folds", list(_list_folds()), threads=1),
     Benchmark("steering", ["benchmarks/steering.py run", "benchmarks/steering.py table"], threads=1),
     _store("benchmarks/evaluation.py --count 1000 --image-size 256", "evaluation-speed"),
     _store("benchmarks/evaluation.py --simulated 1705", "evaluation-large"),

@@ -1,16 +1,17 @@
 """Accuracy of steelgen's segmenter on real micrographs (uhcs).
 
     python benchmarks/segmentation.py folds --minutes 15
+    python benchmarks/segmentation.py folds --steps 5000
     python benchmarks/segmentation.py times --seconds 20 60 180
     python benchmarks/segmentation.py scales
     python benchmarks/segmentation.py table
 
 `folds` trains on 20 micrographs and tests on the other 4, whole and at full resolution, with the folds of published
-work (cv_fold in metadata.jsonl); nothing is selected on the test micrographs, and the last weights are tested. `times`
-compares the small U-Net with random weights and the pretrained one after equal training time, as judges of images at
-half the resolution (crops of 128 px at 64 px). `scales` compares the scales at which a judge sees such images. Times
-are CPU seconds of one core, which a busy machine barely affects. Each network is stored when done; a stopped run
-resumes with the next one.
+work (cv_fold in metadata.jsonl); nothing is selected on the test micrographs, and the last weights are tested.
+`times` compares the small U-Net with random weights and the pretrained one after equal training time, as judges of
+images at half the resolution (crops of 128 px at 64 px). `scales` compares the scales at which a judge sees such
+images. Times are CPU seconds of one core, which a busy machine barely affects; on a GPU, `folds` needs --steps. Each
+network is stored when done; a stopped run resumes with the next one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from steelgen.config.base import config_to_json
 from steelgen.config.segmenter import SegmenterSection
 from steelgen.data.crops import Micrographs, cut_crops, load_micrographs
 from steelgen.data.placement import CropGeometry
+from steelgen.devices import pick_device
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_confusion, compute_iou, compute_mean_iou
 from steelgen.evaluation.segmentation import averaging_of, predict_masks, train_segmenter
@@ -67,10 +69,10 @@ def load_folds() -> tuple[Micrographs, NDArray[np.int64]]:
     return Micrographs(splits[0].info, stems, images, masks), np.array([folds[stem] for stem in stems])
 
 
-def run_fold(fold: int, minutes: float, seed: int) -> dict[str, Any]:
-    """Trains and tests one fold."""
+def run_fold(fold: int, budget: dict[str, float], seed: int) -> dict[str, Any]:
+    """Trains and tests one fold, for a number of steps or minutes."""
     micrographs, folds = load_folds()
-    settings = SegmenterSection.model_validate({"steps": NO_END, "max_minutes": minutes, **FOLDS})
+    settings = SegmenterSection.model_validate({"steps": NO_END, **budget, **FOLDS})
     train, test = (micrographs.select(np.flatnonzero(chosen)) for chosen in (folds != fold, folds == fold))
     start, steps = time.process_time(), 0
 
@@ -78,7 +80,9 @@ def run_fold(fold: int, minutes: float, seed: int) -> dict[str, Any]:
         nonlocal steps
         steps = done
 
-    network = train_segmenter(train, NATIVE, settings, seed, report_progress=count, clock=time.process_time)
+    network = train_segmenter(
+        train, NATIVE, settings, seed, str(pick_device()), report_progress=count, clock=time.process_time
+    )
     trained = time.process_time()
     matrices = []
     for image, mask in zip(test.images, test.masks, strict=True):
@@ -143,18 +147,12 @@ def keep(path: Path, make: Callable[[], dict[str, Any]]) -> None:
 
 
 def gather(runs: Path) -> dict[str, Any]:
-    """Collects all stored results, with the mean over folds."""
+    """Collects all stored results."""
     parts = {
         part: [load_json(path) for path in sorted((runs / part).glob("*.json"))]
         for part in ("folds", "times", "scales")
     }
-    found = parts["folds"]
-    return {
-        "class_names": load_micrographs(DATASET, "test").info.class_names,
-        "mean_iou": float(np.mean([fold["mean_iou"] for fold in found])) if found else None,
-        "class_iou": np.mean([fold["class_iou"] for fold in found], axis=0).tolist() if found else None,
-        **parts,
-    }
+    return {"class_names": load_micrographs(DATASET, "test").info.class_names, **parts}
 
 
 def main() -> None:
@@ -163,6 +161,7 @@ def main() -> None:
     parser.add_argument("part", choices=("folds", "times", "scales", "table"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/segmentation"))
     parser.add_argument("--minutes", type=float, default=15.0, help="training time per fold, on one core")
+    parser.add_argument("--steps", type=int, help="training steps per fold, instead of a time")
     parser.add_argument("--only", type=int, nargs="+", default=range(6), help="folds to run")
     parser.add_argument(
         "--seconds", type=float, nargs="+", default=[20, 60, 180], help="training times per judge, on one core"
@@ -174,11 +173,10 @@ def main() -> None:
     for seed in arguments.seeds:
         if arguments.part == "folds":
             for fold in arguments.only:
-                name = f"fold{fold}-seed{seed}-{arguments.minutes:g}min"
-                keep(
-                    runs / "folds" / f"{name}.json",
-                    partial(run_fold, fold, arguments.minutes, seed),
-                )
+                budget = {"steps": arguments.steps} if arguments.steps else {"max_minutes": arguments.minutes}
+                length = f"{arguments.steps}steps" if arguments.steps else f"{arguments.minutes:g}min"
+                path = runs / "folds" / f"fold{fold}-seed{seed}-{length}.json"
+                keep(path, partial(run_fold, fold, budget, seed))
         for seconds in arguments.seconds if arguments.part in ("times", "scales") else ():
             for name, settings in (JUDGES if arguments.part == "times" else SCALES).items():
                 path = runs / arguments.part / f"{name}-seed{seed}-{seconds:g}s.json"

@@ -88,12 +88,18 @@ def tabulate_translation(stored: Results) -> Lines:
     heads = ["KID", "gray KL", "scan-line power", "spectrum", "label IoU / truth's", "area shift", "seeds"]
     lines = _table(["data", "steps", "images", *heads], rows, texts=3)
     ious: dict[tuple[str, str, str], list[float]] = {}
+    seen: dict[tuple[str, str, str], list[float]] = {}
     for run in stored["segmenters"]:
-        for kind, classes in run["iou"].items():
-            ious.setdefault((run["data"], run["system"], kind), []).append(fmean(classes))
+        for found, figures in ((ious, run["iou"]), (seen, run.get("labels_seen", {}))):
+            for kind, classes in figures.items():
+                found.setdefault((run["data"], run["system"], kind), []).append(fmean(classes))
     if ious:
-        trained = [[*key, _mean_and_range(values, 3), str(len(values))] for key, values in sorted(ious.items())]
-        lines += ["", *_table(["data", "system", "segmenter trained on", "mIoU", "seeds"], trained, texts=3)]
+        trained = [
+            [*key, *(_mean_and_range(each[key], 3) if key in each else "–" for each in (ious, seen)), str(len(values))]
+            for key, values in sorted(ious.items())
+        ]
+        heads = ["mIoU on real images", "mIoU of one trained on true pairs on these", "seeds"]
+        lines += ["", *_table(["data", "system", "segmenter trained on", *heads], trained, texts=3)]
     return lines
 
 
@@ -281,6 +287,53 @@ def tabulate_utility(stored: Results) -> Lines:
     ]
 
 
+def tabulate_folds(stored: Results) -> Lines:
+    """Scores by number of micrographs, then differences over folds with the share of the gap that they close."""
+    scores = [
+        [row["code"], str(row["num_generated"]), *_ious(row), _to_range(row["interval"], "")]
+        for row in stored["scores"]
+    ]
+    gaps = {row["code"]: row for row in stored["gaps"] if row["closed"] is not None}
+    classes = {(row["code"], row["baseline"]): row for row in stored["by_class"]}
+    differences = []
+    for row in stored["differences"]:
+        gap, by_class = gaps.get(row["code"]), classes[row["code"], row["baseline"]]
+        is_gain = gap is not None and gap["baseline"] == row["baseline"]
+        differences.append(
+            [
+                f"{row['code']} − {row['baseline']}",
+                f"{row['difference']:+.3f}",
+                _to_range(row["interval"]),
+                ", ".join(f"{value:+.3f}" for value in row["by_fold"]),
+                *(f"{value:+.3f}" for value in by_class["class_iou"]),
+                "–" if by_class["boundary_f1"] is None else f"{by_class['boundary_f1']:+.3f}",
+                f"{100 * gap['closed']:.0f} %" if is_gain else "–",
+                f"{100 * gap['interval'][0]:.0f} to {100 * gap['interval'][1]:.0f} %"
+                if is_gain and gap["interval"]
+                else "–",
+            ]
+        )
+    names = stored["class_names"]
+    return [
+        f"Folds {', '.join(map(str, stored['folds']))}; seeds {', '.join(map(str, stored['seeds']))}.",
+        "",
+        *_table(["code", "pairs", *names, "mIoU", "95 % interval"], scores),
+        "",
+        *_table(
+            [
+                *("codes", "difference in mIoU", "95 % interval", "by fold"),
+                *(f"in {name}" for name in names),
+                *("in boundary F1", "share of the gap closed", "95 % interval of the share"),
+            ],
+            differences,
+        ),
+    ]
+
+
+def _to_range(interval: Sequence[float | None] | None, sign: str = "+") -> str:
+    return "–" if interval is None else " to ".join(f"{end:{sign}.3f}" for end in interval)
+
+
 def tabulate_steering(stored: Results) -> Lines:
     """Differences of each arm to real micrographs and to the plain mix, and what is in the sets of pairs."""
     names = list(next(iter(stored["sets"].values()))["class_share"])
@@ -317,22 +370,20 @@ def _show_difference(row: Results) -> list[str]:
 def tabulate_segmentation(stored: Results) -> Lines:
     """IoU by fold; then judges of images at half the resolution, by training time and by scale."""
     names = stored["class_names"]
-    folds = [
-        [
-            f"{row['fold']}",
-            *_ious(row),
-            str(row["steps"]),
-            f"{row['training_seconds'] / 60:.1f}",
-        ]
-        for row in stored["folds"]
-    ]
-    if folds:
-        folds.append(["mean", *_ious(stored), "", ""])
+    lengths: dict[str, list[Results]] = {}
+    for row in stored["folds"]:
+        lengths.setdefault(row["name"].rsplit("-", 1)[1], []).append(row)
+    folds = []
+    for length, rows in lengths.items():
+        folds += [[f"{row['fold']}", length, *_ious(row), str(row["steps"])] for row in rows]
+        means = [fmean(values) for values in zip(*(row["class_iou"] for row in rows), strict=True)]
+        mean = {"class_iou": means, "mean_iou": fmean(row["mean_iou"] for row in rows)}
+        folds.append(["mean", length, *_ious(mean), ""])
     judges = [
         [row["name"].split("-seed")[0], f"{row['seconds']:g}", *_ious(row)]
         for row in [*stored["times"], *stored["scales"]]
     ]
-    lines = _table(["fold", *names, "mIoU", "steps", "training (min on one core)"], folds)
+    lines = _table(["fold", "training", *names, "mIoU", "steps"], folds, texts=2)
     if judges:
         lines += ["", *_table(["judge", "training (s on one core)", *names, "mIoU"], judges)]
     return lines

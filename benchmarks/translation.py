@@ -28,6 +28,7 @@ import torch
 from common import LinePrinter, save_results
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from torch import nn
 
 from steelgen.config.base import parse_config
 from steelgen.config.segmenter import SegmenterSection
@@ -346,15 +347,28 @@ def run_segmenters(arguments: argparse.Namespace) -> None:
     generator = load_generator(runs / name)
     sets = {"true pairs": (real, real_masks), "translated": (translate(generator, images), masks)}
     sets |= {kind: (change(images, real), masks) for kind, change in FILTERS.items()}
-    info, found = load_dataset_info(source), {}
+    held_out = {"true pairs": (judge.real, judge.real_masks)}
+    held_out |= {"translated": (translate(generator, judge.given), judge.masks)}
+    held_out |= {kind: (change(judge.given, real), judge.masks) for kind, change in FILTERS.items()}
+    info, found, seen = load_dataset_info(source), {}, {}
     geometry = CropGeometry(EDGE, EDGE)
     for kind, (chosen, labels) in sets.items():
         micrographs = Micrographs(info, [str(number) for number in range(count)], list(chosen), list(labels))
         segmenter = train_segmenter(micrographs, geometry, SEGMENTER, seed)
-        confusion = compute_confusion(judge.real_masks, predict_masks(segmenter, judge.real), info.num_classes, 255)
-        found[kind] = [float(value) for value in compute_iou(confusion)]
+        found[kind] = _score_segmenter(segmenter, judge.real, judge.real_masks, info.num_classes)
+        if kind == "true pairs":  # whether the labels are seen in images of each kind
+            seen = {name: _score_segmenter(segmenter, *pairs, info.num_classes) for name, pairs in held_out.items()}
         print(name, kind, found[kind], flush=True)
-    save_json(path, {"system": arguments.system, "data": data, "seed": seed, "steps": arguments.steps, "iou": found})
+    described = {"system": arguments.system, "data": data, "seed": seed, "steps": arguments.steps}
+    save_json(path, {**described, "iou": found, "labels_seen": seen})
+
+
+def _score_segmenter(segmenter: nn.Module, images: Images, masks: Images, num_classes: int) -> list[float]:
+    """Computes the IoU of each class."""
+    return [
+        float(value)
+        for value in compute_iou(compute_confusion(masks, predict_masks(segmenter, images), num_classes, 255))
+    ]
 
 
 def main() -> None:

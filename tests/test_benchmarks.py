@@ -12,12 +12,14 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from steelgen.config.utility import parse_code
 from steelgen.data.crops import load_micrographs
 from steelgen.evaluation.utility.data import choose_subset
+from steelgen.files import save_json
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STORED = sorted((BENCHMARKS / "results").glob("*.json"))
@@ -121,13 +123,15 @@ def test_translation_has_filters_beside_means_over_seeds(tmp_path):
     shared = {"system": "cut", "data": "world", "steps": 900, "beside": {"source": score(0.03)}}
     scores = [{**shared, "seed": seed, "score": score(power)} for seed, power in enumerate((0.8, 1.0))]
     iou = {"true pairs": [0.9, 0.7], "translated": [0.8, 0.6]}
-    segmenters = [{"system": "cut", "data": "world", "seed": 0, "steps": 900, "iou": iou}]
+    seen = {"translated": [0.7, 0.5]}
+    segmenters = [{"system": "cut", "data": "world", "seed": 0, "steps": 900, "iou": iou, "labels_seen": seen}]
     store(tmp_path, "translation", {"scores": scores, "segmenters": segmenters})
     lines = gather(tmp_path, tmp_path).splitlines()
     row = "0.020 (0.020 to 0.020) | 0.004 (0.004 to 0.004) | 0.900 (0.800 to 1.000) | 0.100 (0.100 to 0.100)"
     assert f"| world | 900 | cut | {row} | 0.950 (0.950 to 0.950) | 0.010 (0.010 to 0.010) | 2 |" in lines
     assert "| world | 900 | source | 0.020 | 0.004 | 0.030 | 0.100 | 0.950 | 0.010 | 1 |" in lines
-    assert "| world | cut | translated | 0.700 | 1 |" in lines
+    assert "| world | cut | translated | 0.700 | 0.600 | 1 |" in lines
+    assert "| world | cut | true pairs | 0.800 | – | 1 |" in lines
 
 
 def test_families_have_the_best_figure_in_bold(tmp_path):
@@ -162,6 +166,49 @@ def test_utility_shows_differences_with_intervals(tmp_path):
     assert "| pretrain | RALLFALL − RALLF000 | unet | +0.020 | -0.002 to +0.030 | +0.010, +0.030 |" in lines
 
 
+def test_folds_show_the_share_of_the_gap(tmp_path):
+    score = {"code": "R4FALL", "num_generated": 9, "class_iou": [0.9, 0.5], "mean_iou": 0.7, "interval": [0.6, 0.8]}
+    pair = {"code": "R4FALL", "baseline": "R4F000"}
+    difference = {**pair, "difference": 0.02, "interval": [0.01, 0.03], "by_fold": [0.015, 0.025]}
+    other = {**difference, "baseline": "R4F000P"}
+    by_class = {"class_iou": [0.01, 0.03], "boundary_f1": 0.004}
+    stored = {
+        "folds": [0, 1],
+        "seeds": [0],
+        "class_names": ["matrix", "film"],
+        "scores": [score],
+        "differences": [difference, other],
+        "gaps": [{**pair, "closed": 0.513, "interval": [0.22, 0.86]}],
+        "by_class": [{**pair, **by_class}, {**pair, "baseline": "R4F000P", **by_class}],
+    }
+    store(tmp_path, "folds", stored)
+    lines = gather(tmp_path, tmp_path).splitlines()
+    assert "| R4FALL | 9 | 0.900 | 0.500 | 0.700 | 0.600 to 0.800 |" in lines
+    row = "| R4FALL − R4F000{} | +0.020 | +0.010 to +0.030 | +0.015, +0.025 | +0.010 | +0.030 | +0.004 | {} |"
+    assert row.format("", "51 % | 22 to 86 %") in lines
+    assert row.format("P", "– | –") in lines
+
+
+def test_fold_studies_leave_out_what_lacks_folds(tmp_path, monkeypatch):
+    gather_folds = load_program(BENCHMARKS / "folds.py", monkeypatch)["gather"]
+
+    def store_cell(fold: int, count: str, code: str, correct: int) -> None:
+        matrix = np.diag([correct] * 4) + np.array([[0, 100 - correct, 0, 0]] + [[0] * 4] * 3)
+        test = {"confusion": [matrix.tolist()], "boundaries": [[[1] * 4] * 4]}
+        real, generated = ["a"] * (16 if count == "all" else int(count)), 0 if code.endswith("F000") else 8
+        cell = {"code": code, "seed": 0, "real": real, "num_generated": generated, "test": test}
+        save_json(tmp_path / f"fold{fold}-{count}-seed0" / "study" / "cells" / f"{code}.json", cell)
+
+    for fold in range(2):
+        for count, code, correct in (("4", "RALLF000", 40), ("4", "RALLFALL", 60), ("all", "RALLF000", 80)):
+            store_cell(fold, count, code, correct)
+    store_cell(0, "1", "RALLF000", 20)
+    found = gather_folds(tmp_path)
+    assert [row["code"] for row in found["scores"]] == ["R4F000", "R4FALL", "RALLF000"]
+    assert found["folds"] == [0, 1]
+    assert 0 < found["gaps"][0]["closed"] < 1
+
+
 def test_steering_shows_differences_and_sets(tmp_path):
     difference = {
         "arm": "emphasis",
@@ -187,13 +234,16 @@ def test_steering_shows_differences_and_sets(tmp_path):
 
 def test_segmentation_shows_folds_and_judges(tmp_path):
     score = {"class_iou": [0.9, 0.5], "mean_iou": 0.7}
-    fold = {"fold": 3, "steps": 900, "training_seconds": 90, **score}
+    fold = {"name": "fold3-seed0-15min", "fold": 3, "steps": 900, **score}
+    other = {**fold, "name": "fold4-seed0-15min", "fold": 4, "class_iou": [0.8, 0.4], "mean_iou": 0.6}
+    longer = {**fold, "name": "fold3-seed0-5000steps", "steps": 5000}
     judge = {"name": "small-seed0-20s", "seconds": 20.0, **score}
-    stored = {"class_names": ["matrix", "film"], "folds": [fold], "times": [judge], "scales": [], **score}
+    stored = {"class_names": ["matrix", "film"], "folds": [fold, other, longer], "times": [judge], "scales": []}
     store(tmp_path, "segmentation", stored)
     lines = gather(tmp_path, tmp_path).splitlines()
-    assert "| 3 | 0.900 | 0.500 | 0.700 | 900 | 1.5 |" in lines
-    assert "| mean | 0.900 | 0.500 | 0.700 |  |  |" in lines
+    assert "| 3 | 15min | 0.900 | 0.500 | 0.700 | 900 |" in lines
+    assert "| mean | 15min | 0.850 | 0.450 | 0.650 |  |" in lines
+    assert "| mean | 5000steps | 0.900 | 0.500 | 0.700 |  |" in lines
     assert "| small | 20 | 0.900 | 0.500 | 0.700 |" in lines
 
 

@@ -1,0 +1,199 @@
+"""How many micrographs do generated pairs replace? The six folds of uhcs, at the micrographs' own resolution.
+
+    python benchmarks/folds.py run --fold 0 --micrographs 4
+    python benchmarks/folds.py table
+
+For each fold and number of micrographs, both stages of a cascade are fine-tuned from the bundled base model, which has
+seen no micrograph of uhcs, on these micrographs alone; they generate pairs of 128 px for crops of the same masks; and a
+segmenter with a pretrained encoder is trained on the micrographs alone, with copy-paste of islands, with the pairs, and
+with both, for the same steps. It is tested on the fold's four micrographs, whole. Four other micrographs select the
+best step of generators and segmenters. The micrographs of fewer are among those of more. `run` resumes after
+interruption; `table` computes the study's statistics over all finished folds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import LinePrinter, save_results
+from numpy.typing import NDArray
+
+from steelgen.config.base import parse_config
+from steelgen.config.sample import SampleConfig
+from steelgen.config.train import FinetuneConfig
+from steelgen.config.utility import UtilityConfig, parse_code
+from steelgen.data.folder import list_pairs, load_dataset_info, load_metadata
+from steelgen.data.resplit import save_splits
+from steelgen.errors import InputError
+from steelgen.evaluation.study import utility
+from steelgen.evaluation.utility.data import choose_subset
+from steelgen.evaluation.utility.folds import divide_folds
+from steelgen.evaluation.utility.statistics import compare_classes, summarize
+from steelgen.files import load_json
+from steelgen.sampling.sample import sample
+from steelgen.training.loop import finetune
+
+DATASET = Path(__file__).parents[1] / "data" / "uhcs"
+RESULTS = Path(__file__).parent / "results"
+FOLDS = 6
+ARMS = ("RALLF000", "RALLF000P", "RALLFALL", "RALLFALLP")
+"""Codes within one number of micrographs, all of which are in its dataset folder."""
+ARCHITECTURE = "unet:efficientnet-lite0"
+EDGE = 128
+"""Edge of the pairs and of the segmenters' crops, px of the micrographs."""
+STAGES: dict[str, dict[str, Any]] = {
+    "first": {"checkpoint": "bundled:base", "data": {"image_size": EDGE // 2, "crop_size": EDGE}},
+    "refine": {"checkpoint": "bundled:base/refine", "data": {"image_size": EDGE // 2, "crop_size": EDGE // 2}},
+}
+SEGMENTERS = {"batch_size": 8, "augmentation": {}, "enlargement": 1.5, "validate_every": 100}
+
+
+def prepare_dataset(fold: str, count: int, seed: int, out: Path) -> Path:
+    """Writes the dataset folder of a fold with `count` (0: all) of its training micrographs, once."""
+    if out.is_dir():
+        return out
+    config = UtilityConfig(dataset=DATASET, output_dir=out, folds="cv_fold", codes=["RALLF000"])
+    divided = divide_folds(config)[fold]
+    total = len(divided["train"])
+    chosen = choose_subset(total, count or total, seed)
+    divided["train"] = [divided["train"][index] for index in chosen]
+    metadata, split_of = load_metadata(DATASET), {stem: split for split, stems in divided.items() for stem in stems}
+    found = [(split, pair) for split in ("train", "val", "test") for pair in list_pairs(DATASET, split)]
+    found = [(split, pair) for split, pair in found if pair.stem in split_of]
+    rows = [dict(metadata.get(f"{split}/images/{pair.image.name}", {})) for split, pair in found]
+    pairs = [pair for _, pair in found]
+    save_splits(out, load_dataset_info(DATASET), pairs, rows, [split_of[pair.stem] for pair in pairs])
+    return out
+
+
+def train_stage(name: str, dataset: Path, run_dir: Path, seed: int, steps: int) -> Path:
+    """Fine-tunes a stage of the cascade; returns the weights with the lowest validation loss.
+
+    Raises:
+        InputError: if a signal stopped training.
+    """
+    stage = STAGES[name]
+    values = {
+        "run_dir": str(run_dir),
+        "seed": seed,
+        "checkpoint": stage["checkpoint"],
+        "data": {"dataset": str(dataset), **stage["data"]},
+        "train": {
+            "max_steps": steps,
+            "train_batch_size": 16,
+            "learning_rate": 3e-4,
+            "warmup_steps": max(1, steps // 20),
+            "ema_decay": round(1 - 10 / max(steps, 20), 4),
+            "mixed_precision": "auto",
+            "checkpoint_every": max(1, steps // 4),
+            "keep_checkpoints": 1,
+            "trackers": [],
+        },
+        "preview": {"num_images": 0},
+        "validation": {"every": max(1, steps // 8), "crops": 64},
+        "measurement": {"every": None},
+    }
+    result = finetune(parse_config(values, FinetuneConfig), LinePrinter(), resume=True)
+    if result.export is None:
+        raise InputError(f"{run_dir}: stopped by {result.stopped_by} at step {result.global_step}; run again to resume")
+    return run_dir / "best"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains generators, samples pairs, and trains segmenters for one fold and number of micrographs."""
+    count, seed = arguments.micrographs, arguments.seed
+    folder = arguments.runs / f"fold{arguments.fold}-{count or 'all'}-seed{seed}"
+    dataset = prepare_dataset(str(arguments.fold), count, seed, folder / "data")
+    steps = {"first": arguments.steps, "refine": arguments.refining_steps}
+    stages = [train_stage(name, dataset, folder / name, seed, steps[name]) for name in STAGES]
+    values = {
+        "stages": [{"generator": str(stage)} for stage in stages],
+        "output_dir": str(folder / "pairs"),
+        "mask_source": {"kind": "split", "dataset": str(dataset)},
+        "num_samples": arguments.pairs,
+        "batch_size": 32,
+        "seed": seed,
+        "mixed_precision": "auto",
+    }
+    pairs = sample(parse_config(values, SampleConfig), lambda done, total: None)
+    study = {
+        "dataset": str(dataset),
+        "generated": str(pairs),
+        "output_dir": str(folder / "study"),
+        "codes": arguments.codes,
+        "architectures": [ARCHITECTURE],
+        "seeds": [seed],
+        "geometry": {"image_size": EDGE, "crop_size": EDGE},
+        "training": {**SEGMENTERS, "steps": arguments.segmenter_steps},
+        "mixed_precision": "auto",
+    }
+    utility(parse_config(study, UtilityConfig), lambda line: print(line, flush=True))
+
+
+def gather(runs: Path) -> dict[str, Any]:
+    """Computes scores, differences and closed gaps over folds; codes that lack folds of others are left out."""
+    found: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
+    counts: dict[str, tuple[int, int]] = {}
+    for path in sorted(runs.glob("fold*-seed*/study/cells/*.json")):
+        fold, count, _ = path.parts[-4].split("-")
+        cell = load_json(path)
+        code = cell["code"].replace("RALL", "RALL" if count == "all" else f"R{count}")
+        found.setdefault((code, cell["seed"]), {})[int(fold.removeprefix("fold"))] = cell["test"]
+        counts[code] = len(cell["real"]), cell["num_generated"]
+    if not found:
+        raise InputError(f"{runs}: has no finished segmenter")
+    folds = sorted(max(found.values(), key=len))
+    complete = {key for key, tests in found.items() if sorted(tests) == folds}
+    codes = [code for code in counts if any((code, seed) in complete for _, seed in found)]
+    codes.sort(key=lambda code: (counts[code][0], counts[code][1], parse_code(code).pasted))
+    seeds = [seed for seed in sorted({seed for _, seed in found}) if all((code, seed) in complete for code in codes)]
+
+    def stack(field: str) -> dict[tuple[str, str], NDArray[np.int64]]:
+        """(S, N, …) counts of all seeds and test micrographs, by code and architecture."""
+        return {
+            (code, ARCHITECTURE): np.array(
+                [[each for fold in folds for each in found[code, seed][fold][field]] for seed in seeds]
+            )
+            for code in codes
+        }
+
+    tested = [len(found[codes[0], seeds[0]][fold]["confusion"]) for fold in folds]
+    chosen = {code: counts[code] for code in codes}
+    bootstrap = UtilityConfig.model_fields["num_bootstrap"].default
+    confusions = stack("confusion")
+    return {
+        "class_names": load_dataset_info(DATASET).class_names,
+        "folds": folds,
+        "seeds": seeds,
+        **summarize(confusions, chosen, bootstrap, np.repeat(np.arange(len(folds)), tested)),
+        "by_class": compare_classes(confusions, chosen, stack("boundaries")),
+    }
+
+
+def main() -> None:
+    """Runs one fold and number of micrographs, or gathers all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("run", "table"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/folds"), help="folder of all outputs")
+    parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0)
+    parser.add_argument("--micrographs", type=int, default=4, help="training micrographs; 0 takes all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=1000, help="of 16 crops, of the first stage")
+    parser.add_argument("--refining-steps", type=int, default=500, help="of 16 crops, of the second stage")
+    parser.add_argument("--segmenter-steps", type=int, default=800, help="of 8 crops, of every segmenter")
+    parser.add_argument("--pairs", type=int, default=256, help="generated pairs")
+    parser.add_argument("--codes", nargs="+", choices=ARMS, default=list(ARMS), help="training sets")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.part == "run":
+        run(arguments)
+    else:
+        save_results(RESULTS / "folds.json", gather(arguments.runs), show=False)
+
+
+if __name__ == "__main__":
+    main()
