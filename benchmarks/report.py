@@ -169,7 +169,7 @@ SECTIONS = (
         "How many micrographs do generated pairs replace?",
         "Six folds of uhcs at the micrographs' own resolution. In each, a cascade is fine-tuned from bundled:base on 1 "
         "to 16 micrographs alone, and a segmenter with a pretrained encoder is trained on these (F000), with pasted "
-        "of islands (P), with the cascade's pairs (FALL), and with both; tested on the fold's four micrographs, whole. "
+        "islands (P), with the cascade's pairs (FALL), and with both; tested on the fold's four micrographs, whole. "
         "Intervals are Student's t over folds; that of the share of the gap to all micrographs is a bootstrap.",
         tables.tabulate_folds,
     ),
