@@ -145,6 +145,14 @@ def _list_transfer() -> Iterator[str]:
     yield "benchmarks/transfer.py table"
 
 
+def _list_conditions() -> Iterator[str]:
+    """Both datasets."""
+    for dataset in ("uhcs", "strips"):
+        for part in ("run", "score"):
+            yield f"benchmarks/conditions.py {part} --dataset {dataset}"
+    yield "benchmarks/conditions.py table"
+
+
 TRANSFER_COUNTS = (1, 4, 0)
 """Training micrographs; 0 takes all."""
 GAN_SEEDS, GAN_BUDGET, GAN_LARGE = 3, "--minutes 20", "--large data/large"
@@ -197,6 +205,7 @@ BENCHMARKS = (
     Benchmark("gan", list(_list_gan()), threads=1),
     Benchmark("translation", list(_list_translation()), threads=1),
     Benchmark("transfer", list(_list_transfer()), threads=1),
+    Benchmark("conditions", list(_list_conditions()), threads=1),
     Benchmark("adapter", ["benchmarks/adapter.py all"], threads=1),
     Benchmark(
         "segmentation",

@@ -199,6 +199,17 @@ SECTIONS = (
         tables.tabulate_transfer,
     ),
     Section(
+        "conditions",
+        "Conditions",
+        "Images that semantic diffusion without masks generates for a value of one condition, the others left open: "
+        "KID·10³ to real held-out crops of that value (within), and the mean of those to each other value (between); "
+        "the same for real training crops, and within for images with all conditions left open. A held-out image "
+        "counts for the nearest value. Read: what a ridge regression on features of real training crops reads from the "
+        "images, geometric means of numbers. Uhcs: 60 micrographs, specimens held out as a whole; values with one or "
+        "two micrographs are the looks of these. Strips: photographs of strip surfaces.",
+        tables.tabulate_conditions,
+    ),
+    Section(
         "adapter",
         "A base of our own, and few labeled micrographs",
         "A small Stable Diffusion trained without labels on micrographs of many materials, then taught the masks of "

@@ -483,6 +483,47 @@ def find_crossing(curve: Sequence[Sequence[float]], goal: float) -> float | None
     return None
 
 
+def tabulate_conditions(stored: Results) -> Lines:
+    """KID of the images for each value to held-out crops of it and of others, and what a regression reads."""
+    lines: Lines = []
+    for run in stored["runs"]:
+        for name, found in run["conditions"].items():
+            rows = found["rows"]
+            table = []
+            for index, row in enumerate(rows):
+                value = f"{row['value']:.3g}" if found["is_number"] else row["value"]
+                kids = row["generated"]
+                nearest = min((kid, place) for place, kid in enumerate(kids) if kid is not None)[1]
+                is_nearest = "yes" if nearest == index else "no" if kids[index] is not None else "–"
+                read = f"{row['read']:.3g}" if found["is_number"] else f"{100 * row['read']:.0f} %"
+                cells = [value, str(row["training"]), str(row["held_out"]), *_within_and_between(row["real"], index)]
+                opened = _within_and_between(found["open"], index)[0]
+                table.append([*cells, *_within_and_between(kids, index), opened, is_nearest, read])
+            real = ["real: within", "between"]
+            generated = ["generated: within", "between", "left open: within", "nearest is own", "read"]
+            score = "rank correlation" if found["is_number"] else "mean share read correctly"
+            reader = found["reader"]
+            lines += [
+                f"{run['dataset']}, `{name}`, {run['steps']} steps of {run['batch_size']} crops from {run['start']}, "
+                f"{run['images']} images per value. {score.capitalize()}: real groups left out "
+                f"{reader['cross_validated']:.2f}, real held-out crops {reader['held_out']:.2f}, generated "
+                f"{reader['generated']:.2f}, left open {reader['open']:.2f}.",
+                "",
+                *_table(["value", "training images", "held out", *real, *generated], table),
+                "",
+            ]
+    return lines[:-1]
+
+
+def _within_and_between(kids: Sequence[float | None] | None, index: int) -> list[str]:
+    """KID·10³ to the crops of the value `index`, and the mean of those to each other value."""
+    if kids is None:
+        return ["–", "–"]
+    others = [kid for place, kid in enumerate(kids) if kid is not None and place != index]
+    own = kids[index]
+    return ["–" if own is None else f"{1000 * own:.0f}", f"{1000 * fmean(others):.0f}"]
+
+
 def tabulate_isdm(stored: Results) -> Lines:
     """Differences from ISDM's outputs, and class shares before and after balancing."""
     differences = [

@@ -1,5 +1,6 @@
 """benchmarks/run lists every program, survives a failing one and writes RESULTS.md; benchmarks/gpu."""
 
+import csv
 import importlib
 import json
 import os
@@ -293,6 +294,53 @@ def test_adapters_learn_from_the_micrographs_that_segmenters_see(tmp_path, monke
             assert taken == {stems[index] for index in choose_subset(len(stems), count, seed)}
             assert smaller < taken
             smaller = taken
+
+
+def test_conditions_show_kid_within_and_between_values(tmp_path):
+    row = {"training": 3, "held_out": 2, "generated_to_training": [0.0, 0.0, None]}
+    kids = [[0.01, 0.05, None], [0.04, 0.02, None], [0.03, 0.05, None]]
+    rows = [
+        {**row, "value": value, "real": real, "generated": generated, "read": read}
+        for value, real, generated, read in zip(
+            (0.1, 0.5, 2.0), [kids[0], kids[1], None], kids, (0.12, 0.4, 1.5), strict=True
+        )
+    ]
+    reader = {"cross_validated": 0.5, "held_out": 0.75, "generated": 0.7, "open": -0.01}
+    found = {"rows": rows, "open": [0.06, 0.07, None], "reader": reader, "is_number": True}
+    run = {"dataset": "uhcs", "steps": 300, "batch_size": 32, "start": "scratch", "images": 64}
+    store(tmp_path, "conditions", {"runs": [{**run, "conditions": {"pixel_size_um": found}}]})
+    lines = gather(tmp_path, tmp_path).splitlines()
+    assert "| 0.1 | 3 | 2 | 10 | 50 | 10 | 50 | 60 | yes | 0.12 |" in lines
+    assert "| 0.5 | 3 | 2 | 20 | 40 | 20 | 40 | 70 | yes | 0.4 |" in lines
+    assert "| 2 | 3 | 2 | – | – | – | 40 | – | – | 1.5 |" in lines
+    (scores,) = (line for line in lines if line.startswith("uhcs, `pixel_size_um`"))
+    assert scores.endswith("left out 0.50, real held-out crops 0.75, generated 0.70, left open -0.01.")
+
+
+def test_conditions_hold_out_whole_specimens(monkeypatch):
+    program = load_program(BENCHMARKS / "conditions.py", monkeypatch)
+    with open(program["UHCS_TABLE"], encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    specimens = {split: {row["specimen"] for row in rows if row["split"] == split} for split in ("train", "val")}
+    assert specimens["train"] & specimens["val"] == {""}
+    asked = program["SETTINGS"]["uhcs"].values
+    assert {row["constituent"] for row in rows} == set(asked["constituent"])
+    for row in rows:
+        size = float(row["bar_um"]) / float(row["bar_px"])
+        nearest = asked["pixel_size_um"][program["find_nearest"](size, asked["pixel_size_um"])]
+        assert 0.7 < size / nearest < 1.4
+
+
+def test_ridge_equals_the_normal_equations(monkeypatch):
+    program = load_program(BENCHMARKS / "conditions.py", monkeypatch)
+    rng = np.random.default_rng(0)
+    known, features, targets = rng.normal(size=(40, 6)), rng.normal(size=(5, 6)), rng.normal(size=(40, 2))
+    weights, strength = rng.uniform(0.5, 2, 40), 0.3
+    x, others = ((each - known.mean(0)) / known.std(0) / 6**0.5 for each in (known, features))
+    center = (weights[:, None] * targets).sum(0) / weights.sum()
+    weighted = x * weights[:, None]
+    expected = others @ np.linalg.inv(x.T @ weighted + strength * np.eye(6)) @ weighted.T @ (targets - center) + center
+    assert program["predict"](known, targets, weights, strength, features) == pytest.approx(expected)
 
 
 def test_results_without_a_section_are_named(tmp_path):

@@ -55,7 +55,7 @@ class ConditionEmbedding(nn.Module):
                 embedded = layer(values.long())
             else:
                 values = values.clamp(-_LIMIT, _LIMIT)[:, None]
-                angles = values * torch.tensor(_FREQUENCIES, device=values.device)
+                angles = torch.cat([frequency * values for frequency in _FREQUENCIES], dim=1)
                 embedded = layer(torch.cat([values, angles.sin(), angles.cos()], dim=1))
             total = total + embedded * known[:, None]
         return total
