@@ -149,7 +149,8 @@ def write_table(arguments: argparse.Namespace) -> None:
             charts.setdefault(place, {}).setdefault(each["start"], []).append(curve)
     plot_grid(charts, "steps of 16 crops", RESULTS / "transfer.png")
     times = load_json(arguments.runs / "step_time.json")["seconds_a_step"]
-    save_results(RESULTS / "transfer.json", {"seconds_a_step": times, "runs": runs}, show=False)
+    made_by = next(arguments.runs.glob("*min"), None)
+    save_results(RESULTS / "transfer.json", {"seconds_a_step": times, "runs": runs}, show=False, run_dir=made_by)
 
 
 def main() -> None:
