@@ -458,21 +458,24 @@ CURVES = ("val_loss", "kid")
 
 
 def tabulate_transfer(stored: Results) -> Lines:
-    """Validation loss and KID of each start at the end, and the steps to those of training from scratch at its end."""
-    groups: dict[tuple[str, int, int], dict[str, Results]] = {}
-    for run in stored["runs"]:
-        groups.setdefault((run["dataset"], run["training_micrographs"], run["seed"]), {})[run["start"]] = run
+    """Loss and KID of each start at the end, and steps to those of training from scratch; means and ranges over seeds."""
+    found = {(run["dataset"], run["training_micrographs"], run["start"], run["seed"]): run for run in stored["runs"]}
+    groups: dict[tuple[str, int, str], list[list[float | None]]] = {}
+    for (dataset, count, start, seed), run in found.items():
+        loss, kid, floor, copies = (run[name][-1][1] for name in (*CURVES, "kid_floor", "copies"))
+        scratch = found.get((dataset, count, "scratch", seed))
+        reached = [None if scratch is None else find_crossing(run[name], scratch[name][-1][1]) for name in CURVES]
+        figures = [loss, reached[0], 1000 * (kid - floor), reached[1], 100 * copies]
+        groups.setdefault((dataset, count, start), []).append(figures)
     rows = []
-    for (dataset, count, _), starts in groups.items():
-        goals = {name: starts["scratch"][name][-1][1] if "scratch" in starts else -math.inf for name in CURVES}
-        for start, run in starts.items():
-            loss, kid, floor, copies = (run[name][-1][1] for name in (*CURVES, "kid_floor", "copies"))
-            reached = {name: find_crossing(run[name], goals[name]) for name in CURVES}
-            steps = ["–" if step is None else f"{step:.0f} of {run['steps']}" for step in reached.values()]
-            above = f"{1000 * (kid - floor):.1f}"
-            rows.append([dataset, start, str(count), f"{loss:.3f}", steps[0], above, steps[1], f"{100 * copies:.0f} %"])
+    for (dataset, count, start), seeds in groups.items():
+        cells = []
+        for digits, values in zip((3, 0, 1, 0, 0), zip(*seeds, strict=True), strict=True):
+            known = [value for value in values if value is not None]
+            cells.append(_mean_and_range(known, digits) if len(known) == len(values) else "–")
+        rows.append([dataset, start, str(count), *cells[:-1], f"{cells[-1]} %", str(len(seeds))])
     columns = ["dataset", "start", "micrographs", "validation loss", "steps to scratch's loss"]
-    return _table([*columns, "KID·10³ above the floor", "steps to scratch's KID", "copies"], rows, texts=2)
+    return _table([*columns, "KID·10³ above the floor", "steps to scratch's KID", "copies", "seeds"], rows, texts=2)
 
 
 def find_crossing(curve: Sequence[Sequence[float]], goal: float) -> float | None:

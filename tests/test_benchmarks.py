@@ -255,11 +255,15 @@ def test_transfer_counts_the_steps_to_what_training_from_scratch_reaches(tmp_pat
 
     scratch = run("scratch", [[10, 0.8], [40, 0.5]], [[40, 0.25]])
     base = run("base", [[10, 0.6], [20, 0.45], [40, 0.4]], [[20, 0.31], [40, 0.06]])
+    other = {**run("base", [[40, 0.3]], [[40, 0.04]]), "seed": 1}
     store(tmp_path, "transfer", {"runs": [scratch, base]})
     lines = gather(tmp_path, tmp_path).splitlines()
-    assert "| d | scratch | 4 | 0.500 | 40 of 40 | 240.0 | 40 of 40 | 6 % |" in lines
+    assert "| d | scratch | 4 | 0.500 | 40 | 240.0 | 40 | 6 % | 1 |" in lines
     # On straight lines between the measurements: 10 + 10·0.1/0.15 and 20 + 20·0.06/0.25.
-    assert "| d | base | 4 | 0.400 | 17 of 40 | 50.0 | 25 of 40 | 6 % |" in lines
+    assert "| d | base | 4 | 0.400 | 17 | 50.0 | 25 | 6 % | 1 |" in lines
+    store(tmp_path, "transfer", {"runs": [scratch, base, other]})  # seed 1 was not trained from scratch
+    row = "| d | base | 4 | 0.350 (0.300 to 0.400) | – | 40.0 (30.0 to 50.0) | – | 6 (6 to 6) % | 2 |"
+    assert row in gather(tmp_path, tmp_path).splitlines()
 
 
 def test_adapter_has_the_floor_and_the_autoencoder_beside_means_over_seeds(tmp_path):
