@@ -310,15 +310,19 @@ def flatten(run: dict[str, Any], floor: dict[str, float]) -> dict[str, float]:
 
 
 def compare_systems(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean differences of two systems, first minus second, with 95 % intervals: Student's t over their common seeds."""
-    found = {(run["system"], run["seed"]): run["figures"] for run in runs}
+    """Mean differences of two systems, first minus second, after equal time, with 95 % intervals: Student's t over
+    their common seeds."""
+    found = {(run["minutes"], run["system"], run["seed"]): run["figures"] for run in runs}
     rows = []
-    for first, second in CONTRASTS:
-        seeds = sorted(seed for system, seed in found if system == first and (second, seed) in found)
-        for name in found[first, seeds[0]] if seeds else ():
-            values = np.array([found[first, seed][name] - found[second, seed][name] for seed in seeds])
-            row = {"first": first, "second": second, "figure": name, "difference": float(values.mean())}
-            rows.append({**row, "interval": t_interval(values), "by_seed": values.tolist()})
+    for minutes in sorted({run["minutes"] for run in runs}):
+        for first, second in CONTRASTS:
+            pairs = [(found.get((minutes, first, seed)), found.get((minutes, second, seed))) for seed in range(100)]
+            both = [(one, other) for one, other in pairs if one and other]
+            for name in both[0][0] if both else ():
+                values = np.array([one[name] - other[name] for one, other in both])
+                row = {"minutes": minutes, "first": first, "second": second, "figure": name}
+                row |= {"difference": float(values.mean()), "interval": t_interval(values)}
+                rows.append({**row, "by_seed": values.tolist()})
     return rows
 
 

@@ -250,10 +250,11 @@ def test_pairs_have_differences_over_common_seeds(tmp_path, monkeypatch):
 
     runs = [run("masks-first", seed, kid) for seed, kid in enumerate((0.04, 0.06, 0.5))]
     runs += [run("joint", seed, kid) for seed, kid in enumerate((0.07, 0.1))]
+    runs.append({**run("joint", 2, 0.1), "minutes": 9})  # another time
     differences = pairs["compare_systems"](runs)
     assert {(row["first"], row["second"]) for row in differences} == {("masks-first", "joint")}
     (kid,) = [row for row in differences if row["figure"] == "kid"]
-    assert kid["by_seed"] == pytest.approx([-0.03, -0.04])  # the third seed has no partner
+    assert kid["by_seed"] == pytest.approx([-0.03, -0.04])  # the third seed has no partner of equal time
     # Two values: half of their difference is the standard error, and t is 12.706 with one degree of freedom.
     assert kid["interval"] == pytest.approx([-0.035 - 12.706 * 0.005, -0.035 + 12.706 * 0.005], abs=1e-5)
     (gain,) = [row for row in differences if row["figure"] == "R4FALL"]
@@ -265,9 +266,9 @@ def test_pairs_have_differences_over_common_seeds(tmp_path, monkeypatch):
     store(tmp_path, "pairs", stored)
     lines = gather(tmp_path, tmp_path).splitlines()
     row = "75.0 (60.0 to 90.0) | 0.25 (0.25 to 0.25) | 0.25 (0.25 to 0.25) | 0.80 (0.80 to 0.80) | 0.25 (0.25 to 0.25)"
-    assert f"| joint | 200 + 300 | {row} | 0.50 | 2 |" in lines
-    assert "| procedural | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 |" in lines
-    assert "| masks-first | 0.030 (0.020 to 0.040) | -0.010 (-0.010 to -0.010) |" in lines
+    assert f"| joint | 3 | 200 + 300 | {row} | 0.50 | 2 |" in lines
+    assert "| procedural | – | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 |" in lines
+    assert "| masks-first | 3 | 0.030 (0.020 to 0.040) | -0.010 (-0.010 to -0.010) |" in lines
     assert "| KID·10³ above the floor | -35.0 [-98.5, +28.5] |" in lines
 
 
