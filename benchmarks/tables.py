@@ -809,6 +809,9 @@ def tabulate_pairs(stored: Results) -> Lines:
         "",
         *_table(["masks: deviation", "min", *deviations], masks),
         "",
+        f"Of crops of the training set, the search for copies finds {stored['found']['image_copies']:.0%} of images "
+        f"and {stored['found']['mask_copies']:.0%} of masks.",
+        "",
         *_table(
             ["mIoU of a U-Net", "min", *(code.split("F")[0] for code in example["alone"])],
             [["real alone", "–", *real], *trained],

@@ -262,12 +262,13 @@ def test_pairs_have_differences_over_common_seeds(tmp_path, monkeypatch):
 
     procedural = {name: 0.125 for name in ("mask_copies", *pairs["MASK_FIGURES"])}
     networks = {"joint": {"parameters": 1_020_000, "median": 0.21}}
-    stored = {"networks": networks, "floor": floor, "procedural": procedural, "runs": runs, "differences": differences}
-    store(tmp_path, "pairs", stored)
+    references = {"floor": floor, "procedural": procedural, "found": {"image_copies": 1.0, "mask_copies": 0.75}}
+    store(tmp_path, "pairs", {"networks": networks, **references, "runs": runs, "differences": differences})
     lines = gather(tmp_path, tmp_path).splitlines()
     row = "75.0 (60.0 to 90.0) | 0.25 (0.25 to 0.25) | 0.25 (0.25 to 0.25) | 0.80 (0.80 to 0.80) | 0.25 (0.25 to 0.25)"
     assert f"| joint | 3 | 200 + 300 | {row} | 0.50 | 2 |" in lines
     assert "| procedural | – | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 |" in lines
+    assert any("finds 100% of images and 75% of masks" in line for line in lines)
     assert "| masks-first | 3 | 0.030 (0.020 to 0.040) | -0.010 (-0.010 to -0.010) |" in lines
     assert "| KID·10³ above the floor | -35.0 [-98.5, +28.5] |" in lines
 
