@@ -865,6 +865,74 @@ def tabulate_joint(stored: Results) -> Lines:
     ]
 
 
+def tabulate_pairs(stored: Results) -> Lines:
+    """Pairs by system, their masks with procedural ones beside, the utility study, and differences of systems."""
+    groups: dict[tuple[float, str], list[Results]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["minutes"], run["system"]), []).append(run)
+    floor, example = stored["floor"], stored["runs"][0]
+    structure = ("fraction", "s2", "lineal_path", "island_area", "island_count", "mask_copies")
+    pairs, masks, trained = [], [], []
+    for (minutes, system), runs in sorted(groups.items()):
+
+        def show(name: str, digits: int = 3, factor: float = 1, runs: Sequence[Results] = runs) -> str:
+            return _mean_and_range([factor * run["figures"][name] for run in runs], digits)
+
+        title = [system, f"{minutes:g}"]
+        steps = " + ".join(str(count) for count in runs[0]["steps"].values())
+        shown = [show("kid", 1, 1e3), *(show(name, 2) for name in ("precision", "recall", "iou_share", "image_copies"))]
+        seconds = f"{fmean(run['seconds_a_pair'] for run in runs):.2f}"
+        pairs.append([*title, steps, *shown, seconds, str(len(runs))])
+        masks.append([*title, *(show(name) for name in structure)])
+        trained.append([*title, *(show(code) for code in example["with_pairs"])])
+    shown = [f"{value:.2f}" for value in (floor["precision"], floor["recall"], 1.0, floor["image_copies"])]
+    pairs.append(["floor", "–", "–", "0.0", *shown, "–", "–"])
+    for name in ("floor", "procedural"):
+        masks.append([name, "–", *(f"{stored[name][key]:.3f}" for key in structure)])
+    alone = {run["seed"]: run["alone"] for run in stored["runs"]}.values()
+    real = [_mean_and_range([scores[code] for scores in alone], 3) for code in example["alone"]]
+    networks = ", ".join(
+        f"{name} {row['parameters'] / 1e6:.2f} million weights, {row['median']:.2f} s per step"
+        for name, row in stored["networks"].items()
+    )
+    head = ["pairs", "min", "training steps", "KID·10³ above the floor", "precision", "recall", "mIoU / real", "copies"]
+    deviations = ["fraction", "S2", "lineal path", "island area W1", "islands per crop W1", "copies"]
+    lines = [
+        f"32 px, training on one core, {example['images']} pairs per run. Networks: {networks}.",
+        "",
+        *_table([*head, "s per pair", "seeds"], pairs),
+        "",
+        *_table(["masks: deviation", "min", *deviations], masks),
+        "",
+        f"Of crops of the training set, the search for copies finds {stored['found']['image_copies']:.0%} of images "
+        f"and {stored['found']['mask_copies']:.0%} of masks.",
+        "",
+        *_table(
+            ["mIoU of a U-Net", "min", *(code.split("F")[0] for code in example["alone"])],
+            [["real alone", "–", *real], *trained],
+        ),
+    ]
+    found = {(row["minutes"], row["first"], row["second"], row["figure"]): row for row in stored["differences"]}
+    contrasts = list(dict.fromkeys(key[:3] for key in found))
+    names = ("kid", "precision", "recall", "iou_share", *structure[:-1], *example["with_pairs"])
+    rows = []
+    for name, title in zip(names, [*head[3:7], *deviations[:-1], *example["with_pairs"]], strict=True):
+        factor = 1e3 if name == "kid" else 1
+        rows.append([title, *(_show_contrast(found[(*key, name)], factor) for key in contrasts)])
+    titles = (f"{first} − {second}, {minutes:g} min" for minutes, first, second in contrasts)
+    return [*lines, "", *_table(["difference", *titles], rows)]
+
+
+def _show_contrast(row: Results, factor: float) -> str:
+    """A difference with its interval, bold if the interval excludes 0."""
+    digits = 1 if factor > 1 else 3
+    if row["interval"] is None:
+        return f"{factor * row['difference']:+.{digits}f}"
+    low, high = (factor * end for end in row["interval"])
+    text = f"{factor * row['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
 def tabulate_labels(stored: Results) -> Lines:
     """mIoU by system and number of labeled crops, then differences and what dropping unsure crops gives."""
     titles = {
