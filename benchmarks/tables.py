@@ -458,7 +458,7 @@ CURVES = ("val_loss", "kid")
 
 
 def tabulate_transfer(stored: Results) -> Lines:
-    """Loss and KID of each start at the end, and steps to those of training from scratch; means and ranges over seeds."""
+    """Loss and KID of each start, and steps to those of training from scratch; means and ranges over seeds."""
     found = {(run["dataset"], run["training_micrographs"], run["start"], run["seed"]): run for run in stored["runs"]}
     groups: dict[tuple[str, int, str], list[list[float | None]]] = {}
     for (dataset, count, start, seed), run in found.items():
