@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from steelgen.files import save_json
+from steelgen.files import load_json, save_json
 from steelgen.runs import describe_environment
 
 
@@ -43,10 +43,17 @@ def summarize(seconds: list[float]) -> dict[str, float]:
     return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
-def save_results(path: Path, results: dict[str, Any], show: bool = True) -> None:
-    """Writes results with machine, versions, command and date, and prints them if `show`."""
-    environment = {**describe_environment(), "cpu": _cpu_name(), "date": date.today().isoformat()}
-    environment["command"] = [*_name_launcher(), *_drop_output(sys.argv)]
+def save_results(path: Path, results: dict[str, Any], show: bool = True, run_dir: Path | None = None) -> None:
+    """Writes results with machine, versions, command and date, and prints them if `show`.
+
+    Args:
+        run_dir: a training run among those that are gathered, whose machine is named instead of this one.
+    """
+    if run_dir is None:
+        environment = {**describe_environment(), "cpu": _cpu_name()}
+    else:
+        environment = load_json(run_dir / "environment.json")
+    environment |= {"command": [*_name_launcher(), *_drop_output(sys.argv)], "date": date.today().isoformat()}
     save_json(path, {"environment": environment, **results})
     if show:
         print(json.dumps(results, indent=2))

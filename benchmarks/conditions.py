@@ -411,7 +411,8 @@ def write_table(arguments: argparse.Namespace) -> None:
     for path in sorted(arguments.runs.glob("*/score.json")):
         runs.append(load_json(path))
         shutil.copyfile(path.parent / "generated.png", RESULTS / f"conditions-{runs[-1]['dataset']}.png")
-    save_results(RESULTS / "conditions.json", {"runs": runs}, show=False)
+    made_by = next(arguments.runs.glob("*/score.json")).parent if runs else None
+    save_results(RESULTS / "conditions.json", {"runs": runs}, show=False, run_dir=made_by)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from steelgen.config.train import FinetuneConfig
 from steelgen.config.utility import UtilityConfig, parse_code
 from steelgen.data.folder import list_pairs, load_dataset_info, load_metadata
 from steelgen.data.resplit import save_splits
+from steelgen.devices import pick_device
 from steelgen.errors import InputError
 from steelgen.evaluation.study import utility
 from steelgen.evaluation.utility.data import choose_subset
@@ -89,6 +90,7 @@ def train_stage(name: str, dataset: Path, run_dir: Path, seed: int, steps: int) 
             "warmup_steps": max(1, steps // 20),
             "ema_decay": round(1 - 10 / max(steps, 20), 4),
             "mixed_precision": "auto",
+            "compile": "cudagraphs" if pick_device().type == "cuda" else False,
             "checkpoint_every": max(1, steps // 4),
             "keep_checkpoints": 1,
             "trackers": [],
@@ -103,26 +105,33 @@ def train_stage(name: str, dataset: Path, run_dir: Path, seed: int, steps: int) 
     return run_dir / "best"
 
 
+def sample_pairs(stages: list[Path], dataset: Path, out: Path, seed: int, count: int) -> Path:
+    """Samples pairs for crops of the training masks; returns their folder."""
+    values = {
+        "stages": [{"generator": str(stage)} for stage in stages],
+        "output_dir": str(out),
+        "mask_source": {"kind": "split", "dataset": str(dataset)},
+        "num_samples": count,
+        "batch_size": 32,
+        "seed": seed,
+        "mixed_precision": "auto",
+    }
+    return sample(parse_config(values, SampleConfig), lambda done, total: None)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Trains generators, samples pairs, and trains segmenters for one fold and number of micrographs."""
     count, seed = arguments.micrographs, arguments.seed
     folder = arguments.runs / f"fold{arguments.fold}-{count or 'all'}-seed{seed}"
     dataset = prepare_dataset(str(arguments.fold), count, seed, folder / "data")
-    steps = {"first": arguments.steps, "refine": arguments.refining_steps}
-    stages = [train_stage(name, dataset, folder / name, seed, steps[name]) for name in STAGES]
-    values = {
-        "stages": [{"generator": str(stage)} for stage in stages],
-        "output_dir": str(folder / "pairs"),
-        "mask_source": {"kind": "split", "dataset": str(dataset)},
-        "num_samples": arguments.pairs,
-        "batch_size": 32,
-        "seed": seed,
-        "mixed_precision": "auto",
-    }
-    pairs = sample(parse_config(values, SampleConfig), lambda done, total: None)
+    pairs = None
+    if any(parse_code(code).needs_generated for code in arguments.codes):
+        steps = {"first": arguments.steps, "refine": arguments.refining_steps}
+        stages = [train_stage(name, dataset, folder / name, seed, steps[name]) for name in STAGES]
+        pairs = sample_pairs(stages, dataset, folder / "pairs", seed, arguments.pairs)
     study = {
         "dataset": str(dataset),
-        "generated": str(pairs),
+        "generated": pairs and str(pairs),
         "output_dir": str(folder / "study"),
         "codes": arguments.codes,
         "architectures": [ARCHITECTURE],
@@ -192,7 +201,8 @@ def main() -> None:
     if arguments.part == "run":
         run(arguments)
     else:
-        save_results(RESULTS / "folds.json", gather(arguments.runs), show=False)
+        made_by = next(arguments.runs.glob("fold*/first"), None)
+        save_results(RESULTS / "folds.json", gather(arguments.runs), show=False, run_dir=made_by)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,16 @@ def _list_folds() -> Iterator[str]:
     yield "benchmarks/folds.py table"
 
 
+def _list_pairs() -> Iterator[str]:
+    """Step times; every system with three seeds, and real masks for the images' network of masks-first."""
+    yield "benchmarks/pairs.py time"
+    for seed in range(3):
+        for system in ("masks-first", "joint", "real-masks", "joint-unlabeled"):
+            yield f"benchmarks/pairs.py run --system {system} --seed {seed} --minutes 3"
+        yield f"benchmarks/pairs.py run --system real-masks --seed {seed} --minutes 1.5"
+    yield "benchmarks/pairs.py table"
+
+
 def _list_transfer() -> Iterator[str]:
     """Step time; every start on two datasets with few and with all micrographs, one seed."""
     yield "benchmarks/transfer.py time"
@@ -223,6 +233,7 @@ BENCHMARKS = (
     _store("benchmarks/isdm.py", "isdm", threads=1),
     _store("benchmarks/rvae.py", "rvae", threads=1),
     Benchmark("joint", ["benchmarks/joint.py train", "benchmarks/joint.py measure"], threads=1),
+    Benchmark("pairs", list(_list_pairs()), threads=1),
     Benchmark("labels", [f"benchmarks/labels.py {part}" for part in ("run", "memory", "table")], threads=1),
     _store(f"{LAUNCHER} benchmarks/scaling.py", "scaling", threads=1),
     Benchmark("gpu", ["benchmarks/gpu.py"], needs_gpu=True),

@@ -458,21 +458,24 @@ CURVES = ("val_loss", "kid")
 
 
 def tabulate_transfer(stored: Results) -> Lines:
-    """Validation loss and KID of each start at the end, and the steps to those of training from scratch at its end."""
-    groups: dict[tuple[str, int, int], dict[str, Results]] = {}
-    for run in stored["runs"]:
-        groups.setdefault((run["dataset"], run["training_micrographs"], run["seed"]), {})[run["start"]] = run
+    """Loss and KID of each start at the end, and steps to those of training from scratch; means and ranges over seeds."""
+    found = {(run["dataset"], run["training_micrographs"], run["start"], run["seed"]): run for run in stored["runs"]}
+    groups: dict[tuple[str, int, str], list[list[float | None]]] = {}
+    for (dataset, count, start, seed), run in found.items():
+        loss, kid, floor, copies = (run[name][-1][1] for name in (*CURVES, "kid_floor", "copies"))
+        scratch = found.get((dataset, count, "scratch", seed))
+        reached = [None if scratch is None else find_crossing(run[name], scratch[name][-1][1]) for name in CURVES]
+        figures = [loss, reached[0], 1000 * (kid - floor), reached[1], 100 * copies]
+        groups.setdefault((dataset, count, start), []).append(figures)
     rows = []
-    for (dataset, count, _), starts in groups.items():
-        goals = {name: starts["scratch"][name][-1][1] if "scratch" in starts else -math.inf for name in CURVES}
-        for start, run in starts.items():
-            loss, kid, floor, copies = (run[name][-1][1] for name in (*CURVES, "kid_floor", "copies"))
-            reached = {name: find_crossing(run[name], goals[name]) for name in CURVES}
-            steps = ["–" if step is None else f"{step:.0f} of {run['steps']}" for step in reached.values()]
-            above = f"{1000 * (kid - floor):.1f}"
-            rows.append([dataset, start, str(count), f"{loss:.3f}", steps[0], above, steps[1], f"{100 * copies:.0f} %"])
+    for (dataset, count, start), seeds in groups.items():
+        cells = []
+        for digits, values in zip((3, 0, 1, 0, 0), zip(*seeds, strict=True), strict=True):
+            known = [value for value in values if value is not None]
+            cells.append(_mean_and_range(known, digits) if len(known) == len(values) else "–")
+        rows.append([dataset, start, str(count), *cells[:-1], f"{cells[-1]} %", str(len(seeds))])
     columns = ["dataset", "start", "micrographs", "validation loss", "steps to scratch's loss"]
-    return _table([*columns, "KID·10³ above the floor", "steps to scratch's KID", "copies"], rows, texts=2)
+    return _table([*columns, "KID·10³ above the floor", "steps to scratch's KID", "copies", "seeds"], rows, texts=2)
 
 
 def find_crossing(curve: Sequence[Sequence[float]], goal: float) -> float | None:
@@ -860,6 +863,74 @@ def tabulate_joint(stored: Results) -> Lines:
         f"of 4 draws: IoU {stored['mask_for_image_iou']:.3f}, of the cut images {stored['threshold_iou']:.3f}; "
         f"{errors}.",
     ]
+
+
+def tabulate_pairs(stored: Results) -> Lines:
+    """Pairs by system, their masks with procedural ones beside, the utility study, and differences of systems."""
+    groups: dict[tuple[float, str], list[Results]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["minutes"], run["system"]), []).append(run)
+    floor, example = stored["floor"], stored["runs"][0]
+    structure = ("fraction", "s2", "lineal_path", "island_area", "island_count", "mask_copies")
+    pairs, masks, trained = [], [], []
+    for (minutes, system), runs in sorted(groups.items()):
+
+        def show(name: str, digits: int = 3, factor: float = 1, runs: Sequence[Results] = runs) -> str:
+            return _mean_and_range([factor * run["figures"][name] for run in runs], digits)
+
+        title = [system, f"{minutes:g}"]
+        steps = " + ".join(str(count) for count in runs[0]["steps"].values())
+        shown = [show("kid", 1, 1e3), *(show(name, 2) for name in ("precision", "recall", "iou_share", "image_copies"))]
+        seconds = f"{fmean(run['seconds_a_pair'] for run in runs):.2f}"
+        pairs.append([*title, steps, *shown, seconds, str(len(runs))])
+        masks.append([*title, *(show(name) for name in structure)])
+        trained.append([*title, *(show(code) for code in example["with_pairs"])])
+    shown = [f"{value:.2f}" for value in (floor["precision"], floor["recall"], 1.0, floor["image_copies"])]
+    pairs.append(["floor", "–", "–", "0.0", *shown, "–", "–"])
+    for name in ("floor", "procedural"):
+        masks.append([name, "–", *(f"{stored[name][key]:.3f}" for key in structure)])
+    alone = {run["seed"]: run["alone"] for run in stored["runs"]}.values()
+    real = [_mean_and_range([scores[code] for scores in alone], 3) for code in example["alone"]]
+    networks = ", ".join(
+        f"{name} {row['parameters'] / 1e6:.2f} million weights, {row['median']:.2f} s per step"
+        for name, row in stored["networks"].items()
+    )
+    head = ["pairs", "min", "training steps", "KID·10³ above the floor", "precision", "recall", "mIoU / real", "copies"]
+    deviations = ["fraction", "S2", "lineal path", "island area W1", "islands per crop W1", "copies"]
+    lines = [
+        f"32 px, training on one core, {example['images']} pairs per run. Networks: {networks}.",
+        "",
+        *_table([*head, "s per pair", "seeds"], pairs),
+        "",
+        *_table(["masks: deviation", "min", *deviations], masks),
+        "",
+        f"Of crops of the training set, the search for copies finds {stored['found']['image_copies']:.0%} of images "
+        f"and {stored['found']['mask_copies']:.0%} of masks.",
+        "",
+        *_table(
+            ["mIoU of a U-Net", "min", *(code.split("F")[0] for code in example["alone"])],
+            [["real alone", "–", *real], *trained],
+        ),
+    ]
+    found = {(row["minutes"], row["first"], row["second"], row["figure"]): row for row in stored["differences"]}
+    contrasts = list(dict.fromkeys(key[:3] for key in found))
+    names = ("kid", "precision", "recall", "iou_share", *structure[:-1], *example["with_pairs"])
+    rows = []
+    for name, title in zip(names, [*head[3:7], *deviations[:-1], *example["with_pairs"]], strict=True):
+        factor = 1e3 if name == "kid" else 1
+        rows.append([title, *(_show_contrast(found[(*key, name)], factor) for key in contrasts)])
+    titles = (f"{first} − {second}, {minutes:g} min" for minutes, first, second in contrasts)
+    return [*lines, "", *_table(["difference", *titles], rows)]
+
+
+def _show_contrast(row: Results, factor: float) -> str:
+    """A difference with its interval, bold if the interval excludes 0."""
+    digits = 1 if factor > 1 else 3
+    if row["interval"] is None:
+        return f"{factor * row['difference']:+.{digits}f}"
+    low, high = (factor * end for end in row["interval"])
+    text = f"{factor * row['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def tabulate_labels(stored: Results) -> Lines:

@@ -147,9 +147,11 @@ def write_table(arguments: argparse.Namespace) -> None:
             place = (f"{each['dataset']}, {each['training_micrographs']} micrographs", title)
             curve = [(step, value) for step, value in each[name]]
             charts.setdefault(place, {}).setdefault(each["start"], []).append(curve)
+    charts = {place: starts for place, starts in charts.items() if len(starts) > 1}
     plot_grid(charts, "steps of 16 crops", RESULTS / "transfer.png")
     times = load_json(arguments.runs / "step_time.json")["seconds_a_step"]
-    save_results(RESULTS / "transfer.json", {"seconds_a_step": times, "runs": runs}, show=False)
+    made_by = next(arguments.runs.glob("*min"), None)
+    save_results(RESULTS / "transfer.json", {"seconds_a_step": times, "runs": runs}, show=False, run_dir=made_by)
 
 
 def main() -> None:

@@ -255,11 +255,15 @@ def test_transfer_counts_the_steps_to_what_training_from_scratch_reaches(tmp_pat
 
     scratch = run("scratch", [[10, 0.8], [40, 0.5]], [[40, 0.25]])
     base = run("base", [[10, 0.6], [20, 0.45], [40, 0.4]], [[20, 0.31], [40, 0.06]])
+    other = {**run("base", [[40, 0.3]], [[40, 0.04]]), "seed": 1}
     store(tmp_path, "transfer", {"runs": [scratch, base]})
     lines = gather(tmp_path, tmp_path).splitlines()
-    assert "| d | scratch | 4 | 0.500 | 40 of 40 | 240.0 | 40 of 40 | 6 % |" in lines
+    assert "| d | scratch | 4 | 0.500 | 40 | 240.0 | 40 | 6 % | 1 |" in lines
     # On straight lines between the measurements: 10 + 10·0.1/0.15 and 20 + 20·0.06/0.25.
-    assert "| d | base | 4 | 0.400 | 17 of 40 | 50.0 | 25 of 40 | 6 % |" in lines
+    assert "| d | base | 4 | 0.400 | 17 | 50.0 | 25 | 6 % | 1 |" in lines
+    store(tmp_path, "transfer", {"runs": [scratch, base, other]})  # seed 1 was not trained from scratch
+    row = "| d | base | 4 | 0.350 (0.300 to 0.400) | – | 40.0 (30.0 to 50.0) | – | 6 (6 to 6) % | 2 |"
+    assert row in gather(tmp_path, tmp_path).splitlines()
 
 
 def test_adapter_has_the_floor_and_the_autoencoder_beside_means_over_seeds(tmp_path):
@@ -281,6 +285,63 @@ def test_adapter_has_the_floor_and_the_autoencoder_beside_means_over_seeds(tmp_p
     assert "| floor | – | – | 0.0 | 0.50, 0.25 | 0.700 | 6 % | 1 |" in lines
     row = "0.300 (0.250 to 0.350) | 0.310 (0.280 to 0.340) | 0.010 (-0.010 to 0.030) | 2 |"
     assert f"| control | 10 % | 4 | {row}" in lines
+
+
+def test_pairs_have_differences_over_common_seeds(tmp_path, monkeypatch):
+    pairs = load_program(BENCHMARKS / "pairs.py", monkeypatch)
+    names = ("precision", "recall", "image_copies", "mask_copies", *pairs["MASK_FIGURES"])
+    floor = {"kid": 0.01, "mean_iou": 0.5} | dict.fromkeys(names, 0.25)
+
+    def run(system, seed, kid):
+        score = {**floor, "kid": kid, "mean_iou": 0.4}
+        shared = {"minutes": 3, "images": 128, "steps": {"a": 200, "b": 300}, "seconds_a_pair": 0.5}
+        studies = {
+            "alone": {"R4F000": 0.4, "RALLF000": 0.5},
+            "with_pairs": {"R4FALL": 0.42 + 0.01 * seed, "RALLFALL": 0.49},
+        }
+        found = {"system": system, "seed": seed, "score": score, **shared, **studies}
+        return {**found, "figures": pairs["flatten"](found, floor)}
+
+    runs = [run("masks-first", seed, kid) for seed, kid in enumerate((0.04, 0.06, 0.5))]
+    runs += [run("joint", seed, kid) for seed, kid in enumerate((0.07, 0.1))]
+    runs.append({**run("joint", 2, 0.1), "minutes": 9})  # another time
+    differences = pairs["compare_systems"](runs)
+    assert {(row["first"], row["second"]) for row in differences} == {("masks-first", "joint")}
+    (kid,) = [row for row in differences if row["figure"] == "kid"]
+    assert kid["by_seed"] == pytest.approx([-0.03, -0.04])  # the third seed has no partner of equal time
+    # Two values: half of their difference is the standard error, and t is 12.706 with one degree of freedom.
+    assert kid["interval"] == pytest.approx([-0.035 - 12.706 * 0.005, -0.035 + 12.706 * 0.005], abs=1e-5)
+    (gain,) = [row for row in differences if row["figure"] == "R4FALL"]
+    assert gain["difference"] == pytest.approx(0)
+
+    procedural = {name: 0.125 for name in ("mask_copies", *pairs["MASK_FIGURES"])}
+    networks = {"joint": {"parameters": 1_020_000, "median": 0.21}}
+    references = {"floor": floor, "procedural": procedural, "found": {"image_copies": 1.0, "mask_copies": 0.75}}
+    store(tmp_path, "pairs", {"networks": networks, **references, "runs": runs, "differences": differences})
+    lines = gather(tmp_path, tmp_path).splitlines()
+    row = "75.0 (60.0 to 90.0) | 0.25 (0.25 to 0.25) | 0.25 (0.25 to 0.25) | 0.80 (0.80 to 0.80) | 0.25 (0.25 to 0.25)"
+    assert f"| joint | 3 | 200 + 300 | {row} | 0.50 | 2 |" in lines
+    assert "| procedural | – | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 | 0.125 |" in lines
+    assert any("finds 100% of images and 75% of masks" in line for line in lines)
+    assert "| masks-first | 3 | 0.030 (0.020 to 0.040) | -0.010 (-0.010 to -0.010) |" in lines
+    assert "| KID·10³ above the floor | -35.0 [-98.5, +28.5] |" in lines
+
+
+def test_structure_of_masks_is_compared_class_by_class(monkeypatch):
+    compare_masks = load_program(BENCHMARKS / "pairs.py", monkeypatch)["compare_masks"]
+    real = np.zeros((2, 32, 32), np.uint8)
+    real[:, 4:12, 4:12] = 1
+    real[0, 16:28, 16:28] = 2
+    real[:, 31, 31] = 3  # too rare to count
+    assert set(compare_masks(np.where(real == 3, 0, real), real, 4).values()) == {0.0}
+    wider = real.copy()
+    wider[:, 4:12, 4:20] = 1
+    found = compare_masks(wider, real, 4)
+    # The first class has twice the area in as many islands, the second one is the same.
+    assert found["fraction"] == pytest.approx(64 / 1024 / 2)
+    assert (found["island_area"], found["island_count"]) == (0.5, 0)
+    found = compare_masks(np.where(real == 2, 0, real), real, 4)
+    assert found == pytest.approx(dict.fromkeys(found, 0.5) | {"fraction": 72 / 1024 / 2})
 
 
 def test_adapters_learn_from_the_micrographs_that_segmenters_see(tmp_path, monkeypatch):

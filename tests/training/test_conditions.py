@@ -293,7 +293,8 @@ def test_finetuning_keeps_adds_and_drops_conditions(trained, told, tmp_path):
     assert after.conditions[0].categories == ["A", "B", "C"]
     assert after.conditions[2].scale == before.conditions[0].scale
     old, new = before.network.condition_embedding.layers, after.network.condition_embedding.layers
-    assert torch.allclose(new[0].weight[:2], old[2].weight, atol=1e-6)
+    assert torch.allclose(new[0][0].weight[:2], old[2][0].weight, atol=1e-6)
+    assert torch.allclose(new[0][1].weight, old[2][1].weight, atol=1e-6)
     assert torch.allclose(new[2][0].weight, old[0][0].weight, atol=1e-6)
 
 
@@ -304,8 +305,9 @@ def test_changed_conditions_are_refused_when_resuming(trained, told):
         train(parse_config(trained, TrainConfig), Recorder(), resume=True)
 
 
-def test_the_scale_of_a_texture_follows_the_number(tmp_path):
-    """A made world: the correlation length of a random field is the number; images drawn for a number have it."""
+@pytest.mark.parametrize("column", ["length", "kind"])
+def test_the_scale_of_a_texture_follows_the_condition(tmp_path, column):
+    """A made world: the correlation length of a random field is the number, or of two kinds; drawn images have it."""
     rng = np.random.default_rng(0)
     lengths = np.geomspace(0.3, 1.2, 12)
     for index, length in enumerate(lengths):
@@ -314,16 +316,18 @@ def test_the_scale_of_a_texture_follows_the_number(tmp_path):
             tmp_path / f"world/train/images/m{index:02d}.png",
             (128 + 40 * field / field.std()).clip(0, 255).astype(np.uint8),
         )
-    write_metadata(tmp_path / "world", length=lengths.tolist())
+    kinds = ["rough"] * 6 + ["smooth"] * 6
+    write_metadata(tmp_path / "world", length=lengths.tolist(), kind=kinds)
     values = tiny_train_config(tmp_path / "world", tmp_path / "run", max_steps=200, train_batch_size=16, log_every=50)
-    values["data"] |= {"crop_size": 16, "conditions": ["length"]}
+    values["data"] |= {"crop_size": 16, "conditions": [column]}
     values["generator"]["unet"] |= {"dropout": 0.0, "attention_resolutions": []}
     values["train"] |= {"learning_rate": 2e-3, "ema_decay": 0.98, "warmup_steps": 20}
     values["preview"], values["validation"] = {"num_images": 0}, {"split": None}
     train(parse_config(values, TrainConfig), Recorder())
     generator = load_generator(tmp_path / "run")
     asked = np.geomspace(0.32, 1.15, 12)
-    conditions = encode_conditions(generator.conditions, [{"length": float(each)} for each in asked])
+    told = [float(each) for each in asked] if column == "length" else kinds
+    conditions = encode_conditions(generator.conditions, [{column: value} for value in told])
     solver = SolverSection(num_inference_steps=8)
 
     def measure(conditions, first):
@@ -331,7 +335,10 @@ def test_the_scale_of_a_texture_follows_the_number(tmp_path):
         return [_neighbor_correlation(image[0].numpy()) for image in images]
 
     measured = np.mean([measure(conditions, first) for first in (0, 12, 24)], axis=0)
-    assert spearmanr(asked, measured).statistic > 0.9
+    if column == "length":
+        assert spearmanr(asked, measured).statistic > 0.9
+    else:
+        assert max(measured[:6]) < min(measured[6:])
     assert abs(spearmanr(asked, measure(None, 0)).statistic) < 0.7
 
 

@@ -17,7 +17,8 @@ _LIMIT = 4.0
 class ConditionEmbedding(nn.Module):
     """Sum of one embedding per condition, to be added to the time embedding.
 
-    It starts at zero, so that a network without conditions is continued unchanged.
+    It starts at zero, so that a network without conditions is continued unchanged. A category is a random vector before
+    a linear layer that starts at zero: a vector that itself started at zero would grow by the learning rate per step.
 
     Args:
         sizes: number of categories of each condition; 0 for a number.
@@ -29,14 +30,13 @@ class ConditionEmbedding(nn.Module):
         self._sizes = tuple(sizes)
         self.layers = nn.ModuleList()
         for size in sizes:
+            last = nn.Linear(channels, channels, bias=False)
+            nn.init.zeros_(last.weight)
             if size:
-                layer: nn.Module = nn.Embedding(size, channels)
-                nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+                self.layers.append(nn.Sequential(nn.Embedding(size, channels), last))
             else:
-                last = nn.Linear(channels, channels, bias=False)
-                nn.init.zeros_(last.weight)
-                layer = nn.Sequential(nn.Linear(1 + 2 * len(_FREQUENCIES), channels), nn.SiLU(), last)
-            self.layers.append(layer)
+                first = nn.Linear(1 + 2 * len(_FREQUENCIES), channels)
+                self.layers.append(nn.Sequential(first, nn.SiLU(), last))
 
     def forward(self, conditions: Tensor) -> Tensor:
         """Embeds conditions.
