@@ -86,7 +86,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "diffusion": {"generator": _DIFFUSION, "train": _DIFFUSION_RATE, "unconditional": True},
     "masked": {
         "generator": {**_STYLE, "condition": "mask", "spade_channels": 16},
-        "train": _ADVERSARIAL_RATE,
+        "train": {**_ADVERSARIAL_RATE, "lr_scheduler": "cosine"},
     },
     "masked-diffusion": {"generator": _DIFFUSION, "train": _DIFFUSION_RATE},
 }

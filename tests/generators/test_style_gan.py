@@ -285,22 +285,24 @@ def test_old_configs_are_what_they_were_and_resolved_ones_read_again():
         assert parse_config(config_to_json(section), GanSection) == section
 
 
-def test_older_masked_runs_draw_and_go_on_as_they_did(runs, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_older_runs_draw_and_go_on_as_they_did(runs, tmp_path, kind):
     """Their files lack noise_planes, and one plane is what they had."""
+    mask = torch.zeros(1, 16, 16, dtype=torch.int64) if kind == "mask" else None
     for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
-        values = style_config(runs[0], tmp_path / name, "mask", max_steps=steps)
+        values = style_config(runs[0], tmp_path / name, kind, max_steps=steps)
         values["generator"]["noise_planes"] = 1
         train(parse_config(values, TrainConfig), Recorder(), resume=name == "parts")
         if steps == 2:
-            drawn = load_generator(tmp_path / name).draw(DrawRequest([5], torch.zeros(1, 16, 16, dtype=torch.int64)))
+            drawn = load_generator(tmp_path / name).draw(DrawRequest([5], mask))
             for path in [*(tmp_path / name).rglob("generator.json"), tmp_path / name / "config.json"]:
                 written = json.loads(path.read_text())
                 del written["section" if "section" in written else "generator"]["noise_planes"]
                 path.write_text(json.dumps(written))
-            again = load_generator(tmp_path / name).draw(DrawRequest([5], torch.zeros(1, 16, 16, dtype=torch.int64)))
+            again = load_generator(tmp_path / name).draw(DrawRequest([5], mask))
             assert torch.equal(again.images, drawn.images)
     assert_same_tensors(load_run(tmp_path / "whole"), load_run(tmp_path / "parts"))
-    assert parse_config({"kind": "gan", **KINDS["mask"]}, GanSection).noise_planes == 8
+    assert parse_config({"kind": "gan", **KINDS[kind]}, GanSection).noise_planes == 8
     values["generator"].pop("noise_planes")
     with pytest.raises(InputError, match="noise_planes"):
         train(parse_config(values, TrainConfig), Recorder(), resume=True)
@@ -315,8 +317,14 @@ def test_what_cannot_be_is_one_line(runs, tmp_path):
         ("generator", {"architecture": "dcgan"}, "condition 'mask' needs architecture 'style', not 'dcgan'"),
         (
             "generator",
-            {"condition": "none", "objective": "logistic", "spade_channels": None, "noise_planes": 2},
-            "noise_planes 2: not applicable to",
+            {
+                "architecture": "dcgan",
+                "condition": "none",
+                "objective": "logistic",
+                "spade_channels": None,
+                "noise_planes": 2,
+            },
+            "noise_planes 2: not applicable to architecture 'dcgan'",
         ),
         ("generator", {"objective": "logistic"}, "objective 'logistic': not applicable to condition 'mask'"),
     ]:

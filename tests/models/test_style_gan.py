@@ -30,10 +30,11 @@ def test_layers_start_with_variance_one():
     assert out[..., 2:-2, 2:-2].std().item() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("planes", [1, 3])
 @pytest.mark.parametrize("edge", [8, 32, 64])
-def test_style_networks_fit_every_power_of_two(edge):
-    network = StyleGenerator(edge, 3, 10, 4)
-    assert network.noise_size == 16 + 2 * sum(size**2 for size in (8, 16, 32, 64) if size <= edge)
+def test_style_networks_fit_every_power_of_two(edge, planes):
+    network = StyleGenerator(edge, 3, 10, 4, planes)
+    assert network.noise_size == planes * (16 + 2 * sum(size**2 for size in (8, 16, 32, 64) if size <= edge))
     images = network(torch.randn(2, 10 + network.noise_size))
     assert images.shape == (2, 3, edge, edge)
     assert StyleDiscriminator(edge, 3, 4)(images).shape == (2,)
@@ -56,9 +57,10 @@ def test_a_style_for_each_layer_may_be_the_same_for_all():
     assert not torch.equal(network.synthesize(moved, noise), network.synthesize(each, noise))
 
 
-def test_noise_changes_the_texture_once_it_has_strength():
+@pytest.mark.parametrize("planes", [1, 3])
+def test_noise_changes_the_texture_once_it_has_strength(planes):
     torch.manual_seed(0)
-    network = StyleGenerator(16, 1, 6, 4)
+    network = StyleGenerator(16, 1, 6, 4, planes)
     styles, noise = network.find_styles(torch.randn(1, 6)), torch.randn(2, network.noise_size)
     first, second = network.synthesize(styles.expand(2, -1), noise)
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
@@ -82,46 +84,79 @@ def test_masked_images_have_the_size_of_their_mask_and_follow_it(size):
     assert logits.shape == (2, 4, 32, 32)
 
 
-def measure_ripple(noise_planes):
-    """How unlike the mean spectrum of masked images is on its two diagonals: 0 for texture without a direction.
+def build_style(size, planes, channels=8):
+    """A style-based network and what draws for its vectors."""
+    network = StyleGenerator(size, 1, 2, channels, planes)
+    return network, network.noise_size, network
+
+
+def build_masked(size, planes, channels=8):
+    """A masked network and what draws for its vectors, with a mask of one class."""
+    network = SpadeGenerator(size, 1, 1, 2, channels, 4, planes)
+    mask = torch.ones(1, 1, size, size)
+    return (
+        network,
+        network.count_noise(size, size),
+        lambda vectors: network(vectors, mask.expand(len(vectors), -1, -1, -1)),
+    )
+
+
+def measure_ripple(build, planes):
+    """How unlike the mean spectrum of images is on its two diagonals: 0 for texture without a direction.
 
     Mean absolute difference of log power, over 8 untrained networks with noise in all layers.
     """
     differences = []
     for seed in range(8):
         torch.manual_seed(seed)
-        network = SpadeGenerator(32, 1, 1, 2, 16, 2, noise_planes)
+        network, noise, draw = build(32, planes, 16)
         for name, parameter in network.named_parameters():
             if "noise" in name:
                 torch.nn.init.ones_(parameter)
-        vectors = torch.randn(64, 2 + network.count_noise(32, 32))
+        vectors = torch.cat([torch.zeros(256, 2), torch.randn(256, noise)], dim=1)
         with torch.no_grad():
-            images = network(vectors, torch.ones(64, 1, 32, 32))
+            images = draw(vectors)
         power = torch.fft.fft2(images - images.mean(dim=0)).abs().square().mean(dim=0)[0]
         falling, rising = power[1:16, 1:16], power[1:16, 17:].flip(1)
         differences.append((falling / rising).log().abs().mean())
     return torch.stack(differences).mean().item()
 
 
-def test_several_planes_of_noise_have_no_direction():
-    assert measure_ripple(8) < 0.7 * measure_ripple(1)
+@pytest.mark.parametrize("build", [build_style, build_masked])
+def test_several_planes_of_noise_have_no_direction(build):
+    assert measure_ripple(build, 8) < 0.7 * measure_ripple(build, 1)
 
 
+@pytest.mark.parametrize("build", [build_style, build_masked])
 @pytest.mark.parametrize("planes", [3, 8])
-def test_planes_are_dealt_out_to_channels_in_turn(planes):
-    """A layer with as many planes as channels, of which every planes-th is the same, draws the same."""
+def test_planes_are_dealt_out_to_channels_in_turn(build, planes):
+    """A network with as many planes as channels, of which every planes-th is the same, draws the same."""
     torch.manual_seed(0)
-    few, many = (SpadeGenerator(16, 1, 2, 3, 8, 4, count) for count in (planes, 32))
+    (few, noise, draw_few), (many, _, draw_many) = (build(16, count) for count in (planes, 32))
     for name, parameter in few.named_parameters():
         if "noise" in name:
             torch.nn.init.normal_(parameter)
     many.load_state_dict(few.state_dict())
-    mask = F.one_hot(torch.randint(2, (2, 16, 16)), 2).permute(0, 3, 1, 2).float()
-    vectors = torch.randn(2, 3 + few.count_noise(16, 16))
-    fields = vectors[:, 3:].split([planes * edge**2 for edge in (4, 4, 8, 8, 16, 16)], dim=1)
+    vectors = torch.randn(2, 2 + noise)
+    edges = (4, 8, 8, 16, 16) if build is build_style else (4, 4, 8, 8, 16, 16)
+    fields = vectors[:, 2:].split([planes * edge**2 for edge in edges], dim=1)
     dealt = [field.unflatten(1, (planes, -1))[:, torch.arange(32) % planes].flatten(1) for field in fields]
-    torch.testing.assert_close(many(torch.cat([vectors[:, :3], *dealt], dim=1), mask), few(vectors, mask))
-    assert not torch.allclose(few(vectors, mask), few(vectors.flip(0), mask))
+    torch.testing.assert_close(draw_many(torch.cat([vectors[:, :2], *dealt], dim=1)), draw_few(vectors))
+    assert not torch.allclose(draw_few(vectors), draw_few(torch.cat([vectors[:, :2], vectors[:, 2:].flip(0)], dim=1)))
+
+
+@pytest.mark.parametrize("planes", [1, 3])
+def test_a_layer_of_style_against_its_formula(planes):
+    """Noise of plane c mod planes, times the strength of channel c, or of the layer with one plane as in the paper."""
+    torch.manual_seed(0)
+    layer = StyleGenerator(8, 1, 6, 4, planes).layers[2]
+    torch.nn.init.normal_(layer.noise_strength)
+    features, style, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 6), torch.randn(2, planes, 8, 8)
+    strengths = layer.noise_strength.flatten().expand(4)
+    added = torch.stack([strengths[channel] * noise[:, channel % planes] for channel in range(4)], dim=1)
+    expected = F.leaky_relu(layer.conv(features, style) + added, 0.2) * 2**0.5
+    torch.testing.assert_close(layer(features, style, noise), expected)
+    assert layer.noise_strength.numel() == (1 if planes == 1 else 4)
 
 
 def test_realness_is_the_log_odds_of_not_being_generated():

@@ -13,6 +13,7 @@ _GAN_DEFAULTS: dict[str, dict[str, Any]] = {
     "style": {
         "latent_dim": 64,
         "base_channels": 32,
+        "noise_planes": 8,
         "adam_betas": (0.0, 0.99),
         "discriminator_rate": 3.0,
         "objective": "relativistic",
@@ -23,11 +24,7 @@ _GAN_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "mask": {
         "spade_channels": 64,
-        "noise_planes": 8,
-        "discriminator_rate": 1.0,
         "objective": "segmentation",
-        "r1_gamma": 0.5,
-        "r2_gamma": 0.5,
     },
 }
 """Defaults of GanSection that depend on `architecture` and `condition`."""
@@ -45,9 +42,9 @@ class GanSection(Section):
     """Generator kind."""
     architecture: Literal["dcgan", "style"] = "dcgan"
     """Network architecture. The defaults below are those of dcgan; style defaults to latent_dim 64, base_channels 32,
-    adam_betas (0, 0.99), discriminator_rate 3, objective relativistic, r1_gamma and r2_gamma 0.05, penalty_every 4, and
-    ada_target 0.5, and needs a train.learning_rate of about 0.002. With condition mask, discriminator_rate is 1 and
-    both γ are 0.5."""
+    noise_planes 8, adam_betas (0, 0.99), discriminator_rate 3, objective relativistic (segmentation with condition
+    mask), r1_gamma and r2_gamma 0.05, penalty_every 4, and ada_target 0.5, and needs a train.learning_rate of about
+    0.002."""
     condition: Literal["none", "mask"] = "none"
     """mask: generate images for masks; needs architecture style and a dataset with masks."""
     latent_dim: int = Field(100, ge=1, le=4096)
@@ -57,13 +54,14 @@ class GanSection(Section):
     spade_channels: int | None = Field(None, ge=1, le=4096)
     """Hidden width of the SPADE norms, only with condition mask; defaults to 64 there."""
     noise_planes: int = Field(1, ge=1, le=64)
-    """Independent planes of noise that the channels of a layer share, only with condition mask; defaults to 8 there.
-    With 1, the texture of all images is one plane seen through one filter, an oriented ripple."""
+    """Independent planes of noise that the channels of a layer share; more than 1 only with style. With 1, the texture
+    of all images is one plane seen through one filter, an oriented ripple."""
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
     """AdamW's moment decay rates; replaces train.adam_betas."""
     discriminator_rate: float = Field(1.0, gt=0, le=1000)
     """Learning rate of the discriminator as a factor of train.learning_rate, which is that of the generator. If r_t
-    stays near 0, the discriminator lags behind, and the images lack what it does not see: increase the factor."""
+    stays near 0 without masks, the discriminator lags behind, and the images lack what it does not see: increase the
+    factor."""
     objective: Literal["logistic", "relativistic", "segmentation"] = "logistic"
     """logistic: non-saturating logistic loss; relativistic: pairs of real and generated images (R3GAN, Huang et al.
     2024, arXiv 2501.05441); segmentation: pixelwise cross-entropy, required by and only for condition mask."""
@@ -102,8 +100,8 @@ class GanSection(Section):
             raise ValueError(f"condition 'mask' needs architecture 'style', not {self.architecture!r}")
         if (self.objective == "segmentation") != (self.condition == "mask"):
             raise ValueError(f"objective {self.objective!r}: not applicable to condition {self.condition!r}")
-        if self.noise_planes > 1 and self.condition == "none":
-            raise ValueError(f"noise_planes {self.noise_planes}: not applicable to condition 'none'")
+        if self.noise_planes > 1 and self.architecture == "dcgan":
+            raise ValueError(f"noise_planes {self.noise_planes}: not applicable to architecture 'dcgan'")
         if (self.spade_channels is None) != (self.condition == "none"):
             raise ValueError(f"spade_channels {self.spade_channels}: not applicable to condition {self.condition!r}")
         return self

@@ -21,6 +21,7 @@ from steelgen.models.style_gan import (
     EqualizedConv,
     EqualizedLinear,
     activate,
+    deal_noise,
     double,
     list_edges,
     list_widths,
@@ -51,16 +52,10 @@ class _SpadeBlock(nn.Module):
     def forward(self, features: Tensor, one_hot_mask: Tensor, noise: Tensor) -> Tensor:
         first, second = noise.split(self._noise_planes, dim=1)
         hidden = activate(self.norm_1(features, self.norm_1.compute_modulation(one_hot_mask)))
-        hidden = self.conv_1(hidden) + self.noise_1 * _spread(first, len(self.noise_1))
+        hidden = self.conv_1(hidden) + self.noise_1 * deal_noise(first, len(self.noise_1))
         hidden = activate(self.norm_2(hidden, self.norm_2.compute_modulation(one_hot_mask)))
-        hidden = self.conv_2(hidden) + self.noise_2 * _spread(second, len(self.noise_2))
+        hidden = self.conv_2(hidden) + self.noise_2 * deal_noise(second, len(self.noise_2))
         return (hidden + self.skip(features)) / math.sqrt(2)
-
-
-def _spread(noise: Tensor, channels: int) -> Tensor:
-    """Deals planes of noise (N, planes, h, w) out to channels in turn: (N, channels, h, w)."""
-    planes = noise.shape[1]
-    return noise if planes == 1 else noise.repeat(1, -(-channels // planes), 1, 1)[:, :channels]
 
 
 class SpadeGenerator(nn.Module):

@@ -116,21 +116,34 @@ class ModulatedConv(nn.Module):
         return features * (variance + 1e-8).rsqrt()[:, :, None, None]
 
 
+def deal_noise(noise: Tensor, channels: int) -> Tensor:
+    """Deals planes of noise (N, planes, h, w) out to channels in turn: (N, channels, h, w).
+
+    A single plane is returned as it is, to be broadcast.
+    """
+    planes = noise.shape[1]
+    return noise if planes == 1 else noise.repeat(1, -(-channels // planes), 1, 1)[:, :channels]
+
+
 class _StyleLayer(nn.Module):
     """Modulated convolution, optional upsampling, noise, bias, activation."""
 
-    def __init__(self, in_channels: int, out_channels: int, style_dim: int, doubles: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, style_dim: int, noise_planes: int, doubles: bool = False
+    ) -> None:
         super().__init__()
         self._doubles = doubles
         self.conv = ModulatedConv(in_channels, out_channels, style_dim, 3)
-        self.noise_strength = nn.Parameter(torch.zeros(1))
+        # One strength per layer, as in the paper, or one per channel.
+        self.noise_strength = nn.Parameter(torch.zeros(1 if noise_planes == 1 else (out_channels, 1, 1)))
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, features: Tensor, style: Tensor, noise: Tensor) -> Tensor:
         features = self.conv(features, style)
         if self._doubles:
             features = double(features)
-        return activate(features + self.noise_strength * noise + self.bias[:, None, None])
+        noise = self.noise_strength * deal_noise(noise, len(self.bias))
+        return activate(features + noise + self.bias[:, None, None])
 
 
 class StyleGenerator(nn.Module):
@@ -141,24 +154,33 @@ class StyleGenerator(nn.Module):
         in_channels: 1 for gray images, 3 for RGB.
         latent_dim: length of the latent vectors z and of the styles w.
         base_channels: channels of the finest feature maps; each coarser level has twice as many, up to 8 times.
+        noise_planes: independent planes of noise, dealt out to the channels of a layer in turn. A single one passes
+            through the same few convolutions everywhere, which leaves specks of one shape and direction.
         mapping_layers: layers of the mapping network.
     """
 
     def __init__(
-        self, image_size: int, in_channels: int, latent_dim: int, base_channels: int, mapping_layers: int = 2
+        self,
+        image_size: int,
+        in_channels: int,
+        latent_dim: int,
+        base_channels: int,
+        noise_planes: int = 1,
+        mapping_layers: int = 2,
     ) -> None:
         super().__init__()
         edges = list_edges(image_size)
         widths = list_widths(edges, base_channels)
-        self.latent_dim = latent_dim
+        self.latent_dim, self._noise_planes = latent_dim, noise_planes
         self.mapping = nn.ModuleList(
             EqualizedLinear(latent_dim, latent_dim, _MAPPING_RATE) for _ in range(mapping_layers)
         )
         self.constant = nn.Parameter(torch.randn(widths[0], _SMALLEST, _SMALLEST))
-        layers = [_StyleLayer(widths[0], widths[0], latent_dim)]
+        layers = [_StyleLayer(widths[0], widths[0], latent_dim, noise_planes)]
         self._noise_edges = edges[:1]
         for edge, (before, after) in zip(edges[1:], pairwise(widths), strict=True):
-            layers += [_StyleLayer(before, after, latent_dim, doubles=True), _StyleLayer(after, after, latent_dim)]
+            layers.append(_StyleLayer(before, after, latent_dim, noise_planes, doubles=True))
+            layers.append(_StyleLayer(after, after, latent_dim, noise_planes))
             self._noise_edges += [edge, edge]
         self.layers = nn.ModuleList(layers)
         self.to_image = nn.ModuleList(
@@ -167,7 +189,7 @@ class StyleGenerator(nn.Module):
         self.image_bias = nn.Parameter(torch.zeros(in_channels))
         self.num_styles = len(self.layers) + 1
         """One style per layer, plus one for the output of the finest level."""
-        self.noise_size = sum(edge**2 for edge in self._noise_edges)
+        self.noise_size = noise_planes * sum(edge**2 for edge in self._noise_edges)
         """Noise values per image, summed over layers."""
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -189,8 +211,9 @@ class StyleGenerator(nn.Module):
             noise: (N, noise_size).
         """
         each = styles.unbind(dim=1) if styles.ndim == 3 else [styles] * self.num_styles
-        parts = noise.split([edge**2 for edge in self._noise_edges], dim=1)
-        fields = [part.unflatten(1, (1, edge, edge)) for part, edge in zip(parts, self._noise_edges, strict=True)]
+        planes = self._noise_planes
+        parts = noise.split([planes * edge**2 for edge in self._noise_edges], dim=1)
+        fields = [part.unflatten(1, (planes, edge, edge)) for part, edge in zip(parts, self._noise_edges, strict=True)]
         features = self.constant.expand(len(styles), -1, -1, -1)
         features = self.layers[0](features, each[0], fields[0])
         image = self.to_image[0](features, each[1])

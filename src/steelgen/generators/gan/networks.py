@@ -26,8 +26,9 @@ def build_network(section: GanSection, geometry: CropGeometry, num_classes: int)
             section.spade_channels,
             section.noise_planes,
         )
-    kind = StyleGenerator if section.architecture == "style" else DcganGenerator
-    return kind(size, channels, section.latent_dim, section.base_channels)
+    if section.architecture == "style":
+        return StyleGenerator(size, channels, section.latent_dim, section.base_channels, section.noise_planes)
+    return DcganGenerator(size, channels, section.latent_dim, section.base_channels)
 
 
 def build_discriminator(section: GanSection, geometry: CropGeometry, num_classes: int) -> nn.Module:
