@@ -171,7 +171,7 @@ def test_a_class_that_the_crops_lose_gets_a_refining_stage(tmp_path, quick):
     # Both stages start from the bundled ones, whose second refines 2×.
     assert (str(first.checkpoint), str(refining.checkpoint)) == ("bundled:base", "bundled:base/refine")
     assert 2 * refining.data.crop_size == first.data.crop_size
-    assert (first.train.learning_rate, refining.train.learning_rate) == (3e-4, 3e-4)
+    assert (first.train.learning_rate, refining.train.learning_rate) == (1e-3, 3e-4)
     assert (first.train.max_minutes, refining.train.max_minutes) == (30, 10)
     assert refining.train.max_steps == pytest.approx(first.train.max_steps / 3, abs=1)
     assert list(workflow.sample.generators.values()) == [first.run_dir, refining.run_dir]

@@ -133,8 +133,11 @@ def test_a_model_with_the_classes_of_the_set_goes_first():
 
 
 def test_learning_rate():
-    rates = [rules.choose_learning_rate(*each).value for each in (("bundled:uhcs", 32), (None, 64), (None, 32))]
-    assert rates == [3e-4, 2e-4, 1e-3]
+    rates = [
+        rules.choose_learning_rate(*each).value
+        for each in (("bundled:uhcs", 32), ("bundled:base", 32), (None, 64), (None, 32))
+    ]
+    assert rates == [3e-4, 1e-3, 2e-4, 1e-3]
 
 
 def test_steps_and_average():

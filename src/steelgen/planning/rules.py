@@ -162,6 +162,8 @@ def choose_refining_start(start: str | None, bundled: str | None) -> Choice:
 
 def choose_learning_rate(start: str | None, base_channels: int) -> Choice:
     """Chooses AdamW's learning rate."""
+    if start == "bundled:base":
+        return Choice("learning_rate", 1e-3, "has seen none of the set; KID fell faster than with 0.0003 on three sets")
     if start:
         return Choice("learning_rate", 3e-4, "fine-tuning: as configs/quickstart.json")
     if base_channels > 32:
