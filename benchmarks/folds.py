@@ -26,8 +26,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.train import FinetuneConfig
 from steelgen.config.utility import UtilityConfig, parse_code
-from steelgen.data.folder import list_pairs, load_dataset_info, load_metadata
-from steelgen.data.resplit import save_splits
+from steelgen.data.folder import load_dataset_info
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
 from steelgen.evaluation.study import utility
@@ -35,6 +34,7 @@ from steelgen.evaluation.utility.data import choose_subset
 from steelgen.evaluation.utility.folds import divide_folds
 from steelgen.evaluation.utility.statistics import compare_classes, summarize
 from steelgen.files import load_json
+from steelgen.fold_workflow import write_division
 from steelgen.sampling.sample import sample
 from steelgen.training.loop import finetune
 
@@ -62,12 +62,7 @@ def prepare_dataset(fold: str, count: int, seed: int, out: Path) -> Path:
     total = len(divided["train"])
     chosen = choose_subset(total, count or total, seed)
     divided["train"] = [divided["train"][index] for index in chosen]
-    metadata, split_of = load_metadata(DATASET), {stem: split for split, stems in divided.items() for stem in stems}
-    found = [(split, pair) for split in ("train", "val", "test") for pair in list_pairs(DATASET, split)]
-    found = [(split, pair) for split, pair in found if pair.stem in split_of]
-    rows = [dict(metadata.get(f"{split}/images/{pair.image.name}", {})) for split, pair in found]
-    pairs = [pair for _, pair in found]
-    save_splits(out, load_dataset_info(DATASET), pairs, rows, [split_of[pair.stem] for pair in pairs])
+    write_division(config, divided, out)
     return out
 
 
@@ -157,9 +152,10 @@ def gather(runs: Path) -> dict[str, Any]:
         raise InputError(f"{runs}: has no finished segmenter")
     folds = sorted(max(found.values(), key=len))
     complete = {key for key, tests in found.items() if sorted(tests) == folds}
-    codes = [code for code in counts if any((code, seed) in complete for _, seed in found)]
-    codes.sort(key=lambda code: (counts[code][0], counts[code][1], parse_code(code).pasted))
-    seeds = [seed for seed in sorted({seed for _, seed in found}) if all((code, seed) in complete for code in codes)]
+    by_seed = {seed: {code for code, other in complete if other == seed} for _, seed in sorted(complete)}
+    most = max(by_seed.values(), key=len)
+    codes = sorted(most, key=lambda code: (*counts[code], parse_code(code).pasted))
+    seeds = sorted(seed for seed, found_codes in by_seed.items() if found_codes >= most)
 
     def stack(field: str) -> dict[tuple[str, str], NDArray[np.int64]]:
         """(S, N, …) counts of all seeds and test micrographs, by code and architecture."""

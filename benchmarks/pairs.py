@@ -317,10 +317,10 @@ def compare_systems(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean differences of two systems, first minus second, after equal time, with 95 % intervals: Student's t over
     their common seeds."""
     found = {(run["minutes"], run["system"], run["seed"]): run["figures"] for run in runs}
-    rows = []
+    rows, seeds = [], sorted({run["seed"] for run in runs})
     for minutes in sorted({run["minutes"] for run in runs}):
         for first, second in CONTRASTS:
-            pairs = [(found.get((minutes, first, seed)), found.get((minutes, second, seed))) for seed in range(100)]
+            pairs = [(found.get((minutes, first, seed)), found.get((minutes, second, seed))) for seed in seeds]
             both = [(one, other) for one, other in pairs if one and other]
             for name in both[0][0] if both else ():
                 values = np.array([one[name] - other[name] for one, other in both])

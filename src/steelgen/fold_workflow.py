@@ -58,15 +58,25 @@ def write_fold_datasets(config: WorkflowConfig) -> list[Path]:
         if out.is_dir():
             _check_dataset(out, divided)
         else:
-            _write_dataset(config.utility, divided, out)
+            write_division(config.utility, divided, out)
             written.append(out)
     return written
 
 
-def _write_dataset(config: UtilityConfig, divided: dict[str, list[str]], out: Path) -> None:
+def write_division(config: UtilityConfig, divided: dict[str, list[str]], out: Path) -> None:
+    """Writes the dataset folder of a fold, or of a part of its micrographs.
+
+    Args:
+        config: the study, whose splits are pooled.
+        divided: stems of the micrographs by new split; others are left out.
+
+    Raises:
+        InputError: if `out` is in use.
+    """
     root, metadata = config.dataset, load_metadata(config.dataset)
     chosen = {stem: split for split, stems in divided.items() for stem in stems}
-    found = [(split, pair) for split in list_pooled(config) for pair in list_pairs(root, split)]
+    pooled = [(split, pair) for split in list_pooled(config) for pair in list_pairs(root, split)]
+    found = [(split, pair) for split, pair in pooled if pair.stem in chosen]
     rows = [dict(metadata.get(f"{split}/images/{pair.image.name}", {})) for split, pair in found]
     pairs = [pair for _, pair in found]
     save_splits(out, load_dataset_info(root), pairs, rows, [chosen[pair.stem] for pair in pairs])
