@@ -88,6 +88,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "generator": {**_STYLE, "condition": "mask", "spade_channels": 16},
         "train": {**_ADVERSARIAL_RATE, "lr_scheduler": "cosine"},
     },
+    "masked-fine": {
+        "generator": {**_STYLE, "condition": "mask", "spade_channels": 16, "fine_discriminator": True},
+        "train": {**_ADVERSARIAL_RATE, "lr_scheduler": "cosine"},
+    },
     "masked-diffusion": {"generator": _DIFFUSION, "train": _DIFFUSION_RATE},
 }
 DATA = ("16", "4", "large")

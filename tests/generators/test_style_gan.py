@@ -287,7 +287,7 @@ def test_old_configs_are_what_they_were_and_resolved_ones_read_again():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_older_runs_draw_and_go_on_as_they_did(runs, tmp_path, kind):
-    """Their files lack noise_planes, and one plane is what they had."""
+    """Their files lack noise_planes and fine_discriminator; one plane and none is what they had."""
     mask = torch.zeros(1, 16, 16, dtype=torch.int64) if kind == "mask" else None
     for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
         values = style_config(runs[0], tmp_path / name, kind, max_steps=steps)
@@ -297,7 +297,8 @@ def test_older_runs_draw_and_go_on_as_they_did(runs, tmp_path, kind):
             drawn = load_generator(tmp_path / name).draw(DrawRequest([5], mask))
             for path in [*(tmp_path / name).rglob("generator.json"), tmp_path / name / "config.json"]:
                 written = json.loads(path.read_text())
-                del written["section" if "section" in written else "generator"]["noise_planes"]
+                section = written["section" if "section" in written else "generator"]
+                del section["noise_planes"], section["fine_discriminator"]
                 path.write_text(json.dumps(written))
             again = load_generator(tmp_path / name).draw(DrawRequest([5], mask))
             assert torch.equal(again.images, drawn.images)
@@ -325,6 +326,17 @@ def test_what_cannot_be_is_one_line(runs, tmp_path):
                 "noise_planes": 2,
             },
             "noise_planes 2: not applicable to architecture 'dcgan'",
+        ),
+        (
+            "generator",
+            {
+                "architecture": "dcgan",
+                "condition": "none",
+                "objective": "logistic",
+                "spade_channels": None,
+                "fine_discriminator": True,
+            },
+            "fine_discriminator true: not applicable to architecture 'dcgan'",
         ),
         ("generator", {"objective": "logistic"}, "objective 'logistic': not applicable to condition 'mask'"),
     ]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from steelgen.models.spade_gan import SegmentingDiscriminator, SpadeGenerator, compute_realness
-from steelgen.models.style_gan import ModulatedConv, StyleDiscriminator, StyleGenerator
+from steelgen.models.style_gan import DownBlock, ModulatedConv, StyleDiscriminator, StyleGenerator
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
@@ -38,6 +38,22 @@ def test_style_networks_fit_every_power_of_two(edge, planes):
     images = network(torch.randn(2, 10 + network.noise_size))
     assert images.shape == (2, 3, edge, edge)
     assert StyleDiscriminator(edge, 3, 4)(images).shape == (2,)
+
+
+def test_a_fine_block_sees_detail_with_both_convolutions():
+    """Noise whose mean over each 2 × 2 pixels is 0: where the first convolution passes it on, only the second one of a
+    fine block is left to see it."""
+    torch.manual_seed(0)
+    noise = torch.randn(1, 3, 16, 16)
+    noise = noise - F.interpolate(F.avg_pool2d(noise, 2), scale_factor=2)
+    for fine in (False, True):
+        block = DownBlock(3, 5, fine)
+        with torch.no_grad():
+            block.conv_1.weight.zero_()[range(3), range(3), 1, 1] = 27**0.5  # the identity, and activate() is linear up
+            block.conv_1.bias.fill_(100.0)
+            flat = block(torch.zeros_like(noise))
+            change = (block(noise) - flat).abs().mean().item()
+        assert (change > 0.1) == fine, f"fine {fine}: {change}"
 
 
 @pytest.mark.parametrize("edge", [4, 24, 48])

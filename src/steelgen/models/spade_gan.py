@@ -135,13 +135,16 @@ class SegmentingDiscriminator(nn.Module):
         in_channels: 1 for gray images, 3 for RGB.
         num_classes: classes of the masks.
         base_channels: channels of the finest feature maps; each coarser level has twice as many, up to 8 times.
+        fine: see `DownBlock`.
     """
 
-    def __init__(self, image_size: int, in_channels: int, num_classes: int, base_channels: int) -> None:
+    def __init__(
+        self, image_size: int, in_channels: int, num_classes: int, base_channels: int, fine: bool = False
+    ) -> None:
         super().__init__()
         widths = list_widths(list_edges(image_size), base_channels)[::-1]
         self.from_image = EqualizedConv(in_channels, widths[0], 3)
-        self.down = nn.ModuleList(DownBlock(before, after) for before, after in pairwise(widths))
+        self.down = nn.ModuleList(DownBlock(before, after, fine) for before, after in pairwise(widths))
         self.up = nn.ModuleList(EqualizedConv(coarse + fine, fine, 3) for coarse, fine in pairwise(widths[::-1]))
         self.to_logits = EqualizedConv(widths[0], num_classes + 1, 3)
 

@@ -226,29 +226,40 @@ class StyleGenerator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Residual block: two convolutions with 2x downsampling, and a 1x1 convolution as skip."""
+    """Residual block: two convolutions with 2x downsampling, and a 1x1 convolution as skip.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        fine: downsample after both convolutions instead of between them.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, fine: bool = False) -> None:
         super().__init__()
+        self._fine = fine
         self.conv_1 = EqualizedConv(in_channels, in_channels, 3)
         self.conv_2 = EqualizedConv(in_channels, out_channels, 3)
         self.skip = EqualizedConv(in_channels, out_channels, 1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, in_channels, h, w) → (N, out_channels, h/2, w/2)."""
-        hidden = activate(self.conv_2(F.avg_pool2d(activate(self.conv_1(features)), 2)))
+        hidden = activate(self.conv_1(features))
+        if self._fine:
+            hidden = F.avg_pool2d(activate(self.conv_2(hidden)), 2)
+        else:
+            hidden = activate(self.conv_2(F.avg_pool2d(hidden, 2)))
         return (hidden + self.skip(F.avg_pool2d(features, 2))) / math.sqrt(2)
 
 
 class StyleDiscriminator(nn.Module):
-    """Residual discriminator; see `StyleGenerator` for the arguments."""
+    """Residual discriminator; see `StyleGenerator` and `DownBlock` for the arguments."""
 
-    def __init__(self, image_size: int, in_channels: int, base_channels: int) -> None:
+    def __init__(self, image_size: int, in_channels: int, base_channels: int, fine: bool = False) -> None:
         super().__init__()
         edges = list_edges(image_size)
         widths = list_widths(edges, base_channels)[::-1]
         self.from_image = EqualizedConv(in_channels, widths[0], 1)
-        self.blocks = nn.ModuleList(DownBlock(before, after) for before, after in pairwise(widths))
+        self.blocks = nn.ModuleList(DownBlock(before, after, fine) for before, after in pairwise(widths))
         self.conv = EqualizedConv(widths[-1], widths[-1], 3)
         self.hidden = EqualizedLinear(widths[-1] * _SMALLEST**2, widths[-1])
         self.to_logit = EqualizedLinear(widths[-1], 1)

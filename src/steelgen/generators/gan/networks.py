@@ -33,11 +33,12 @@ def build_network(section: GanSection, geometry: CropGeometry, num_classes: int)
 
 def build_discriminator(section: GanSection, geometry: CropGeometry, num_classes: int) -> nn.Module:
     """Builds the discriminator."""
-    size, channels = geometry.image_size, geometry.in_channels
+    size, channels, fine = geometry.image_size, geometry.in_channels, section.fine_discriminator
     if section.condition == "mask":
-        return SegmentingDiscriminator(size, channels, num_classes, section.base_channels)
-    kind = StyleDiscriminator if section.architecture == "style" else DcganDiscriminator
-    return kind(size, channels, section.base_channels)
+        return SegmentingDiscriminator(size, channels, num_classes, section.base_channels, fine)
+    if section.architecture == "style":
+        return StyleDiscriminator(size, channels, section.base_channels, fine)
+    return DcganDiscriminator(size, channels, section.base_channels)
 
 
 def count_noise(network: GanNetwork, size: tuple[int, int]) -> int:
