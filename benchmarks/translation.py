@@ -355,15 +355,15 @@ def run_segmenters(arguments: argparse.Namespace) -> None:
     for kind, (chosen, labels) in sets.items():
         micrographs = Micrographs(info, [str(number) for number in range(count)], list(chosen), list(labels))
         segmenter = train_segmenter(micrographs, geometry, SEGMENTER, seed)
-        found[kind] = _score_segmenter(segmenter, judge.real, judge.real_masks, info.num_classes)
+        found[kind] = score_segmenter(segmenter, judge.real, judge.real_masks, info.num_classes)
         if kind == "true pairs":  # whether the labels are seen in images of each kind
-            seen = {name: _score_segmenter(segmenter, *pairs, info.num_classes) for name, pairs in held_out.items()}
+            seen = {name: score_segmenter(segmenter, *pairs, info.num_classes) for name, pairs in held_out.items()}
         print(name, kind, found[kind], flush=True)
     described = {"system": arguments.system, "data": data, "seed": seed, "steps": arguments.steps}
     save_json(path, {**described, "iou": found, "labels_seen": seen})
 
 
-def _score_segmenter(segmenter: nn.Module, images: Images, masks: Images, num_classes: int) -> list[float]:
+def score_segmenter(segmenter: nn.Module, images: Images, masks: Images, num_classes: int) -> list[float]:
     """Computes the IoU of each class."""
     return [
         float(value)

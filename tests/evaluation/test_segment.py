@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from steelgen.config.base import parse_config
 from steelgen.config.segment import SegmentConfig
+from steelgen.data.check import check_dataset
+from steelgen.data.folder import list_pairs, load_dataset_info, load_metadata, load_pair, save_metadata
 from steelgen.errors import InputError
 from steelgen.evaluation.iou import compute_scores
 from steelgen.evaluation.segment import label_folder, label_micrograph, load_labeler, train_labeler
@@ -109,6 +111,26 @@ def test_a_folder_gets_masks_and_confidence(trained: Path, dataset: Path, tmp_pa
         assert mask.mode == "P"
         assert mask.size == (96, 96)
         assert Image.open(tmp_path / "out" / "confidence" / name).mode == "L"
+
+
+def test_a_dataset_folder_gets_the_predicted_masks(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"  # without masks, whose images have another format
+    for path in sorted(dataset.glob("*/images/*.png")):
+        target = (bare / path.relative_to(dataset)).with_suffix(".tif")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(target)
+    names = [path.relative_to(bare).as_posix() for path in sorted(bare.glob("*/images/*"))]
+    save_metadata(bare, [{"file_name": name, "parent": f"sheet{index}"} for index, name in enumerate(names)])
+    labeler = load_labeler(trained)
+    assert label_folder(labeler, bare, tmp_path / "out") == len(names)
+    assert not check_dataset(tmp_path / "out").problems
+    pairs = list_pairs(tmp_path / "out", "test")
+    assert [pair.stem for pair in pairs] == ["000", "001"]
+    image, mask = load_pair(pairs[0], load_dataset_info(tmp_path / "out"))
+    assert np.array_equal(mask, label_micrograph(labeler, image)[0])
+    rows = load_metadata(tmp_path / "out")
+    assert list(rows) == [str(Path(name).with_suffix(".png")) for name in names]
+    assert rows["test/images/001.png"]["parent"] == f"sheet{names.index('test/images/001.tif')}"
 
 
 def test_unusable_input_is_one_line(trained: Path, tmp_path: Path) -> None:

@@ -51,11 +51,14 @@ def train_command(
 @errors_as_lines()
 def predict_command(
     segmenter: Annotated[Path, Argument(help="Output folder of `steelgen segment train`.")],
-    images: Annotated[Path, Argument(help="Folder of images of any size.")],
+    images: Annotated[Path, Argument(help="Folder of images of any size, or a dataset folder.")],
     out: Annotated[Path, Argument(help="Output folder for images/, masks/, confidence/; must be new or empty.")],
     device: Annotated[str, Option(help="A torch device; auto uses a GPU if there is one.")] = "auto",
 ) -> None:
-    """Predict masks for a folder of images, with a confidence map for each."""
+    """Predict masks for a folder of images or a dataset folder, with a confidence map for each.
+
+    A dataset folder gives a dataset folder with the predicted masks, to train on.
+    """
     from steelgen.evaluation.segment import label_folder, load_labeler
 
     labeler = load_labeler(segmenter, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,16 @@ from steelgen.config.base import config_to_json, parse_config
 from steelgen.config.features import DiffusionFeaturesSection
 from steelgen.config.segment import SegmentConfig
 from steelgen.data.crops import Micrographs, load_micrographs
-from steelgen.data.folder import DatasetInfo, list_images, save_dataset_info, save_mask
+from steelgen.data.folder import (
+    DatasetInfo,
+    find_images,
+    list_images,
+    list_splits,
+    load_metadata,
+    save_dataset_info,
+    save_mask,
+    save_metadata,
+)
 from steelgen.data.images import load_image, save_image, to_channels
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
@@ -162,14 +172,15 @@ def label_folder(
     output_dir: Path,
     report_progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Labels every image of a folder.
+    """Labels every image of a folder, or of each split of a dataset folder, which gives a dataset folder.
 
     Writes masks/ (palette PNGs of class indices), confidence/ (gray PNGs, 255 × confidence, see `label_micrograph`),
-    dataset.json, and copies of the images in images/.
+    dataset.json with the segmenter's classes, and copies of the images in images/; masks of the dataset folder are not
+    read.
 
     Args:
         labeler: from `load_labeler`.
-        images: a folder of images of any size.
+        images: a folder of images of any size, or a dataset folder.
         output_dir: must be new or empty.
         report_progress: called with (images done, total images).
 
@@ -179,24 +190,35 @@ def label_folder(
     Raises:
         InputError: if the folder is missing or empty, an image is unreadable, or two images have the same stem.
     """
-    paths = list_images(images)
-    if not paths:
+    found = {split: find_images(images, split) for split in list_splits(images)}
+    folders = {split: folder for split, folder in found.items() if folder != images} or {"": images}
+    paths = {split: list_images(folder) for split, folder in folders.items()}
+    total, done = sum(map(len, paths.values())), 0
+    if not total:
         raise InputError(f"{images}: contains no images")
-    stems = [path.stem for path in paths]
-    for stem in stems:
-        if stems.count(stem) > 1:
-            raise InputError(f"{images}: several images have the stem {stem!r}, which names the mask; rename them")
+    for split, each in paths.items():
+        twice = next((stem for stem, count in Counter(path.stem for path in each).items() if count > 1), None)
+        if twice is not None:
+            raise InputError(
+                f"{folders[split]}: several images have the stem {twice!r}, which names the mask; rename them"
+            )
     with new_folder(output_dir) as folder:
         save_dataset_info(folder, labeler.info)
-        for number, path in enumerate(paths, start=1):
-            image = load_image(path)
-            mask, confidence = label_micrograph(labeler, to_channels(image, labeler.config.in_channels))
-            save_mask(folder / "masks" / f"{path.stem}.png", mask, labeler.info.palette)
-            save_image(folder / "confidence" / f"{path.stem}.png", np.rint(255 * confidence).astype(np.uint8))
-            save_image(folder / "images" / f"{path.stem}.png", image)
-            if report_progress:
-                report_progress(number, len(paths))
-    return len(paths)
+        if rows := load_metadata(images):
+            kept = [{**row, "file_name": str(Path(name).with_suffix(".png"))} for name, row in rows.items()]
+            save_metadata(folder, kept)
+        for split, each in paths.items():
+            for path in each:
+                image = load_image(path)
+                mask, confidence = label_micrograph(labeler, to_channels(image, labeler.config.in_channels))
+                save_mask(folder / split / "masks" / f"{path.stem}.png", mask, labeler.info.palette)
+                shown = np.rint(255 * confidence).astype(np.uint8)
+                save_image(folder / split / "confidence" / f"{path.stem}.png", shown)
+                save_image(folder / split / "images" / f"{path.stem}.png", image)
+                done += 1
+                if report_progress:
+                    report_progress(done, total)
+    return total
 
 
 def label_micrograph(labeler: Labeler, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -249,6 +249,11 @@ def predict_maps(segmenter: nn.Module, images: torch.Tensor, averaging: Averagin
     return views[0] if len(views) == 1 else torch.stack(views).mean(dim=0)
 
 
+def count_batch(device: torch.device, pixels: int) -> int:
+    """Returns how many images of so many pixels each a segmenter labels at once."""
+    return max(1, (_PIXELS_ON_CPU if device.type == "cpu" else _PIXELS_ON_GPU) // pixels)
+
+
 def measures_agreement(segmenter: nn.Module) -> bool:
     """Whether the segmenter is an ensemble, whose agreement is its confidence."""
     return isinstance(segmenter, FeatureSegmenter)
@@ -281,8 +286,7 @@ def predict_masks(
         (N, S, S) uint8 class indices.
     """
     device = next(segmenter.parameters()).device
-    pixels = _PIXELS_ON_CPU if device.type == "cpu" else _PIXELS_ON_GPU
-    batch_size = max(1, pixels // (images.shape[1] * images.shape[2]))
+    batch_size = count_batch(device, images.shape[1] * images.shape[2])
     parts = []
     for start in range(0, len(images), batch_size):
         batch = torch.stack([image_to_tensor(image) for image in images[start : start + batch_size]])

@@ -8,10 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from steelgen.data.crops import image_to_tensor
-from steelgen.evaluation.segmentation import ONE_VIEW, Averaging, measures_agreement, predict_maps
-
-_PIXELS = 2**19
-"""Pixels per forward pass."""
+from steelgen.evaluation.segmentation import ONE_VIEW, Averaging, count_batch, measures_agreement, predict_maps
 
 
 @torch.inference_mode()
@@ -53,7 +50,7 @@ def label_by_windows(
     # The agreement of an ensemble is averaged over windows like the probabilities.
     total = torch.zeros(num_classes + measures_agreement(network), *padded.shape[1:])
     weights = torch.zeros(padded.shape[1:])
-    batch_size = max(1, _PIXELS // size**2)
+    batch_size = count_batch(device, size**2)
     for start in range(0, len(corners), batch_size):
         part = corners[start : start + batch_size]
         windows = torch.stack([padded[:, top : top + size, left : left + size] for top, left in part])
