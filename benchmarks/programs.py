@@ -145,14 +145,33 @@ def _list_pairs() -> Iterator[str]:
 
 
 def _list_transfer() -> Iterator[str]:
-    """Step time; every start on two datasets with few and with all micrographs, one seed."""
+    """Step time; every start on two datasets with few and with all micrographs, three seeds."""
     yield "benchmarks/transfer.py time"
-    for dataset in ("uhcs_spheroidite", "tem_316l_loops"):
-        for count in TRANSFER_COUNTS:
-            for start in ("scratch", "uhcs", "base"):
-                run = f"--dataset data/pretraining/{dataset} --start {start} --micrographs {count}"
-                yield f"benchmarks/transfer.py run {run} --seed 0 --minutes 4"
+    for seed in range(3):
+        for dataset, counts in TRANSFER_COUNTS.items():
+            for count in counts:
+                for start in ("scratch", "uhcs", "base"):
+                    run = f"--dataset data/pretraining/{dataset} --start {start} --micrographs {count}"
+                    yield f"benchmarks/transfer.py run {run} --seed {seed} --minutes 4"
     yield "benchmarks/transfer.py table"
+
+
+def _list_planning() -> Iterator[str]:
+    """Every choice on three datasets, two seeds."""
+    for seed in range(2):
+        for dataset in ("uhcs", "pretraining/uhcs_spheroidite", "pretraining/tem_316l_loops"):
+            for variant in ("plan", "scratch", "native", "coarse"):
+                run = f"--dataset data/{dataset} --variant {variant} --seed {seed}"
+                yield f"benchmarks/planning.py run {run} --minutes 3 --images 16"
+    yield "benchmarks/planning.py table"
+
+
+def _list_unlabeled() -> Iterator[str]:
+    """Every way, three seeds."""
+    for seed in range(3):
+        for way in ("started-0.1", "started-0.2", "started-0.3", "labeled", "real-labeled", "real-masks"):
+            yield f"benchmarks/unlabeled.py run --way {way} --seed {seed}"
+    yield "benchmarks/unlabeled.py table"
 
 
 def _list_conditions() -> Iterator[str]:
@@ -163,8 +182,8 @@ def _list_conditions() -> Iterator[str]:
     yield "benchmarks/conditions.py table"
 
 
-TRANSFER_COUNTS = (1, 4, 0)
-"""Training micrographs; 0 takes all."""
+TRANSFER_COUNTS = {"uhcs_spheroidite": (1, 2, 4, 0), "tem_316l_loops": (1, 2, 4, 8, 0)}
+"""Training micrographs; 0 takes all, 6 and 10."""
 GAN_SEEDS, GAN_BUDGET, GAN_LARGE = 3, "--minutes 20", "--large data/large"
 """The large set is no part of steelgen: any dataset folder of a thousand images or more."""
 GAN_RUNS = (
@@ -214,7 +233,9 @@ BENCHMARKS = (
     Benchmark("families", [f"benchmarks/families.py {part}" for part in ("run", "table")], threads=1),
     Benchmark("gan", list(_list_gan()), threads=1),
     Benchmark("translation", list(_list_translation()), threads=1),
+    Benchmark("unlabeled", list(_list_unlabeled()), threads=1),
     Benchmark("transfer", list(_list_transfer()), threads=1),
+    Benchmark("planning", list(_list_planning()), threads=1),
     Benchmark("conditions", list(_list_conditions()), threads=1),
     Benchmark("adapter", ["benchmarks/adapter.py all"], threads=1),
     Benchmark(

@@ -158,6 +158,15 @@ SECTIONS = (
         tables.tabulate_translation,
     ),
     Section(
+        "unlabeled",
+        "Without a label on the target",
+        "Renderings of procedural layouts and the training micrographs of uhcs without their masks, 64 px at 32 px, as "
+        "in the translation; bundled:base is fine-tuned. Started: renderings, noised to a share of the schedule, are "
+        "sampled from on. Labeled: on the labels of a segmenter trained on the renderings. Real-labeled and "
+        "real-masks: on the real labels, for the same layouts and for masks of held-out micrographs.",
+        tables.tabulate_unlabeled,
+    ),
+    Section(
         "utility",
         "Does generated data help?",
         "mIoU on held-out real micrographs of segmentation networks trained with and without generated pairs, paired "
@@ -198,6 +207,15 @@ SECTIONS = (
         "loss and KID of training from scratch are interpolated; KID is measured every 58 steps, so that 58 is the "
         "least that can be seen.",
         tables.tabulate_transfer,
+    ),
+    Section(
+        "planning",
+        "What a plan chooses",
+        "`steelgen plan` against training from scratch, crops at full resolution, and crops of twice the edge, at "
+        "equal training time of a core. Images of 256 px of the micrographs for masks of held-out ones, enlarged "
+        "where the crops are of a coarser scale, against other held-out places: shrunk to 64 px (layout), and in "
+        "quarters of 128 px (detail). Floor: training crops.",
+        tables.tabulate_planning,
     ),
     Section(
         "conditions",

@@ -103,6 +103,22 @@ def tabulate_translation(stored: Results) -> Lines:
     return lines
 
 
+def tabulate_unlabeled(stored: Results) -> Lines:
+    """Ways without a label on the target, means over seeds."""
+    groups: dict[tuple[str, int], list[Results]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["way"], run["steps"]), []).append(run["score"])
+    rows = []
+    for (way, steps), scores in groups.items():
+        kids, seen, ious = (
+            [score[name] if name == "kid" else fmean(score[name]) for score in scores]
+            for name in ("kid", "labels_seen", "iou")
+        )
+        rows.append([way, str(steps), *(_mean_and_range(each, 3) for each in (kids, seen, ious)), str(len(scores))])
+    heads = ["KID", "mIoU of one trained on real pairs on these", "mIoU of one trained on these on real images"]
+    return _table(["way", "steps", *heads, "seeds"], rows)
+
+
 def tabulate_gan(stored: Results) -> Lines:
     """Systems by dataset, means over seeds, and the share of lamellae with the correct orientation."""
     groups: dict[tuple[str, str], list[Results]] = {}
@@ -484,6 +500,31 @@ def find_crossing(curve: Sequence[Sequence[float]], goal: float) -> float | None
         if value <= goal:
             return step if math.isinf(above) else before + (step - before) * (above - goal) / (above - value)
     return None
+
+
+def tabulate_planning(stored: Results) -> Lines:
+    """Variants by dataset, means over seeds; KID above the floor at both scales."""
+    groups: dict[tuple[str, str], list[Results]] = {}
+    for run in stored["runs"]:
+        groups.setdefault((run["dataset"], run["variant"]), []).append(run)
+    rows = []
+    for (dataset, variant), runs in groups.items():
+        if any("equal" in run for run in runs):
+            rows.append([dataset, variant, "as plan", *["–"] * 6])
+            continue
+        stages = " + ".join(
+            f"{stage['crop_size']} px at {stage['image_size']} px from {stage['start'] or 'scratch'}, "
+            f"{stage['steps']} steps"
+            for stage in runs[0]["stages"]
+        )
+        cells = []
+        for scale in ("layout", "detail"):
+            kids = [1e3 * (run["score"][f"kid_{scale}"] - run["floor"][f"kid_{scale}"]) for run in runs]
+            recall = fmean(run["score"][f"recall_{scale}"] for run in runs)
+            cells += [_mean_and_range(kids), f"{recall:.2f} of {runs[0]['floor'][f'recall_{scale}']:.2f}"]
+        rows.append([dataset, variant, stages, *cells, f"{runs[0]['minutes']:g}", str(len(runs))])
+    heads = ["layout: KID·10³ above the floor", "recall", "detail: KID·10³ above the floor", "recall"]
+    return _table(["dataset", "choice", "crops", *heads, "minutes", "seeds"], rows, texts=3)
 
 
 def tabulate_conditions(stored: Results) -> Lines:

@@ -63,7 +63,7 @@ def test_list_names_every_program_and_variant(monkeypatch):
     assert len(programs) >= 7
     assert {name for name in programs if f"benchmarks/{name}" not in listed} == set()
     variants = set(load_program(BENCHMARKS / "recipe.py", monkeypatch)["VARIANTS"])
-    assert set(re.findall(r"--variant (\S+)", listed)) == variants
+    assert set(re.findall(r"recipe.py run --variant (\S+)", listed)) == variants
     studies = set(load_program(BENCHMARKS / "utility.py", monkeypatch)["STUDIES"])
     assert set(re.findall(r"--study (\S+)", listed)) == studies
 
@@ -263,6 +263,56 @@ def test_transfer_counts_the_steps_to_what_training_from_scratch_reaches(tmp_pat
     assert "| d | base | 4 | 0.400 | 17 | 50.0 | 25 | 6 % | 1 |" in lines
     store(tmp_path, "transfer", {"runs": [scratch, base, other]})  # seed 1 was not trained from scratch
     row = "| d | base | 4 | 0.350 (0.300 to 0.400) | – | 40.0 (30.0 to 50.0) | – | 6 (6 to 6) % | 2 |"
+    assert row in gather(tmp_path, tmp_path).splitlines()
+
+
+def test_planning_shows_kid_above_the_floor_at_both_scales(tmp_path):
+    floor = {"kid_layout": 0.01, "recall_layout": 0.75, "kid_detail": 0.02, "recall_detail": 0.5}
+    stage = {"crop_size": 96, "image_size": 64, "start": "bundled:base", "steps": 7}
+
+    def run(variant, seed, layout, detail):
+        score = {"kid_layout": layout, "recall_layout": 0.25, "kid_detail": detail, "recall_detail": 0.125}
+        return {**named(variant, seed), "stages": [stage, {**stage, "start": None}], "floor": floor, "score": score}
+
+    def named(variant, seed):
+        return {"dataset": "d", "variant": variant, "seed": seed, "minutes": 3.0}
+
+    runs = [run("plan", 0, 0.03, 0.06), run("plan", 1, 0.05, 0.06), {**named("native", 0), "equal": "plan"}]
+    store(tmp_path, "planning", {"runs": runs})
+    lines = gather(tmp_path, tmp_path).splitlines()
+    crops = "96 px at 64 px from bundled:base, 7 steps + 96 px at 64 px from scratch, 7 steps"
+    scores = "30.0 (20.0 to 40.0) | 0.25 of 0.75 | 40.0 (40.0 to 40.0) | 0.12 of 0.50"
+    assert f"| d | plan | {crops} | {scores} | 3 | 2 |" in lines
+    assert "| d | native | as plan | – | – | – | – | – | – |" in lines
+
+
+def test_a_plan_is_compared_with_other_crops_for_as_many_steps(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from planning import build_stages
+
+    data, training = {"dataset": "d", "image_size": 64, "crop_size": 96}, {"max_steps": 5, "learning_rate": 1e-3}
+    first = {"checkpoint": "bundled:base", "data": data, "train": training}
+    second = {"checkpoint": "bundled:base/refine", "data": {**data, "crop_size": 48}, "train": training}
+    plan = {"finetune": first, "refine": second}
+    assert build_stages("plan", plan, 1.0, 1.0, 200) == [first, second]
+    anew = build_stages("scratch", plan, 1.0, 1.0, 200)
+    assert anew is not None
+    assert not any("checkpoint" in stage for stage in anew)
+    assert anew[1]["generator"]["low_resolution"] == {"factor": 2}
+    for variant, crop in (("native", 64), ("coarse", 192)):
+        (stage,) = build_stages(variant, plan, 1.0, 1.0, 200) or ()
+        assert (stage["data"]["crop_size"], stage["checkpoint"]) == (crop, "bundled:base")
+        assert stage["train"]["max_steps"] == 54  # a minute of steps of a second, less a tenth
+    assert build_stages("coarse", {"finetune": first}, 1.0, 1.0, 96) is None
+
+
+def test_ways_without_labels_have_means_over_seeds(tmp_path):
+    def run(seed, kid):
+        score = {"kid": kid, "labels_seen": [0.5, 0.25], "iou": [0.25, 0.0]}
+        return {"way": "labeled", "steps": 9, "seed": seed, "score": score}
+
+    store(tmp_path, "unlabeled", {"runs": [run(0, 0.02), run(1, 0.04)]})
+    row = "| labeled | 9 | 0.030 (0.020 to 0.040) | 0.375 (0.375 to 0.375) | 0.125 (0.125 to 0.125) | 2 |"
     assert row in gather(tmp_path, tmp_path).splitlines()
 
 
