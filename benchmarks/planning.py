@@ -4,10 +4,11 @@
     python benchmarks/planning.py table
 
 plan: as planned for `--minutes`. scratch: the same crops and networks, trained from scratch at the plan's rate for it.
-native: crops at the micrographs' own resolution, one stage. coarse: crops of twice the edge, one stage. A set without a
-val split is divided; masks of its held-out micrographs are drawn, 256 px of the micrographs each, and images of a
-coarser scale enlarged bicubically. KID to other held-out places: of the whole images shrunk to 64 px (layout), and of
-their quarters as they are (detail). `run` resumes with the same arguments; `table` gathers all runs.
+half: crops at half the micrographs' resolution, and a refining stage of 2 with a quarter of the time. native: crops at
+their own resolution, one stage. coarse: crops of twice the plan's edge, one stage. A set without a val split is
+divided; masks of its held-out micrographs are drawn, 256 px of the micrographs each, and images of a coarser scale
+enlarged bicubically. KID to other held-out places: of the whole images shrunk to 64 px (layout), and of their quarters
+as they are (detail). `run` resumes with the same arguments; `table` gathers all runs.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ from steelgen.training.loop import finetune, train
 
 RESULTS = Path(__file__).parent / "results"
 DATASETS = ("data/uhcs", "data/pretraining/uhcs_spheroidite", "data/pretraining/tem_316l_loops")
-VARIANTS = ("plan", "scratch", "native", "coarse")
+VARIANTS = ("plan", "scratch", "half", "native", "coarse")
 HELD_OUT = 0.4
 FIELD, LAYOUT = 256, 64
 """Edge of the images that are scored, in px of the micrographs, and of the same shrunk."""
+REFINING_COST = 0.31
+"""CPU time of a training step of the second stage in steps of the first; see results/cascade.json."""
 SOLVER = SolverSection(num_inference_steps=8, window_overlap=0.25)
 BATCH = 8
 
@@ -94,12 +97,29 @@ def build_stages(
             factor = round(crop / refining["data"]["crop_size"])
             networks += ({"unet": dict(rules.REFINING_NETWORK), "low_resolution": {"factor": factor}},)
         return [_start_anew(stage, network) for stage, network in zip(chosen, networks, strict=True)]
-    other = size if variant == "native" else min(2 * crop, edge // 8 * 8)
-    if other == crop and not refining:
+    other = {"half": 2 * size, "native": size, "coarse": min(2 * crop, edge // 8 * 8)}[variant]
+    if variant != "half":
+        return [_change(first, other, minutes, seconds)] if other != crop or refining else None
+    if other == crop and refining:
         return None
+    second = {**first, "checkpoint": f"{first['checkpoint']}/refine"}
+    own = minutes * rules.REFINING_SHARE
+    return [
+        _change(first, other, minutes - own, seconds),
+        _change(second, size, own, REFINING_COST * seconds, rules.REFINING_NETWORK["base_channels"]),
+    ]
+
+
+def _change(
+    stage: dict[str, Any], crop: int, minutes: float, seconds: float, channels: int | None = None
+) -> dict[str, Any]:
+    """Changes the crops of a stage, and its steps to those that fit into the time."""
     steps = rules.choose_steps(minutes, seconds).value
-    averaged = {"max_steps": steps, "ema_decay": rules.choose_ema_decay(steps).value}
-    return [{**first, "data": {**first["data"], "crop_size": other}, "train": {**first["train"], **averaged}}]
+    training = {"max_steps": steps, "ema_decay": rules.choose_ema_decay(steps).value}
+    training |= {"warmup_steps": min(100, steps // 10)}
+    if channels:
+        training["learning_rate"] = rules.choose_learning_rate(stage["checkpoint"], channels).value
+    return {**stage, "data": {**stage["data"], "crop_size": crop}, "train": {**stage["train"], **training}}
 
 
 def _start_anew(stage: dict[str, Any], generator: dict[str, Any]) -> dict[str, Any]:

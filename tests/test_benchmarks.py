@@ -303,6 +303,9 @@ def test_a_plan_is_compared_with_other_crops_for_as_many_steps(monkeypatch):
         (stage,) = build_stages(variant, plan, 1.0, 1.0, 200) or ()
         assert (stage["data"]["crop_size"], stage["checkpoint"]) == (crop, "bundled:base")
         assert stage["train"]["max_steps"] == 54  # a minute of steps of a second, less a tenth
+    coarse, fine = build_stages("half", plan, 1.0, 4.0, 200) or ()
+    assert (coarse["data"]["crop_size"], fine["data"]["crop_size"]) == (128, 64)
+    assert (coarse["train"]["max_steps"], fine["checkpoint"]) == (162, "bundled:base/refine")
     assert build_stages("coarse", {"finetune": first}, 1.0, 1.0, 96) is None
 
 
