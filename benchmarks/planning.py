@@ -3,12 +3,12 @@
     python benchmarks/planning.py run --dataset data/uhcs --variant plan --seed 0
     python benchmarks/planning.py table
 
-plan: as planned for `--minutes`. scratch: the same crops and networks, trained from scratch at the plan's rate for it.
-half: crops at half the micrographs' resolution, and a refining stage of 2 with a quarter of the time. native: crops at
-their own resolution, one stage. coarse: crops of twice the plan's edge, one stage. A set without a val split is
-divided; masks of its held-out micrographs are drawn, 256 px of the micrographs each, and images of a coarser scale
-enlarged bicubically. KID to other held-out places: of the whole images shrunk to 64 px (layout), and of their quarters
-as they are (detail). `run` resumes with the same arguments; `table` gathers all runs.
+plan: as planned for `--minutes`, a cascade. one-stage: crops as large as the islands and the texture allow, without a
+refining stage. one-stage-scratch: the same, trained from scratch. native: crops at the micrographs' own resolution,
+without a refining stage. coarse: crops of twice the edge of those of one-stage. A set without a val split is divided;
+masks of its held-out micrographs are drawn, 256 px of the micrographs each, and images of a coarser scale enlarged
+bicubically. KID to other held-out places: of the whole images shrunk to 64 px (layout), and of their quarters as they
+are (detail). `run` resumes with the same arguments; `table` gathers all runs.
 """
 
 from __future__ import annotations
@@ -40,18 +40,16 @@ from steelgen.generators import Generator
 from steelgen.generators.cascade import build_cascade
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
-from steelgen.planning import rules
+from steelgen.planning import rules, scale
 from steelgen.planning.plan import plan
 from steelgen.training.loop import finetune, train
 
 RESULTS = Path(__file__).parent / "results"
 DATASETS = ("data/uhcs", "data/pretraining/uhcs_spheroidite", "data/pretraining/tem_316l_loops")
-VARIANTS = ("plan", "scratch", "half", "native", "coarse")
+VARIANTS = ("plan", "one-stage", "one-stage-scratch", "native", "coarse")
 HELD_OUT = 0.4
 FIELD, LAYOUT = 256, 64
 """Edge of the images that are scored, in px of the micrographs, and of the same shrunk."""
-REFINING_COST = 0.31
-"""CPU time of a training step of the second stage in steps of the first; see results/cascade.json."""
 SOLVER = SolverSection(num_inference_steps=8, window_overlap=0.25)
 BATCH = 8
 
@@ -65,67 +63,49 @@ def prepare_dataset(source: Path, folder: Path) -> Path:
     return folder / source.name
 
 
-def load_plan(dataset: Path, folder: Path, minutes: float) -> tuple[dict[str, Any], float]:
-    """Plans once; returns the stages and the seconds of a training step of the first."""
+def load_plan(dataset: Path, folder: Path, minutes: float) -> dict[str, Any]:
+    """Plans once; returns the stages, the seconds of a training step of the first, and the crops of one stage."""
     if not folder.is_dir():
-        plan(dataset, folder, minutes)
-    return load_json(folder / "workflow.json"), load_json(folder / "plan.json")["step"]["seconds"]
+        found = plan(dataset, folder, minutes)
+        size, measured = found.training.data.image_size, found.fingerprint
+        crop = scale.choose_crop_size(size, measured.smallest_edge, measured.features, measured.detail).value
+        save_json(folder / "one_stage.json", {"crop_size": crop, "smallest_edge": measured.smallest_edge})
+    return {
+        "stages": load_json(folder / "workflow.json"),
+        "seconds": load_json(folder / "plan.json")["step"]["seconds"],
+        **load_json(folder / "one_stage.json"),
+    }
 
 
-def build_stages(
-    variant: str, stages: dict[str, Any], seconds: float, minutes: float, edge: int
-) -> list[dict[str, Any]] | None:
-    """Builds the configs of a variant's training stages, the first and its refining one; None if equal to the plan.
+def build_stages(variant: str, planned: dict[str, Any], minutes: float) -> list[dict[str, Any]] | None:
+    """Builds the configs of a variant's training stages, the first and its refining one; None if equal to one-stage.
 
     Args:
         variant: one of VARIANTS.
-        stages: of the plan.
-        seconds: of a training step of the first.
+        planned: from `load_plan`.
         minutes: time for training.
-        edge: of the smallest micrograph.
     """
-    first, refining = stages.get("finetune") or stages["train"], stages.get("refine")
-    size, crop = first["data"]["image_size"], first["data"]["crop_size"]
-    chosen = [first, refining] if refining else [first]
+    stages, crop = planned["stages"], planned["crop_size"]
+    first = stages.get("finetune") or stages["train"]
+    size = first["data"]["image_size"]
     if variant == "plan":
-        return chosen
-    if variant == "scratch":
-        if "checkpoint" not in first:
-            return None
-        networks: tuple[dict[str, Any], ...] = ({"unet": dict(rules.SMALL_NETWORK)},)
-        if refining:
-            factor = round(crop / refining["data"]["crop_size"])
-            networks += ({"unet": dict(rules.REFINING_NETWORK), "low_resolution": {"factor": factor}},)
-        return [_start_anew(stage, network) for stage, network in zip(chosen, networks, strict=True)]
-    other = {"half": 2 * size, "native": size, "coarse": min(2 * crop, edge // 8 * 8)}[variant]
-    if variant != "half":
-        return [_change(first, other, minutes, seconds)] if other != crop or refining else None
-    if other == crop and refining:
+        return [first, stages["refine"]] if "refine" in stages else [first]
+    chosen = {"native": size, "coarse": min(2 * crop, planned["smallest_edge"] // 8 * 8)}.get(variant, crop)
+    if chosen == crop and not variant.startswith("one-stage"):
         return None
-    second = {**first, "checkpoint": f"{first['checkpoint']}/refine"}
-    own = minutes * rules.REFINING_SHARE
-    return [
-        _change(first, other, minutes - own, seconds),
-        _change(second, size, own, REFINING_COST * seconds, rules.REFINING_NETWORK["base_channels"]),
-    ]
-
-
-def _change(
-    stage: dict[str, Any], crop: int, minutes: float, seconds: float, channels: int | None = None
-) -> dict[str, Any]:
-    """Changes the crops of a stage, and its steps to those that fit into the time."""
-    steps = rules.choose_steps(minutes, seconds).value
-    training = {"max_steps": steps, "ema_decay": rules.choose_ema_decay(steps).value}
-    training |= {"warmup_steps": min(100, steps // 10)}
-    if channels:
-        training["learning_rate"] = rules.choose_learning_rate(stage["checkpoint"], channels).value
-    return {**stage, "data": {**stage["data"], "crop_size": crop}, "train": {**stage["train"], **training}}
-
-
-def _start_anew(stage: dict[str, Any], generator: dict[str, Any]) -> dict[str, Any]:
-    rate = rules.choose_learning_rate(None, generator["unet"]["base_channels"]).value
-    kept = {name: section for name, section in stage.items() if name != "checkpoint"}
-    return {**kept, "generator": generator, "train": {**stage["train"], "learning_rate": rate}}
+    steps = rules.choose_steps(minutes, planned["seconds"]).value
+    training = {
+        **first["train"],
+        "max_steps": steps,
+        "ema_decay": rules.choose_ema_decay(steps).value,
+        "warmup_steps": min(100, steps // 10),
+    }
+    stage = {**first, "data": {**first["data"], "crop_size": chosen}, "train": training}
+    if variant == "one-stage-scratch":
+        stage = {name: section for name, section in stage.items() if name != "checkpoint"}
+        stage["generator"] = {"unet": dict(rules.SMALL_NETWORK)}
+        training["learning_rate"] = rules.choose_learning_rate(None, rules.SMALL_NETWORK["base_channels"]).value
+    return [stage]
 
 
 def train_stage(values: dict[str, Any], run_dir: Path, seed: int) -> Generator:
@@ -209,12 +189,11 @@ def run(arguments: argparse.Namespace) -> None:
     if path.is_file():
         return
     dataset = prepare_dataset(source, runs / "data")
-    stages, seconds = load_plan(dataset, runs / f"plan-{source.name}-{arguments.minutes:g}min", arguments.minutes)
-    shortest = min(min(image.shape[:2]) for image in load_micrographs(dataset, "train").images)
-    chosen = build_stages(variant, stages, seconds, arguments.minutes, shortest)
+    planned = load_plan(dataset, runs / f"plan-{source.name}-{arguments.minutes:g}min", arguments.minutes)
+    chosen = build_stages(variant, planned, arguments.minutes)
     described = {"dataset": source.name, "variant": variant, "seed": arguments.seed, "minutes": arguments.minutes}
     if chosen is None:
-        save_json(path, {**described, "equal": "plan"})
+        save_json(path, {**described, "equal": "one-stage"})
         return
     generators = [train_stage(stage, runs / name / str(number), arguments.seed) for number, stage in enumerate(chosen)]
     judge = Judge(dataset, arguments.images)

@@ -160,7 +160,7 @@ def _list_planning() -> Iterator[str]:
     """Every choice on three datasets, two seeds."""
     for seed in range(2):
         for dataset in ("uhcs", "pretraining/uhcs_spheroidite", "pretraining/tem_316l_loops"):
-            for variant in ("plan", "scratch", "half", "native", "coarse"):
+            for variant in ("plan", "one-stage", "one-stage-scratch", "native", "coarse"):
                 run = f"--dataset data/{dataset} --variant {variant} --seed {seed}"
                 yield f"benchmarks/planning.py run {run} --minutes 3 --images 16"
     yield "benchmarks/planning.py table"

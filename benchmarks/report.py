@@ -211,10 +211,11 @@ SECTIONS = (
     Section(
         "planning",
         "What a plan chooses",
-        "`steelgen plan` against training from scratch, crops at full resolution, and crops of twice the edge, at "
-        "equal training time of a core. Images of 256 px of the micrographs for masks of held-out ones, enlarged "
-        "where the crops are of a coarser scale, against other held-out places: shrunk to 64 px (layout), and in "
-        "quarters of 128 px (detail). Floor: training crops.",
+        "`steelgen plan`, a cascade, against one stage with crops as large as islands and texture allow (also trained "
+        "from scratch), at the micrographs' own resolution, and twice as large, at equal training time of a core. "
+        "Images of 256 px of the micrographs for masks of held-out ones, enlarged where the crops are of a coarser "
+        "scale, against other held-out places: shrunk to 64 px (layout), and in quarters of 128 px (detail). Floor: "
+        "training crops.",
         tables.tabulate_planning,
     ),
     Section(

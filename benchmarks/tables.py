@@ -510,7 +510,7 @@ def tabulate_planning(stored: Results) -> Lines:
     rows = []
     for (dataset, variant), runs in groups.items():
         if any("equal" in run for run in runs):
-            rows.append([dataset, variant, "as plan", *["–"] * 6])
+            rows.append([dataset, variant, f"as {runs[0]['equal']}", *["–"] * 6])
             continue
         stages = " + ".join(
             f"{stage['crop_size']} px at {stage['image_size']} px from {stage['start'] or 'scratch'}, "

@@ -277,36 +277,32 @@ def test_planning_shows_kid_above_the_floor_at_both_scales(tmp_path):
     def named(variant, seed):
         return {"dataset": "d", "variant": variant, "seed": seed, "minutes": 3.0}
 
-    runs = [run("plan", 0, 0.03, 0.06), run("plan", 1, 0.05, 0.06), {**named("native", 0), "equal": "plan"}]
+    runs = [run("plan", 0, 0.03, 0.06), run("plan", 1, 0.05, 0.06), {**named("native", 0), "equal": "one-stage"}]
     store(tmp_path, "planning", {"runs": runs})
     lines = gather(tmp_path, tmp_path).splitlines()
     crops = "96 px at 64 px from bundled:base, 7 steps + 96 px at 64 px from scratch, 7 steps"
     scores = "30.0 (20.0 to 40.0) | 0.25 of 0.75 | 40.0 (40.0 to 40.0) | 0.12 of 0.50"
     assert f"| d | plan | {crops} | {scores} | 3 | 2 |" in lines
-    assert "| d | native | as plan | – | – | – | – | – | – |" in lines
+    assert "| d | native | as one-stage | – | – | – | – | – | – |" in lines
 
 
 def test_a_plan_is_compared_with_other_crops_for_as_many_steps(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     from planning import build_stages
 
-    data, training = {"dataset": "d", "image_size": 64, "crop_size": 96}, {"max_steps": 5, "learning_rate": 1e-3}
+    data, training = {"dataset": "d", "image_size": 64, "crop_size": 128}, {"max_steps": 5, "learning_rate": 1e-4}
     first = {"checkpoint": "bundled:base", "data": data, "train": training}
-    second = {"checkpoint": "bundled:base/refine", "data": {**data, "crop_size": 48}, "train": training}
-    plan = {"finetune": first, "refine": second}
-    assert build_stages("plan", plan, 1.0, 1.0, 200) == [first, second]
-    anew = build_stages("scratch", plan, 1.0, 1.0, 200)
-    assert anew is not None
-    assert not any("checkpoint" in stage for stage in anew)
-    assert anew[1]["generator"]["low_resolution"] == {"factor": 2}
-    for variant, crop in (("native", 64), ("coarse", 192)):
-        (stage,) = build_stages(variant, plan, 1.0, 1.0, 200) or ()
-        assert (stage["data"]["crop_size"], stage["checkpoint"]) == (crop, "bundled:base")
+    second = {"checkpoint": "bundled:base/refine", "data": {**data, "crop_size": 64}, "train": training}
+    planned = {"stages": {"finetune": first, "refine": second}, "seconds": 1.0, "crop_size": 96, "smallest_edge": 180}
+    assert build_stages("plan", planned, 1.0) == [first, second]
+    for variant, crop in (("one-stage", 96), ("one-stage-scratch", 96), ("native", 64), ("coarse", 176)):
+        (stage,) = build_stages(variant, planned, 1.0) or ()
+        assert stage["data"]["crop_size"] == crop
         assert stage["train"]["max_steps"] == 54  # a minute of steps of a second, less a tenth
-    coarse, fine = build_stages("half", plan, 1.0, 4.0, 200) or ()
-    assert (coarse["data"]["crop_size"], fine["data"]["crop_size"]) == (128, 64)
-    assert (coarse["train"]["max_steps"], fine["checkpoint"]) == (162, "bundled:base/refine")
-    assert build_stages("coarse", {"finetune": first}, 1.0, 1.0, 96) is None
+        anew = variant.endswith("scratch")
+        assert ("generator" in stage, "checkpoint" in stage) == (anew, not anew)
+        assert stage["train"]["learning_rate"] == (1e-3 if anew else 1e-4)
+    assert build_stages("native", {**planned, "crop_size": 64}, 1.0) is None
 
 
 def test_ways_without_labels_have_means_over_seeds(tmp_path):

@@ -65,15 +65,18 @@ def test_the_plan_is_the_whole_work(tmp_path, monkeypatch):
 def test_a_set_that_the_bundled_model_accepts_is_fine_tuned(tmp_path, quick):
     run(UHCS, "--out", tmp_path / "uhcs", "--minutes", 10, "--quiet")
     files = {path.stem: path for path in (tmp_path / "uhcs").glob("*.json")}
-    assert set(files) == {"finetune", "sample", "evaluate", "utility", "workflow", "plan"}
-    configs = {name: load_config(path, ACTIONS[name]) for name, path in files.items() if name != "plan"}
+    assert set(files) == {"finetune", "refine", "sample", "evaluate", "utility", "workflow", "plan"}
+    actions = {**ACTIONS, "refine": ACTIONS["finetune"]}
+    configs = {name: load_config(path, actions[name]) for name, path in files.items() if name != "plan"}
     assert configs["workflow"].finetune == configs["finetune"]
     assert configs["workflow"].train is None
     assert str(configs["finetune"].checkpoint) == "bundled:uhcs"
-    assert configs["finetune"].data.image_size == 64
-    # 16 crops take 1.6 s, so that nine tenths of 10 minutes hold 337 steps.
-    assert configs["finetune"].train.max_steps == 337
-    assert configs["finetune"].train.max_minutes == 10
+    assert str(configs["refine"].checkpoint) == "bundled:uhcs/refine"
+    assert (configs["finetune"].data.image_size, configs["finetune"].data.crop_size) == (64, 128)
+    assert (configs["refine"].data.image_size, configs["refine"].data.crop_size) == (64, 64)
+    # 16 crops take 1.6 s, so that nine tenths of three quarters of 10 minutes hold 253 steps.
+    assert configs["finetune"].train.max_steps == 253
+    assert configs["finetune"].train.max_minutes == 7.5
     assert configs["evaluate"].held_out_split == "test"
     assert configs["sample"].mask_source.kind == "split"
     written = json.loads(files["plan"].read_text())
@@ -147,7 +150,7 @@ def test_no_dataset_folder(tmp_path):
 
 
 def write_thin_dataset(root, splits, edge=300):
-    """Films of 1 px beside islands of 40 px: the islands choose the scale, a second stage draws the films."""
+    """Films of 1 px beside islands of 40 px."""
     info = DatasetInfo(name="thin", class_names=["matrix", "island", "film"])
     rng = np.random.default_rng(0)
     for split, count in splits:
@@ -163,7 +166,7 @@ def write_thin_dataset(root, splits, edge=300):
     return root
 
 
-def test_a_class_that_the_crops_lose_gets_a_refining_stage(tmp_path, quick):
+def test_a_refining_stage_draws_what_the_crops_lose(tmp_path, quick):
     root = write_thin_dataset(tmp_path / "thin", (("train", 4), ("test", 2)))
     run(root, "--out", tmp_path / "plan", "--minutes", 40, "--quiet")
     workflow = load_config(tmp_path / "plan" / "workflow.json", ACTIONS["workflow"])
@@ -179,16 +182,6 @@ def test_a_class_that_the_crops_lose_gets_a_refining_stage(tmp_path, quick):
     assert "film is" in page
 
 
-def test_a_refining_stage_of_another_factor_is_trained_from_scratch(tmp_path, quick):
-    root = write_thin_dataset(tmp_path / "thin", (("train", 4), ("test", 2)), edge=450)
-    run(root, "--out", tmp_path / "plan", "--minutes", 40, "--quiet")
-    refining = load_config(tmp_path / "plan" / "workflow.json", ACTIONS["workflow"]).refine
-    assert refining.generator.low_resolution.factor == 4
-    assert refining.train.learning_rate == 1e-3
-    choices = {each["name"]: each for each in json.loads((tmp_path / "plan" / "plan.json").read_text())["choices"]}
-    assert choices["refining_start"]["because"] == "from scratch, since bundled:base/refine refines 2×, not 4×"
-
-
 @pytest.mark.parametrize(("minutes", "in_turns"), [(40, True), (15, False)])
 def test_with_a_val_split_both_stages_share_the_time_by_their_gain(tmp_path, quick, minutes, in_turns):
     root = write_thin_dataset(tmp_path / "thin", (("train", 4), ("val", 2), ("test", 2)))
@@ -202,8 +195,8 @@ def test_with_a_val_split_both_stages_share_the_time_by_their_gain(tmp_path, qui
         assert (first.train.max_minutes, refining.train.max_minutes) == (None, None)
         # A turn is a tenth of the time, with three validations, and no stage runs out of steps in eight turns.
         for each in (first, refining):
-            assert each.train.max_steps == 2700  # of 0.8 s, in nine tenths of the time
-            assert each.validation.every == 90
+            assert each.train.max_steps == 1350  # of 1.6 s, in nine tenths of the time
+            assert each.validation.every == 45
         assert because.startswith("by measured gain: 10 turns of 4 minutes")
     else:
         assert workflow.training_minutes is None

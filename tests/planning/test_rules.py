@@ -169,6 +169,7 @@ def test_mask_source(masks, kind):
 def test_samples():
     # 6 network passes forward and backward per image: 0.6 s; a quarter of 4 minutes holds 100.
     assert rules.choose_num_samples(4, 0.1).value == 100
+    assert rules.choose_num_samples(7.6, 0.1, refined=True).value == 100
     assert rules.choose_num_samples(0.1, 1).value == 16
     assert rules.choose_num_samples(1000, 0.1).value == 256
 
@@ -191,16 +192,17 @@ def test_codes():
 
 
 @pytest.mark.parametrize(
-    ("crop", "width", "factor", "because"),
+    ("edge", "has_masks", "factor", "because"),
     [
-        (128, 3.0, 2, "film is 1.5 px wide at the network's scale, 3 px after a stage of 2×"),
-        (128, 4.0, None, "no class is thinner than 2 px"),
-        (320, 3.0, 4, "film is 0.6 px wide at the network's scale, 2.4 px after a stage of 4×"),
-        (112, 3.0, None, "film is 1.7 px wide at the network's scale, but a refining stage would enlarge"),
-        (64, 1.0, None, "film is 1 px wide at the network's scale, but a refining stage would enlarge"),
+        (171, True, 2, "own resolution"),
+        (170, True, None, "crops of 128 px are too large for micrographs of 170 px"),
+        (484, False, None, "without masks"),
     ],
 )
-def test_a_cascade_is_proposed_where_a_class_is_lost(crop, width, factor, because):
-    choice = scale.choose_cascade(64, crop, [make_class(), make_class("film", 0.01, width=width)])
+def test_labeled_micrographs_that_are_large_enough_get_a_cascade(edge, has_masks, factor, because):
+    choice = scale.choose_cascade(64, edge, has_masks)
     assert choice.value == factor
     assert because in choice.because
+    if factor:
+        thin = [make_class(), make_class("film", 0.01, width=1.0)]
+        assert scale.choose_crop_size(64, edge, thin, SHARP, factor).value == 128

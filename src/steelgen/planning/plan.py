@@ -70,7 +70,8 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     count, has_masks = fingerprint.micrographs["train"], bool(fingerprint.classes)
     features = fingerprint.features
     size = scale.choose_image_size(fingerprint.smallest_edge, machine.device, machine.memory_gib, minutes)
-    crop = scale.choose_crop_size(size.value, fingerprint.smallest_edge, features, fingerprint.detail)
+    cascade = scale.choose_cascade(size.value, fingerprint.smallest_edge, has_masks)
+    crop = scale.choose_crop_size(size.value, fingerprint.smallest_edge, features, fingerprint.detail, cascade.value)
     channels = rules.choose_channels(fingerprint.colored)
     augment = rules.choose_augment(
         fingerprint.orientation, fingerprint.direction, fingerprint.agreement, fingerprint.parents
@@ -78,7 +79,6 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     area = sum(_parse_area(name) * number for name, number in fingerprint.sizes.items()) / count
     batch = rules.choose_batch(machine.device, count * max(1, round(area / crop.value**2)))
     network = rules.choose_network(size.value, machine.device)
-    cascade = scale.choose_cascade(size.value, crop.value, features)
     names = [each.name for each in fingerprint.classes]
     kindred = next((name for name in list_bundled() if names and _load_classes(name) == names), None)
     start = rules.choose_start(count, minutes, list_bundled(), kindred)
@@ -127,7 +127,7 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     }
     _set_intervals(training, intervals)
     source = rules.choose_mask_source(count if has_masks else 0)
-    samples = rules.choose_num_samples(minutes, step.seconds_per_image)
+    samples = rules.choose_num_samples(minutes, step.seconds_per_image, cascade.value is not None)
     filtered = rules.choose_filter(has_masks, minutes)
     judge = rules.choose_judge_steps(minutes)
     judged = next((split for split in ("test", "val") if split in fingerprint.micrographs), None)
@@ -185,7 +185,7 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
         machine,
         step,
         tuple(choice for choice in choices if not (start.value and choice is network)),
-        tuple(_list_warnings(dataset, fingerprint, crop.value / size.value, judged)),
+        tuple(_list_warnings(dataset, fingerprint, crop.value / size.value / (cascade.value or 1), judged)),
         parse_config(stages, WorkflowConfig, origin="plan"),
     )
 
@@ -218,28 +218,23 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
 
 
 def _find_start(
-    start: Choice, training: dict[str, Any], generator: dict[str, Any], factor: int = 1
+    start: Choice, training: dict[str, Any], generator: dict[str, Any]
 ) -> tuple[Choice, dict[str, Any], RunConfig]:
     """Tries to fine-tune the chosen model; trains a generator from scratch if it does not fit.
 
     Args:
         generator: the section of the generator that is trained from scratch.
-        factor: of a refining stage.
     """
-    from steelgen.generators.drawing import find_factor
     from steelgen.training.setup import prepare_finetuning
 
     if start.value:
         values = {**training, "checkpoint": start.value}
         config = parse_config(values, FinetuneConfig, origin="plan")
         try:
-            found = find_factor(prepare_finetuning(config)[0])
-            if found == factor:
-                return start, values, config
-            why = f"{start.value} refines {found}×, not {factor}×"
+            prepare_finetuning(config)
+            return start, values, config
         except InputError as error:
-            why = f"{start.value} does not accept this set: {error}"
-        start = Choice(start.name, None, f"from scratch, since {why}")
+            start = Choice(start.name, None, f"from scratch, since {start.value} does not accept this set: {error}")
     values = {**training, "generator": generator}
     return start, values, parse_config(values, TrainConfig, origin="plan")
 
@@ -268,7 +263,7 @@ def _build_refining(
         "data": {**data, "crop_size": max(8, round(data["crop_size"] / factor))},
     }
     generator = {"unet": dict(rules.REFINING_NETWORK), "low_resolution": {"factor": factor}}
-    start, values, config = _find_start(start, values, generator, factor)
+    start, values, config = _find_start(start, values, generator)
     step = time_step(config, machine)
     steps = rules.choose_steps(own_minutes or minutes, step.seconds).value
     values["train"] |= {

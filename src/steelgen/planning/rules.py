@@ -56,6 +56,8 @@ _EVALUATIONS_PER_IMAGE = 18
 """Network evaluations of 12 solver steps, about half of them guided."""
 _FORWARD_SHARE = 1 / 3
 """Share of the forward pass in a training step; the backward pass takes two thirds."""
+_REFINED_COST = 1.9
+"""Time of an image of a cascade with a bundled second stage, relative to that of its first stage (docs/cascade.md)."""
 
 
 @dataclass(frozen=True)
@@ -216,14 +218,15 @@ def choose_mask_source(num_masks: int) -> Choice:
     return Choice("mask_source", "split", because)
 
 
-def choose_num_samples(minutes: float, seconds_per_image: float) -> Choice:
+def choose_num_samples(minutes: float, seconds_per_image: float, refined: bool = False) -> Choice:
     """Chooses the number of generated images: a quarter of the training time, 16 to 256 images.
 
     Args:
         minutes: of training.
         seconds_per_image: of training, per crop.
+        refined: a second stage follows.
     """
-    seconds = _EVALUATIONS_PER_IMAGE * _FORWARD_SHARE * seconds_per_image
+    seconds = _EVALUATIONS_PER_IMAGE * _FORWARD_SHARE * seconds_per_image * (_REFINED_COST if refined else 1)
     count = round(min(max(60 * minutes / 4 / seconds, 16), 256))
     return Choice("num_samples", count, f"about {seconds:.2g} s per image; a quarter of the training time, 16 to 256")
 

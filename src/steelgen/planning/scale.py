@@ -16,6 +16,8 @@ MIN_WIDTH_PX = 2
 """Width, in px of the network, of a film that is kept: thinner than two samples it disappears (Nyquist)."""
 MIN_CONTRAST = 0.8
 """Share of the contrast that shrinking must leave: the bundled model's micrographs keep 0.83 at its own crop size."""
+REFINING_FACTOR = 2
+"""Factor of a plan's refining stage: that of the bundled ones."""
 MAX_CROP_SHARE = 0.75
 """Largest share of the smallest micrograph's edge that a crop takes, so that crops at random places differ."""
 
@@ -35,8 +37,29 @@ def choose_image_size(smallest_edge: int, device: str, memory_gib: float, minute
     return Choice("image_size", size, because)
 
 
+def choose_cascade(image_size: int, smallest_edge: int, has_masks: bool) -> Choice:
+    """Chooses the factor of a refining stage, whose images have the micrographs' own resolution; None without.
+
+    Args:
+        image_size: edge of the network's images in px.
+        smallest_edge: shortest edge of the micrographs in px.
+        has_masks: the micrographs are labeled; images without masks are as large as the crops, which should be large.
+    """
+    if not has_masks:
+        return Choice("cascade", None, "without masks, an image is one crop, and should show much of a micrograph")
+    if REFINING_FACTOR * image_size > MAX_CROP_SHARE * smallest_edge:
+        because = f"crops of {REFINING_FACTOR * image_size} px are too large for micrographs of {smallest_edge} px"
+        return Choice("cascade", None, because)
+    because = "pairs at the micrographs' own resolution; at equal time better in detail than one stage of any scale"
+    return Choice("cascade", REFINING_FACTOR, because)
+
+
 def choose_crop_size(
-    image_size: int, smallest_edge: int, classes: Sequence[ClassFingerprint], detail: Mapping[float, float]
+    image_size: int,
+    smallest_edge: int,
+    classes: Sequence[ClassFingerprint],
+    detail: Mapping[float, float],
+    cascade: int | None = None,
 ) -> Choice:
     """Chooses the edge of the crops: as much of a micrograph as possible without losing islands, films or texture.
 
@@ -45,10 +68,14 @@ def choose_crop_size(
         smallest_edge: shortest edge of the micrographs in px.
         classes: all but the matrix; empty for images without masks.
         detail: contrast left by shrinking factor; see `Fingerprint`.
+        cascade: factor of the refining stage, which restores what the crops of the first stage lose.
 
     Returns:
         A multiple of 8 px between image_size and smallest_edge; the reason names the limit that decides.
     """
+    if cascade:
+        because = f"1/{cascade} of the full resolution; the refining stage restores it"
+        return Choice("crop_size", cascade * image_size, because)
     room = f"crops of more than {MAX_CROP_SHARE} of the smallest micrograph, {smallest_edge} px, hardly differ"
     limits = [(MAX_CROP_SHARE * smallest_edge / image_size, room)]
     factors, kept = [1.0, *detail], [1.0, *detail.values()]
@@ -98,21 +125,3 @@ def find_lost_classes(classes: Sequence[ClassFingerprint], factor: float) -> lis
         for each in classes
         if each.width is not None and each.width / factor < MIN_WIDTH_PX
     ]
-
-
-def choose_cascade(image_size: int, crop_size: int, classes: Sequence[ClassFingerprint]) -> Choice:
-    """Chooses the factor of a refining stage behind the generator; None without.
-
-    The largest of 2, 4 and 8 that does not enlarge the micrographs, if a class is lost at the scale of the crops.
-    """
-    scale = crop_size / image_size
-    lost = [each for each in classes if each.width is not None and each.width / scale < MIN_WIDTH_PX]
-    factor = max((factor for factor in (2, 4, 8) if factor <= scale), default=None)
-    if not lost:
-        return Choice("cascade", None, f"no class is thinner than {MIN_WIDTH_PX} px at the network's scale")
-    thinnest = min(lost, key=lambda each: each.width or 0)
-    assert thinnest.width is not None
-    width = f"{thinnest.name} is {thinnest.width / scale:.2g} px wide at the network's scale"
-    if factor is None:
-        return Choice("cascade", None, f"{width}, but a refining stage would enlarge the micrographs")
-    return Choice("cascade", factor, f"{width}, {thinnest.width * factor / scale:.2g} px after a stage of {factor}×")
