@@ -119,6 +119,32 @@ def test_images_of_another_split_are_not_those_of_the_masks(trained, tmp_path):
     assert all(np.array_equal(pixels(out / "labels" / name), pixels(own / "labels" / name)) for name in names)
 
 
+def test_a_generator_without_classes_keeps_the_labels_of_its_start_images(linear, tmp_path):
+    dataset, _ = linear
+    plain = tmp_path / "plain"
+    shutil.copytree(dataset / "train/images", plain)
+    section = tiny_train_config(dataset, tmp_path / "run")["generator"]
+    torch.manual_seed(0)
+    micrographs = load_micrographs(plain, "train")
+    assert not micrographs.info.num_classes
+    build_generator(parse_config(section, SemanticDiffusionSection), micrographs, GEOMETRY).save(
+        tmp_path / "run/export"
+    )
+    trained = (dataset, tmp_path / "run")
+    source, start = own_split(trained, augment=False), {"strength": 0.3}
+    out = draw(trained, tmp_path / "out", num_samples=3, mask_source=source, start_images=start, coco=True)
+    labeled = draw(linear, tmp_path / "labeled", num_samples=3, mask_source=source, coco=True)
+    for index in range(3):
+        name = f"labels/{index:06d}.png"
+        assert np.array_equal(pixels(out / name), pixels(labeled / name))
+    names = [category["name"] for category in load_json(out / "coco.json")["categories"]]
+    assert names == [category["name"] for category in load_json(labeled / "coco.json")["categories"]]
+    assert replay(out / "metadata.jsonl", 2)[1]
+    for other in ({"mask_source": source}, {"mask_source": source, "start_images": {**start, "dataset": str(dataset)}}):
+        with pytest.raises(InputError, match="the generator was trained without masks; use kind 'none'"):
+            draw(trained, tmp_path / "other", **other)
+
+
 def test_start_images_that_cannot_be_are_named(trained, tmp_path):
     dataset = str(trained[0])
     procedural = {"kind": "procedural", "dataset": dataset}

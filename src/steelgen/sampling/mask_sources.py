@@ -17,7 +17,7 @@ from steelgen.config.mask_sources import (
     has_masks,
 )
 from steelgen.config.sample import SampleConfig
-from steelgen.data.folder import DatasetInfo
+from steelgen.data.folder import DatasetInfo, load_dataset_info
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.sampling.augmented import AugmentedSource
@@ -29,6 +29,15 @@ from steelgen.sampling.procedural import ProceduralSource
 
 _START_SEED_OFFSET = 2**32
 """Seed offset of start images; with the seed of the masks, each mask would get its own micrograph."""
+
+
+def find_label_classes(config: SampleConfig, info: DatasetInfo) -> DatasetInfo:
+    """Returns the classes of the masks: those of the generator, `info`, or of the dataset of the masks if it has none
+    and each image starts from the mask's own micrograph, whose labels it keeps."""
+    masks, start = config.mask_source, config.start_images
+    if info.num_classes or start is None or start.dataset or not isinstance(masks, SplitMasks | BalancedMasks):
+        return info
+    return load_dataset_info(masks.dataset)
 
 
 def build_mask_source(

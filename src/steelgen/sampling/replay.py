@@ -125,7 +125,11 @@ def replay(
             raise InputError(f"{where}: source_image: is missing")
         mask = _load_mask(record.source_image, model.info, where)
     elif record.mask is not None and record.labels is None and not record.mask_made:
-        mask = load_mask(metadata.parent / record.mask, model.info)
+        path = metadata.parent / record.mask
+        if model.info.num_classes:
+            mask = load_mask(path, model.info)
+        else:  # kept from the start image
+            mask = np.full(load_image(path).shape[:2], model.info.ignore_index, np.uint8)
     elif images:
         size = [find_factor(model) * edge for edge in images[0].shape[:2]]
         mask = np.full(size, model.info.ignore_index, np.uint8)

@@ -32,7 +32,7 @@ from steelgen.sampling.generate import (
 )
 from steelgen.sampling.inpainting import choose_region
 from steelgen.sampling.labeling import build_labeler
-from steelgen.sampling.mask_sources import build_mask_source, replace_images
+from steelgen.sampling.mask_sources import build_mask_source, find_label_classes, replace_images
 from steelgen.sampling.masks import BatchedMaskSource, MaskSource, build_stems
 from steelgen.sampling.samples_folder import finish_folder, open_folder
 from steelgen.sampling.workers import Candidate, PairWriter, iterate_masks
@@ -68,7 +68,7 @@ def sample(
     config = config.model_copy(update={"mixed_precision": resolve_precision(config.mixed_precision)})
     origin = describe_origin(config)
     generator = prepare_stages(config, config.compile)
-    info, geometry = generator.info, generator.geometry
+    info, geometry = find_label_classes(config, generator.info), generator.geometry
     check_taken(config, generator)
     told = ConditionSource(config, generator)
     mask_source = build_mask_source(config.mask_source, info, geometry, config.seed, find_factor(generator))
