@@ -488,7 +488,8 @@ def tabulate_transfer(stored: Results) -> Lines:
         cells = []
         for digits, values in zip((3, 0, 1, 0, 0), zip(*seeds, strict=True), strict=True):
             known = [value for value in values if value is not None]
-            cells.append(_mean_and_range(known, digits) if len(known) == len(values) else "–")
+            few = f" in {len(known)} of {len(values)}" if len(known) < len(values) else ""
+            cells.append(f"{_mean_and_range(known, digits)}{few}" if known else "–")
         rows.append([dataset, start, str(count), *cells[:-1], f"{cells[-1]} %", str(len(seeds))])
     columns = ["dataset", "start", "micrographs", "validation loss", "steps to scratch's loss"]
     return _table([*columns, "KID·10³ above the floor", "steps to scratch's KID", "copies", "seeds"], rows, texts=2)
