@@ -50,7 +50,7 @@ def choose_cascade(image_size: int, smallest_edge: int, has_masks: bool) -> Choi
     if REFINING_FACTOR * image_size > MAX_CROP_SHARE * smallest_edge:
         because = f"crops of {REFINING_FACTOR * image_size} px are too large for micrographs of {smallest_edge} px"
         return Choice("cascade", None, because)
-    because = "pairs at the micrographs' own resolution; at equal time better in detail than one stage of any scale"
+    because = "pairs at the micrographs' own resolution; at equal time better in detail than one coarser stage"
     return Choice("cascade", REFINING_FACTOR, because)
 
 
