@@ -121,6 +121,8 @@ def test_a_dataset_folder_gets_the_predicted_masks(trained: Path, dataset: Path,
         Image.open(path).save(target)
     names = [path.relative_to(bare).as_posix() for path in sorted(bare.glob("*/images/*"))]
     save_metadata(bare, [{"file_name": name, "parent": f"sheet{index}"} for index, name in enumerate(names)])
+    (bare / "train" / "images" / "rejects.txt").write_text("000\n")
+    names.remove("train/images/000.tif")
     labeler = load_labeler(trained)
     assert label_folder(labeler, bare, tmp_path / "out") == len(names)
     assert not check_dataset(tmp_path / "out").problems
@@ -130,7 +132,7 @@ def test_a_dataset_folder_gets_the_predicted_masks(trained: Path, dataset: Path,
     assert np.array_equal(mask, label_micrograph(labeler, image)[0])
     rows = load_metadata(tmp_path / "out")
     assert list(rows) == [str(Path(name).with_suffix(".png")) for name in names]
-    assert rows["test/images/001.png"]["parent"] == f"sheet{names.index('test/images/001.tif')}"
+    assert rows["test/images/001.png"]["parent"] == "sheet1"
 
 
 def test_unusable_input_is_one_line(trained: Path, tmp_path: Path) -> None:

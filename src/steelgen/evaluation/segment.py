@@ -28,6 +28,7 @@ from steelgen.data.folder import (
 )
 from steelgen.data.images import load_image, save_image, to_channels
 from steelgen.data.placement import CropGeometry
+from steelgen.data.rejects import load_rejects
 from steelgen.devices import pick_device
 from steelgen.errors import InputError, first_line
 from steelgen.evaluation.figures import to_json
@@ -176,7 +177,7 @@ def label_folder(
 
     Writes masks/ (palette PNGs of class indices), confidence/ (gray PNGs, 255 × confidence, see `label_micrograph`),
     dataset.json with the segmenter's classes, and copies of the images in images/; masks of the dataset folder are not
-    read.
+    read, and images in rejects.txt are left out.
 
     Args:
         labeler: from `load_labeler`.
@@ -193,6 +194,9 @@ def label_folder(
     found = {split: find_images(images, split) for split in list_splits(images)}
     folders = {split: folder for split, folder in found.items() if folder != images} or {"": images}
     paths = {split: list_images(folder) for split, folder in folders.items()}
+    for split in filter(None, paths):
+        rejects = load_rejects(folders[split])
+        paths[split] = [path for path in paths[split] if path.stem not in rejects]
     total, done = sum(map(len, paths.values())), 0
     if not total:
         raise InputError(f"{images}: contains no images")
@@ -204,9 +208,6 @@ def label_folder(
             )
     with new_folder(output_dir) as folder:
         save_dataset_info(folder, labeler.info)
-        if rows := load_metadata(images):
-            kept = [{**row, "file_name": str(Path(name).with_suffix(".png"))} for name, row in rows.items()]
-            save_metadata(folder, kept)
         for split, each in paths.items():
             for path in each:
                 image = load_image(path)
@@ -218,6 +219,9 @@ def label_folder(
                 done += 1
                 if report_progress:
                     report_progress(done, total)
+        rows = {str(Path(name).with_suffix(".png")): row for name, row in load_metadata(images).items()}
+        if kept := [{**row, "file_name": name} for name, row in rows.items() if (folder / name).is_file()]:
+            save_metadata(folder, kept)
     return total
 
 
