@@ -93,7 +93,7 @@ def visit(site, browser):
 
     def open_page(width=1280, height=1000):
         context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(20_000)
         contexts.append(context)
         context.on("request", lambda request: site.requests.append(request.url))
         page = context.new_page()

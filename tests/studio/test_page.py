@@ -71,8 +71,14 @@ def browse(page, folder=None):
     if folder:
         # The tab is built when it is first opened, and then overwrites what is typed before its first answer.
         page.wait_for_function("document.querySelector('#browse-status')?.innerText.trim().length > 0")
-        page.fill("#folder input", str(folder))
-        page.keyboard.press("Enter")
+        for attempt in range(240):
+            # On a busy machine even later: gradio may still be setting up the field.
+            if attempt % 40 == 0:
+                page.fill("#folder input", str(folder))
+                page.keyboard.press("Enter")
+            if "plain" in page.locator("#pairs").inner_text():
+                break
+            page.wait_for_timeout(250)
         wait_for(page, "#pairs", "plain")
     wait_for(page, "#browse-status", "pairs:")
 
