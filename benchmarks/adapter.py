@@ -36,7 +36,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LinePrinter, save_results, time_alternately
+from common import save_results, time_alternately
+from fitting import train_to_end
 from pair_judge import GEOMETRY, Judge, draw_images, save_picture
 from small_base import PROMPT, UHCS, train_base, train_codec
 from steps import TrainingStep
@@ -47,7 +48,6 @@ from steelgen.config.solver import SolverSection
 from steelgen.config.train import TrainConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import load_micrographs
-from steelgen.errors import InputError
 from steelgen.evaluation.reconstruction import compute_kept_detail, compute_psnr
 from steelgen.evaluation.study import utility
 from steelgen.evaluation.utility.data import choose_subset
@@ -59,7 +59,6 @@ from steelgen.generators.latent_adapter.generator import LatentAdapter
 from steelgen.generators.latent_adapter.reconstruction import reconstruct
 from steelgen.planning.rules import SMALL_NETWORK
 from steelgen.sampling.sample import sample
-from steelgen.training.loop import train
 from steelgen.training.setup import prepare_training
 
 RESULTS = Path(__file__).parent / "results"
@@ -153,10 +152,7 @@ def train_system(system: str, fraction: float, base: Path, arguments: argparse.N
         steps = max(1, round(60 * share * arguments.minutes / seconds["upon" if lora else part]))
         run_dir = arguments.home / (name if part != "concept" else f"{name}-concept")
         config = build_config(part, dataset, base, run_dir, arguments.seed, steps, lora)
-        result = train(config, LinePrinter(), resume=True)
-        if result.export is None:
-            raise InputError(f"{run_dir}: stopped by {result.stopped_by}; run it again to resume")
-        return result.export
+        return train_to_end(config)
 
     if system != "two-step":
         return load_generator(train_part(system, 1.0))

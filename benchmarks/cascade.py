@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LinePrinter, save_results, time_alternately
+from common import save_results, time_alternately
+from fitting import train_to_end
 from numpy.typing import NDArray
 from steps import TrainingStep
 
@@ -43,7 +44,6 @@ from steelgen.data.placement import CropGeometry
 from steelgen.data.thin import shrink_mask
 from steelgen.diffusion.refinement import enlarge
 from steelgen.diffusion.windows import WindowLayout
-from steelgen.errors import InputError
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_kid, compute_precision_recall
 from steelgen.files import load_json, save_json
@@ -51,7 +51,6 @@ from steelgen.generators import Generator
 from steelgen.generators.cascade import build_cascade
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
-from steelgen.training.loop import finetune, train
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
@@ -122,11 +121,7 @@ def train_part(part: str, arguments: argparse.Namespace, minutes: float) -> Gene
     steps = max(1, round(60 * minutes / seconds))
     run_dir = arguments.runs / f"{part}-seed{arguments.seed}-{minutes:g}min"
     config = build_config(part, arguments.base, run_dir, arguments.seed, steps)
-    act = finetune if isinstance(config, FinetuneConfig) else train
-    result = act(config, LinePrinter(), resume=True)
-    if result.export is None:
-        raise InputError(f"{run_dir}: stopped by {result.stopped_by}; run it again to resume")
-    return load_generator(result.export)
+    return load_generator(train_to_end(config))
 
 
 class _Enlarged:
@@ -149,7 +144,7 @@ def build_system(name: str, arguments: argparse.Namespace) -> Any:
     if name == "bicubic":
         return _Enlarged(base, 2)
     if name == "native":
-        return _Drawing(train_part("native", arguments, minutes), FIRST)
+        return Drawing(train_part("native", arguments, minutes), FIRST)
     factor = int(name.split("-")[1])
     if factor == 4:
         base, minutes = train_part("quarter", arguments, minutes / 2), minutes / 2
@@ -157,10 +152,10 @@ def build_system(name: str, arguments: argparse.Namespace) -> Any:
     solver = REFINING_SOLVER.model_copy(update=CHANGES.get(name.split("-")[-1], {}))
     cascade = build_cascade([base, refining], [FIRST, solver], [arguments.base, REFINE])
     # Masks of EDGE px are smaller than the first stage's images at a quarter of the resolution.
-    return _Drawing(cascade, None, max(0, factor * base.geometry.image_size - EDGE) // 2)
+    return Drawing(cascade, None, max(0, factor * base.geometry.image_size - EDGE) // 2)
 
 
-class _Drawing:
+class Drawing:
     """A generator with its solver; masks are mirrored at their edges by `margin` px, which images lack again."""
 
     def __init__(self, generator: Any, solver: SolverSection | None, margin: int = 0) -> None:

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 from charts import plot_curves
-from common import LinePrinter, save_results, summarize, time_alternately
+from common import save_results, summarize, time_alternately
+from fitting import train_to_end
 from numpy.typing import NDArray
 from torch.utils.data import default_collate
 
@@ -50,7 +51,6 @@ from steelgen.generators import Generator, Latents, LatentSpace
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import build_trainable, load_generator
 from steelgen.sampling.interpolate import lerp
-from steelgen.training.loop import train
 from steelgen.training.phases import freeze_others
 from steelgen.training.setup import build_crops, place_networks, prepare_training
 from steelgen.training.state import build_state
@@ -250,10 +250,7 @@ def run_system(arguments: argparse.Namespace) -> None:
     if path.is_file():
         return
     dataset = find_dataset(arguments.data, runs, arguments.large)
-    result = train(build_config(system, dataset, runs / name, seed, steps), LinePrinter(), resume=True)
-    if result.export is None:
-        raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; run it again to resume")
-    generator = load_generator(result.export)
+    generator = load_generator(train_to_end(build_config(system, dataset, runs / name, seed, steps)))
     judge = Judge(dataset, generator, arguments.images)
     score, images = judge.score(generator, seed)
     if system.startswith("style"):
@@ -302,9 +299,7 @@ def run_leak(arguments: argparse.Namespace) -> None:
             save_dataset_info(working, info)
     config = build_config("style", dataset, runs / "leak", 0, steps)
     config = config.model_copy(update={"data": config.data.model_copy(update={"augment": False})})
-    result = train(config, LinePrinter(), resume=True)
-    assert result.export is not None
-    generator = load_generator(result.export)
+    generator = load_generator(train_to_end(config))
     edge = generator.geometry.image_size
     drawn = draw_for_masks(generator, torch.zeros(256, edge, edge), range(256))
     images = np.stack([tensor_to_image(image) for image in drawn])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,24 @@ class Judge:
         return compute_scores(self.masks, predicted, info.num_classes, info.ignore_index).class_iou
 
 
-def draw_images(generator: Generator, masks: Images, solver: SolverSection, seed: int) -> tuple[Images, float]:
-    """Draws an image per mask; also returns images per CPU second."""
+def draw_images(
+    generator: Generator,
+    masks: Images,
+    solver: SolverSection,
+    seed: int,
+    take: Callable[[slice], dict[str, Any]] = lambda part: {},
+) -> tuple[Images, float]:
+    """Draws an image per mask; also returns images per CPU second.
+
+    Args:
+        take: further fields of the `DrawRequest` of a part of the masks.
+    """
     images, start_time = [], time.process_time()
     for start in range(0, len(masks), 16):
-        batch = torch.from_numpy(masks[start : start + 16].astype(np.int64))
+        part = slice(start, start + 16)
+        batch = torch.from_numpy(masks[part].astype(np.int64))
         seeds = [10_000 * seed + start + index for index in range(len(batch))]
-        images += [tensor_to_image(image) for image in draw_for_masks(generator, batch, seeds, solver)]
+        images += [tensor_to_image(image) for image in draw_for_masks(generator, batch, seeds, solver, **take(part))]
     return np.stack(images), len(images) / (time.process_time() - start_time)
 
 

@@ -20,47 +20,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LinePrinter, save_results
+import transfer
+from cascade import FIRST, Drawing, draw_images
+from common import save_results
+from fitting import train_to_end
 from numpy.typing import NDArray
 
 from steelgen.config.base import parse_config
 from steelgen.config.sample import REFINING_SOLVER
-from steelgen.config.solver import SolverSection
 from steelgen.config.train import FinetuneConfig, TrainConfig
-from steelgen.data.crops import cut_crops, load_micrographs, tensor_to_image
+from steelgen.data.crops import cut_crops, load_micrographs
 from steelgen.data.images import save_image
 from steelgen.data.placement import CropGeometry, find_whole_size, resize_image, resize_mask
-from steelgen.data.resplit import resplit_dataset
 from steelgen.data.sheets import build_sheet
-from steelgen.errors import InputError
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_kid, compute_precision_recall
 from steelgen.files import load_json, save_json
 from steelgen.generators import Generator
 from steelgen.generators.cascade import build_cascade
-from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.planning import rules, scale
 from steelgen.planning.plan import plan
-from steelgen.training.loop import finetune, train
 
 RESULTS = Path(__file__).parent / "results"
 DATASETS = ("data/uhcs", "data/pretraining/uhcs_spheroidite", "data/pretraining/tem_316l_loops")
 VARIANTS = ("plan", "one-stage", "one-stage-scratch", "native", "coarse")
-HELD_OUT = 0.4
 FIELD, LAYOUT = 256, 64
 """Edge of the images that are scored, in px of the micrographs, and of the same shrunk."""
-SOLVER = SolverSection(num_inference_steps=8, window_overlap=0.25)
-BATCH = 8
 
 
 def prepare_dataset(source: Path, folder: Path) -> Path:
-    """Returns the dataset folder, divided if it has no val split."""
-    if (source / "val").is_dir():
-        return source
-    if not (folder / source.name).is_dir():
-        resplit_dataset(source, folder / source.name, {"train": 1 - HELD_OUT, "val": HELD_OUT})
-    return folder / source.name
+    """Returns the dataset folder, divided as in transfer.py if it has no val split."""
+    return source if (source / "val").is_dir() else transfer.prepare_dataset(source, 0, 0, folder)
 
 
 def load_plan(dataset: Path, folder: Path, minutes: float) -> dict[str, Any]:
@@ -119,33 +110,20 @@ def train_stage(values: dict[str, Any], run_dir: Path, seed: int) -> Generator:
         "preview": {"num_images": 0},
         "measurement": {"every": None},
     }
-    if "checkpoint" in values:
-        result = finetune(parse_config(values, FinetuneConfig), LinePrinter(), resume=True)
-    else:
-        result = train(parse_config(values, TrainConfig), LinePrinter(), resume=True)
-    if result.export is None:
-        raise InputError(f"{run_dir}: stopped by {result.stopped_by}; run it again to resume")
-    return load_generator(result.export)
+    return load_generator(train_to_end(parse_config(values, FinetuneConfig if "checkpoint" in values else TrainConfig)))
 
 
-def draw_images(generators: list[Generator], masks: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+def draw_fields(generators: list[Generator], masks: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     """Draws images (N, FIELD, FIELD) for masks of this size, at the scale of the last generator, and enlarges them."""
-    generator: Generator = generators[0]
-    solver: SolverSection | None = SOLVER
-    if len(generators) > 1:
-        names = [Path("first"), Path("refining")]
-        generator, solver = build_cascade(generators, [SOLVER, REFINING_SOLVER], names), None
     geometry = generators[-1].geometry
     height, width = find_whole_size((FIELD, FIELD), geometry)
     margin = max(0, geometry.image_size - height + 1) // 2  # a coarse network sees more than the field
-    small = np.stack([np.pad(resize_mask(mask, height, width), margin, mode="symmetric") for mask in masks])
-    images = []
-    for start in range(0, len(small), BATCH):
-        batch = torch.from_numpy(small[start : start + BATCH].astype(np.int64))
-        seeds = [10_000 * seed + start + number for number in range(len(batch))]
-        images += [tensor_to_image(image) for image in draw_for_masks(generator, batch, seeds, solver)]
-    cut = [image[margin : margin + height, margin : margin + width] for image in images]
-    return np.stack([resize_image(image, FIELD, FIELD) for image in cut])
+    system = Drawing(generators[0], FIRST, margin)
+    if len(generators) > 1:
+        names = [Path("first"), Path("refining")]
+        system = Drawing(build_cascade(generators, [FIRST, REFINING_SOLVER], names), None, margin)
+    images, _ = draw_images(system, np.stack([resize_mask(mask, height, width) for mask in masks]), seed)
+    return np.stack([resize_image(image, FIELD, FIELD) for image in images])
 
 
 class Judge:
@@ -197,7 +175,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     generators = [train_stage(stage, runs / name / str(number), arguments.seed) for number, stage in enumerate(chosen)]
     judge = Judge(dataset, arguments.images)
-    images = draw_images(generators, judge.masks, arguments.seed)
+    images = draw_fields(generators, judge.masks, arguments.seed)
     save_image(runs / f"{name}.png", build_sheet([list(part[:6]) for part in (images, judge.real)], FIELD))
     shown = [
         {"crop_size": stage["data"]["crop_size"], "image_size": stage["data"]["image_size"]}
@@ -224,7 +202,8 @@ def main() -> None:
         os.nice(10)
         run(arguments)
     else:
-        found = [load_json(path) for path in sorted((arguments.runs / "scores").glob("*.json"))]
+        found = [load_json(path) for path in (arguments.runs / "scores").glob("*.json")]
+        found.sort(key=lambda run: (run["dataset"], VARIANTS.index(run["variant"]), run["seed"]))
         save_results(RESULTS / "planning.json", {"runs": found})
 
 

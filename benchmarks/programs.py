@@ -187,7 +187,10 @@ TRANSFER_COUNTS = {"uhcs_spheroidite": (1, 2, 4, 0), "tem_316l_loops": (1, 2, 4,
 GAN_SEEDS, GAN_BUDGET, GAN_LARGE = 3, "--minutes 20", "--large data/large"
 """The large set is no part of steelgen: any dataset folder of a thousand images or more."""
 GAN_RUNS = (
-    *((system, "16") for system in ("dcgan", "style", "style-no-ada", "diffusion", "masked", "masked-diffusion")),
+    *(
+        (system, "16")
+        for system in ("dcgan", "style", "style-no-ada", "diffusion", "masked", "masked-fine", "masked-diffusion")
+    ),
     *((system, data) for data in ("4", "large") for system in ("style", "style-no-ada")),
 )
 UTILITY_STUDIES = (

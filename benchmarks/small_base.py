@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from common import LinePrinter, summarize
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from fitting import train_to_end
 from steps import TrainingStep
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -30,7 +31,6 @@ from steelgen.generators.latent_adapter.base import load_base
 from steelgen.generators.latent_adapter.generator import LatentAdapter
 from steelgen.generators.latent_adapter.network import AdaptedNetwork
 from steelgen.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from steelgen.training.loop import train
 from steelgen.training.micrographs import crop_geometry, load_training_data
 from steelgen.training.setup import build_learning_rate
 
@@ -120,10 +120,7 @@ def train_codec(pretraining: Path, run_dir: Path, minutes: float) -> Autoencoder
         return parse_config(build_values(pretraining, run_dir, CODEC, **options), TrainConfig)
 
     steps = count_steps(run_dir, minutes, lambda: TrainingStep(build(1)))
-    result = train(build(steps), LinePrinter(), resume=True)
-    if result.export is None:
-        raise InputError(f"{run_dir}: stopped by {result.stopped_by}; run it again to resume")
-    codec = load_generator(result.export)
+    codec = load_generator(train_to_end(build(steps)))
     assert isinstance(codec, Autoencoder)
     return codec
 

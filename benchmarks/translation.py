@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LinePrinter, save_results
+from common import save_results
+from fitting import train_to_end
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import nn
@@ -39,7 +40,6 @@ from steelgen.data.images import save_image
 from steelgen.data.placement import CropGeometry
 from steelgen.data.render import RenderOptions, measure_levels, render_dataset
 from steelgen.data.sheets import build_sheet
-from steelgen.errors import InputError
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_gray_kl, compute_kid
 from steelgen.evaluation.iou import compute_confusion, compute_iou
@@ -49,7 +49,6 @@ from steelgen.generators import Generator
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.sampling.layouts import LayoutSize, load_layouts
-from steelgen.training.loop import train
 
 UHCS = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
@@ -301,12 +300,10 @@ def run_system(arguments: argparse.Namespace) -> None:
         return
     config = build_config(system, data, runs, arguments.seed, arguments.steps)
     start = time.process_time()
-    result = train(config, LinePrinter(), resume=True)
+    export = train_to_end(config)
     seconds = time.process_time() - start
-    if result.export is None:
-        raise InputError(f"{name}: stopped by {result.stopped_by} at step {result.global_step}; run it again to resume")
     judge = Judge(data, runs)
-    images = translate(load_generator(result.export), judge.given)
+    images = translate(load_generator(export), judge.given)
     rows = [list(part[:12]) for part in (judge.given, images, judge.real)]
     save_image(runs / f"{name}.png", build_sheet(rows, 96))
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -351,16 +348,20 @@ def run_segmenters(arguments: argparse.Namespace) -> None:
     held_out |= {"translated": (translate(generator, judge.given), judge.masks)}
     held_out |= {kind: (change(judge.given, real), judge.masks) for kind, change in FILTERS.items()}
     info, found, seen = load_dataset_info(source), {}, {}
-    geometry = CropGeometry(EDGE, EDGE)
     for kind, (chosen, labels) in sets.items():
-        micrographs = Micrographs(info, [str(number) for number in range(count)], list(chosen), list(labels))
-        segmenter = train_segmenter(micrographs, geometry, SEGMENTER, seed)
+        segmenter = fit_segmenter(chosen, labels, info, seed)
         found[kind] = score_segmenter(segmenter, judge.real, judge.real_masks, info.num_classes)
         if kind == "true pairs":  # whether the labels are seen in images of each kind
             seen = {name: score_segmenter(segmenter, *pairs, info.num_classes) for name, pairs in held_out.items()}
         print(name, kind, found[kind], flush=True)
     described = {"system": arguments.system, "data": data, "seed": seed, "steps": arguments.steps}
     save_json(path, {**described, "iou": found, "labels_seen": seen})
+
+
+def fit_segmenter(images: Images, masks: Images, info: DatasetInfo, seed: int) -> nn.Module:
+    """Trains the segmenter on pairs of EDGE px."""
+    pairs = Micrographs(info, [str(number) for number in range(len(images))], list(images), list(masks))
+    return train_segmenter(pairs, CropGeometry(EDGE, EDGE), SEGMENTER, seed)
 
 
 def score_segmenter(segmenter: nn.Module, images: Images, masks: Images, num_classes: int) -> list[float]:

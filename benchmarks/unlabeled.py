@@ -26,37 +26,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LinePrinter, save_results
-from numpy.typing import NDArray
+from common import save_results
+from fitting import train_to_end
+from pair_judge import draw_images
 from torch import nn
-from translation import COUNTS, EDGE, SEGMENTER, UHCS, Judge, find_sides, score_segmenter
+from translation import COUNTS, EDGE, UHCS, Images, Judge, find_sides, fit_segmenter, score_segmenter
 
 from steelgen.config.base import parse_config
+from steelgen.config.solver import SolverSection
 from steelgen.config.train import FinetuneConfig
-from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor, load_micrographs, tensor_to_image
+from steelgen.data.crops import cut_crops, image_to_tensor, load_micrographs
 from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 from steelgen.data.images import save_image
-from steelgen.data.placement import CropGeometry, resize_image
+from steelgen.data.placement import resize_image
 from steelgen.data.sheets import build_sheet
-from steelgen.errors import InputError
-from steelgen.evaluation.segmentation import predict_masks, train_segmenter
+from steelgen.evaluation.segmentation import predict_masks
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator, StartImages
-from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
-from steelgen.training.loop import finetune
 
 RESULTS = Path(__file__).parent / "results"
 WAYS = ("started-0.1", "started-0.2", "started-0.3", "labeled", "real-labeled", "real-masks")
 _MULTIPLE = 16
 """Of the edges of images that the segmenter labels."""
-Images = NDArray[np.uint8]
-
-
-def fit_segmenter(images: Images, masks: Images, info: DatasetInfo, seed: int) -> nn.Module:
-    """Trains the segmenter of translation.py on pairs."""
-    pairs = Micrographs(info, [str(number) for number in range(len(images))], list(images), list(masks))
-    return train_segmenter(pairs, CropGeometry(EDGE, EDGE), SEGMENTER, seed)
 
 
 def write_images(folder: Path, segmenter: nn.Module | None, info: DatasetInfo) -> float | None:
@@ -103,26 +95,7 @@ def fit_generator(dataset: Path, run_dir: Path, seed: int, steps: int) -> Genera
         "preview": {"num_images": 0},
         "validation": {"split": None},
     }
-    result = finetune(parse_config(values, FinetuneConfig), LinePrinter(), resume=True)
-    if result.export is None:
-        raise InputError(f"{run_dir}: stopped by {result.stopped_by}; run it again to resume")
-    return load_generator(result.export)
-
-
-def draw_images(
-    generator: Generator, masks: Images, seed: int, given: Images | None = None, strength: float = 1.0
-) -> Images:
-    """Draws an image for each mask, from noise or from given images."""
-    drawn = []
-    for begin in range(0, len(masks), 32):
-        part = torch.from_numpy(masks[begin : begin + 32].astype(np.int64))
-        fields: dict[str, Any] = {}
-        if given is not None:
-            start = torch.stack([image_to_tensor(image) for image in given[begin : begin + 32]])
-            fields["start"] = StartImages(start, strength)
-        seeds = [10_000 * seed + begin + number for number in range(len(part))]
-        drawn += [tensor_to_image(image) for image in draw_for_masks(generator, part, seeds, **fields)]
-    return np.stack(drawn)
+    return load_generator(train_to_end(parse_config(values, FinetuneConfig)))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -152,15 +125,19 @@ def run(arguments: argparse.Namespace) -> None:
         dataset, run_dir = target, runs / f"real-seed{seed}-{steps}"
     generator = fit_generator(dataset, run_dir, seed, steps)
     described["cpu_seconds"] = time.process_time() - begin
-    if kind == "started":
-        strength = float(way.split("-")[1])
-        images = draw_images(generator, masks, seed, judge.given, strength)
-        training_images = draw_images(generator, training_masks, seed + 1, rendered, strength)
-    else:
-        if way == "real-masks":
-            masks, training_masks = judge.real_masks, real_masks
-        images = draw_images(generator, masks, seed)
-        training_images = draw_images(generator, training_masks, seed + 1)
+    if way == "real-masks":
+        masks, training_masks = judge.real_masks, real_masks
+
+    def draw(masks: Images, given: Images, seed: int) -> Images:
+        def take(part: slice) -> dict[str, Any]:
+            if kind != "started":
+                return {}
+            images = torch.stack([image_to_tensor(image) for image in given[part]])
+            return {"start": StartImages(images, float(way.split("-")[1]))}
+
+        return draw_images(generator, masks, SolverSection(), seed, take)[0]
+
+    images, training_images = draw(masks, judge.given, seed), draw(training_masks, rendered, seed + 1)
     rows = [list(part[:12]) for part in (judge.given, images, judge.real)]
     save_image(runs / f"{way}-seed{seed}-{steps}.png", build_sheet(rows, 96))
     taught = fit_segmenter(training_images, training_masks, info, seed)

@@ -64,7 +64,7 @@ class GanSection(Section):
     factor."""
     fine_discriminator: bool = False
     """Downsample in the discriminator's blocks after both of their convolutions instead of between them, only with
-    style: it sees finer detail, at a third more time."""
+    style: it sees finer detail, for a tenth more time."""
     objective: Literal["logistic", "relativistic", "segmentation"] = "logistic"
     """logistic: non-saturating logistic loss; relativistic: pairs of real and generated images (R3GAN, Huang et al.
     2024, arXiv 2501.05441); segmentation: pixelwise cross-entropy, required by and only for condition mask."""

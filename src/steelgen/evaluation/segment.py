@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from steelgen.data.crops import Micrographs, load_micrographs
 from steelgen.data.folder import (
     DatasetInfo,
     find_images,
+    index_by_stem,
     list_images,
     list_splits,
     load_metadata,
@@ -191,21 +191,13 @@ def label_folder(
     Raises:
         InputError: if the folder is missing or empty, an image is unreadable, or two images have the same stem.
     """
-    found = {split: find_images(images, split) for split in list_splits(images)}
-    folders = {split: folder for split, folder in found.items() if folder != images} or {"": images}
-    paths = {split: list_images(folder) for split, folder in folders.items()}
-    for split in filter(None, paths):
-        rejects = load_rejects(folders[split])
-        paths[split] = [path for path in paths[split] if path.stem not in rejects]
+    splits = [split for split in list_splits(images) if find_images(images, split) != images]
+    paths = {split: _list_kept(find_images(images, split)) for split in splits} or {"": list_images(images)}
     total, done = sum(map(len, paths.values())), 0
     if not total:
         raise InputError(f"{images}: contains no images")
-    for split, each in paths.items():
-        twice = next((stem for stem, count in Counter(path.stem for path in each).items() if count > 1), None)
-        if twice is not None:
-            raise InputError(
-                f"{folders[split]}: several images have the stem {twice!r}, which names the mask; rename them"
-            )
+    for each in paths.values():
+        index_by_stem(each)  # raises if two have the same
     with new_folder(output_dir) as folder:
         save_dataset_info(folder, labeler.info)
         for split, each in paths.items():
@@ -223,6 +215,11 @@ def label_folder(
         if kept := [{**row, "file_name": name} for name, row in rows.items() if (folder / name).is_file()]:
             save_metadata(folder, kept)
     return total
+
+
+def _list_kept(folder: Path) -> list[Path]:
+    rejects = load_rejects(folder)
+    return [path for path in list_images(folder) if path.stem not in rejects]
 
 
 def label_micrograph(labeler: Labeler, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
