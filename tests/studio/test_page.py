@@ -72,10 +72,12 @@ def browse(page, folder=None):
         # The tab is built when it is first opened, and then overwrites what is typed before its first answer.
         page.wait_for_function("document.querySelector('#browse-status')?.innerText.trim().length > 0")
         for attempt in range(240):
-            # On a busy machine even later: gradio may still be setting up the field.
+            # On a busy machine even later, and the same text again is no change to it: "Open" asks in any case.
             if attempt % 40 == 0:
                 page.fill("#folder input", str(folder))
                 page.keyboard.press("Enter")
+                if attempt:
+                    page.click("#open")
             if "plain" in page.locator("#pairs").inner_text():
                 break
             page.wait_for_timeout(250)
