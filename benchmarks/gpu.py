@@ -37,7 +37,7 @@ from accelerate.state import AcceleratorState
 from common import LinePrinter, save_results, summarize
 from safetensors.torch import load_file
 from steps import TrainingStep
-from tables import tabulate_gpu
+from tables.gpu import tabulate_gpu
 
 from steelgen.config.base import parse_config
 from steelgen.config.solver import SolverSection

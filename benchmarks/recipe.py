@@ -37,7 +37,7 @@ from charts import plot_curves
 from common import LinePrinter, save_results, summarize, time_alternately
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from tables import tabulate_scores
+from tables.diffusion import tabulate_scores
 
 from steelgen.config.base import load_config
 from steelgen.config.solver import RespacedSolverSection, SolverSection

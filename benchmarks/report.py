@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import tables
-from tables import Lines, Results
+from tables import diffusion, evaluation, families, gpu, transfer
+from tables.markdown import Lines, Results
 
 
 @dataclass(frozen=True)
@@ -88,42 +88,42 @@ SECTIONS = (
         "Training step",
         "ISDM's network trained ISDM's way (fp32, a second forward pass for the loss, mask features recomputed in "
         "every norm) and as in `steelgen train`, from the same weights.",
-        tables.tabulate_training,
+        diffusion.tabulate_training,
     ),
     Section(
         "sampling-speed",
         "Sampling: time",
         "ISDM's procedure (300 ancestral steps, two passes per step, fp32); every further row adds one change, the "
         "last one is steelgen's default. 32 px, with the same weights and masks.",
-        tables.tabulate_speed,
+        diffusion.tabulate_speed,
     ),
     Section(
         "sampling-beside",
         "Sampling: parallel work",
         "`steelgen sample` with the bundled model (64 px): masks are made and pairs filtered and written in sequence "
         "with the network, as before, or in parallel processes and threads.",
-        tables.tabulate_beside,
+        diffusion.tabulate_beside,
     ),
     Section(
         "sampling-quality",
         "Sampling: quality",
         "ISDM's procedure and steelgen's default with the same weights: distance to held-out crops, and mIoU between "
         "the masks and those that a segmenter trained on real crops predicts.",
-        tables.tabulate_quality,
+        diffusion.tabulate_quality,
     ),
     Section(
         "sampling-curve",
         "Sampling: KID over the number of network evaluations",
         "Solvers with power spacing, guidance 1.5 between noise levels 0.2 and 2, and the same weights as above; Heun "
         "uses two evaluations per step.",
-        tables.tabulate_curve,
+        diffusion.tabulate_curve,
     ),
     Section(
         "sampling-guide",
         "Sampling: guidance",
         "Spacings of the steps, guidance scales and intervals of noise levels; bundled model, 64 px. Spread: standard "
         "deviation over images relative to that over held-out crops, here of other micrographs than those trained on.",
-        tables.tabulate_guide,
+        diffusion.tabulate_guide,
     ),
     Section(
         "recipe",
@@ -132,7 +132,7 @@ SECTIONS = (
         "equal training time of the same network. ISDM's EMA with a decay of 0.9999 from the first step still "
         "contains most of the untrained weights after so few steps, so its last weights without EMA have rows of "
         "their own. The options of mask-noise, min-snr and augmentation-conditioning have been removed.",
-        tables.tabulate_recipe,
+        diffusion.tabulate_recipe,
     ),
     Section(
         "families",
@@ -140,14 +140,14 @@ SECTIONS = (
         "`steelgen compare --families`: small networks of each family on the sixteen training micrographs, after equal "
         "time of one core; images for masks of held-out micrographs against these, 95 % intervals. The utility study "
         "has a quarter of the micrographs, with and without the generator's pairs.",
-        tables.tabulate_families,
+        families.tabulate_families,
     ),
     Section(
         "gan",
         "Adversarial generators",
         "DCGAN, the style-based generator with and without adaptive augmentation (ADA), the masked one, and semantic "
         "diffusion with and without masks, after equal training time on one core; images/s on one core.",
-        tables.tabulate_gan,
+        families.tabulate_gan,
     ),
     Section(
         "translation",
@@ -155,7 +155,7 @@ SECTIONS = (
         "Source images, simple filters and trained systems against held-out target images. In the made world the truth "
         "is known: power at the scan lines relative to real images (1 is right), mean absolute log ratio of spectra, "
         "IoU of thresholded images and masks relative to that of real ones, and shift of the class area.",
-        tables.tabulate_translation,
+        families.tabulate_translation,
     ),
     Section(
         "unlabeled",
@@ -164,14 +164,14 @@ SECTIONS = (
         "in the translation; bundled:base is fine-tuned. Started: renderings, noised to a share of the schedule, are "
         "sampled from on. Labeled: on the labels of a segmenter trained on the renderings. Real-labeled and "
         "real-masks: on the real labels, for the same layouts and for masks of held-out micrographs.",
-        tables.tabulate_unlabeled,
+        families.tabulate_unlabeled,
     ),
     Section(
         "utility",
         "Does generated data help?",
         "mIoU on held-out real micrographs of segmentation networks trained with and without generated pairs, paired "
         "by seed; codes as in docs/utility.md.",
-        tables.tabulate_utility,
+        evaluation.tabulate_utility,
     ),
     Section(
         "folds",
@@ -180,7 +180,7 @@ SECTIONS = (
         "to 16 micrographs alone, and a segmenter with a pretrained encoder is trained on these (F000), with pasted "
         "islands (P), with the cascade's pairs (FALL), and with both; tested on the fold's four micrographs, whole. "
         "Intervals are Student's t over folds; that of the share of the gap to all micrographs is a bootstrap.",
-        tables.tabulate_folds,
+        evaluation.tabulate_folds,
     ),
     Section(
         "steering",
@@ -188,7 +188,7 @@ SECTIONS = (
         "SegFormer, a quarter of the micrographs, 256 pairs, equal training steps: pairs whose masks a segmenter chose "
         "by its errors (emphasis), pairs that its gradients kept (gain), and the same shown by their agreement "
         "(weights).",
-        tables.tabulate_steering,
+        evaluation.tabulate_steering,
     ),
     Section(
         "cascade",
@@ -197,7 +197,7 @@ SECTIONS = (
         "steps, and by that generator fine-tuned on native windows. Minutes of one core are those of the second step, "
         "whose network sees 2 × 2 pixels as one with -patch, and has coarse_error 0 with -exact and -consistent; "
         "upper octave is the power between half of Nyquist's frequency and Nyquist's, relative to that of real crops.",
-        tables.tabulate_cascade,
+        diffusion.tabulate_cascade,
     ),
     Section(
         "transfer",
@@ -206,7 +206,7 @@ SECTIONS = (
         "235 steps, 4 minutes of one core. Loss, KID and copies are those of held-out micrographs. Steps to the last "
         "loss and KID of training from scratch are interpolated; KID is measured every 58 steps, so that 58 is the "
         "least that can be seen.",
-        tables.tabulate_transfer,
+        transfer.tabulate_transfer,
     ),
     Section(
         "planning",
@@ -216,7 +216,7 @@ SECTIONS = (
         "Images of 256 px of the micrographs for masks of held-out ones, enlarged where the crops are of a coarser "
         "scale, against other held-out places: shrunk to 64 px (layout), and in quarters of 128 px (detail). Floor: "
         "training crops.",
-        tables.tabulate_planning,
+        transfer.tabulate_planning,
     ),
     Section(
         "conditions",
@@ -227,7 +227,7 @@ SECTIONS = (
         "counts for the nearest value. Read: what a ridge regression on features of real training crops reads from the "
         "images, geometric means of numbers. Uhcs: 60 micrographs, specimens held out as a whole; values with one or "
         "two micrographs are the looks of these. Strips: photographs of strip surfaces.",
-        tables.tabulate_conditions,
+        transfer.tabulate_conditions,
     ),
     Section(
         "adapter",
@@ -237,53 +237,53 @@ SECTIONS = (
         "same minutes of one core, those of the base left out. Images of 64 px, crops of 128 px; IoU of masks and what "
         "a segmenter trained on real crops sees in the images. Floor: training crops, for IoU and copies validation "
         "crops; autoencoder: validation crops reconstructed by the base's, the limit of all adapters.",
-        tables.tabulate_adapter,
+        families.tabulate_adapter,
     ),
     Section(
         "segmentation",
         "Segmentation of real micrographs",
         "The six folds of uhcs: a segmenter trained on 20 micrographs and tested on the other 4, whole and at full "
         "resolution. Then judges trained as by `steelgen evaluate`, tested on crops at half the resolution.",
-        tables.tabulate_segmentation,
+        evaluation.tabulate_segmentation,
     ),
     Section(
         "evaluation-speed",
         "Evaluation time",
         "`steelgen evaluate` without a utility study, with an empty cache.",
-        tables.tabulate_evaluation,
+        evaluation.tabulate_evaluation,
     ),
     Section(
         "evaluation-large",
         "Evaluation time with a large set",
         "The same against a simulated dataset of 1,705 micrographs of 1024×768 px, the size of the MA-island set. They "
         "are memory-mapped: their pages, some 2.6 GiB, count as memory, but the system may drop them.",
-        tables.tabulate_evaluation,
+        evaluation.tabulate_evaluation,
     ),
     Section(
         "copies",
         "Search for copies in a large set",
         "Simulated micrographs of 1024×768 px, as many as in the MA-island set, and images of 256 px: the search that "
         "picks candidate micrographs and the one that compares all of them.",
-        tables.tabulate_copies,
+        evaluation.tabulate_copies,
     ),
     Section(
         "data-import",
         "Importing a large dataset",
         "A simulated dataset as large as the MA-island set, 1024×768 px; memory is the sum over all processes.",
-        tables.tabulate_import,
+        diffusion.tabulate_import,
     ),
     Section(
         "data-loader",
         "Loading crops",
         "64 px crops loaded by one process from three sources, compared with the crops that a 64-channel network "
         "trains on.",
-        tables.tabulate_loader,
+        diffusion.tabulate_loader,
     ),
     Section(
         "isdm",
         "Differences from ISDM's numbers",
         "Outputs of steelgen with an imported ISDM checkpoint, compared with those of ISDM; below, balanced masks.",
-        tables.tabulate_isdm,
+        diffusion.tabulate_isdm,
     ),
     Section(
         "rvae",
@@ -293,7 +293,7 @@ SECTIONS = (
         "deviation of a latent when its patch is rotated, relative to that over patches; the worse latent. Agreement: "
         "adjusted Rand index of k-means clusters and labels, and accuracy of the majority label of the 7 nearest "
         "islands, with equally many islands per label.",
-        tables.tabulate_rvae,
+        families.tabulate_rvae,
     ),
     Section(
         "joint",
@@ -302,7 +302,7 @@ SECTIONS = (
         "Deviations from 4,096 tiles of the world; Wasserstein-1 distances of islands are relative to the mean. A "
         "Gaussian field cut at a level has the right two-point correlation, and 16 training tiles in 8 symmetries have "
         "all statistics: a generator must do better than both. Their images are rendered as in the training set.",
-        tables.tabulate_joint,
+        families.tabulate_joint,
     ),
     Section(
         "pairs",
@@ -315,7 +315,7 @@ SECTIONS = (
         "trained on 4 (R4) or all 16 micrographs and tested on the test micrographs; rows of systems have the change "
         "by their pairs. All generators have seen all 16 masks. Differences have 95 % intervals over seeds (Student's "
         "t), bold if they exclude 0; they do not say how much another dataset would change.",
-        tables.tabulate_pairs,
+        families.tabulate_pairs,
     ),
     Section(
         "labels",
@@ -324,20 +324,20 @@ SECTIONS = (
         "test micrographs. Intervals are over test crops and seeds, not over micrographs. The "
         "network of `bundled:base` has seen no micrograph and no mask of this dataset, but 36 others of the same "
         "steel without masks.",
-        tables.tabulate_labels,
+        families.tabulate_labels,
     ),
     Section(
         "scaling",
         "Data-parallel training",
         "A step with and without all-reduce on this CPU, and predictions for GPUs by the model in docs/scaling.md.",
-        tables.tabulate_scaling,
+        diffusion.tabulate_scaling,
     ),
     Section(
         "gpu",
         "On a GPU",
         "Training and sampling with the network of configs/train.json, by `benchmarks/gpu`; waits are those of the "
         "host for the GPU.",
-        tables.tabulate_gpu,
+        gpu.tabulate_gpu,
         instead="steelgen has not been measured on a GPU yet: all figures above are from a CPU. `benchmarks/gpu` "
         "measures exact resume, speed, memory and waits within nine minutes.",
     ),

@@ -1,0 +1,1 @@
+"""Markdown tables of the stored results, one function per benchmark."""
