@@ -9,6 +9,12 @@ segmenter with a pretrained encoder is trained on the micrographs alone, with co
 with both, for the same steps. It is tested on the fold's four micrographs, whole. Four other micrographs select the
 best step of generators and segmenters. The micrographs of fewer are among those of more. `run` resumes after
 interruption; `table` computes the study's statistics over all finished folds.
+
+    python benchmarks/folds.py run --fold 0 --micrographs 1 --mix half --unlabeled --codes RALLFALL
+
+`--mix` shows the pairs in another way than in proportion to the crops, `--masks` takes other layouts, and with
+`--unlabeled` the generators learn from the fold's other training micrographs, too, without their masks: what a
+laboratory has that labels a few of many.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from numpy.typing import NDArray
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.train import FinetuneConfig
-from steelgen.config.utility import UtilityConfig, parse_code
+from steelgen.config.utility import UtilityConfig, has_paste, parse_code
 from steelgen.data.folder import load_dataset_info
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
@@ -50,6 +56,12 @@ STAGES: dict[str, dict[str, Any]] = {
     "first": {"checkpoint": "bundled:base", "data": {"image_size": EDGE // 2, "crop_size": EDGE}},
     "refine": {"checkpoint": "bundled:base/refine", "data": {"image_size": EDGE // 2, "crop_size": EDGE // 2}},
 }
+MIXES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "half": {"real_share": 0.5},
+    "pretrain": {"schedule": "pretrain"},
+}
+"""How real and generated crops are mixed in training, as fields of the study's `training`."""
 SEGMENTERS = {"batch_size": 8, "augmentation": {}, "enlargement": 1.5, "validate_every": 100}
 
 
@@ -66,18 +78,30 @@ def prepare_dataset(fold: str, count: int, seed: int, out: Path) -> Path:
     return out
 
 
-def train_stage(name: str, dataset: Path, run_dir: Path, seed: int, steps: int) -> Path:
+def train_stage(name: str, dataset: Path, unlabeled: Path | None, run_dir: Path, seed: int, steps: int) -> Path:
     """Fine-tunes a stage of the cascade; returns the weights with the lowest validation loss.
+
+    Args:
+        name: the stage.
+        dataset: dataset folder of the labeled micrographs.
+        unlabeled: dataset folder of micrographs that half the crops are from, without their masks.
+        run_dir: run folder.
+        seed: seed of the run.
+        steps: training steps.
 
     Raises:
         InputError: if a signal stopped training.
     """
     stage = STAGES[name]
+    sources: dict[str, Any] = {"dataset": str(dataset)}
+    if unlabeled:
+        plain = {"dataset": str(unlabeled), "unconditional": True}
+        sources = {"datasets": [{"dataset": str(dataset)}, plain], "merge_classes": True}
     values = {
         "run_dir": str(run_dir),
         "seed": seed,
         "checkpoint": stage["checkpoint"],
-        "data": {"dataset": str(dataset), **stage["data"]},
+        "data": {**sources, **stage["data"]},
         "train": {
             "max_steps": steps,
             "train_batch_size": 16,
@@ -100,12 +124,12 @@ def train_stage(name: str, dataset: Path, run_dir: Path, seed: int, steps: int) 
     return run_dir / "best"
 
 
-def sample_pairs(stages: list[Path], dataset: Path, out: Path, seed: int, count: int) -> Path:
-    """Samples pairs for crops of the training masks; returns their folder."""
+def sample_pairs(stages: list[Path], masks: str, dataset: Path, out: Path, seed: int, count: int) -> Path:
+    """Samples pairs for masks from the training micrographs, by a `mask_source` of this kind; returns their folder."""
     values = {
         "stages": [{"generator": str(stage)} for stage in stages],
         "output_dir": str(out),
-        "mask_source": {"kind": "split", "dataset": str(dataset)},
+        "mask_source": {"kind": masks, "dataset": str(dataset)},
         "num_samples": count,
         "batch_size": 32,
         "seed": seed,
@@ -119,20 +143,28 @@ def run(arguments: argparse.Namespace) -> None:
     count, seed = arguments.micrographs, arguments.seed
     folder = arguments.runs / f"fold{arguments.fold}-{count or 'all'}-seed{seed}"
     dataset = prepare_dataset(str(arguments.fold), count, seed, folder / "data")
-    pairs = None
+    learned, drawn = ["unlabeled"] * arguments.unlabeled, [arguments.masks] * (arguments.masks != "split")
+    pairs = unlabeled = None
+    if arguments.unlabeled:
+        unlabeled = prepare_dataset(str(arguments.fold), 0, seed, folder / "unlabeled")
     if any(parse_code(code).needs_generated for code in arguments.codes):
         steps = {"first": arguments.steps, "refine": arguments.refining_steps}
-        stages = [train_stage(name, dataset, folder / name, seed, steps[name]) for name in STAGES]
-        pairs = sample_pairs(stages, dataset, folder / "pairs", seed, arguments.pairs)
+        stages = [
+            train_stage(name, dataset, unlabeled, folder / "-".join([name, *learned]), seed, steps[name])
+            for name in STAGES
+        ]
+        out = folder / "-".join(["pairs", *drawn, *learned])
+        pairs = sample_pairs(stages, arguments.masks, dataset, out, seed, arguments.pairs)
+    mixed = [arguments.mix] * (arguments.mix != "plain")
     study = {
         "dataset": str(dataset),
         "generated": pairs and str(pairs),
-        "output_dir": str(folder / "study"),
+        "output_dir": str(folder / "-".join(["study", *mixed, *drawn, *learned])),
         "codes": arguments.codes,
         "architectures": [ARCHITECTURE],
         "seeds": [seed],
         "geometry": {"image_size": EDGE, "crop_size": EDGE},
-        "training": {**SEGMENTERS, "steps": arguments.segmenter_steps},
+        "training": {**SEGMENTERS, **MIXES[arguments.mix], "steps": arguments.segmenter_steps},
         "mixed_precision": "auto",
     }
     utility(parse_config(study, UtilityConfig), lambda line: print(line, flush=True))
@@ -142,10 +174,11 @@ def gather(runs: Path) -> dict[str, Any]:
     """Computes scores, differences and closed gaps over folds; codes that lack folds of others are left out."""
     found: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
     counts: dict[str, tuple[int, int]] = {}
-    for path in sorted(runs.glob("fold*-seed*/study/cells/*.json")):
+    for path in sorted(runs.glob("fold*-seed*/study*/cells/*.json")):
         fold, count, _ = path.parts[-4].split("-")
         cell = load_json(path)
         code = cell["code"].replace("RALL", "RALL" if count == "all" else f"R{count}")
+        code = " ".join([code, *path.parts[-3].split("-")[1:]])
         found.setdefault((code, cell["seed"]), {})[int(fold.removeprefix("fold"))] = cell["test"]
         counts[code] = len(cell["real"]), cell["num_generated"]
     if not found:
@@ -154,7 +187,7 @@ def gather(runs: Path) -> dict[str, Any]:
     complete = {key for key, tests in found.items() if sorted(tests) == folds}
     by_seed = {seed: {code for code, other in complete if other == seed} for _, seed in sorted(complete)}
     most = max(by_seed.values(), key=len)
-    codes = sorted(most, key=lambda code: (*counts[code], parse_code(code).pasted))
+    codes = sorted(most, key=lambda code: (*counts[code], has_paste(code.split()[0]), code))
     seeds = sorted(seed for seed, found_codes in by_seed.items() if found_codes >= most)
 
     def stack(field: str) -> dict[tuple[str, str], NDArray[np.int64]]:
@@ -191,14 +224,18 @@ def main() -> None:
     parser.add_argument("--refining-steps", type=int, default=500, help="of 16 crops, of the second stage")
     parser.add_argument("--segmenter-steps", type=int, default=800, help="of 8 crops, of every segmenter")
     parser.add_argument("--pairs", type=int, default=256, help="generated pairs")
+    parser.add_argument("--mix", choices=MIXES, default="plain", help="how real crops and pairs are mixed")
+    parser.add_argument("--masks", choices=("split", "augmented"), default="split", help="mask_source of the pairs")
+    parser.add_argument("--unlabeled", action="store_true", help="generators see the other micrographs without masks")
+    parser.add_argument("--result", default="folds", help="name of the table's result")
     parser.add_argument("--codes", nargs="+", choices=ARMS, default=list(ARMS), help="training sets")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.part == "run":
         run(arguments)
     else:
-        made_by = next(arguments.runs.glob("fold*/first"), None)
-        save_results(RESULTS / "folds.json", gather(arguments.runs), show=False, run_dir=made_by)
+        made_by = next(arguments.runs.glob("fold*/first*"), None)
+        save_results(RESULTS / f"{arguments.result}.json", gather(arguments.runs), show=False, run_dir=made_by)
 
 
 if __name__ == "__main__":

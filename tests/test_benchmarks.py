@@ -193,19 +193,22 @@ def test_folds_show_the_share_of_the_gap(tmp_path):
 def test_fold_studies_leave_out_what_lacks_folds(tmp_path, monkeypatch):
     gather_folds = load_program(BENCHMARKS / "folds.py", monkeypatch)["gather"]
 
-    def store_cell(fold: int, count: str, code: str, correct: int) -> None:
+    def store_cell(fold: int, count: str, code: str, correct: int, study: str = "study") -> None:
         matrix = np.diag([correct] * 4) + np.array([[0, 100 - correct, 0, 0]] + [[0] * 4] * 3)
         test = {"confusion": [matrix.tolist()], "boundaries": [[[1] * 4] * 4]}
         real, generated = ["a"] * (16 if count == "all" else int(count)), 0 if code.endswith("F000") else 8
         cell = {"code": code, "seed": 0, "real": real, "num_generated": generated, "test": test}
-        save_json(tmp_path / f"fold{fold}-{count}-seed0" / "study" / "cells" / f"{code}.json", cell)
+        save_json(tmp_path / f"fold{fold}-{count}-seed0" / study / "cells" / f"{code}.json", cell)
 
     for fold in range(2):
         for count, code, correct in (("4", "RALLF000", 40), ("4", "RALLFALL", 60), ("all", "RALLF000", 80)):
             store_cell(fold, count, code, correct)
+        store_cell(fold, "4", "RALLFALL", 70, "study-half-unlabeled")
     store_cell(0, "1", "RALLF000", 20)
     found = gather_folds(tmp_path)
-    assert [row["code"] for row in found["scores"]] == ["R4F000", "R4FALL", "RALLF000"]
+    assert [row["code"] for row in found["scores"]] == ["R4F000", "R4FALL", "R4FALL half unlabeled", "RALLF000"]
+    gains = {(row["code"], row["baseline"]): row["difference"] for row in found["differences"]}
+    assert 0 < gains["R4FALL", "R4F000"] < gains["R4FALL half unlabeled", "R4F000"]
     assert found["folds"] == [0, 1]
     assert 0 < found["gaps"][0]["closed"] < 1
 
