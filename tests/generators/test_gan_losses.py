@@ -8,6 +8,7 @@ from torch import nn
 
 from steelgen.generators.gan.losses import (
     balance_classes,
+    compute_lead,
     compute_player_losses,
     compute_segmentation_losses,
 )
@@ -63,6 +64,40 @@ def test_classes_of_a_mask_count_alike_and_ignored_pixels_not():
     torch.testing.assert_close(
         compute_segmentation_losses(logits, mask, torch.cat([weights, torch.ones(1)])), torch.tensor([math.log(4)])
     )
+
+
+def test_lead_over_generated_images_is_none_where_nothing_tells_them_apart():
+    """The best discriminator that sees only the classes, found by Newton's method, leads by nothing: it only seems
+    sure that the pixels of the frequent class are generated."""
+    mask = torch.zeros(1, 8, 8, dtype=torch.int64)
+    mask[0, 0, :4], mask[0, 7, 7] = 1, 9  # 59 pixels, 4, and an ignored one
+    weights = torch.cat([balance_classes(mask, 2), torch.ones(1)]).double()
+    table = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)  # logits by class of the pixel
+    optimizer = torch.optim.LBFGS([table], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+    counted = mask[0] < 2
+    rows = mask[0].where(counted, 0)
+
+    def compute_loss():
+        optimizer.zero_grad()
+        logits = table[rows].permute(2, 0, 1)[None]
+        generated = torch.full_like(mask, 2).where(counted, 3)
+        loss = compute_segmentation_losses(logits, mask, weights) + compute_segmentation_losses(
+            logits, generated, weights
+        )
+        loss.sum().backward()
+        return loss
+
+    optimizer.step(compute_loss)
+    logits = table.detach()[rows].permute(2, 0, 1)[None]
+    odds = logits[:, :-1].logsumexp(dim=1) - logits[:, -1]
+    torch.testing.assert_close(odds[0, 4, 4].exp(), weights[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(odds[0, 0, 0].exp(), weights[1], rtol=1e-3, atol=0)
+    assert odds[0, 4, 4] < 0 < odds[0, 0, 0]
+    surer = torch.tensor([0.0, 0.0, 0.01])[:, None, None]
+    assert compute_lead(logits - surer, mask, weights).item() == 1
+    assert compute_lead(logits + surer, mask, weights).item() == -1
+    half = logits - surer * torch.where(torch.arange(64).reshape(8, 8) % 2 == 0, 1, -1)
+    assert abs(compute_lead(half, mask, weights).item()) < 0.05
 
 
 def build_mlp(inputs, outputs):

@@ -17,6 +17,7 @@ from steelgen.generators.augment import AUGMENTATION_NUMBERS, augment, augment_m
 from steelgen.generators.gan.generator import Gan
 from steelgen.generators.gan.losses import (
     balance_classes,
+    compute_lead,
     compute_player_losses,
     compute_segmentation_losses,
 )
@@ -109,10 +110,9 @@ class _AdversarialStep:
         images = [image.requires_grad_(gamma > 0) for image, gamma in ((self._real, r1), (fake_images, r2))]
         precise = r1 > 0 or r2 > 0
         real, fake = (self._score(image, number, precise) for number, image in enumerate(images))
-        losses, scores = self._compare(real, fake)
+        losses, scores, lead = self._compare(real, fake)
         parts = {"score_real": scores[0].sigmoid(), "score_generated": scores[1].sigmoid()}
         if self._strength:
-            lead = (scores[0] - scores[1] if self._section.objective == "relativistic" else scores[0]).sign()
             self._strength.record(lead)
             parts |= {"r_t": lead, "ada_p": self._strength.on(lead.device).expand(len(lead))}
         for name, gamma, score, image in zip(("r1", "r2"), (r1, r2), scores, images, strict=True):
@@ -137,15 +137,16 @@ class _AdversarialStep:
                 real = self._score(self._real, 0)
         return Losses(compute_player_losses(real, fake, self._section.objective)[1])
 
-    def _compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Returns the discriminator's losses and its scores of real and generated images, (N,) each."""
+    def _compare(self, real: Tensor, fake: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Returns the discriminator's losses, its scores of real and generated images, and its lead; (N,) each."""
         if self._section.objective != "segmentation":
-            return compute_player_losses(real, fake, self._section.objective)[0], (real, fake)
+            lead = (real - fake if self._section.objective == "relativistic" else real).sign()
+            return compute_player_losses(real, fake, self._section.objective)[0], (real, fake), lead
         mask = self._augment_mask(0)
         weights = F.pad(balance_classes(mask, self._num_classes), (0, 1), value=1.0)
         losses = compute_segmentation_losses(real, self._hide_ignored(mask), weights)
         losses = losses + compute_segmentation_losses(fake, torch.full_like(mask, self._num_classes), weights)
-        return losses, (compute_realness(real), compute_realness(fake))
+        return losses, (compute_realness(real), compute_realness(fake)), compute_lead(real, mask, weights)
 
     def _score(self, images: Tensor, number: int, precise: bool = False) -> Tensor:
         """Augments images by transform `number` and runs the discriminator."""
