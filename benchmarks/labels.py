@@ -37,7 +37,8 @@ from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.intervals import center_interval, resample_weights
 from steelgen.evaluation.iou import compute_confusion, compute_iou, compute_mean_iou
 from steelgen.evaluation.pixel_training import train_pixel_heads
-from steelgen.evaluation.segmentation import measures_agreement, predict_maps, train_segmenter
+from steelgen.evaluation.prediction import measures_agreement, predict_maps
+from steelgen.evaluation.segmentation import train_segmenter
 from steelgen.files import load_json, save_json
 from steelgen.generators.families import build_generator
 from steelgen.planning.rules import SMALL_NETWORK

@@ -25,7 +25,8 @@ from steelgen.evaluation.fidelity import compute_kid, compute_precision_recall
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import can_judge, compute_scores
 from steelgen.evaluation.memorization import COPY_RATIO
-from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
+from steelgen.evaluation.prediction import predict_masks
+from steelgen.evaluation.segmentation import load_or_train_segmenter
 from steelgen.files import default_cache_dir
 from steelgen.generators import Generator
 from steelgen.generators.drawing import draw_for_masks

@@ -47,7 +47,8 @@ from steelgen.evaluation.fidelity import compute_kid, compute_precision_recall
 from steelgen.evaluation.iou import can_judge, compute_scores
 from steelgen.evaluation.judge_mask_copies import to_levels
 from steelgen.evaluation.memorization import COPY_RATIO
-from steelgen.evaluation.segmentation import load_or_train_segmenter, predict_masks
+from steelgen.evaluation.prediction import predict_masks
+from steelgen.evaluation.segmentation import load_or_train_segmenter
 from steelgen.evaluation.study import utility
 from steelgen.evaluation.utility.statistics import t_interval
 from steelgen.files import default_cache_dir, load_json, save_json

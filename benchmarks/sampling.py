@@ -51,7 +51,8 @@ from steelgen.evaluation.fidelity import (
     compute_variation,
 )
 from steelgen.evaluation.iou import compute_scores
-from steelgen.evaluation.segmentation import predict_masks, train_segmenter
+from steelgen.evaluation.prediction import predict_masks
+from steelgen.evaluation.segmentation import train_segmenter
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
 from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion

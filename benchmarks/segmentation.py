@@ -36,7 +36,8 @@ from steelgen.data.placement import CropGeometry
 from steelgen.devices import pick_device
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_confusion, compute_iou, compute_mean_iou
-from steelgen.evaluation.segmentation import averaging_of, predict_masks, train_segmenter
+from steelgen.evaluation.prediction import averaging_of, predict_masks
+from steelgen.evaluation.segmentation import train_segmenter
 from steelgen.evaluation.windows import label_by_windows
 from steelgen.files import load_json, save_json
 

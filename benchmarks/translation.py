@@ -43,7 +43,8 @@ from steelgen.data.sheets import build_sheet
 from steelgen.evaluation.features import build_extractor, compute_features
 from steelgen.evaluation.fidelity import compute_gray_kl, compute_kid
 from steelgen.evaluation.iou import compute_confusion, compute_iou
-from steelgen.evaluation.segmentation import predict_masks, train_segmenter
+from steelgen.evaluation.prediction import predict_masks
+from steelgen.evaluation.segmentation import train_segmenter
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator
 from steelgen.generators.drawing import draw_for_masks

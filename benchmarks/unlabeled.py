@@ -40,7 +40,7 @@ from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
 from steelgen.data.images import save_image
 from steelgen.data.placement import resize_image
 from steelgen.data.sheets import build_sheet
-from steelgen.evaluation.segmentation import predict_masks
+from steelgen.evaluation.prediction import predict_masks
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator, StartImages
 from steelgen.generators.families import load_generator

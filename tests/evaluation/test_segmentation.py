@@ -14,16 +14,14 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry, apply_symmetry
 from steelgen.errors import InputError
 from steelgen.evaluation.iou import compute_scores
+from steelgen.evaluation.prediction import Averaging, predict_masks, predict_probabilities
 from steelgen.evaluation.segmentation import (
-    Averaging,
     choose_enlargement,
     compute_class_weights,
     compute_segmentation_loss,
     compute_widths,
     load_or_train_segmenter,
     measure_class_iou,
-    predict_masks,
-    predict_probabilities,
     resolve_settings,
     shrink_geometry,
     train_segmenter,

@@ -19,7 +19,8 @@ from steelgen.evaluation.iou import (
     compute_scores,
     nanmean,
 )
-from steelgen.evaluation.segmentation import averaging_of, load_or_train_segmenter, predict_masks
+from steelgen.evaluation.prediction import averaging_of, predict_masks
+from steelgen.evaluation.segmentation import load_or_train_segmenter
 from steelgen.evaluation.sets import Evidence, ImageSet, Judgment
 
 

@@ -34,7 +34,8 @@ from steelgen.errors import InputError, first_line
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_confusion, compute_mean_iou, compute_scores
 from steelgen.evaluation.pixel_training import build_features, train_pixel_heads
-from steelgen.evaluation.segmentation import averaging_of, build_segmenter, resolve_settings, train_segmenter
+from steelgen.evaluation.prediction import averaging_of
+from steelgen.evaluation.segmentation import build_segmenter, resolve_settings, train_segmenter
 from steelgen.evaluation.windows import label_by_windows
 from steelgen.files import Record, check_output_free, load_record, new_folder, save_json, save_tensors
 from steelgen.generators.families import load_generator

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from steelgen.data.crops import image_to_tensor
-from steelgen.evaluation.segmentation import ONE_VIEW, Averaging, count_batch, measures_agreement, predict_maps
+from steelgen.evaluation.prediction import ONE_VIEW, Averaging, count_batch, measures_agreement, predict_maps
 
 
 @torch.inference_mode()

@@ -25,13 +25,8 @@ from steelgen.evaluation.copy_search import CopySearch
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.gain import GainJudge
 from steelgen.evaluation.iou import MIN_REAL_IOU, compute_confusion, compute_iou
-from steelgen.evaluation.segmentation import (
-    averaging_of,
-    compute_class_weights,
-    load_or_train_segmenter,
-    measure_class_iou,
-    predict_masks,
-)
+from steelgen.evaluation.prediction import averaging_of, predict_masks
+from steelgen.evaluation.segmentation import compute_class_weights, load_or_train_segmenter, measure_class_iou
 from steelgen.files import default_cache_dir
 from steelgen.sampling.masks import load_source
 

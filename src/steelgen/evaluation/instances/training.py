@@ -19,7 +19,8 @@ from steelgen.evaluation.instances.coco import describe_predicted, load_predicte
 from steelgen.evaluation.instances.data import InstanceData, Tile, find_instances
 from steelgen.evaluation.instances.matching import Matches, Predicted, match_tiles
 from steelgen.evaluation.instances.statistics import METRICS, compute_metrics
-from steelgen.evaluation.segmentation import choose_enlargement, predict_probabilities
+from steelgen.evaluation.prediction import predict_probabilities
+from steelgen.evaluation.segmentation import choose_enlargement
 from steelgen.evaluation.utility.cells import Cell, predictions_path
 from steelgen.evaluation.utility.data import TrainingSet
 from steelgen.evaluation.utility.training import build_network, describe_training, train_best, train_network
