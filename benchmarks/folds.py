@@ -10,16 +10,19 @@ with both, for the same steps. It is tested on the fold's four micrographs, whol
 best step of generators and segmenters. The micrographs of fewer are among those of more. `run` resumes after
 interruption; `table` computes the study's statistics over all finished folds.
 
-    python benchmarks/folds.py run --fold 0 --micrographs 1 --mix half --unlabeled --codes RALLFALL
+    python benchmarks/folds.py run --fold 0 --micrographs 1 --mix half --others unlabeled --codes RALLFALL
 
-`--mix` shows the pairs in another way than in proportion to the crops, `--masks` takes other layouts, and with
-`--unlabeled` the generators learn from the fold's other training micrographs, too, without their masks: what a
-laboratory has that labels a few of many.
+`--mix` shows the pairs in another way than in proportion to the crops, and `--masks` takes other layouts. `--others`
+uses the fold's other training micrographs without their masks, as a laboratory has many of which it labeled a few:
+generators learn from them with the null mask (unlabeled), or with the masks that a segmenter of the labeled ones
+predicts (predicted). These then also are the layouts of the pairs, and with the code RALLF000 they are labels to train
+a segmenter on, the cheap rival.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +33,18 @@ from numpy.typing import NDArray
 
 from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
+from steelgen.config.segment import SegmentConfig
 from steelgen.config.train import FinetuneConfig
 from steelgen.config.utility import UtilityConfig, has_paste, parse_code
-from steelgen.data.folder import load_dataset_info
+from steelgen.data.folder import list_pairs, load_dataset_info
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
+from steelgen.evaluation.segment import label_folder, load_labeler, train_labeler
 from steelgen.evaluation.study import utility
 from steelgen.evaluation.utility.data import choose_subset
 from steelgen.evaluation.utility.folds import divide_folds
 from steelgen.evaluation.utility.statistics import compare_classes, summarize
-from steelgen.files import load_json
+from steelgen.files import load_json, new_folder
 from steelgen.fold_workflow import write_division
 from steelgen.sampling.sample import sample
 from steelgen.training.loop import finetune
@@ -62,6 +67,7 @@ MIXES: dict[str, dict[str, Any]] = {
     "pretrain": {"schedule": "pretrain"},
 }
 """How real and generated crops are mixed in training, as fields of the study's `training`."""
+OTHERS = ("unused", "unlabeled", "predicted")
 SEGMENTERS = {"batch_size": 8, "augmentation": {}, "enlargement": 1.5, "validate_every": 100}
 
 
@@ -78,13 +84,55 @@ def prepare_dataset(fold: str, count: int, seed: int, out: Path) -> Path:
     return out
 
 
-def train_stage(name: str, dataset: Path, unlabeled: Path | None, run_dir: Path, seed: int, steps: int) -> Path:
+def predict_others(dataset: Path, whole: Path, folder: Path, seed: int, steps: int) -> Path:
+    """Replaces the masks of training micrographs by predictions of a segmenter of the labeled ones, once.
+
+    Args:
+        dataset: dataset folder of the labeled micrographs.
+        whole: dataset folder of all, to be read only.
+        folder: folder of the segmenter, its predictions, and the result.
+        seed: seed of the segmenter.
+        steps: its training steps.
+
+    Returns:
+        Dataset folder with the masks of `dataset` and predicted ones in train/, and the splits val/ and test/ as they
+        were.
+    """
+    segmenter, predicted, out = folder / "segmenter", folder / "predictions", folder / "predicted"
+    if out.is_dir():
+        return out
+    if not segmenter.is_dir():
+        values = {
+            "dataset": str(dataset),
+            "output_dir": str(segmenter),
+            "image_size": EDGE,
+            "crop_size": EDGE,
+            "validate_every": SEGMENTERS["validate_every"],
+            "segmenter": {
+                "architecture": ARCHITECTURE,
+                "steps": steps,
+                **{name: SEGMENTERS[name] for name in ("batch_size", "augmentation", "enlargement")},
+            },
+            "seed": seed,
+        }
+        train_labeler(parse_config(values, SegmentConfig))
+    if not predicted.is_dir():
+        label_folder(load_labeler(segmenter), whole / "train" / "images", predicted)
+    labeled = {pair.stem for pair in list_pairs(dataset, "train")}
+    with new_folder(out) as working:
+        shutil.copytree(whole, working, dirs_exist_ok=True)
+        for pair in list_pairs(whole, "train"):
+            if pair.stem not in labeled:
+                shutil.copy(predicted / "masks" / f"{pair.stem}.png", working / "train" / "masks" / f"{pair.stem}.png")
+    return out
+
+
+def train_stage(name: str, data: dict[str, Any], run_dir: Path, seed: int, steps: int) -> Path:
     """Fine-tunes a stage of the cascade; returns the weights with the lowest validation loss.
 
     Args:
         name: the stage.
-        dataset: dataset folder of the labeled micrographs.
-        unlabeled: dataset folder of micrographs that half the crops are from, without their masks.
+        data: fields of the config's `data` that name its datasets.
         run_dir: run folder.
         seed: seed of the run.
         steps: training steps.
@@ -93,15 +141,11 @@ def train_stage(name: str, dataset: Path, unlabeled: Path | None, run_dir: Path,
         InputError: if a signal stopped training.
     """
     stage = STAGES[name]
-    sources: dict[str, Any] = {"dataset": str(dataset)}
-    if unlabeled:
-        plain = {"dataset": str(unlabeled), "unconditional": True}
-        sources = {"datasets": [{"dataset": str(dataset)}, plain], "merge_classes": True}
     values = {
         "run_dir": str(run_dir),
         "seed": seed,
         "checkpoint": stage["checkpoint"],
-        "data": {**sources, **stage["data"]},
+        "data": {**data, **stage["data"]},
         "train": {
             "max_steps": steps,
             "train_batch_size": 16,
@@ -143,21 +187,26 @@ def run(arguments: argparse.Namespace) -> None:
     count, seed = arguments.micrographs, arguments.seed
     folder = arguments.runs / f"fold{arguments.fold}-{count or 'all'}-seed{seed}"
     dataset = prepare_dataset(str(arguments.fold), count, seed, folder / "data")
-    learned, drawn = ["unlabeled"] * arguments.unlabeled, [arguments.masks] * (arguments.masks != "split")
-    pairs = unlabeled = None
-    if arguments.unlabeled:
-        unlabeled = prepare_dataset(str(arguments.fold), 0, seed, folder / "unlabeled")
+    learned, drawn = ([name] * (name not in ("unused", "split")) for name in (arguments.others, arguments.masks))
+    mixed = [arguments.mix] * (arguments.mix != "plain")
+    whole = prepare_dataset(str(arguments.fold), 0, seed, folder / "whole") if learned else dataset
+    layouts, real, data = dataset, dataset, {"dataset": str(dataset)}
+    if arguments.others == "unlabeled":
+        plain = {"dataset": str(whole), "unconditional": True}
+        data = {"datasets": [{"dataset": str(dataset)}, plain], "merge_classes": True}
+    elif arguments.others == "predicted":
+        layouts = predict_others(dataset, whole, folder, seed, arguments.segmenter_steps)
+        data = {"dataset": str(layouts)}
+    pairs = None
     if any(parse_code(code).needs_generated for code in arguments.codes):
         steps = {"first": arguments.steps, "refine": arguments.refining_steps}
-        stages = [
-            train_stage(name, dataset, unlabeled, folder / "-".join([name, *learned]), seed, steps[name])
-            for name in STAGES
-        ]
+        stages = [train_stage(name, data, folder / "-".join([name, *learned]), seed, steps[name]) for name in STAGES]
         out = folder / "-".join(["pairs", *drawn, *learned])
-        pairs = sample_pairs(stages, arguments.masks, dataset, out, seed, arguments.pairs)
-    mixed = [arguments.mix] * (arguments.mix != "plain")
+        pairs = sample_pairs(stages, arguments.masks, layouts, out, seed, arguments.pairs)
+    else:
+        real = layouts
     study = {
-        "dataset": str(dataset),
+        "dataset": str(real),
         "generated": pairs and str(pairs),
         "output_dir": str(folder / "-".join(["study", *mixed, *drawn, *learned])),
         "codes": arguments.codes,
@@ -180,7 +229,8 @@ def gather(runs: Path) -> dict[str, Any]:
         code = cell["code"].replace("RALL", "RALL" if count == "all" else f"R{count}")
         code = " ".join([code, *path.parts[-3].split("-")[1:]])
         found.setdefault((code, cell["seed"]), {})[int(fold.removeprefix("fold"))] = cell["test"]
-        counts[code] = len(cell["real"]), cell["num_generated"]
+        labeled = len(cell["real"]) if count == "all" else int(count)
+        counts[code] = labeled, len(cell["real"]) - labeled + cell["num_generated"]
     if not found:
         raise InputError(f"{runs}: has no finished segmenter")
     folds = sorted(max(found.values(), key=len))
@@ -226,7 +276,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=256, help="generated pairs")
     parser.add_argument("--mix", choices=MIXES, default="plain", help="how real crops and pairs are mixed")
     parser.add_argument("--masks", choices=("split", "augmented"), default="split", help="mask_source of the pairs")
-    parser.add_argument("--unlabeled", action="store_true", help="generators see the other micrographs without masks")
+    parser.add_argument(
+        "--others", choices=("unused", "unlabeled", "predicted"), default="unused", help="use of the rest"
+    )
     parser.add_argument("--result", default="folds", help="name of the table's result")
     parser.add_argument("--codes", nargs="+", choices=ARMS, default=list(ARMS), help="training sets")
     arguments = parser.parse_args()
