@@ -134,6 +134,18 @@ def _list_folds() -> Iterator[str]:
     yield "benchmarks/folds.py table"
 
 
+def _list_levers() -> Iterator[str]:
+    """Every fold with one micrograph and other uses of the pairs and of the other micrographs."""
+    folder = "--runs runs/benchmarks/levers"
+    few = f"--micrographs 1 --refining-steps 400 --segmenter-steps 600 --pairs 128 {folder}"
+    for fold in range(6):
+        run = f"benchmarks/folds.py run --fold {fold} --steps 200 {few}"
+        yield f"{run} --codes RALLF000"
+        yield f"{run} --codes RALLF000 --others predicted"
+        yield f"{run} --codes RALLFALL --mix half --others predicted"
+    yield f"benchmarks/folds.py table --result levers {folder}"
+
+
 def _list_pairs() -> Iterator[str]:
     """Step times; every system with three seeds, and real masks for the images' network of masks-first."""
     yield "benchmarks/pairs.py time"
@@ -250,6 +262,7 @@ BENCHMARKS = (
         [*(f"benchmarks/utility.py run --study {name}" for name in UTILITY_STUDIES), "benchmarks/utility.py table"],
     ),
     Benchmark("folds", list(_list_folds()), threads=1),
+    Benchmark("levers", list(_list_levers()), threads=1),
     Benchmark("steering", ["benchmarks/steering.py run", "benchmarks/steering.py table"], threads=1),
     _store("benchmarks/evaluation.py --count 1000 --image-size 256", "evaluation-speed"),
     _store("benchmarks/evaluation.py --simulated 1705", "evaluation-large"),

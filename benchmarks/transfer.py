@@ -39,11 +39,18 @@ from steelgen.training.loop import finetune, train
 RESULTS = Path(__file__).parent / "results"
 DATASETS = ("data/pretraining/uhcs_spheroidite", "data/pretraining/tem_316l_loops")
 """Sets that the bundled base model has not seen."""
-STARTS = ("scratch", "uhcs", "base")
+ALL_BUT_MASK_LAYERS = ["input", "time", "encoder", "middle", "decoder"]
+"""Frozen parts with which only the layers that see the mask and the output are trained."""
+STARTS: dict[str, dict[str, Any]] = {
+    "scratch": {"learning_rate": 1e-3},
+    "uhcs": {"checkpoint": "bundled:uhcs", "learning_rate": 3e-4},
+    "base": {"checkpoint": "bundled:base", "learning_rate": 3e-4},
+    "base_fast": {"checkpoint": "bundled:base", "learning_rate": 1e-3},
+    "base_frozen": {"checkpoint": "bundled:base", "learning_rate": 1e-3, "freeze": ALL_BUT_MASK_LAYERS},
+}
+"""Checkpoint, learning rate and frozen parts; training from scratch has no checkpoint."""
 HELD_OUT = 0.4
-BATCH_SIZE, RATES = 16, {"scratch": 1e-3}
-FINE_TUNING_RATE = 3e-4
-"""The rates of `steelgen plan`, but for bundled:base, which has 1e-3 there since the runs of the committed results."""
+BATCH_SIZE = 16
 FIGURES = ("val_loss", "kid", "kid_floor", "copies", "copies_floor")
 
 
@@ -79,7 +86,7 @@ def build_config(dataset: Path, start: str, seed: int, run_dir: Path, steps: int
         "train": {
             "max_steps": steps,
             "train_batch_size": BATCH_SIZE,
-            "learning_rate": RATES.get(start, FINE_TUNING_RATE),
+            "learning_rate": STARTS[start]["learning_rate"],
             "warmup_steps": min(100, max(1, steps // 10)),
             "ema_decay": round(1 - 10 / max(steps, 20), 4),
             "mixed_precision": "auto",
@@ -92,7 +99,8 @@ def build_config(dataset: Path, start: str, seed: int, run_dir: Path, steps: int
     }
     if start == "scratch":
         return parse_config({**values, "generator": {"unet": dict(SMALL_NETWORK)}}, TrainConfig)
-    return parse_config({**values, "checkpoint": f"bundled:{start}"}, FinetuneConfig)
+    kept = {name: value for name, value in STARTS[start].items() if name != "learning_rate"}
+    return parse_config({**values, **kept}, FinetuneConfig)
 
 
 def measure_step(arguments: argparse.Namespace) -> None:

@@ -45,6 +45,32 @@ def test_statistics_of_a_valid_folder(dataset: Path) -> None:
     assert [thumbnail.caption for thumbnail in report.thumbnails] == ["train/a", "train/b", "val/c"]
 
 
+@pytest.mark.parametrize("described", [True, False])
+def test_images_and_masks_without_splits_are_a_training_split(dataset: Path, described: bool) -> None:
+    folder, before = dataset / "train", check_dataset(dataset).splits["train"]
+    if described:
+        save_dataset_info(folder, _INFO)
+    (folder / "rejects.txt").write_text("b\n")
+    report = check_dataset(folder)
+    assert (report.problems, list(report.splits)) == ([], ["train"])
+    found = report.splits["train"]
+    assert found.num_images == before.num_images
+    assert found.class_pixels.tolist() == before.class_pixels.tolist()
+    assert [pair.stem for pair in list_pairs(folder, "train")] == ["a"]
+    mask = load_pair(list_pairs(folder, "train")[0], load_dataset_info(folder))[1]
+    assert np.array_equal(mask, load_pair(list_pairs(dataset, "train")[0], _INFO)[1])
+    (folder / "masks" / "a.png").unlink()
+    with pytest.raises(InputError, match=r"train/images/a\.png: has no mask of the same name"):
+        list_pairs(folder, "train")
+
+
+def test_a_folder_of_images_beside_other_folders_has_no_masks(dataset: Path) -> None:
+    plain = dataset / "train" / "images"
+    (plain / "masks").mkdir()
+    assert load_dataset_info(plain).class_names == []
+    assert [pair.mask for pair in list_pairs(plain, "train")] == [None, None]
+
+
 def test_bundled_uhcs_has_no_problems() -> None:
     report = check_dataset(BUNDLED / "uhcs")
     assert report.problems == []

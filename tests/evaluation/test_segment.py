@@ -111,6 +111,7 @@ def test_a_folder_gets_masks_and_confidence(trained: Path, dataset: Path, tmp_pa
         assert mask.mode == "P"
         assert mask.size == (96, 96)
         assert Image.open(tmp_path / "out" / "confidence" / name).mode == "L"
+    assert [pair.stem for pair in list_pairs(tmp_path / "out", "train")] == ["000", "001"]
 
 
 def test_a_dataset_folder_gets_the_predicted_masks(trained: Path, dataset: Path, tmp_path: Path) -> None:

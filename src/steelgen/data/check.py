@@ -18,6 +18,7 @@ from steelgen.data.folder import (
     DatasetInfo,
     Pair,
     find_images,
+    find_masks,
     list_images,
     list_splits,
     load_dataset_info,
@@ -151,10 +152,10 @@ def check_dataset(root: Path, report: Callable[[int, int], None] | None = None) 
 
 def _match_files(root: Path, split: str, labeled: bool, problems: list[Problem]) -> list[Pair]:
     """Lists the pairs of a split, and adds files without a partner to the problems unless there are no masks."""
-    masked = labeled or (root / split / "masks").is_dir()
+    folders = {"images": find_images(root, split), "masks": find_masks(root, split)}
+    masked = labeled or folders["masks"].is_dir()
     found: list[dict[str, Path]] = []
-    for kind in ("images", "masks") if masked else ("images",):
-        folder = find_images(root, split) if kind == "images" else root / split / kind
+    for kind, folder in folders.items() if masked else (("images", folders["images"]),):
         by_stem: dict[str, Path] = {}
         if not folder.is_dir():
             problems.append(Problem(f"{split}/{kind}", "no such folder"))

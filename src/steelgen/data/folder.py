@@ -7,8 +7,8 @@
     train/rejects.txt                     optional; stems that `list_pairs` skips, one per line
 
 Masks are single-channel 8-bit palette PNGs: class indices on disk, colors in any viewer, 255 is "ignore".
-Two other layouts are supported: ISDM's (train|test/{images,masks}, no dataset.json, binary masks of 0 and 255), and a
-plain folder of images, as a training split without masks.
+Three other layouts are supported: ISDM's (train|test/{images,masks}, no dataset.json, binary masks of 0 and 255),
+images/ and masks/ without splits, as a training split, and a plain folder of images, as one without masks.
 """
 
 from __future__ import annotations
@@ -111,16 +111,30 @@ def save_dataset_info(root: Path, info: DatasetInfo) -> None:
 
 
 def list_splits(root: Path) -> list[str]:
-    """Lists the splits in a dataset folder, in the order train, val, test; a plain folder of images is train."""
+    """Lists the splits in a dataset folder, in the order train, val, test; one without splits is train."""
     splits = [split for split in SPLITS if (root / split / "images").is_dir()]
-    plain = not splits and root.is_dir() and not (root / "dataset.json").is_file() and list_images(root)
-    return ["train"] if plain else splits
+    if splits or not root.is_dir():
+        return splits
+    plain = not (root / "dataset.json").is_file() and list_images(root)
+    return ["train"] if plain or _is_unsplit(root) else []
 
 
 def find_images(root: Path, split: str) -> Path:
     """Returns the folder with the images of an existing split."""
     folder = root / split / "images"
-    return folder if folder.is_dir() else root
+    if folder.is_dir():
+        return folder
+    return root / "images" if _is_unsplit(root) else root
+
+
+def _is_unsplit(root: Path) -> bool:
+    return all((root / kind).is_dir() for kind in ("images", "masks"))
+
+
+def find_masks(root: Path, split: str) -> Path:
+    """Returns the folder with the masks of an existing split, which may be missing."""
+    images = find_images(root, split)
+    return (root / split if images == root else images.parent) / "masks"
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -159,8 +173,9 @@ def list_pairs(root: Path, split: str, with_rejects: bool = False) -> list[Pair]
     image_folder = find_images(root, split) if split in present else folder / "images"
     images = index_by_stem(list_images(image_folder))
     masks: dict[str, Path] | None = None
-    if (folder / "masks").is_dir():
-        masks = index_by_stem(list_images(folder / "masks"))
+    mask_folder = find_masks(root, split) if split in present else folder / "masks"
+    if mask_folder.is_dir():
+        masks = index_by_stem(list_images(mask_folder))
         for stem in images.keys() ^ masks.keys():
             path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
             raise InputError(f"{path}: has no {other} of the same name")
@@ -290,10 +305,10 @@ def index_by_stem(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def _infer_info(root: Path) -> DatasetInfo:
-    splits = [split for split in list_splits(root) if (root / split / "masks").is_dir()]
+    splits = [split for split in list_splits(root) if find_masks(root, split).is_dir()]
     if not splits:
         return DatasetInfo(name=root.resolve().name, class_names=[], source="images without masks (no dataset.json)")
-    values = find_mask_values(path for split in splits for path in list_images(root / split / "masks"))
+    values = find_mask_values(path for split in splits for path in list_images(find_masks(root, split)))
     names = ["background", "foreground"] if set(values) <= {0, 255} else name_classes(values)
     return DatasetInfo(
         name=root.resolve().name, class_names=names, palette=isdm_palette(len(names)), source=_ISDM_LAYOUT
