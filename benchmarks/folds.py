@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LinePrinter, save_results
+from common import save_results
+from fitting import train_to_end
 from numpy.typing import NDArray
 
 from steelgen.config.base import parse_config
@@ -47,7 +48,6 @@ from steelgen.evaluation.utility.statistics import compare_classes, summarize
 from steelgen.files import load_json, new_folder
 from steelgen.fold_workflow import write_division
 from steelgen.sampling.sample import sample
-from steelgen.training.loop import finetune
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
@@ -68,6 +68,8 @@ MIXES: dict[str, dict[str, Any]] = {
 }
 """How real and generated crops are mixed in training, as fields of the study's `training`."""
 OTHERS = ("unused", "unlabeled", "predicted")
+DEFAULTS = ("plain", "split", "unused")
+"""Mix, masks and others that names of folders leave out."""
 SEGMENTERS = {"batch_size": 8, "augmentation": {}, "enlargement": 1.5, "validate_every": 100}
 
 
@@ -162,9 +164,7 @@ def train_stage(name: str, data: dict[str, Any], run_dir: Path, seed: int, steps
         "validation": {"every": max(1, steps // 8), "crops": 64},
         "measurement": {"every": None},
     }
-    result = finetune(parse_config(values, FinetuneConfig), LinePrinter(), resume=True)
-    if result.export is None:
-        raise InputError(f"{run_dir}: stopped by {result.stopped_by} at step {result.global_step}; run again to resume")
+    train_to_end(parse_config(values, FinetuneConfig))
     return run_dir / "best"
 
 
@@ -182,33 +182,37 @@ def sample_pairs(stages: list[Path], masks: str, dataset: Path, out: Path, seed:
     return sample(parse_config(values, SampleConfig), lambda done, total: None)
 
 
+def find_place(folder: Path, kind: str, *choices: str) -> Path:
+    """Returns the folder of what was made with these choices."""
+    return folder / "-".join([kind, *(choice for choice in choices if choice not in DEFAULTS)])
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Trains generators, samples pairs, and trains segmenters for one fold and number of micrographs."""
     count, seed = arguments.micrographs, arguments.seed
     folder = arguments.runs / f"fold{arguments.fold}-{count or 'all'}-seed{seed}"
     dataset = prepare_dataset(str(arguments.fold), count, seed, folder / "data")
-    learned, drawn = ([name] * (name not in ("unused", "split")) for name in (arguments.others, arguments.masks))
-    mixed = [arguments.mix] * (arguments.mix != "plain")
-    whole = prepare_dataset(str(arguments.fold), 0, seed, folder / "whole") if learned else dataset
-    layouts, real, data = dataset, dataset, {"dataset": str(dataset)}
-    if arguments.others == "unlabeled":
-        plain = {"dataset": str(whole), "unconditional": True}
-        data = {"datasets": [{"dataset": str(dataset)}, plain], "merge_classes": True}
-    elif arguments.others == "predicted":
-        layouts = predict_others(dataset, whole, folder, seed, arguments.segmenter_steps)
-        data = {"dataset": str(layouts)}
+    masks, others = arguments.masks, arguments.others
+    labeled, data = dataset, {"dataset": str(dataset)}
+    if others != "unused":
+        whole = prepare_dataset(str(arguments.fold), 0, seed, folder / "whole")
+        if others == "unlabeled":
+            plain = {"dataset": str(whole), "unconditional": True}
+            data = {"datasets": [{"dataset": str(dataset)}, plain], "merge_classes": True}
+        else:
+            labeled = predict_others(dataset, whole, folder, seed, arguments.segmenter_steps)
+            data = {"dataset": str(labeled)}
+    needs_pairs = any(parse_code(code).needs_generated for code in arguments.codes)
     pairs = None
-    if any(parse_code(code).needs_generated for code in arguments.codes):
+    if needs_pairs:
         steps = {"first": arguments.steps, "refine": arguments.refining_steps}
-        stages = [train_stage(name, data, folder / "-".join([name, *learned]), seed, steps[name]) for name in STAGES]
-        out = folder / "-".join(["pairs", *drawn, *learned])
-        pairs = sample_pairs(stages, arguments.masks, layouts, out, seed, arguments.pairs)
-    else:
-        real = layouts
+        stages = [train_stage(name, data, find_place(folder, name, others), seed, steps[name]) for name in STAGES]
+        place = find_place(folder, "pairs", masks, others)
+        pairs = sample_pairs(stages, masks, labeled, place, seed, arguments.pairs)
     study = {
-        "dataset": str(real),
+        "dataset": str(dataset if needs_pairs else labeled),
         "generated": pairs and str(pairs),
-        "output_dir": str(folder / "-".join(["study", *mixed, *drawn, *learned])),
+        "output_dir": str(find_place(folder, "study", arguments.mix, masks, others)),
         "codes": arguments.codes,
         "architectures": [ARCHITECTURE],
         "seeds": [seed],
@@ -276,9 +280,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=256, help="generated pairs")
     parser.add_argument("--mix", choices=MIXES, default="plain", help="how real crops and pairs are mixed")
     parser.add_argument("--masks", choices=("split", "augmented"), default="split", help="mask_source of the pairs")
-    parser.add_argument(
-        "--others", choices=("unused", "unlabeled", "predicted"), default="unused", help="use of the rest"
-    )
+    parser.add_argument("--others", choices=OTHERS, default="unused", help="use of the other micrographs")
     parser.add_argument("--result", default="folds", help="name of the table's result")
     parser.add_argument("--codes", nargs="+", choices=ARMS, default=list(ARMS), help="training sets")
     arguments = parser.parse_args()

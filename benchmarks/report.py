@@ -185,11 +185,9 @@ SECTIONS = (
     Section(
         "levers",
         "One labeled micrograph of sixteen",
-        "As above with one micrograph. FALL half: 128 pairs, half of every batch real crops. unlabeled: both stages "
-        "also learn from the other fifteen micrographs without their masks; augmented: the masks of the pairs are "
-        "rearranged. F000 predicted: no generator, a segmenter of the one micrograph labels the other fifteen (counted "
-        "as pairs), and the next is trained on all; FALL half predicted: the cascade learns from these and draws for "
-        "their masks.",
+        "As above with one micrograph. F000 predicted: a segmenter of it labels the fold's other fifteen (counted as "
+        "pairs), and the next is trained on all. FALL half predicted: the cascade is fine-tuned on all and draws 128 "
+        "pairs for their masks, and half of every batch are crops of the labeled micrograph.",
         evaluation.tabulate_folds,
     ),
     Section(

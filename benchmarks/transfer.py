@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from charts import plot_grid
-from common import LinePrinter, save_results, summarize
+from common import save_results, summarize
+from fitting import train_to_end
 from steps import TrainingStep
 
 from steelgen.config.base import parse_config
@@ -34,7 +35,6 @@ from steelgen.errors import InputError
 from steelgen.files import load_json, new_folder
 from steelgen.planning.rules import SMALL_NETWORK
 from steelgen.runs import read_metrics
-from steelgen.training.loop import finetune, train
 
 RESULTS = Path(__file__).parent / "results"
 DATASETS = ("data/pretraining/uhcs_spheroidite", "data/pretraining/tem_316l_loops")
@@ -123,8 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = prepare_dataset(source, count, seed, arguments.runs / "data")
     name = f"{source.name}-{arguments.start}-{count or 'all'}-seed{seed}-{arguments.minutes:g}min"
     config = build_config(dataset, arguments.start, seed, arguments.runs / name, steps, arguments.images)
-    act = train if arguments.start == "scratch" else finetune
-    act(config, LinePrinter(), resume=True)
+    train_to_end(config)
 
 
 def gather(runs: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from steelgen.generators.gan.losses import (
     compute_segmentation_losses,
 )
 from steelgen.generators.penalty import compute_penalty
+from steelgen.models.spade_gan import compute_log_odds
 
 
 def test_penalty_of_a_quadratic_form():
@@ -67,7 +68,7 @@ def test_classes_of_a_mask_count_alike_and_ignored_pixels_not():
 
 
 def test_lead_over_generated_images_is_none_where_nothing_tells_them_apart():
-    """The best discriminator that sees only the classes, found by Newton's method, leads by nothing: it only seems
+    """The best discriminator that sees only the classes, found by L-BFGS, leads by nothing: it only seems
     sure that the pixels of the frequent class are generated."""
     mask = torch.zeros(1, 8, 8, dtype=torch.int64)
     mask[0, 0, :4], mask[0, 7, 7] = 1, 9  # 59 pixels, 4, and an ignored one
@@ -89,14 +90,13 @@ def test_lead_over_generated_images_is_none_where_nothing_tells_them_apart():
 
     optimizer.step(compute_loss)
     logits = table.detach()[rows].permute(2, 0, 1)[None]
-    odds = logits[:, :-1].logsumexp(dim=1) - logits[:, -1]
+    odds = compute_log_odds(logits)
     torch.testing.assert_close(odds[0, 4, 4].exp(), weights[0], rtol=1e-3, atol=0)
     torch.testing.assert_close(odds[0, 0, 0].exp(), weights[1], rtol=1e-3, atol=0)
     assert odds[0, 4, 4] < 0 < odds[0, 0, 0]
-    surer = torch.tensor([0.0, 0.0, 0.01])[:, None, None]
-    assert compute_lead(logits - surer, mask, weights).item() == 1
-    assert compute_lead(logits + surer, mask, weights).item() == -1
-    half = logits - surer * torch.where(torch.arange(64).reshape(8, 8) % 2 == 0, 1, -1)
+    assert compute_lead(odds + 0.01, mask, weights).item() == 1
+    assert compute_lead(odds - 0.01, mask, weights).item() == -1
+    half = odds + 0.01 * torch.where(torch.arange(64).reshape(8, 8) % 2 == 0, 1, -1)
     assert abs(compute_lead(half, mask, weights).item()) < 0.05
 
 

@@ -165,6 +165,6 @@ class SegmentingDiscriminator(nn.Module):
             return self.to_logits(features)
 
 
-def compute_realness(logits: Tensor) -> Tensor:
-    """Computes the mean log-odds of being real over pixels, logits (N, num_classes + 1, H, W) → (N,)."""
-    return (logits[:, :-1].logsumexp(dim=1) - logits[:, -1]).mean(dim=(1, 2))
+def compute_log_odds(logits: Tensor) -> Tensor:
+    """Computes the log-odds of each pixel of being real, logits (N, num_classes + 1, H, W) → (N, H, W)."""
+    return logits[:, :-1].logsumexp(dim=1) - logits[:, -1]

@@ -42,7 +42,7 @@ def compute_segmentation_losses(logits: Tensor, mask: Tensor, weights: Tensor) -
     return losses.sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
 
 
-def compute_lead(logits: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+def compute_lead(odds: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Computes r_t of ADA (arXiv 2006.06676, section 3) for real images and a segmentation discriminator.
 
     The discriminator that minimizes `compute_segmentation_losses` gives a real pixel of class c the odds
@@ -50,15 +50,14 @@ def compute_lead(logits: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     frequent class seem generated, and the sign of their log-odds shows overfitting only if this is taken out.
 
     Args:
-        logits: (N, num_classes + 1, H, W) of real images.
+        odds: (N, H, W) log-odds of the pixels of real images of being real.
         mask: (N, H, W) int64; indices ≥ num_classes are ignored.
         weights: (num_classes + 1,), of the real classes and of generated pixels.
 
     Returns:
         (N,) fraction of pixels that seem more real than these odds minus that of the others, in [−1, 1].
     """
-    counted = mask < logits.shape[1] - 1
-    odds = logits[:, :-1].logsumexp(dim=1) - logits[:, -1]
+    counted = mask < len(weights) - 1
     chance = (weights / weights[-1]).log()[mask.where(counted, 0)]
     return ((odds - chance).sign() * counted).sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
 

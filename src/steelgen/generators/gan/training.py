@@ -23,7 +23,7 @@ from steelgen.generators.gan.losses import (
 )
 from steelgen.generators.gan.networks import build_discriminator
 from steelgen.generators.penalty import compute_penalty
-from steelgen.models.spade_gan import compute_realness
+from steelgen.models.spade_gan import compute_log_odds
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,9 @@ class _AdversarialStep:
         weights = F.pad(balance_classes(mask, self._num_classes), (0, 1), value=1.0)
         losses = compute_segmentation_losses(real, self._hide_ignored(mask), weights)
         losses = losses + compute_segmentation_losses(fake, torch.full_like(mask, self._num_classes), weights)
-        return losses, (compute_realness(real), compute_realness(fake)), compute_lead(real, mask, weights)
+        odds = compute_log_odds(real)
+        scores = odds.mean(dim=(1, 2)), compute_log_odds(fake).mean(dim=(1, 2))
+        return losses, scores, compute_lead(odds, mask, weights)
 
     def _score(self, images: Tensor, number: int, precise: bool = False) -> Tensor:
         """Augments images by transform `number` and runs the discriminator."""
