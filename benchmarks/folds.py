@@ -16,13 +16,12 @@ interruption; `table` computes the study's statistics over all finished folds.
 uses the fold's other training micrographs without their masks, as a laboratory has many of which it labeled a few:
 generators learn from them with the null mask (unlabeled), or with the masks that a segmenter of the labeled ones
 predicts (predicted). These then also are the layouts of the pairs, and with the code RALLF000 they are labels to train
-a segmenter on, the cheap rival.
+a segmenter on, the cheap rival; `--real all` trains one on them and on the pairs.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,15 @@ from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.train import FinetuneConfig
 from steelgen.config.utility import UtilityConfig, has_paste, parse_code
-from steelgen.data.folder import list_pairs, load_dataset_info
+from steelgen.data.folder import load_dataset_info
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
-from steelgen.evaluation.segment import label_folder, load_labeler, train_labeler
+from steelgen.evaluation.segment import COMPLETED, train_labeler
 from steelgen.evaluation.study import utility
 from steelgen.evaluation.utility.data import choose_subset
 from steelgen.evaluation.utility.folds import divide_folds
 from steelgen.evaluation.utility.statistics import compare_classes, summarize
-from steelgen.files import load_json, new_folder
+from steelgen.files import load_json
 from steelgen.fold_workflow import write_division
 from steelgen.sampling.sample import sample
 
@@ -68,8 +67,9 @@ MIXES: dict[str, dict[str, Any]] = {
 }
 """How real and generated crops are mixed in training, as fields of the study's `training`."""
 OTHERS = ("unused", "unlabeled", "predicted")
-DEFAULTS = ("plain", "split", "unused")
-"""Mix, masks and others that names of folders leave out."""
+REAL = ("labeled", "all")
+DEFAULTS = ("plain", "split", "unused", "labeled")
+"""Mix, masks, others and real micrographs that names of folders leave out."""
 SEGMENTERS = {"batch_size": 8, "augmentation": {}, "enlargement": 1.5, "validate_every": 100}
 
 
@@ -86,13 +86,13 @@ def prepare_dataset(fold: str, count: int, seed: int, out: Path) -> Path:
     return out
 
 
-def predict_others(dataset: Path, whole: Path, folder: Path, seed: int, steps: int) -> Path:
-    """Replaces the masks of training micrographs by predictions of a segmenter of the labeled ones, once.
+def predict_others(dataset: Path, whole: Path, out: Path, seed: int, steps: int) -> Path:
+    """Trains a segmenter of the labeled micrographs that labels the others of the fold, once.
 
     Args:
         dataset: dataset folder of the labeled micrographs.
-        whole: dataset folder of all, to be read only.
-        folder: folder of the segmenter, its predictions, and the result.
+        whole: dataset folder of all.
+        out: folder of the segmenter.
         seed: seed of the segmenter.
         steps: its training steps.
 
@@ -100,13 +100,11 @@ def predict_others(dataset: Path, whole: Path, folder: Path, seed: int, steps: i
         Dataset folder with the masks of `dataset` and predicted ones in train/, and the splits val/ and test/ as they
         were.
     """
-    segmenter, predicted, out = folder / "segmenter", folder / "predictions", folder / "predicted"
-    if out.is_dir():
-        return out
-    if not segmenter.is_dir():
+    if not out.is_dir():
         values = {
             "dataset": str(dataset),
-            "output_dir": str(segmenter),
+            "output_dir": str(out),
+            "unlabeled": str(whole),
             "image_size": EDGE,
             "crop_size": EDGE,
             "validate_every": SEGMENTERS["validate_every"],
@@ -118,15 +116,7 @@ def predict_others(dataset: Path, whole: Path, folder: Path, seed: int, steps: i
             "seed": seed,
         }
         train_labeler(parse_config(values, SegmentConfig))
-    if not predicted.is_dir():
-        label_folder(load_labeler(segmenter), whole / "train" / "images", predicted)
-    labeled = {pair.stem for pair in list_pairs(dataset, "train")}
-    with new_folder(out) as working:
-        shutil.copytree(whole, working, dirs_exist_ok=True)
-        for pair in list_pairs(whole, "train"):
-            if pair.stem not in labeled:
-                shutil.copy(predicted / "masks" / f"{pair.stem}.png", working / "train" / "masks" / f"{pair.stem}.png")
-    return out
+    return out / COMPLETED
 
 
 def train_stage(name: str, data: dict[str, Any], run_dir: Path, seed: int, steps: int) -> Path:
@@ -200,7 +190,7 @@ def run(arguments: argparse.Namespace) -> None:
             plain = {"dataset": str(whole), "unconditional": True}
             data = {"datasets": [{"dataset": str(dataset)}, plain], "merge_classes": True}
         else:
-            labeled = predict_others(dataset, whole, folder, seed, arguments.segmenter_steps)
+            labeled = predict_others(dataset, whole, folder / "segmenter", seed, arguments.segmenter_steps)
             data = {"dataset": str(labeled)}
     needs_pairs = any(parse_code(code).needs_generated for code in arguments.codes)
     pairs = None
@@ -210,9 +200,9 @@ def run(arguments: argparse.Namespace) -> None:
         place = find_place(folder, "pairs", masks, others)
         pairs = sample_pairs(stages, masks, labeled, place, seed, arguments.pairs)
     study = {
-        "dataset": str(dataset if needs_pairs else labeled),
+        "dataset": str(dataset if needs_pairs and arguments.real == "labeled" else labeled),
         "generated": pairs and str(pairs),
-        "output_dir": str(find_place(folder, "study", arguments.mix, masks, others)),
+        "output_dir": str(find_place(folder, "study", arguments.mix, masks, others, arguments.real)),
         "codes": arguments.codes,
         "architectures": [ARCHITECTURE],
         "seeds": [seed],
@@ -281,6 +271,7 @@ def main() -> None:
     parser.add_argument("--mix", choices=MIXES, default="plain", help="how real crops and pairs are mixed")
     parser.add_argument("--masks", choices=("split", "augmented"), default="split", help="mask_source of the pairs")
     parser.add_argument("--others", choices=OTHERS, default="unused", help="use of the other micrographs")
+    parser.add_argument("--real", choices=REAL, default="labeled", help="real micrographs beside the pairs")
     parser.add_argument("--result", default="folds", help="name of the table's result")
     parser.add_argument("--codes", nargs="+", choices=ARMS, default=list(ARMS), help="training sets")
     arguments = parser.parse_args()

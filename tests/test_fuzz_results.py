@@ -24,7 +24,8 @@ from steelgen.errors import InputError
 from steelgen.evaluation.comparison import build_comparison
 from steelgen.evaluation.evaluate import evaluate
 from steelgen.evaluation.judge_utility import judge_utility
-from steelgen.evaluation.segment import load_labeler, train_labeler
+from steelgen.evaluation.labeler import load_labeler
+from steelgen.evaluation.segment import train_labeler
 from steelgen.evaluation.sets import find_generated, resolve_geometry
 from steelgen.evaluation.study import utility
 from steelgen.evaluation.study_views import find_view

@@ -166,6 +166,19 @@ def test_a_utility_study_ends_the_workflow(tmp_path, monkeypatch):
         plan_study()
 
 
+def test_unlabeled_micrographs_belong_to_a_dataset_that_is_trained_on():
+    values = workflow_values()
+    values["segment"] = {"dataset": "tiny", "output_dir": "segmenter"}
+    with pytest.raises(InputError, match=r"segment.unlabeled: is missing"):
+        parse_config(values, WorkflowConfig)
+    values["segment"]["unlabeled"] = "more"
+    with pytest.raises(InputError, match=r"train.data.dataset is tiny, but must be in segment.output_dir segmenter"):
+        parse_config(values, WorkflowConfig)
+    values["train"]["data"]["dataset"] = "segmenter/dataset"
+    stages = plan_workflow(parse_config(values, WorkflowConfig))
+    assert [stage.action for stage in stages] == ["segment", "train", "sample"]
+
+
 def fold_values():
     values = json.loads(
         json.dumps({**workflow_values(), "utility": utility_values()}).replace('"tiny"', '"{fold}/data"')

@@ -48,12 +48,12 @@ def write_fold_datasets(config: WorkflowConfig) -> list[Path]:
     Raises:
         InputError: if a folder exists with other micrographs in its splits; see also `divide_folds`.
     """
-    if not config.has_folds:
+    if config.fold_dataset is None:
         return []
     assert config.utility is not None
-    template, written = config.last_training.data.dataset, []
+    written = []
     for fold, divided in divide_folds(config.utility).items():
-        out = insert_fold(template, fold)
+        out = insert_fold(config.fold_dataset, fold)
         assert out is not None
         if out.is_dir():
             _check_dataset(out, divided)

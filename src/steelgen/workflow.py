@@ -1,4 +1,7 @@
-"""The workflow: train → finetune → refine → sample → evaluate → utility, run locally or as a chain of Slurm jobs."""
+"""The workflow: segment → train → finetune → refine → sample → evaluate → utility.
+
+It runs locally, or as a chain of Slurm jobs.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,16 @@ from steelgen.config.actions import find_output
 from steelgen.config.base import Section, config_to_json
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.sample import SampleConfig
+from steelgen.config.segment import SegmentConfig
 from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import FinetuneConfig, RunConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.config.workflow import WorkflowConfig
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
+from steelgen.evaluation.labeler import SEGMENTER_FILE, load_segment_config
 from steelgen.evaluation.results import load_evaluation
+from steelgen.evaluation.segment import SCORES_FILE
 from steelgen.evaluation.utility.cells import list_cells
 from steelgen.evaluation.utility.results import RESULT_FILE as UTILITY_FILE
 from steelgen.evaluation.utility.results import STUDY_FILE, load_study_result
@@ -31,6 +37,7 @@ from steelgen.sampling.formats import load_sampling
 from steelgen.turns import REFINING_SHARE, SharedTime
 
 _FILES = {
+    "segment": (SEGMENTER_FILE, SCORES_FILE),
     "train": ("config.json", RESULT_FILE),
     "finetune": ("config.json", RESULT_FILE),
     "refine": ("config.json", RESULT_FILE),
@@ -81,8 +88,8 @@ def plan_workflow(config: WorkflowConfig) -> list[Stage]:
         else:
             complete = _is_complete(settings, output) and (output / last).is_file()
         for before in stages:
-            # No other stage reads the output of evaluate, refine reads none, and only the study that of all folds.
-            reads = action != "refine" and before.action != "evaluate"
+            # No stage reads the output of evaluate, refine only that of segment, and only the study reads all folds.
+            reads = before.action == "segment" if action == "refine" else before.action != "evaluate"
             if reads and (fold is None or before.fold in (None, fold)):
                 _check_not_stale(output / first, before)
         stages.append(Stage(action, settings, output, complete, fold))
@@ -165,7 +172,9 @@ def submit_workflow(config: WorkflowConfig, profile: SlurmProfile, report: Calla
         report(f"{job.action}: job {ids[-1]} → {job.output}")
 
     for (action, fold), stage in pending.items():
-        if action in ("train", "finetune", "refine") or (action == "evaluate" and ("sample", fold) not in pending):
+        if action in ("segment", "train", "finetune", "refine") or (
+            action == "evaluate" and ("sample", fold) not in pending
+        ):
             submit(stage, action)
         elif action == "sample":
             submit(stage, action, shards=config.shards)
@@ -216,6 +225,14 @@ def _is_complete(config: Section, output: Path) -> bool:
             written["mixed_precision"] = "auto"
         indices = range(config.num_samples)
         return rows == len(indices) and finished_indices(output).issuperset(indices) and written == wanted
+    if isinstance(config, SegmentConfig):
+        if not (output / SEGMENTER_FILE).is_file():
+            return False
+        written = config_to_json(load_segment_config(output))
+        if config.segmenter.enlargement is None:  # recorded as chosen for the micrographs
+            written["segmenter"]["enlargement"] = None
+        _check_same(output, written, wanted)
+        return True
     if isinstance(config, UtilityConfig):
         if not (output / UTILITY_FILE).is_file():
             return False

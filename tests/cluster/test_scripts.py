@@ -31,6 +31,7 @@ JOBS = {
     "gather": (Job("gather", Path("s.json"), Path("runs/b"), evaluate_config=Path("e.json")), SITE),
     "utility": (Job("utility", Path("configs/utility.json"), Path("runs/d"), shards=12), OTHER),
     "gather-utility": (Job("gather", Path("u.json"), Path("runs/d"), gathers="utility"), OTHER),
+    "segment": (Job("segment", Path("configs/segment.json"), Path("runs/e")), SITE),
     "evaluate": (Job("evaluate", Path("configs/evaluate.json"), Path("runs/c")), OTHER),
 }
 
@@ -55,7 +56,7 @@ def test_scripts_are_sound_bash(path):
 
 
 def test_templates_are_there_by_hand_and_in_the_package():
-    assert {path.name for path in TEMPLATES} == {"train.sbatch", "array.sbatch", "gather.sbatch", "evaluate.sbatch"}
+    assert {path.name for path in TEMPLATES} == {"train.sbatch", "array.sbatch", "gather.sbatch", "single.sbatch"}
     for path in TEMPLATES:
         assert (ROOT / "src/steelgen/cluster/templates" / path.name).read_bytes() == path.read_bytes()
 

@@ -29,9 +29,10 @@ from steelgen.diffusion.noise import scale_to_flow
 from steelgen.errors import InputError
 from steelgen.evaluation import pixel_training
 from steelgen.evaluation.iou import compute_scores
+from steelgen.evaluation.labeler import label_micrograph, load_labeler
 from steelgen.evaluation.pixel_training import build_features, sample_pixels, train_pixel_heads
 from steelgen.evaluation.prediction import Averaging, predict_maps, predict_masks, predict_probabilities
-from steelgen.evaluation.segment import label_micrograph, load_labeler, train_labeler
+from steelgen.evaluation.segment import train_labeler
 from steelgen.generators.families import build_generator, open_network
 from tests.conftest import tiny_train_config
 from tests.evaluation.conftest import draw_micrograph

@@ -17,7 +17,9 @@ from steelgen.data.check import check_dataset
 from steelgen.data.folder import list_pairs, load_dataset_info, load_metadata, load_pair, save_metadata
 from steelgen.errors import InputError
 from steelgen.evaluation.iou import compute_scores
-from steelgen.evaluation.segment import label_folder, label_micrograph, load_labeler, train_labeler
+from steelgen.evaluation.labeled_folders import label_folder
+from steelgen.evaluation.labeler import label_micrograph, load_labeler
+from steelgen.evaluation.segment import train_labeler
 from steelgen.evaluation.windows import _starts
 from tests.evaluation.conftest import draw_micrograph
 
@@ -134,6 +136,47 @@ def test_a_dataset_folder_gets_the_predicted_masks(trained: Path, dataset: Path,
     rows = load_metadata(tmp_path / "out")
     assert list(rows) == [str(Path(name).with_suffix(".png")) for name in names]
     assert rows["test/images/001.png"]["parent"] == "sheet1"
+
+
+def test_unlabeled_micrographs_join_the_dataset(dataset: Path, tmp_path: Path) -> None:
+    """A folder with all micrographs: those of the dataset keep their masks, the others get predicted ones."""
+    more = tmp_path / "more"
+    more.mkdir()
+    for path in sorted((dataset / "train" / "images").iterdir())[:2]:
+        shutil.copy(path, more)
+    new, mask = draw_micrograph(np.random.default_rng(9), 96)
+    Image.fromarray(new).save(more / "new.tif")
+    quick = {"architecture": "unet", "steps": 30, "batch_size": 8, "base_channels": 8, "num_levels": 2}
+    values = {
+        "dataset": str(dataset),
+        "output_dir": str(tmp_path / "out"),
+        "unlabeled": str(more),
+        "test_split": None,
+        "image_size": 32,
+        "crop_size": 32,
+        "segmenter": {**quick, "learning_rate": 1e-2},
+    }
+    scores = train_labeler(parse_config(values, SegmentConfig))
+    assert scores["predicted"] == 1
+    assert "mean_iou" not in scores
+    completed = tmp_path / "out" / "dataset"
+    assert not check_dataset(completed).problems
+    assert load_metadata(completed)["train/images/new.png"]["labels"] == "predicted"
+    info = load_dataset_info(completed)
+    pairs = {pair.stem: pair for pair in list_pairs(completed, "train")}
+    assert pairs.keys() == {"new", *(pair.stem for pair in list_pairs(dataset, "train"))}
+    image, predicted = load_pair(pairs["new"], info)
+    assert np.array_equal(image, new)
+    assert np.array_equal(predicted, label_micrograph(load_labeler(tmp_path / "out"), new)[0])
+    assert compute_scores(mask[None], predicted[None], 2).mean_iou > 0.75
+    for split in ("train", "test"):
+        for pair in list_pairs(dataset, split):
+            kept = next(each for each in list_pairs(completed, split) if each.stem == pair.stem)
+            assert all(map(np.array_equal, load_pair(pair, load_dataset_info(dataset)), load_pair(kept, info)))
+    (more / "new.tif").unlink()
+    with pytest.raises(InputError, match=r"more: each image has the name of a micrograph of .* none to label"):
+        train_labeler(parse_config({**values, "output_dir": str(tmp_path / "none")}, SegmentConfig))
+    assert not (tmp_path / "none").exists()
 
 
 def test_unusable_input_is_one_line(trained: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What is measured of a set, on images and masks whose answers are known."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -147,6 +149,20 @@ def test_tiles_of_one_micrograph_count_once(tmp_path):
     found = compute_fingerprint(tmp_path)
     assert found.parents == 2
     assert found.orientation < 0.1
+
+
+def test_unlabeled_micrographs_count(tmp_path):
+    root = write_tiny_dataset(tmp_path / "tiny", (64, 96), splits=(("train", 1), ("test", 1)))
+    copied, small = tmp_path / "copied.png", tmp_path / "small.png"
+    shutil.copyfile(next((root / "test/images").iterdir()), copied)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)).save(small)
+    found = compute_fingerprint(root, unlabeled=[copied, small])
+    assert (found.unlabeled, found.count, found.micrographs) == (2, 3, {"train": 1, "test": 1})
+    assert found.smallest_edge == 40
+    assert found.leaks == 1  # a test micrograph among the unlabeled ones
+    Image.fromarray(np.zeros((20, 50), np.uint8)).save(small)
+    with pytest.raises(InputError, match=r"small.png: 50x20 px; a plan needs edges of at least 32 px"):
+        compute_fingerprint(root, unlabeled=[small])
 
 
 def test_look_alikes_and_leaks(tmp_path):

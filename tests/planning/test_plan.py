@@ -1,6 +1,7 @@
 """`steelgen plan`: what it writes, what it refuses, and that its workflow is the whole work."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 from steelgen.cli.app import app
 from steelgen.config.actions import ACTIONS
 from steelgen.config.base import load_config
-from steelgen.data.folder import DatasetInfo, save_dataset_info, save_mask
+from steelgen.data.check import check_dataset
+from steelgen.data.folder import DatasetInfo, load_metadata, save_dataset_info, save_mask
 from steelgen.planning import plan as planning
+from steelgen.planning import stages
 from steelgen.planning.machine import Machine, StepTime
 from tests.conftest import write_tiny_dataset
 
@@ -24,11 +27,14 @@ CPU = Machine("cpu", "", 2, 8.0)
 def quick(monkeypatch):
     """No training step is taken: 0.1 s per crop."""
     monkeypatch.setattr(planning, "examine_device", lambda: CPU)
-    monkeypatch.setattr(
-        planning,
-        "time_step",
-        lambda config, machine: StepTime(config.train.train_batch_size, 1, 0.1 * config.train.train_batch_size, 1.0),
-    )
+    for module in (planning, stages):
+        monkeypatch.setattr(
+            module,
+            "time_step",
+            lambda config, machine: StepTime(
+                config.train.train_batch_size, 1, 0.1 * config.train.train_batch_size, 1.0
+            ),
+        )
 
 
 def run(*arguments, code=0):
@@ -60,6 +66,46 @@ def test_the_plan_is_the_whole_work(tmp_path, monkeypatch):
     runs = tmp_path / "runs" / "tiny"
     assert json.loads((runs / "evaluation" / "evaluation.json").read_text())["figures"]
     assert json.loads((runs / "utility" / "utility.json").read_text())["differences"]
+
+
+def test_unlabeled_micrographs_are_labeled_first(tmp_path, monkeypatch):
+    """One labeled micrograph and three others, in a folder with all of them, are the whole work too."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny_dataset(tmp_path / "all")
+    shutil.copytree("all", "mine")
+    kept, *others = sorted(path.name for path in (tmp_path / "mine/train/images").iterdir())
+    for name in others:
+        (tmp_path / "mine/train/images" / name).unlink()
+        (tmp_path / "mine/train/masks" / name).unlink()
+    done = run("mine", "--unlabeled", "all", "--minutes", 0.2)
+    assert f"1 micrograph with masks labels {len(others)} others" in " ".join(done.output.split())
+    assert f"{len(others)} unlabeled micrographs" in (tmp_path / "plans/mine/plan.html").read_text()
+    fewer = ("finetune.train.max_steps=6", "finetune.preview.num_images=2", "utility.seeds=[0]", "sample.num_samples=8")
+    settings = [word for value in fewer for word in ("--set", value)]
+    done = CliRunner().invoke(app, ["workflow", "-c", "plans/mine/workflow.json", *settings])
+    assert done.exit_code == 0, done.output
+    completed = tmp_path / "runs/mine/segmenter/dataset"
+    assert not check_dataset(completed).problems
+    rows = load_metadata(completed)
+    assert {name for name, row in rows.items() if row.get("labels") == "predicted"} == {
+        f"train/images/{name}" for name in others
+    }
+    for split, name in (("train", kept), ("test", next((tmp_path / "all/test/masks").iterdir()).name)):
+        masks = [np.asarray(Image.open(root / split / "masks" / name)) for root in (completed, Path("all"))]
+        assert np.array_equal(*masks)
+    trained = load_config(tmp_path / "runs/mine/train/config.json", ACTIONS["finetune"])
+    assert trained.data.dataset == Path("runs/mine/segmenter/dataset")
+    study = json.loads((tmp_path / "runs/mine/utility/utility.json").read_text())
+    assert study["config"]["training"]["real_share"] == 0.5
+    cells = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs/mine/utility/cells").glob("*.json"))]
+    assert [cell["real"] for cell in cells] == [[Path(kept).stem]] * 2
+    again = CliRunner().invoke(app, ["workflow", "-c", "plans/mine/workflow.json", *settings])
+    assert again.output.count("complete in") == 5
+    other = CliRunner().invoke(
+        app, ["workflow", "-c", "plans/mine/workflow.json", *settings, "--set", "segment.seed=1"]
+    )
+    assert other.exit_code == 2
+    assert "contains the output of another config (seed was 0, is now 1)" in other.output
 
 
 def test_a_set_that_the_bundled_model_accepts_is_fine_tuned(tmp_path, quick):
@@ -125,6 +171,7 @@ def test_images_alone(tmp_path, quick):
         ((("val", 2),), (40, 48), (), "has no train split (present: val)"),
         ((("train", 1),), (40, 48), (), "1 micrograph in train; a plan needs at least 2"),
         ((("train", 2),), (24, 48), (), "48x24 px; a plan needs edges of at least 32 px"),
+        ((("train", 2),), (40, 48), ("--unlabeled", "missing"), "missing: no such folder"),
         ((("train", 2),), (40, 48), ("--minutes", "0"), "--minutes 0: must be above 0"),
         ((("train", 2),), (40, 48), ("--minutes", "nan"), "--minutes nan: must be above 0"),
     ],

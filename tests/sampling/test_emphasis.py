@@ -16,7 +16,8 @@ from steelgen.data.crops import load_micrographs
 from steelgen.data.folder import DatasetInfo, load_dataset_info, load_mask, save_dataset_info, save_mask
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.evaluation.segment import label_micrograph, load_labeler, train_labeler
+from steelgen.evaluation.labeler import label_micrograph, load_labeler
+from steelgen.evaluation.segment import train_labeler
 from steelgen.files import load_json
 from steelgen.sampling.emphasis import ClassErrors, emphasize, measure_class_errors
 from steelgen.sampling.masks import BatchedMaskSource, SourceMask, SplitSource

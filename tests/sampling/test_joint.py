@@ -19,7 +19,7 @@ from steelgen.data.crops import tensor_to_image
 from steelgen.data.folder import load_dataset_info, load_mask
 from steelgen.data.images import load_image
 from steelgen.errors import InputError
-from steelgen.evaluation.segment import load_labeler
+from steelgen.evaluation.labeler import load_labeler
 from steelgen.evaluation.windows import label_by_windows
 from steelgen.generators import DrawRequest
 from steelgen.generators.families import load_generator

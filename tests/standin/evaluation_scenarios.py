@@ -10,7 +10,9 @@ from steelgen.config.train import TrainConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.data.images import load_index_image
 from steelgen.evaluation.evaluate import evaluate
-from steelgen.evaluation.segment import label_folder, load_labeler, train_labeler
+from steelgen.evaluation.labeled_folders import label_folder
+from steelgen.evaluation.labeler import load_labeler
+from steelgen.evaluation.segment import train_labeler
 from steelgen.evaluation.study import utility
 from steelgen.training.setup import prepare_training
 from tests.conftest import tiny_train_config, write_tiny_dataset

@@ -17,6 +17,10 @@ def plan_command(
     dataset: Annotated[Path, Argument(help="Dataset folder; see `steelgen data import`.")],
     out: Annotated[Path | None, Option("--out", "-o", help="New folder for the plan. Default: plans/NAME.")] = None,
     minutes: Annotated[float, Option("--minutes", "-m", help="Minutes of training.")] = 30.0,
+    unlabeled: Annotated[
+        Path | None,
+        Option("--unlabeled", "-u", help="Folder of further micrographs without masks; a segmenter labels them first."),
+    ] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -26,7 +30,7 @@ def plan_command(
 
     silent = quiet or as_json
     with progress_bar("micrographs", silent) as report:
-        found = plan(dataset, out, minutes, report)
+        found = plan(dataset, out, minutes, report, unlabeled)
     folder = out or Path("plans") / dataset.resolve().name
     if as_json:
         print_json({"folder": str(folder), **describe_plan(found)})

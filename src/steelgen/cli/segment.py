@@ -23,7 +23,10 @@ def train_command(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the baseline segmenter on the real micrographs of a dataset and score it on held-out ones."""
+    """Train the baseline segmenter on the real micrographs of a dataset and score it on held-out ones.
+
+    With `unlabeled`, it then labels further micrographs, for generators to be trained on.
+    """
     from steelgen.config.base import load_config
     from steelgen.config.segment import SegmentConfig
 
@@ -32,7 +35,7 @@ def train_command(
     print_config(settings, silent)
     if dry_run:
         return
-    from steelgen.evaluation.segment import train_labeler
+    from steelgen.evaluation.segment import COMPLETED, train_labeler
     from steelgen.pages import show_number
 
     with progress_bar("segmenter", silent) as report:
@@ -41,10 +44,13 @@ def train_command(
         print_json(scores)
     if silent:
         return
-    rows = [[name, show_number(iou)] for name, iou in zip(scores["class_names"], scores["class_iou"], strict=True)]
-    title = f"IoU on {len(scores['micrographs'])} micrographs of {scores['split']}"
-    print_table(title, ["class", "IoU"], [*rows, ["mean", show_number(scores["mean_iou"])]])
+    if "mean_iou" in scores:
+        rows = [[name, show_number(iou)] for name, iou in zip(scores["class_names"], scores["class_iou"], strict=True)]
+        title = f"IoU on {len(scores['micrographs'])} micrographs of {scores['split']}"
+        print_table(title, ["class", "IoU"], [*rows, ["mean", show_number(scores["mean_iou"])]])
     typer.echo(f"segmenter in {settings.output_dir}")
+    if "predicted" in scores:
+        typer.echo(f"{scores['predicted']} micrographs labeled; with the others in {settings.output_dir / COMPLETED}")
 
 
 @segment_app.command("predict")
@@ -59,7 +65,8 @@ def predict_command(
 
     A dataset folder gives a dataset folder with the predicted masks, to train on.
     """
-    from steelgen.evaluation.segment import label_folder, load_labeler
+    from steelgen.evaluation.labeled_folders import label_folder
+    from steelgen.evaluation.labeler import load_labeler
 
     labeler = load_labeler(segmenter, device)
     with progress_bar("labeling") as report:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from steelgen.cluster.scripts import Job
     from steelgen.config.base import Section
 
-Action = Literal["train", "finetune", "sample", "evaluate", "utility"]
+Action = Literal["segment", "train", "finetune", "sample", "evaluate", "utility"]
 ActionArgument = Annotated[Action, Argument(help="Command that the job runs.")]
 ProfileOption = Annotated[
     str | None,
@@ -144,9 +144,12 @@ def status_command(
 def _load(action: Action, config: Path, overrides: list[str] | None) -> Section:
     from steelgen.config.base import load_config
     from steelgen.config.evaluate import EvaluateConfig
+    from steelgen.config.segment import SegmentConfig
 
     if action == "evaluate":
         return load_config(config, EvaluateConfig, overrides or ())
+    if action == "segment":
+        return load_config(config, SegmentConfig, overrides or ())
     if action == "utility":
         return load_utility_settings(config, overrides)
     return load_settings(config, action, overrides)

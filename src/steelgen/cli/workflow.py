@@ -54,11 +54,17 @@ def run_stage(config: Section) -> None:
     """Runs the function behind the command of a config, and shows its progress."""
     from steelgen.config.evaluate import EvaluateConfig
     from steelgen.config.sample import SampleConfig
+    from steelgen.config.segment import SegmentConfig
     from steelgen.config.train import RunConfig
     from steelgen.config.utility import UtilityConfig
 
     if isinstance(config, RunConfig):
         run_training(config, resume=True)
+    elif isinstance(config, SegmentConfig):
+        from steelgen.evaluation.segment import train_labeler
+
+        with progress_bar("segmenter") as report_segmenter:
+            train_labeler(config, report_segmenter)
     elif isinstance(config, SampleConfig):
         from steelgen.sampling.sample import sample
 

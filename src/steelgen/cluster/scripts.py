@@ -16,6 +16,8 @@ from steelgen.shards import Shard
 TRAINING = ("train", "finetune")
 ARRAYS = ("sample", "utility")
 """Commands that run as a job array, one shard per task."""
+_SINGLE = {"evaluate": ("evaluate",), "segment": ("segment", "train")}
+"""Commands that write their output at once, and their words."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Job:
     """A batch job."""
 
     action: str
-    """train, finetune, sample, utility, gather or evaluate."""
+    """segment, train, finetune, sample, utility, gather or evaluate."""
     config: Path
     """The command's config; for a gather job that of the array."""
     output: Path
@@ -68,7 +70,8 @@ def render_script(job: Job, profile: SlurmProfile, directory: Path) -> str:
         raise InputError(
             f"signal_seconds {profile.signal_seconds}: must be less than the time limit {profile.time} ({limit} s)"
         )
-    template = "train" if job.action in TRAINING else "array" if job.action in ARRAYS else job.action
+    kinds = {**dict.fromkeys(TRAINING, "train"), **dict.fromkeys(ARRAYS, "array"), **dict.fromkeys(_SINGLE, "single")}
+    template = kinds.get(job.action, job.action)
     text = (resources.files("steelgen.cluster") / "templates" / f"{template}.sbatch").read_text(encoding="utf-8")
     header = "".join(f"#SBATCH {option}\n" for option in _header(job, profile, directory))
     text = re.sub(r"(?:#SBATCH .*\n)+", lambda _: header, text, count=1)
@@ -141,7 +144,7 @@ def _settings_lines(job: Job, profile: SlurmProfile) -> list[str]:
     if job.action == "gather":
         evaluate = ["--config", str(job.evaluate_config)] if job.evaluate_config else []
         return [f"action={job.gathers}", arguments, f"evaluate_arguments=({shlex.join(evaluate)})"]
-    return [arguments]
+    return [f"command=({shlex.join(_SINGLE[job.action])})", arguments]
 
 
 def _parse_time(time: str) -> int:

@@ -35,11 +35,15 @@ class SegmentConfig(Section):
     """Dataset folder of real micrographs."""
     output_dir: Path
     """Output folder of segmenter.safetensors, segmenter.json, and scores.json, with features of a generator also of its
-    copy generator/; must be new or empty."""
+    copy generator/, with `unlabeled` of dataset/; must be new or empty."""
+    unlabeled: Path | None = None
+    """Folder of further images, or a dataset folder, whose training split the segmenter labels after training. With the
+    micrographs of `dataset` they become the dataset folder dataset/ in `output_dir`, for generators to be trained on.
+    It may hold the micrographs of `dataset` too: images of the same name are left out."""
     train_split: str = "train"
     """Split to train on."""
-    test_split: str = "test"
-    """Held-out split, scored once."""
+    test_split: str | None = "test"
+    """Held-out split, scored once; null gives no scores."""
     val_split: str | None = "val"
     """Split for selecting the best step and early stopping; null, or a split the dataset lacks, keeps the last step."""
     validate_every: int = Field(default=50, ge=1, le=MAX_STEPS)

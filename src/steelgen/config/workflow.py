@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from steelgen.config.base import MAX_SHARDS, Section
 from steelgen.config.evaluate import EvaluateConfig
 from steelgen.config.sample import SampleConfig
+from steelgen.config.segment import SegmentConfig
 from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.config.utility import FOLD, UtilityConfig
 
@@ -26,12 +27,16 @@ AnyRunConfig = Annotated[
 
 
 class WorkflowConfig(Section):
-    """`steelgen workflow`: train, finetune or both, refine, sample, evaluate and utility, each on earlier outputs.
+    """`steelgen workflow`: segment, train, finetune or both, refine, sample, evaluate and utility, each on earlier
+    outputs.
 
     With {fold} in utility.generated, the stages with {fold} in their paths run for each fold of the study; the dataset
     folder of the generator is then written for each fold, without its test micrographs in train and val.
     """
 
+    segment: SegmentConfig | None = None
+    """The config of `steelgen segment train` with `unlabeled`: it completes a dataset of few labeled micrographs by
+    others, with predicted masks, for the generators to be trained on; null without unlabeled micrographs."""
     train: TrainConfig | None = None
     """The config of `steelgen train`; null starts with fine-tuning, of a bundled model for example."""
     finetune: FinetuneConfig | None = None
@@ -57,6 +62,8 @@ class WorkflowConfig(Section):
         last = self.finetune or self.train
         if last is None:
             raise ValueError("one of train and finetune must be given")
+        if self.segment:
+            self._check_completion(self.segment)
         if self.finetune and self.train:
             _check_link("finetune.checkpoint", self.finetune.checkpoint, "train.run_dir", self.train.run_dir)
         writer = "finetune.run_dir" if self.finetune else "train.run_dir"
@@ -78,6 +85,18 @@ class WorkflowConfig(Section):
             self._check_folds()
         return self
 
+    def _check_completion(self, segment: SegmentConfig) -> None:
+        if segment.unlabeled is None:
+            raise ValueError("segment.unlabeled: is missing; no stage reads the output of segment without")
+        name = "finetune" if self.finetune else "train"
+        for key, section in ((name, self.last_training), ("refine", self.refine)):
+            if section and not any(segment.output_dir in folder.parents for folder in section.data.folders):
+                read = ", ".join(map(str, section.data.folders))
+                raise ValueError(
+                    f"{key}.data.dataset is {read}, but must be in segment.output_dir {segment.output_dir}, the output "
+                    "of the stage before"
+                )
+
     def _check_turns(self) -> None:
         if self.refine is None:
             raise ValueError("training_minutes: needs refine, with which the time is shared")
@@ -92,7 +111,13 @@ class WorkflowConfig(Section):
     def _check_folds(self) -> None:
         assert self.utility is not None
         name = "finetune" if self.finetune else "train"
-        sections = {name: self.last_training, "refine": self.refine, "sample": self.sample, "evaluate": self.evaluate}
+        sections: dict[str, SegmentConfig | RunConfig | SampleConfig | EvaluateConfig | None] = {
+            "segment": self.segment,
+            name: self.last_training,
+            "refine": self.refine,
+            "sample": self.sample,
+            "evaluate": self.evaluate,
+        }
         for key, section in sections.items():
             if section is None:
                 continue
@@ -104,14 +129,26 @@ class WorkflowConfig(Section):
                     f"{key}: reads {self.utility.dataset}, which has the test micrographs of every fold; use a folder "
                     f"with {FOLD} in its path, which the workflow writes"
                 )
-        for key, training in ((name, self.last_training), ("refine", self.refine)):
-            if training and FOLD not in str(training.data.dataset):
-                raise ValueError(f"{key}.data.dataset: {training.data.dataset} is the same in every fold; needs {FOLD}")
+        read = {f"{name}.data.dataset": self.last_training.data.dataset}
+        if self.refine:
+            read["refine.data.dataset"] = self.refine.data.dataset
+        if self.segment:
+            read["segment.dataset"] = self.segment.dataset
+        for key, folder in read.items():
+            if FOLD not in str(folder):
+                raise ValueError(f"{key}: {folder} is the same in every fold; needs {FOLD}")
 
     @property
     def has_folds(self) -> bool:
         """Whether each fold of the utility study has its own generator."""
         return self.utility is not None and self.utility.folds is not None and FOLD in str(self.utility.generated)
+
+    @property
+    def fold_dataset(self) -> Path | None:
+        """The dataset folder that is written for each fold, with {fold} in its path; None without folds."""
+        if not self.has_folds:
+            return None
+        return self.segment.dataset if self.segment else self.last_training.data.dataset
 
     @property
     def sharing(self) -> dict[str, RunConfig]:

@@ -59,7 +59,7 @@ def split_by_presence(
     with new_folder(out) as working:
         for number, (split, pair) in enumerate(pairs):
             side = "with" if (load_pair(pair, info)[1] == label).any() else "without"
-            name = _copy_pair(pair, info, working / side, split)
+            name = copy_pair(pair, info, working / side, split)
             row = metadata.get(f"{split}/images/{pair.image.name}", {})
             rows[side].append({"parent": parent_of(pair.stem), **row, "file_name": name})
             counts[side][split] = counts[side].get(split, 0) + 1
@@ -73,7 +73,7 @@ def split_by_presence(
     return counts
 
 
-def _copy_pair(pair: Pair, info: DatasetInfo, root: Path, split: str) -> str:
+def copy_pair(pair: Pair, info: DatasetInfo, root: Path, split: str) -> str:
     """Copies image, mask and instances into a split of another dataset folder; returns the image's path in it."""
     (root / split / "images").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(pair.image, root / split / "images" / pair.image.name)
@@ -145,6 +145,6 @@ def save_splits(out: Path, info: DatasetInfo, pairs: list[Pair], rows: list[dict
     """
     with new_folder(out) as working:
         for row, pair, split in zip(rows, pairs, splits, strict=True):
-            row["file_name"] = _copy_pair(pair, info, working, split)
+            row["file_name"] = copy_pair(pair, info, working, split)
         save_metadata(working, rows)
         save_dataset_info(working, info)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from PIL import Image
 
 from steelgen.data.duplicates import find_duplicates, shrink_image
 from steelgen.data.folder import DatasetInfo, Pair, list_pairs, list_splits, load_dataset_info, load_metadata, load_pair
-from steelgen.data.images import load_image_size, to_channels
+from steelgen.data.images import load_image, load_image_size, to_channels
 from steelgen.data.islands import measure_islands
 from steelgen.data.pool import map_on_cores
 from steelgen.errors import InputError
@@ -32,6 +32,7 @@ _MIN_COLOR = 4.0
 """Mean difference between the channels, in gray levels, from which on a micrograph is in color."""
 _MAX_WIDTHS = 20_000
 """Widths of a class that are kept per micrograph."""
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,15 @@ class Fingerprint:
 
     name: str
     micrographs: dict[str, int]
-    """Number by split."""
+    """Labeled ones, or all of a set without masks: number by split."""
+    unlabeled: int
+    """Micrographs that a segmenter labels before generators are trained."""
     measured: int
     """Training micrographs that were opened."""
     smallest_edge: int
-    """Shortest edge of the training micrographs in px."""
+    """Shortest edge of the training micrographs, unlabeled ones included, in px."""
     sizes: dict[str, int]
-    """Number of training micrographs by size, "width x height"."""
+    """Number of these by size, "width x height"."""
     colored: bool
     """Most micrographs have channels that differ."""
     classes: tuple[ClassFingerprint, ...]
@@ -91,6 +94,11 @@ class Fingerprint:
     instances: bool
     """Each micrograph has an instance map."""
     pixel_size_um: float | None
+
+    @property
+    def count(self) -> int:
+        """Training micrographs, unlabeled ones included."""
+        return self.micrographs["train"] + self.unlabeled
 
     @property
     def matrix(self) -> int | None:
@@ -126,16 +134,22 @@ class _Contents(NamedTuple):
     shrunken: NDArray[np.float32]
 
 
-def compute_fingerprint(root: Path, report: Callable[[int, int], None] = lambda done, total: None) -> Fingerprint:
+def compute_fingerprint(
+    root: Path,
+    report: Callable[[int, int], None] = lambda done, total: None,
+    unlabeled: Sequence[Path] = (),
+) -> Fingerprint:
     """Measures a dataset folder.
 
     Args:
-        root: dataset folder with a training split of at least 2 micrographs.
+        root: dataset folder with a training split.
         report: progress callback, called with (done, total).
+        unlabeled: images that become training micrographs once they are labeled; their sizes are measured, and whether
+            they look like labeled ones.
 
     Raises:
-        InputError: if `root` is not a dataset folder, has no training split or only one micrograph in it, contains an
-            invalid pair, or a training micrograph is smaller than 32 px.
+        InputError: if `root` is not a dataset folder, has no training split, fewer than 2 training micrographs with
+            those of `unlabeled`, an invalid pair, or a training micrograph is smaller than 32 px.
     """
     info = load_dataset_info(root)
     splits = list_splits(root)
@@ -146,15 +160,16 @@ def compute_fingerprint(root: Path, report: Callable[[int, int], None] = lambda 
         )
     pairs = {split: list_pairs(root, split) for split in splits}
     training = pairs["train"]
-    if len(training) < 2:
+    if len(training) + len(unlabeled) < 2:
         raise InputError(
             f"{root}: 1 micrograph in train; a plan needs at least 2. `steelgen data tile` cuts a large micrograph "
             "into several"
         )
-    shapes = [load_image_size(pair.image) for pair in training]
-    for pair, shape in zip(training, shapes, strict=True):
+    paths = [*(pair.image for pair in training), *unlabeled]
+    shapes = [load_image_size(path) for path in paths]
+    for path, shape in zip(paths, shapes, strict=True):
         if min(shape) < MIN_EDGE:
-            raise InputError(f"{pair.image}: {shape[1]}x{shape[0]} px; a plan needs edges of at least {MIN_EDGE} px")
+            raise InputError(f"{path}: {shape[1]}x{shape[0]} px; a plan needs edges of at least {MIN_EDGE} px")
     chosen = {split: _spread(each, MAX_MEASURED) for split, each in pairs.items()}
     tasks = [(pair, split == "train") for split, each in chosen.items() for pair in each]
     contents = []
@@ -164,8 +179,10 @@ def compute_fingerprint(root: Path, report: Callable[[int, int], None] = lambda 
     names = [split for split, each in chosen.items() for _ in each]
     shrunken = [each.shrunken for each in contents]
     trained = [each for each, split in zip(contents, names, strict=True) if split == "train"]
-    leaks = find_duplicates(shrunken, names)
-    alike = find_duplicates([each.shrunken for each in trained], [str(number) for number in range(len(trained))])
+    further = list(map_on_cores(_shrink, _spread(unlabeled, MAX_MEASURED)))
+    leaks = find_duplicates([*shrunken, *further], [*names, *["train"] * len(further)])
+    seen = [*(each.shrunken for each in trained), *further]
+    alike = find_duplicates(seen, [str(number) for number in range(len(seen))])
     rows = load_metadata(root)
     moments: dict[str, list[complex]] = {}
     for pair, each in zip(chosen["train"], trained, strict=True):
@@ -178,6 +195,7 @@ def compute_fingerprint(root: Path, report: Callable[[int, int], None] = lambda 
     return Fingerprint(
         name=info.name,
         micrographs={split: len(each) for split, each in pairs.items()},
+        unlabeled=len(unlabeled),
         measured=len(trained),
         smallest_edge=min(map(min, shapes)),
         sizes=sizes,
@@ -314,8 +332,12 @@ def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values))
 
 
-def _spread(pairs: list[Pair], most: int) -> list[Pair]:
-    """Selects at most `most` pairs, spread evenly."""
-    if len(pairs) <= most:
-        return pairs
-    return [pairs[index] for index in np.linspace(0, len(pairs) - 1, most).round().astype(int)]
+def _shrink(path: Path) -> NDArray[np.float32]:
+    return shrink_image(load_image(path))
+
+
+def _spread(values: Sequence[Value], most: int) -> Sequence[Value]:
+    """Selects at most `most` values, spread evenly."""
+    if len(values) <= most:
+        return values
+    return [values[index] for index in np.linspace(0, len(values) - 1, most).round().astype(int)]

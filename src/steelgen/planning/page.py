@@ -32,6 +32,8 @@ def build_page(plan: Plan) -> str:
     """Returns plan.html, without external resources."""
     fingerprint = plan.fingerprint
     numbers = [f"{count} micrographs in {split}" for split, count in fingerprint.micrographs.items()]
+    if fingerprint.unlabeled:
+        numbers.append(f"{fingerprint.unlabeled} unlabeled micrographs")
     step = f"{plan.step.seconds:.2g} s per step of {plan.step.batch_size * plan.step.accumulation} crops"
     return render(
         "plan.html",

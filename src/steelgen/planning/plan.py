@@ -10,9 +10,9 @@ from typing import Any
 from steelgen import __version__
 from steelgen.bundled import PREFIX, find_refining, list_bundled, resolve_bundled
 from steelgen.config.base import parse_config
-from steelgen.config.train import FinetuneConfig, RunConfig, TrainConfig
 from steelgen.config.workflow import WorkflowConfig
 from steelgen.data.folder import DatasetInfo
+from steelgen.data.unlabeled import list_unlabeled
 from steelgen.errors import InputError
 from steelgen.files import Record, check_output_free, load_record, new_folder, save_json
 from steelgen.generators.saved import DESCRIPTION_FILE
@@ -22,6 +22,7 @@ from steelgen.planning.machine import Machine, examine_device, time_step
 from steelgen.planning.page import build_page
 from steelgen.planning.result import Plan
 from steelgen.planning.rules import Choice
+from steelgen.planning.stages import build_labeling, build_refining, find_start, set_intervals
 from steelgen.turns import TURNS
 
 _PROBE_STEPS = 1000
@@ -33,6 +34,7 @@ def plan(
     out: Path | None = None,
     minutes: float = 30.0,
     report: Callable[[int, int], None] = lambda done, total: None,
+    unlabeled: Path | None = None,
 ) -> Plan:
     """Measures a dataset folder and this machine, and writes configs, plan.json and plan.html.
 
@@ -42,22 +44,34 @@ def plan(
             configs lie in runs/ and the name of the plan's folder.
         minutes: time for training; sampling takes about a quarter more, evaluation and utility study come on top.
         report: progress callback of the measurements, called with (micrographs done, total).
+        unlabeled: folder of further micrographs, which a segmenter labels first; see `list_unlabeled`.
 
     Raises:
         InputError: if `minutes` is not positive, `out` is in use, or the dataset cannot be planned for; see
-            `compute_fingerprint`.
+            `compute_fingerprint` and `list_unlabeled`.
     """
     if not 0 < minutes <= 1_000_000:
         raise InputError(f"--minutes {minutes:g}: must be above 0 and at most 1,000,000")
     out = out or Path("plans") / dataset.resolve().name
     check_output_free(out)
-    fingerprint = compute_fingerprint(dataset, report)
-    found = build_plan(dataset, Path("runs") / out.resolve().name, minutes, fingerprint, examine_device())
+    others = list_unlabeled(dataset, unlabeled) if unlabeled else []
+    fingerprint = compute_fingerprint(dataset, report, others)
+    if others and not fingerprint.classes:
+        raise InputError(f"{dataset}: has no masks, from which a segmenter could learn to label {unlabeled}")
+    runs = Path("runs") / out.resolve().name
+    found = build_plan(dataset, runs, minutes, fingerprint, examine_device(), unlabeled)
     save_plan(found, out)
     return found
 
 
-def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerprint, machine: Machine) -> Plan:
+def build_plan(
+    dataset: Path,
+    runs: Path,
+    minutes: float,
+    fingerprint: Fingerprint,
+    machine: Machine,
+    unlabeled: Path | None = None,
+) -> Plan:
     """Chooses by the rules, and times a training step; see `plan`.
 
     Args:
@@ -66,8 +80,9 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
         minutes: time for training.
         fingerprint: of the dataset folder.
         machine: that trains.
+        unlabeled: folder of the fingerprint's unlabeled micrographs.
     """
-    count, has_masks = fingerprint.micrographs["train"], bool(fingerprint.classes)
+    labeled, count, has_masks = fingerprint.micrographs["train"], fingerprint.count, bool(fingerprint.classes)
     features = fingerprint.features
     size = scale.choose_image_size(fingerprint.smallest_edge, machine.device, machine.memory_gib, minutes)
     cascade = scale.choose_cascade(size.value, fingerprint.smallest_edge, has_masks)
@@ -102,7 +117,7 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
         "validation": {"split": held_out, "crops": 64},
         "measurement": {"every": None},
     }
-    start, training, config = _find_start(start, training, {"unet": network.value})
+    start, training, config = find_start(start, training, {"unet": network.value})
     step = time_step(config, machine)
     memory = f"{step.memory_gib:.2g} GiB of {machine.memory_gib:.1f} GiB"
     batch = replace(batch, value=step.batch_size, because=f"{batch.because}; takes {memory}")
@@ -125,31 +140,44 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
         "warmup_steps": min(100, steps.value // 10),
         "ema_decay": average.value,
     }
-    _set_intervals(training, intervals)
-    source = rules.choose_mask_source(count if has_masks else 0)
+    set_intervals(training, intervals)
+    judged = next((split for split in ("test", "val") if split in fingerprint.micrographs), None)
+    stages: dict[str, Any] = {}
+    trained_on, labeling = dataset, []
+    if unlabeled:
+        labeling = [rules.choose_labeling(labeled, fingerprint.unlabeled, minutes), rules.choose_real_share()]
+        stages["segment"], trained_on = build_labeling(
+            dataset,
+            unlabeled,
+            runs / "segmenter",
+            labeling[0].value,
+            fingerprint.smallest_edge,
+            judged if judged != held_out else None,
+        )
+    source = rules.choose_mask_source(count if has_masks else 0, fingerprint.unlabeled)
     samples = rules.choose_num_samples(minutes, step.seconds_per_image, cascade.value is not None)
     filtered = rules.choose_filter(has_masks, minutes)
     judge = rules.choose_judge_steps(minutes)
-    judged = next((split for split in ("test", "val") if split in fingerprint.micrographs), None)
-    codes = rules.choose_codes(count, has_masks, "test" in fingerprint.micrographs)
+    codes = rules.choose_codes(labeled, has_masks, "test" in fingerprint.micrographs)
     sample: dict[str, Any] = {
         "generator": str(runs / "train"),
         "output_dir": str(runs / "samples"),
-        "mask_source": {"kind": source.value} | ({"dataset": str(dataset)} if has_masks else {}),
+        "mask_source": {"kind": source.value} | ({"dataset": str(trained_on)} if has_masks else {}),
         "num_samples": samples.value,
         "mixed_precision": "auto",
     }
     if filtered.value:
-        sample["filter"] = {"dataset": str(dataset), "segmenter": {"steps": judge.value}}
+        sample["filter"] = {"dataset": str(trained_on), "segmenter": {"steps": judge.value}}
     if source.value == "split" and augment.value is not True:
         sample["mask_source"]["augment"] = False
     if source.value == "augmented" and augment.value is not True:
         sample["mask_source"] |= {"flip": augment.value == "mirror", "max_rotation": 0}
-    stages: dict[str, Any] = {"finetune" if start.value else "train": training, "sample": sample}
+    stages["finetune" if start.value else "train"] = training
+    stages["sample"] = sample
     refining: list[Choice] = []
     if split:
         refining_start = rules.choose_refining_start(start.value, find_refining(start.value) if start.value else None)
-        refining_start, stages["refine"] = _build_refining(
+        refining_start, stages["refine"] = build_refining(
             refining_start, training, cascade.value, runs / "refine", machine, split.value, choose_intervals, minutes
         )
         refining = [split, refining_start]
@@ -158,7 +186,7 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
     if judged:
         stages["evaluate"] = {
             "generated": str(runs / "samples"),
-            "dataset": str(dataset),
+            "dataset": str(trained_on),
             "output_dir": str(runs / "evaluation"),
             "held_out_split": judged,
             "segmenter": {"steps": judge.value},
@@ -172,12 +200,20 @@ def build_plan(dataset: Path, runs: Path, minutes: float, fingerprint: Fingerpri
             "codes": codes.value,
             "architectures": ["unet:efficientnet-lite0"],
             "val_split": held_out,
-            "training": {"steps": judge.value, "batch_size": 8, "augment": augment.value is True},
+            "training": {
+                "steps": judge.value,
+                "batch_size": 8,
+                "augment": augment.value is True,
+                **({"real_share": labeling[1].value} if labeling else {}),
+            },
         }
+    for stage in (training, stages.get("refine")):
+        if stage:
+            stage["data"]["dataset"] = str(trained_on)  # which was not there to be timed
     evaluation = Choice("held_out_split", judged, f"{judged} was not trained on" if judged else "nothing is held out")
     choices = [size, crop, cascade, *refining, channels, augment, start, network, batch, rate, steps]
     choices += [average, dropout, intervals]
-    choices += [source, samples, filtered, evaluation, judge, codes]
+    choices += [*labeling, source, samples, filtered, evaluation, judge, codes]
     return Plan(
         dataset,
         minutes,
@@ -215,74 +251,6 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "choices": [asdict(choice) for choice in plan.choices],
         "warnings": list(plan.warnings),
     }
-
-
-def _find_start(
-    start: Choice, training: dict[str, Any], generator: dict[str, Any]
-) -> tuple[Choice, dict[str, Any], RunConfig]:
-    """Tries to fine-tune the chosen model; trains a generator from scratch if it does not fit.
-
-    Args:
-        generator: the section of the generator that is trained from scratch.
-    """
-    from steelgen.training.setup import prepare_finetuning
-
-    if start.value:
-        values = {**training, "checkpoint": start.value}
-        config = parse_config(values, FinetuneConfig, origin="plan")
-        try:
-            prepare_finetuning(config)
-            return start, values, config
-        except InputError as error:
-            start = Choice(start.name, None, f"from scratch, since {start.value} does not accept this set: {error}")
-    values = {**training, "generator": generator}
-    return start, values, parse_config(values, TrainConfig, origin="plan")
-
-
-def _build_refining(
-    start: Choice,
-    training: dict[str, Any],
-    factor: int,
-    run_dir: Path,
-    machine: Machine,
-    own_minutes: float | None,
-    choose_intervals: Callable[[int], Choice],
-    minutes: float,
-) -> tuple[Choice, dict[str, Any]]:
-    """Builds the config of the stage that refines the images of a training config; its step is timed.
-
-    Args:
-        start: the refining stage to fine-tune.
-        own_minutes: its time; None if both stages share `minutes`.
-        choose_intervals: see `rules.choose_intervals`, for its steps.
-    """
-    data = training["data"]
-    values: dict[str, Any] = {
-        **{name: dict(section) for name, section in training.items() if isinstance(section, dict)},
-        "run_dir": str(run_dir),
-        "data": {**data, "crop_size": max(8, round(data["crop_size"] / factor))},
-    }
-    generator = {"unet": dict(rules.REFINING_NETWORK), "low_resolution": {"factor": factor}}
-    start, values, config = _find_start(start, values, generator)
-    step = time_step(config, machine)
-    steps = rules.choose_steps(own_minutes or minutes, step.seconds).value
-    values["train"] |= {
-        "max_steps": steps,
-        **({"max_minutes": own_minutes} if own_minutes else {}),
-        "train_batch_size": step.batch_size,
-        "gradient_accumulation_steps": step.accumulation,
-        "learning_rate": rules.choose_learning_rate(start.value, rules.REFINING_NETWORK["base_channels"]).value,
-        "warmup_steps": min(100, steps // 10),
-        "ema_decay": rules.choose_ema_decay(steps).value,
-    }
-    _set_intervals(values, choose_intervals(steps))
-    return start, values
-
-
-def _set_intervals(training: dict[str, Any], intervals: Choice) -> None:
-    training["train"]["checkpoint_every"] = intervals.value["checkpoint"]
-    for name in ("preview", "validation", "measurement"):
-        training[name]["every"] = intervals.value[name]
 
 
 def _load_classes(name: str) -> list[str]:

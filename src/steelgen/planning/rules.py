@@ -102,7 +102,7 @@ def choose_augment(strength: float, direction: float, agreement: float, count: i
     least = max(MIN_ORIENTATION, 0.3 / count**0.5)
     # Few micrographs cannot reach MIN_RAYLEIGH: they have to agree almost fully.
     if strength < least or count * agreement**2 < min(MIN_RAYLEIGH, 0.8 * count):
-        because = f"no common direction (strength {strength:.2f}, {count} micrographs): all 8 flips and rotations"
+        because = f"no common direction (strength {strength:.2f}, {_count(count)}): all 8 flips and rotations"
         return Choice("augment", True, because)
     found = f"a common direction of {direction:.0f}° with strength {strength:.2f}"
     # A mirror image turns a direction of a degrees to -a.
@@ -207,13 +207,39 @@ def choose_intervals(steps: int, minutes: float, held_out: str | None, validatio
     return Choice("intervals", values, f"{because}; measuring KID and copies {why}")
 
 
-def choose_mask_source(num_masks: int) -> Choice:
-    """Chooses where the masks of generated images come from."""
+def choose_labeling(labeled: int, unlabeled: int, minutes: float) -> Choice:
+    """Chooses the training steps of the segmenter that labels unlabeled micrographs.
+
+    Args:
+        labeled: training micrographs with masks.
+        unlabeled: further ones.
+        minutes: of training.
+    """
+    steps = int(np.clip(20 * minutes, 10, 600))
+    because = f"a segmenter of {_count(labeled)} with masks labels {unlabeled} others; generators learn from all"
+    return Choice("labeling_steps", steps, because)
+
+
+def choose_real_share() -> Choice:
+    """Chooses the share of real crops in each batch of the utility study, beside pairs of predicted masks."""
+    return Choice("real_share", 0.5, "micrographs with masks stay half of what segmenters see, as in docs/utility.md")
+
+
+def choose_mask_source(num_masks: int, predicted: int = 0) -> Choice:
+    """Chooses where the masks of generated images come from.
+
+    Args:
+        num_masks: of all training micrographs.
+        predicted: those of them that a segmenter predicts.
+    """
     if num_masks == 0:
         return Choice("mask_source", "none", "the set has no masks")
     if num_masks < 8:
         because = f"{num_masks} masks are few layouts: they are rotated and warped, their islands moved"
         return Choice("mask_source", "augmented", because)
+    if predicted:
+        because = f"crops of {num_masks} masks, {predicted} of them predicted: the layouts of all micrographs"
+        return Choice("mask_source", "split", because)
     because = f"crops of {num_masks} real masks; in the study of docs/utility.md they help more than made-up layouts"
     return Choice("mask_source", "split", because)
 
@@ -254,6 +280,10 @@ def choose_codes(count: int, has_masks: bool, has_test: bool) -> Choice:
         return Choice("utility", [], f"a study needs {missing}")
     codes = ["RALLF000", "RALLFALL"]
     if count < 8:
-        return Choice("utility", codes, f"{count} micrographs, with and without generated pairs")
+        return Choice("utility", codes, f"{_count(count)}, with and without generated pairs")
     because = f"a quarter and all of {count} micrographs, each with and without generated pairs"
     return Choice("utility", ["R25%F000", "R25%FALL", *codes], because)
+
+
+def _count(micrographs: int) -> str:
+    return f"{micrographs} micrograph{'' if micrographs == 1 else 's'}"

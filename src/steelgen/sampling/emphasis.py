@@ -14,7 +14,8 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.errors import InputError
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_confusion, compute_iou
-from steelgen.evaluation.segment import label_micrograph, load_labeler, load_validation
+from steelgen.evaluation.labeler import label_micrograph, load_labeler
+from steelgen.evaluation.segment import load_validation
 from steelgen.sampling.masks import BatchedMaskSource, MaskSource, SourceMask
 
 _STREAM = 10

@@ -18,7 +18,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.images import to_channels
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.evaluation.segment import load_labeler
+from steelgen.evaluation.labeler import load_labeler
 from steelgen.evaluation.windows import label_by_windows
 from steelgen.files import hash_files
 from steelgen.generators import DrawRequest, Generator
