@@ -340,6 +340,38 @@ def test_the_grain_of_the_target_is_learned(sides, tmp_path):
     assert np.corrcoef(source.flatten(), drawn.flatten())[0, 1] > 0.7
 
 
+def test_the_looks_of_the_target_are_learned(sides, tmp_path):
+    """Micrographs of the target differ in brightness, and so do images of one source image by their style."""
+    looks = tmp_path / "looks"
+    shutil.copytree(sides[1], looks)
+    for number, path in enumerate(sorted(looks.glob("*/images/*.png"))):
+        image = np.asarray(Image.open(path), float)
+        Image.fromarray((0.5 * image + (0 if number % 2 else 128)).clip(0, 255).astype(np.uint8)).save(path)
+    spreads = []
+    for steps in (1, 120):
+        values = build_values(
+            (sides[0], looks),
+            tmp_path / f"run{steps}",
+            {**CUT, "width": 8, "discriminator_width": 8, "discriminator_noise": 0, "style_dim": 4},
+            max_steps=steps,
+            train_batch_size=4,
+            gradient_accumulation_steps=1,
+            learning_rate=0.002,
+            ema_decay=0.95,
+            checkpoint_every=200,
+            log_every=200,
+        )
+        values |= {"measurement": {"every": None}, "preview": {"num_images": 0}}
+        train(parse_config(values, TrainConfig), Recorder())
+        generator = load_generator(tmp_path / f"run{steps}")
+        source = CropDataset(load_micrographs(sides[0], "val"), generator.geometry, 0, False)[0]["image"]
+        drawn = generator.draw(DrawRequest(range(32), images=source.expand(32, -1, -1, -1))).images
+        correlations = np.corrcoef(torch.cat([source.flatten()[None], drawn.flatten(1)]))[0, 1:]
+        assert np.median(correlations) > 0.9
+        spreads.append(float(drawn.mean(dim=(1, 2, 3)).std()))
+    assert spreads[1] > 1.4 * spreads[0]  # 1.9
+
+
 def test_noise_makes_many_images_of_one(whole):
     images = torch.rand(1, 1, 16, 16).expand(3, -1, -1, -1)
     many, one = load_generator(whole / "cyclegan"), load_generator(whole / "cut")
@@ -361,6 +393,15 @@ def test_noise_of_rows_is_white_across_rows_and_constant_along_them():
     assert rows.std(dim=2).numpy() == pytest.approx(np.ones((2, 2)), abs=0.05)
     assert torch.equal(sample_noise(section, (4096, 9), [8])[0, 1:, :, 0], rows[1])
     assert np.corrcoef(noise[0, 0].numpy().T) == pytest.approx(np.eye(6), abs=0.06)
+
+
+def test_a_style_is_constant_in_each_image_and_standard_normal():
+    section = TranslationSection(mode="cut", noise_channels=1, row_noise_channels=1, style_dim=3)
+    noise = sample_noise(section, (5, 6), range(2000))
+    assert noise.shape == (2000, 5, 5, 6)
+    styles = noise[:, 2:, 0, 0]
+    assert torch.equal(noise[:, 2:], styles[..., None, None].expand(-1, -1, 5, 6))
+    assert np.cov(styles.numpy().T) == pytest.approx(np.eye(3), abs=0.1)
 
 
 def test_without_noise_of_rows_all_randomness_is_as_before(sides, tmp_path):
@@ -486,6 +527,7 @@ def test_what_cannot_be_is_one_line(sides, whole, segmenter, tmp_path):
         ("generator", {"discriminator_layers": 3}, "image_size 16: must be a multiple of 4 and at least 48"),
         ("generator", {"mode": "cut", "cycle": 3}, r"cycle 3\.0: not applicable to mode 'cut'"),
         ("generator", {"fft": 0, "fft_per_frequency": True}, "fft_per_frequency true: not applicable with fft 0"),
+        ("generator", {"style_dim": 2}, "style_dim 2: not applicable to mode 'cyclegan'"),
         ("generator", {"nce": 3}, r"nce 3\.0: not applicable to mode 'cyclegan'"),
         ("selection", {"criterion": "kid", "min_mask_iou": 0.5}, r"min_mask_iou: needs measurement\.segmenter"),
         ("selection", {"min_mask_iou": 0.5}, "min_mask_iou: needs criterion 'kid', not 'auto'"),

@@ -87,19 +87,44 @@ def test_the_filter_of_row_noise_is_that_of_numpy():
         assert maps[0][0, 1 + channel].T.detach().numpy() == pytest.approx(np.tile(expected, (8, 1)), abs=1e-4)
 
 
+@pytest.mark.parametrize("style_dim", [0, 3])
 @pytest.mark.parametrize(("noise_channels", "row_noise_channels"), [(0, 0), (2, 0), (1, 2)])
-def test_windows_leave_no_seams(noise_channels, row_noise_channels):
+def test_windows_leave_no_seams(noise_channels, row_noise_channels, style_dim):
     torch.manual_seed(0)
-    network = TranslationGenerator(1, 4, 2, noise_channels, row_noise_channels).eval()
+    network = TranslationGenerator(1, 4, 2, noise_channels, row_noise_channels, style_dim).eval()
     images, noise = torch.randn(1, 1, 148, 100), None
-    if noise_channels:
+    if noise_channels or style_dim:
         rows = torch.randn(1, row_noise_channels, 148, 1).expand(-1, -1, -1, 100)
-        noise = torch.cat([torch.randn(1, noise_channels, 148, 100), rows], dim=1)
+        style = torch.randn(1, style_dim, 1, 1).expand(-1, -1, 148, 100)
+        noise = torch.cat([torch.randn(1, noise_channels, 148, 100), rows, style], dim=1)
     with torch.no_grad():
         whole = translate_in_windows(network, images, noise, 32, core=256)
         torch.testing.assert_close(translate_in_windows(network, images, noise, 32, core=32), whole, atol=1e-5, rtol=0)
         square = images[..., :32, :32], None if noise is None else noise[..., :32, :32]
         torch.testing.assert_close(translate_in_windows(network, *square, 32), network(*square), atol=1e-5, rtol=0)
+
+
+def test_a_style_modulates_each_image_by_its_own_numbers():
+    """Of the output, brightness and contrast are a linear function of the style, as are features after each norm."""
+    torch.manual_seed(0)
+    network = TranslationGenerator(1, 4, 1, style_dim=2)
+    images, styles = (
+        torch.randn(1, 1, 16, 16).expand(3, -1, -1, -1),
+        torch.tensor([[0.0, 0.0], [1.0, -2.0], [2.0, -4.0]]),
+    )
+    noise = styles[..., None, None].expand(-1, -1, 16, 16)
+    with torch.no_grad():
+        for parts in (network.modulate_up, [network.blocks[0].modulate]):
+            for part in parts:
+                part.layer.weight.zero_()
+        drawn = network(images, noise)
+        plain = network(images, torch.zeros_like(noise))
+        scale, shift = (styles @ network.modulate_output.layer.weight.T).unbind(dim=1)
+        torch.testing.assert_close(drawn, plain * (1 + scale)[:, None, None, None] + shift[:, None, None, None])
+        nn.init.normal_(network.modulate_up[0].layer.weight)
+        again = network(images, noise)
+    torch.testing.assert_close(again[0], plain[0])
+    assert not torch.allclose(again[1], drawn[1], atol=1e-3)
 
 
 def test_statistics_are_those_of_the_whole_image():

@@ -33,6 +33,9 @@ class TranslationSection(Section):
     """Channels of noise beside the image, so that one image gives many; 0 gives one image per source image."""
     row_noise_channels: int = Field(0, ge=0, le=64)
     """Channels of noise that is the same along each row, from which scan lines can be made; 0 disables it."""
+    style_dim: int = Field(0, ge=0, le=64)
+    """Random numbers per image that set its look, such as brightness, contrast and the strength of texture, where
+    images of the target differ in it; 0 disables them. Only with mode cut: a cycle cannot bring back a look."""
     discriminator_width: int = Field(64, ge=1, le=1024)
     """Channels of the first layer of the discriminators."""
     discriminator_layers: int = Field(3, ge=1, le=6)
@@ -89,9 +92,16 @@ class TranslationSection(Section):
                 value = getattr(self, name)
                 if (value is None) == (mode == self.mode):
                     raise ValueError(f"{name} {value}: not applicable to mode {self.mode!r}")
+        if self.style_dim and self.mode != "cut":
+            raise ValueError(f"style_dim {self.style_dim}: not applicable to mode {self.mode!r}")
         if self.fft_per_frequency and not self.fft:
             raise ValueError("fft_per_frequency true: not applicable with fft 0, without discriminators of spectra")
         return self
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether the generator sees anything random beside an image."""
+        return self.noise_channels + self.row_noise_channels + self.style_dim > 0
 
     def check_image_size(self, image_size: int) -> None:
         """See `SemanticDiffusionSection.check_image_size`."""

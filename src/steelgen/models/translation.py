@@ -5,7 +5,9 @@ Sources: Zhu et al. 2017, "Unpaired Image-to-Image Translation using Cycle-Consi
 Translation" (arXiv 2007.15651), section 3. Different from the papers: down- and upsampling have the same center, so
 that nothing moves by half a pixel; upsampling resizes, then convolves, against checkerboards; the last convolution
 predicts the difference to the input, also from the features at full resolution, since upsampled ones have no texture;
-discriminators have no norms, which would hide gray levels from them.
+discriminators have no norms, which would hide gray levels from them; at the start of training, the output is almost the
+input; a random style may modulate the features (Huang et al. 2018, "Multimodal Unsupervised Image-to-Image
+Translation", arXiv 1804.04732, section 4), so that one input gives images of many looks.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ Statistics = list[tuple[Tensor, Tensor]]
 ALIGNMENT = 4
 """Pixels that the edges of a translated image must be a multiple of."""
 _EPSILON = 1e-5
+_STYLE_SCALE = 0.3
+"""Standard deviation of the modulation at the start of training."""
 _ROW_TAPS = 31
 """Rows that the filter of row noise spans: lines stay in phase over about as many. Images must have more than half."""
 
@@ -64,14 +68,35 @@ class _Conv(nn.Module):
         return self.conv(F.pad(features, [self._padding] * 4, mode="reflect"))
 
 
+class _Modulation(nn.Module):
+    """Scales and shifts features as a style says: after an instance norm this is AdaIN (arXiv 1703.06868, eq. 8).
+
+    With style_dim 0 it returns them as they are.
+    """
+
+    def __init__(self, style_dim: int, channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(style_dim, 2 * channels) if style_dim else None
+        if self.layer is not None:
+            nn.init.normal_(self.layer.weight, std=_STYLE_SCALE / style_dim**0.5)
+            nn.init.zeros_(self.layer.bias)
+
+    def forward(self, features: Tensor, style: Tensor | None) -> Tensor:
+        if self.layer is None or style is None:
+            return features
+        scale, shift = self.layer(style)[..., None, None].chunk(2, dim=1)
+        return features * (1 + scale) + shift
+
+
 class _ResidualBlock(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, style_dim: int) -> None:
         super().__init__()
         self.conv_1 = _Conv(channels, channels, 3)
         self.conv_2 = _Conv(channels, channels, 3)
+        self.modulate = _Modulation(style_dim, channels)
 
-    def forward(self, features: Tensor, normalize: Normalize) -> Tensor:
-        hidden = normalize(self.conv_1(features)).relu()
+    def forward(self, features: Tensor, normalize: Normalize, style: Tensor | None) -> Tensor:
+        hidden = self.modulate(normalize(self.conv_1(features)), style).relu()
         return features + normalize(self.conv_2(hidden))
 
 
@@ -98,20 +123,31 @@ class TranslationGenerator(nn.Module):
         blocks: residual blocks at the lowest level.
         noise_channels: channels of noise that the network sees beside the image.
         row_noise_channels: further ones, constant along each row, that a filter across rows sees first.
+        style_dim: further ones, constant in each image, that set its look: they modulate the features of the blocks and
+            of the decoder, and contrast and brightness of the output.
     """
 
     def __init__(
-        self, in_channels: int, width: int, blocks: int, noise_channels: int = 0, row_noise_channels: int = 0
+        self,
+        in_channels: int,
+        width: int,
+        blocks: int,
+        noise_channels: int = 0,
+        row_noise_channels: int = 0,
+        style_dim: int = 0,
     ) -> None:
         super().__init__()
-        self._noise_channels = noise_channels
+        self._noise_channels, self._style_dim = noise_channels, style_dim
         self.row_filter = _RowFilter(row_noise_channels) if row_noise_channels else None
         self.first = _Conv(in_channels + noise_channels + row_noise_channels, width, 7)
         self.down = nn.ModuleList(_Conv(width * factor, 2 * width * factor, 4, stride=2) for factor in (1, 2))
-        self.blocks = nn.ModuleList(_ResidualBlock(4 * width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_ResidualBlock(4 * width, style_dim) for _ in range(blocks))
         self.up = nn.ModuleList(_Conv(width * factor, width * factor // 2, 3) for factor in (4, 2))
+        self.modulate_up = nn.ModuleList(_Modulation(style_dim, width * factor // 2) for factor in (4, 2))
+        self.modulate_output = _Modulation(style_dim, in_channels)
         self.last = _Conv(2 * width, in_channels, 7)
-        nn.init.normal_(self.last.conv.weight, std=0.02)
+        # Trained from further off, grain of this convolution stays in the images.
+        nn.init.normal_(self.last.conv.weight, std=0.002)
         assert self.last.conv.bias is not None
         nn.init.zeros_(self.last.conv.bias)
 
@@ -145,7 +181,7 @@ class TranslationGenerator(nn.Module):
 
         Args:
             images: (N, in_channels, H, W), edges a multiple of ALIGNMENT.
-            noise: (N, noise_channels + row_noise_channels, H, W); None without any.
+            noise: (N, noise_channels + row_noise_channels + style_dim, H, W); None without any.
             normalize: see `Normalize`.
             features: also return feature maps of the encoder, from the input on.
             decode: compute the output; otherwise it is the last map of the encoder.
@@ -153,6 +189,10 @@ class TranslationGenerator(nn.Module):
         Returns:
             (N, in_channels, H, W), unbounded; with `features` (output, maps).
         """
+        style = None
+        if noise is not None and self._style_dim:
+            style = noise[:, -self._style_dim :, 0, 0]
+            noise = noise[:, : -self._style_dim] if noise.shape[1] > self._style_dim else None
         if noise is not None and self.row_filter is not None:
             rows = self.row_filter(noise[:, self._noise_channels :], normalize)
             noise = torch.cat([noise[:, : self._noise_channels], rows], dim=1)
@@ -164,13 +204,13 @@ class TranslationGenerator(nn.Module):
             maps.append(hidden)
         compared = self._list_compared_blocks()
         for number, block in enumerate(self.blocks):
-            hidden = block(hidden, normalize)
+            hidden = block(hidden, normalize, style)
             if number in compared:
                 maps.append(hidden)
         if decode:
-            for up in self.up:
-                hidden = normalize(up(F.interpolate(hidden, scale_factor=2.0))).relu()
-            hidden = images + self.last(torch.cat([hidden, maps[1]], dim=1))
+            for up, modulate in zip(self.up, self.modulate_up, strict=True):
+                hidden = modulate(normalize(up(F.interpolate(hidden, scale_factor=2.0))), style).relu()
+            hidden = self.modulate_output(images + self.last(torch.cat([hidden, maps[1]], dim=1)), style)
         return (hidden, maps) if features else hidden
 
     def _list_compared_blocks(self) -> list[int]:

@@ -92,7 +92,7 @@ class Translator:
 
     def _sample_noise(self, seeds: Sequence[int], images: Tensor) -> Tensor | None:
         section, size = self.section, images.shape[-2:]
-        return sample_noise(section, size, seeds) if section.noise_channels + section.row_noise_channels else None
+        return sample_noise(section, size, seeds) if section.has_noise else None
 
     def _map_rows(self, network: TranslationGenerator, images: Tensor, noise: Tensor | None) -> Tensor:
         """Translates all rows at once, or on the CPU and for large images row by row."""
@@ -129,7 +129,7 @@ class _Settings(SavedSettings):
 
 def build_network(section: TranslationSection, geometry: CropGeometry, sees_noise: bool) -> TranslationGenerator:
     """Builds the network of one direction."""
-    noise = (section.noise_channels, section.row_noise_channels) if sees_noise else (0, 0)
+    noise = (section.noise_channels, section.row_noise_channels, section.style_dim) if sees_noise else ()
     blocks = section.count_blocks(geometry.image_size)
     return TranslationGenerator(geometry.in_channels, section.width, blocks, *noise)
 
@@ -143,7 +143,8 @@ def sample_noise(section: TranslationSection, size: Sequence[int], seeds: Sequen
         seeds: one per image.
 
     Returns:
-        (N, noise_channels + row_noise_channels, H, W); the last channels are constant along each row.
+        (N, noise_channels + row_noise_channels + style_dim, H, W); the second part is constant along each row, the last
+        one in each image.
     """
     height, width = size
     samples = []
@@ -152,7 +153,8 @@ def sample_noise(section: TranslationSection, size: Sequence[int], seeds: Sequen
         # Rows first: images of different widths have the same.
         row_noise = torch.randn(section.row_noise_channels, height, 1, generator=source)
         noise = torch.randn(section.noise_channels, height, width, generator=source)
-        samples.append(torch.cat([noise, row_noise.expand(-1, -1, width)]))
+        style = torch.randn(section.style_dim, 1, 1, generator=source).expand(-1, height, width)
+        samples.append(torch.cat([noise, row_noise.expand(-1, -1, width), style]))
     return torch.stack(samples)
 
 

@@ -40,6 +40,7 @@ class _TranslationRandomness:
     noise: tuple[int, ...]
     """Shape of the noise beside an image."""
     row_noise_channels: int
+    style_dim: int
     places: tuple[int, ...]
     """Pixels of the feature maps of the contrastive loss."""
     num_patches: int
@@ -47,8 +48,9 @@ class _TranslationRandomness:
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Samples the randomness of one crop.
 
-        `noise` (2, noise_channels + row_noise_channels, S, S) for the source and the target image; `places_K` (P,),
-        positions in feature map K; `pool` (sides, POOL_NUMBERS); `transforms` (sides, 3, AUGMENTATION_NUMBERS).
+        `noise` (2, noise_channels + row_noise_channels + style_dim, S, S) for the source and the target image;
+        `places_K` (P,), positions in feature map K; `pool` (sides, POOL_NUMBERS);
+        `transforms` (sides, 3, AUGMENTATION_NUMBERS).
         """
         # Disjoint from sampling seeds.
         source = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**62 + 2**62)
@@ -56,14 +58,16 @@ class _TranslationRandomness:
             "pool": torch.rand(self.sides, POOL_NUMBERS, generator=source),
             "transforms": torch.rand(self.sides, _TRANSFORMS, AUGMENTATION_NUMBERS, generator=source),
         }
-        if self.noise[0]:
-            drawn["noise"] = torch.randn(2, *self.noise, generator=source)
+        noise = [torch.randn(2, *self.noise, generator=source)] if self.noise[0] else []
         for index, count in enumerate(self.places):
             drawn[f"places_{index}"] = torch.randperm(count, generator=source)[: self.num_patches]
-        if self.row_noise_channels:
-            edge = self.noise[-1]
-            rows = torch.randn(2, self.row_noise_channels, edge, 1, generator=source).expand(-1, -1, -1, edge)
-            drawn["noise"] = torch.cat([drawn["noise"], rows], dim=1) if self.noise[0] else rows.contiguous()
+        edge = self.noise[-1]
+        for count, height in ((self.row_noise_channels, edge), (self.style_dim, 1)):
+            if count:
+                sampled = torch.randn(2, count, height, 1, generator=source)
+                noise.append(sampled.expand(-1, -1, edge, edge))
+        if noise:
+            drawn["noise"] = torch.cat(noise, dim=1)
         return drawn
 
 
@@ -141,7 +145,9 @@ class TranslationTraining(AdversarialTraining):
         noise = (self.section.noise_channels, edge, edge)
         places = tuple(found**2 for found in maps)
         section, sides = self.section, 1 + self._is_cyclic
-        return _TranslationRandomness(seed, sides, noise, section.row_noise_channels, places, section.num_patches or 0)
+        return _TranslationRandomness(
+            seed, sides, noise, section.row_noise_channels, section.style_dim, places, section.num_patches or 0
+        )
 
     def held_out_randomness(self, count: int) -> Randomness:
         """See `Trainable.held_out_randomness`; adversarial losses are not validated."""
