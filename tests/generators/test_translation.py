@@ -307,24 +307,27 @@ def test_a_plain_folder_of_rgb_images_is_a_source_without_labels(sides, tmp_path
         sample(sample_values(tmp_path / "run", tmp_path / "other", {**source, "masks": str(plain)}))
 
 
-def test_the_grain_of_the_target_is_learned(sides, tmp_path):
-    """In a few seconds: power at high frequencies, relative to the variance, is an eighth of the target's before."""
-    wide = {"width": 8, "discriminator_width": 8, "noise_channels": 1}
-    values = build_values(
-        sides,
-        tmp_path / "run",
-        {**CUT, **wide, "discriminator_noise": 0},
-        max_steps=80,
-        train_batch_size=4,
-        gradient_accumulation_steps=1,
-        learning_rate=0.002,
-        ema_decay=0.95,
-        checkpoint_every=100,
-        log_every=100,
-    )
+def train_quickly(sides, run_dir, steps, **generator):
+    """Trains a translation with mode cut that is wide enough to learn in seconds; returns its generator."""
+    wide = {**CUT, "width": 8, "discriminator_width": 8, "discriminator_noise": 0, **generator}
+    length = {
+        "max_steps": steps,
+        "train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 0.002,
+        "ema_decay": 0.95,
+        "checkpoint_every": 200,
+        "log_every": 200,
+    }
+    values = build_values(sides, run_dir, wide, **length)
     values |= {"measurement": {"every": None}, "preview": {"num_images": 0}}
     train(parse_config(values, TrainConfig), Recorder())
-    generator = load_generator(tmp_path / "run")
+    return load_generator(run_dir)
+
+
+def test_the_grain_of_the_target_is_learned(sides, tmp_path):
+    """In a few seconds: power at high frequencies, relative to the variance, is an eighth of the target's before."""
+    generator = train_quickly(sides, tmp_path / "run", 80, noise_channels=1)
     source, target = (
         torch.stack(
             [CropDataset(load_micrographs(side, "val"), generator.geometry, 0, False)[n]["image"] for n in range(32)]
@@ -349,21 +352,7 @@ def test_the_looks_of_the_target_are_learned(sides, tmp_path):
         Image.fromarray((0.5 * image + (0 if number % 2 else 128)).clip(0, 255).astype(np.uint8)).save(path)
     spreads = []
     for steps in (1, 120):
-        values = build_values(
-            (sides[0], looks),
-            tmp_path / f"run{steps}",
-            {**CUT, "width": 8, "discriminator_width": 8, "discriminator_noise": 0, "style_dim": 4},
-            max_steps=steps,
-            train_batch_size=4,
-            gradient_accumulation_steps=1,
-            learning_rate=0.002,
-            ema_decay=0.95,
-            checkpoint_every=200,
-            log_every=200,
-        )
-        values |= {"measurement": {"every": None}, "preview": {"num_images": 0}}
-        train(parse_config(values, TrainConfig), Recorder())
-        generator = load_generator(tmp_path / f"run{steps}")
+        generator = train_quickly((sides[0], looks), tmp_path / f"run{steps}", steps, style_dim=4)
         source = CropDataset(load_micrographs(sides[0], "val"), generator.geometry, 0, False)[0]["image"]
         drawn = generator.draw(DrawRequest(range(32), images=source.expand(32, -1, -1, -1))).images
         correlations = np.corrcoef(torch.cat([source.flatten()[None], drawn.flatten(1)]))[0, 1:]
