@@ -11,7 +11,7 @@ and scan lines; 512 images of 32 px each for training, 128 for scores. `shares`:
 the source of 0.25. uhcs: procedural layouts rendered by `steelgen data render`, and crops of data/uhcs without their
 masks. Simple filters (histogram matching, spectrum matching, added noise) are scored beside. `run` can be stopped at
 any time and resumes with the same arguments; `segment` trains segmenters on pairs of every kind and tests them on real
-target images; `table` writes the results.
+target images; `table` adds all runs to the results.
 """
 
 from __future__ import annotations
@@ -67,23 +67,42 @@ _SMALL = {
     "r1_gamma": 0.1,
     "fft": 4.0,
 }
-_PLAIN_CUT = {**_SMALL, "mode": "cut", "num_patches": 64, "nce": 0.5, "identity": 0.5}
-_CUT = {**_PLAIN_CUT, "row_noise_channels": 2, "fft_per_frequency": True}
-SYSTEMS: dict[str, dict[str, Any]] = {
-    "cut": _CUT,
-    "cut-no-fft": {**_CUT, "fft": 0.0, "fft_per_frequency": False},
-    "cut-no-rows": {**_CUT, "row_noise_channels": 0},
-    "cut-no-weights": {**_CUT, "fft_per_frequency": False},
-    "cut-plain": _PLAIN_CUT,
-    "cut-no-identity": {**_CUT, "identity": 0.0},
-    "fastcut": {**_CUT, "nce": 10.0, "identity": 0.0},
-    "cut-ada": {**_CUT, "ada_target": 0.5, "ada_images": 5000},
-    "cut-noise": {**_CUT, "discriminator_noise": 0.15},
+_MODES: dict[str, dict[str, Any]] = {
+    "cut": {
+        **_SMALL,
+        "mode": "cut",
+        "num_patches": 64,
+        "nce": 0.5,
+        "identity": 0.5,
+        "row_noise_channels": 2,
+        "fft_per_frequency": True,
+    },
     "cyclegan": _SMALL,
-    "cyclegan-no-fft": {**_SMALL, "fft": 0.0},
-    "cyclegan-no-identity": {**_SMALL, "identity": 0.0},
 }
-DATA = ("world", "shares", "uhcs")
+_OF_DATA: dict[str, dict[str, dict[str, Any]]] = {
+    "world": {},
+    # What the target has more of is not to be added.
+    "shares": {"cut": {"nce": 2.0, "identity": 2.0}},
+    # Micrographs have no lines, and differ in brightness and contrast.
+    "uhcs": {"cut": {"fft": 0.5, "style_dim": 8}, "cyclegan": {"fft": 0.5}},
+}
+"""What differs by data and mode."""
+DATA = tuple(_OF_DATA)
+SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cut": ("cut", {}),
+    "cut-no-fft": ("cut", {"fft": 0.0, "fft_per_frequency": False}),
+    "cut-no-rows": ("cut", {"row_noise_channels": 0}),
+    "cut-no-weights": ("cut", {"fft_per_frequency": False}),
+    "cut-no-style": ("cut", {"style_dim": 0}),
+    "cut-no-identity": ("cut", {"identity": 0.0}),
+    "fastcut": ("cut", {"nce": 10.0, "identity": 0.0}),
+    "cut-ada": ("cut", {"ada_target": 0.5, "ada_images": 5000}),
+    "cut-noise": ("cut", {"discriminator_noise": 0.15}),
+    "cyclegan": ("cyclegan", {}),
+    "cyclegan-no-fft": ("cyclegan", {"fft": 0.0}),
+    "cyclegan-no-identity": ("cyclegan", {"identity": 0.0}),
+}
+"""Mode and changes to it, by name."""
 
 
 def draw_discs(count: int, fraction: float, rng: np.random.Generator) -> Images:
@@ -157,6 +176,7 @@ def build_config(system: str, data: str, runs: Path, seed: int, steps: int) -> T
     """Builds a system's config; KID and losses are measured for the curve."""
     source, target = find_sides(data, runs)
     crop = {"crop_size": 2 * EDGE} if data == "uhcs" else {}
+    mode, changes = SYSTEMS[system]
     values = {
         "run_dir": str(runs / name_run(system, data, seed, steps)),
         "seed": seed,
@@ -167,7 +187,7 @@ def build_config(system: str, data: str, runs: Path, seed: int, steps: int) -> T
             "augment": "mirror" if data != "uhcs" else True,
             **crop,
         },
-        "generator": SYSTEMS[system],
+        "generator": {**_MODES[mode], **_OF_DATA[data].get(mode, {}), **changes},
         "train": {
             "max_steps": steps,
             "train_batch_size": 4,
@@ -389,11 +409,15 @@ def main() -> None:
     elif arguments.part == "segment":
         run_segmenters(arguments)
     else:
-        parts = {
-            part: [load_json(path) for path in sorted((arguments.runs / part).glob("*.json"))]
-            for part in ("scores", "segmenters")
-        }
-        save_results(RESULTS / "translation.json", parts)
+        path = RESULTS / "translation.json"
+        parts = {part: {_identify(row): row for row in load_json(path)[part]} for part in ("scores", "segmenters")}
+        for part, rows in parts.items():
+            rows |= {_identify(row): row for row in map(load_json, (arguments.runs / part).glob("*.json"))}
+        save_results(path, {part: [rows[key] for key in sorted(rows)] for part, rows in parts.items()})
+
+
+def _identify(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("system", "data", "seed", "steps"))
 
 
 if __name__ == "__main__":
