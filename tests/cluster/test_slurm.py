@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -196,11 +197,21 @@ def wait_for_start_then_kill(cluster, task):
 
 def test_workflow_by_dependencies(cluster, cut_training, tmp_path):
     write_tiny_dataset(tmp_path / "tiny")
+    (tmp_path / "more").mkdir()
+    shutil.copyfile(next((tmp_path / "tiny/train/images").iterdir()), tmp_path / "more/unlabeled.png")
     profile = write_profile(tmp_path)
     write_json(
         tmp_path / "workflow.json",
         {
-            "train": tiny_train_config("tiny", "run", max_steps=2),
+            "segment": {
+                "dataset": "tiny",
+                "unlabeled": "more",
+                "output_dir": "segmenter",
+                "image_size": 32,
+                "crop_size": 32,
+                "segmenter": {"architecture": "unet", "steps": 2, "num_levels": 1, "base_channels": 8},
+            },
+            "train": tiny_train_config("segmenter/dataset", "run", max_steps=2),
             "sample": sample_config("samples", 6),
             "evaluate": {
                 "generated": "samples",
@@ -213,19 +224,20 @@ def test_workflow_by_dependencies(cluster, cut_training, tmp_path):
         },
     )
     command = ("workflow", "-c", "workflow.json", "--slurm", "--profile", profile)
-    train_job, _, gather = job_ids(steelgen(cluster, tmp_path, *command))
+    segment_job, train_job, _, gather = job_ids(steelgen(cluster, tmp_path, *command))
     assert cluster.job(gather)["Dependency"].startswith("afterok:")
     assert "still in the queue" in steelgen(cluster, tmp_path, *command, code=2)
     job = cluster.wait(gather, 400)
     logs = read_logs(tmp_path / "run") + read_logs(tmp_path / "samples")
     assert job["JobState"] == "COMPLETED", logs
-    assert cluster.job(train_job)["JobState"] == "COMPLETED"
+    assert all(cluster.job(done)["JobState"] == "COMPLETED" for done in (segment_job, train_job))
+    assert (tmp_path / "segmenter/dataset/train/masks/unlabeled.png").is_file()
     assert json.loads((tmp_path / "evaluation/evaluation.json").read_text())["figures"]
     output = steelgen(cluster, tmp_path, *command)
-    assert output.count("skipped") == 3
+    assert output.count("skipped") == 4
     assert not job_ids(output)
     # The same files as on a workstation: there is nothing left to do there either.
-    assert steelgen(cluster, tmp_path, "workflow", "-c", "workflow.json").count("skipped") == 3
+    assert steelgen(cluster, tmp_path, "workflow", "-c", "workflow.json").count("skipped") == 4
 
 
 def test_training_preempted_and_cancelled_goes_on(cluster, cut_training, tmp_path):

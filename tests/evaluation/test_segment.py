@@ -173,7 +173,15 @@ def test_unlabeled_micrographs_join_the_dataset(dataset: Path, tmp_path: Path) -
         for pair in list_pairs(dataset, split):
             kept = next(each for each in list_pairs(completed, split) if each.stem == pair.stem)
             assert all(map(np.array_equal, load_pair(pair, load_dataset_info(dataset)), load_pair(kept, info)))
-    (more / "new.tif").unlink()
+
+    def stop(done: int, total: int) -> None:
+        raise AssertionError("it trains before it has looked at all images")
+
+    (more / "broken.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"broken\.png: not a readable image"):
+        train_labeler(parse_config({**values, "output_dir": str(tmp_path / "none")}, SegmentConfig), stop)
+    for path in (more / "broken.png", more / "new.tif"):
+        path.unlink()
     with pytest.raises(InputError, match=r"more: each image has the name of a micrograph of .* none to label"):
         train_labeler(parse_config({**values, "output_dir": str(tmp_path / "none")}, SegmentConfig))
     assert not (tmp_path / "none").exists()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from steelgen.config.segment import SegmentConfig
 from steelgen.data.crops import Micrographs, load_micrographs
+from steelgen.data.images import load_image
 from steelgen.data.unlabeled import list_unlabeled
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
@@ -46,7 +47,8 @@ def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], N
     train = load_micrographs(config.dataset, config.train_split, config.in_channels)
     test = load_micrographs(config.dataset, config.test_split, config.in_channels) if config.test_split else None
     if config.unlabeled:
-        list_unlabeled(config.dataset, config.unlabeled)  # raises before training
+        for path in list_unlabeled(config.dataset, config.unlabeled):
+            load_image(path)  # raises before training
     geometry = build_geometry(config)
     if config.features is None:
         config = config.model_copy(update={"segmenter": resolve_settings(config.segmenter, train, geometry)})
