@@ -176,9 +176,13 @@ def list_pairs(root: Path, split: str, with_rejects: bool = False) -> list[Pair]
     mask_folder = find_masks(root, split) if split in present else folder / "masks"
     if mask_folder.is_dir():
         masks = index_by_stem(list_images(mask_folder))
-        for stem in images.keys() ^ masks.keys():
-            path, other = (images[stem], "mask") if stem in images else (masks[stem], "image")
-            raise InputError(f"{path}: has no {other} of the same name")
+        for stem in masks.keys() - images.keys():
+            raise InputError(f"{masks[stem]}: has no image of the same name")
+        if unlabeled := sorted(images.keys() - masks.keys()):
+            raise InputError(
+                f"{images[unlabeled[0]]}: has no mask of the same name, {len(unlabeled)} of {len(images)} images have "
+                "none; unlabeled micrographs belong into a folder of their own, see `steelgen plan --unlabeled`"
+            )
     if not images:
         raise InputError(f"{folder}: the split is empty")
     rejects = frozenset() if with_rejects else load_rejects(image_folder)

@@ -14,6 +14,7 @@ from steelgen.data.palette import blend_overlay
 from steelgen.data.placement import Placement
 from steelgen.data.sheets import build_sheet
 from steelgen.pages import embed_image, render, show_number
+from steelgen.planning.rules import name_count
 
 if TYPE_CHECKING:
     from steelgen.planning.fingerprint import Fingerprint
@@ -31,9 +32,9 @@ _FRAME = (230, 30, 30)
 def build_page(plan: Plan) -> str:
     """Returns plan.html, without external resources."""
     fingerprint = plan.fingerprint
-    numbers = [f"{count} micrographs in {split}" for split, count in fingerprint.micrographs.items()]
+    numbers = [f"{name_count(count)} in {split}" for split, count in fingerprint.micrographs.items()]
     if fingerprint.unlabeled:
-        numbers.append(f"{fingerprint.unlabeled} unlabeled micrographs")
+        numbers.append(f"{name_count(fingerprint.unlabeled)} without masks")
     step = f"{plan.step.seconds:.2g} s per step of {plan.step.batch_size * plan.step.accumulation} crops"
     return render(
         "plan.html",

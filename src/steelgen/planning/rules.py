@@ -102,7 +102,7 @@ def choose_augment(strength: float, direction: float, agreement: float, count: i
     least = max(MIN_ORIENTATION, 0.3 / count**0.5)
     # Few micrographs cannot reach MIN_RAYLEIGH: they have to agree almost fully.
     if strength < least or count * agreement**2 < min(MIN_RAYLEIGH, 0.8 * count):
-        because = f"no common direction (strength {strength:.2f}, {_count(count)}): all 8 flips and rotations"
+        because = f"no common direction (strength {strength:.2f}, {name_count(count)}): all 8 flips and rotations"
         return Choice("augment", True, because)
     found = f"a common direction of {direction:.0f}° with strength {strength:.2f}"
     # A mirror image turns a direction of a degrees to -a.
@@ -216,7 +216,7 @@ def choose_labeling(labeled: int, unlabeled: int, minutes: float) -> Choice:
         minutes: of training.
     """
     steps = int(np.clip(20 * minutes, 10, 600))
-    because = f"a segmenter of {_count(labeled)} with masks labels {unlabeled} others; generators learn from all"
+    because = f"a segmenter of {name_count(labeled)} with masks labels {unlabeled} others; generators learn from all"
     return Choice("labeling_steps", steps, because)
 
 
@@ -280,10 +280,11 @@ def choose_codes(count: int, has_masks: bool, has_test: bool) -> Choice:
         return Choice("utility", [], f"a study needs {missing}")
     codes = ["RALLF000", "RALLFALL"]
     if count < 8:
-        return Choice("utility", codes, f"{_count(count)}, with and without generated pairs")
+        return Choice("utility", codes, f"{name_count(count)}, with and without generated pairs")
     because = f"a quarter and all of {count} micrographs, each with and without generated pairs"
     return Choice("utility", ["R25%F000", "R25%FALL", *codes], because)
 
 
-def _count(micrographs: int) -> str:
+def name_count(micrographs: int) -> str:
+    """Returns "1 micrograph" or "N micrographs"."""
     return f"{micrographs} micrograph{'' if micrographs == 1 else 's'}"
