@@ -72,8 +72,8 @@ _MODES: dict[str, dict[str, Any]] = {
         **_SMALL,
         "mode": "cut",
         "num_patches": 64,
-        "nce": 0.5,
-        "identity": 0.5,
+        "nce": 2.0,
+        "identity": 2.0,
         "row_noise_channels": 2,
         "fft_per_frequency": True,
     },
@@ -81,8 +81,7 @@ _MODES: dict[str, dict[str, Any]] = {
 }
 _OF_DATA: dict[str, dict[str, dict[str, Any]]] = {
     "world": {},
-    # What the target has more of is not to be added.
-    "shares": {"cut": {"nce": 2.0, "identity": 2.0}},
+    "shares": {},
     # Micrographs have no lines, and differ in brightness and contrast.
     "uhcs": {"cut": {"fft": 0.5, "style_dim": 8}, "cyclegan": {"fft": 0.5}},
 }

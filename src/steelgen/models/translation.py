@@ -5,9 +5,9 @@ Sources: Zhu et al. 2017, "Unpaired Image-to-Image Translation using Cycle-Consi
 Translation" (arXiv 2007.15651), section 3. Different from the papers: down- and upsampling have the same center, so
 that nothing moves by half a pixel; upsampling resizes, then convolves, against checkerboards; the last convolution
 predicts the difference to the input, also from the features at full resolution, since upsampled ones have no texture;
-discriminators have no norms, which would hide gray levels from them; at the start of training, the output is almost the
-input; a random style may modulate the features (Huang et al. 2018, "Multimodal Unsupervised Image-to-Image
-Translation", arXiv 1804.04732, section 4), so that one input gives images of many looks.
+discriminators have no norms, which would hide gray levels from them; a random style may modulate the features, so that
+one input gives images of many looks (Huang et al. 2018, "Multimodal Unsupervised Image-to-Image Translation", arXiv
+1804.04732, section 4).
 """
 
 from __future__ import annotations
@@ -146,8 +146,7 @@ class TranslationGenerator(nn.Module):
         self.modulate_up = nn.ModuleList(_Modulation(style_dim, width * factor // 2) for factor in (4, 2))
         self.modulate_output = _Modulation(style_dim, in_channels)
         self.last = _Conv(2 * width, in_channels, 7)
-        # Trained from further off, grain of this convolution stays in the images.
-        nn.init.normal_(self.last.conv.weight, std=0.002)
+        nn.init.normal_(self.last.conv.weight, std=0.02)
         assert self.last.conv.bias is not None
         nn.init.zeros_(self.last.conv.bias)
 
