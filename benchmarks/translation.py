@@ -3,15 +3,18 @@
     python benchmarks/translation.py run --system cut --steps 2000 --seed 0
     python benchmarks/translation.py run --system cut --data uhcs --steps 2000
     python benchmarks/translation.py run --system cut --data shares --steps 2000
+    python benchmarks/translation.py run --system cut --data defects --steps 2000
     python benchmarks/translation.py segment --system cut --steps 2000 --seed 0
+    python benchmarks/translation.py change --system cut --data defects --steps 2000
     python benchmarks/translation.py table
 
 The made world: the source are overlapping discs of 4 px with noise, the target the same process with another contrast
 and scan lines; 512 images of 32 px each for training, 128 for scores. `shares`: the target has a disc fraction of 0.40,
-the source of 0.25. uhcs: procedural layouts rendered by `steelgen data render`, and crops of data/uhcs without their
+the source of 0.25. defects: the source has no discs, the target of 0.10. uhcs: procedural layouts rendered by `steelgen data render`, and crops of data/uhcs without their
 masks. Simple filters (histogram matching, spectrum matching, added noise) are scored beside. `run` can be stopped at
 any time and resumes with the same arguments; `segment` trains segmenters on pairs of every kind and tests them on real
-target images; `table` adds all runs to the results.
+target images; `change` compares what a translation has changed with the discs that a segmenter of real target images
+finds in its images; `table` adds all runs to the results.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from steelgen.config.base import parse_config
+from steelgen.config.sample import ChangeLabelsSection
 from steelgen.config.segmenter import SegmenterSection
 from steelgen.config.train import TrainConfig
 from steelgen.data.crops import Micrographs, cut_crops, image_to_tensor, load_micrographs, tensor_to_image
@@ -49,6 +53,7 @@ from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator
 from steelgen.generators.drawing import draw_for_masks
 from steelgen.generators.families import load_generator
+from steelgen.sampling.labeling import ChangeLabeler
 from steelgen.sampling.layouts import LayoutSize, load_layouts
 
 UHCS = Path(__file__).parents[1] / "data" / "uhcs"
@@ -82,11 +87,14 @@ _MODES: dict[str, dict[str, Any]] = {
 _OF_DATA: dict[str, dict[str, dict[str, Any]]] = {
     "world": {},
     "shares": {},
+    # What the target has more of is to be added, at random places.
+    "defects": {"cut": {"nce": 0.5, "identity": 0.5, "noise_channels": 2}},
     # Micrographs have no lines, and differ in brightness and contrast.
     "uhcs": {"cut": {"fft": 0.5, "style_dim": 8}, "cyclegan": {"fft": 0.5}},
 }
 """What differs by data and mode."""
 DATA = tuple(_OF_DATA)
+PARTS = ("scores", "segmenters", "changes")
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "cut": ("cut", {}),
     "cut-no-fft": ("cut", {"fft": 0.0, "fft_per_frequency": False}),
@@ -133,11 +141,9 @@ def draw_target(masks: Images, rng: np.random.Generator) -> NDArray[np.float64]:
 def write_world(folder: Path, data: str) -> None:
     """Writes the dataset folders source/ and target/; the target's masks are only for the segmenters and scores."""
     rng = np.random.default_rng(0)
-    sides: tuple[tuple[str, float, Callable], ...] = (
-        ("source", 0.25, draw_source),
-        ("target", 0.40 if data == "shares" else 0.25, draw_target),
-    )
-    for name, fraction, draw in sides:
+    fractions = {"world": (0.25, 0.25), "shares": (0.25, 0.40), "defects": (0.0, 0.10)}[data]
+    sides: tuple[tuple[str, Callable], ...] = (("source", draw_source), ("target", draw_target))
+    for (name, draw), fraction in zip(sides, fractions, strict=True):
         with new_folder(folder / name) as working:
             info = DatasetInfo(name=name, class_names=["matrix", "disc"])
             for split, count in COUNTS.items():
@@ -378,6 +384,36 @@ def run_segmenters(arguments: argparse.Namespace) -> None:
     save_json(path, {**described, "iou": found, "labels_seen": seen})
 
 
+def run_changes(arguments: argparse.Namespace) -> None:
+    """Compares masks of what a translation has changed with a segmenter's."""
+    runs, data, seed = arguments.runs, arguments.data, arguments.seed
+    name = name_run(arguments.system, data, seed, arguments.steps)
+    source, target = find_sides(data, runs)
+    judge = Judge(data, runs)
+    real, real_masks = cut_crops(load_micrographs(target, "train"), judge.geometry, COUNTS["train"], seed=3)
+    info = load_dataset_info(source)
+    segmenter = fit_segmenter(real, real_masks, info, seed)
+    generator = load_generator(runs / name)
+    translated = translate(generator, judge.given)
+    found = predict_masks(segmenter, translated)
+    labeler = ChangeLabeler(ChangeLabelsSection(kind="change"), generator)
+    changed = np.stack(
+        [labeler.label(image, before).mask.mask for image, before in zip(translated, judge.given, strict=True)]
+    )
+    iou = [float(value) for value in compute_iou(compute_confusion(found, changed, info.num_classes, 255))]
+    own = score_segmenter(segmenter, judge.real, judge.real_masks, info.num_classes)
+    shares = {
+        "by_segmenter": float(found.mean()),
+        "by_change": float(changed.mean()),
+        "real": float(judge.real_masks.mean()),
+    }
+    described = {"system": arguments.system, "data": data, "seed": seed, "steps": arguments.steps}
+    save_json(runs / "changes" / f"{name}.json", {**described, "iou": iou, "iou_on_real": own, "shares": shares})
+    rows = [list(part[:12]) for part in (judge.given, translated, 255 * changed, 255 * found)]
+    save_image(runs / f"{name}-change.png", build_sheet(rows, 96))
+    print(name, iou, own, shares, flush=True)
+
+
 def fit_segmenter(images: Images, masks: Images, info: DatasetInfo, seed: int) -> nn.Module:
     """Trains the segmenter on pairs of EDGE px."""
     pairs = Micrographs(info, [str(number) for number in range(len(images))], list(images), list(masks))
@@ -395,7 +431,7 @@ def score_segmenter(segmenter: nn.Module, images: Images, masks: Images, num_cla
 def main() -> None:
     """Runs one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("run", "segment", "table"))
+    parser.add_argument("part", choices=("run", "segment", "change", "table"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/translation"), help="folder of runs")
     parser.add_argument("--system", choices=SYSTEMS, default="cut")
     parser.add_argument("--data", choices=DATA, default="world")
@@ -407,9 +443,12 @@ def main() -> None:
         run_system(arguments)
     elif arguments.part == "segment":
         run_segmenters(arguments)
+    elif arguments.part == "change":
+        run_changes(arguments)
     else:
         path = RESULTS / "translation.json"
-        parts = {part: {_identify(row): row for row in load_json(path)[part]} for part in ("scores", "segmenters")}
+        stored = load_json(path)
+        parts = {part: {_identify(row): row for row in stored.get(part, [])} for part in PARTS}
         for part, rows in parts.items():
             rows |= {_identify(row): row for row in map(load_json, (arguments.runs / part).glob("*.json"))}
         save_results(path, {part: [rows[key] for key in sorted(rows)] for part, rows in parts.items()})

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from steelgen.config.base import parse_config
-from steelgen.config.sample import SampleConfig
+from steelgen.config.sample import ChangeLabelsSection, SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.train import FinetuneConfig, TrainConfig
 from steelgen.config.translation import TranslationSection
@@ -28,6 +28,8 @@ from steelgen.generators.translation.generator import sample_noise
 from steelgen.generators.translation.losses import compute_contrast
 from steelgen.generators.translation.pool import ImagePool
 from steelgen.generators.translation.training import TranslationTraining
+from steelgen.sampling.change import compute_change, compute_levels
+from steelgen.sampling.labeling import build_labeler
 from steelgen.sampling.replay import replay
 from steelgen.sampling.sample import sample
 from steelgen.training.batch_size import take_steps
@@ -284,6 +286,32 @@ def test_labels_are_those_of_the_source(sides, whole, tmp_path):
     )
     assert all((one != other).any() for one, other in zip(images, samples, strict=True))
     assert all(replay(out / "metadata.jsonl", line)[1] for line in (1, 2, 3))
+
+
+def test_what_was_changed_is_a_mask(sides, whole, tmp_path):
+    source = {"kind": "images", "folder": str(sides[0] / "test" / "images"), "masks": None}
+    labels = {"kind": "change", "class_name": "defect", "threshold": 2}
+    out = sample(sample_values(whole / "cut", tmp_path / "out", source, labels=labels))
+    info = load_dataset_info(out)
+    assert info.class_names == ["unchanged", "defect"]
+    rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    shares = []
+    for index, row in enumerate(rows):
+        before, after = (np.asarray(Image.open(out / name / f"{index:06d}.png")) for name in ("images", "samples"))
+        change = compute_change(before, after)
+        mask = load_mask(out / f"labels/{index:06d}.png", info)
+        assert np.array_equal(mask == 1, change >= compute_levels(change, 2))
+        confidence = np.asarray(Image.open(out / f"confidence/{index:06d}.png"))
+        assert confidence.min() >= 127
+        shares.append(row["labels"]["changed"])
+        assert shares[-1] == pytest.approx((mask == 1).mean(), abs=1e-6)
+    assert 0 < max(shares) < 0.5
+    assert replay(out / "metadata.jsonl", 1)[1]
+    other = SimpleNamespace(kind="gan", needs=frozenset())
+    with pytest.raises(
+        InputError, match=r"labels.kind change: needs a generator that turns images into others, not gan"
+    ):
+        build_labeler(ChangeLabelsSection(kind="change"), other)
 
 
 def test_a_plain_folder_of_rgb_images_is_a_source_without_labels(sides, tmp_path):

@@ -65,9 +65,31 @@ class LabelsSection(Section):
     """Attempts at an image before the run stops with a message."""
 
 
+class ChangeLabelsSection(Section):
+    """Masks of what a translation has changed, such as the defect that it made in sound material: where the image
+    differs from its source beyond brightness, contrast and grain, with confidence maps."""
+
+    kind: Literal["change"]
+    """Type of labeling."""
+    class_name: str = "changed"
+    """Class of the changed pixels; the others are "unchanged"."""
+    threshold: float = Field(4.0, gt=0, le=1000)
+    """Least difference of a changed region, in standard deviations of the differences in its image; its outline is at
+    half of its height."""
+    smoothing: float = Field(1.0, ge=0, le=100)
+    """Standard deviation of a Gaussian filter on the differences, in px of the images; 0 disables it."""
+    min_confidence: float = Field(0.0, ge=0, le=1)
+    """Mean confidence over the pixels, 0.5 at the threshold; pairs below are dropped, counted, and replaced. 0 keeps
+    all."""
+    max_attempts: int = Field(20, ge=1, le=1000000)
+    """Attempts at an image before the run stops with a message."""
+
+
 AnyLabelsSection = Annotated[
-    Annotated[LabelsSection, Tag("segmenter")] | Annotated[JointLabelsSection, Tag("joint")],
-    by_kind("segmenter", "joint", hint="; segmenter takes networks and heads on features"),
+    Annotated[LabelsSection, Tag("segmenter")]
+    | Annotated[JointLabelsSection, Tag("joint")]
+    | Annotated[ChangeLabelsSection, Tag("change")],
+    by_kind("segmenter", "joint", "change", hint="; segmenter takes networks and heads on features"),
 ]
 
 

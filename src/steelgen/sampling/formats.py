@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from pydantic import Field
 
 from steelgen.config.base import MAX_BATCH_SIZE, MAX_IMAGES, MAX_SEED, config_to_json
-from steelgen.config.learned import LearnedMasks
+from steelgen.config.learned import JointLabelsSection, LearnedMasks
 from steelgen.config.mask_sources import NoMasks
 from steelgen.config.sample import LabelsSection, SampleConfig
 from steelgen.config.solver import AnySolverSection
@@ -184,7 +184,7 @@ def describe_origin(config: SampleConfig) -> Origin:
         draw["truncation"] = config.truncation
     if isinstance(config.labels, LabelsSection):
         models["labels.segmenter"] = hash_segmenter(config.labels.segmenter)
-    elif config.labels:
+    elif isinstance(config.labels, JointLabelsSection):
         models["labels.generator"] = hash_generator(config.labels.generator)
     if isinstance(config.mask_source, LearnedMasks):
         models["mask_source.generator"] = hash_generator(config.mask_source.generator)

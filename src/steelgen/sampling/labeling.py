@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from steelgen.config.learned import JointLabelsSection
-from steelgen.config.sample import AnyLabelsSection, LabelsSection
+from steelgen.config.sample import AnyLabelsSection, ChangeLabelsSection, LabelsSection
 from steelgen.data.crops import image_to_tensor
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.images import to_channels
+from steelgen.data.palette import default_palette
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.labeler import load_labeler
@@ -23,6 +24,7 @@ from steelgen.evaluation.windows import label_by_windows
 from steelgen.files import hash_files
 from steelgen.generators import DrawRequest, Generator
 from steelgen.generators.saved import hash_weights
+from steelgen.sampling.change import compute_change, compute_levels
 from steelgen.sampling.generate import prepare_generator
 from steelgen.sampling.learned import check_scale
 from steelgen.sampling.masks import SourceMask
@@ -54,8 +56,12 @@ class LabelSource(Protocol):
     reason: str
     """Why images with a confidence below min_confidence are dropped."""
 
-    def label(self, image: NDArray[np.uint8]) -> LabeledImage:
-        """Labels an (H, W) or (H, W, 3) uint8 image; may be called from several threads."""
+    def label(self, image: NDArray[np.uint8], source: NDArray[np.uint8] | None = None) -> LabeledImage:
+        """Labels an (H, W) or (H, W, 3) uint8 image; may be called from several threads.
+
+        Args:
+            source: image that a translated one was made from, of the same size.
+        """
 
     def describe(self, labeled: LabeledImage) -> dict[str, Any]:
         """Returns the entries of metadata.jsonl for a labeled image."""
@@ -69,6 +75,8 @@ def build_labeler(config: AnyLabelsSection, generator: Generator) -> LabelSource
     """
     if isinstance(config, JointLabelsSection):
         return JointLabeler(config, generator.geometry)
+    if isinstance(config, ChangeLabelsSection):
+        return ChangeLabeler(config, generator)
     return ImageLabeler(config, generator.geometry)
 
 
@@ -95,7 +103,7 @@ class ImageLabeler:
         self._crop_size = max(1, round(crop_size))
         self._digest = hash_segmenter(config.segmenter)
 
-    def label(self, image: NDArray[np.uint8]) -> LabeledImage:
+    def label(self, image: NDArray[np.uint8], source: NDArray[np.uint8] | None = None) -> LabeledImage:
         """See `LabelSource.label`."""
         settings = self._labeler.config
         image = to_channels(image, settings.in_channels)
@@ -135,7 +143,7 @@ class JointLabeler:
         self._digest = hash_weights(config.generator)
         self._lock = Lock()
 
-    def label(self, image: NDArray[np.uint8]) -> LabeledImage:
+    def label(self, image: NDArray[np.uint8], source: NDArray[np.uint8] | None = None) -> LabeledImage:
         """See `LabelSource.label`; the seeds are the same for every image."""
         shown = image_to_tensor(to_channels(image, self._generator.geometry.in_channels))
         seeds = range(self._section.draws)
@@ -153,6 +161,43 @@ class JointLabeler:
             "generator": str(self._section.generator),
             "generator_sha256": self._digest,
             "draws": self._section.draws,
+            "confidence": round(labeled.mean_confidence, 6),
+        }
+
+
+class ChangeLabeler:
+    """Labels translated images by what differs from their source; see `ChangeLabelsSection`.
+
+    Raises:
+        InputError: if the generator does not translate images.
+    """
+
+    reason = "change is not clear enough"
+
+    def __init__(self, config: ChangeLabelsSection, generator: Generator) -> None:
+        if "images" not in generator.needs:
+            raise InputError(
+                f"labels.kind change: needs a generator that turns images into others, not {generator.kind}"
+            )
+        self.config: AnyLabelsSection = config
+        self._section = config
+        names = ["unchanged", config.class_name]
+        self.info = generator.info.model_copy(update={"class_names": names, "palette": default_palette(len(names))})
+
+    def label(self, image: NDArray[np.uint8], source: NDArray[np.uint8] | None = None) -> LabeledImage:
+        """See `LabelSource.label`."""
+        assert source is not None, "translated images have a source"
+        change = compute_change(source, image, self._section.smoothing)
+        relative = change / compute_levels(change, self._section.threshold)
+        changed = relative >= 1
+        confidence = np.where(changed, relative, 1) / (1 + relative)
+        return LabeledImage(SourceMask(changed.astype(np.uint8), None, "change"), confidence.astype(np.float32))
+
+    def describe(self, labeled: LabeledImage) -> dict[str, Any]:
+        """See `LabelSource.describe`."""
+        return {
+            "threshold": self._section.threshold,
+            "changed": round(float(labeled.mask.mask.mean()), 6),
             "confidence": round(labeled.mean_confidence, 6),
         }
 

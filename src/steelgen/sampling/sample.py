@@ -112,7 +112,7 @@ def sample(
             gain = pair_filter.weigh(image, candidate.source_mask.mask)
             if gain is None:
                 return LOW_GAIN
-        labeled = labeler.label(image) if labeler else None
+        labeled = labeler.label(image, candidate.source_mask.image) if labeler else None
         if labeled and labeler and labeled.mean_confidence < labeler.config.min_confidence:
             return labeler.reason
         source_mask = candidate.source_mask
