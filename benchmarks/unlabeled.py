@@ -3,16 +3,16 @@
     python benchmarks/unlabeled.py run --way labeled --seed 0
     python benchmarks/unlabeled.py table
 
-Source are the renderings of procedural layouts of translation.py, target the training micrographs of uhcs without their
-masks, 64 px at 32 px. All ways fine-tune `bundled:base`, which has seen none of them, for the same steps:
+Source are the renderings of procedural layouts of translation_world.py, target the training micrographs of uhcs without
+their masks, 64 px at 32 px. All ways fine-tune `bundled:base`, which has seen none of them, for the same steps:
 
 started: images alone are learned; renderings, noised to a share of the schedule, start the sampling (image to image).
 labeled: a segmenter trained on the renderings labels the micrographs, and images are generated for the layouts.
 real-labeled: the same with the real labels, the limit of the way.
 real-masks: these, for masks of held-out micrographs instead of layouts.
 
-Judged as in translation.py: KID to held-out crops; the IoU of a segmenter trained on real pairs with the labels; that
-of a segmenter trained on the images, on real crops. `run` can be stopped at any time and resumes with the same
+Judged as in translation_world.py: KID to held-out crops; the IoU of a segmenter trained on real pairs with the labels;
+that of a segmenter trained on the images, on real crops. `run` can be stopped at any time and resumes with the same
 arguments; `table` writes the results.
 """
 
@@ -30,7 +30,7 @@ from common import save_results
 from fitting import train_to_end
 from pair_judge import draw_images
 from torch import nn
-from translation import COUNTS, EDGE, UHCS, Images, Judge, find_sides, fit_segmenter, score_segmenter
+from translation_world import COUNTS, EDGE, UHCS, Images, Judge, find_sides, fit_segmenter, score_segmenter
 
 from steelgen.config.base import parse_config
 from steelgen.config.solver import SolverSection

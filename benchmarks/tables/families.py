@@ -78,6 +78,18 @@ def tabulate_translation(stored: Results) -> Lines:
         ]
         heads = ["mIoU on real images", "mIoU of one trained on true pairs on these", "seeds"]
         lines += ["", *build_table(["data", "system", "segmenter trained on", *heads], trained, texts=3)]
+    if stored.get("changes"):
+        changes = [
+            [
+                run["data"],
+                run["system"],
+                *(f"{value:.3f}" for value in (run["iou"][1], run["iou_on_real"][1], *run["shares"].values())),
+            ]
+            for run in stored["changes"]
+        ]
+        heads = ["IoU with the segmenter's discs", "the segmenter's own IoU on real images"]
+        heads += ["area found by it", "area changed", "area in real images"]
+        lines += ["", *build_table(["data", "system", *heads], changes, texts=2)]
     return lines
 
 
