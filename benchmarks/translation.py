@@ -63,7 +63,7 @@ _MODES: dict[str, dict[str, Any]] = {
         "row_noise_channels": 2,
         "fft_per_frequency": True,
     },
-    "cyclegan": _SMALL,
+    "cyclegan": {**_SMALL, "mode": "cyclegan"},
 }
 _OF_DATA: dict[str, dict[str, dict[str, Any]]] = {
     "world": {},

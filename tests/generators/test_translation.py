@@ -63,6 +63,7 @@ def build_values(sides, run_dir, generator=(), **train):
         "data": {"dataset": str(sides[1]), "source": {"dataset": str(sides[0])}, "image_size": 16, "crop_size": 24},
         "generator": {
             "kind": "translation",
+            "mode": "cyclegan",
             "width": 4,
             "blocks": 1,
             "discriminator_width": 4,
@@ -335,27 +336,24 @@ def test_a_plain_folder_of_rgb_images_is_a_source_without_labels(sides, tmp_path
         sample(sample_values(tmp_path / "run", tmp_path / "other", {**source, "masks": str(plain)}))
 
 
-def train_quickly(sides, run_dir, steps, **generator):
-    """Trains a translation with mode cut that is wide enough to learn in seconds; returns its generator."""
-    wide = {**CUT, "width": 8, "discriminator_width": 8, "discriminator_noise": 0, **generator}
-    length = {
-        "max_steps": steps,
-        "train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 0.002,
-        "ema_decay": 0.95,
-        "checkpoint_every": 200,
-        "log_every": 200,
-    }
-    values = build_values(sides, run_dir, wide, **length)
-    values |= {"measurement": {"every": None}, "preview": {"num_images": 0}}
-    train(parse_config(values, TrainConfig), Recorder())
-    return load_generator(run_dir)
-
-
 def test_the_grain_of_the_target_is_learned(sides, tmp_path):
     """In a few seconds: power at high frequencies, relative to the variance, is an eighth of the target's before."""
-    generator = train_quickly(sides, tmp_path / "run", 80, noise_channels=1)
+    wide = {"width": 8, "discriminator_width": 8, "noise_channels": 1}
+    values = build_values(
+        sides,
+        tmp_path / "run",
+        {**CUT, **wide, "discriminator_noise": 0},
+        max_steps=80,
+        train_batch_size=4,
+        gradient_accumulation_steps=1,
+        learning_rate=0.002,
+        ema_decay=0.95,
+        checkpoint_every=100,
+        log_every=100,
+    )
+    values |= {"measurement": {"every": None}, "preview": {"num_images": 0}}
+    train(parse_config(values, TrainConfig), Recorder())
+    generator = load_generator(tmp_path / "run")
     source, target = (
         torch.stack(
             [CropDataset(load_micrographs(side, "val"), generator.geometry, 0, False)[n]["image"] for n in range(32)]
@@ -369,24 +367,6 @@ def test_the_grain_of_the_target_is_learned(sides, tmp_path):
     assert goal - before > 1.5
     assert abs(goal - after) < 0.75
     assert np.corrcoef(source.flatten(), drawn.flatten())[0, 1] > 0.7
-
-
-def test_the_looks_of_the_target_are_learned(sides, tmp_path):
-    """Micrographs of the target differ in brightness, and so do images of one source image by their style."""
-    looks = tmp_path / "looks"
-    shutil.copytree(sides[1], looks)
-    for number, path in enumerate(sorted(looks.glob("*/images/*.png"))):
-        image = np.asarray(Image.open(path), float)
-        Image.fromarray((0.5 * image + (0 if number % 2 else 128)).clip(0, 255).astype(np.uint8)).save(path)
-    spreads = []
-    for steps in (1, 120):
-        generator = train_quickly((sides[0], looks), tmp_path / f"run{steps}", steps, style_dim=4)
-        source = CropDataset(load_micrographs(sides[0], "val"), generator.geometry, 0, False)[0]["image"]
-        drawn = generator.draw(DrawRequest(range(32), images=source.expand(32, -1, -1, -1))).images
-        correlations = np.corrcoef(torch.cat([source.flatten()[None], drawn.flatten(1)]))[0, 1:]
-        assert np.median(correlations) > 0.9
-        spreads.append(float(drawn.mean(dim=(1, 2, 3)).std()))
-    assert spreads[1] > 1.4 * spreads[0]  # 1.9
 
 
 def test_noise_makes_many_images_of_one(whole):

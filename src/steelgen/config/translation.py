@@ -10,7 +10,7 @@ from steelgen.config.base import Section
 
 _TRANSLATION_DEFAULTS: dict[str, dict[str, Any]] = {
     "cyclegan": {"cycle": 10.0, "identity": 5.0, "pool_size": 50},
-    "cut": {"nce": 1.0, "identity": 1.0, "nce_temperature": 0.07, "num_patches": 256},
+    "cut": {"nce": 2.0, "identity": 2.0, "nce_temperature": 0.07, "num_patches": 256},
 }
 """Defaults of TranslationSection that depend on `mode`."""
 _MODE_FIELDS = {"cyclegan": ("cycle", "pool_size"), "cut": ("nce", "nce_temperature", "num_patches")}
@@ -22,7 +22,7 @@ class TranslationSection(Section):
 
     kind: Literal["translation"] = "translation"
     """Generator kind."""
-    mode: Literal["cyclegan", "cut"] = "cyclegan"
+    mode: Literal["cyclegan", "cut"] = "cut"
     """cyclegan: two generators, one for each direction, and a cycle loss; cut: one generator and a patchwise
     contrastive loss, at about half the cost."""
     width: int = Field(64, ge=1, le=1024)
@@ -51,11 +51,11 @@ class TranslationSection(Section):
     cycle: float | None = Field(None, ge=0, le=1000)
     """Weight of the cycle loss, only with mode cyclegan; defaults to 10 there."""
     nce: float | None = Field(None, gt=0, le=1000)
-    """Weight of the contrastive loss, only with mode cut; defaults to 1 there. FastCUT has 10 and identity 0. Larger
-    values keep more of the source, smaller ones may add what the target has more of."""
-    identity: float = Field(5.0, ge=0, le=1000)
+    """Weight of the contrastive loss, only with mode cut; defaults to 2 there. CUT has 1, FastCUT 10 and identity 0.
+    Larger values keep more of the source, smaller ones may add what the target has more of."""
+    identity: float = Field(2.0, ge=0, le=1000)
     """Weight of the same loss on target images, which the generator should not change; 0 disables it. Defaults to 5 for
-    cyclegan, an absolute difference, and to 1 for cut, a contrastive loss."""
+    cyclegan, an absolute difference, and to 2 for cut, a contrastive loss."""
     nce_temperature: float | None = Field(None, gt=0, le=10)
     """Temperature of the contrastive loss, only with mode cut; defaults to 0.07 there."""
     num_patches: int | None = Field(None, ge=2, le=65536)
@@ -83,7 +83,7 @@ class TranslationSection(Section):
     def _fill_defaults(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {**_TRANSLATION_DEFAULTS.get(str(values.get("mode", "cyclegan")), {}), **values}
+        return {**_TRANSLATION_DEFAULTS.get(str(values.get("mode", "cut")), {}), **values}
 
     @model_validator(mode="after")
     def _check_mode(self) -> TranslationSection:
