@@ -37,6 +37,26 @@ def test_values_of_other_steps_share_a_chart(tmp_path):
     assert all(len(find_color(picture, COLORS[kind])[0]) for kind in ("train", "generated"))
 
 
+def test_losses_of_several_phases_stand_beside_kid(tmp_path):
+    rows = [
+        {
+            "step": step,
+            "loss_generator": 1.0,
+            "loss_discriminator": 2.0,
+            "grad_norm_generator": 3.0,
+            "kid": 0.1,
+            "r_t": 0.4,
+        }
+        for step in range(1, 6)
+    ]
+    picture = draw(tmp_path, rows)
+    assert picture.shape == (880, 1320, 3)  # losses and KID, r_t and gradient norm
+    losses, kid = np.hsplit(picture[:440], 2)
+    assert all(len(find_color(losses, COLORS[kind])[0]) for kind in ("train", "generated"))
+    assert len(find_color(kid, COLORS["train"])[0])
+    assert not len(find_color(kid, COLORS["generated"])[0])
+
+
 def test_infinite_gradient_norms_of_fp16_are_left_out(tmp_path):
     plain = [{"step": step, "loss": 1.0, "grad_norm": 1.0 + step % 2} for step in range(2, 6)]
     skipped = [{"step": 1, "loss": 1.0, "grad_norm": float("inf")}]

@@ -18,10 +18,14 @@ _PANELS = {
     "loss": ("loss", "val_loss"),
     "KID to held-out images, EfficientNet-Lite0": ("kid", "kid_floor"),
     "share of copies among generated images": ("copies", "copies_floor"),
+    "mean IoU of the masks in generated images": ("mask_iou",),
+    "adaptive augmentation": ("r_t", "ada_p"),
     "gradient norm": ("grad_norm",),
 }
 """Keys in metrics.jsonl by title of the chart."""
-_PALETTE = (COLORS["train"], COLORS["generated"])
+_BY_PHASE = ("loss", "grad_norm")
+"""Keys that have the name of a phase behind them if training has several."""
+_PALETTE = (COLORS["train"], COLORS["generated"], COLORS["held_out"])
 
 Points = dict[str, dict[int, float]]
 """Values by name and step."""
@@ -38,7 +42,8 @@ def plot_curves(points: Points) -> NDArray[np.uint8] | None:
     """Plots the charts of a run as (H, W, 3) RGB, two per row; None if there are none."""
     charts = []
     for title, names in _PANELS.items():
-        shown = {name: points[name] for name in names if name in points}
+        phases = sorted(name for name in points for key in _BY_PHASE if key in names and name.startswith(f"{key}_"))
+        shown = {name: points[name] for name in (*names, *phases) if name in points}
         steps = sorted({step for values in shown.values() for step in values})
         curves = [
             Curve(name, [values.get(step, math.nan) for step in steps], color)
