@@ -171,11 +171,14 @@ class Judge:
                 for part in (images, self.real)
             ]
             line = (EDGE // PERIOD, 0)
-            truth = self._find_iou(self.real, self.real_masks, self._threshold)
-            area = float((gaussian_filter(images.astype(float), (0, 1, 1)) > self._threshold).mean())
             found |= {
                 "scan_line_power": float(powers[0][line] / powers[1][line]),
                 "spectrum": float(np.abs(np.diff(np.log(np.stack(powers).reshape(2, -1)[:, 1:]), axis=0)).mean()),
+            }
+        if self._is_made and (masks == 1).any():
+            truth = self._find_iou(self.real, self.real_masks, self._threshold)
+            area = float((gaussian_filter(images.astype(float), (0, 1, 1)) > self._threshold).mean())
+            found |= {
                 "iou_share": self._find_iou(images, masks, self._threshold) / truth,
                 "area_shift": area - float((masks == 1).mean()),
             }
