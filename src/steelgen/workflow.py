@@ -23,11 +23,14 @@ from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import FinetuneConfig, RunConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.config.workflow import WorkflowConfig
+from steelgen.data.folder import load_metadata
+from steelgen.data.unlabeled import list_unlabeled
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
+from steelgen.evaluation.labeled_folders import PREDICTED
 from steelgen.evaluation.labeler import SEGMENTER_FILE, load_segment_config
 from steelgen.evaluation.results import load_evaluation
-from steelgen.evaluation.segment import SCORES_FILE
+from steelgen.evaluation.segment import COMPLETED, SCORES_FILE
 from steelgen.evaluation.utility.cells import list_cells
 from steelgen.evaluation.utility.results import RESULT_FILE as UTILITY_FILE
 from steelgen.evaluation.utility.results import STUDY_FILE, load_study_result
@@ -232,6 +235,7 @@ def _is_complete(config: Section, output: Path) -> bool:
         if config.segmenter.enlargement is None:  # recorded as chosen for the micrographs
             written["segmenter"]["enlargement"] = None
         _check_same(output, written, wanted)
+        _check_unlabeled(config, output)
         return True
     if isinstance(config, UtilityConfig):
         if not (output / UTILITY_FILE).is_file():
@@ -245,6 +249,18 @@ def _is_complete(config: Section, output: Path) -> bool:
         return False
     _check_same(output, refresh_config(load_evaluation(output)["config"], type(config)), wanted)
     return True
+
+
+def _check_unlabeled(config: SegmentConfig, output: Path) -> None:
+    """Raises InputError if the folder of unlabeled micrographs has others than those that were labeled."""
+    assert config.unlabeled is not None, "workflows need it"
+    rows = load_metadata(output / COMPLETED)
+    labeled = {Path(name).stem for name, row in rows.items() if row.get("labels") == PREDICTED}
+    if other := labeled ^ {path.stem for path in list_unlabeled(config.dataset, config.unlabeled)}:
+        raise InputError(
+            f"{output}: was made of other unlabeled micrographs than those in {config.unlabeled} (by {min(other)}); "
+            "choose another or remove it"
+        )
 
 
 def _check_run(config: RunConfig, output: Path) -> dict[str, Any] | None:

@@ -106,6 +106,11 @@ def test_unlabeled_micrographs_are_labeled_first(tmp_path, monkeypatch):
     )
     assert other.exit_code == 2
     assert "contains the output of another config (seed was 0, is now 1)" in other.output
+    shutil.copyfile(f"all/train/images/{others[0]}", "all/train/images/new.png")
+    shutil.copyfile(f"all/train/masks/{others[0]}", "all/train/masks/new.png")
+    more = CliRunner().invoke(app, ["workflow", "-c", "plans/mine/workflow.json", *settings])
+    assert more.exit_code == 2
+    assert "was made of other unlabeled micrographs than those in all (by new)" in more.output
 
 
 def test_a_set_that_the_bundled_model_accepts_is_fine_tuned(tmp_path, quick):

@@ -27,6 +27,9 @@ from steelgen.errors import InputError
 from steelgen.evaluation.labeler import Labeler, label_micrograph
 from steelgen.files import new_folder
 
+PREDICTED = "predicted"
+"""Value of `labels` in metadata.jsonl for micrographs whose masks a segmenter has predicted."""
+
 
 def label_folder(
     labeler: Labeler,
@@ -107,7 +110,7 @@ def complete_dataset(
     for number, path in enumerate(paths):
         name = f"train/images/{_save_labeled(labeler, path, out / 'train')}"
         row = further.get(f"train/images/{path.name}", {})
-        rows.append({**row, "file_name": name, "labels": "predicted"})
+        rows.append({**row, "file_name": name, "labels": PREDICTED})
         if report_progress:
             report_progress(number + 1, len(paths))
     save_metadata(out, rows)
