@@ -80,7 +80,13 @@ def test_unlabeled_micrographs_are_labeled_first(tmp_path, monkeypatch):
     done = run("mine", "--unlabeled", "all", "--minutes", 0.2)
     assert f"1 micrograph with masks labels {len(others)} others" in " ".join(done.output.split())
     assert f"{len(others)} micrographs without masks" in (tmp_path / "plans/mine/plan.html").read_text()
-    fewer = ("finetune.train.max_steps=6", "finetune.preview.num_images=2", "utility.seeds=[0]", "sample.num_samples=8")
+    fewer = (
+        "segment.segmenter.steps=10",
+        "finetune.train.max_steps=6",
+        "finetune.preview.num_images=2",
+        "utility.seeds=[0]",
+        "sample.num_samples=8",
+    )
     settings = [word for value in fewer for word in ("--set", value)]
     done = CliRunner().invoke(app, ["workflow", "-c", "plans/mine/workflow.json", *settings])
     assert done.exit_code == 0, done.output

@@ -170,7 +170,7 @@ def test_unlabeled_micrographs():
     found = rules.choose_labeling(1, 15, 30)
     assert found.value == 600
     assert "1 micrograph with masks labels 15 others" in found.because
-    assert [rules.choose_labeling(2, 3, minutes).value for minutes in (0.1, 10)] == [10, 200]
+    assert [rules.choose_labeling(2, 3, minutes).value for minutes in (1, 20, 60)] == [200, 400, 600]
     assert "16 masks, 15 of them predicted" in rules.choose_mask_source(16, 15).because
     assert rules.choose_mask_source(3, 2).value == "augmented"
     assert rules.choose_real_share().value == 0.5

@@ -215,7 +215,7 @@ def choose_labeling(labeled: int, unlabeled: int, minutes: float) -> Choice:
         unlabeled: further ones.
         minutes: of training.
     """
-    steps = int(np.clip(20 * minutes, 10, 600))
+    steps = int(np.clip(20 * minutes, 200, 600))
     because = f"a segmenter of {name_count(labeled)} with masks labels {unlabeled} others; generators learn from all"
     return Choice("labeling_steps", steps, because)
 
