@@ -308,6 +308,8 @@ def test_what_was_changed_is_a_mask(sides, whole, tmp_path):
         assert shares[-1] == pytest.approx((mask == 1).mean(), abs=1e-6)
     assert 0 < max(shares) < 0.5
     assert replay(out / "metadata.jsonl", 1)[1]
+    with pytest.raises(InputError, match="class_name 'unchanged': is the class of all other pixels"):
+        sample_values(whole / "cut", tmp_path / "out", source, labels={"kind": "change", "class_name": "unchanged"})
     other = SimpleNamespace(kind="gan", needs=frozenset())
     with pytest.raises(
         InputError, match=r"labels.kind change: needs a generator that turns images into others, not gan"

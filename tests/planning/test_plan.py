@@ -43,6 +43,21 @@ def run(*arguments, code=0):
     return done
 
 
+def run_briefly(name, *overrides, code=0):
+    """Runs the workflow of a plan with fewer steps, networks and images than planned, for time; returns its output."""
+    fewer = (
+        "finetune.train.max_steps=6",
+        "finetune.preview.num_images=2",
+        "utility.seeds=[0]",
+        "sample.num_samples=8",
+        *overrides,
+    )
+    settings = [word for value in fewer for word in ("--set", value)]
+    done = CliRunner().invoke(app, ["workflow", "-c", f"plans/{name}/workflow.json", *settings])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
 def test_the_plan_is_the_whole_work(tmp_path, monkeypatch):
     """With real timed steps: train, sample, evaluate and utility study of a tiny set."""
     monkeypatch.chdir(tmp_path)
@@ -53,16 +68,7 @@ def test_the_plan_is_the_whole_work(tmp_path, monkeypatch):
     plans = tmp_path / "plans" / "tiny"
     configs = {f"{name}.json" for name in ("finetune", "sample", "evaluate", "utility", "workflow", "plan")}
     assert {path.name for path in plans.iterdir()} == configs | {"plan.html"}
-    # Fewer steps, networks and images than planned, for time.
-    fewer = (
-        "finetune.train.max_steps=6",
-        "finetune.preview.num_images=2",
-        "utility.seeds=[0]",
-        "sample.num_samples=8",
-    )
-    settings = [word for value in fewer for word in ("--set", value)]
-    done = CliRunner().invoke(app, ["workflow", "-c", "plans/tiny/workflow.json", *settings])
-    assert done.exit_code == 0, done.output
+    run_briefly("tiny")
     runs = tmp_path / "runs" / "tiny"
     assert json.loads((runs / "evaluation" / "evaluation.json").read_text())["figures"]
     assert json.loads((runs / "utility" / "utility.json").read_text())["differences"]
@@ -80,16 +86,7 @@ def test_unlabeled_micrographs_are_labeled_first(tmp_path, monkeypatch):
     done = run("mine", "--unlabeled", "all", "--minutes", 0.2)
     assert f"1 micrograph with masks labels {len(others)} others" in " ".join(done.output.split())
     assert f"{len(others)} micrographs without masks" in (tmp_path / "plans/mine/plan.html").read_text()
-    fewer = (
-        "segment.segmenter.steps=10",
-        "finetune.train.max_steps=6",
-        "finetune.preview.num_images=2",
-        "utility.seeds=[0]",
-        "sample.num_samples=8",
-    )
-    settings = [word for value in fewer for word in ("--set", value)]
-    done = CliRunner().invoke(app, ["workflow", "-c", "plans/mine/workflow.json", *settings])
-    assert done.exit_code == 0, done.output
+    run_briefly("mine", "segment.segmenter.steps=10")
     completed = tmp_path / "runs/mine/segmenter/dataset"
     assert not check_dataset(completed).problems
     rows = load_metadata(completed)
@@ -105,18 +102,13 @@ def test_unlabeled_micrographs_are_labeled_first(tmp_path, monkeypatch):
     assert study["config"]["training"]["real_share"] == 0.5
     cells = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs/mine/utility/cells").glob("*.json"))]
     assert [cell["real"] for cell in cells] == [[Path(kept).stem]] * 2
-    again = CliRunner().invoke(app, ["workflow", "-c", "plans/mine/workflow.json", *settings])
-    assert again.output.count("complete in") == 5
-    other = CliRunner().invoke(
-        app, ["workflow", "-c", "plans/mine/workflow.json", *settings, "--set", "segment.seed=1"]
-    )
-    assert other.exit_code == 2
-    assert "contains the output of another config (seed was 0, is now 1)" in other.output
+    assert run_briefly("mine", "segment.segmenter.steps=10").count("complete in") == 5
+    other = run_briefly("mine", "segment.segmenter.steps=11", code=2)
+    assert "contains the output of another config (segmenter.steps was 10, is now 11)" in other
     shutil.copyfile(f"all/train/images/{others[0]}", "all/train/images/new.png")
     shutil.copyfile(f"all/train/masks/{others[0]}", "all/train/masks/new.png")
-    more = CliRunner().invoke(app, ["workflow", "-c", "plans/mine/workflow.json", *settings])
-    assert more.exit_code == 2
-    assert "was made of other unlabeled micrographs than those in all (by new)" in more.output
+    more = run_briefly("mine", "segment.segmenter.steps=10", code=2)
+    assert "was made of other unlabeled micrographs than those in all (by new)" in more
 
 
 def test_a_set_that_the_bundled_model_accepts_is_fine_tuned(tmp_path, quick):

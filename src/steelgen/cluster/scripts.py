@@ -70,8 +70,8 @@ def render_script(job: Job, profile: SlurmProfile, directory: Path) -> str:
         raise InputError(
             f"signal_seconds {profile.signal_seconds}: must be less than the time limit {profile.time} ({limit} s)"
         )
-    kinds = {**dict.fromkeys(TRAINING, "train"), **dict.fromkeys(ARRAYS, "array"), **dict.fromkeys(_SINGLE, "single")}
-    template = kinds.get(job.action, job.action)
+    kinds = {"train": TRAINING, "array": ARRAYS, "single": _SINGLE, "gather": ("gather",)}
+    template = next(kind for kind, actions in kinds.items() if job.action in actions)
     text = (resources.files("steelgen.cluster") / "templates" / f"{template}.sbatch").read_text(encoding="utf-8")
     header = "".join(f"#SBATCH {option}\n" for option in _header(job, profile, directory))
     text = re.sub(r"(?:#SBATCH .*\n)+", lambda _: header, text, count=1)

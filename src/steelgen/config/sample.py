@@ -65,13 +65,17 @@ class LabelsSection(Section):
     """Attempts at an image before the run stops with a message."""
 
 
+UNCHANGED = "unchanged"
+"""Class of the pixels that a translation has not changed."""
+
+
 class ChangeLabelsSection(Section):
     """Masks of what a translation has changed, such as the defect that it made in sound material: where the image
     differs from its source beyond brightness, contrast and grain, with confidence maps."""
 
     kind: Literal["change"]
     """Type of labeling."""
-    class_name: str = "changed"
+    class_name: str = Field("changed", min_length=1)
     """Class of the changed pixels; the others are "unchanged"."""
     threshold: float = Field(4.0, gt=0, le=1000)
     """Least difference of a changed region, in standard deviations of the differences in its image; its outline is at
@@ -83,6 +87,12 @@ class ChangeLabelsSection(Section):
     all."""
     max_attempts: int = Field(20, ge=1, le=1000000)
     """Attempts at an image before the run stops with a message."""
+
+    @model_validator(mode="after")
+    def _check_name(self) -> ChangeLabelsSection:
+        if self.class_name == UNCHANGED:
+            raise ValueError(f"class_name {self.class_name!r}: is the class of all other pixels; use another")
+        return self
 
 
 AnyLabelsSection = Annotated[

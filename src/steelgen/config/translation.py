@@ -24,7 +24,7 @@ class TranslationSection(Section):
     """Generator kind."""
     mode: Literal["cyclegan", "cut"] = "cut"
     """cyclegan: two generators, one for each direction, and a cycle loss; cut: one generator and a patchwise
-    contrastive loss, at about half the cost."""
+    contrastive loss, half the networks in about the same time."""
     width: int = Field(64, ge=1, le=1024)
     """Channels of the generators at full resolution."""
     blocks: int | None = Field(None, ge=1, le=64)

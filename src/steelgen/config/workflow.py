@@ -90,12 +90,10 @@ class WorkflowConfig(Section):
             raise ValueError("segment.unlabeled: is missing; no stage reads the output of segment without")
         name = "finetune" if self.finetune else "train"
         for key, section in ((name, self.last_training), ("refine", self.refine)):
-            if section and not any(segment.output_dir in folder.parents for folder in section.data.folders):
-                read = ", ".join(map(str, section.data.folders))
-                raise ValueError(
-                    f"{key}.data.dataset is {read}, but must be in segment.output_dir {segment.output_dir}, the output "
-                    "of the stage before"
-                )
+            if section:
+                folders = section.data.folders
+                read = next((each for each in folders if segment.output_dir in each.parents), folders[0])
+                _check_link(f"{key}.data.dataset", read, "segment.output_dir", segment.output_dir)
 
     def _check_turns(self) -> None:
         if self.refine is None:

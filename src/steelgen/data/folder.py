@@ -156,6 +156,12 @@ def list_images(folder: Path) -> list[Path]:
     )
 
 
+def list_kept(folder: Path) -> list[Path]:
+    """Lists the images in a folder that are not in its rejects.txt; see `list_images`."""
+    rejects = load_rejects(folder)
+    return [path for path in list_images(folder) if path.stem not in rejects]
+
+
 def list_pairs(root: Path, split: str, with_rejects: bool = False) -> list[Pair]:
     """Lists the image/mask pairs of a split, sorted by stem; the images only if there is no masks/.
 
@@ -176,8 +182,8 @@ def list_pairs(root: Path, split: str, with_rejects: bool = False) -> list[Pair]
     mask_folder = find_masks(root, split) if split in present else folder / "masks"
     if mask_folder.is_dir():
         masks = index_by_stem(list_images(mask_folder))
-        for stem in masks.keys() - images.keys():
-            raise InputError(f"{masks[stem]}: has no image of the same name")
+        if alone := sorted(masks.keys() - images.keys()):
+            raise InputError(f"{masks[alone[0]]}: has no image of the same name")
         if unlabeled := sorted(images.keys() - masks.keys()):
             raise InputError(
                 f"{images[unlabeled[0]]}: has no mask of the same name, {len(unlabeled)} of {len(images)} images have "

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steelgen.data.folder import find_images, index_by_stem, list_images, list_pairs, list_splits
-from steelgen.data.rejects import load_rejects
+from steelgen.data.folder import find_images, index_by_stem, list_kept, list_pairs, list_splits
 from steelgen.errors import InputError
 
 
@@ -28,9 +27,3 @@ def list_unlabeled(dataset: Path, unlabeled: Path) -> list[Path]:
         raise InputError(f"{unlabeled}: each image has the name of a micrograph of {dataset}; there is none to label")
     index_by_stem(paths)  # raises if two have the same
     return paths
-
-
-def list_kept(folder: Path) -> list[Path]:
-    """Lists the images in a folder that are not in its rejects.txt."""
-    rejects = load_rejects(folder)
-    return [path for path in list_images(folder) if path.stem not in rejects]

@@ -12,6 +12,7 @@ from steelgen.data.folder import (
     find_images,
     index_by_stem,
     list_images,
+    list_kept,
     list_pairs,
     list_splits,
     load_dataset_info,
@@ -22,7 +23,7 @@ from steelgen.data.folder import (
 )
 from steelgen.data.images import load_image, save_image, to_channels
 from steelgen.data.resplit import copy_pair
-from steelgen.data.unlabeled import list_kept, list_unlabeled
+from steelgen.data.unlabeled import list_unlabeled
 from steelgen.errors import InputError
 from steelgen.evaluation.labeler import Labeler, label_micrograph
 from steelgen.files import new_folder
@@ -106,10 +107,10 @@ def complete_dataset(
     for split in list_splits(dataset):
         for pair in list_pairs(dataset, split):
             name = copy_pair(pair, info, out, split)
-            rows.append({**known.get(f"{split}/images/{pair.image.name}", {}), "file_name": name})
+            rows.append({**known.get(pair.image.relative_to(dataset).as_posix(), {}), "file_name": name})
     for number, path in enumerate(paths):
         name = f"train/images/{_save_labeled(labeler, path, out / 'train')}"
-        row = further.get(f"train/images/{path.name}", {})
+        row = further.get(path.relative_to(unlabeled).as_posix(), {})
         rows.append({**row, "file_name": name, "labels": PREDICTED})
         if report_progress:
             report_progress(number + 1, len(paths))

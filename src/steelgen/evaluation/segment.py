@@ -34,7 +34,7 @@ def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], N
 
     Args:
         config: see `SegmentConfig`.
-        report_progress: called with (steps done, total steps).
+        report_progress: called with (steps done, total steps), then with (images labeled, images to label).
 
     Returns:
         The contents of scores.json: with a test split mean_iou, class_iou, image_iou, boundary F1, confusion matrix;
@@ -82,7 +82,10 @@ def train_labeler(config: SegmentConfig, report_progress: Callable[[int, int], N
     with new_folder(config.output_dir) as folder:
         save_labeler(folder, labeler)
         if config.unlabeled:
-            scores["predicted"] = complete_dataset(labeler, config.dataset, config.unlabeled, folder / COMPLETED)
+            completed = folder / COMPLETED
+            scores["predicted"] = complete_dataset(
+                labeler, config.dataset, config.unlabeled, completed, report_progress
+            )
         save_json(folder / SCORES_FILE, scores)
     return scores
 

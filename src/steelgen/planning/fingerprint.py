@@ -32,7 +32,7 @@ _MIN_COLOR = 4.0
 """Mean difference between the channels, in gray levels, from which on a micrograph is in color."""
 _MAX_WIDTHS = 20_000
 """Widths of a class that are kept per micrograph."""
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def _shrink(path: Path) -> NDArray[np.float32]:
     return shrink_image(load_image(path))
 
 
-def _spread(values: Sequence[Value], most: int) -> Sequence[Value]:
+def _spread(values: Sequence[_Value], most: int) -> Sequence[_Value]:
     """Selects at most `most` values, spread evenly."""
     if len(values) <= most:
         return values

@@ -141,23 +141,19 @@ def build_plan(
         "ema_decay": average.value,
     }
     set_intervals(training, intervals)
-    judged = next((split for split in ("test", "val") if split in fingerprint.micrographs), None)
     stages: dict[str, Any] = {}
-    trained_on, labeling = dataset, []
+    trained_on, labeling, mixture = dataset, [], {}
     if unlabeled:
-        labeling = [rules.choose_labeling(labeled, fingerprint.unlabeled, minutes), rules.choose_real_share()]
-        stages["segment"], trained_on = build_labeling(
-            dataset,
-            unlabeled,
-            runs / "segmenter",
-            labeling[0].value,
-            fingerprint.smallest_edge,
-            judged if judged != held_out else None,
-        )
+        own, share = rules.choose_labeling(labeled, fingerprint.unlabeled, minutes), rules.choose_real_share()
+        labeling, mixture = [own, share], {share.name: share.value}
+        test = "test" if "test" in fingerprint.micrographs else None
+        edge = fingerprint.smallest_edge
+        stages["segment"], trained_on = build_labeling(dataset, unlabeled, runs / "segmenter", own.value, edge, test)
     source = rules.choose_mask_source(count if has_masks else 0, fingerprint.unlabeled)
     samples = rules.choose_num_samples(minutes, step.seconds_per_image, cascade.value is not None)
     filtered = rules.choose_filter(has_masks, minutes)
     judge = rules.choose_judge_steps(minutes)
+    judged = next((split for split in ("test", "val") if split in fingerprint.micrographs), None)
     codes = rules.choose_codes(labeled, has_masks, "test" in fingerprint.micrographs)
     sample: dict[str, Any] = {
         "generator": str(runs / "train"),
@@ -204,7 +200,7 @@ def build_plan(
                 "steps": judge.value,
                 "batch_size": 8,
                 "augment": augment.value is True,
-                **({"real_share": labeling[1].value} if labeling else {}),
+                **mixture,
             },
         }
     for stage in (training, stages.get("refine")):

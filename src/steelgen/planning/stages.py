@@ -17,6 +17,7 @@ from steelgen.planning.rules import Choice
 _SEGMENTER_CROP = 128
 """Edge of the crops of the segmenter that labels micrographs, in px of these, as in docs/utility.md."""
 _SEGMENTER_MULTIPLE = 32
+"""Of the edge of smaller micrographs; the encoder halves five times."""
 
 
 def build_labeling(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from steelgen.config.learned import JointLabelsSection
-from steelgen.config.sample import AnyLabelsSection, ChangeLabelsSection, LabelsSection
+from steelgen.config.sample import UNCHANGED, AnyLabelsSection, ChangeLabelsSection, LabelsSection
 from steelgen.data.crops import image_to_tensor
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.images import to_channels
@@ -181,7 +181,7 @@ class ChangeLabeler:
             )
         self.config: AnyLabelsSection = config
         self._section = config
-        names = ["unchanged", config.class_name]
+        names = [UNCHANGED, config.class_name]
         self.info = generator.info.model_copy(update={"class_names": names, "palette": default_palette(len(names))})
 
     def label(self, image: NDArray[np.uint8], source: NDArray[np.uint8] | None = None) -> LabeledImage:
