@@ -37,7 +37,7 @@ from steelgen.training.loop import finetune, train
 from steelgen.training.measurement import Measurement
 from steelgen.training.setup import build_crops, prepare_training
 from tests.conftest import write_tiny_dataset
-from tests.generators.runs import load_run
+from tests.generators.runs import load_run, run_two_processes
 from tests.training.test_loop import Recorder, assert_same_tensors
 
 STEPS = 4
@@ -154,6 +154,34 @@ def test_stopped_in_either_phase_it_goes_on_bit_identically(sides, whole, tmp_pa
     assert_same_tensors(undisturbed, load_run(tmp_path / "run"))
     pools = [value for name, value in undisturbed.items() if "pool_" in name]
     assert [pool.shape[0] for pool in pools] == ([5, 5] if mode == "cyclegan" else [])
+
+
+@pytest.mark.parametrize(
+    "generator", [CYCLEGAN, {**ROWS, "style_dim": 2, "discriminator_noise": 0}], ids=["cyclegan", "cut"]
+)
+def test_two_processes_train_what_one_does_with_twice_the_batch(sides, tmp_path, generator):
+    """Up to the order of sums; noise of discriminators is each process's own."""
+    found = {}
+    for name, crops in (("one", 4), ("two", 2)):
+        values = build_values(
+            sides,
+            tmp_path / name,
+            generator,
+            train_batch_size=crops,
+            gradient_accumulation_steps=1,
+            checkpoint_every=STEPS,
+        )
+        values |= {"preview": {"num_images": 0}, "measurement": {"every": None}}
+        if name == "one":
+            train(parse_config(values, TrainConfig), Recorder())
+        else:
+            (tmp_path / "config.json").write_text(json.dumps(values))
+            run_two_processes("train", "-c", tmp_path / "config.json")
+        found[name] = load_run(tmp_path / name)
+    assert found["one"].keys() == found["two"].keys()
+    for name, tensor in found["one"].items():
+        if "weights" in name or "pool" in name:
+            torch.testing.assert_close(found["two"][name], tensor, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_a_moved_source_is_known_again_and_a_changed_one_refused(sides, whole, tmp_path):
