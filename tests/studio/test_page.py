@@ -20,10 +20,12 @@ BAD = "#paint-status .bad"
 
 
 def paint(page, start, end):
-    """Drags the brush between two places, given as shares of the canvas."""
-    box = page.locator("#canvas .cursor").bounding_box()
+    """Drags the brush between two places, given as shares of the canvas, once it takes the pointer there."""
+    cursor = page.locator("#canvas .cursor")
+    box = cursor.bounding_box()
+    cursor.hover(position={"x": start[0] * box["width"], "y": start[1] * box["height"]})
+    box = cursor.bounding_box()
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
-    page.mouse.move(*places[0])
     page.mouse.down()
     page.mouse.move(*places[1], steps=8)
     page.mouse.up()
