@@ -35,7 +35,7 @@ from steelgen.config.base import parse_config
 from steelgen.config.sample import SampleConfig
 from steelgen.config.segment import SegmentConfig
 from steelgen.config.train import FinetuneConfig
-from steelgen.config.utility import UtilityConfig, has_paste, parse_code
+from steelgen.config.utility import UtilityConfig, find_rivals, parse_code
 from steelgen.data.folder import load_dataset_info
 from steelgen.devices import pick_device
 from steelgen.errors import InputError
@@ -231,7 +231,7 @@ def gather(runs: Path) -> dict[str, Any]:
     complete = {key for key, tests in found.items() if sorted(tests) == folds}
     by_seed = {seed: {code for code, other in complete if other == seed} for _, seed in sorted(complete)}
     most = max(by_seed.values(), key=len)
-    codes = sorted(most, key=lambda code: (*counts[code], has_paste(code.split()[0]), code))
+    codes = sorted(most, key=lambda code: (*counts[code], find_rivals(code.split()[0]), code))
     seeds = sorted(seed for seed, found_codes in by_seed.items() if found_codes >= most)
 
     def stack(field: str) -> dict[tuple[str, str], NDArray[np.int64]]:

@@ -7,12 +7,12 @@
 
 Systems: dcgan; style, the style-based generator with adaptive augmentation, and style-no-ada without it; diffusion,
 semantic diffusion without masks; masked, the mask-conditioned adversarial generator, and masked-diffusion. Data: the 16
-training micrographs of uhcs, 4 of them, or `large`, the dataset folder given by --large.
+training micrographs of uhcs, 4 of them, or `large`, the training micrographs of the dataset folder given by --large.
 
 Equal time does not depend on the load of the machine: `time` measures a training step of every system alternately, in
 CPU seconds of one thread, and `run` trains for as many steps as fit into the minutes. `run` can be stopped at any time
-and resumes with the same arguments. EMA weights are scored against crops of the test split, for the large set against
-other training crops; the floor compares training crops with the same. `leak` trains on lamellae of nearly the same
+and resumes with the same arguments. EMA weights are scored against crops of the test split; the floor compares training
+crops with the same. `leak` trains on lamellae of nearly the same
 direction and counts how many generated ones have that direction. `table` writes the results.
 """
 
@@ -181,13 +181,12 @@ def find_dataset(data: str, runs: Path, large: Path | None) -> Path:
 
 
 class Judge:
-    """Scores generated images against held-out crops, or other training crops if there is no test split."""
+    """Scores generated images against crops of the test split."""
 
     def __init__(self, dataset: Path, generator: Generator, images: int) -> None:
-        training = load_micrographs(dataset, "train")
-        splits = list_splits(dataset)
-        held_out = load_micrographs(dataset, "test") if "test" in splits else training
-        masks_from = load_micrographs(dataset, "val") if "val" in splits else training
+        training, held_out = (load_micrographs(dataset, split) for split in ("train", "test"))
+        masks_from = load_micrographs(dataset, "val") if "val" in list_splits(dataset) else training
+        self.micrographs = len(training.images)
         real, _ = cut_crops(held_out, generator.geometry, images, seed=1)
         self._masks = cut_crops(masks_from, generator.geometry, images)[1]
         self._search = CopySearch(training, generator.geometry, 32)
@@ -257,8 +256,10 @@ def run_system(arguments: argparse.Namespace) -> None:
         score["longest_step"] = judge.walk(generator)
     save_image(runs / f"{name}.png", build_sheet([list(images[start : start + 12]) for start in range(0, 48, 12)], 64))
     described = {"system": system, "data": arguments.data, "seed": seed, "minutes": arguments.minutes, "steps": steps}
+    described |= {"dataset": generator.info.name, "micrographs": judge.micrographs}
     lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = [[line["step"], line["r_t"], line["ada_p"]] for line in lines if "ada_p" in line]
+    curve = curve[:: max(1, len(curve) // 150)]
     save_json(path, {**described, "images": arguments.images, "floor": judge.floor, "score": score, "curve": curve})
     print(name, score, flush=True)
 
@@ -347,8 +348,8 @@ def main() -> None:
     else:
         scores = [load_json(path) for path in sorted((arguments.runs / "scores").glob("*.json"))]
         curves = {
-            f"{what} on {score['data']} micrographs": [(step, values[index]) for step, *values in score["curve"]]
-            for score in scores
+            f"{what} on {score['micrographs']} micrographs": [(step, values[index]) for step, *values in score["curve"]]
+            for score in sorted(scores, key=lambda score: score["minutes"])  # of equal names the longest stays
             if score["curve"] and score["seed"] == 0 and score["system"] == "style"
             for index, what in enumerate(("r_t", "p"))
         }
@@ -356,7 +357,7 @@ def main() -> None:
         leak = arguments.runs / "leak.json"
         times = load_json(arguments.runs / "step_times.json")["seconds_a_step"]
         stored = {"seconds_a_step": times, "runs": scores, "leak": load_json(leak) if leak.is_file() else None}
-        save_results(RESULTS / "gan.json", stored)
+        save_results(RESULTS / "gan.json", stored, show=False)
 
 
 def _take(step: Callable[[], None], count: int) -> Callable[[], None]:

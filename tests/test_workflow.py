@@ -175,6 +175,9 @@ def test_unlabeled_micrographs_belong_to_a_dataset_that_is_trained_on():
     with pytest.raises(InputError, match=r"train.data.dataset is tiny, but must be in segment.output_dir segmenter"):
         parse_config(values, WorkflowConfig)
     values["train"]["data"]["dataset"] = "segmenter/dataset"
+    rival = {"codes": ["RALLF000", "RALLF000L"], "predicted": "tiny"}
+    with pytest.raises(InputError, match=r"utility.predicted is tiny, but must be in segment.output_dir segmenter"):
+        parse_config({**values, "utility": {**utility_values(), **rival}}, WorkflowConfig)
     stages = plan_workflow(parse_config(values, WorkflowConfig))
     assert [stage.action for stage in stages] == ["segment", "train", "sample"]
 

@@ -110,19 +110,20 @@ def tabulate_unlabeled(stored: Results) -> Lines:
 
 
 def tabulate_gan(stored: Results) -> Lines:
-    """Systems by dataset, means over seeds, and the share of lamellae with the correct orientation."""
-    groups: dict[tuple[str, str], list[Results]] = {}
+    """Systems by dataset and time, means over seeds, and the share of lamellae with the correct orientation."""
+    groups: dict[tuple[int, str, float], list[Results]] = {}
     for run in stored["runs"]:
-        groups.setdefault((run["data"], run["system"]), []).append(run)
+        groups.setdefault((run["micrographs"], run["system"], run["minutes"]), []).append(run)
     rows = []
-    for (data, system), runs in sorted(groups.items()):
+    for (micrographs, system, minutes), runs in sorted(groups.items()):
         above = [1e3 * (run["score"]["kid"] - run["floor"]["kid"]) for run in runs]
         means = {key: fmean(run["score"][key] for run in runs) for key in ("fd", "precision", "recall", "copies")}
         longest = [run["score"]["longest_step"] for run in runs if "longest_step" in run["score"]]
         rows.append(
             [
-                data,
+                str(micrographs),
                 system,
+                f"{minutes:g}",
                 show_mean_and_range(above),
                 f"{means['fd']:.0f}",
                 f"{means['precision']:.2f}, {means['recall']:.2f}",
@@ -132,15 +133,25 @@ def tabulate_gan(stored: Results) -> Lines:
                 str(len(runs)),
             ]
         )
-    floors = {run["data"]: run["floor"] for run in stored["runs"]}
-    for data, floor in sorted(floors.items()):
+    floors = {run["micrographs"]: run["floor"] for run in stored["runs"]}
+    for micrographs, floor in sorted(floors.items()):
         fidelity = f"{floor['precision']:.2f}, {floor['recall']:.2f}"
-        rows.append([data, "floor", "0", f"{floor['fd']:.0f}", fidelity, f"{floor['copies']:.2f}", "–", "–", "–"])
-    columns = ["micrographs", "system", "KID·10³ above the floor", "FD", "precision, recall", "copies", "images/s"]
-    minutes = sorted({run["minutes"] for run in stored["runs"]})
+        measured = ["0", f"{floor['fd']:.0f}", fidelity, f"{floor['copies']:.2f}"]
+        rows.append([str(micrographs), "floor", "–", *measured, "–", "–", "–"])
+    names = {run["micrographs"]: run["dataset"] for run in stored["runs"]}
+    columns = [
+        "micrographs",
+        "system",
+        "min",
+        "KID·10³ above the floor",
+        "FD",
+        "precision, recall",
+        "copies",
+        "images/s",
+    ]
     lines = [
-        f"32 px, {' or '.join(f'{value:g}' for value in minutes)} min on one core per run, "
-        f"{stored['runs'][0]['images']} images each.",
+        f"32 px, equal minutes (min) on one core per run, {stored['runs'][0]['images']} images each; "
+        f"{', '.join(f'{count} of {name}' for count, name in sorted(names.items()))}.",
         "",
         *build_table([*columns, "longest step / mean", "seeds"], rows, texts=2),
     ]

@@ -387,7 +387,7 @@ def test_instance_maps_reach_the_targets_and_the_tiles(tmp_path: Path) -> None:
     assert (targets % 256 == others % 256).float().mean() > 0.99
     assert not torch.equal(targets, others)
     pasted = build_config(tmp_path, tmp_path / "out", generated=None, codes=["RALLF000P"])
-    with pytest.raises(InputError, match="codes: RALLF000P: copy-paste does not carry the instance maps of"):
+    with pytest.raises(InputError, match="codes: RALLF000P: copy-paste cannot carry the instance maps of"):
         load_instances(pasted)
 
 

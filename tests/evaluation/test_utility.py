@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from steelgen.config.base import parse_config
 from steelgen.config.utility import UtilityConfig, parse_code
-from steelgen.data.folder import save_dataset_info
+from steelgen.data.folder import save_dataset_info, save_metadata
 from steelgen.errors import InputError
 from steelgen.evaluation import study
 from steelgen.evaluation.study import hash_study, utility
@@ -82,7 +83,22 @@ def test_codes_count(text: str, real_count: int, generated_count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "RALL", "FALL", "R-1F0", "RALLFALLX", "R10F5%", "rallf000", "R000F000", "R0%F0", "R000FALLP", "R4PF0"]
+    "text",
+    [
+        "",
+        "RALL",
+        "FALL",
+        "R-1F0",
+        "RALLFALLX",
+        "R10F5%",
+        "rallf000",
+        "R000F000",
+        "R0%F0",
+        "R000FALLP",
+        "R4PF0",
+        "R4F0L",
+        "RALLF0LP",
+    ],
 )
 def test_invalid_codes_are_named(text: str) -> None:
     with pytest.raises(ValueError, match="'"):
@@ -164,6 +180,69 @@ def test_copy_paste_changes_half_of_the_real_crops_and_nothing_else(
     assert {row["boundary_f1"] for row in older["by_class"]} == {None}
     assert older["by_class"][0]["class_iou"] == by_class["class_iou"]
     assert "Does copy-paste help in addition to 4 real micrographs?" in (tmp_path / "out" / "utility.html").read_text()
+
+
+def test_predicted_masks_join_the_real_micrographs(real: Path, generated: Path, tmp_path: Path) -> None:
+    completed, codes = tmp_path / "completed", ["RALLF000", "RALLF000L", "RALLFALL", "RALLFALLL"]
+    shutil.copytree(real, completed)
+    for kind in ("images", "masks"):
+        for name in ("000.png", "001.png"):
+            shutil.copy(real / "test" / kind / name, completed / "train" / kind / f"new{name}")
+    rows = [{"file_name": f"train/images/new00{number}.png", "labels": "predicted"} for number in (0, 1)]
+    rows.append({"file_name": "train/images/000.png"})
+    save_metadata(completed, rows)
+    config = build_config(real, generated, tmp_path / "out", codes=codes, predicted=str(completed), seeds=[0])
+    data = load_study(config)
+    alone, predicted, _, both = (TrainingSet(data, parse_code(code), 0, config.training) for code in codes)
+    assert alone.real
+    assert predicted.real
+    assert both.real
+    assert predicted.real.micrographs.stems == both.real.micrographs.stems == [*data.train.stems, "new000", "new001"]
+    new = predicted.real.micrographs.images[-2]
+    np.testing.assert_array_equal(new, data.test.images[0])
+    assert len(predicted.real) > len(alone.real)
+    result = utility(config)
+    assert result is not None
+    assert [(row["code"], row["baseline"]) for row in result["differences"]] == [
+        ("RALLF000L", "RALLF000"),
+        ("RALLFALL", "RALLF000"),
+        ("RALLFALL", "RALLF000L"),
+        ("RALLFALLL", "RALLF000"),
+        ("RALLFALLL", "RALLF000L"),
+    ]
+    page = (tmp_path / "out" / "utility.html").read_text()
+    pairs = f"{data.num_generated} generated pairs"
+    for question in (
+        "Do predicted masks help in addition to 8 real micrographs?",
+        f"Are {pairs} better than predicted masks, with 8 real micrographs?",
+        f"Do {pairs} and predicted masks help in addition to 8 real micrographs?",
+        f"Do {pairs} help in addition to 8 real micrographs and predicted masks?",
+    ):
+        assert question in page
+    # Other predicted masks are another study.
+    Image.fromarray(np.zeros((48, 48), np.uint8)).save(completed / "train/masks/new000.png")
+    with pytest.raises(InputError, match="predicted"):
+        utility(config)
+
+
+def test_predicted_masks_that_cannot_be_used(real: Path, tmp_path: Path) -> None:
+    def load(folder: Path) -> None:
+        load_study(build_config(real, None, tmp_path / "out", codes=["RALLF000L"], predicted=str(folder)))
+
+    with pytest.raises(InputError, match="codes: RALLF000L needs predicted masks, but predicted is null"):
+        build_config(real, None, tmp_path / "out", codes=["RALLF000L"])
+    with pytest.raises(InputError, match=r"predicted: runs/\{fold\} contains \{fold\}, but folds is null"):
+        build_config(real, None, tmp_path / "out", codes=["RALLF000"], predicted="runs/{fold}")
+    with pytest.raises(InputError, match="discs: predicted: has no micrographs with predicted masks in train"):
+        load(real)
+    completed = tmp_path / "completed"
+    shutil.copytree(real, completed)
+    save_metadata(completed, [{"file_name": "train/images/001.png", "labels": "predicted"}])
+    with pytest.raises(InputError, match="completed: predicted: 001 is a micrograph of"):
+        load(completed)
+    save_dataset_info(completed, INFO.model_copy(update={"class_names": ["matrix", "pore"]}))
+    with pytest.raises(InputError, match="its classes are matrix, pore"):
+        load(completed)
 
 
 def test_mixture_and_pretraining(real: Path, generated: Path, tmp_path: Path) -> None:

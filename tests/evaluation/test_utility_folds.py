@@ -160,6 +160,32 @@ def test_each_fold_has_its_own_pairs(real: Path, generated: Path, tmp_path: Path
         utility(build_config(real, tmp_path / "new", **pairs))
 
 
+def test_each_fold_has_its_own_predicted_masks(real: Path, tmp_path: Path) -> None:
+    for fold, names in {"a": ["n"], "b": ["n", "o"], "c": ["p"]}.items():
+        folder = tmp_path / f"completed-{fold}" / "train"
+        save_pairs(folder / "images", folder / "masks", len(names), 48, 5)
+        for number, name in enumerate(names):
+            for kind in ("images", "masks"):
+                (folder / kind / f"{number:03d}.png").rename(folder / kind / f"{name}.png")
+        save_metadata(
+            folder.parent, [{"file_name": f"train/images/{name}.png", "labels": "predicted"} for name in names]
+        )
+        save_dataset_info(folder.parent, INFO)
+    rival = {"predicted": str(tmp_path / "completed-{fold}"), "codes": ["RALLF000", "RALLF000L"]}
+    config = build_config(real, tmp_path / "out", **rival)
+    assert [data.predicted and data.predicted.stems for data in load_studies(config).values()] == [
+        ["n"],
+        ["n", "o"],
+        ["p"],
+    ]
+    result = utility(config)
+    assert result is not None
+    assert not any("predicted masks" in line for line in result["warnings"])
+    shared = utility(build_config(real, tmp_path / "shared", **{**rival, "predicted": str(tmp_path / "completed-a")}))
+    assert shared is not None
+    assert any("same predicted masks: a segmenter" in line for line in shared["warnings"])
+
+
 def test_random_folds_are_even_and_keep_tiles_together(real: Path) -> None:
     config = build_config(real, real / "out", folds=4)
     folds = list_folds(config)

@@ -101,7 +101,20 @@ def test_unlabeled_micrographs_are_labeled_first(tmp_path, monkeypatch):
     study = json.loads((tmp_path / "runs/mine/utility/utility.json").read_text())
     assert study["config"]["training"]["real_share"] == 0.5
     cells = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs/mine/utility/cells").glob("*.json"))]
-    assert [cell["real"] for cell in cells] == [[Path(kept).stem]] * 2
+    labeled = [Path(kept).stem]
+    predicted = [Path(name).stem for name in others]
+    assert {cell["code"]: cell["real"] for cell in cells} == {
+        "RALLF000": labeled,
+        "RALLF000L": labeled + predicted,
+        "RALLFALL": labeled,
+    }
+    assert [(row["code"], row["baseline"]) for row in study["differences"]] == [
+        ("RALLF000L", "RALLF000"),
+        ("RALLFALL", "RALLF000"),
+        ("RALLFALL", "RALLF000L"),
+    ]
+    question = f"Are {study['num_generated']} generated pairs better than predicted masks, with 1 real micrographs?"
+    assert question in (tmp_path / "runs/mine/utility/utility.html").read_text()
     assert run_briefly("mine", "segment.segmenter.steps=10").count("complete in") == 5
     other = run_briefly("mine", "segment.segmenter.steps=11", code=2)
     assert "contains the output of another config (segmenter.steps was 10, is now 11)" in other

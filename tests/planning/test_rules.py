@@ -198,6 +198,7 @@ def test_codes():
     few = ["RALLF000", "RALLFALL"]
     assert rules.choose_codes(7, True, True).value == few
     assert rules.choose_codes(8, True, True).value == ["R25%F000", "R25%FALL", *few]
+    assert rules.choose_codes(1, True, True, predicted=3).value == ["RALLF000", "RALLF000L", "RALLFALL"]
     assert rules.choose_codes(8, False, True).value == rules.choose_codes(8, True, False).value == []
 
 

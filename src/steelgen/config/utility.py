@@ -15,12 +15,13 @@ from steelgen.config.segmenter import Architecture, AugmentationSection
 
 FOLD = "{fold}"
 """Stands for the name of a fold in paths."""
-_CODE = re.compile(r"R(?P<real>ALL|\d+|\d+(?:\.\d+)?%)F(?P<generated>ALL|\d+)(?P<pasted>P?)")
+_CODE = re.compile(r"R(?P<real>ALL|\d+|\d+(?:\.\d+)?%)F(?P<generated>ALL|\d+)(?P<pasted>P?)(?P<predicted>L?)")
 
 
 @dataclass(frozen=True)
 class DataCode:
-    """R<n|p%|ALL>F<m|ALL>[P]: train on n (or p %) of the real micrographs and m generated pairs; P: with copy-paste."""
+    """R<n|p%|ALL>F<m|ALL>[P][L]: train on n (or p %) of the real micrographs and m generated pairs; P: with copy-paste;
+    L: with unlabeled micrographs and the masks that a segmenter predicts for them."""
 
     text: str
     real: str
@@ -29,6 +30,8 @@ class DataCode:
     """ALL or a number."""
     pasted: bool
     """Paste islands of the real micrographs into the real crops."""
+    predicted: bool
+    """Add micrographs with predicted masks to the real ones."""
 
     def count_real(self, available: int) -> int:
         """Number of micrographs; a percentage is rounded to at least one.
@@ -59,6 +62,11 @@ class DataCode:
         """Whether there are generated pairs in the training set."""
         return self.generated == "ALL" or int(self.generated) > 0
 
+    @property
+    def rivals(self) -> str:
+        """What is added to the real micrographs without a generator, such as "copy-paste"; empty if nothing is."""
+        return " and ".join(["copy-paste"] * self.pasted + ["predicted masks"] * self.predicted)
+
 
 def parse_code(text: str) -> DataCode:
     """Parses a code such as RALLF000, R000FALL, R100F400, R25%FALL or RALLF000P.
@@ -68,21 +76,22 @@ def parse_code(text: str) -> DataCode:
     """
     match = _CODE.fullmatch(text)
     if not match:
-        raise ValueError(f"{text!r} is not a code R<n|p%|ALL>F<m|ALL>[P], such as RALLF000, R100F400 or R25%FALL")
-    code = DataCode(text, match["real"], match["generated"], bool(match["pasted"]))
+        raise ValueError(f"{text!r} is not a code R<n|p%|ALL>F<m|ALL>[P][L], such as RALLF000, R100F400 or R25%FALL")
+    code = DataCode(text, match["real"], match["generated"], bool(match["pasted"]), bool(match["predicted"]))
     if code.real.endswith("%") and not 0 < float(code.real[:-1]) <= 100:
         raise ValueError(f"{text!r}: the percentage must be above 0 and at most 100")
     if code.real.isdigit() and int(code.real) == 0 and not code.needs_generated:
         raise ValueError(f"{text!r} selects no training data")
     if code.pasted and code.real.isdigit() and int(code.real) == 0:
         raise ValueError(f"{text!r} has no real micrographs to copy islands from")
+    if code.predicted and code.real != "ALL":
+        raise ValueError(f"{text!r}: masks are predicted by a segmenter of all real micrographs, so L needs RALL")
     return code
 
 
-def has_paste(text: str) -> bool:
-    """Whether a code includes copy-paste; False for any other text, as in a foreign result file."""
-    match = _CODE.fullmatch(text)
-    return bool(match and match["pasted"])
+def find_rivals(text: str) -> str:
+    """See `DataCode.rivals`; empty for any other text, as in a foreign result file."""
+    return parse_code(text).rivals if _CODE.fullmatch(text) else ""
 
 
 class PasteSection(Section):
@@ -154,11 +163,15 @@ class UtilityConfig(Section):
     stands for the fold, whose generator must not have seen its test micrographs."""
     generated_masks: Path | None = None
     """Folder of the masks, if `generated` has only images; may contain {fold}, too."""
+    predicted: Path | None = None
+    """Dataset folder that `steelgen segment train` completed with predicted masks, for codes with L: those of its
+    training micrographs whose masks are predicted. May contain {fold}, too; the segmenter must not have seen test
+    micrographs."""
     output_dir: Path
     """Output folder of cells/, utility.json and utility.html; a stopped study resumes."""
     codes: list[str] = Field(default=["RALLF000", "RALLFALL"], min_length=1)
-    """Training sets R<n|p%|ALL>F<m|ALL>[P]: n micrographs of the training split and m generated pairs; P adds
-    copy-paste of islands between the real micrographs."""
+    """Training sets R<n|p%|ALL>F<m|ALL>[P][L]: n micrographs of the training split and m generated pairs; P adds
+    copy-paste of islands between the real micrographs, L those of `predicted`: the rivals without a generator."""
     architectures: list[Architecture] = Field(default=["unetplusplus", "segformer", "deeplabv3plus"], min_length=1)
     """unet, unet:efficientnet-lite0 (-lite1, -lite2), unetplusplus, segformer, deeplabv3plus, upernet, smp:NAME or
     smp:NAME:ENCODER."""
@@ -199,10 +212,14 @@ class UtilityConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> UtilityConfig:
         for text in self.codes:
-            if self.generated is None and parse_code(text).needs_generated:
+            code = parse_code(text)
+            if self.generated is None and code.needs_generated:
                 raise ValueError(f"codes: {text} needs generated pairs, but generated is null")
-        if self.folds is None and any(FOLD in str(path) for path in (self.generated, self.generated_masks)):
-            raise ValueError(f"generated: {self.generated} contains {FOLD}, but folds is null")
+            if self.predicted is None and code.predicted:
+                raise ValueError(f"codes: {text} needs predicted masks, but predicted is null")
+        for name in ("generated", "generated_masks", "predicted"):
+            if self.folds is None and FOLD in str(getattr(self, name)):
+                raise ValueError(f"{name}: {getattr(self, name)} contains {FOLD}, but folds is null")
         if self.test_split in (self.train_split, self.val_split):
             raise ValueError(f"test_split: {self.test_split!r} is also the train or val_split, so nothing is held out")
         if self.val_split == self.train_split:

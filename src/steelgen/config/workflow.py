@@ -81,6 +81,9 @@ class WorkflowConfig(Section):
             _check_link("evaluate.generated", self.evaluate.generated, "sample.output_dir", self.sample.output_dir)
         if self.utility and self.utility.generated:
             _check_link("utility.generated", self.utility.generated, "sample.output_dir", self.sample.output_dir)
+        if self.utility and self.utility.predicted and self.segment:
+            written = self.segment.output_dir
+            _check_link("utility.predicted", self.utility.predicted, "segment.output_dir", written)
         if self.has_folds:
             self._check_folds()
         return self

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from steelgen.config.utility import has_paste
+from steelgen.config.utility import find_rivals
 from steelgen.evaluation.figures import Figure
 from steelgen.evaluation.iou import MIN_REAL_IOU, can_judge
 from steelgen.evaluation.utility.words import WORDS, StudyWords, find_words
@@ -85,15 +85,16 @@ def _judge_difference(row: dict[str, Any], words: StudyWords) -> Answer:
 
 def _ask(row: dict[str, Any], words: StudyWords) -> str:
     pairs, real = f"{row['num_generated']} {words.added}", f"{row['num_real']} {words.given}"
-    pasted, rival = (has_paste(row[key]) for key in ("code", "baseline"))
+    added, rival = (find_rivals(row[key]) for key in ("code", "baseline"))
     if not row["num_real"]:
         return f"Are {pairs} better than real micrographs?"
-    if rival and not pasted:
-        return f"Are {pairs} better than copy-paste, with {real}?"
+    if rival and not added:
+        return f"Are {pairs} better than {rival}, with {real}?"
     if not row["num_generated"]:
-        return f"Does copy-paste help in addition to {real}?"
-    added, given = ("", " and copy-paste") if rival else (" and copy-paste" if pasted else "", "")
-    return f"Do {pairs}{added} help in addition to {real}{given}?"
+        return f"{'Does' if added == 'copy-paste' else 'Do'} {added} help in addition to {real}?"
+    if rival == added:
+        return f"Do {pairs} help in addition to {' and '.join(filter(None, [real, rival]))}?"
+    return f"Do {pairs} and {added} help in addition to {' and '.join(filter(None, [real, rival]))}?"
 
 
 def _judge_looks(figures: Sequence[Figure]) -> tuple[Standing, str]:

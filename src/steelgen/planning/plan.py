@@ -154,7 +154,7 @@ def build_plan(
     filtered = rules.choose_filter(has_masks, minutes)
     judge = rules.choose_judge_steps(minutes)
     judged = next((split for split in ("test", "val") if split in fingerprint.micrographs), None)
-    codes = rules.choose_codes(labeled, has_masks, "test" in fingerprint.micrographs)
+    codes = rules.choose_codes(labeled, has_masks, "test" in fingerprint.micrographs, fingerprint.unlabeled)
     sample: dict[str, Any] = {
         "generator": str(runs / "train"),
         "output_dir": str(runs / "samples"),
@@ -192,6 +192,7 @@ def build_plan(
         stages["utility"] = {
             "dataset": str(dataset),
             "generated": str(runs / "samples"),
+            **({"predicted": str(trained_on)} if unlabeled else {}),
             "output_dir": str(runs / "utility"),
             "codes": codes.value,
             "architectures": ["unet:efficientnet-lite0"],

@@ -273,15 +273,23 @@ def choose_judge_steps(minutes: float) -> Choice:
     return Choice("segmenter_steps", steps, because)
 
 
-def choose_codes(count: int, has_masks: bool, has_test: bool) -> Choice:
-    """Chooses the training sets of the utility study; none without masks or without a test split."""
+def choose_codes(count: int, has_masks: bool, has_test: bool, predicted: int = 0) -> Choice:
+    """Chooses the training sets of the utility study; none without masks or without a test split.
+
+    Args:
+        count: micrographs with masks.
+        has_masks: whether there are any.
+        has_test: whether there is a test split.
+        predicted: further micrographs, with predicted masks.
+    """
     if not has_masks or not has_test:
         missing = "masks" if not has_masks else "a test split"
         return Choice("utility", [], f"a study needs {missing}")
-    codes = ["RALLF000", "RALLFALL"]
+    rivals, rival = (["RALLF000L"], f"; or with the {predicted} predicted masks alone") if predicted else ([], "")
+    codes = ["RALLF000", *rivals, "RALLFALL"]
     if count < 8:
-        return Choice("utility", codes, f"{name_count(count)}, with and without generated pairs")
-    because = f"a quarter and all of {count} micrographs, each with and without generated pairs"
+        return Choice("utility", codes, f"{name_count(count)}, with and without generated pairs{rival}")
+    because = f"a quarter and all of {count} micrographs, each with and without generated pairs{rival}"
     return Choice("utility", ["R25%F000", "R25%FALL", *codes], because)
 
 

@@ -87,7 +87,7 @@ def load_instances(config: InstanceConfig) -> InstanceData:
 
     Raises:
         InputError: see `load_study`; also if the background is no class, a split has no instances, or instance maps
-            meet copy-paste or CutMix, which do not carry them.
+            meet copy-paste, predicted masks or CutMix, which cannot carry them.
     """
     data = load_study(config)
     names = "train", "val", "test"
@@ -130,11 +130,11 @@ def _describe_instances(config: InstanceConfig, data: StudyData, background: int
 
 
 def _refuse_mixing(config: InstanceConfig) -> None:
-    pasted = [text for text in config.codes if parse_code(text).pasted]
+    rivals = [(text, found) for text in config.codes if (found := parse_code(text).rivals)]
     augmentation = config.training.augmentation
-    if pasted or (augmentation and augmentation.cutmix_share):
-        what = f"codes: {pasted[0]}: copy-paste" if pasted else "training.augmentation.cutmix_share: CutMix"
-        raise InputError(f"{what} does not carry the instance maps of {config.dataset}; set instance.maps to false")
+    if rivals or (augmentation and augmentation.cutmix_share):
+        what = f"codes: {': '.join(rivals[0])}" if rivals else "training.augmentation.cutmix_share: CutMix"
+        raise InputError(f"{what} cannot carry the instance maps of {config.dataset}; set instance.maps to false")
 
 
 def _find_background(config: InstanceConfig, train: Micrographs) -> int:

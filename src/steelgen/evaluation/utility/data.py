@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from steelgen.data.balanced_crops import BalancedCrops
 from steelgen.data.classes import declare_classes
 from steelgen.data.copy_paste import PastedCrops
 from steelgen.data.crops import CropDataset, Micrographs, load_micrographs
-from steelgen.data.folder import DatasetInfo, load_dataset_info
+from steelgen.data.folder import DatasetInfo, load_dataset_info, load_metadata
 from steelgen.data.placement import CropGeometry, Variation
 from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
+from steelgen.evaluation.labeled_folders import PREDICTED
 from steelgen.evaluation.segmentation import augment_batch
 from steelgen.evaluation.sets import (
     GeneratedFolder,
@@ -50,6 +51,8 @@ class StudyData:
     """What was assumed or converted."""
     weights: NDArray[np.float64] | None = None
     """(N,) frequencies of the generated pairs; None shows all alike."""
+    predicted: Micrographs | None = None
+    """Micrographs with predicted masks; None without."""
 
     @property
     def num_generated(self) -> int:
@@ -58,15 +61,17 @@ class StudyData:
 
     def compute_hash(self) -> str:
         """Hash of all data that networks see."""
-        sets = self.train, self.val, self.test, *([self.generated] if self.generated else [])
-        return _hash_sets(*sets, weights=self.weights)
+        further = [part for part in (self.generated, self.predicted) if part]
+        return _hash_sets(self.train, self.val, self.test, *further, weights=self.weights)
 
     def describe_inputs(self) -> dict[str, str]:
         """Hash of the data behind each input field of the config."""
         hashes = {"dataset": _hash_sets(self.train, self.val, self.test)}
-        if not self.generated:
-            return hashes
-        return {**hashes, "generated": _hash_sets(self.generated, weights=self.weights)}
+        if self.generated:
+            hashes["generated"] = _hash_sets(self.generated, weights=self.weights)
+        if self.predicted:
+            hashes["predicted"] = _hash_sets(self.predicted)
+        return hashes
 
 
 def load_study(config: UtilityConfig) -> StudyData:
@@ -81,7 +86,7 @@ def load_study(config: UtilityConfig) -> StudyData:
     splits = [load_micrographs(config.dataset, name, geometry.in_channels) for name in names]
     if config.val_split is None:
         splits[:1] = hold_back(splits[0], config.val_share)
-    return _combine(config, config.generated, found, geometry, notes, splits)
+    return _combine(config, None, found, geometry, notes, splits)
 
 
 def load_validation_study(config: UtilityConfig) -> StudyData:
@@ -95,7 +100,7 @@ def load_validation_study(config: UtilityConfig) -> StudyData:
     train, val = (
         load_micrographs(config.dataset, name, geometry.in_channels) for name in (config.train_split, config.val_split)
     )
-    return _combine(config, config.generated, found, geometry, notes, [train, val, val])
+    return _combine(config, None, found, geometry, notes, [train, val, val])
 
 
 def load_studies(config: UtilityConfig) -> dict[str | None, StudyData]:
@@ -118,13 +123,13 @@ def load_studies(config: UtilityConfig) -> dict[str | None, StudyData]:
             )
         pool = _pool_splits(config, geometry.in_channels)
         splits = [pool.select(pool.stems.index(stem) for stem in stems) for stems in divided.values()]
-        studies[name] = _combine(config, generated, found, geometry, notes, splits)
+        studies[name] = _combine(config, name, found, geometry, notes, splits)
     return studies
 
 
-def insert_fold(path: Path | None, fold: str) -> Path | None:
-    """Replaces {fold} in a path by the name of a fold."""
-    return path and Path(str(path).replace(FOLD, fold))
+def insert_fold(path: Path | None, fold: str | None) -> Path | None:
+    """Replaces {fold} in a path by the name of a fold, if there is one."""
+    return path if path is None or fold is None else Path(str(path).replace(FOLD, fold))
 
 
 def hash_studies(studies: Mapping[str | None, StudyData]) -> str:
@@ -153,6 +158,11 @@ def _find_generated(
 
 def _pool_splits(config: UtilityConfig, in_channels: int) -> Micrographs:
     parts = [load_micrographs(config.dataset, name, in_channels) for name in list_pooled(config)]
+    return _join(parts)
+
+
+def _join(parts: Sequence[Micrographs]) -> Micrographs:
+    """Joins micrographs of the same classes."""
     return Micrographs(
         parts[0].info,
         [stem for part in parts for stem in part.stems],
@@ -163,17 +173,18 @@ def _pool_splits(config: UtilityConfig, in_channels: int) -> Micrographs:
 
 def _combine(
     config: UtilityConfig,
-    folder: Path | None,
+    fold: str | None,
     found: GeneratedFolder | None,
     geometry: CropGeometry,
     notes: list[str],
     splits: list[Micrographs],
 ) -> StudyData:
-    """Training, validation and test micrographs with the generated pairs found in a folder."""
+    """Training, validation and test micrographs with the generated pairs and predicted masks of their fold."""
     if config.num_classes:
         splits = [replace(s, info=declare_classes(s.info, config.num_classes, config.dataset)) for s in splits]
     train, val, test = splits
     generated = weights = None
+    folder, completed = insert_fold(config.generated, fold), insert_fold(config.predicted, fold)
     if found:
         assert folder is not None
         _check_classes(folder, train.info, config.dataset)
@@ -183,10 +194,34 @@ def _combine(
         generated = Micrographs(train.info, pairs.names, list(pairs.images), list(pairs.masks))
         weights = load_weights(folder, found.images)
         notes += [] if weights is None else ["generated pairs are shown in proportion to their pair_weight"]
-    data = StudyData(train.info, geometry, train, val, test, generated, notes, weights)
+    predicted = _load_predicted(completed, config, splits, geometry.in_channels) if completed else None
+    data = StudyData(train.info, geometry, train, val, test, generated, notes, weights, predicted)
     for text in config.codes:
         count_data(parse_code(text), data)
     return data
+
+
+def _load_predicted(
+    folder: Path, config: UtilityConfig, splits: Sequence[Micrographs], in_channels: int
+) -> Micrographs:
+    """Reads the micrographs with predicted masks of a completed dataset folder.
+
+    Raises:
+        InputError: if there are none, or one is a micrograph of the study, or their classes differ from its.
+    """
+    info = splits[0].info
+    _check_classes(folder, info, config.dataset)
+    rows = load_metadata(folder)
+    chosen = {Path(name).stem for name, row in rows.items() if row.get("labels") == PREDICTED}
+    micrographs = load_micrographs(folder, config.train_split, in_channels)
+    found = replace(
+        micrographs.select(index for index, stem in enumerate(micrographs.stems) if stem in chosen), info=info
+    )
+    if not found.stems:
+        raise InputError(f"{folder}: predicted: has no micrographs with predicted masks in {config.train_split}")
+    if known := {stem for part in splits for stem in part.stems} & set(found.stems):
+        raise InputError(f"{folder}: predicted: {min(known)} is a micrograph of {config.dataset}")
+    return found
 
 
 def count_data(code: DataCode, data: StudyData) -> tuple[int, int]:
@@ -228,6 +263,9 @@ class TrainingSet:
         self.generated: CropDataset | None = None
         if num_real:
             micrographs = data.train.select(choose_subset(len(data.train), num_real, seed))
+            if code.predicted:
+                assert data.predicted is not None
+                micrographs = _join([micrographs, data.predicted])
             crops = micrographs, data.geometry, seed, rare_share, settings.augment, variation
             self.real = PastedCrops(settings.paste, *crops) if code.pasted else BalancedCrops(*crops)
         if num_generated:

@@ -94,10 +94,14 @@ def gather_segmentation(
 
 
 def _find_leak(config: UtilityConfig) -> list[str]:
-    """A warning if the generated pairs of all folds are the same."""
-    if config.folds is None or config.generated is None or FOLD in str(config.generated):
-        return []
+    """Warnings if the generated pairs or the predicted masks of all folds are the same."""
+    inputs = {
+        "generated": (config.generated, "generated pairs: a generator"),
+        "predicted": (config.predicted, "predicted masks: a segmenter"),
+    }
     return [
-        "all folds use the same generated pairs: a generator trained on any of these micrographs has seen test "
-        "micrographs of some fold; put {fold} into generated"
+        f"all folds use the same {what} trained on any of these micrographs has seen test micrographs of some fold; "
+        f"put {FOLD} into {name}"
+        for name, (path, what) in inputs.items()
+        if config.folds is not None and path is not None and FOLD not in str(path)
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from steelgen.config.utility import has_paste
+from steelgen.config.utility import find_rivals
 from steelgen.evaluation.figures import to_json
 from steelgen.evaluation.iou import compute_boundary_f1, compute_iou, compute_mean_iou, nanmean_rows
 
@@ -64,7 +64,7 @@ def measure_gaps(
     num_bootstrap: int,
     folds: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
-    """Measures how much of the gap between few and all real micrographs generated pairs or copy-paste close.
+    """Measures how much of the gap between few and all real micrographs generated pairs or their rivals close.
 
     Args:
         confusions, counts, num_bootstrap, folds: see `summarize`.
@@ -76,7 +76,7 @@ def measure_gaps(
         without folds, or if resamples without a gap reach into it.
     """
     architectures = list(dict.fromkeys(architecture for _, architecture in confusions))
-    alone = {code: real for code, (real, generated) in counts.items() if generated == 0 and not has_paste(code)}
+    alone = {code: real for code, (real, generated) in counts.items() if generated == 0 and not find_rivals(code)}
     if not alone:
         return []
     full = max(alone, key=lambda code: alone[code])
@@ -152,18 +152,17 @@ def compare_classes(
 def find_baselines(code: str, counts: Mapping[str, tuple[int, int]]) -> list[str]:
     """Codes that a code is compared with.
 
-    With the same real micrographs: these alone, and for a code with generated pairs also these with copy-paste, the
-    cheap rival. For R000, the code with the most micrographs alone.
+    With the same real micrographs: these alone, and for a code with generated pairs also each of their rivals, such as
+    copy-paste. For R000, the code with the most micrographs alone.
     """
     num_real, num_generated = counts[code]
-    pasted = has_paste(code)
     others = {other: real for other, (real, generated) in counts.items() if generated == 0 and other != code}
-    alone = {other: real for other, real in others.items() if not has_paste(other)}
+    alone = {other: real for other, real in others.items() if not find_rivals(other)}
     if num_real == 0:
         return [max(alone, key=lambda other: alone[other])] if alone else []
-    same = [other for other in alone if alone[other] == num_real] if num_generated or pasted else []
+    same = [other for other in alone if alone[other] == num_real] if num_generated or find_rivals(code) else []
     rivals = [other for other in others if others[other] == num_real and other not in alone] if num_generated else []
-    return same[:1] + rivals[:1]
+    return same[:1] + rivals
 
 
 def t_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:

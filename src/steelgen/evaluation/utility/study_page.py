@@ -9,12 +9,12 @@ from typing import Any
 from markupsafe import Markup
 
 from steelgen.charts import Curve, plot_chart, plot_intervals
-from steelgen.config.utility import has_paste
+from steelgen.config.utility import find_rivals
 from steelgen.evaluation.figures import CLASSES_PER_TABLE
 from steelgen.pages import render, show_number
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-"""Curve colors: real micrographs alone, then one per number of generated pairs, and the same with copy-paste."""
+"""Curve colors: real micrographs alone, then one per number of generated pairs, and the same with each rival."""
 
 
 def build_utility_section(result: dict[str, Any]) -> Markup:
@@ -42,7 +42,7 @@ def list_curves(
     scores: Sequence[dict[str, Any]], key: str = "mean_iou", metric: str = "mIoU"
 ) -> list[tuple[str, list[float], list[Curve]]]:
     """A metric over the number of real micrographs: a chart per architecture, a curve per number of generated pairs,
-    and the same with copy-paste.
+    and the same with each rival.
 
     Args:
         scores: rows of utility.json.
@@ -76,13 +76,13 @@ def list_curves(
     return charts
 
 
-def _find_arm(row: dict[str, Any]) -> tuple[bool, int]:
-    """Whether islands are pasted, and the number of generated pairs."""
-    return has_paste(row["code"]), row["num_generated"]
+def _find_arm(row: dict[str, Any]) -> tuple[str, int]:
+    """The rivals of generated pairs in a training set, and the number of pairs."""
+    return find_rivals(row["code"]), row["num_generated"]
 
 
-def _name_arm(pasted: bool, num_generated: int) -> str:
-    parts = [f"+ {num_generated} generated"] * (num_generated > 0) + ["+ copy-paste"] * pasted
+def _name_arm(rivals: str, num_generated: int) -> str:
+    parts = [f"+ {num_generated} generated"] * (num_generated > 0) + [f"+ {rivals}"] * bool(rivals)
     return " ".join(parts) or "real alone"
 
 
