@@ -1,14 +1,14 @@
-"""How many micrographs do generated pairs replace? The six folds of uhcs, at the micrographs' own resolution.
+"""How many micrographs do generated pairs replace? Folds of uhcs or another set, at the micrographs' own resolution.
 
     python benchmarks/folds.py run --fold 0 --micrographs 4
     python benchmarks/folds.py table
 
 For each fold and number of micrographs, both stages of a cascade are fine-tuned from the bundled base model, which has
-seen no micrograph of uhcs, on these micrographs alone; they generate pairs of 128 px for crops of the same masks; and a
-segmenter with a pretrained encoder is trained on the micrographs alone, with copy-paste of islands, with the pairs, and
-with both, for the same steps. It is tested on the fold's four micrographs, whole. Four other micrographs select the
-best step of generators and segmenters. The micrographs of fewer are among those of more. `run` resumes after
-interruption; `table` computes the study's statistics over all finished folds.
+seen no micrograph of uhcs, uhcs_spheroidite and tem_316l_loops, on these micrographs alone; they generate pairs of
+128 px for crops of the same masks; and a segmenter with a pretrained encoder is trained on the micrographs alone, with
+copy-paste of islands, with the pairs, and with both, for the same steps. It is tested on the fold's micrographs, whole,
+four of uhcs. As many others select the best step of generators and segmenters. The micrographs of fewer are among those
+of more. `run` resumes after interruption; `table` computes the study's statistics over all finished folds.
 
     python benchmarks/folds.py run --fold 0 --micrographs 1 --mix half --others unlabeled --codes RALLFALL
 
@@ -17,6 +17,9 @@ uses the fold's other training micrographs without their masks, as a laboratory 
 generators learn from them with the null mask (unlabeled), or with the masks that a segmenter of the labeled ones
 predicts (predicted). These then also are the layouts of the pairs, and with the code RALLF000 they are labels to train
 a segmenter on, the cheap rival; `--real all` trains one on them and on the pairs.
+
+    python benchmarks/folds.py run --dataset data/loops --folds 5 --fold 1 --runs runs/benchmarks/folds-loops
+    python benchmarks/folds.py table --dataset data/loops --runs runs/benchmarks/folds-loops --result folds-loops
 """
 
 from __future__ import annotations
@@ -50,7 +53,6 @@ from steelgen.sampling.sample import sample
 
 DATASET = Path(__file__).parents[1] / "data" / "uhcs"
 RESULTS = Path(__file__).parent / "results"
-FOLDS = 6
 ARMS = ("RALLF000", "RALLF000P", "RALLFALL", "RALLFALLP")
 """Codes within one number of micrographs, all of which are in its dataset folder."""
 ARCHITECTURE = "unet:efficientnet-lite0"
@@ -73,14 +75,15 @@ DEFAULTS = ("plain", "split", "unused", "labeled")
 SEGMENTERS = {"batch_size": 8, "augmentation": {}, "enlargement": 1.5, "validate_every": 100}
 
 
-def prepare_dataset(fold: str, count: int, seed: int, out: Path) -> Path:
+def prepare_dataset(arguments: argparse.Namespace, count: int, out: Path) -> Path:
     """Writes the dataset folder of a fold with `count` (0: all) of its training micrographs, once."""
     if out.is_dir():
         return out
-    config = UtilityConfig(dataset=DATASET, output_dir=out, folds="cv_fold", codes=["RALLF000"])
-    divided = divide_folds(config)[fold]
+    folds = int(arguments.folds) if arguments.folds.isdecimal() else arguments.folds
+    config = UtilityConfig(dataset=arguments.dataset, output_dir=out, folds=folds, codes=["RALLF000"])
+    divided = divide_folds(config)[arguments.fold]
     total = len(divided["train"])
-    chosen = choose_subset(total, count or total, seed)
+    chosen = choose_subset(total, count or total, arguments.seed)
     divided["train"] = [divided["train"][index] for index in chosen]
     write_division(config, divided, out)
     return out
@@ -181,11 +184,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains generators, samples pairs, and trains segmenters for one fold and number of micrographs."""
     count, seed = arguments.micrographs, arguments.seed
     folder = arguments.runs / f"fold{arguments.fold}-{count or 'all'}-seed{seed}"
-    dataset = prepare_dataset(str(arguments.fold), count, seed, folder / "data")
+    dataset = prepare_dataset(arguments, count, folder / "data")
     masks, others = arguments.masks, arguments.others
     labeled, data = dataset, {"dataset": str(dataset)}
     if others != "unused":
-        whole = prepare_dataset(str(arguments.fold), 0, seed, folder / "whole")
+        whole = prepare_dataset(arguments, 0, folder / "whole")
         if others == "unlabeled":
             plain = {"dataset": str(whole), "unconditional": True}
             data = {"datasets": [{"dataset": str(dataset)}, plain], "merge_classes": True}
@@ -213,7 +216,7 @@ def run(arguments: argparse.Namespace) -> None:
     utility(parse_config(study, UtilityConfig), lambda line: print(line, flush=True))
 
 
-def gather(runs: Path) -> dict[str, Any]:
+def gather(runs: Path, dataset: Path = DATASET) -> dict[str, Any]:
     """Computes scores, differences and closed gaps over folds; codes that lack folds of others are left out."""
     found: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
     counts: dict[str, tuple[int, int]] = {}
@@ -248,7 +251,7 @@ def gather(runs: Path) -> dict[str, Any]:
     bootstrap = UtilityConfig.model_fields["num_bootstrap"].default
     confusions = stack("confusion")
     return {
-        "class_names": load_dataset_info(DATASET).class_names,
+        "class_names": load_dataset_info(dataset).class_names,
         "folds": folds,
         "seeds": seeds,
         **summarize(confusions, chosen, bootstrap, np.repeat(np.arange(len(folds)), tested)),
@@ -261,7 +264,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("run", "table"))
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks/folds"), help="folder of all outputs")
-    parser.add_argument("--fold", type=int, choices=range(FOLDS), default=0)
+    parser.add_argument("--dataset", type=Path, default=DATASET, help="dataset folder, whose splits are pooled")
+    parser.add_argument("--folds", default="cv_fold", help="column of metadata.jsonl, or number of random folds")
+    parser.add_argument("--fold", default="0", help="name of the fold; of random ones a number from 1 on")
     parser.add_argument("--micrographs", type=int, default=4, help="training micrographs; 0 takes all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1000, help="of 16 crops, of the first stage")
@@ -280,7 +285,8 @@ def main() -> None:
         run(arguments)
     else:
         made_by = next(arguments.runs.glob("fold*/first*"), None)
-        save_results(RESULTS / f"{arguments.result}.json", gather(arguments.runs), show=False, run_dir=made_by)
+        found = gather(arguments.runs, arguments.dataset)
+        save_results(RESULTS / f"{arguments.result}.json", found, show=False, run_dir=made_by)
 
 
 if __name__ == "__main__":
