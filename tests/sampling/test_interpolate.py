@@ -38,9 +38,10 @@ def test_slerp_keeps_the_norm_and_meets_its_ends():
 def test_ends_of_the_strip_are_the_seeds_own_images(trained, tmp_path):
     interpolate(build_config(trained, tmp_path), Walk((0, 1), 4), 0, tmp_path / "strip.png")
     strip = np.asarray(Image.open(tmp_path / "strip.png"))
-    assert strip.shape == (16, 64)
-    first = np.asarray(Image.open(draw(trained, tmp_path / "out", num_samples=1) / "samples/000000.png"))
-    assert np.array_equal(strip[:, :16], first)
+    assert strip.shape == (16, 4 * 16 + 3 * 2)
+    samples = draw(trained, tmp_path / "out", num_samples=1) / "samples"
+    assert np.array_equal(strip[:, :16], np.asarray(Image.open(samples / "000000.png")))
+    assert (strip[:, 16:18] == 255).all()
     interpolate(build_config(trained, tmp_path), Walk((0, 1), 4), 0, tmp_path / "turn.gif")
     assert Image.open(tmp_path / "turn.gif").n_frames == 6
 

@@ -35,6 +35,8 @@ from steelgen.sampling.masks import SourceMask
 
 _FRAME_MS = 120
 _FRAMES_AT_ONCE = 4
+_GAP = 2
+"""White px between the frames of a strip or grid."""
 
 
 @dataclass(frozen=True)
@@ -183,12 +185,19 @@ def _generate_frames(
 def _save(path: Path, rows: list[list[NDArray[np.uint8]]]) -> None:
     with new_file(path) as working:
         if path.suffix.lower() == ".png":
-            Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows])).save(working)
+            Image.fromarray(_arrange(rows)).save(working)
             return
         # The end of a segment is the start of the next.
         frames = [*rows[0], *(frame for row in rows[1:] for frame in row[1:])]
         there_and_back = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
         there_and_back[0].save(working, save_all=True, append_images=there_and_back[1:], duration=_FRAME_MS, loop=0)
+
+
+def _arrange(rows: list[list[NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+    """Arranges frames, (H, W) or (H, W, 3) each, with white gaps between them."""
+    gaps = [(0, _GAP), (0, _GAP), (0, 0)][: rows[0][0].ndim]
+    padded = [np.concatenate([np.pad(frame, gaps, constant_values=255) for frame in row], axis=1) for row in rows]
+    return np.concatenate(padded)[:-_GAP, :-_GAP]
 
 
 def slerp(first: Tensor, last: Tensor, share: float) -> Tensor:
