@@ -210,6 +210,19 @@ def test_predicted_masks_join_the_real_micrographs(real: Path, generated: Path, 
         ("RALLFALLL", "RALLF000"),
         ("RALLFALLL", "RALLF000L"),
     ]
+    assert result["notes"] == ["codes with L add 2 micrographs with predicted masks to the real ones"]
+    path = tmp_path / "study.json"
+    path.write_text(config.model_dump_json())
+    from steelgen.cli.app import app
+
+    dry = CliRunner().invoke(app, ["utility", "-c", str(path), "--dry-run"])
+    rows = {words[0]: words[1:] for line in dry.output.splitlines() if (words := line.split()) and words[0] in codes}
+    assert rows == {
+        "RALLF000": ["8", "0", "0"],
+        "RALLF000L": ["8", "0", "2"],
+        "RALLFALL": ["8", "8", "0"],
+        "RALLFALLL": ["8", "8", "2"],
+    }
     page = (tmp_path / "out" / "utility.html").read_text()
     pairs = f"{data.num_generated} generated pairs"
     for question in (

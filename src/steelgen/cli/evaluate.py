@@ -228,6 +228,10 @@ def _print_plan(settings: StudyConfig) -> None:
     else:
         columns = ["code", "real micrographs", "generated pairs"]
         rows = [[code.text, *min(count_data(code, data) for data in studies)] for code in codes]
+        if settings.predicted:
+            columns.append("predicted masks")
+            fewest = min(len(data.predicted or ()) for data in studies)
+            rows = [[*row, fewest * code.predicted] for row, code in zip(rows, codes, strict=True)]
     print_table("training sets", columns, rows)
     done = sum(cell_path(settings.output_dir, cell).is_file() for cell in cells)
     typer.echo(f"{describe_geometry(studies[0].geometry)}; {len(cells)} cells, {done} done")

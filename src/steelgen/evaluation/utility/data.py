@@ -195,6 +195,8 @@ def _combine(
         weights = load_weights(folder, found.images)
         notes += [] if weights is None else ["generated pairs are shown in proportion to their pair_weight"]
     predicted = _load_predicted(completed, config, splits, geometry.in_channels) if completed else None
+    if predicted:
+        notes.append(f"codes with L add {len(predicted)} micrographs with predicted masks to the real ones")
     data = StudyData(train.info, geometry, train, val, test, generated, notes, weights, predicted)
     for text in config.codes:
         count_data(parse_code(text), data)
