@@ -50,7 +50,7 @@ from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import load_micrographs
 from steelgen.evaluation.reconstruction import compute_kept_detail, compute_psnr
 from steelgen.evaluation.study import utility
-from steelgen.evaluation.utility.data import choose_subset
+from steelgen.evaluation.utility.training_set import choose_subset
 from steelgen.files import load_json, new_folder, save_json
 from steelgen.generators import Generator
 from steelgen.generators.families import load_generator

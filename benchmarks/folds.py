@@ -44,9 +44,9 @@ from steelgen.devices import pick_device
 from steelgen.errors import InputError
 from steelgen.evaluation.segment import COMPLETED, train_labeler
 from steelgen.evaluation.study import utility
-from steelgen.evaluation.utility.data import choose_subset
 from steelgen.evaluation.utility.folds import divide_folds
 from steelgen.evaluation.utility.statistics import compare_classes, summarize
+from steelgen.evaluation.utility.training_set import choose_subset
 from steelgen.files import load_json
 from steelgen.fold_workflow import write_division
 from steelgen.sampling.sample import sample

@@ -32,8 +32,8 @@ from steelgen.config.utility import UtilityConfig
 from steelgen.data.crops import load_micrographs
 from steelgen.errors import InputError
 from steelgen.evaluation.study import utility
-from steelgen.evaluation.utility.data import choose_subset
 from steelgen.evaluation.utility.statistics import summarize
+from steelgen.evaluation.utility.training_set import choose_subset
 from steelgen.files import load_json, new_folder
 from steelgen.sampling.sample import sample
 from steelgen.training.loop import train

@@ -19,7 +19,7 @@ import torch
 
 from steelgen.config.utility import parse_code
 from steelgen.data.crops import load_micrographs
-from steelgen.evaluation.utility.data import choose_subset
+from steelgen.evaluation.utility.training_set import choose_subset
 from steelgen.files import save_json
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

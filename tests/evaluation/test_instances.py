@@ -43,8 +43,8 @@ from steelgen.evaluation.judge_utility import judge_utility
 from steelgen.evaluation.study import utility
 from steelgen.evaluation.study_views import build_study_page
 from steelgen.evaluation.utility.cells import Cell
-from steelgen.evaluation.utility.data import TrainingSet
 from steelgen.evaluation.utility.results import load_study_result
+from steelgen.evaluation.utility.training_set import TrainingSet
 from steelgen.evaluation.verdict import judge_study
 from steelgen.files import save_json
 from steelgen.models.mask2former import Mask2Former, Queries

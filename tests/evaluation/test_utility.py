@@ -21,10 +21,11 @@ from steelgen.errors import InputError
 from steelgen.evaluation import study
 from steelgen.evaluation.study import hash_study, utility
 from steelgen.evaluation.utility.cells import Cell
-from steelgen.evaluation.utility.data import TrainingSet, choose_subset, load_studies, load_study
+from steelgen.evaluation.utility.data import load_studies, load_study
 from steelgen.evaluation.utility.statistics import summarize
 from steelgen.evaluation.utility.study_page import build_utility_section
 from steelgen.evaluation.utility.training import run_cell, train_network
+from steelgen.evaluation.utility.training_set import TrainingSet, choose_subset
 from steelgen.models.architectures import find_pretrained_part
 from steelgen.shards import Shard
 from tests.evaluation.conftest import INFO, save_pairs

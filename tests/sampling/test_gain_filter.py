@@ -15,7 +15,8 @@ from steelgen.data.crops import cut_crops, load_micrographs
 from steelgen.data.folder import save_dataset_info, save_metadata
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
-from steelgen.evaluation.utility.data import TrainingSet, load_study
+from steelgen.evaluation.utility.data import load_study
+from steelgen.evaluation.utility.training_set import TrainingSet
 from steelgen.files import load_json
 from steelgen.sampling.filtering import LOW_GAIN, build_filter
 from steelgen.sampling.replay import replay

@@ -22,7 +22,7 @@ from steelgen.data.splits import parent_of
 from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
 from steelgen.evaluation.sets import GeneratedFolder, describe_geometry, find_generated
-from steelgen.evaluation.utility.data import choose_subset
+from steelgen.evaluation.utility.training_set import choose_subset
 
 
 class Sides(NamedTuple):

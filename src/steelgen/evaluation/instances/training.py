@@ -22,8 +22,8 @@ from steelgen.evaluation.instances.statistics import METRICS, compute_metrics
 from steelgen.evaluation.prediction import predict_probabilities
 from steelgen.evaluation.segmentation import choose_enlargement
 from steelgen.evaluation.utility.cells import Cell, predictions_path
-from steelgen.evaluation.utility.data import TrainingSet
 from steelgen.evaluation.utility.training import build_network, describe_training, train_best, train_network
+from steelgen.evaluation.utility.training_set import TrainingSet
 from steelgen.files import save_json
 from steelgen.models.mask2former import Mask2Former, Queries
 

@@ -26,7 +26,8 @@ from steelgen.evaluation.iou import (
 from steelgen.evaluation.segmentation import choose_enlargement, compute_class_weights, compute_segmentation_loss
 from steelgen.evaluation.segmenter_training import Recipe, train_steps, train_to_best
 from steelgen.evaluation.utility.cells import Cell
-from steelgen.evaluation.utility.data import StudyData, TrainingSet
+from steelgen.evaluation.utility.data import StudyData
+from steelgen.evaluation.utility.training_set import TrainingSet
 from steelgen.evaluation.windows import label_by_windows
 from steelgen.models.architectures import build_architecture
 from steelgen.models.segmenter import Enlarged
