@@ -258,7 +258,7 @@ def run_system(arguments: argparse.Namespace) -> None:
     described = {"system": system, "data": arguments.data, "seed": seed, "minutes": arguments.minutes, "steps": steps}
     described |= {"dataset": generator.info.name, "micrographs": judge.micrographs}
     lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    curve = [[line["step"], line["r_t"], line["ada_p"]] for line in lines if "ada_p" in line]
+    curve = [[line["step"], round(line["r_t"], 3), round(line["ada_p"], 3)] for line in lines if "ada_p" in line]
     curve = curve[:: max(1, len(curve) // 150)]
     save_json(path, {**described, "images": arguments.images, "floor": judge.floor, "score": score, "curve": curve})
     print(name, score, flush=True)
@@ -347,10 +347,13 @@ def main() -> None:
         run_leak(arguments)
     else:
         scores = [load_json(path) for path in sorted((arguments.runs / "scores").glob("*.json"))]
+        for score in scores:
+            if score["seed"] or score["system"] != "style":
+                del score["curve"]
         curves = {
             f"{what} on {score['micrographs']} micrographs": [(step, values[index]) for step, *values in score["curve"]]
             for score in sorted(scores, key=lambda score: score["minutes"])  # of equal names the longest stays
-            if score["curve"] and score["seed"] == 0 and score["system"] == "style"
+            if "curve" in score
             for index, what in enumerate(("r_t", "p"))
         }
         plot_curves(curves, "step", "r_t and p", set(curves), RESULTS / "gan.png", logarithmic=False)
