@@ -31,7 +31,7 @@ _CHECKPOINT_EVERY = 500
 _JOINT_UNET = {key: value for key, value in UNET.items() if key != "spade_channels"}
 FAMILIES: dict[str, dict[str, Any]] = {
     "semantic-diffusion": SYSTEMS["masked-diffusion"],
-    "masked-style-GAN": SYSTEMS["masked"],
+    "masked-style-GAN": SYSTEMS["masked-fine"],
     "joint-diffusion": {
         "generator": {"kind": "joint_diffusion", "unet": _JOINT_UNET},
         "train": SYSTEMS["diffusion"]["train"],

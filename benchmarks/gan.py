@@ -6,14 +6,15 @@
     python benchmarks/gan.py table
 
 Systems: dcgan; style, the style-based generator with adaptive augmentation, and style-no-ada without it; diffusion,
-semantic diffusion without masks; masked, the mask-conditioned adversarial generator, and masked-diffusion. Data: the 16
-training micrographs of uhcs, 4 of them, or `large`, the training micrographs of the dataset folder given by --large.
+semantic diffusion without masks; masked-fine, the mask-conditioned adversarial generator, masked, the same without
+`fine_discriminator`, and masked-diffusion. Data: the 16 training micrographs of uhcs, 4 of them, or `large`, the
+training micrographs of the dataset folder given by --large.
 
 Equal time does not depend on the load of the machine: `time` measures a training step of every system alternately, in
 CPU seconds of one thread, and `run` trains for as many steps as fit into the minutes. `run` can be stopped at any time
 and resumes with the same arguments. EMA weights are scored against crops of the test split; the floor compares training
-crops with the same. `leak` trains on lamellae of nearly the same
-direction and counts how many generated ones have that direction. `table` writes the results.
+crops with the same. `leak` trains on lamellae of nearly the same direction and counts how many generated ones have that
+direction. `table` writes the results.
 """
 
 from __future__ import annotations
@@ -85,11 +86,11 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "style-no-ada": {"generator": {**_STYLE, "ada_target": None}, "train": _ADVERSARIAL_RATE},
     "diffusion": {"generator": _DIFFUSION, "train": _DIFFUSION_RATE, "unconditional": True},
     "masked": {
-        "generator": {**_STYLE, "condition": "mask", "spade_channels": 16},
+        "generator": {**_STYLE, "condition": "mask", "spade_channels": 16, "fine_discriminator": False},
         "train": {**_ADVERSARIAL_RATE, "lr_scheduler": "cosine"},
     },
     "masked-fine": {
-        "generator": {**_STYLE, "condition": "mask", "spade_channels": 16, "fine_discriminator": True},
+        "generator": {**_STYLE, "condition": "mask", "spade_channels": 16},
         "train": {**_ADVERSARIAL_RATE, "lr_scheduler": "cosine"},
     },
     "masked-diffusion": {"generator": _DIFFUSION, "train": _DIFFUSION_RATE},

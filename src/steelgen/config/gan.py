@@ -24,6 +24,7 @@ _GAN_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "mask": {
         "spade_channels": 64,
+        "fine_discriminator": True,
         "objective": "segmentation",
     },
 }
@@ -42,9 +43,9 @@ class GanSection(Section):
     """Generator kind."""
     architecture: Literal["dcgan", "style"] = "dcgan"
     """Network architecture. The defaults below are those of dcgan; style defaults to latent_dim 64, base_channels 32,
-    noise_planes 8, adam_betas (0, 0.99), discriminator_rate 3, objective relativistic (segmentation with condition
-    mask), r1_gamma and r2_gamma 0.05, penalty_every 4, and ada_target 0.5, and needs a train.learning_rate of about
-    0.002."""
+    noise_planes 8, adam_betas (0, 0.99), discriminator_rate 3, objective relativistic, r1_gamma and r2_gamma 0.05,
+    penalty_every 4, and ada_target 0.5, with condition mask also to objective segmentation and fine_discriminator true,
+    and needs a train.learning_rate of about 0.002."""
     condition: Literal["none", "mask"] = "none"
     """mask: generate images for masks; needs architecture style and a dataset with masks."""
     latent_dim: int = Field(100, ge=1, le=4096)
@@ -64,7 +65,7 @@ class GanSection(Section):
     factor."""
     fine_discriminator: bool = False
     """Downsample in the discriminator's blocks after both of their convolutions instead of between them, only with
-    style: it sees finer detail, for a tenth more time."""
+    style: it sees finer detail, for a tenth more time. Without it, images for masks have a ripple."""
     objective: Literal["logistic", "relativistic", "segmentation"] = "logistic"
     """logistic: non-saturating logistic loss; relativistic: pairs of real and generated images (R3GAN, Huang et al.
     2024, arXiv 2501.05441); segmentation: pixelwise cross-entropy, required by and only for condition mask."""
