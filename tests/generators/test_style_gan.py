@@ -291,7 +291,7 @@ def test_older_runs_draw_and_go_on_as_they_did(runs, tmp_path, kind):
     mask = torch.zeros(1, 16, 16, dtype=torch.int64) if kind == "mask" else None
     for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
         values = style_config(runs[0], tmp_path / name, kind, max_steps=steps)
-        values["generator"]["noise_planes"] = 1
+        values["generator"] |= {"noise_planes": 1, "fine_discriminator": False}
         train(parse_config(values, TrainConfig), Recorder(), resume=name == "parts")
         if steps == 2:
             drawn = load_generator(tmp_path / name).draw(DrawRequest([5], mask))
@@ -303,7 +303,8 @@ def test_older_runs_draw_and_go_on_as_they_did(runs, tmp_path, kind):
             again = load_generator(tmp_path / name).draw(DrawRequest([5], mask))
             assert torch.equal(again.images, drawn.images)
     assert_same_tensors(load_run(tmp_path / "whole"), load_run(tmp_path / "parts"))
-    assert parse_config({"kind": "gan", **KINDS[kind]}, GanSection).noise_planes == 8
+    today = parse_config({"kind": "gan", **KINDS[kind]}, GanSection)
+    assert (today.noise_planes, today.fine_discriminator) == (8, kind == "mask")
     values["generator"].pop("noise_planes")
     with pytest.raises(InputError, match="noise_planes"):
         train(parse_config(values, TrainConfig), Recorder(), resume=True)
