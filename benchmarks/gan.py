@@ -187,7 +187,7 @@ class Judge:
     def __init__(self, dataset: Path, generator: Generator, images: int) -> None:
         training, held_out = (load_micrographs(dataset, split) for split in ("train", "test"))
         masks_from = load_micrographs(dataset, "val") if "val" in list_splits(dataset) else training
-        self.micrographs = len(training.images)
+        self.micrographs = len(training)
         real, _ = cut_crops(held_out, generator.geometry, images, seed=1)
         self._masks = cut_crops(masks_from, generator.geometry, images)[1]
         self._search = CopySearch(training, generator.geometry, 32)

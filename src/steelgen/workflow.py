@@ -23,11 +23,10 @@ from steelgen.config.slurm import SlurmProfile
 from steelgen.config.train import FinetuneConfig, RunConfig
 from steelgen.config.utility import UtilityConfig
 from steelgen.config.workflow import WorkflowConfig
-from steelgen.data.folder import load_metadata
 from steelgen.data.unlabeled import list_unlabeled
 from steelgen.devices import pick_device, resolve_precision
 from steelgen.errors import InputError
-from steelgen.evaluation.labeled_folders import PREDICTED
+from steelgen.evaluation.labeled_folders import list_predicted
 from steelgen.evaluation.labeler import SEGMENTER_FILE, load_segment_config
 from steelgen.evaluation.results import load_evaluation
 from steelgen.evaluation.segment import COMPLETED, SCORES_FILE
@@ -254,9 +253,9 @@ def _is_complete(config: Section, output: Path) -> bool:
 def _check_unlabeled(config: SegmentConfig, output: Path) -> None:
     """Raises InputError if the folder of unlabeled micrographs has others than those that were labeled."""
     assert config.unlabeled is not None, "workflows need it"
-    rows = load_metadata(output / COMPLETED)
-    labeled = {Path(name).stem for name, row in rows.items() if row.get("labels") == PREDICTED}
-    if other := labeled ^ {path.stem for path in list_unlabeled(config.dataset, config.unlabeled)}:
+    if other := list_predicted(output / COMPLETED) ^ {
+        path.stem for path in list_unlabeled(config.dataset, config.unlabeled)
+    }:
         raise InputError(
             f"{output}: was made of other unlabeled micrographs than those in {config.unlabeled} (by {min(other)}); "
             "choose another or remove it"

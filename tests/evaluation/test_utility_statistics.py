@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from steelgen.config.utility import find_rivals
 from steelgen.evaluation.iou import compute_mean_iou
 from steelgen.evaluation.utility.statistics import (
     POOLED,
@@ -111,6 +112,12 @@ def test_a_code_without_its_baseline_is_not_compared():
     assert find_baselines("RALLFALL", counts) == []
     assert find_baselines("R8F000", counts) == []
     assert find_baselines("R000FALL", {**counts, "R000FALL": (0, 99)}) == ["R8F000"]
+
+
+def test_rivals_are_read_from_any_text():
+    texts = {"RALLF000L": "predicted masks", "R4FALLPL": "copy-paste and predicted masks", "R000F000P": "copy-paste"}
+    assert {text: find_rivals(text) for text in texts} == texts
+    assert find_rivals("R4FALL") == find_rivals("another study's") == ""
 
 
 def test_copy_paste_is_a_rival_of_generated_pairs():

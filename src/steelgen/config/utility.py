@@ -74,10 +74,9 @@ def parse_code(text: str) -> DataCode:
     Raises:
         ValueError: if it is not a code, selects no data, or has no real micrographs to paste from.
     """
-    match = _CODE.fullmatch(text)
-    if not match:
+    code = _read_code(text)
+    if code is None:
         raise ValueError(f"{text!r} is not a code R<n|p%|ALL>F<m|ALL>[P][L], such as RALLF000, R100F400 or R25%FALL")
-    code = DataCode(text, match["real"], match["generated"], bool(match["pasted"]), bool(match["predicted"]))
     if code.real.endswith("%") and not 0 < float(code.real[:-1]) <= 100:
         raise ValueError(f"{text!r}: the percentage must be above 0 and at most 100")
     if code.real.isdigit() and int(code.real) == 0 and not code.needs_generated:
@@ -91,7 +90,14 @@ def parse_code(text: str) -> DataCode:
 
 def find_rivals(text: str) -> str:
     """See `DataCode.rivals`; empty for any other text, as in a foreign result file."""
-    return parse_code(text).rivals if _CODE.fullmatch(text) else ""
+    code = _read_code(text)
+    return code.rivals if code else ""
+
+
+def _read_code(text: str) -> DataCode | None:
+    """Reads a code, whether or not it selects data; None for any other text."""
+    match = _CODE.fullmatch(text)
+    return match and DataCode(text, match["real"], match["generated"], bool(match["pasted"]), bool(match["predicted"]))
 
 
 class PasteSection(Section):

@@ -119,6 +119,11 @@ def complete_dataset(
     return len(paths)
 
 
+def list_predicted(folder: Path) -> set[str]:
+    """Returns the stems of the micrographs with predicted masks in a dataset folder of `complete_dataset`."""
+    return {Path(name).stem for name, row in load_metadata(folder).items() if row.get("labels") == PREDICTED}
+
+
 def _save_labeled(labeler: Labeler, path: Path, folder: Path) -> str:
     """Writes images/, masks/ and confidence/ of one image as PNG; returns the file name."""
     image = load_image(path)

@@ -92,9 +92,8 @@ def _ask(row: dict[str, Any], words: StudyWords) -> str:
         return f"Are {pairs} better than {rival}, with {real}?"
     if not row["num_generated"]:
         return f"{'Does' if added == 'copy-paste' else 'Do'} {added} help in addition to {real}?"
-    if rival == added:
-        return f"Do {pairs} help in addition to {' and '.join(filter(None, [real, rival]))}?"
-    return f"Do {pairs} and {added} help in addition to {' and '.join(filter(None, [real, rival]))}?"
+    more, given = "" if added == rival else f" and {added}", f"{real} and {rival}" if rival else real
+    return f"Do {pairs}{more} help in addition to {given}?"
 
 
 def _judge_looks(figures: Sequence[Figure]) -> tuple[Standing, str]:

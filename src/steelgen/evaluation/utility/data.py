@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from steelgen.config.utility import FOLD, DataCode, UtilityConfig, parse_code
 from steelgen.data.classes import declare_classes
 from steelgen.data.crops import Micrographs, load_micrographs
-from steelgen.data.folder import DatasetInfo, load_dataset_info, load_metadata
+from steelgen.data.folder import DatasetInfo, load_dataset_info
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.evaluation.features import hash_arrays
-from steelgen.evaluation.labeled_folders import PREDICTED
+from steelgen.evaluation.labeled_folders import list_predicted
 from steelgen.evaluation.sets import (
     GeneratedFolder,
     describe_geometry,
@@ -206,8 +206,7 @@ def _load_predicted(
     """
     info = splits[0].info
     _check_classes(folder, info, config.dataset)
-    rows = load_metadata(folder)
-    chosen = {Path(name).stem for name, row in rows.items() if row.get("labels") == PREDICTED}
+    chosen = list_predicted(folder)
     micrographs = load_micrographs(folder, config.train_split, in_channels)
     found = replace(
         micrographs.select(index for index, stem in enumerate(micrographs.stems) if stem in chosen), info=info
