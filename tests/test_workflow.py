@@ -1,6 +1,5 @@
 """The workflow on a workstation: skipping, going on, refusing what would mix; without any network."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -67,7 +66,8 @@ def plan(**changes):
 
 
 def run(folder, *arguments, code=0):
-    with contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         done = CliRunner().invoke(app, ["workflow", "-c", "workflow.json", *arguments])
     assert done.exit_code == code, done.output
     return done.output

@@ -283,8 +283,8 @@ def is_disk_full(error: BaseException) -> bool:
     """Returns whether an error means that the disk or the quota is full."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
-    # safetensors writes with Rust and keeps only the message of an error.
-    return any(f"(os error {number})" in str(error) for number in _FULL)
+    # safetensors writes with Rust and keeps only the message of an error; up to 0.6 in the second form.
+    return any(form in str(error) for number in _FULL for form in (f"(os error {number})", f"Os {{ code: {number},"))
 
 
 def _refuse_constant(name: str) -> NoReturn:

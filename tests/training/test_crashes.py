@@ -175,7 +175,14 @@ def test_a_disk_that_fills_ends_in_one_line_and_training_goes_on_once_there_is_r
     assert_same_tensors(load_weights(tmp_path / "whole", 8), load_weights(run, 8))
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O (os error 28)")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O (os error 28)"),
+        RuntimeError('Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left" })'),
+    ],
+)
 def test_a_checkpoint_that_does_not_fit_names_folder_and_size(tiny_dataset, tmp_path, monkeypatch, error):
     """The second error is how safetensors says it."""
     config = crash_config(tiny_dataset, tmp_path / "run", max_steps=4, checkpoint_every=1)

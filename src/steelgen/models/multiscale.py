@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -27,8 +29,10 @@ class MultiscaleFeatures(nn.Module):
         """(N, C, H, W) in [-1, 1] → one map (N, features, H, W)."""
         from skimage.feature import multiscale_basic_features
 
+        # scikit-image 0.26, which needs Python 3.11, renamed the argument.
+        named = inspect.signature(multiscale_basic_features).parameters
+        threads = "workers" if "workers" in named else "num_workers"
+        options = {"sigma_max": self._sigma_max, "channel_axis": 0, threads: 1}
         levels = ((images.cpu().numpy() + 1) / 2).astype(np.float32)
-        features = [
-            multiscale_basic_features(image, sigma_max=self._sigma_max, workers=1, channel_axis=0) for image in levels
-        ]
+        features = [multiscale_basic_features(image, **options) for image in levels]
         return [torch.from_numpy(np.stack(features)).movedim(3, 1).to(images)]

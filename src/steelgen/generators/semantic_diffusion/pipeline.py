@@ -1,6 +1,7 @@
-"""The semantic U-Net as a pipeline of diffusers."""
+"""The semantic U-Net as a pipeline of diffusers.
 
-from __future__ import annotations
+Annotations are not postponed: diffusers 0.35 checks the modules of a pipeline against them and cannot resolve strings.
+"""
 
 from collections.abc import Sequence
 from typing import Any
