@@ -151,7 +151,7 @@ class TestRoi:
         root = tmp_path / "set"
         save_noise(root / "a.png")
         (root / "a.roi").write_bytes(b"Iout but no more")
-        with pytest.raises(InputError, match=r"a\.roi: not a readable ROI: ImageJ ROI data too short"):
+        with pytest.raises(InputError, match=r"a\.roi: not a readable ROI: "):
             import_masks("roi", root)
         slices = [self._roi([(0, 0), (5, 0), (5, 5)], f"x-{number}") for number in (1, 2)]
         slices[0].position, slices[1].position = 1, 2

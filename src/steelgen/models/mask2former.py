@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,7 @@ class Mask2Former(nn.Module):
             train_num_points=_LOSS_POINTS,
         )
         self.network = transformers.Mask2FormerForUniversalSegmentation(config)
+        _initialize(self.network.model)
         self.enlargement = enlargement
 
     def forward(self, images: torch.Tensor) -> Queries:
@@ -106,3 +107,16 @@ class Mask2Former(nn.Module):
             auxiliary_predictions=auxiliary,
         )
         return self.network.get_loss(losses)
+
+
+def _initialize(model: Any) -> None:
+    """Initializes embeddings from N(0, 1) and the mask embedder as any linear layer, as the authors' code does.
+
+    transformers up to 5.20, the newest for Python 3.10, starts them near 0: then no instance is found for long.
+    """
+    decoder = model.transformer_module
+    nn.init.normal_(model.pixel_level_module.decoder.level_embed)
+    embeddings = (decoder.queries_embedder, decoder.queries_features, decoder.level_embed)
+    linear = (layer for layer in decoder.decoder.mask_predictor.mask_embedder.modules() if isinstance(layer, nn.Linear))
+    for module in (*embeddings, *linear):
+        module.reset_parameters()
