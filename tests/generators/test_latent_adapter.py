@@ -383,7 +383,10 @@ def rename_class(base):
         ),
         (lambda base: (base / "vae/config.json").unlink(), "vae/config.json: no such file"),
         (lambda base: (base / "text_encoder/model.safetensors").write_bytes(b"no"), "not the weights of"),
-        (lambda base: (base / "tokenizer/tokenizer.json").write_text("{"), "not a complete tokenizer"),
+        (
+            lambda base: [path.write_text("{") for path in (base / "tokenizer").iterdir()],
+            "not a complete tokenizer",
+        ),
         (lambda base: (base / "scheduler/scheduler_config.json").unlink(), "scheduler_config.json: no such file"),
     ],
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import string
+import tempfile
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -17,9 +20,11 @@ def build_tiny_pipeline(prediction_type: str = "epsilon", channels: int = 3, see
     torch.manual_seed(seed)
     letters = string.ascii_lowercase + string.digits + "<>,."
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(
-        vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=LENGTH
-    )
+    # From files, as a downloaded model is read: versions of transformers differ in what the constructor takes.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=LENGTH)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(words),
