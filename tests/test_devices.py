@@ -14,6 +14,13 @@ def test_auto_takes_bf16_only_where_it_is_native(monkeypatch, native, expected):
     assert devices.resolve_precision("fp16", torch.device("cpu")) == "fp16"
 
 
+def test_auto_takes_no_bf16_where_torch_lacks_its_kernels(monkeypatch):
+    """As on a Mac, whose torch does not have the operator that tells."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    assert devices.resolve_precision("auto", torch.device("cpu")) == "no"
+
+
 def test_networks_compute_in_the_precision_asked_for():
     layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
     for name, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):

@@ -55,7 +55,7 @@ def resolve_precision(name: str, device: torch.device | None = None) -> str:
         return name
     if (device or pick_device()).type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_instructions() else "no"
+    return "bf16" if _has_bf16_instructions() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
 
 
 def autocast(name: str, device: torch.device) -> torch.autocast:
@@ -143,6 +143,8 @@ def resident_memory() -> int:
 
 
 def _has_bf16_instructions() -> bool:
+    if not torch.backends.mkldnn.is_available():  # as on a Mac
+        return False
     capability = torch.backends.cpu.get_cpu_capability()
     if not capability.startswith("AVX512"):
         return "SVE" in capability  # Arm's vector extension has bf16; AVX2 and older do not

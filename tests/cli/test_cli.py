@@ -184,6 +184,13 @@ def test_help_imports_nothing_heavy():
     assert list_imported(code, "torch", "diffusers", "scipy", "skimage", "numpy") == "[]"
 
 
+def test_windows_is_named_in_one_line():
+    code = "import sys; sys.platform = 'win32'; sys.modules['fcntl'] = None; import steelgen.cli.app"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "steelgen: needs Linux or macOS; on Windows, install it in WSL2: `wsl --install`\n"
+
+
 def test_semantic_diffusion_imports_no_pipelines_of_diffusers():
     """They take a second, which every training and sampling would wait for."""
     code = "import steelgen.generators.semantic_diffusion.generator"

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def take_steps(config: RunConfig, batch_size: int, device: torch.device) -> Batc
     if device.type == "cuda":
         peak = torch.cuda.max_memory_reserved()
     else:
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes
+        peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return BatchTrial(batch_size, peak / 2**30, batch_size / statistics.median(seconds))
 
 
