@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from steelgen.config.base import parse_config
@@ -21,6 +23,7 @@ from steelgen.evaluation.labeled_folders import label_folder
 from steelgen.evaluation.labeler import label_micrograph, load_labeler
 from steelgen.evaluation.segment import train_labeler
 from steelgen.evaluation.windows import _starts
+from steelgen.files import save_tensors
 from tests.evaluation.conftest import draw_micrograph
 
 
@@ -203,3 +206,21 @@ def test_unusable_input_is_one_line(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "empty" / "segmenter.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="does not fit segmenter"):
         load_labeler(tmp_path / "empty")
+
+
+def test_weights_of_another_version_of_a_package_name_both(dataset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    values = {"dataset": str(dataset), "output_dir": str(tmp_path / "out"), "image_size": 32, "crop_size": 32}
+    quick = {"architecture": "segformer", "steps": 1, "batch_size": 2, "base_channels": 8}
+    train_labeler(parse_config({**values, "segmenter": quick}, SegmentConfig))
+    path, weights = tmp_path / "out" / "segmenter.json", tmp_path / "out" / "segmenter.safetensors"
+    described = json.loads(path.read_text())
+    assert described["package"] == f"transformers {version('transformers')}"
+    renamed = {name.replace("decode_head", "head"): tensor for name, tensor in load_file(weights).items()}
+    save_tensors(weights, renamed)
+    with pytest.raises(InputError, match=r"out/segmenter.safetensors: does not fit segmenter.json: "):
+        load_labeler(tmp_path / "out")
+    path.write_text(json.dumps(described | {"package": "transformers 4.48.0"}))
+    installed = f"does not fit transformers {version('transformers')}; saved with transformers 4.48.0: "
+    with pytest.raises(InputError, match=installed):
+        load_labeler(tmp_path / "out")

@@ -24,6 +24,7 @@ from steelgen.evaluation.windows import label_by_windows
 from steelgen.files import Record, load_record, save_json, save_tensors
 from steelgen.generators.families import load_generator
 from steelgen.generators.saved import hash_weights
+from steelgen.models.architectures import describe_package
 from steelgen.models.pixel_heads import FeatureSegmenter, PixelHeads
 
 SEGMENTER_FILE = "segmenter.json"
@@ -46,6 +47,7 @@ def save_labeler(folder: Path, labeler: Labeler) -> None:
     description: dict[str, Any] = {
         "config": config_to_json(labeler.config),
         "dataset": labeler.info.model_dump(mode="json"),
+        "package": describe_package(labeler.config.segmenter.architecture),
     }
     network, section = labeler.network, labeler.config.features
     weights = network.heads if isinstance(network, FeatureSegmenter) else network
@@ -61,6 +63,7 @@ class _Description(Record):
 
     config: dict[str, Any]
     dataset: DatasetInfo
+    package: str | None = None
 
 
 def load_segment_config(folder: Path) -> SegmentConfig:
@@ -81,16 +84,21 @@ def load_labeler(folder: Path, device: str = "auto") -> Labeler:
     """
     from safetensors.torch import load_file
 
-    info, config = load_record(folder / SEGMENTER_FILE, _Description).dataset, load_segment_config(folder)
+    description, config = load_record(folder / SEGMENTER_FILE, _Description), load_segment_config(folder)
     path = folder / _WEIGHTS_FILE
     try:
         state = load_file(path)
-        network = _build_network(folder, config, info.num_classes, state)
+        network = _build_network(folder, config, description.dataset.num_classes, state)
     except InputError:
         raise
     except Exception as error:  # safetensors and torch raise different errors on damaged files
+        saved, installed = description.package, describe_package(config.segmenter.architecture)
+        if installed and saved != installed:
+            raise InputError(
+                f"{path}: does not fit {installed}; saved with {saved or 'an unknown version'}: {first_line(error)}"
+            ) from None
         raise InputError(f"{path}: does not fit segmenter.json: {first_line(error)}") from None
-    return Labeler(network.to(pick_device(device)).eval(), config, info)
+    return Labeler(network.to(pick_device(device)).eval(), config, description.dataset)
 
 
 def _build_network(

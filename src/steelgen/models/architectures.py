@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 LITE = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 """Encoders whose weights come in Python packages."""
+_PACKAGES = {
+    "unetplusplus": "monai",
+    "segformer": "transformers",
+    "deeplabv3plus": "transformers",
+    "upernet": "transformers",
+    "smp": "segmentation-models-pytorch",
+}
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -86,6 +93,17 @@ def build_architecture(
         raise InputError(f"unknown architecture {name!r}; known: {known}, smp:NAME[:ENCODER]")
     network, stride = _BUILDERS[name](in_channels, num_classes, base_channels)
     return FullSizeLogits(network, stride)
+
+
+def describe_package(name: str) -> str | None:
+    """Returns the package, with its version, that builds an architecture; None for built-in ones.
+
+    Names of weights may differ between versions, as those of segformer in transformers 4 and 5.
+    """
+    from importlib.metadata import version
+
+    package = _PACKAGES.get(name.partition(":")[0])
+    return package and f"{package} {version(package)}"
 
 
 def find_pretrained_part(network: nn.Module) -> nn.Module | None:
