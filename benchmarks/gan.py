@@ -5,10 +5,10 @@
     python benchmarks/gan.py leak --minutes 5
     python benchmarks/gan.py table
 
-Systems: dcgan; style, the style-based generator with adaptive augmentation, and style-no-ada without it; diffusion,
-semantic diffusion without masks; masked-fine, the mask-conditioned adversarial generator, masked, the same without
-`fine_discriminator`, and masked-diffusion. Data: the 16 training micrographs of uhcs, 4 of them, or `large`, the
-training micrographs of the dataset folder given by --large.
+Systems: dcgan; style, the style-based generator with adaptive augmentation, style-no-ada without it, style-batch8 and
+style-batch4 with 8 and 4 crops a step instead of 16; diffusion, semantic diffusion without masks; masked-fine, the
+mask-conditioned adversarial generator, masked, the same without `fine_discriminator`, and masked-diffusion. Data: the
+16 training micrographs of uhcs, 4 of them, or `large`, the training micrographs of the dataset folder given by --large.
 
 Equal time does not depend on the load of the machine: `time` measures a training step of every system alternately, in
 CPU seconds of one thread, and `run` trains for as many steps as fit into the minutes. `run` can be stopped at any time
@@ -83,6 +83,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "train": {"learning_rate": 0.0002, "weight_decay": 0.0, "max_grad_norm": None},
     },
     "style": {"generator": _STYLE, "train": _ADVERSARIAL_RATE},
+    "style-batch8": {"generator": _STYLE, "train": {**_ADVERSARIAL_RATE, "train_batch_size": 8}},
+    "style-batch4": {"generator": _STYLE, "train": {**_ADVERSARIAL_RATE, "train_batch_size": 4}},
     "style-no-ada": {"generator": {**_STYLE, "ada_target": None}, "train": _ADVERSARIAL_RATE},
     "diffusion": {"generator": _DIFFUSION, "train": _DIFFUSION_RATE, "unconditional": True},
     "masked": {
