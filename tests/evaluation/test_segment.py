@@ -215,12 +215,18 @@ def test_weights_of_another_version_of_a_package_name_both(dataset: Path, tmp_pa
     train_labeler(parse_config({**values, "segmenter": quick}, SegmentConfig))
     path, weights = tmp_path / "out" / "segmenter.json", tmp_path / "out" / "segmenter.safetensors"
     described = json.loads(path.read_text())
-    assert described["package"] == f"transformers {version('transformers')}"
+    packages = described["environment"]["packages"]
+    assert packages["transformers"] == version("transformers")
     renamed = {name.replace("decode_head", "head"): tensor for name, tensor in load_file(weights).items()}
     save_tensors(weights, renamed)
     with pytest.raises(InputError, match=r"out/segmenter.safetensors: does not fit segmenter.json: "):
         load_labeler(tmp_path / "out")
-    path.write_text(json.dumps(described | {"package": "transformers 4.48.0"}))
-    installed = f"does not fit transformers {version('transformers')}; saved with transformers 4.48.0: "
+    packages["transformers"] = "4.48.0"
+    path.write_text(json.dumps(described))
+    installed = f"does not fit transformers {version('transformers')}; saved with 4.48.0: "
     with pytest.raises(InputError, match=installed):
+        load_labeler(tmp_path / "out")
+    del described["environment"]  # as written by earlier versions
+    path.write_text(json.dumps(described))
+    with pytest.raises(InputError, match="saved with an unknown version: "):
         load_labeler(tmp_path / "out")

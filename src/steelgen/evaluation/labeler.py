@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from steelgen.evaluation.windows import label_by_windows
 from steelgen.files import Record, load_record, save_json, save_tensors
 from steelgen.generators.families import load_generator
 from steelgen.generators.saved import hash_weights
-from steelgen.models.architectures import describe_package
+from steelgen.models.architectures import find_package
 from steelgen.models.pixel_heads import FeatureSegmenter, PixelHeads
+from steelgen.runs import describe_environment
 
 SEGMENTER_FILE = "segmenter.json"
 _WEIGHTS_FILE = "segmenter.safetensors"
@@ -47,7 +49,7 @@ def save_labeler(folder: Path, labeler: Labeler) -> None:
     description: dict[str, Any] = {
         "config": config_to_json(labeler.config),
         "dataset": labeler.info.model_dump(mode="json"),
-        "package": describe_package(labeler.config.segmenter.architecture),
+        "environment": describe_environment(),
     }
     network, section = labeler.network, labeler.config.features
     weights = network.heads if isinstance(network, FeatureSegmenter) else network
@@ -58,12 +60,18 @@ def save_labeler(folder: Path, labeler: Labeler) -> None:
     save_json(folder / SEGMENTER_FILE, description)
 
 
+class _Environment(Record):
+    """The part of `describe_environment` that is read."""
+
+    packages: dict[str, str]
+
+
 class _Description(Record):
     """segmenter.json."""
 
     config: dict[str, Any]
     dataset: DatasetInfo
-    package: str | None = None
+    environment: _Environment = _Environment(packages={})
 
 
 def load_segment_config(folder: Path) -> SegmentConfig:
@@ -92,11 +100,13 @@ def load_labeler(folder: Path, device: str = "auto") -> Labeler:
     except InputError:
         raise
     except Exception as error:  # safetensors and torch raise different errors on damaged files
-        saved, installed = description.package, describe_package(config.segmenter.architecture)
-        if installed and saved != installed:
-            raise InputError(
-                f"{path}: does not fit {installed}; saved with {saved or 'an unknown version'}: {first_line(error)}"
-            ) from None
+        # Versions name weights differently, such as transformers 4 and 5 those of segformer.
+        if package := find_package(config.segmenter.architecture):
+            saved, installed = description.environment.packages.get(package, "an unknown version"), version(package)
+            if saved != installed:
+                raise InputError(
+                    f"{path}: does not fit {package} {installed}; saved with {saved}: {first_line(error)}"
+                ) from None
         raise InputError(f"{path}: does not fit segmenter.json: {first_line(error)}") from None
     return Labeler(network.to(pick_device(device)).eval(), config, description.dataset)
 

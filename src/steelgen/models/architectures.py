@@ -25,8 +25,10 @@ _PACKAGES = {
     "segformer": "transformers",
     "deeplabv3plus": "transformers",
     "upernet": "transformers",
+    "mask2former": "transformers",
     "smp": "segmentation-models-pytorch",
 }
+"""Packages that build architectures."""
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -95,15 +97,9 @@ def build_architecture(
     return FullSizeLogits(network, stride)
 
 
-def describe_package(name: str) -> str | None:
-    """Returns the package, with its version, that builds an architecture; None for built-in ones.
-
-    Names of weights may differ between versions, as those of segformer in transformers 4 and 5.
-    """
-    from importlib.metadata import version
-
-    package = _PACKAGES.get(name.partition(":")[0])
-    return package and f"{package} {version(package)}"
+def find_package(name: str) -> str | None:
+    """Returns the package that builds an architecture; None for built-in ones."""
+    return _PACKAGES.get(name.partition(":")[0])
 
 
 def find_pretrained_part(network: nn.Module) -> nn.Module | None:
@@ -151,7 +147,7 @@ def _build_lite(name: str, num_classes: int, weights: str | None) -> nn.Module:
 
 def _build_unetplusplus(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
     """Builds UNet++ (Zhou et al. 2018, arXiv 1807.10165) with group norm, which works with small batches."""
-    networks = import_package("monai.networks.nets", "unetplusplus", "monai")
+    networks = import_package("monai.networks.nets", "unetplusplus")
     features = (width, width, 2 * width, 4 * width, 8 * width, width)
     norm = ("group", {"num_groups": 8})
     network = networks.BasicUNetPlusPlus(
@@ -162,7 +158,7 @@ def _build_unetplusplus(in_channels: int, num_classes: int, width: int) -> tuple
 
 def _build_segformer(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
     """Builds SegFormer (Xie et al. 2021, arXiv 2105.15203) with the depths and heads of B0; width 16 is B0."""
-    transformers = import_package("transformers", "segformer", "transformers")
+    transformers = import_package("transformers", "segformer")
     config = transformers.SegformerConfig(
         num_channels=in_channels,
         num_labels=num_classes,
@@ -177,7 +173,7 @@ def _build_segformer(in_channels: int, num_classes: int, width: int) -> tuple[nn
 def _build_deeplabv3plus(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
     """Builds DeepLabV3+ (Chen et al. 2018, arXiv 1802.02611) as implemented in transformers: MobileNetV2 with atrous
     convolutions at stride 8 and image pooling, without low-level features in the head."""
-    transformers = import_package("transformers", "deeplabv3plus", "transformers")
+    transformers = import_package("transformers", "deeplabv3plus")
     config = transformers.MobileNetV2Config(
         num_channels=in_channels,
         num_labels=num_classes,
@@ -196,7 +192,7 @@ def _build_deeplabv3plus(in_channels: int, num_classes: int, width: int) -> tupl
 
 def _build_upernet(in_channels: int, num_classes: int, width: int) -> tuple[nn.Module, int]:
     """Builds UPerNet (Xiao et al. 2018, arXiv 1807.10221) on a small ConvNeXt (Liu et al. 2022, arXiv 2201.03545)."""
-    transformers = import_package("transformers", "upernet", "transformers")
+    transformers = import_package("transformers", "upernet")
     backbone = transformers.ConvNextConfig(
         num_channels=in_channels,
         hidden_sizes=[2 * width, 4 * width, 8 * width, 16 * width],
@@ -222,7 +218,7 @@ _BUILDERS: dict[str, Callable[[int, int, int], tuple[nn.Module, int]]] = {
 def _build_smp(name: str, in_channels: int, num_classes: int, weights: str | None) -> nn.Module:
     _, architecture, *named = name.split(":")
     encoder = named[0] if named else "resnet34"
-    smp = import_package("segmentation_models_pytorch", name, "segmentation-models-pytorch")
+    smp = import_package("segmentation_models_pytorch", name)
     try:
         network = smp.create_model(
             architecture,
@@ -256,7 +252,7 @@ def _build_from_transformers(name: str, num_classes: int, weights: str) -> nn.Mo
         raise InputError(f"architecture {name}: has no pretrained encoder; weights must be null or auto, not {weights}")
     if weights == "micronet":
         raise InputError(f"architecture {name}: weights micronet: only available for smp: architectures")
-    transformers = import_package("transformers", name, "transformers")
+    transformers = import_package("transformers", name)
     hub, part = _HUB[name]
     place = hub if weights == "imagenet" else weights
     if weights != "imagenet" and not (Path(weights) / "config.json").is_file():
@@ -292,7 +288,7 @@ def _build_from_transformers(name: str, num_classes: int, weights: str) -> nn.Mo
     return FullSizeLogits(network, 32, part)
 
 
-def import_package(module: str, architecture: str, package: str) -> ModuleType:
+def import_package(module: str, architecture: str) -> ModuleType:
     """Imports a module that an architecture needs.
 
     Raises:
@@ -304,5 +300,5 @@ def import_package(module: str, architecture: str, package: str) -> ModuleType:
         return importlib.import_module(module)
     # Imports inside an installed package may fail with errors other than ImportError.
     except (ImportError, RuntimeError) as error:
-        message = f"architecture {architecture}: needs `pip install {package}` ({first_line(error)})"
+        message = f"architecture {architecture}: needs `pip install {find_package(architecture)}` ({first_line(error)})"
         raise InputError(message) from None

@@ -45,7 +45,7 @@ class Mask2Former(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, num_queries: int = 100, enlargement: float = 1.0) -> None:
         super().__init__()
-        transformers = import_package("transformers", "mask2former", "transformers")
+        transformers = import_package("transformers", "mask2former")
         backbone = transformers.SwinConfig(
             num_channels=in_channels,
             embed_dim=24,
