@@ -178,6 +178,12 @@ def _list_planning() -> Iterator[str]:
     yield "benchmarks/planning.py table"
 
 
+def _list_variety() -> Iterator[str]:
+    for dataset in ("uhcs", "pretraining/uhcs_spheroidite", "pretraining/tem_316l_loops"):
+        yield f"benchmarks/variety.py run --dataset data/{dataset}"
+    yield "benchmarks/variety.py table"
+
+
 def _list_unlabeled() -> Iterator[str]:
     """Every way, three seeds."""
     for seed in range(3):
@@ -242,6 +248,7 @@ BENCHMARKS = (
     _sample("quality", "--images 256", threads=1),
     _sample("curve", "--images 128", threads=1),
     _sample("guide", "--images 128", threads=1, generator="bundled:uhcs"),
+    Benchmark("variety", list(_list_variety()), threads=1),
     _sample("beside", "--images 16 --repeats 3", generator="bundled:uhcs"),
     Benchmark("recipe", list(_list_recipe())),
     Benchmark("cascade", list(_list_cascade()), threads=1),

@@ -66,18 +66,21 @@ ISDM = RespacedSolverSection(
 )
 CURVE_STEPS = (5, 8, 12, 20, 50)
 CURVE_SOLVERS = ("dpmsolver++", "sde-dpmsolver++", "unipc", "ddim", "euler", "heun", "ddpm")
-GUIDES: tuple[tuple[str, float, tuple[float, float] | None], ...] = (
-    ("power", 1.0, None),
-    ("power", 1.5, (0.2, 2.0)),
-    ("power", 1.5, None),
-    ("trailing", 1.5, (0.2, 2.0)),
-    ("logistic", 1.0, None),
-    ("logistic", 1.5, (0.2, 2.0)),
-    ("logistic", 1.2, (0.2, 50.0)),
-    ("logistic", 1.3, (0.2, 50.0)),
-    ("logistic", 1.5, (0.2, 50.0)),
+GUIDES: tuple[tuple[str, float, tuple[float, float] | None, str], ...] = (
+    ("logistic", 1.0, None, "network"),
+    ("logistic", 1.5, (0.2, 2.0), "network"),
+    ("logistic", 1.5, (0.2, 2.0), "measured"),
+    ("logistic", 2.0, (0.1, 1.0), "network"),
+    ("logistic", 2.0, (0.1, 1.0), "measured"),
+    ("logistic", 1.5, (0.1, 1.0), "measured"),
+    ("logistic", 3.0, (0.1, 1.0), "measured"),
+    ("logistic", 2.0, (0.2, 1.0), "measured"),
+    ("logistic", 2.0, (0.05, 1.0), "measured"),
+    ("logistic", 2.0, (0.1, 2.0), "measured"),
+    ("logistic", 1.5, (0.2, 50.0), "measured"),
+    ("power", 2.0, (0.1, 1.0), "measured"),
 )
-"""Spacing of the steps, guidance scale and guidance interval in noise levels."""
+"""Spacing of the steps, guidance scale, guidance interval in noise levels, and source of the mean gray level."""
 Sample = Callable[[Tensor, list[int]], Tensor]
 """(N, H, W) int64 masks and N seeds → (N, C, H, W) images in [-1, 1]."""
 
@@ -191,12 +194,13 @@ def measure_guides(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
     """Scores of spacings, guidance scales and guidance intervals with 12 steps."""
     judge = Judge(generator, images)
     rows = []
-    for spacing, scale, interval in GUIDES:
+    for spacing, scale, interval, brightness in GUIDES:
         changes = {
             "num_inference_steps": 12,
             "timestep_spacing": spacing,
             "guidance_scale": scale,
             "guidance_interval": interval,
+            "brightness": brightness,
         }
         solver = SolverSection().model_copy(update=changes)
         score = judge.score(lambda masks, seeds, solver=solver: judge.sample(solver, masks, seeds), 0)
@@ -206,15 +210,15 @@ def measure_guides(generator: SemanticDiffusion, images: int) -> dict[str, Any]:
 
 
 class Judge:
-    """Scores images sampled for masks of the test split against its real crops and against the masks.
+    """Scores images sampled for masks of held-out micrographs against real crops of these and against the masks.
 
-    The floor is measured on crops of the training split, that of mIoU on the test crops themselves.
+    The floor is measured on crops of the training split, that of mIoU on the held-out crops themselves.
     """
 
-    def __init__(self, generator: SemanticDiffusion, images: int) -> None:
+    def __init__(self, generator: SemanticDiffusion, images: int, dataset: Path = DATASET, split: str = "test") -> None:
         self.generator = generator
         self.extractor = build_extractor("efficientnet-lite0")
-        test, train = (load_micrographs(DATASET, split) for split in ("test", "train"))
+        test, train = (load_micrographs(dataset, each) for each in (split, "train"))
         self.segmenter = train_segmenter(train, generator.geometry, SegmenterSection())
         real, self.masks = cut_crops(test, generator.geometry, images, seed=0)
         self.real, self.variation = compute_features(real, self.extractor), compute_variation(real).sum(axis=0)

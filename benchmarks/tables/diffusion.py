@@ -101,11 +101,28 @@ def tabulate_guide(stored: Results) -> Lines:
     for row in stored["guides"]:
         low, high = row["guidance_interval"] or (0, "∞")
         guide = "none" if row["guidance_scale"] == 1 else f"{row['guidance_scale']:g}, {low:g} to {high}"
-        rows.append([row["timestep_spacing"], guide, *judge(row)])
-    rows.append(["floor", "", *judge(stored["floor"])])
+        rows.append([row["timestep_spacing"], guide, row["brightness"], *judge(row)])
+    rows.append(["floor", "", "", *judge(stored["floor"])])
     spreads = [f"spread of {name}" for name in stored["floor"]["spread"]]
-    columns = ["spacing", "guidance, noise levels", *_JUDGED, "recall", *spreads]
-    return [f"{stored['images']} images each, 12 steps.", "", *build_table(columns, rows, texts=2)]
+    columns = ["spacing", "guidance, noise levels", "brightness", *_JUDGED, "recall", *spreads]
+    return [f"{stored['images']} images each, 12 steps.", "", *build_table(columns, rows, texts=3)]
+
+
+def tabulate_variety(stored: Results) -> Lines:
+    """Scores; a row per dataset and solver, means and ranges over seeds, and one for real crops."""
+    rows = []
+    for each in stored["datasets"]:
+        floor = each["floor"]
+        for name, scores in [*each["scores"].items(), ("real training crops", [floor])]:
+            spreads = [[score["spread"][kind] / floor["spread"][kind] for score in scores] for kind in floor["spread"]]
+            figures = [([1e3 * score["kid"] for score in scores], 1), ([score["recall"] for score in scores], 2)]
+            figures += [(values, 2) for values in spreads] + [([score["miou"] for score in scores], 3)]
+            shown = [show_mean_and_range(values, digits) for values, digits in figures]
+            rows.append([each["dataset"], name, *shown])
+    spreads = [f"spread of {name}" for name in stored["datasets"][0]["floor"]["spread"]]
+    columns = ["dataset", "solver", "KID·10³", "recall", *spreads, "mIoU with the masks"]
+    images = stored["datasets"][0]["images"]
+    return [f"{images} images each, {stored['seeds']} seeds.", "", *build_table(columns, rows, texts=2)]
 
 
 def tabulate_scores(runs: Sequence[Results]) -> Lines:

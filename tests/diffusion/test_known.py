@@ -1,11 +1,11 @@
-"""Inpainting with a network that knows its data."""
+"""Inpainting, and images of known mean gray level, with a network that knows its data."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from steelgen.diffusion.known import KnownPixels, find_whole_latents
+from steelgen.diffusion.known import KnownMean, KnownPixels, find_whole_latents
 from steelgen.diffusion.noise import build_noise_schedule
 from steelgen.generators.semantic_diffusion.sampler import SemanticSampler
 from tests.diffusion.calls import draw
@@ -71,3 +71,38 @@ def test_latents_are_known_if_all_of_their_pixels_are():
     known = torch.ones(1, 5, 4, dtype=torch.bool)
     known[0, 2, 1] = False
     assert find_whole_latents(known, 2).tolist() == [[[True, True], [False, True], [True, True]]]
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
+@pytest.mark.parametrize("solver", ["dpmsolver++", "unipc", "heun", "ddim", "ddpm", "sde-dpmsolver++"])
+def test_images_have_the_known_mean_and_the_rest_from_the_network(prediction_type, solver):
+    """The network believes that all images are of the level of their class; deviations within them are its own."""
+    schedule = build_noise_schedule(1000, "squaredcos_cap_v2", prediction_type, prediction_type != "epsilon")
+    described = SimpleNamespace(
+        alphas_cumprod=schedule.alphas_cumprod, config=SimpleNamespace(prediction_type=prediction_type)
+    )
+    sampler = SemanticSampler(GaussianNetwork(described, deviation=0.3), schedule)
+    levels = torch.linspace(-1.5, 1.5, COUNT)
+    levels[3] = torch.nan
+    masks = torch.zeros(COUNT, 8, 8, dtype=torch.long)
+    options = {"batch": True, "guidance_scale": 1.0}
+    plain = draw(sampler, masks, range(COUNT), solver, 20, **options)
+    images = draw(sampler, masks, range(COUNT), solver, 20, known=KnownMean(levels), **options)
+    known = ~levels.isnan()
+    torch.testing.assert_close(images[known].mean(dim=(1, 2, 3)), levels[known], atol=1e-4, rtol=0)
+    torch.testing.assert_close(images[3], plain[3])
+    within, own = (each - each.mean(dim=(1, 2, 3), keepdim=True) for each in (images, plain))
+    torch.testing.assert_close(within, own, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 1.0, 30.0])
+def test_the_mean_estimate_of_a_flow_is_replaced(sigma):
+    """u = ε − x₀ with x_t = (1 − t)·x₀ + t·ε; a learned variance is left alone."""
+    noisy, output, levels = torch.randn(2, 1, 3, 3), torch.randn(2, 2, 3, 3), torch.tensor([0.3, -2.0])
+    time = sigma / (1 + sigma)
+    corrected = KnownMean(levels).correct(output, noisy, sigma, "flow")
+    before, after = (noisy - time * each[:, :1] for each in (output, corrected))
+    torch.testing.assert_close(after.mean(dim=(1, 2, 3)), levels, atol=1e-5, rtol=1e-5)
+    shift = after - before
+    torch.testing.assert_close(shift, shift[..., :1, :1].expand_as(shift), atol=1e-5, rtol=1e-5)
+    assert torch.equal(corrected[:, 1:], output[:, 1:])

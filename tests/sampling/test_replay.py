@@ -46,6 +46,18 @@ def test_only_line_mask_and_generator_are_needed(trained, tmp_path):
     assert np.array_equal(pixels(path), pixels(out / "train/images/000002.png"))
 
 
+def test_rows_without_a_source_of_brightness_are_drawn_again(trained, tmp_path):
+    """Images of older versions had the mean gray level that the network gave them."""
+    out = draw(trained, tmp_path / "out", num_samples=1, solver={"num_inference_steps": 3, "brightness": "network"})
+    row = json.loads((out / "metadata.jsonl").read_text())
+    del row["draw"]["solver"]["brightness"]
+    (out / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    assert replay(out / "metadata.jsonl", 1)[1] is True
+    row["draw"]["solver"]["brightness"] = "measured"
+    (out / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    assert replay(out / "metadata.jsonl", 1, tmp_path / "again.png")[1] is False
+
+
 def test_what_the_filter_kept_is_drawn_again(trained, tmp_path):
     values = {"dataset": str(trained[0]), "min_iou": 0, "max_correlation": 0.97}
     out = draw(trained, tmp_path / "out", num_samples=3, filter=values)

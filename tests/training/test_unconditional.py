@@ -135,7 +135,7 @@ def test_without_masks_an_image_costs_one_evaluation_a_step(unlabeled, tmp_path)
     rows = []
     generator.network.register_forward_hook(lambda module, arguments, output: rows.append(len(output)))
     solver = parse_config(tiny_train_config("x", "y"), TrainConfig).preview.solver
-    assert solver.guidance_scale == 1.5
+    assert solver.guidance_scale == 2
     draw_for_masks(generator, torch.full((1, 16, 16), 255), [0], solver)
     assert rows == [1, 1]
 

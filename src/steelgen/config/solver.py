@@ -63,10 +63,14 @@ class SolverSection(SamplingSection):
     karras_sigmas: bool = False
     """Noise levels of Karras et al. 2022 (arXiv 2206.00364, eq. 5) instead of timestep_spacing; for dpmsolver++, unipc,
     euler, heun."""
-    guidance_scale: float = Field(1.5, ge=0, le=1000)
+    brightness: Literal["measured", "network"] = "measured"
+    """Where semantic diffusion takes the mean gray level of an image from. measured: at random from its distribution
+    in the training micrographs, given the area fractions of the mask; not with conditions, start images, inpainting,
+    an autoencoder, or in a refining stage. network: from the network, whose images are too much alike in it."""
+    guidance_scale: float = Field(2.0, ge=0, le=1000)
     """Scale s of classifier-free guidance, null + s·(conditional − null) (Ho & Salimans 2022, arXiv 2207.12598).
     1 disables guidance; larger values follow the mask more strictly."""
-    guidance_interval: tuple[_NoiseLevel, _NoiseLevel] | None = (0.2, 2.0)
+    guidance_interval: tuple[_NoiseLevel, _NoiseLevel] | None = (0.1, 1.0)
     """Noise levels σ = √((1 − ᾱ)/ᾱ) with guidance, low and high; the other steps cost one evaluation (Kynkäänniemi et
     al. 2024, arXiv 2404.07724). null guides every step, which reduces diversity."""
     guidance_rescale: float = Field(0.0, ge=0, le=1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from steelgen.config.base import MAX_CROP_SIZE
 from steelgen.config.solver import AnySolverSection
@@ -30,19 +30,29 @@ _Offset = Annotated[int, Field(ge=0, le=MAX_CROP_SIZE)]
 _Edge = Annotated[int, Field(ge=1, le=MAX_CROP_SIZE)]
 
 
+def _complete(solver: Any) -> Any:
+    """Adds what was the only way when a row was written: mean gray levels from the network."""
+    if isinstance(solver, dict) and not str(solver.get("name")).startswith("respaced_"):
+        return {"brightness": "network", **solver}
+    return solver
+
+
+_Solver = Annotated[AnySolverSection, BeforeValidator(_complete)]
+
+
 class _Stage(Record):
     """A stage of a cascade."""
 
     generator: Path
     model_sha256: str
-    solver: AnySolverSection
+    solver: _Solver
     autoguidance_sha256: str | None = None
 
 
 class _Draw(Record):
     """Settings other than mask and seed that an image depends on."""
 
-    solver: AnySolverSection
+    solver: _Solver
     mixed_precision: Literal["no", "bf16", "fp16"]
     channels_last: bool = False
     strength: float | None = Field(None, gt=0, le=1)

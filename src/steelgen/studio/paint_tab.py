@@ -86,7 +86,7 @@ def build_paint_tab(studio: Studio, requests: Requests) -> None:
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=_MAX_SEED, min_width=110)
                 variants = gr.Slider(1, _MAX_VARIANTS, 2, step=1, label="Variants", min_width=160)
-            guidance = gr.Slider(0, 5, 1.5, step=0.1, label="Guidance (higher: closer to the mask)")
+            guidance = gr.Slider(0, 5, 2.0, step=0.1, label="Guidance (higher: closer to the mask)")
             with gr.Row():
                 start = gr.Button("Generate", variant="primary", elem_id="generate", min_width=120)
                 stop = gr.Button("Stop", elem_id="stop", min_width=80)

@@ -120,7 +120,7 @@ class Studio:
         self,
         mask: SourceMask,
         seeds: Sequence[int],
-        guidance_scale: float = 1.5,
+        guidance_scale: float = 2.0,
         report: Callable[[int, int], None] = lambda done, total: None,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[GeneratedPair]:

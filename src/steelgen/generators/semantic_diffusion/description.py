@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS
 from steelgen.config.generator import LowResolutionSection, UNetSection
+from steelgen.data.brightness import Brightness
 from steelgen.data.conditions import MAX_CATEGORIES, Condition
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
@@ -36,10 +37,20 @@ class Description(Record):
     low_resolution: LowResolutionSection | None = None
     detail: float = Field(1.0, gt=0, le=10)
     conditions: list[Condition] = []
+    brightness: list[Brightness] = []
     latent: bool = False
     """Whether there is an autoencoder in the folder `CODEC_FOLDER`, whose latents are generated."""
     mask_noise: bool = False
     """A removed option that changes sampling."""
+
+    @model_validator(mode="after")
+    def _check_brightness(self) -> Description:
+        for group in self.brightness:
+            if len(group.levels) != max(1, len(group.classes)):
+                raise ValueError(f"brightness: {len(group.levels)} levels for {len(group.classes)} classes")
+            if any(not 0 <= index < self.dataset.num_classes for index in group.classes):
+                raise ValueError(f"brightness: classes {group.classes}, there are {self.dataset.num_classes}")
+        return self
 
 
 class _Schedule(Record):

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from steelgen import __version__
 from steelgen.config.generator import LowResolutionSection, SemanticDiffusionSection
 from steelgen.config.solver import AnySolverSection, SolverSection
+from steelgen.data.brightness import Brightness, measure_brightness, sample_levels
 from steelgen.data.conditions import Condition, outline
 from steelgen.data.crops import Micrographs, image_to_tensor
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry, resize_image
-from steelgen.devices import in_evaluation_mode
+from steelgen.devices import in_evaluation_mode, randn_by_seed
 from steelgen.diffusion.guidance import Coarse
-from steelgen.diffusion.known import KnownPixels, find_whole_latents
+from steelgen.diffusion.known import Known, KnownMean, KnownPixels, find_whole_latents
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.diffusion.refinement import agree_with, draw_coarse_noise, enlarge, shrink
 from steelgen.errors import InputError, first_line
@@ -62,6 +63,8 @@ class SemanticDiffusion:
     divided by it. See `steelgen.diffusion.refinement`."""
     conditions: tuple[Condition, ...] = ()
     """What the network may be told of an image besides its mask."""
+    brightness: tuple[Brightness, ...] = ()
+    """Mean gray levels of the training micrographs; empty leaves those of images to the network."""
     codec: Autoencoder | None = None
     """The autoencoder whose latents are generated in place of gray levels; None for pixels."""
     _weak: tuple[Path, SemanticUNet] | None = field(default=None, repr=False)
@@ -124,20 +127,26 @@ class SemanticDiffusion:
             # With nothing given the conditional prediction equals the null one; guidance would compute it twice.
             solver = solver.model_copy(update={"guidance_scale": 1.0})
         coarse = self._prepare_coarse(request, masks, solver) if self.low_resolution else None
+        noise, known = request.noise, self._find_known(request)
+        chosen = getattr(solver, "brightness", "network")
+        if self.brightness and chosen == "measured" and not (told or start or known):
+            if noise is None:
+                noise = randn_by_seed((self.geometry.in_channels, *masks.shape[1:]), request.seeds)
+            known = KnownMean(self._choose_levels(masks, noise))
         base, scale = (coarse.images, self.detail) if coarse else (0.0, 1.0)
         with in_evaluation_mode(self.network):
             image = SemanticSampler(self.network, self.schedule, self.factor)(
                 masks,
                 request.seeds,
                 solver,
-                noise=request.noise,
+                noise=noise,
                 start_images=(self.encode_images(start.images) - base) / scale if start else None,
                 strength=start.strength if start else 1.0,
                 value_range=self.value_range,
                 weak_unet=self._load_weak_unet(autoguidance),
                 coarse=coarse,
                 conditions=request.conditions if told else None,
-                known=self._find_known(request),
+                known=known,
             )
         if self.codec:
             size = (int(masks.shape[1]), int(masks.shape[2]))
@@ -149,7 +158,22 @@ class SemanticDiffusion:
                 image = agree_with(given, image, self.low_resolution.factor)
         return Drawn(keep_known(restore(image, self.intensity), request))
 
-    def _find_known(self, request: DrawRequest) -> KnownPixels | None:
+    def _choose_levels(self, masks: Tensor, noise: Tensor) -> Tensor:
+        """Chooses mean gray levels (N,), in the network's units, for masks and noise; NaN for masks without a class.
+
+        The random numbers are the noise in two patterns of alternating pixels. These are independent of each other and
+        of its mean, and continuous in the noise between two images.
+        """
+        areas = torch.stack([(masks == index).sum(dim=(1, 2)) for index in range(self.info.num_classes or 1)], dim=1)
+        rows, columns = (1 - 2 * (torch.arange(edge, dtype=torch.float64) % 2) for edge in noise.shape[2:])
+        patterns = torch.stack([rows[:, None] * columns, columns.expand(len(rows), -1)])
+        normal = torch.einsum("nchw,khw->nk", noise.double().cpu(), patterns) / math.sqrt(noise[0].numel())
+        crops = max(1.0, masks[0].numel() / self.geometry.image_size**2)
+        levels = sample_levels(self.brightness, areas.double().cpu().numpy(), normal.numpy(), crops)
+        mean, deviation = self.intensity
+        return torch.from_numpy((levels - mean) / deviation).float()
+
+    def _find_known(self, request: DrawRequest) -> Known | None:
         if request.known is None:
             return None
         assert request.images is not None, "known pixels are those of images"
@@ -204,6 +228,7 @@ class SemanticDiffusion:
                     **self._describe_low_resolution(),
                     **({"latent": True} if self.codec else {}),
                     "conditions": [condition.model_dump(mode="json") for condition in self.conditions],
+                    "brightness": [group.model_dump() for group in self.brightness],
                 },
             )
 
@@ -265,7 +290,16 @@ def build_semantic_diffusion(
     generator.conditions, generator.codec = conditions, codec
     if config.low_resolution and noise.standardize:
         generator.detail = measure_detail(micrographs, geometry, config.low_resolution.factor) / deviation
+    generator.brightness = measure_own_brightness(generator, micrographs)
     return generator
+
+
+def measure_own_brightness(generator: SemanticDiffusion, micrographs: Micrographs) -> tuple[Brightness, ...]:
+    """Measures the brightness of training micrographs if a generator has a use for it: neither in latents nor where a
+    coarse image has it already."""
+    if generator.codec or generator.low_resolution:
+        return ()
+    return measure_brightness(micrographs, generator.geometry)
 
 
 def measure_detail(micrographs: Micrographs, geometry: CropGeometry, factor: int) -> float:
@@ -310,6 +344,7 @@ def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:
         description.low_resolution,
         description.detail,
         tuple(description.conditions),
+        tuple(description.brightness),
         load_saved_codec(folder) if description.latent else None,
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from steelgen.config.solver import AnySolverSection, SolverSection
 from steelgen.devices import is_compiled, map_on_single_threads, map_windows, randn_by_seed
 from steelgen.diffusion.guidance import Coarse, Guide, GuidedNetwork
-from steelgen.diffusion.known import KnownPixels
+from steelgen.diffusion.known import Known
 from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.diffusion.noise import NoiseSchedule
 from steelgen.diffusion.randomness import build_noise_sources
@@ -45,7 +45,7 @@ class SemanticSampler:
         weak_unet: SemanticUNet | None = None,
         coarse: Coarse | None = None,
         conditions: Tensor | None = None,
-        known: KnownPixels | None = None,
+        known: Known | None = None,
     ) -> Tensor:
         """Generates one image per mask; see `sample_batch` for the arguments.
 
@@ -97,7 +97,7 @@ class SemanticSampler:
         cache_share: float = 1.0,
         coarse: Coarse | None = None,
         conditions: Tensor | None = None,
-        known: KnownPixels | None = None,
+        known: Known | None = None,
     ) -> Tensor:
         """Generates one image per mask in one batch; the host waits for the device at most once per step.
 
@@ -114,7 +114,7 @@ class SemanticSampler:
             cache_share: share of the solver's mask_cache_gib for this call.
             coarse: coarse images of a refining network.
             conditions: (N, K); see `ConditionEmbedding`. None is the null condition.
-            known: pixels to keep, in the network's units.
+            known: pixels or mean to keep, in the network's units.
 
         Returns:
             (N, in_channels, ceil(H / mask_factor), ceil(W / mask_factor)) float32, in the network's units.

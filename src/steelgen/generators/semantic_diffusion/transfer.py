@@ -14,7 +14,7 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.generators.autoencoder.codec import check_latent_size
-from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion, measure_detail
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion, measure_detail, measure_own_brightness
 from steelgen.models.semantic_unet import SemanticUNet
 
 _CONDITIONS = "condition_embedding.layers."
@@ -75,6 +75,7 @@ def adapt(
         generator, network=network, info=info, geometry=geometry, intensity=intensity, detail=detail, _weak=None
     )
     adapted.conditions = told
+    adapted.brightness = measure_own_brightness(adapted, micrographs)
     return adapted, "; ".join(notes)
 
 
