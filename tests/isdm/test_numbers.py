@@ -123,7 +123,9 @@ def test_ddim_by_a_network_that_scales_its_own_timesteps(expected):
 def test_the_default_solver_takes_isdms_steps(generator, expected):
     """Evenly spaced and guided throughout, it is ancestral sampling with the learned variance."""
     steps, masks = 10, expected["label"][:, 0].long()
-    default = SolverSection(num_inference_steps=steps, timestep_spacing="linspace", guidance_interval=None)
+    default = SolverSection(
+        num_inference_steps=steps, timestep_spacing="linspace", guidance_scale=1.5, guidance_interval=None
+    )
     isdm = RespacedSolverSection(
         name="respaced_ddpm",
         num_train_timesteps=generator.schedule.config.num_train_timesteps,

@@ -74,7 +74,8 @@ def test_flow_through_the_respaced_sampler(tiny_dataset, tmp_path):
     run_tiny(tiny_dataset, tmp_path / "run", noise, max_steps=20)
     generator = load_generator(tmp_path / "run")
     masks, seeds = torch.zeros(1, 16, 16, dtype=torch.long), [0]
-    ours = draw_for_masks(generator, masks, seeds, SolverSection(name="ddim", num_inference_steps=25))
+    section = SolverSection(name="ddim", num_inference_steps=25, brightness="network")
+    ours = draw_for_masks(generator, masks, seeds, section)
     respaced = RespacedSolverSection(name="respaced_ddim", num_train_timesteps=25, clip_denoised=False)
     torch.testing.assert_close(draw_for_masks(generator, masks, seeds, respaced), ours, atol=1e-3, rtol=0)
 

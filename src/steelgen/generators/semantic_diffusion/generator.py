@@ -128,8 +128,8 @@ class SemanticDiffusion:
             solver = solver.model_copy(update={"guidance_scale": 1.0})
         coarse = self._prepare_coarse(request, masks, solver) if self.low_resolution else None
         noise, known = request.noise, self._find_known(request)
-        chosen = getattr(solver, "brightness", "network")
-        if self.brightness and chosen == "measured" and not (told or start or known):
+        decided = told or known is not None or (start is not None and start.strength < 1)
+        if self.brightness and getattr(solver, "brightness", "network") == "measured" and not decided:
             if noise is None:
                 noise = randn_by_seed((self.geometry.in_channels, *masks.shape[1:]), request.seeds)
             known = KnownMean(self._choose_levels(masks, noise))
