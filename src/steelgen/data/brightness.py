@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.sparse.csgraph import connected_components
 
 from steelgen.data.cache import Micrographs
 from steelgen.data.placement import CropGeometry
@@ -28,7 +27,7 @@ class Brightness(Record):
     classes: list[int]
     """Indices of the classes; empty for images without classes."""
     levels: list[float] = Field(min_length=1)
-    """Mean gray level of each class, or of everything."""
+    """Mean gray level of each class, or of everything; beyond black or white for some that are never seen alone."""
     between: list[float] = Field(min_length=1)
     """n quantiles of u, in the middle of n equal parts of the distribution, ascending."""
     within: float = Field(ge=0)
@@ -108,6 +107,8 @@ def _group_classes(micrographs: Micrographs, tiles: dict[int, NDArray[np.float64
         return [[]] if tiles else []
     if not micrographs.shares:
         return [list(range(classes))]
+    from scipy.sparse.csgraph import connected_components
+
     together = np.zeros((classes, classes))
     for member in range(len(micrographs.shares)):
         shown = [
