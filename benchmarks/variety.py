@@ -7,7 +7,7 @@
 `run` samples with each of `SOLVERS` and three seeds for masks of held-out micrographs: with bundled:uhcs for uhcs, for
 another dataset with bundled:base, fine-tuned on 60 % of its micrographs for --steps steps of 16 crops. Beside the
 images, it scores real crops of the training micrographs: the floor, which a generator cannot be expected to pass. A
-stopped run resumes.
+stopped training resumes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class Brightness(Record):
             crops: area of the images in crops, at least 1; w is independent from crop to crop.
         """
         count = len(self.between)
-        ranks = [(1 + math.erf(value / math.sqrt(2))) / 2 for value in normal[:, 0]]
+        ranks = [NormalDist().cdf(value) for value in normal[:, 0]]
         between = np.interp(ranks, (np.arange(count) + 0.5) / count, self.between)
         levels = fractions @ np.array(self.levels) + between + self.within / math.sqrt(crops) * normal[:, 1]
         return levels.clip(-1, 1)  # pure phases may never have been seen
@@ -77,20 +78,20 @@ def measure_brightness(micrographs: Micrographs, geometry: CropGeometry) -> tupl
     members = np.array(micrographs.members or [0] * len(micrographs))
     chances = micrographs.weigh(micrographs.members) if micrographs.shares else np.ones(len(micrographs))
     chosen = [index for member in np.unique(members) for index in _spread(np.flatnonzero(members == member)).tolist()]
-    tiles = {}
+    count = micrographs.info.num_classes
+    tiles, shown = {}, {member: set[int]() for member in members}
     for index in chosen:
         edge = micrographs.fit_geometry(index, geometry).crop_size
-        found = _measure_tiles(micrographs.images[index], micrographs.masks[index], edge, micrographs.info.num_classes)
+        found = _measure_tiles(micrographs.images[index], micrographs.masks[index], edge, count)
         if len(found):
-            tiles[index] = found
+            tiles[index] = found[:, :-1], found[:, -1]
+            # A single dataset has all classes, those that are nowhere, too.
+            seen = np.flatnonzero(found[:, :-1].any(axis=0)) if micrographs.shares else np.arange(max(1, count))
+            shown[members[index]].update(seen.tolist())
     groups = []
-    for classes in _group_classes(micrographs, tiles):
-        own = {
-            index: (found[:, classes or [0]], found[:, -1])
-            for index, found in tiles.items()
-            if found[:, classes or [0]].any()
-        }
-        groups.append(_fit(classes, list(own.values()), chances[list(own)]))
+    for columns in _join(filter(None, shown.values())):
+        own = {index: (areas[:, columns], grays) for index, (areas, grays) in tiles.items() if areas[:, columns].any()}
+        groups.append(_fit(columns if count else [], list(own.values()), chances[list(own)]))
     return tuple(groups)
 
 
@@ -100,25 +101,13 @@ def _spread(indices: NDArray[np.int64]) -> NDArray[np.int64]:
     return indices[places]
 
 
-def _group_classes(micrographs: Micrographs, tiles: dict[int, NDArray[np.float64]]) -> list[list[int]]:
-    """Groups classes so that those of a dataset are together; [[]] without classes, [] without labeled tiles."""
-    classes = micrographs.info.num_classes
-    if not tiles or not classes:
-        return [[]] if tiles else []
-    if not micrographs.shares:
-        return [list(range(classes))]
-    from scipy.sparse.csgraph import connected_components
-
-    together = np.zeros((classes, classes))
-    for member in range(len(micrographs.shares)):
-        shown = [
-            found[:, :classes].any(axis=0) for index, found in tiles.items() if micrographs.members[index] == member
-        ]
-        if shown:
-            used = np.any(shown, axis=0)
-            together += np.outer(used, used)
-    _, labels = connected_components(together)
-    return [group for label in np.unique(labels) if together[group := np.flatnonzero(labels == label).tolist()].any()]
+def _join(sets: Iterable[set[int]]) -> list[list[int]]:
+    """Joins sets that have something in common; sorted."""
+    groups: list[set[int]] = []
+    for each in sets:
+        touching = [group for group in groups if group & each]
+        groups = [group for group in groups if not group & each] + [each.union(*touching)]
+    return sorted(map(sorted, groups))
 
 
 def _fit(

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from steelgen.diffusion.noise import combine_target
+
 
 @dataclass(frozen=True)
 class KnownPixels:
@@ -80,14 +82,7 @@ def _predict(image: Tensor, noisy: Tensor, sigma: float, prediction_type: str) -
     signal = 1 / math.hypot(1, sigma)
     if prediction_type == "flow":  # x_t = (1 − t)·x₀ + t·ε
         signal, spread = signal / (signal + spread), spread / (signal + spread)
-    noise = (noisy - signal * image) / spread
-    predictions = {
-        "epsilon": noise,
-        "sample": image.expand_as(noisy),
-        "flow": noise - image,
-        "v_prediction": signal * noise - spread * image,
-    }
-    return predictions[prediction_type]
+    return combine_target(prediction_type, image, (noisy - signal * image) / spread, signal, spread)
 
 
 def find_whole_latents(known: Tensor, factor: int) -> Tensor:

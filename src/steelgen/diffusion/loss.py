@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from steelgen.diffusion.noise import NoiseSchedule, scale_to_flow
+from steelgen.diffusion.noise import NoiseSchedule, combine_target, scale_to_flow
 from steelgen.diffusion.reverse import ReverseProcess, compute_reverse_step
 from steelgen.diffusion.timesteps import LossHistory, TimestepDistribution
 
@@ -30,12 +30,8 @@ def one_hot_with_dropout(mask: Tensor, num_classes: int, dropped: Tensor | None 
 
 
 def compute_target(schedule: NoiseSchedule, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """The network's target: ε, x₀, the flow ε − x₀ (Lipman et al. 2022, arXiv 2210.02747), or the velocity
-    v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans & Ho 2022, arXiv 2202.00512)."""
-    if schedule.prediction_type == "v_prediction":
-        signal, spread = schedule.compute_levels(timesteps)
-        return signal * noise - spread * image
-    return {"epsilon": noise, "sample": image, "flow": noise - image}[schedule.prediction_type]
+    """The network's target at timesteps (N,); see `combine_target`."""
+    return combine_target(schedule.prediction_type, image, noise, *schedule.compute_levels(timesteps))
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,14 @@ def lift_zeros(alphas_cumprod: Tensor) -> Tensor:
     return torch.where(alphas_cumprod > 0, alphas_cumprod, _SMALLEST_ALPHA)
 
 
+def combine_target(prediction_type: str, image: Tensor, noise: Tensor, signal: Level, spread: Level) -> Tensor:
+    """The network's target for an image and its noise: ε, x₀, the flow ε − x₀ (Lipman et al. 2022, arXiv 2210.02747),
+    or the velocity v = √ᾱ ε − √(1−ᾱ) x₀ (Salimans & Ho 2022, arXiv 2202.00512)."""
+    if prediction_type == "v_prediction":
+        return signal * noise - spread * image
+    return {"epsilon": noise, "sample": image, "flow": noise - image}[prediction_type]
+
+
 def scale_to_flow(noisy_image: Tensor, signal: Level, spread: Level) -> Tensor:
     """z_t from x_t (N, C, H, W), √ᾱ_t and √(1 − ᾱ_t), which broadcast."""
     return noisy_image / (signal + spread)

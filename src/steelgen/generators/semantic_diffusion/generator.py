@@ -15,22 +15,21 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from steelgen import __version__
-from steelgen.config.generator import LowResolutionSection, SemanticDiffusionSection
+from steelgen.config.generator import LowResolutionSection
 from steelgen.config.solver import AnySolverSection, SolverSection
-from steelgen.data.brightness import Brightness, measure_brightness, sample_levels
+from steelgen.data.brightness import Brightness, sample_levels
 from steelgen.data.conditions import Condition, outline
-from steelgen.data.crops import Micrographs, image_to_tensor
 from steelgen.data.folder import DatasetInfo
-from steelgen.data.placement import CropGeometry, resize_image
+from steelgen.data.placement import CropGeometry
 from steelgen.devices import in_evaluation_mode, randn_by_seed
 from steelgen.diffusion.guidance import Coarse
 from steelgen.diffusion.known import Known, KnownMean, KnownPixels, find_whole_latents
-from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
-from steelgen.diffusion.refinement import agree_with, draw_coarse_noise, enlarge, shrink
+from steelgen.diffusion.noise import NoiseSchedule
+from steelgen.diffusion.refinement import agree_with, draw_coarse_noise, enlarge
 from steelgen.errors import InputError, first_line
 from steelgen.files import new_folder, save_json
 from steelgen.generators import Drawn, DrawRequest
-from steelgen.generators.autoencoder.codec import CODEC_FOLDER, is_same_codec, load_codec, load_saved_codec
+from steelgen.generators.autoencoder.codec import CODEC_FOLDER, is_same_codec, load_saved_codec
 from steelgen.generators.autoencoder.generator import Autoencoder
 from steelgen.generators.families import load_generator
 from steelgen.generators.images import keep_known, restore, standardize
@@ -259,64 +258,6 @@ class SemanticDiffusion:
                 raise InputError(f"{path}: autoguidance needs a generator with the same conditions")
             self._weak = (path, weak.network.eval().to(self.network.device))
         return self._weak[1]
-
-
-def build_semantic_diffusion(
-    config: SemanticDiffusionSection, micrographs: Micrographs, geometry: CropGeometry
-) -> SemanticDiffusion:
-    """Builds an untrained semantic diffusion model; its initial weights follow torch's global seed."""
-    conditions = micrographs.columns
-    info, noise = micrographs.info, config.noise
-    # Its codec of masks is not used.
-    codec = load_codec(config.latent, micrographs.without_masks().info, geometry, len(config.unet.channel_mult))
-    network = SemanticUNet(
-        image_size=geometry.image_size // (codec.factor if codec else 1),
-        in_channels=codec.section.latent_channels if codec else geometry.in_channels,
-        num_classes=info.num_classes,
-        coarse_channels=geometry.in_channels if config.low_resolution else 0,
-        **config.unet.model_dump(),
-        conditions=[len(condition.categories) for condition in conditions],
-    )
-    schedule = build_noise_schedule(
-        noise.num_train_timesteps, noise.beta_schedule, noise.prediction_type, noise.zero_terminal_snr
-    )
-    standardizes = noise.standardize and codec is None  # latents are standardized
-    mean, deviation = micrographs.compute_intensity() if standardizes else (0.0, 1.0)
-    if deviation == 0:
-        raise InputError(f"{info.name}: all pixels of the training micrographs have the same gray level")
-    generator = SemanticDiffusion(
-        network, schedule, info, geometry, (mean, deviation), noise.objective, noise.vlb_weight, config.low_resolution
-    )
-    generator.conditions, generator.codec = conditions, codec
-    if config.low_resolution and noise.standardize:
-        generator.detail = measure_detail(micrographs, geometry, config.low_resolution.factor) / deviation
-    generator.brightness = measure_own_brightness(generator, micrographs)
-    return generator
-
-
-def measure_own_brightness(generator: SemanticDiffusion, micrographs: Micrographs) -> tuple[Brightness, ...]:
-    """Measures the brightness of training micrographs if a generator has a use for it: neither in latents nor where a
-    coarse image has it already."""
-    if generator.codec or generator.low_resolution:
-        return ()
-    return measure_brightness(micrographs, generator.geometry)
-
-
-def measure_detail(micrographs: Micrographs, geometry: CropGeometry, factor: int) -> float:
-    """Measures the root mean square of micrographs less their enlarged coarse images, at the scale of the crops.
-
-    Raises:
-        InputError: if there is none.
-    """
-    total, count = 0.0, 0
-    for image in micrographs.images:
-        height, width = (round(edge * geometry.image_size / geometry.crop_size) for edge in image.shape[:2])
-        scaled = image_to_tensor(resize_image(image, height, width))[None]
-        detail = scaled - enlarge(shrink(scaled, factor), factor, (height, width))
-        total, count = total + float(detail.double().square().sum()), count + detail.numel()
-    if total == 0:
-        raise InputError(f"{micrographs.info.name}: the training micrographs have no detail to add at factor {factor}")
-    return math.sqrt(total / count)
 
 
 def load_semantic_diffusion(folder: Path) -> SemanticDiffusion:

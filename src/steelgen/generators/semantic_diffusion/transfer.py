@@ -14,7 +14,8 @@ from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.errors import InputError
 from steelgen.generators.autoencoder.codec import check_latent_size
-from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion, measure_detail, measure_own_brightness
+from steelgen.generators.semantic_diffusion.building import measure_detail, measure_own_brightness
+from steelgen.generators.semantic_diffusion.generator import SemanticDiffusion
 from steelgen.models.semantic_unet import SemanticUNet
 
 _CONDITIONS = "condition_embedding.layers."
