@@ -9,6 +9,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from steelgen.diffusion.analog_bits import (
+    compute_expected_bits,
     compute_probabilities,
     count_bits,
     decode_mask,
@@ -60,8 +61,8 @@ def test_the_fraction_of_two_classes_is_met_by_one_shift_of_the_log_odds():
     bits = torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
     odds = logit((1 + bits.double().numpy()) / 2)
     shift = brentq(lambda shift: expit(odds + shift).mean() - 0.3, -10, 10)
-    found = tilt_fractions(bits, torch.tensor([[float("nan"), 0.3]]))
-    np.testing.assert_allclose(found, 2 * expit(odds + shift) - 1, atol=2e-4)
+    found = tilt_fractions(compute_probabilities(bits, 2), torch.tensor([[float("nan"), 0.3]]))
+    np.testing.assert_allclose(found[:, 1:], expit(odds + shift), atol=1e-4)
 
 
 def test_fractions_of_several_classes_change_no_odds_but_theirs():
@@ -70,8 +71,7 @@ def test_fractions_of_several_classes_change_no_odds_but_theirs():
     nan = float("nan")
     wanted = torch.tensor([[nan, 0.2, 0.35, nan, nan], [nan, nan, 0.05, nan, nan]])
     before = compute_probabilities(bits, 5)
-    codes = encode_mask(torch.arange(5).view(1, 1, 5), 5)[0, :, 0]  # (bits, classes)
-    found = tilt_fractions(bits, wanted)
+    found = tilt_fractions(before, wanted)
     for row, targets in enumerate(wanted):
         factors = torch.ones(5)
         for _ in range(200):  # iterative scaling, one class after the other
@@ -81,19 +81,29 @@ def test_fractions_of_several_classes_change_no_odds_but_theirs():
         expected = before[row] * factors[:, None, None]
         expected = expected / expected.sum(dim=0)
         assert expected[targets.isfinite()].mean(dim=(1, 2)) == pytest.approx(targets[targets.isfinite()], abs=1e-4)
-        torch.testing.assert_close(found[row], torch.einsum("chw,bc->bhw", expected, codes), atol=2e-3, rtol=0)
+        torch.testing.assert_close(found[row], expected, atol=1e-3, rtol=0)
 
 
 def test_fractions_of_a_region_are_of_its_pixels():
     bits = torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
     region = torch.zeros(1, 24, 24, dtype=torch.bool)
     region[:, 5:15, :9] = True
-    wanted = torch.tensor([[float("nan"), 0.2]])
-    alone = tilt_fractions(bits[:, :, 5:15, :9], wanted)
-    torch.testing.assert_close(tilt_fractions(bits, wanted, region)[:, :, 5:15, :9], alone, atol=1e-5, rtol=0)
+    wanted, probabilities = torch.tensor([[float("nan"), 0.2]]), compute_probabilities(bits, 2)
+    alone = tilt_fractions(probabilities[:, :, 5:15, :9], wanted)
+    found = tilt_fractions(probabilities, wanted, region)[:, :, 5:15, :9]
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
 
 
 def test_decided_pixels_keep_their_class():
     mask = (torch.rand(1, 20, 20, generator=torch.Generator().manual_seed(2)) < 0.25).long()
-    bits = encode_mask(mask, 2)
-    assert torch.equal(decode_mask(tilt_fractions(bits, torch.tensor([[float("nan"), 0.9]])), 2), mask)
+    tilted = tilt_fractions(compute_probabilities(encode_mask(mask, 2), 2), torch.tensor([[float("nan"), 0.9]]))
+    assert torch.equal(tilted.argmax(dim=1), mask)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 5])
+def test_expected_bits_are_the_mean_of_the_codes(num_classes):
+    draws = torch.randint(0, num_classes, (5000,), generator=torch.Generator().manual_seed(3))
+    shares = torch.bincount(draws, minlength=num_classes) / len(draws)
+    mean = encode_mask(draws.view(1, 1, -1), num_classes).mean(dim=3)
+    found = compute_expected_bits(shares.view(1, -1, 1, 1))[:, :, 0]
+    torch.testing.assert_close(found, mean, atol=1e-5, rtol=0)

@@ -26,11 +26,13 @@ def joint_config(dataset, run_dir, generator=None, **train):
 
 
 class KnownNetwork(nn.Module):
-    """The best network for pixels without neighbors: bits are 1 with probability `share`, the image is its bit."""
+    """The best network for pixels without neighbors: bits are 1 with probability `share`, the image is its bit.
 
-    def __init__(self, schedule, edge, share):
+    Of the mask it predicts class logits, or else the velocity."""
+
+    def __init__(self, schedule, edge, share, classes):
         super().__init__()
-        self.schedule, self.share = schedule, share
+        self.schedule, self.share, self.classes = schedule, share, classes
         self.config = type("Config", (), {"sample_size": edge})
         self.anchor = nn.Parameter(torch.zeros(()))
         self.device, self.dtype = torch.device("cpu"), torch.float32
@@ -46,4 +48,5 @@ class KnownNetwork(nn.Module):
         for channel, (signal, spread) in enumerate(levels):
             original = torch.tanh(evidence)
             velocity.append((signal * noisy[:, channel] - original) / max(spread, 1e-6))
-        return (torch.stack(velocity, dim=1),)
+        predicted = [velocity[0], -evidence, evidence] if self.classes else velocity
+        return (torch.stack(predicted, dim=1),)

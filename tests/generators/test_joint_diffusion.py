@@ -80,8 +80,9 @@ def test_losses_are_those_of_diffusers_for_a_clean_mask(dataset):
     assert (found.parts["mask_loss"] == 0).all()
 
 
-def test_losses_of_pairs_weigh_the_mask_and_leave_out_ignored_pixels(dataset):
-    section = {"self_conditioning": 0, "mask_loss_weight": 3}
+@pytest.mark.parametrize("prediction", ["classes", "velocity"])
+def test_losses_of_pairs_weigh_the_mask_and_leave_out_ignored_pixels(dataset, prediction):
+    section = {"self_conditioning": 0, "mask_loss_weight": 3, "mask_prediction": prediction}
     generator, trainable, batch = prepare(dataset, generator=section)
     generator.network.eval()
     batch["mask"][:, :5] = 255
@@ -91,9 +92,13 @@ def test_losses_of_pairs_weigh_the_mask_and_leave_out_ignored_pixels(dataset):
     clean = torch.cat([image, encode_mask(batch["mask"], 3)], dim=1)
     noisy = scheduler.add_noise(clean, batch["noise"], times)
     output = generator.network(noisy, times + 1, times + 1).sample
-    errors = (output - scheduler.get_velocity(clean, batch["noise"], times)).square()
-    errors[:, 1:, :5] = 0
-    expected = errors[:, :1].mean(dim=(1, 2, 3)) + 3 * errors[:, 1:].mean(dim=(1, 2, 3))
+    velocity = scheduler.get_velocity(clean, batch["noise"], times)
+    if prediction == "classes":
+        errors = torch.nn.functional.cross_entropy(output[:, 1:], batch["mask"], ignore_index=255, reduction="none")
+    else:
+        errors = (output[:, 1:] - velocity[:, 1:]).square().mean(dim=1)
+        errors[:, :5] = 0
+    expected = (output[:, 0] - velocity[:, 0]).square().mean(dim=(1, 2)) + 3 * errors.mean(dim=(1, 2))
     torch.testing.assert_close(compute(trainable, batch, validates=True).losses, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -137,25 +142,29 @@ def test_noise_and_levels_are_functions_of_seed_and_number(dataset):
         assert abs(np.corrcoef(values, [float(each["fraction"]) for each in many])[0, 1]) < 0.15
 
 
-def build_known(edge=16, share=0.25):
+def build_known(edge=16, share=0.25, prediction="classes"):
     """A generator whose network is the best for independent pixels."""
     schedule = build_noise_schedule(1000, "squaredcos_cap_v2", "v_prediction", True)
-    section = JointDiffusionSection(self_conditioning=0)
+    section = JointDiffusionSection(self_conditioning=0, mask_prediction=prediction)
     info = DatasetInfo(name="known", class_names=["matrix", "island"])
-    return JointDiffusion(KnownNetwork(schedule, edge, share), schedule, section, info, CropGeometry(edge, edge))
+    network = KnownNetwork(schedule, edge, share, prediction == "classes")
+    return JointDiffusion(network, schedule, section, info, CropGeometry(edge, edge))
 
 
-def test_pairs_of_a_known_network_have_its_statistics():
-    drawn = build_known().draw(DrawRequest(range(20), solver=SolverSection(num_inference_steps=20)))
+@pytest.mark.parametrize("prediction", ["classes", "velocity"])
+def test_pairs_of_a_known_network_have_its_statistics(prediction):
+    generator = build_known(prediction=prediction)
+    drawn = generator.draw(DrawRequest(range(20), solver=SolverSection(num_inference_steps=20)))
     assert drawn.masks.float().mean() == pytest.approx(0.25, abs=0.02)
     assert (drawn.images[:, 0].sign() == 2 * drawn.masks - 1).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("prediction", ["classes", "velocity"])
 @pytest.mark.parametrize("wanted", [0.1, 0.4])
-def test_phase_fractions_are_met_and_pairs_still_match(wanted):
+def test_phase_fractions_are_met_and_pairs_still_match(wanted, prediction):
     fractions = torch.tensor([[float("nan"), wanted]]).expand(8, -1)
     request = DrawRequest(range(8), solver=SolverSection(num_inference_steps=20), fractions=fractions)
-    drawn = build_known().draw(request)
+    drawn = build_known(prediction=prediction).draw(request)
     assert drawn.masks.float().mean() == pytest.approx(wanted, abs=0.02)
     assert (drawn.images[:, 0].sign() == 2 * drawn.masks - 1).float().mean() > 0.98
 
@@ -238,11 +247,21 @@ def test_masks_alone_are_trained_and_drawn(dataset, tmp_path):
     values = joint_config(dataset, tmp_path / "run", {"image_channels": "none"}, max_steps=2)
     train(parse_config({**values, "preview": {"num_images": 0}}, TrainConfig), Recorder())
     generator = load_generator(tmp_path / "run")
-    assert (generator.makes, generator.network.config.out_channels) == ({"masks"}, 2)
+    assert (generator.makes, generator.network.config.in_channels) == ({"masks"}, 4)  # bits and their own estimate
+    assert generator.network.config.out_channels == 3  # logits
     drawn = generator.draw(DrawRequest([1, 2], solver=SolverSection(num_inference_steps=2)))
     assert drawn.images is None
     assert drawn.masks.shape == (2, 16, 16)
     assert not torch.equal(drawn.masks[0], drawn.masks[1])
+
+
+def test_masks_of_older_generators_and_of_latents_are_velocities():
+    assert JointDiffusionSection().mask_prediction == "classes"
+    assert JointDiffusionSection(latent="a").mask_prediction == "velocity"
+    older = JointDiffusionSection().model_dump(mode="json")
+    assert JointDiffusionSection.model_validate(older).mask_prediction == "classes"
+    del older["mask_prediction"]
+    assert JointDiffusionSection.model_validate(older).mask_prediction == "velocity"
 
 
 def test_what_it_cannot_do_is_one_line(dataset, run, tmp_path):
@@ -253,6 +272,7 @@ def test_what_it_cannot_do_is_one_line(dataset, run, tmp_path):
         ({"diffusion": {"timestep_sampling": "loss_second_moment"}}, "loss_second_moment: not applicable"),
         ({"generator": {"levels": {"equal": 0.9, "clean_mask": 0.2}}}, "add up to 1.4, more than 1"),
         ({"generator": {"image_channels": "none", "levels": {"equal": 0.1}}}, "levels: not applicable"),
+        ({"generator": {"latent": "a", "mask_prediction": "classes"}}, "mask_prediction 'classes': not applicable"),
         (
             {"generator": {"image_channels": "none"}, "diffusion": {"mask_dropout": 0.5}},
             "diffusion.mask_dropout 0.5: not applicable to generator.image_channels none",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -105,13 +105,33 @@ class JointDiffusionSection(Section):
     self_conditioning: _Share = 0.5
     """Probability of giving the network its own estimate of image and mask (Chen et al. 2022, section 2.2), which costs
     a second evaluation; 0 builds a network without this input."""
+    mask_prediction: Literal["classes", "velocity"] = "classes"
+    """What the network predicts of the mask. classes: the class of each pixel, trained by cross-entropy; the expected
+    bits follow from the probabilities (Dieleman et al. 2022, arXiv 2211.15089, "score interpolation"). velocity: the
+    velocity of the bits, as of the image. Defaults to velocity with latent, and in resolved configs of versions without
+    this field."""
     mask_loss_weight: float = Field(1.0, gt=0, le=1000)
-    """Weight of the mask's loss relative to the image's; each is a mean over pixels and channels."""
+    """Weight of the mask's loss relative to the image's. Each is a mean over pixels, that of velocities also over
+    channels; cross-entropy is in nats."""
     latent: Path | None = None
     """Run folder or export of an autoencoder trained with masks, whose latents are generated in place of pixels. The
     generator's folder has a copy of it. attention_resolutions are then edges in latents. null generates pixels."""
 
     steps_by_solver: ClassVar[bool] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_prediction(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "mask_prediction" in values:
+            return values
+        resolved = cls.model_fields.keys() - values.keys() == {"mask_prediction"}
+        return {**values, "mask_prediction": "velocity"} if resolved or values.get("latent") else values
+
+    @model_validator(mode="after")
+    def _check_prediction(self) -> JointDiffusionSection:
+        if self.latent and self.mask_prediction == "classes":
+            raise ValueError("mask_prediction 'classes': not applicable to latent, whose channels are no bits")
+        return self
 
     @model_validator(mode="after")
     def _check_images(self) -> JointDiffusionSection:

@@ -54,26 +54,30 @@ def compute_probabilities(bits: Tensor, num_classes: int) -> Tensor:
     return logs.softmax(dim=1)
 
 
-def tilt_fractions(bits: Tensor, fractions: Tensor, region: Tensor | None = None) -> Tensor:
-    """Changes expected bits so that the expected phase fractions are those wanted.
+def compute_expected_bits(probabilities: Tensor) -> Tensor:
+    """Expected bits (N, bits, H, W) of class probabilities (N, num_classes, H, W)."""
+    codes = build_codes(probabilities.shape[1], probabilities.device)
+    return torch.einsum("nchw,cb->nbhw", probabilities, codes)
 
-    Class probabilities are multiplied by one factor per class and image, found by iterative scaling. Of all
-    distributions with these fractions this is the closest in Kullback-Leibler divergence (Csiszár 1975, Ann. Probab. 3,
-    146). Factors are limited, so that decided pixels keep their class.
+
+def tilt_fractions(probabilities: Tensor, fractions: Tensor, region: Tensor | None = None) -> Tensor:
+    """Changes class probabilities so that the expected phase fractions are those wanted.
+
+    Probabilities are multiplied by one factor per class and image, found by iterative scaling. Of all distributions
+    with these fractions this is the closest in Kullback-Leibler divergence (Csiszár 1975, Ann. Probab. 3, 146). Factors
+    are limited, so that decided pixels keep their class.
 
     Args:
-        bits: (N, bits, H, W) in [-1, 1].
+        probabilities: (N, num_classes, H, W).
         fractions: (N, num_classes) wanted phase fractions; NaN leaves a class free.
         region: (N, H, W) bool, the pixels that fractions are of; None is all.
 
     Returns:
-        (N, bits, H, W), the expected bits of the changed probabilities; those outside the region mean nothing.
+        (N, num_classes, H, W); those outside the region mean nothing.
     """
-    num_classes = fractions.shape[1]
-    probabilities = compute_probabilities(bits, num_classes)  # (N, num_classes, H, W)
     free = fractions.isnan()
     wanted = fractions.nan_to_num().clamp(1e-6, 1 - 1e-6)
-    weights = torch.ones_like(bits[:, :1]) if region is None else region[:, None].to(bits.dtype)
+    weights = torch.ones_like(probabilities[:, :1]) if region is None else region[:, None].to(probabilities.dtype)
     weights = weights / weights.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     tilt = torch.zeros_like(wanted)
     tilted = probabilities
@@ -84,4 +88,4 @@ def tilt_fractions(bits: Tensor, fractions: Tensor, region: Tensor | None = None
         tilt = torch.where(free, 0.0, tilt + change).clamp(-_MAX_LOG_TILT, _MAX_LOG_TILT)
         tilted = probabilities * tilt.exp()[:, :, None, None]
         tilted = tilted / tilted.sum(dim=1, keepdim=True)
-    return torch.einsum("nchw,cb->nbhw", tilted, build_codes(num_classes, bits.device))
+    return tilted

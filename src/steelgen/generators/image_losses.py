@@ -1,8 +1,9 @@
-"""Losses of images that several families share: distance, realness, and power spectra."""
+"""Losses of images and masks that several families share: distance, realness, power spectra, and cross-entropy."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _FLOOR = 1e-3
@@ -48,3 +49,19 @@ def compute_log_power(images: Tensor) -> Tensor:
         spectrum = torch.fft.rfft2(centered * window)
         power = torch.view_as_real(spectrum).square().sum(dim=-1) / window.square().sum()
         return torch.fft.fftshift((power + _FLOOR).log(), dim=2)
+
+
+def compute_pixel_entropy(logits: Tensor, masks: Tensor) -> Tensor:
+    """Computes the cross-entropy of each pixel, in nats.
+
+    Pixels are rows: on a GPU the loss of images has no deterministic form.
+
+    Args:
+        logits: (N, C, H, W).
+        masks: (N, H, W) int64, indices < C.
+
+    Returns:
+        (N, H, W).
+    """
+    rows = logits.movedim(1, -1).flatten(0, 2)  # (N·H·W, C)
+    return F.cross_entropy(rows, masks.flatten(), reduction="none").view_as(masks)

@@ -10,6 +10,7 @@ from diffusers import UNet2DModel
 def build_joint_unet(
     image_size: int,
     channels: int,
+    out_channels: int,
     *,
     base_channels: int,
     channel_mult: Sequence[int],
@@ -25,13 +26,14 @@ def build_joint_unet(
     Args:
         image_size: edge in px; a multiple of 2 to the number of levels minus 1.
         channels: channels of image and mask; the input has twice as many with self-conditioning.
+        out_channels: channels of what is predicted of both.
     """
     edges = [image_size >> level for level in range(len(channel_mult))]
     attends = [edge in attention_resolutions for edge in edges]
     return UNet2DModel(
         sample_size=image_size,
         in_channels=channels * (2 if self_conditioning else 1),
-        out_channels=channels,
+        out_channels=out_channels,
         down_block_types=tuple("AttnDownBlock2D" if attended else "DownBlock2D" for attended in attends),
         up_block_types=tuple("AttnUpBlock2D" if attended else "UpBlock2D" for attended in reversed(attends)),
         block_out_channels=tuple(factor * base_channels for factor in channel_mult),

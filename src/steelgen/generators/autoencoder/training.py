@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steelgen.config.train import RunConfig
@@ -16,7 +15,12 @@ from steelgen.diffusion.loss import one_hot_with_dropout
 from steelgen.generators import Batch, Gather, Generator, Losses, Phase, Randomness, Trainable
 from steelgen.generators.adversarial import AdversarialTraining
 from steelgen.generators.autoencoder.generator import Autoencoder
-from steelgen.generators.image_losses import compute_distance, compute_log_power, compute_realness_loss
+from steelgen.generators.image_losses import (
+    compute_distance,
+    compute_log_power,
+    compute_pixel_entropy,
+    compute_realness_loss,
+)
 from steelgen.models.patch_discriminator import PatchDiscriminator
 
 _DISCRIMINATOR_BETAS = (0.5, 0.9)
@@ -130,7 +134,7 @@ def compute_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
         masks: (N, H, W) int64; indices ≥ C are ignored pixels.
     """
     known = masks < logits.shape[1]
-    losses = F.cross_entropy(logits, masks.where(known, 0), reduction="none") * known
+    losses = compute_pixel_entropy(logits, masks.where(known, 0)) * known
     return losses.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
 
 

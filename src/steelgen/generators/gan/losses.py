@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from steelgen.generators.image_losses import compute_pixel_entropy
+
 
 def compute_player_losses(real: Tensor, fake: Tensor, objective: str) -> tuple[Tensor, Tensor]:
     """Computes the losses of the discriminator and the generator.
@@ -38,7 +40,7 @@ def compute_segmentation_losses(logits: Tensor, mask: Tensor, weights: Tensor) -
     """
     counted = mask < logits.shape[1]
     target = mask.where(counted, 0)
-    losses = F.cross_entropy(logits, target, reduction="none") * weights[target] * counted
+    losses = compute_pixel_entropy(logits, target) * weights[target] * counted
     return losses.sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
 
 

@@ -16,7 +16,14 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import in_evaluation_mode
-from steelgen.diffusion.analog_bits import count_bits, decode_mask, encode_mask
+from steelgen.diffusion.analog_bits import (
+    compute_expected_bits,
+    compute_probabilities,
+    count_bits,
+    decode_mask,
+    encode_mask,
+    tilt_fractions,
+)
 from steelgen.diffusion.known import find_whole_latents
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.errors import InputError
@@ -94,12 +101,38 @@ class JointDiffusion:
             return self.codec.to(self.network.device).encode_masks(masks)
         return encode_mask(masks, self.info.num_classes)
 
-    def clip_bits(self, estimate: Tensor) -> Tensor:
-        """Limits the mask's channels of an estimate (N, channels + bits, H, W) to [-1, 1], where expected bits are;
-        latents have no limits."""
-        if self.codec:
-            return estimate
-        return torch.cat([estimate[:, : self.channels], estimate[:, self.channels :].clamp(-1, 1)], dim=1)
+    def estimate_clean(
+        self,
+        noisy: Tensor,
+        output: Tensor,
+        signal: Tensor,
+        spread: Tensor,
+        fractions: Tensor | None = None,
+        region: Tensor | None = None,
+    ) -> Tensor:
+        """Computes the expected image and mask without noise, (N, channels + bits, H, W).
+
+        Args:
+            noisy: (N, channels + bits, H, W) in the network's units.
+            output: the network's for it: velocities, and velocities or class logits of the mask.
+            signal, spread: levels of signal and noise, which broadcast with `noisy`.
+            fractions, region: see `tilt_fractions`; not for latents.
+        """
+        split = self.channels
+        if self.section.mask_prediction == "classes":
+            image = signal[:, :split] * noisy[:, :split] - spread[:, :split] * output[:, :split]
+            probabilities = output[:, split:].softmax(dim=1)
+        else:
+            estimate = signal * noisy - spread * output
+            if self.codec:
+                return estimate
+            image, bits = estimate[:, :split], estimate[:, split:].clamp(-1, 1)
+            if fractions is None:
+                return torch.cat([image, bits], dim=1)
+            probabilities = compute_probabilities(bits, self.info.num_classes)
+        if fractions is not None:
+            probabilities = tilt_fractions(probabilities, fractions, region)
+        return torch.cat([image, compute_expected_bits(probabilities)], dim=1)
 
     def draw(self, request: DrawRequest) -> Drawn:
         """See `Generator.draw`: images for masks, masks for images, or else pairs.
@@ -271,9 +304,11 @@ def _count_channels(
 def _build_parts(
     section: JointDiffusionSection, info: DatasetInfo, geometry: CropGeometry, codec: Autoencoder | None
 ) -> tuple[UNet2DModel, NoiseSchedule]:
+    channels, bits = _count_channels(section, info, geometry, codec)
     network = build_joint_unet(
         geometry.image_size // (codec.factor if codec else 1),
-        sum(_count_channels(section, info, geometry, codec)),
+        channels + bits,
+        channels + (info.num_classes if section.mask_prediction == "classes" else bits),
         **section.unet.model_dump(),
         self_conditioning=section.self_conditioning > 0,
     )

@@ -13,7 +13,6 @@ from torch import Tensor
 from steelgen.config.joint import JointDiffusionSection
 from steelgen.config.solver import SolverSection
 from steelgen.devices import is_compiled, map_on_single_threads, map_windows, randn_by_seed
-from steelgen.diffusion.analog_bits import tilt_fractions
 from steelgen.diffusion.guidance import Guide
 from steelgen.diffusion.noise import NoiseSchedule
 from steelgen.diffusion.randomness import build_noise_sources
@@ -25,7 +24,8 @@ from steelgen.models.joint_unet import estimate_activation_bytes
 Part = Literal["moves", "clean", "noise"]
 """What happens to the image or the mask in sampling: it is denoised, has no noise, or is pure noise throughout."""
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(input (N, C, H, W), the image's time (1,), the mask's time (1,)) → velocity (N, channels + bits, H, W)."""
+"""(input (N, C, H, W), the image's time (1,), the mask's time (1,)) → velocities of the image, and velocities or class
+logits of the mask (N, ·, H, W)."""
 
 
 class JointModel(Protocol):
@@ -43,8 +43,16 @@ class JointModel(Protocol):
     def bits(self) -> int:
         """Channels of the mask."""
 
-    def clip_bits(self, estimate: Tensor) -> Tensor:
-        """Limits the mask's channels of an estimate (N, channels + bits, H, W) to [-1, 1]."""
+    def estimate_clean(
+        self,
+        noisy: Tensor,
+        output: Tensor,
+        signal: Tensor,
+        spread: Tensor,
+        fractions: Tensor | None = None,
+        region: Tensor | None = None,
+    ) -> Tensor:
+        """Computes the expected image and mask of the network's output."""
 
 
 @dataclass(frozen=True)
@@ -205,23 +213,22 @@ class _Prediction:
 
     def predict(self, noisy: Tensor, step: int) -> Tensor:
         """Predicts the velocities (N, channels + bits, H, W) of image and mask at a step of the trajectory."""
-        generator, channels = self._generator, self._generator.channels
+        generator = self._generator
         signal, spread = (table[step].view(1, -1, 1, 1) for table in (self._signal, self._spread))
         inputs = noisy
         if generator.section.self_conditioning:
             estimate = torch.zeros_like(noisy) if self._estimate is None else self._estimate
             inputs = torch.cat([noisy, estimate], dim=1)
-        velocity = self._run(inputs, *(times[step : step + 1] for times in self._times))
-        estimate = generator.clip_bits(signal * noisy - spread * velocity)
-        if self._fractions is not None:
-            free = None if self._keep is None else ~self._keep[0][:, channels:].all(dim=1)
-            tilted = tilt_fractions(estimate[:, channels:], self._fractions, free)
-            estimate = torch.cat([estimate[:, :channels], tilted], dim=1)
+        output = self._run(inputs, *(times[step : step + 1] for times in self._times))
+        free = None
+        if self._fractions is not None and self._keep is not None:
+            free = ~self._keep[0][:, generator.channels :].all(dim=1)
+        estimate = generator.estimate_clean(noisy, output, signal, spread, self._fractions, free)
         if self._keep is not None:
             estimate = torch.where(*self._keep, estimate)
         self._estimate = estimate
-        # The velocity of a part without noise is not used.
-        return torch.where(spread > 0, (signal * noisy - estimate) / spread.clamp(min=1e-6), velocity)
+        # The velocity of a part without noise, where this is no velocity, is not used.
+        return (signal * noisy - estimate) / spread.clamp(min=1e-6)
 
 
 def _build_network(generator: JointModel, size: tuple[int, int], solver: SolverSection) -> Network:

@@ -19,6 +19,7 @@ from steelgen.diffusion.randomness import CropRandomness, HeldOutRandomness, cro
 from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps
 from steelgen.errors import InputError
 from steelgen.generators import Batch, Generator, Losses, Phase, Randomness, SteadyState, Trainable
+from steelgen.generators.image_losses import compute_pixel_entropy
 from steelgen.generators.joint_diffusion.generator import JointDiffusion
 from steelgen.generators.joint_diffusion.levels import CLEAN, compute_levels, embed_time, spread_levels
 
@@ -103,7 +104,8 @@ class JointDiffusionTraining(SteadyState):
     def compute_loss(
         self, phase: Phase, networks: Mapping[str, nn.Module], batch: Batch, validates: bool = False
     ) -> Losses:
-        """See `Trainable.compute_loss`: the squared error of the velocity, image plus weighted mask.
+        """See `Trainable.compute_loss`: the squared error of the image's velocity, plus the weighted cross-entropy of
+        the mask's classes or the squared error of its velocity.
 
         Ignored pixels, and the one of image and mask that has no noise, are left out. In validation image and mask
         have the same timestep. Positions are those of the timestep that varies.
@@ -135,14 +137,19 @@ class JointDiffusionTraining(SteadyState):
         if generator.section.self_conditioning:
             with torch.no_grad():
                 first = network(torch.cat([noisy, torch.zeros_like(noisy)], dim=1), *times, return_dict=False)[0]
-                estimate = generator.clip_bits(signal * noisy - spread * first.float())
+                estimate = generator.estimate_clean(noisy, first.float(), signal, spread)
             inputs.append(estimate * batch["reuses"][:, None, None, None])
         output = network(torch.cat(inputs, dim=1), *times, return_dict=False)[0].float()
-        errors = (output - (signal * batch["noise"] - spread * clean)).square()
-        mask_loss = (errors[:, channels:] * known[:, None]).mean(dim=(1, 2, 3)) * (mask_times != CLEAN)
+        velocity = signal * batch["noise"] - spread * clean
+        if generator.section.mask_prediction == "classes":
+            errors = compute_pixel_entropy(output[:, channels:], batch["mask"].where(known, 0))
+        else:
+            errors = (output[:, channels:] - velocity[:, channels:]).square().mean(dim=1)
+        mask_loss = (errors * known).mean(dim=(1, 2)) * (mask_times != CLEAN)
         losses, parts = generator.section.mask_loss_weight * mask_loss, {"mask_loss": mask_loss}
         if channels:
-            image_loss = errors[:, :channels].mean(dim=(1, 2, 3)) * (image_times != CLEAN)
+            errors = (output[:, :channels] - velocity[:, :channels]).square()
+            image_loss = errors.mean(dim=(1, 2, 3)) * (image_times != CLEAN)
             losses, parts = losses + image_loss, {"image_loss": image_loss, **parts}
         position = batch["fraction"] if validates else drawn / len(generator.schedule)
         return Losses(losses, position, parts)
