@@ -159,6 +159,39 @@ def test_pairs_of_a_known_network_have_its_statistics(prediction):
     assert (drawn.images[:, 0].sign() == 2 * drawn.masks - 1).float().mean() > 0.99
 
 
+def test_images_of_pairs_are_guided_by_their_masks():
+    """The best network's images are ±1, whether the mask is known or not: guidance moves them along the difference of
+    both expectations, and no mask by itself."""
+
+    def sample(**options):
+        solver = SolverSection(num_inference_steps=20, guidance_interval=(0.1, 5.0), **options)
+        return build_known(share=0.5).draw(DrawRequest(range(6), solver=solver))
+
+    plain, unguided, guided = sample(guidance_scale=1), sample(guide_pairs=False), sample(guidance_scale=3)
+    assert torch.equal(plain.images, unguided.images)
+    assert torch.equal(plain.masks, unguided.masks)
+    assert not torch.equal(plain.images, guided.images)
+    assert guided.masks.float().mean() == pytest.approx(0.5, abs=0.04)
+    assert (guided.images[:, 0].sign() == 2 * guided.masks - 1).float().mean() > 0.99
+    network = build_known().draw(DrawRequest([1], wanted=frozenset({"masks"}), solver=SolverSection(guidance_scale=3)))
+    alone = build_known().draw(DrawRequest([1], wanted=frozenset({"masks"}), solver=SolverSection(guidance_scale=1)))
+    assert torch.equal(network.masks, alone.masks)
+
+
+def test_masks_alone_have_the_same_time_inputs_in_training_and_sampling(dataset):
+    section = {"image_channels": "none", "self_conditioning": 0}
+    generator, trainable, batch = prepare(dataset, generator=section)
+    times = []
+    generator.network.register_forward_pre_hook(lambda _, inputs: times.append(torch.stack(inputs[1:3])))
+    compute(trainable, batch)
+    generator.draw(DrawRequest([1], solver=SolverSection(num_inference_steps=5)))
+    trained, drawn = times[0], torch.cat(times[1:], dim=1)
+    assert torch.equal(trained[0], trained[1])
+    assert drawn.shape == (2, 5)
+    assert torch.equal(drawn[0], drawn[1])
+    assert drawn[0, 0] == 100
+
+
 @pytest.mark.parametrize("prediction", ["classes", "velocity"])
 @pytest.mark.parametrize("wanted", [0.1, 0.4])
 def test_phase_fractions_are_met_and_pairs_still_match(wanted, prediction):

@@ -88,6 +88,18 @@ def test_pairs_are_written_as_drawn_and_replayed(joint, tmp_path):
     assert replay(out / "metadata.jsonl", 2)[1]
 
 
+def test_unguided_pairs_of_older_versions_are_replayed(joint, tmp_path):
+    options = {"num_samples": 1, "solver": {"num_inference_steps": 4, "guidance_interval": None}}
+    guided = draw(joint[1], tmp_path / "guided", **options)
+    options["solver"]["guide_pairs"] = False
+    out = draw(joint[1], tmp_path / "out", **options)
+    row = json.loads((out / "metadata.jsonl").read_text())
+    del row["draw"]["solver"]["guide_pairs"]
+    (out / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    assert replay(out / "metadata.jsonl", 1)[1] is True
+    assert (guided / row["file_name"]).read_bytes() != (out / row["file_name"]).read_bytes()
+
+
 def test_shards_and_batch_sizes_give_the_same_folder(joint, tmp_path):
     whole = draw(joint[1], tmp_path / "whole", num_samples=4)
     for index in (1, 2):

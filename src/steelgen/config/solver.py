@@ -73,6 +73,8 @@ class SolverSection(SamplingSection):
     guidance_interval: tuple[_NoiseLevel, _NoiseLevel] | None = (0.1, 1.0)
     """Noise levels σ = √((1 − ᾱ)/ᾱ) with guidance, low and high; the other steps cost one evaluation (Kynkäänniemi et
     al. 2024, arXiv 2404.07724). null guides every step, which reduces diversity."""
+    guide_pairs: bool = True
+    """Guides the images of pairs by their masks, too, while both are generated (joint diffusion)."""
     guidance_rescale: float = Field(0.0, ge=0, le=1)
     """Rescales the contrast of guided predictions to the conditional one's (Lin et al. 2023, arXiv 2305.08891,
     eq. 15-16); 0 disables it, 1 matches it."""

@@ -31,9 +31,9 @@ _Edge = Annotated[int, Field(ge=1, le=MAX_CROP_SIZE)]
 
 
 def _complete(solver: Any) -> Any:
-    """Adds what was the only way when a row was written: mean gray levels from the network."""
+    """Adds what was the only way when a row was written: mean gray levels from the network, and pairs unguided."""
     if isinstance(solver, dict) and not str(solver.get("name")).startswith("respaced_"):
-        return {"brightness": "network", **solver}
+        return {"brightness": "network", "guide_pairs": False, **solver}
     return solver
 
 

@@ -144,7 +144,8 @@ def _sample_batch(
     if in_parts:
         kept = torch.stack([each.kept for each in given if each.kept is not None]).to(device)
         known_image, known_mask = (bool(each.all()) for each in (kept[:, :channels], kept[:, channels:]))
-    image_part: Part = "noise" if masks_alone or not channels else "clean" if known_image else "moves"
+    # Without image channels both times are equal in training.
+    image_part: Part = "moves" if not channels else "noise" if masks_alone else "clean" if known_image else "moves"
     mask_part: Part = "clean" if known_mask else "moves"
     if kept is not None and image_part == "noise":
         kept = torch.cat([torch.zeros_like(kept[:, :channels]), kept[:, channels:]], dim=1)
@@ -159,8 +160,10 @@ def _sample_batch(
     times = steps.times.tolist()
     keep = None if kept is None else (kept, clean)
     conditional = _Prediction(generator, run, times, image_part, mask_part, keep, fractions)
-    # Guidance away from images without a mask; labels of an image and pairs have nothing to be guided away from.
-    free = _Prediction(generator, run, times, "moves", "noise", keep) if known_mask else None
+    # Guidance away from images without a mask. Unlike in arXiv 2303.06555, masks are not guided: they would look surer
+    # than they are.
+    guided = channels > 0 and image_part == "moves" and (known_mask or solver.guide_pairs)
+    free = _Prediction(generator, run, times, "moves", "noise", keep) if guided else None
     sources = build_noise_sources(shape, seeds)
     _, state = steps.start(start[:, moving], None, 1.0)
     for step in range(len(times)):
@@ -170,8 +173,9 @@ def _sample_batch(
             velocity = conditional.predict(joined, step)[:, moving]
             if free is None or not guide.acts_at(steps.sigmas[step]):
                 return velocity
-            weak = free.predict(torch.cat([noisy, start[:, channels:]], dim=1), step)[:, moving]
-            return guide.extrapolate(velocity, weak)
+            weak = free.predict(torch.cat([noisy[:, :channels], start[:, channels:]], dim=1), step)
+            image = guide.extrapolate(velocity[:, :channels], weak[:, :channels])
+            return torch.cat([image, velocity[:, channels:]], dim=1)
 
         state = steps.advance(state, step, predict, sources)
     return torch.cat([context[:, : moving.start], state, context[:, moving.stop :]], dim=1)
