@@ -101,6 +101,7 @@ def build_config(steps: int) -> TrainConfig:
             "self_conditioning": 0,
             "levels": {"equal": 0.4, "clean_mask": 0.15, "clean_image": 0.1, "no_image": 0.25},
         },
+        "diffusion": {"timestep_sampling": "lognormal", "lognormal_mean": 0.3, "lognormal_std": 1.5},
         "train": {
             "max_steps": steps,
             "train_batch_size": 16,

@@ -61,8 +61,11 @@ Array = NDArray[np.uint8]
 GEOMETRY = CropGeometry(32, 64)
 _SEMANTIC = {**UNET, "spade_channels": 8}
 _JOINT = {key: value for key, value in UNET.items() if key != "spade_channels"} | {"channel_mult": [1, 2, 5]}
-# Pairs are sampled with equal noise levels, so the time is not shared with other uses of the model.
-_PAIRS = {"equal": 1.0, "clean_mask": 0.0, "clean_image": 0.0, "no_image": 0.0}
+# Pairs are sampled with equal noise levels, so the time is not shared with other uses of the model; guidance needs the
+# crops whose mask is pure noise.
+_MASK_DROPOUT = 0.15
+_PAIRS = {"equal": 1 - _MASK_DROPOUT, "clean_mask": 0.0, "clean_image": 0.0, "no_image": 0.0}
+_LEVELS = {"timestep_sampling": "lognormal", "lognormal_mean": 0.3, "lognormal_std": 1.5}
 NETWORKS: dict[str, dict[str, Any]] = {
     "images": {"kind": "semantic_diffusion", "unet": _SEMANTIC},
     "masks": {"kind": "joint_diffusion", "unet": _JOINT, "self_conditioning": 0.0, "image_channels": "none"},
@@ -78,8 +81,8 @@ SYSTEMS: dict[str, dict[str, float]] = {
 """Each system's networks and their shares of the minutes."""
 UNLABELED_WEIGHT = 0.5
 """Of the micrographs without masks, relative to those with masks."""
-SOLVER = {"num_inference_steps": 20}
-"""Of masks and pairs; semantic diffusion has the default."""
+SOLVER = {"num_inference_steps": 20, "guidance_scale": 3, "guidance_interval": (0.1, 2.0)}
+"""Of masks, which are not guided, and pairs; semantic diffusion has the default."""
 SEARCHED = 32
 """Pairs of which the training set is searched for copies."""
 MASK_COPY_RATIO = 0.75
@@ -99,8 +102,10 @@ def build_config(network: str, run_dir: Path, seed: int, steps: int, unlabeled: 
     """Builds the training config of a network."""
     system = {"generator": NETWORKS[network], "train": {"learning_rate": 1e-3, "checkpoint_every": 200}}
     values = build_values(system, DATASET, run_dir, seed, steps)
+    if network != "images":
+        values["diffusion"] = _LEVELS
     if network.startswith("joint"):
-        values["diffusion"] = {"mask_dropout": 0.0}
+        values["diffusion"] = {**_LEVELS, "mask_dropout": _MASK_DROPOUT}
     if network == "joint-unlabeled":
         del values["data"]["dataset"]
         sets = [{"dataset": str(DATASET)}, {"dataset": str(unlabeled), "weight": UNLABELED_WEIGHT}]
