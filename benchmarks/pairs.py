@@ -6,8 +6,9 @@
 
 Systems: real-masks, semantic diffusion for masks of the training split; masks-first, half of the time for a generator
 of masks alone and half for semantic diffusion; joint, image and mask in one model; joint-unlabeled, the same with a
-third of the crops from micrographs without masks (--unlabeled FOLDER). All networks have about a million weights. All
-have seen the masks of the 16 training micrographs of uhcs, also where networks of the utility study see 4 of them.
+third of the crops from micrographs without masks (--unlabeled FOLDER); joint-velocity, which predicts the velocity of
+the mask's bits in place of its classes. All networks have about a million weights. All have seen the masks of the 16
+training micrographs of uhcs, also where networks of the utility study see 4 of them.
 
 `time` measures a training step of every network in CPU seconds of one thread, and `run` trains for as many steps as fit
 into the minutes, samples pairs, and scores them. It can be stopped at any time and resumes with the same arguments.
@@ -71,12 +72,20 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "masks": {"kind": "joint_diffusion", "unet": _JOINT, "self_conditioning": 0.0, "image_channels": "none"},
     "joint": {"kind": "joint_diffusion", "unet": _JOINT, "self_conditioning": 0.0, "levels": _PAIRS},
     "joint-unlabeled": {"kind": "joint_diffusion", "unet": _JOINT, "self_conditioning": 0.0, "levels": _PAIRS},
+    "joint-velocity": {
+        "kind": "joint_diffusion",
+        "unet": _JOINT,
+        "self_conditioning": 0.0,
+        "levels": _PAIRS,
+        "mask_prediction": "velocity",
+    },
 }
 SYSTEMS: dict[str, dict[str, float]] = {
     "real-masks": {"images": 1.0},
     "masks-first": {"masks": 0.5, "images": 0.5},
     "joint": {"joint": 1.0},
     "joint-unlabeled": {"joint-unlabeled": 1.0},
+    "joint-velocity": {"joint-velocity": 1.0},
 }
 """Each system's networks and their shares of the minutes."""
 UNLABELED_WEIGHT = 0.5
@@ -95,7 +104,12 @@ MIN_SHARE = 0.05
 CODES = {"R4F000": "R4FALL", "RALLF000": "RALLFALL"}
 """Codes with pairs in the utility study, by that of the same micrographs alone."""
 MASK_FIGURES = ("fraction", "s2", "lineal_path", "island_area", "island_count")
-CONTRASTS = (("masks-first", "joint"), ("joint-unlabeled", "joint"), ("masks-first", "real-masks"))
+CONTRASTS = (
+    ("masks-first", "joint"),
+    ("joint-unlabeled", "joint"),
+    ("joint", "joint-velocity"),
+    ("masks-first", "real-masks"),
+)
 
 
 def build_config(network: str, run_dir: Path, seed: int, steps: int, unlabeled: Path) -> TrainConfig:
