@@ -11,6 +11,7 @@ from steelgen.config.actions import ACTIONS
 from steelgen.config.base import Section, build_schema, config_to_json, load_config, parse_config
 from steelgen.config.reference import build_reference
 from steelgen.config.train import TrainConfig
+from steelgen.data.folder import load_dataset_info
 from steelgen.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -156,6 +157,15 @@ def test_shipped_configs_are_valid(path):
     action = Path(values["$schema"]).stem
     jsonschema.validate(values, build_schema(ACTIONS[action]))
     load_config(path, ACTIONS[action])
+
+
+def test_phase_fractions_of_shipped_configs_are_of_classes_that_uhcs_has():
+    classes = set(load_dataset_info(CONFIGS.parent / "data/uhcs").class_names)
+    named = [
+        json.loads(path.read_text())["mask_source"].get("phase_fraction", {}) for path in CONFIGS.glob("sample*.json")
+    ]
+    assert sum(map(len, named)) > 1
+    assert set().union(*named) <= classes
 
 
 @pytest.mark.parametrize("action", ACTIONS)
