@@ -67,18 +67,13 @@ _JOINT = {key: value for key, value in UNET.items() if key != "spade_channels"} 
 _MASK_DROPOUT = 0.15
 _PAIRS = {"equal": 1 - _MASK_DROPOUT, "clean_mask": 0.0, "clean_image": 0.0, "no_image": 0.0}
 _LEVELS = {"timestep_sampling": "lognormal", "lognormal_mean": 0.3, "lognormal_std": 1.5}
+_BOTH = {"kind": "joint_diffusion", "unet": _JOINT, "self_conditioning": 0.0, "levels": _PAIRS}
 NETWORKS: dict[str, dict[str, Any]] = {
     "images": {"kind": "semantic_diffusion", "unet": _SEMANTIC},
     "masks": {"kind": "joint_diffusion", "unet": _JOINT, "self_conditioning": 0.0, "image_channels": "none"},
-    "joint": {"kind": "joint_diffusion", "unet": _JOINT, "self_conditioning": 0.0, "levels": _PAIRS},
-    "joint-unlabeled": {"kind": "joint_diffusion", "unet": _JOINT, "self_conditioning": 0.0, "levels": _PAIRS},
-    "joint-velocity": {
-        "kind": "joint_diffusion",
-        "unet": _JOINT,
-        "self_conditioning": 0.0,
-        "levels": _PAIRS,
-        "mask_prediction": "velocity",
-    },
+    "joint": _BOTH,
+    "joint-unlabeled": _BOTH,
+    "joint-velocity": {**_BOTH, "mask_prediction": "velocity"},
 }
 SYSTEMS: dict[str, dict[str, float]] = {
     "real-masks": {"images": 1.0},
@@ -117,9 +112,7 @@ def build_config(network: str, run_dir: Path, seed: int, steps: int, unlabeled: 
     system = {"generator": NETWORKS[network], "train": {"learning_rate": 1e-3, "checkpoint_every": 200}}
     values = build_values(system, DATASET, run_dir, seed, steps)
     if network != "images":
-        values["diffusion"] = _LEVELS
-    if network.startswith("joint"):
-        values["diffusion"] = {**_LEVELS, "mask_dropout": _MASK_DROPOUT}
+        values["diffusion"] = _LEVELS if network == "masks" else {**_LEVELS, "mask_dropout": _MASK_DROPOUT}
     if network == "joint-unlabeled":
         del values["data"]["dataset"]
         sets = [{"dataset": str(DATASET)}, {"dataset": str(unlabeled), "weight": UNLABELED_WEIGHT}]

@@ -6,12 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steelgen.generators.gan.losses import (
-    balance_classes,
-    compute_lead,
-    compute_player_losses,
-    compute_segmentation_losses,
-)
+from steelgen.generators.gan.losses import balance_classes, compute_lead, compute_player_losses
+from steelgen.generators.image_losses import compute_cross_entropy
 from steelgen.generators.penalty import compute_penalty
 from steelgen.models.spade_gan import compute_log_odds
 
@@ -59,11 +55,11 @@ def test_classes_of_a_mask_count_alike_and_ignored_pixels_not():
     weights = balance_classes(mask, 3)
     torch.testing.assert_close(weights, torch.tensor([8 / 12, 8 / 4, 0.0]))
     logits = torch.zeros(1, 4, 3, 3)
-    loss = compute_segmentation_losses(logits, mask, torch.cat([weights, torch.ones(1)]))
+    loss = compute_cross_entropy(logits, mask, torch.cat([weights, torch.ones(1)]))
     torch.testing.assert_close(loss, torch.tensor([math.log(4)]))  # of equal logits, weights 1 on average
     logits[0, 0, 2, 2] = 50  # an ignored pixel
     torch.testing.assert_close(
-        compute_segmentation_losses(logits, mask, torch.cat([weights, torch.ones(1)])), torch.tensor([math.log(4)])
+        compute_cross_entropy(logits, mask, torch.cat([weights, torch.ones(1)])), torch.tensor([math.log(4)])
     )
 
 
@@ -82,9 +78,7 @@ def test_lead_over_generated_images_is_none_where_nothing_tells_them_apart():
         optimizer.zero_grad()
         logits = table[rows].permute(2, 0, 1)[None]
         generated = torch.full_like(mask, 2).where(counted, 3)
-        loss = compute_segmentation_losses(logits, mask, weights) + compute_segmentation_losses(
-            logits, generated, weights
-        )
+        loss = compute_cross_entropy(logits, mask, weights) + compute_cross_entropy(logits, generated, weights)
         loss.sum().backward()
         return loss
 

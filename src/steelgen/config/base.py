@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -121,6 +121,12 @@ def rename_old_keys(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     return {_RENAMED.get(key, key): rename_old_keys(value) for key, value in values.items()}
+
+
+def is_older(kind: type[Section], values: dict[str, Any], added: Collection[str]) -> bool:
+    """Whether values are a section as an older version resolved it, which lacks nothing but the fields added since."""
+    lacking = kind.model_fields.keys() - values.keys()
+    return bool(lacking) and lacking <= set(added)
 
 
 def config_to_json(config: Section) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from steelgen.config.base import Section
+from steelgen.config.base import Section, is_older
 
 _GAN_DEFAULTS: dict[str, dict[str, Any]] = {
     "dcgan": {},
@@ -94,8 +94,8 @@ class GanSection(Section):
         defaults = _GAN_DEFAULTS.get(str(values.get("architecture", "dcgan")), {})
         if values.get("condition") == "mask":
             defaults = {**defaults, **_GAN_DEFAULTS["mask"]}
-        if cls.model_fields.keys() - values.keys() <= _ADDED.keys():
-            defaults = _ADDED  # resolved, by a version without these fields
+        if is_older(cls, values, _ADDED):
+            defaults = _ADDED
         return {**defaults, **values}
 
     @model_validator(mode="after")

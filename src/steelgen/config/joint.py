@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section
+from steelgen.config.base import MAX_IMAGE_SIZE, MAX_TIMESTEPS, Section, is_older
 from steelgen.config.solver import check_schedule
 
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -124,8 +124,8 @@ class JointDiffusionSection(Section):
     def _choose_prediction(cls, values: Any) -> Any:
         if not isinstance(values, dict) or "mask_prediction" in values:
             return values
-        resolved = cls.model_fields.keys() - values.keys() == {"mask_prediction"}
-        return {**values, "mask_prediction": "velocity"} if resolved or values.get("latent") else values
+        velocity = values.get("latent") or is_older(cls, values, ["mask_prediction"])
+        return {**values, "mask_prediction": "velocity"} if velocity else values
 
     @model_validator(mode="after")
     def _check_prediction(self) -> JointDiffusionSection:

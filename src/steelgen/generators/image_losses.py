@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _FLOOR = 1e-3
@@ -51,17 +50,24 @@ def compute_log_power(images: Tensor) -> Tensor:
         return torch.fft.fftshift((power + _FLOOR).log(), dim=2)
 
 
-def compute_pixel_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Computes the cross-entropy of each pixel, in nats.
+def compute_pixel_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Computes the cross-entropy of each pixel, in nats, (N, H, W), at least float32; 0 for ignored ones.
 
-    Pixels are rows: on a GPU the loss of images has no deterministic form.
+    Unlike torch's for images it is deterministic on a GPU.
 
     Args:
         logits: (N, C, H, W).
-        masks: (N, H, W) int64, indices < C.
-
-    Returns:
-        (N, H, W).
+        masks: (N, H, W) int64; indices ≥ C are ignored pixels.
+        weights: (C,), one per class.
     """
-    rows = logits.movedim(1, -1).flatten(0, 2)  # (N·H·W, C)
-    return F.cross_entropy(rows, masks.flatten(), reduction="none").view_as(masks)
+    logs = logits.log_softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    if weights is not None:
+        logs = logs * weights[:, None, None]
+    classes = torch.arange(logits.shape[1], device=masks.device)[:, None, None]
+    return -torch.where(masks[:, None] == classes, logs, 0.0).sum(dim=1)
+
+
+def compute_cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Computes the mean of `compute_pixel_entropy` over the pixels that are not ignored, (N,); 0 if all are."""
+    known = masks < logits.shape[1]
+    return compute_pixel_entropy(logits, masks, weights).sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)

@@ -16,9 +16,9 @@ from steelgen.generators import Batch, Gather, Generator, Losses, Phase, Randomn
 from steelgen.generators.adversarial import AdversarialTraining
 from steelgen.generators.autoencoder.generator import Autoencoder
 from steelgen.generators.image_losses import (
+    compute_cross_entropy,
     compute_distance,
     compute_log_power,
-    compute_pixel_entropy,
     compute_realness_loss,
 )
 from steelgen.models.patch_discriminator import PatchDiscriminator
@@ -124,18 +124,6 @@ class AutoencoderTraining(AdversarialTraining):
         """See `Trainable.end_step`."""
         super().end_step(gather)
         self._reconstructed.clear()  # before adversarial_start nobody takes them
-
-
-def compute_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
-    """Computes the mean cross-entropy over the pixels that are not ignored, in nats, (N,); 0 if all are.
-
-    Args:
-        logits: (N, C, H, W).
-        masks: (N, H, W) int64; indices ≥ C are ignored pixels.
-    """
-    known = masks < logits.shape[1]
-    losses = compute_pixel_entropy(logits, masks.where(known, 0)) * known
-    return losses.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
 
 
 def build_trainable(generator: Generator, config: RunConfig) -> Trainable:

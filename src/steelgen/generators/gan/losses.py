@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from steelgen.generators.image_losses import compute_pixel_entropy
-
 
 def compute_player_losses(real: Tensor, fake: Tensor, objective: str) -> tuple[Tensor, Tensor]:
     """Computes the losses of the discriminator and the generator.
@@ -27,29 +25,13 @@ def compute_player_losses(real: Tensor, fake: Tensor, objective: str) -> tuple[T
     return F.softplus(-real) + F.softplus(fake), F.softplus(-fake)
 
 
-def compute_segmentation_losses(logits: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Computes the class-weighted cross-entropy of each image (OASIS, arXiv 2012.04781, eqs. 1 and 2).
-
-    Args:
-        logits: (N, num_classes + 1, H, W).
-        mask: (N, H, W) int64; indices > num_classes are ignored.
-        weights: (num_classes + 1,), one per class.
-
-    Returns:
-        (N,) means over the pixels that are not ignored.
-    """
-    counted = mask < logits.shape[1]
-    target = mask.where(counted, 0)
-    losses = compute_pixel_entropy(logits, target) * weights[target] * counted
-    return losses.sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
-
-
 def compute_lead(odds: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Computes r_t of ADA (arXiv 2006.06676, section 3) for real images and a segmentation discriminator.
 
-    The discriminator that minimizes `compute_segmentation_losses` gives a real pixel of class c the odds
-    weights[c] / weights[-1] against generated if nothing tells them apart. With balanced classes, the pixels of a
-    frequent class seem generated, and the sign of their log-odds shows overfitting only if this is taken out.
+    The discriminator that minimizes the weighted cross-entropy (OASIS, arXiv 2012.04781, eqs. 1 and 2) gives a real
+    pixel of class c the odds weights[c] / weights[-1] against generated if nothing tells them apart. With balanced
+    classes, the pixels of a frequent class seem generated, and the sign of their log-odds shows overfitting only if
+    this is taken out.
 
     Args:
         odds: (N, H, W) log-odds of the pixels of real images of being real.

@@ -15,13 +15,9 @@ from steelgen.generators import Batch, Generator, Losses, Phase, Randomness, Tra
 from steelgen.generators.adversarial import AdversarialTraining
 from steelgen.generators.augment import AUGMENTATION_NUMBERS, augment, augment_mask
 from steelgen.generators.gan.generator import Gan
-from steelgen.generators.gan.losses import (
-    balance_classes,
-    compute_lead,
-    compute_player_losses,
-    compute_segmentation_losses,
-)
+from steelgen.generators.gan.losses import balance_classes, compute_lead, compute_player_losses
 from steelgen.generators.gan.networks import build_discriminator
+from steelgen.generators.image_losses import compute_cross_entropy
 from steelgen.generators.penalty import compute_penalty
 from steelgen.models.spade_gan import compute_log_odds
 
@@ -128,9 +124,7 @@ class _AdversarialStep:
         if self._section.objective == "segmentation":
             mask = self._augment_mask(2)
             weights = balance_classes(mask, self._num_classes)
-            return Losses(
-                compute_segmentation_losses(fake, self._hide_ignored(mask), F.pad(weights, (0, 1), value=0.0))
-            )
+            return Losses(compute_cross_entropy(fake, self._hide_ignored(mask), F.pad(weights, (0, 1), value=0.0)))
         real = fake
         if self._section.objective == "relativistic":
             with torch.no_grad():
@@ -144,8 +138,8 @@ class _AdversarialStep:
             return compute_player_losses(real, fake, self._section.objective)[0], (real, fake), lead
         mask = self._augment_mask(0)
         weights = F.pad(balance_classes(mask, self._num_classes), (0, 1), value=1.0)
-        losses = compute_segmentation_losses(real, self._hide_ignored(mask), weights)
-        losses = losses + compute_segmentation_losses(fake, torch.full_like(mask, self._num_classes), weights)
+        losses = compute_cross_entropy(real, self._hide_ignored(mask), weights)
+        losses = losses + compute_cross_entropy(fake, torch.full_like(mask, self._num_classes), weights)
         odds = compute_log_odds(real)
         scores = odds.mean(dim=(1, 2)), compute_log_odds(fake).mean(dim=(1, 2))
         return losses, scores, compute_lead(odds, mask, weights)

@@ -16,14 +16,7 @@ from steelgen.data.crops import Micrographs
 from steelgen.data.folder import DatasetInfo
 from steelgen.data.placement import CropGeometry
 from steelgen.devices import in_evaluation_mode
-from steelgen.diffusion.analog_bits import (
-    compute_expected_bits,
-    compute_probabilities,
-    count_bits,
-    decode_mask,
-    encode_mask,
-    tilt_fractions,
-)
+from steelgen.diffusion.analog_bits import count_bits, decode_mask, encode_mask
 from steelgen.diffusion.known import find_whole_latents
 from steelgen.diffusion.noise import NoiseSchedule, build_noise_schedule
 from steelgen.errors import InputError
@@ -100,39 +93,6 @@ class JointDiffusion:
         if self.codec:
             return self.codec.to(self.network.device).encode_masks(masks)
         return encode_mask(masks, self.info.num_classes)
-
-    def estimate_clean(
-        self,
-        noisy: Tensor,
-        output: Tensor,
-        signal: Tensor,
-        spread: Tensor,
-        fractions: Tensor | None = None,
-        region: Tensor | None = None,
-    ) -> Tensor:
-        """Computes the expected image and mask without noise, (N, channels + bits, H, W).
-
-        Args:
-            noisy: (N, channels + bits, H, W) in the network's units.
-            output: the network's for it: velocities, and velocities or class logits of the mask.
-            signal, spread: levels of signal and noise, which broadcast with `noisy`.
-            fractions, region: see `tilt_fractions`; not for latents.
-        """
-        split = self.channels
-        if self.section.mask_prediction == "classes":
-            image = signal[:, :split] * noisy[:, :split] - spread[:, :split] * output[:, :split]
-            probabilities = output[:, split:].softmax(dim=1)
-        else:
-            estimate = signal * noisy - spread * output
-            if self.codec:
-                return estimate
-            image, bits = estimate[:, :split], estimate[:, split:].clamp(-1, 1)
-            if fractions is None:
-                return torch.cat([image, bits], dim=1)
-            probabilities = compute_probabilities(bits, self.info.num_classes)
-        if fractions is not None:
-            probabilities = tilt_fractions(probabilities, fractions, region)
-        return torch.cat([image, compute_expected_bits(probabilities)], dim=1)
 
     def draw(self, request: DrawRequest) -> Drawn:
         """See `Generator.draw`: images for masks, masks for images, or else pairs.

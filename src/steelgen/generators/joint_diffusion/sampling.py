@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 
-from steelgen.config.joint import JointDiffusionSection
 from steelgen.config.solver import SolverSection
 from steelgen.devices import is_compiled, map_on_single_threads, map_windows, randn_by_seed
 from steelgen.diffusion.guidance import Guide
-from steelgen.diffusion.noise import NoiseSchedule
 from steelgen.diffusion.randomness import build_noise_sources
 from steelgen.diffusion.solvers import DiffusersSolver
 from steelgen.diffusion.windows import WindowLayout
 from steelgen.errors import InputError
+from steelgen.generators.joint_diffusion.estimate import JointModel, estimate_clean
 from steelgen.models.joint_unet import estimate_activation_bytes
 
 Part = Literal["moves", "clean", "noise"]
@@ -26,33 +24,6 @@ Part = Literal["moves", "clean", "noise"]
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(input (N, C, H, W), the image's time (1,), the mask's time (1,)) → velocities of the image, and velocities or class
 logits of the mask (N, ·, H, W)."""
-
-
-class JointModel(Protocol):
-    """What sampling needs of a generator; see `JointDiffusion`."""
-
-    network: UNet2DModel
-    schedule: NoiseSchedule
-    section: JointDiffusionSection
-
-    @property
-    def channels(self) -> int:
-        """Channels of the image."""
-
-    @property
-    def bits(self) -> int:
-        """Channels of the mask."""
-
-    def estimate_clean(
-        self,
-        noisy: Tensor,
-        output: Tensor,
-        signal: Tensor,
-        spread: Tensor,
-        fractions: Tensor | None = None,
-        region: Tensor | None = None,
-    ) -> Tensor:
-        """Computes the expected image and mask of the network's output."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +176,7 @@ class _Prediction:
         self._generator, self._run, self._keep = generator, run, keep
         schedule, device = generator.schedule, generator.network.device
         self._fractions = None if fractions is None else fractions.to(device)
+        self._free = None if keep is None else ~keep[0][:, generator.channels :].all(dim=1)
         self._estimate: Tensor | None = None
         constant = {"clean": (0.0, 1.0, 0.0), "noise": (float(len(schedule)), 0.0, 1.0)}
         moving = [(time + 1, *schedule.interpolate_levels(time)) for time in times]
@@ -224,10 +196,7 @@ class _Prediction:
             estimate = torch.zeros_like(noisy) if self._estimate is None else self._estimate
             inputs = torch.cat([noisy, estimate], dim=1)
         output = self._run(inputs, *(times[step : step + 1] for times in self._times))
-        free = None
-        if self._fractions is not None and self._keep is not None:
-            free = ~self._keep[0][:, generator.channels :].all(dim=1)
-        estimate = generator.estimate_clean(noisy, output, signal, spread, self._fractions, free)
+        estimate = estimate_clean(generator, noisy, output, signal, spread, self._fractions, self._free)
         if self._keep is not None:
             estimate = torch.where(*self._keep, estimate)
         self._estimate = estimate

@@ -20,6 +20,7 @@ from steelgen.diffusion.timesteps import EvenTimesteps, LogNormalTimesteps
 from steelgen.errors import InputError
 from steelgen.generators import Batch, Generator, Losses, Phase, Randomness, SteadyState, Trainable
 from steelgen.generators.image_losses import compute_pixel_entropy
+from steelgen.generators.joint_diffusion.estimate import estimate_clean
 from steelgen.generators.joint_diffusion.generator import JointDiffusion
 from steelgen.generators.joint_diffusion.levels import CLEAN, compute_levels, embed_time, spread_levels
 
@@ -137,12 +138,12 @@ class JointDiffusionTraining(SteadyState):
         if generator.section.self_conditioning:
             with torch.no_grad():
                 first = network(torch.cat([noisy, torch.zeros_like(noisy)], dim=1), *times, return_dict=False)[0]
-                estimate = generator.estimate_clean(noisy, first.float(), signal, spread)
+                estimate = estimate_clean(generator, noisy, first.float(), signal, spread)
             inputs.append(estimate * batch["reuses"][:, None, None, None])
         output = network(torch.cat(inputs, dim=1), *times, return_dict=False)[0].float()
         velocity = signal * batch["noise"] - spread * clean
         if generator.section.mask_prediction == "classes":
-            errors = compute_pixel_entropy(output[:, channels:], batch["mask"].where(known, 0))
+            errors = compute_pixel_entropy(output[:, channels:], batch["mask"])
         else:
             errors = (output[:, channels:] - velocity[:, channels:]).square().mean(dim=1)
         mask_loss = (errors * known).mean(dim=(1, 2)) * (mask_times != CLEAN)
